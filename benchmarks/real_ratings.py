@@ -1,0 +1,186 @@
+"""How well are held-out ratings of real data predicted, and by what?
+
+In:  a recipe on real sets (docs/data.md), a model trained from it (trained here if it is not there).
+Out: a table, and `benchmarks/results/real_ratings.json`: for each objective, on the test split, Spearman
+     correlation and the accuracy within prompts (pairs of one prompt whose ratings differ), for
+     - armorm: the model's rewards;
+     - TF-IDF + ridge: words and word pairs of prompt and response, same training rows, penalty chosen by
+       prompt folds;
+     - the same from the prompt alone (what a model can know without reading the response);
+     - length alone: the response's tokens, in the direction that fits the training ratings.
+
+    python benchmarks/real_ratings.py --model runs/real
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from scipy.sparse import csr_matrix
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import Ridge
+
+from armorm import ArmoRM, Conversation, Recipe, train
+from armorm.backbone.overflow import encode_rows
+from armorm.evaluation.metrics import within_prompt_accuracy
+from armorm.features.extract import extract
+from armorm.features.store import FeatureStore
+from armorm.files import write_json
+from armorm.heads.debias import spearman
+from armorm.heads.regression import fold_of
+from armorm.progress import progress
+from armorm.training.plan import plan
+
+ALPHAS = (0.1, 0.3, 1.0, 3.0, 10.0)
+FOLDS = 3
+MIN_TEST_RATINGS = 100
+METHODS = ("armorm", "tfidf", "tfidf_prompt", "length")
+
+
+def text_of(conversation: Conversation, prompt_only: bool) -> str:
+    messages = conversation.prompt if prompt_only else conversation.messages
+    return "\n".join(message.content for message in messages)
+
+
+def ridge_predictions(
+    train_texts: csr_matrix, ratings: np.ndarray, folds: np.ndarray, test_texts: csr_matrix
+) -> tuple[np.ndarray, float]:
+    """Predictions for test rows, and the penalty chosen on prompt folds."""
+    errors = []
+    for alpha in ALPHAS:
+        error = 0.0
+        for fold in range(FOLDS):
+            seen = folds != fold
+            model = Ridge(alpha=alpha, solver="sparse_cg", tol=1e-3).fit(train_texts[seen], ratings[seen])
+            error += float(((model.predict(train_texts[~seen]) - ratings[~seen]) ** 2).sum())
+        errors.append(error)
+    alpha = ALPHAS[int(np.argmin(errors))]
+    return Ridge(alpha=alpha, solver="sparse_cg", tol=1e-3).fit(train_texts, ratings).predict(test_texts), alpha
+
+
+def figures(prediction: np.ndarray, ratings: np.ndarray, prompts: np.ndarray) -> dict[str, Any]:
+    accuracy, pairs = within_prompt_accuracy(prediction, ratings, prompts)
+    return {"spearman": spearman(prediction, ratings), "within_prompt": accuracy, "pairs": pairs}
+
+
+def measure(recipe: Recipe, model: ArmoRM, store: Path) -> dict[str, Any]:
+    data = plan(recipe)
+    table = data.table
+    rows = np.concatenate([data.train_rows, data.test_rows])
+    conversations = [table.conversations[i] for i in rows]
+    is_train = np.arange(len(rows)) < len(data.train_rows)
+    backbone = model.backbone
+    with progress("tokens", len(rows), "conversations") as advance:
+        encoded = encode_rows(
+            backbone.template, conversations, recipe.backbone.max_length, recipe.backbone.overflow, advance
+        ).rows
+    if any(row is None for row in encoded):
+        raise SystemExit("the recipe refuses rows; methods would not be compared on the same ones")
+    kept = [row for row in encoded if row is not None]
+    lengths = np.array([row.response_tokens for row in kept], np.float64)
+    test_index = np.flatnonzero(~is_train)
+    features = extract(
+        backbone,
+        [kept[i] for i in test_index],
+        FeatureStore(store, fingerprint=backbone.fingerprint, hidden_size=backbone.hidden_size),
+    )
+    rewards = model.score_features(features).rewards
+    names = model.objectives.names
+    prompt_names = {key: i for i, key in enumerate(dict.fromkeys(c.prompt_key for c in conversations))}
+    prompts = np.array([prompt_names[c.prompt_key] for c in conversations])
+    folds = np.array([fold_of(c.prompt_key, FOLDS) for c in conversations])
+    matrices = {}
+    for method, prompt_only in (("tfidf", False), ("tfidf_prompt", True)):
+        texts = [text_of(conversation, prompt_only) for conversation in conversations]
+        vectorizer = TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True, dtype=np.float32)
+        vectorizer.fit([text for text, train_row in zip(texts, is_train, strict=True) if train_row])
+        matrices[method] = vectorizer.transform(texts).tocsr()
+    results: dict[str, Any] = {}
+    with progress("objectives", len(table.objectives), "objectives") as advance:
+        for column, objective in enumerate(table.objectives):
+            ratings = table.ratings[rows, column]
+            rated = ~np.isnan(ratings)
+            train_rows, test_rows = np.flatnonzero(rated & is_train), np.flatnonzero(rated & ~is_train)
+            mapped = objective.to_reward(ratings)
+            sign = np.sign(spearman(lengths[train_rows], mapped[train_rows])) or 1.0
+            place = test_rows - len(data.train_rows)
+            predictions = {"armorm": rewards[place, names.index(objective.name)], "length": sign * lengths[test_rows]}
+            alphas = {}
+            for method, matrix in matrices.items():
+                predictions[method], alphas[method] = ridge_predictions(
+                    matrix[train_rows], mapped[train_rows], folds[train_rows], matrix[test_rows]
+                )
+            entry: dict[str, Any] = {"train": len(train_rows), "test": len(test_rows), "tfidf_alphas": alphas}
+            for method in METHODS:
+                entry[method] = figures(predictions[method], mapped[test_rows], prompts[test_rows])
+            results[objective.name] = entry
+            advance(1)
+    large = [entry for entry in results.values() if entry["test"] >= MIN_TEST_RATINGS]
+    means = {}
+    for method in METHODS:
+        within = [entry[method]["within_prompt"] for entry in large if entry[method]["pairs"] >= MIN_TEST_RATINGS]
+        means[method] = {
+            "spearman": float(np.mean([entry[method]["spearman"] for entry in large])),
+            "within_prompt": float(np.mean(within)),
+        }
+    return {"objectives": results, "means": means, "objectives_in_mean": len(large)}
+
+
+def print_table(results: dict[str, Any]) -> None:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    shown = ("armorm", "TF-IDF", "prompt", "length")
+    for name in ("objective", "train", "test", *shown, "pairs", *shown):
+        table.add_column(name, justify="left" if name == "objective" else "right", no_wrap=True)
+    for name, entry in results["objectives"].items():
+        table.add_row(
+            name,
+            f"{entry['train']:,}",
+            f"{entry['test']:,}",
+            *(f"{entry[method]['spearman']:.3f}" for method in METHODS),
+            f"{entry['armorm']['pairs']:,}",
+            *("" if not entry[m]["pairs"] else f"{entry[m]['within_prompt']:.3f}" for m in METHODS),
+        )
+    means = results["means"]
+    table.add_row(
+        f"mean of {results['objectives_in_mean']} (test >= {MIN_TEST_RATINGS})",
+        "",
+        "",
+        *(f"{means[method]['spearman']:.3f}" for method in METHODS),
+        f">= {MIN_TEST_RATINGS}",
+        *(f"{means[method]['within_prompt']:.3f}" for method in METHODS),
+        style="bold",
+    )
+    console = Console(width=150, highlight=False)
+    console.print("Spearman on the test split (left), accuracy within prompts (right)")
+    console.print(table)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description="Held-out ratings of real data: armorm, TF-IDF, the prompt alone, length."
+    )
+    parser.add_argument("--recipe", type=Path, default=Path("recipes/real-small.yaml"))
+    parser.add_argument("--model", type=Path, default=Path("runs/real"))
+    parser.add_argument("--set", dest="overrides", action="append", default=[], help="key=value of the recipe")
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/real_ratings.json"))
+    arguments = parser.parse_args()
+    recipe = Recipe.from_yaml(arguments.recipe, arguments.overrides)
+    if not (arguments.model / "config.json").exists():
+        train(recipe, arguments.model)
+    model = ArmoRM.from_pretrained(arguments.model)
+    results = measure(recipe, model, arguments.model / "work" / "features")
+    results["model"] = {
+        key: model.model.config.provenance.get(key) for key in ("backbone", "recipe_hash", "armorm_version")
+    }
+    print_table(results)
+    write_json(arguments.output, results)
+    print(f"wrote {arguments.output}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,232 @@
+"""The backbone: a decoder LLM that turns token ids into features.
+
+In:  encoded conversations.
+Out: for each, the response feature (final hidden state, after the final norm, at the last token) and
+     the prompt feature (the same at the gate position), float32, of hidden size d.
+
+Any decoder-only Hugging Face model serves; its language-model head is never loaded. Batches are padded
+on the right and run without a mask over the padding: attention is causal, so what stands right of a
+token cannot change it, and the fast causal kernels apply. That the model is causal is checked once at
+loading. Features depend on the batch only by rounding: 1e-5 of their norm in float32. Weights are
+safetensors only; what is missing or misshapen in them is refused by name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from armorm.backbone.template import ChatTemplate, EncodedConversation
+from armorm.embedded import embedded_path
+from armorm.errors import BackboneError, nearest
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# How far, relative to the largest value, earlier states may move when later tokens change: rounding only.
+_CAUSAL_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 4e-3}
+_FLOAT32_PARAMETERS = 1_000_000_000
+
+
+@dataclass
+class Backbone:
+    """A decoder with its tokenizer.
+
+    Attributes:
+        name: what it was loaded from.
+        model: the transformers model without a head.
+        tokenizer: its tokenizer.
+        template: the tokenizer's chat template.
+    """
+
+    name: str
+    model: PreTrainedModel
+    tokenizer: Any
+    template: ChatTemplate = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.template = ChatTemplate(self.tokenizer)
+        self.model.eval()
+
+    @classmethod
+    def load(
+        cls,
+        name: str | Path,
+        *,
+        dtype: str = "auto",
+        device: str = "auto",
+        revision: str | None = None,
+        trust_remote_code: bool = False,
+        **kwargs: Any,
+    ) -> Backbone:
+        """Load a backbone from a hub id, a folder, or the name of an embedded one.
+
+        Args:
+            dtype: `auto` (bfloat16 where the hardware is fast at it, else float32), `float32`, `bfloat16`, `float16`.
+            device: `auto` (the first accelerator, else the processor), or a torch device.
+            kwargs: passed on to `AutoModel.from_pretrained` (`attn_implementation`, `device_map`, ...).
+
+        Raises:
+            BackboneError: for a model that is not a decoder, or whose weights are damaged or incomplete.
+        """
+        from safetensors import SafetensorError
+        from transformers import AutoModel, AutoTokenizer
+
+        path = str(embedded_path(str(name)) or name)
+        torch_device = resolve_device(device)
+        options = {"revision": revision, "trust_remote_code": trust_remote_code}
+        try:
+            model, report = AutoModel.from_pretrained(
+                path,
+                dtype=resolve_dtype(dtype, torch_device),
+                output_loading_info=True,
+                use_safetensors=True,
+                ignore_mismatched_sizes=True,  # they are refused below, by name
+                **options,
+                **kwargs,
+            )
+            tokenizer = AutoTokenizer.from_pretrained(path, **options)
+        except (OSError, ValueError, SafetensorError) as error:
+            raise BackboneError(f"backbone {name}: {error}") from error
+        settle_dtype(model, dtype, torch_device)
+        require_complete(report, str(name))
+        if "device_map" not in kwargs:
+            model.to(torch_device)
+        require_decoder(model, str(name))
+        return cls(str(name), model, tokenizer)
+
+    @property
+    def hidden_size(self) -> int:
+        """d, the width of a feature."""
+        return hidden_size(self.model.config)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model's inputs go."""
+        return self.model.device
+
+    @property
+    def max_length(self) -> int | None:
+        """Most tokens the model has positions for, or None where it states none."""
+        return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """32 hex digits of weights, dtype, tokenizer and chat template: features of another one must not mix in."""
+        digest = hashlib.blake2b(digest_size=16)
+        for name, tensor in sorted(self.model.state_dict().items()):
+            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+            digest.update(tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
+        # (Padding and truncation are what the last call asked for; they change no encoding here.)
+        backend = json.loads(self.tokenizer.backend_tokenizer.to_str()) | {"padding": None, "truncation": None}
+        digest.update(json.dumps(backend).encode())
+        digest.update(str(self.tokenizer.chat_template).encode())
+        return digest.hexdigest()
+
+    @torch.inference_mode()
+    def features(self, batch: Sequence[EncodedConversation]) -> tuple[np.ndarray, np.ndarray]:
+        """Features of one batch.
+
+        Returns:
+            prompt features (n, d) and response features (n, d), float32.
+        """
+        ids, lengths = padded_ids(batch)
+        hidden = self.model(input_ids=ids.to(self.device), use_cache=False).last_hidden_state
+        rows = torch.arange(len(batch), device=hidden.device)
+        gates = torch.tensor([encoded.gate_position for encoded in batch], device=hidden.device)
+        prompt = hidden[rows, gates].float().cpu().numpy()
+        response = hidden[rows, lengths.to(hidden.device) - 1].float().cpu().numpy()
+        return prompt, response
+
+
+def padded_ids(batch: Sequence[EncodedConversation]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids (n, t) filled up on the right with 0 (nothing looks there, and every model has that id), and lengths (n,)."""
+    lengths = torch.tensor([len(encoded) for encoded in batch])
+    ids = torch.zeros((len(batch), int(lengths.max())), dtype=torch.long)
+    for row, encoded in enumerate(batch):
+        ids[row, : len(encoded)] = torch.from_numpy(encoded.ids.astype(np.int64))
+    return ids, lengths
+
+
+def hidden_size(config: Any) -> int:
+    """d of a model config, that of the text part where there are several."""
+    return int(config.get_text_config().hidden_size)
+
+
+def resolve_device(device: str) -> torch.device:
+    """`auto` is the first CUDA device, else the processor."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(device)
+
+
+def _fast_bfloat16() -> bool:
+    """Whether this processor multiplies bfloat16 matrices in hardware (AMX)."""
+    supported = getattr(torch.cpu, "_is_amx_tile_supported", None)
+    return bool(supported is not None and supported())
+
+
+def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype | str:
+    """What to load weights in. `auto` is bfloat16 where the hardware multiplies it fast (GPUs, processors with
+    AMX), else the dtype of the weights, for `settle_dtype` to look at.
+
+    Raises:
+        BackboneError: for an unknown name.
+    """
+    if dtype == "auto":
+        return torch.bfloat16 if device.type != "cpu" or _fast_bfloat16() else "auto"
+    if dtype not in DTYPES:
+        raise BackboneError(f"dtype {dtype!r}, expected auto, {', '.join(DTYPES)}{nearest(dtype, DTYPES)}")
+    return DTYPES[dtype]
+
+
+def settle_dtype(model: PreTrainedModel, dtype: str, device: torch.device) -> None:
+    """On a processor without fast bfloat16, `auto` turns models up to a billion parameters into float32, which
+    is several times faster there; larger ones keep the dtype of their weights, for the memory's sake."""
+    if dtype == "auto" and resolve_dtype(dtype, device) == "auto" and model.num_parameters() <= _FLOAT32_PARAMETERS:
+        model.float()
+
+
+def require_complete(report: dict[str, Any], name: str) -> None:
+    """Refuse weights from which a tensor of the model is absent, or in which one has another shape.
+
+    Raises:
+        BackboneError: naming the first of them.
+    """
+    for fault, keys in (("lack", report["missing_keys"]), ("have in another shape", report["mismatched_keys"])):
+        tensors = sorted(key if isinstance(key, str) else key[0] for key in keys)
+        if tensors:
+            named = ", ".join(tensors[:5])
+            raise BackboneError(f"backbone {name}: the weights {fault} {len(tensors)} tensors: {named}")
+
+
+@torch.inference_mode()
+def require_decoder(model: PreTrainedModel, name: str) -> None:
+    """Refuse a model in which a later token changes an earlier hidden state, or that hands out none.
+
+    Raises:
+        BackboneError: naming the model's type.
+    """
+    kind = model.config.model_type
+    if getattr(model.config, "is_encoder_decoder", False):
+        raise BackboneError(f"backbone {name}: {kind} is an encoder-decoder; expected a decoder-only model")
+    ids = torch.tensor([[5, 6, 7] + [8] * 13, [5, 6, 7] + [9] * 13], device=model.device)
+    hidden = getattr(model(input_ids=ids), "last_hidden_state", None)
+    if hidden is None:
+        raise BackboneError(
+            f"backbone {name}: {kind} gives no final hidden state; expected a decoder-only language model"
+        )
+    first, second = hidden[:, :3].float()
+    if float((first - second).abs().max()) > _CAUSAL_TOLERANCE.get(model.dtype, 3e-2) * float(first.abs().max()):
+        raise BackboneError(
+            f"backbone {name}: {kind} looks ahead (a later token changes earlier states); expected a causal decoder"
+        )

@@ -1,0 +1,137 @@
+"""What happens to conversations that are longer than the backbone may read.
+
+In:  conversations, a chat template, a length limit in tokens, a policy.
+Out: `EncodedRows`: one entry a row, None for refused rows, and each refusal with its reason.
+
+Policies. `error`: the first over-long row stops the run. `skip`: the row is refused and listed.
+`truncate_prompt`: the oldest turns of the prompt go first (system turns stay, the reply is never
+touched), then the beginning of the last prompt turn; the gate then sees what is left. A row whose
+reply alone does not fit is refused under every policy. The number of tokens taken away is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from armorm.backbone.template import ChatTemplate, EncodedConversation
+from armorm.conversation import Conversation, Message
+from armorm.errors import ConversationError
+
+Overflow = Literal["error", "truncate_prompt", "skip"]
+_CHUNK = 512
+
+
+@dataclass(frozen=True)
+class EncodedRows:
+    """Conversations as the backbone reads them.
+
+    Attributes:
+        rows: one entry a conversation, in order; None where it was refused.
+        rejected: (index, reason) of every refused row.
+    """
+
+    rows: list[EncodedConversation | None]
+    rejected: list[tuple[int, str]]
+
+    @property
+    def truncated(self) -> list[int]:
+        """Indices of the rows that lost prompt tokens."""
+        return [i for i, row in enumerate(self.rows) if row is not None and row.truncated_tokens]
+
+
+def encode_rows(
+    template: ChatTemplate,
+    conversations: Sequence[Conversation],
+    max_length: int | None,
+    overflow: Overflow = "error",
+    advance: Callable[[int], None] = lambda count: None,
+) -> EncodedRows:
+    """Encode conversations under a length limit.
+
+    Args:
+        max_length: most tokens a conversation may have; None for no limit.
+        advance: called with the number of conversations done, for progress.
+
+    Raises:
+        ConversationError: for the first row that cannot be encoded, under the policy `error`.
+    """
+    rows: list[EncodedConversation | None] = []
+    rejected: list[tuple[int, str]] = []
+    for start in range(0, len(conversations), _CHUNK):
+        chunk = conversations[start : start + _CHUNK]
+        for offset, whole in enumerate(_encode_chunk(template, chunk)):
+            encoded = whole
+            if isinstance(whole, EncodedConversation) and max_length is not None and len(whole) > max_length:
+                encoded = _shorten(template, chunk[offset], whole, max_length, overflow)
+            if isinstance(encoded, ConversationError):
+                if overflow == "error":
+                    raise ConversationError(encoded.problem, f"conversation {start + offset}") from None
+                rejected.append((start + offset, encoded.problem))
+                rows.append(None)
+            else:
+                rows.append(encoded)
+        advance(len(chunk))
+    return EncodedRows(rows, rejected)
+
+
+def _encode_chunk(
+    template: ChatTemplate, chunk: Sequence[Conversation]
+) -> Sequence[EncodedConversation | ConversationError]:
+    """Encode together; where one is refused, one by one, so that only it is lost."""
+    try:
+        return template.encode(chunk)
+    except ConversationError as error:
+        if len(chunk) == 1:
+            return [error]
+        return [_encode_chunk(template, [conversation])[0] for conversation in chunk]
+
+
+def _shorten(
+    template: ChatTemplate,
+    conversation: Conversation,
+    encoded: EncodedConversation,
+    max_length: int,
+    overflow: Overflow,
+) -> EncodedConversation | ConversationError:
+    if overflow != "truncate_prompt":
+        return ConversationError(f"found {len(encoded)} tokens, expected at most {max_length}")
+    whole = len(encoded)
+    prompt = list(conversation.prompt)
+    while len(encoded) > max_length:
+        shorter = _without_oldest_turns(prompt)
+        if shorter is None:
+            shorter = _without_beginning(template, prompt, len(encoded) - max_length)
+        if shorter is None:
+            return ConversationError(
+                f"found {whole} tokens, the reply and its frame alone {len(encoded)}, expected at most {max_length}"
+            )
+        prompt = shorter
+        try:
+            encoded = template.encode([Conversation((*prompt, conversation.messages[-1]))])[0]
+        except ConversationError as error:
+            return ConversationError(f"found {whole} tokens, expected at most {max_length}; shortened: {error.problem}")
+    return replace(encoded, truncated_tokens=whole - len(encoded))
+
+
+def _without_oldest_turns(prompt: Sequence[Message]) -> list[Message] | None:
+    """Drop the oldest turns up to the next user turn; None when only the last exchange is left."""
+    oldest = next((i for i, message in enumerate(prompt) if message.role != "system"), len(prompt))
+    following = next((i for i in range(oldest + 1, len(prompt)) if prompt[i].role == "user"), None)
+    if following is None:
+        return None
+    return [*(message for message in prompt[:following] if message.role == "system"), *prompt[following:]]
+
+
+def _without_beginning(template: ChatTemplate, prompt: Sequence[Message], excess: int) -> list[Message] | None:
+    """Cut `excess` tokens off the beginning of the last prompt turn; None when nothing of it would be left."""
+    last = prompt[-1]
+    if last.role == "system":
+        return None
+    pieces = template.text_pieces(last.content)
+    if len(pieces) <= 1:
+        return None
+    cut = pieces[min(excess, len(pieces) - 1)][0]
+    rest = last.content[max(cut, 1) :]
+    return [*prompt[:-1], Message(last.role, rest, last.extra)] if rest.strip() else None

@@ -1,0 +1,347 @@
+"""Conversations to token ids, with the gate position, by the tokenizer's own chat template.
+
+In:  a fast Hugging Face tokenizer with a chat template; conversations.
+Out: `EncodedConversation`: the ids, the gate position, the number of response tokens.
+
+The gate position is the token that closes the last turn before the reply. It is found from the
+template, for every conversation: the prompt is rendered with a marker as its reply; the text between
+the end of the last prompt turn and the marker is the closing of that turn and the opening of the
+reply; the first special token in it is the gate. (Llama-3 `<|eot_id|>`, ChatML `<|im_end|>`, Gemma
+`<end_of_turn>`, Mistral `[/INST]`, Phi `<|end|>`.) Where a template closes turns with ordinary text,
+the gate is the last token before the reply (white space left out, since it may melt into the reply's
+first token), and the template is flagged `forgeable`.
+
+Rules, each with a test:
+- BOS stands exactly once where the tokenizer uses one, whether the template writes it or not.
+- For content without template tokens the ids equal `apply_chat_template`'s (a BOS the template forgot
+  aside).
+- Template tokens written inside content, names or tool calls are ordinary text. A private copy of the
+  tokenizer knows its special tokens only under random names; the template's own markers are renamed
+  before encoding, those in content are not. No response can forge a turn, end itself or move the gate.
+- White space, system turns, tool calls and reasoning blocks are rendered as the template says (Llama-3
+  trims contents, Qwen3 drops the reasoning of earlier turns); what it renders is what is scored, up
+  to the last token, a trailing newline of the template included. A turn that the template refuses is
+  refused here with the template's own words.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from hashlib import blake2b
+from typing import Any
+
+import numpy as np
+from jinja2 import TemplateError as JinjaError
+from tokenizers import Tokenizer
+
+from armorm.conversation import Conversation, Message
+from armorm.errors import ConversationError, TemplateError
+
+# Characters of the supplementary private planes stand in for what must not be rendered literally.
+_PRIVATE = "\U000f0000-\U0010ffff"
+_FIRST_MASK = 0xF0000
+_PROMPT_END = "\U0010fffc"
+_REPLY = "\U0010fffd"
+
+
+@dataclass(frozen=True)
+class EncodedConversation:
+    """Token ids of one conversation.
+
+    Attributes:
+        ids: (t,) int32.
+        gate_position: index of the token that closes the last turn before the reply; 0 <= . < t - 1.
+        response_tokens: tokens of the response's text, template tokens not counted.
+        truncated_tokens: prompt tokens that the overflow policy took away.
+    """
+
+    ids: np.ndarray
+    gate_position: int
+    response_tokens: int
+    truncated_tokens: int = 0
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @cached_property
+    def key(self) -> bytes:
+        """16 bytes that address the response feature: the ids and the gate position decide it."""
+        return blake2b(self.ids.tobytes() + self.gate_position.to_bytes(8, "little"), digest_size=16).digest()
+
+    @cached_property
+    def prompt_key(self) -> bytes:
+        """16 bytes that address the prompt feature: the ids up to the gate position decide it."""
+        return blake2b(self.ids[: self.gate_position + 1].tobytes(), digest_size=16).digest()
+
+
+@dataclass(frozen=True)
+class _Prefix:
+    """A prompt rendered up to where the reply begins.
+
+    Attributes:
+        text: rendered text, content masked.
+        prompt_end: end of the last prompt turn's content in `text`.
+        suffix: what the template writes after the reply.
+    """
+
+    text: str
+    prompt_end: int
+    suffix: str
+
+
+class ChatTemplate:
+    """The chat template of one tokenizer: renders, encodes and locates the gate.
+
+    Attributes:
+        tokenizer: the tokenizer it was made from.
+        markers: id of every protected token (special tokens, and added tokens that mark turns), by its text. None
+            of them ever stems from content, save the unknown token of a vocabulary that lacks a character.
+        forgeable: True where no special token closes the last prompt turn, so that content can imitate a turn.
+        bos_id: id that stands exactly once at the start, or None where the tokenizer uses none.
+
+    Raises:
+        TemplateError: for a tokenizer without a chat template, with one that cannot write a plain dialogue, or
+            without a fast (Rust) backend.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        if not getattr(tokenizer, "is_fast", False):
+            raise TemplateError(
+                f"{type(tokenizer).__name__} has no fast backend; expected a tokenizer with a tokenizer.json"
+            )
+        if not getattr(tokenizer, "chat_template", None):
+            raise TemplateError(
+                f"the tokenizer of {tokenizer.name_or_path!r} has no chat template; expected one in its files"
+            )
+        # Responses of one prompt come one after another: a small cache saves them two renderings each.
+        self._prefix = lru_cache(maxsize=256)(self._render_prefix)
+        self.markers = {t.content: i for i, t in tokenizer.added_tokens_decoder.items() if t.special and t.content}
+        self._use_markers()
+        self.bos_id: int | None = tokenizer.bos_token_id
+        self._adds_bos = self.bos_id is not None and tokenizer("a").input_ids[:1] == [self.bos_id]
+        try:
+            self.markers |= self._turn_markers()
+            self._use_markers()
+            prefix = self._prefix(json.dumps(self._mask(_SAMPLE[:-1])[0]))
+        except ConversationError as error:
+            raise TemplateError(
+                f"the tokenizer of {tokenizer.name_or_path!r} cannot write user and assistant in turn: {error}"
+            ) from None
+        self.forgeable = self._protected.search(prefix.text, prefix.prompt_end) is None
+        start = "\ue000" + _private(str(secrets.randbelow(10**18)))
+        self._name = re.compile(start)
+        self._names = {text: f"{start}\ue001{_private(str(index))}\ue002" for index, text in enumerate(self.markers)}
+        self._private = _private_tokenizer(tokenizer, self._names, self.markers)
+
+    @property
+    def marker_ids(self) -> frozenset[int]:
+        """Ids of the protected tokens."""
+        return frozenset(self.markers.values())
+
+    def gate_pattern(self) -> list[int]:
+        """Ids from the gate to the reply, as far as they stand before every reply, for callers that have only ids
+        (released layout: FIELD 3). White space before the reply may melt into it, and is then left out. Empty where
+        the template is forgeable: the same ids may stand in any text."""
+        if self.forgeable:
+            return []
+        replies = [Conversation((*_SAMPLE[:-1], Message("assistant", text))) for text in _FIRST_WORDS]
+        pattern, *others = [encoded.ids[encoded.gate_position :].tolist() for encoded in self.encode(replies)]
+        for other in others:
+            pattern = pattern[: _common_prefix(pattern, other)]
+        return pattern
+
+    def render(self, conversation: Conversation) -> str:
+        """The conversation as the template writes it, for people to read."""
+        return self._apply([message.to_dict() for message in conversation.messages])
+
+    def encode(self, conversations: Sequence[Conversation]) -> list[EncodedConversation]:
+        """Encode conversations, of any length.
+
+        Raises:
+            ConversationError: where the template refuses a turn or the gate cannot be located.
+        """
+        rendered = [self._locate(conversation) for conversation in conversations]
+        encodings = self._private.encode_batch([text for text, *_ in rendered], add_special_tokens=False)
+        return [self._finish(encoding, *places) for encoding, places in zip(encodings, rendered, strict=True)]
+
+    def text_pieces(self, text: str) -> list[tuple[int, int]]:
+        """Character spans of a text's tokens when encoded as ordinary text."""
+        return list(self._private.encode(text, add_special_tokens=False).offsets)
+
+    # --- rendering -------------------------------------------------------------------------------
+
+    def _apply(self, messages: Sequence[Mapping[str, Any]]) -> str:
+        try:
+            return self.tokenizer.apply_chat_template(list(messages), tokenize=False)
+        except (JinjaError, TypeError, ValueError) as error:  # the last two: a field of a type it does not expect
+            raise ConversationError(f"the chat template refuses it: {error}") from None
+
+    def _mask(self, messages: Sequence[Message]) -> tuple[list[dict[str, Any]], dict[str, str]]:
+        """Messages with every protected string replaced by one private character; and what each stands for."""
+        table: dict[str, str] = {}
+
+        def stand_in(found: re.Match[str]) -> str:
+            if found[0] not in table:
+                table[found[0]] = chr(_FIRST_MASK + len(table))
+            return table[found[0]]
+
+        def masked(value: Any) -> Any:
+            if isinstance(value, str):
+                return self._maskable.sub(stand_in, value)
+            if isinstance(value, Mapping):
+                return {masked(key): masked(entry) for key, entry in value.items()}
+            if isinstance(value, (list, tuple)):
+                return [masked(entry) for entry in value]
+            return value
+
+        dictionaries = [{**masked(message.to_dict()), "role": message.role} for message in messages]
+        return dictionaries, {private: text for text, private in table.items()}
+
+    def _render_prefix(self, masked_prompt: str) -> _Prefix:
+        prompt = json.loads(masked_prompt)
+        reply = {"role": "assistant", "content": _REPLY}
+        plain = self._apply([*prompt, reply])
+        if plain.count(_REPLY) != 1:
+            raise ConversationError(f"the chat template writes the reply {plain.count(_REPLY)} times; expected once")
+        text, suffix = plain.split(_REPLY)
+        last = prompt[-1]["content"]
+        kept = last.rstrip()
+        # Some templates look at how a content ends or begins, so there is more than one place for the mark.
+        for place in (len(kept), max(len(kept) - 1, 0), 0):
+            marked_turn = {**prompt[-1], "content": last[:place] + _PROMPT_END + last[place:]}
+            marked = self._apply([*prompt[:-1], marked_turn, reply])
+            before, mark, _ = marked.partition(_REPLY)[0].rpartition(_PROMPT_END)
+            end = len(before.replace(_PROMPT_END, "")) + len(kept) - place
+            if mark and marked.replace(_PROMPT_END, "") == plain and text[:end].endswith(kept[place:]):
+                return _Prefix(text, end, suffix)
+        raise ConversationError(
+            "the chat template does not show the last turn before the reply, so the gate has no place"
+        )
+
+    def _locate(self, conversation: Conversation) -> tuple[str, int, int, int]:
+        """Text for the private tokenizer, with the places where prompt ends, reply starts and reply ends."""
+        messages, table = self._mask(conversation.messages)
+        text = self._apply(messages)
+        prefix = self._prefix(json.dumps(messages[:-1]))
+        start = len(prefix.text) if text.startswith(prefix.text) else _common_prefix(text, prefix.text)
+        for found in self._protected.finditer(text, prefix.prompt_end):
+            if found.start() < start < found.end():
+                start = found.start()
+        if start <= prefix.prompt_end:
+            raise ConversationError(
+                "the chat template writes the prompt differently before this reply, so the gate has no place"
+            )
+        end = len(text) - len(prefix.suffix) if text.endswith(prefix.suffix) else len(text)
+        cuts = [0, prefix.prompt_end, start, max(start, end), len(text)]
+        parts = [self._unmask(self._rename(text[a:b]), table) for a, b in zip(cuts, cuts[1:], strict=False)]
+        ends = np.cumsum([len(part) for part in parts])
+        return "".join(parts), int(ends[0]), int(ends[1]), int(ends[2])
+
+    @staticmethod
+    def _unmask(text: str, table: Mapping[str, str]) -> str:
+        return text.translate({ord(private): original for private, original in table.items()}) if table else text
+
+    # --- encoding --------------------------------------------------------------------------------
+
+    def _finish(
+        self, encoding: Any, text: str, prompt_end: int, reply_start: int, reply_end: int
+    ) -> EncodedConversation:
+        ids = np.asarray(encoding.ids, np.int32)
+        starts, ends = np.asarray(encoding.offsets, np.int64).reshape(-1, 2).T
+        names = np.array([found.start() for found in self._name.finditer(text)], np.int64)
+        markers = np.searchsorted(names, starts) < np.searchsorted(names, ends)
+        between = (starts >= prompt_end) & (starts < reply_start) & (ends > prompt_end)
+        closing = np.flatnonzero(between & markers)
+        # (A token that holds the template's last word, but not the white space after it: see above.)
+        last_word = prompt_end + len(text[prompt_end:reply_start].rstrip())
+        words = np.flatnonzero(between & (ends <= last_word))
+        plain = np.flatnonzero(between & (ends <= reply_start))
+        if not len(plain) and not len(closing):
+            raise ConversationError(
+                "no token of the chat template stands between the prompt and the reply, so the gate has no place"
+            )
+        gate = int(closing[0] if len(closing) else words[-1] if len(words) else plain[-1])
+        response = (ends > reply_start) & (starts < reply_end) & (ends > starts) & ~markers
+        ids, shift = self._with_one_bos(ids)
+        gate += shift
+        if not 0 <= gate < len(ids) - 1:
+            raise ConversationError("the template ends at the gate; expected the response after it")
+        return EncodedConversation(ids, gate, int(response.sum()))
+
+    def _with_one_bos(self, ids: np.ndarray) -> tuple[np.ndarray, int]:
+        """Ids with BOS exactly once at the start, and by how much positions moved."""
+        shift = 0
+        if self._adds_bos and ids[0] != self.bos_id:
+            ids, shift = np.concatenate([np.array([self.bos_id], np.int32), ids]), 1
+        while self.bos_id is not None and len(ids) > 1 and ids[0] == ids[1] == self.bos_id:
+            ids, shift = ids[1:], shift - 1
+        return ids, shift
+
+    def _rename(self, text: str) -> str:
+        return self._protected.sub(lambda found: self._names[found[0]], text)
+
+    def _use_markers(self) -> None:
+        """Make the regexes for the present set of markers."""
+        pattern = "|".join(map(re.escape, sorted(self.markers, key=len, reverse=True))) or r"(?!)"
+        self._protected = re.compile(pattern)
+        self._maskable = re.compile(f"{pattern}|[{_PRIVATE}]")
+
+    def _turn_markers(self) -> dict[str, int]:
+        """Added tokens that are not special but that the template writes around turns of the prompt.
+
+        (Not those of the reply's own turn: there Qwen3 writes `<think>`, which replies may contain.)
+        """
+        text = self._apply([message.to_dict() for message in _SAMPLE[:-1]])
+        for message in _SAMPLE:
+            text = text.replace(message.content, " ")
+        added = {
+            t.content: i for i, t in self.tokenizer.added_tokens_decoder.items() if not t.special and t.content.strip()
+        }
+        return {content: i for content, i in added.items() if content in text}
+
+
+# Two exchanges, so that closers of both kinds of turn are seen; words that no template contains.
+_SAMPLE = tuple(
+    Message(role, f"zqx{index} vbk{index}") for index, role in enumerate(("user", "assistant", "user", "assistant"))
+)
+# Beginnings of replies that share no first token, and that treat white space before them in different ways.
+_FIRST_WORDS = (*"aB1é今([{)\"'`#*-_<>$/\\.:!", " c", "\n\nd", "<think>a</think>b")
+
+
+def _private(digits: str) -> str:
+    """Digits in characters that no token holds (some tokenizers know plain digits as added tokens)."""
+    return "".join(chr(0xE010 + int(digit)) for digit in digits)
+
+
+def _private_tokenizer(tokenizer: Any, names: Mapping[str, str], markers: Mapping[str, int]) -> Tokenizer:
+    """A copy of the backend in which every marker is known under its private name only."""
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    state["truncation"] = state["padding"] = state["post_processor"] = None
+    for token in state["added_tokens"]:
+        token["content"] = names.get(token["content"], token["content"])
+    model = state["model"]
+    vocabulary = model.get("vocab")
+    if isinstance(vocabulary, dict):
+        model["vocab"] = {names.get(text, text): index for text, index in vocabulary.items()}
+    elif isinstance(vocabulary, list):
+        model["vocab"] = [[names.get(text, text), weight] for text, weight in vocabulary]
+    if isinstance(model.get("unk_token"), str):
+        model["unk_token"] = names.get(model["unk_token"], model["unk_token"])
+    private = Tokenizer.from_str(json.dumps(state))
+    for text, index in markers.items():
+        if index not in private.encode(names[text], add_special_tokens=False).ids:
+            raise TemplateError(
+                f"the tokenizer of {tokenizer.name_or_path!r} cannot keep {text!r} apart from text in messages"
+            )
+    return private
+
+
+def _common_prefix(first: Any, second: Any) -> int:
+    limit = min(len(first), len(second))
+    return next((i for i in range(limit) if first[i] != second[i]), limit)

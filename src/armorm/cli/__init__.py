@@ -1,0 +1,1 @@
+"""The command line (top floor): thin commands over the library."""

@@ -1,0 +1,178 @@
+"""`armorm inspect`: what is in a data set, a model or a feature store."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from armorm.data.preferences import preference_pair
+from armorm.data.ratings import row_conversation
+from armorm.data.rows import Location, Row
+from armorm.embedded import embedded_path
+from armorm.errors import DataError
+
+_STRUCTURE = {"messages", "prompt", "response", "chosen", "rejected"}
+
+
+def inspect(
+    what: Annotated[str, typer.Argument(help="Data (file, folder, hub id), a model folder, or a feature store.")],
+    split: Annotated[str | None, typer.Option(help="Split of a hub set or a saved folder.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Say what is in it: objectives, scales, counts, missing ratings, problems.
+
+    Example: `armorm inspect ratings.jsonl`
+    """
+    folder = embedded_path(what) or Path(what)
+    if (folder / "manifest.json").is_file():
+        found = _store(folder)
+    elif (folder / "config.json").is_file():
+        found = _model(folder)
+    else:
+        found = _data(Location.find(what, split=split))
+    if as_json:
+        print(json.dumps(found, indent=1))
+    else:
+        Console(highlight=False).print(*_tables(found), sep="\n")
+
+
+def _data(location: Location) -> dict[str, Any]:
+    """Counts over all rows; faults are counted, the first ones shown."""
+    rows = 0
+    prompts: set[str] = set()
+    splits: Counter[str] = Counter()
+    faults: list[str] = []
+    fault_count = 0
+    numbers: dict[str, list[float]] = {}
+    other: Counter[str] = Counter()
+    kinds: Counter[str] = Counter()
+    for row in location.rows_or_faults():
+        rows += 1
+        try:
+            if isinstance(row, DataError):
+                raise row
+            kinds[_kind(row)] += 1
+            prompts.add(_prompt_key(row))
+        except DataError as error:
+            fault_count += 1
+            faults += [str(error)] if len(faults) < 5 else []
+            continue
+        splits[str(row.values.get("split") or "")] += 1
+        for name, value in row.values.items():
+            if name in _STRUCTURE or name == "split":
+                continue
+            if isinstance(value, (bool, int, float)) and not (isinstance(value, float) and math.isnan(value)):
+                numbers.setdefault(name, []).append(float(value))
+            elif value is not None:
+                other[name] += 1
+    columns = {
+        name: {
+            "rated": len(values),
+            "missing": rows - len(values),
+            "lowest": min(values),
+            "highest": max(values),
+            "mean": sum(values) / len(values),
+            "levels": len(set(values)),
+        }
+        for name, values in numbers.items()
+        if name not in other
+    }
+    return {
+        "kind": "data",
+        "name": location.name,
+        "rows": rows,
+        "layout": dict(kinds),
+        "prompts": len(prompts),
+        "splits": {name: count for name, count in splits.items() if name},
+        "numbers": columns,
+        "other columns": sorted(other),
+        "refused": fault_count,
+        "problems": faults,
+    }
+
+
+def _kind(row: Row) -> str:
+    return "preference pairs" if "chosen" in row.values and "rejected" in row.values else "conversations"
+
+
+def _prompt_key(row: Row) -> str:
+    return preference_pair(row).prompt_key if _kind(row) == "preference pairs" else row_conversation(row).prompt_key
+
+
+def _model(folder: Path) -> dict[str, Any]:
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    found: dict[str, Any] = {"kind": "model", "name": str(folder), "model_type": config.get("model_type", "")}
+    if config.get("model_type") != "armorm":
+        return found | {key: config[key] for key in ("hidden_size", "num_hidden_layers", "vocab_size") if key in config}
+    keys = ("objectives", "debiasing", "steering", "reference", "limits", "provenance", "gate_pattern")
+    found |= {key: config.get(key) for key in keys}
+    found["gate"] = {key: config.get(key) for key in ("gating_hidden_dim", "gating_n_hidden", "gating_temperature")}
+    return found
+
+
+def _store(folder: Path) -> dict[str, Any]:
+    from armorm.features.store import FeatureStore, read_manifest
+
+    manifest = read_manifest(folder)
+    store = FeatureStore(folder, fingerprint=manifest["fingerprint"], hidden_size=manifest["hidden_size"])
+    return {
+        "kind": "features",
+        "name": str(folder),
+        "conversations": len(store),
+        "prompts": store.prompt_count,
+        "hidden_size": manifest["hidden_size"],
+        "fingerprint": manifest["fingerprint"],
+    }
+
+
+def _tables(found: dict[str, Any]) -> list[Any]:
+    head = Table(box=None, pad_edge=False, show_header=False)
+    head.add_column(style="bold")
+    head.add_column()
+    skipped = {"numbers", "problems", "objectives", "reference"}
+    for name, value in found.items():
+        if name not in skipped and value not in (None, {}, []):
+            head.add_row(name, _readable(value))
+    parts: list[Any] = [head]
+    if found.get("numbers"):
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        for name in ("\nnumbers", "\nrated", "\nmissing", "\nlowest", "\nhighest", "\nmean", "\nlevels"):
+            table.add_column(name, justify="left" if "numbers" in name else "right")
+        for name, entry in found["numbers"].items():
+            table.add_row(
+                name,
+                f"{entry['rated']:,}",
+                f"{entry['missing']:,}",
+                *(f"{entry[k]:.4g}" for k in ("lowest", "highest", "mean")),
+                f"{entry['levels']:,}",
+            )
+        parts.append(table)
+    if found.get("objectives"):
+        from armorm.objectives import ObjectiveSet
+        from armorm.report.summary import objectives_table
+
+        reference = found.get("reference") or {}
+        names = [objective["name"] for objective in found["objectives"]]
+        columns = {}
+        if reference.get("gating_weights"):
+            columns["mean weight"] = {n: f"{w:.1%}" for n, w in zip(names, reference["gating_weights"], strict=True)}
+        parts += ["", objectives_table(ObjectiveSet.from_dicts(found["objectives"]), columns)]
+    parts += [f"[red]problem[/red] {problem}" for problem in found.get("problems", ())]
+    return parts
+
+
+def _readable(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_readable(entry)}" for key, entry in value.items() if entry not in (None, {}, []))
+    if isinstance(value, list):
+        return " ".join(_readable(entry) for entry in value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,164 @@
+"""`armorm score` and `armorm explain`: conversations in, scores and their reasons out."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import nullcontext
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Optional
+
+import typer
+from rich.console import Console
+
+from armorm.conversation import Conversation
+from armorm.data.ratings import row_conversation
+from armorm.data.rows import Location, Row, line_rows
+from armorm.embedded import EMBEDDED_REWARD_MODEL
+from armorm.errors import ArmormError, DataError
+from armorm.files import text_file, write_text
+
+if TYPE_CHECKING:
+    from armorm.reward_model import ScoreBatch
+
+_CHUNK = 2048
+ModelOption = Annotated[str, typer.Option("--model", "-m", help="Folder, hub id, or the embedded armorm-tiny-rm.")]
+DtypeOption = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
+
+
+def score(
+    input: Annotated[str, typer.Argument(help="JSON lines (or Parquet); - is standard input.")],
+    model: ModelOption = EMBEDDED_REWARD_MODEL,
+    output: Annotated[
+        Optional[Path], typer.Option("--output", "-o", help="File for the scores; standard output if absent.")
+    ] = None,
+    rejected: Annotated[
+        Optional[Path],
+        typer.Option(help="File for refused rows with their reasons; by default OUTPUT with .rejected.jsonl."),
+    ] = None,
+    normalize: Annotated[bool, typer.Option(help="Scores in standard deviations from the reference mean.")] = False,
+    details: Annotated[
+        bool, typer.Option(help="Rewards, weights and contributions of every objective as well.")
+    ] = False,
+    dtype: DtypeOption = "auto",
+    device: DeviceOption = "auto",
+) -> None:
+    """Score conversations, one a line: `{"messages": [...]}`, or `{"prompt": ..., "response": ...}`.
+
+    Writes one JSON line for each: `{"row": 1, "score": 0.12}`. Rows that cannot be scored are reported with
+    the reason, and listed in the rejected file; the others keep their number.
+
+    Example: `armorm score responses.jsonl --output scores.jsonl --details`
+    """
+    from armorm.reward_model import ArmoRM
+
+    rows = _rows(input)
+    first = next(rows, None)  # a file that cannot be read is refused before the model is loaded
+    rm = ArmoRM.from_pretrained(model, dtype=dtype, device=device)
+    console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+    count = 0
+    refused: list[tuple[int, str]] = []
+    with text_file(output) if output else nullcontext(sys.stdout) as sink:
+        chunk = [] if first is None else [first, *islice(rows, _CHUNK - 1)]
+        while chunk:
+            valid, faults = _valid(chunk)
+            batch = rm.score([conversation for _, conversation in valid], normalize=normalize, on_refused="skip")
+            refused += faults + [(valid[i][0].number, reason) for i, reason in batch.rejected]
+            for place, index in enumerate(batch.rows):
+                row = valid[index][0]
+                entry: dict[str, Any] = {"row": row.number, "score": float(batch.scores[place])}
+                if "id" in row.values:
+                    entry["id"] = row.values["id"]
+                if details:
+                    entry |= _details(batch, place)
+                sink.write(json.dumps(entry, ensure_ascii=False) + "\n")
+            count += len(batch)
+            chunk = list(islice(rows, _CHUNK))
+    for number, reason in refused[:5]:
+        console.print(f"refused: {input}, row {number}: {reason}")
+    where = ""
+    listing = rejected or (output.with_name(f"{output.stem}.rejected.jsonl") if output else None)
+    if refused and listing is not None:
+        write_text(
+            listing, "".join(json.dumps({"row": number, "reason": reason}) + "\n" for number, reason in sorted(refused))
+        )
+        where = f", listed in {listing}"
+    console.print(f"scored {count:,} rows, refused {len(refused):,}{where}")
+    if refused and not count:
+        raise ArmormError(f"{input}: no row could be scored")
+
+
+def explain(
+    input: Annotated[
+        Optional[str], typer.Argument(help="JSON lines, as for score; or use --prompt and --response.")
+    ] = None,
+    prompt: Annotated[Optional[str], typer.Option(help="Text of the prompt.")] = None,
+    response: Annotated[Optional[str], typer.Option(help="Text of the response.")] = None,
+    model: ModelOption = EMBEDDED_REWARD_MODEL,
+    html: Annotated[Optional[Path], typer.Option(help="Write the explanation as a page.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, one line a conversation.")] = False,
+    dtype: DtypeOption = "auto",
+    device: DeviceOption = "auto",
+) -> None:
+    """Take scores apart: which objectives count for this prompt, and what each adds or takes away.
+
+    Example: `armorm explain --prompt "What is 2+2?" --response "4"`
+    """
+    if (input is None) == (prompt is None and response is None) or (input is None and None in (prompt, response)):
+        raise typer.BadParameter("expected an input file, or both --prompt and --response")
+    from armorm.reward_model import ArmoRM
+
+    rows: list[tuple[int, Conversation]] = []
+    if input is None:
+        rows.append((1, Conversation.from_prompt(prompt or "", response or "")))
+    else:
+        for row in _rows(input):
+            if isinstance(row, DataError):
+                raise row
+            rows.append((row.number, row_conversation(row)))
+    rm = ArmoRM.from_pretrained(model, dtype=dtype, device=device)
+    batch = rm.score([conversation for _, conversation in rows], on_refused="skip")
+    if batch.rejected:
+        index, reason = batch.rejected[0]
+        raise DataError(reason, file=input or "", row=rows[index][0] if input else None)
+    explanations = rm.explanations(batch)
+    console = Console(highlight=False)
+    for (number, _), explanation in zip(rows, explanations, strict=True):
+        if as_json:
+            print(json.dumps({"row": number, **explanation.to_dict()}, ensure_ascii=False))
+        else:
+            if len(explanations) > 1:
+                console.rule(f"row {number}", align="left")
+            console.print(explanation)
+    if html is not None:
+        write_text(html, "\n".join(explanation.to_html() for explanation in explanations))
+        Console(stderr=True, highlight=False).print(f"wrote {html}", markup=False)
+
+
+def _rows(name: str) -> Iterator[Row | DataError]:
+    if name == "-":
+        return line_rows(sys.stdin.buffer, "standard input")
+    return Location.find(name).rows_or_faults()
+
+
+def _valid(chunk: list[Row | DataError]) -> tuple[list[tuple[Row, Conversation]], list[tuple[int, str]]]:
+    """Rows with their conversations, and (row, reason) of the refused ones."""
+    valid: list[tuple[Row, Conversation]] = []
+    faults: list[tuple[int, str]] = []
+    for row in chunk:
+        if isinstance(row, DataError):
+            faults.append((row.row or 0, row.problem))
+            continue
+        try:
+            valid.append((row, row_conversation(row)))
+        except DataError as error:
+            faults.append((row.number, f"{error.field}: {error.problem}" if error.field else error.problem))
+    return valid, faults
+
+
+def _details(batch: ScoreBatch, place: int) -> dict[str, dict[str, float]]:
+    columns = {"rewards": batch.rewards, "gating_weights": batch.gating_weights, "contributions": batch.contributions}
+    return {label: dict(zip(batch.names, values[place].tolist(), strict=True)) for label, values in columns.items()}

@@ -1,0 +1,235 @@
+"""Conversations: the unit that everything above reads, scores and explains.
+
+In:  chat messages as people have them: a list of `{"role", "content"}`, or a prompt and a response.
+Out: a validated, immutable `Conversation`: the prompt (all turns before the last reply) and the
+     response (the last reply), with keys that address both by content.
+
+Rules. Roles are system, user, assistant and tool. The last message is the assistant's reply: it is
+what is scored and may not be blank, unless it calls tools. At least one message stands before it.
+Content is text, or a list of text parts (joined); it may be absent where a turn calls tools.
+What else a message carries (`tool_calls`, `tool_call_id`, `name`, `reasoning_content`) is kept and
+handed to the chat template; an empty list of tool calls is none.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Union
+
+from armorm.errors import ConversationError, nearest, shown
+
+ROLES = ("system", "user", "assistant", "tool")
+EXTRA_FIELDS = ("tool_calls", "tool_call_id", "name", "reasoning_content")
+_EXTRA = frozenset(EXTRA_FIELDS)
+_CANONICAL = json.JSONEncoder(sort_keys=True, ensure_ascii=False)
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn.
+
+    Attributes:
+        role: one of `ROLES`.
+        content: its text.
+        extra: further fields for the chat template, from `EXTRA_FIELDS`.
+    """
+
+    role: str
+    content: str
+    extra: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The message as a plain dictionary, in the form chat templates read."""
+        return {"role": self.role, "content": self.content, **self.extra}
+
+
+MessageLike = Union[Message, Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """A prompt and the response to it.
+
+    Example:
+        >>> conversation = Conversation.from_messages(
+        ...     [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}]
+        ... )
+        >>> conversation.response
+        '4'
+
+    Attributes:
+        messages: all turns, the last one the assistant's reply.
+    """
+
+    messages: tuple[Message, ...]
+
+    @classmethod
+    def from_messages(cls, messages: Conversation | Iterable[MessageLike]) -> Conversation:
+        """Validate a list of messages.
+
+        Raises:
+            ConversationError: naming the field (`messages[i].role`), what was found and what was expected.
+        """
+        if isinstance(messages, Conversation):
+            return messages
+        if isinstance(messages, (str, Mapping)) or not isinstance(messages, Iterable):
+            raise ConversationError(f"found {shown(messages)}, expected a list of messages", "messages")
+        turns = tuple(_message(entry, f"messages[{index}]") for index, entry in enumerate(messages))
+        if not turns:
+            raise ConversationError("found no messages, expected a prompt and a reply", "messages")
+        last = f"messages[{len(turns) - 1}]"
+        if turns[-1].role != "assistant":
+            raise ConversationError(
+                f"found role {turns[-1].role!r}, expected 'assistant': the last message is the reply that is scored",
+                f"{last}.role",
+            )
+        if not turns[-1].content.strip() and "tool_calls" not in turns[-1].extra:
+            raise ConversationError("found an empty response, expected text", f"{last}.content")
+        if len(turns) == 1:
+            raise ConversationError("found a reply without a prompt, expected at least one turn before it", "messages")
+        return cls(turns)
+
+    @classmethod
+    def from_prompt(
+        cls, prompt: str | Iterable[MessageLike], response: str | Iterable[MessageLike], name: str = "response"
+    ) -> Conversation:
+        """A conversation from a prompt (text of one user turn, or messages) and a response (text, or one message).
+
+        Args:
+            name: what a fault in the response calls it, such as the column it stands in.
+
+        Raises:
+            ConversationError: naming the field (`prompt[i].role`, `response`), what was found and what was expected.
+        """
+        turns, reply = prompt_messages(prompt), response_messages(response, name)
+        try:
+            return cls.from_messages([*turns, *reply])
+        except ConversationError as error:
+            found = re.fullmatch(r"messages\[(\d+)\](.*)", error.field)
+            if found is None or int(found[1]) < len(turns):
+                place = "prompt" if found is None or isinstance(prompt, str) else f"prompt[{found[1]}]{found[2]}"
+            else:
+                place = name if isinstance(response, str) else name + found[2]
+            raise ConversationError(error.problem, place) from None
+
+    @property
+    def prompt(self) -> tuple[Message, ...]:
+        """All turns before the last reply."""
+        return self.messages[:-1]
+
+    @property
+    def response(self) -> str:
+        """Text of the last reply."""
+        return self.messages[-1].content
+
+    @cached_property
+    def key(self) -> str:
+        """32 hex digits that address the whole conversation by content."""
+        return content_key(self.messages)
+
+    @cached_property
+    def prompt_key(self) -> str:
+        """32 hex digits that address the prompt by content; every split is by this key."""
+        return content_key(self.prompt)
+
+    def to_list(self) -> list[dict[str, Any]]:
+        """The messages as plain dictionaries."""
+        return [message.to_dict() for message in self.messages]
+
+
+ConversationLike = Union[Conversation, Sequence[MessageLike]]
+
+
+def content_key(messages: Sequence[Message]) -> str:
+    """32 hex digits of the messages' content (BLAKE2b of their canonical JSON)."""
+    text = _CANONICAL.encode([message.to_dict() for message in messages])
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+
+
+def prompt_messages(prompt: str | Iterable[MessageLike]) -> list[MessageLike]:
+    """The turns of a prompt: a text is one user turn."""
+    if isinstance(prompt, str):
+        return [{"role": "user", "content": prompt}]
+    if isinstance(prompt, Mapping) or not isinstance(prompt, Iterable):
+        raise ConversationError(f"found {shown(prompt)}, expected text or a list of messages", "prompt")
+    return list(prompt)
+
+
+def response_messages(response: str | Iterable[MessageLike], name: str = "response") -> list[MessageLike]:
+    """The reply as one assistant turn: from text, a message, or a list of one message."""
+    if isinstance(response, str):
+        return [{"role": "assistant", "content": response}]
+    if isinstance(response, (Message, Mapping)):
+        return [response]
+    if not isinstance(response, Iterable):
+        raise ConversationError(f"found {shown(response)}, expected text or a list of one message", name)
+    turns = list(response)
+    if len(turns) != 1:
+        raise ConversationError(f"found {len(turns)} messages, expected one assistant message", name)
+    return turns
+
+
+def _message(entry: object, place: str) -> Message:
+    if isinstance(entry, Message):
+        entry = entry.to_dict()
+    if not isinstance(entry, Mapping):
+        raise ConversationError(f"found {shown(entry)}, expected an object with role and content", place)
+    role = entry.get("role")
+    if role not in ROLES:
+        hint = nearest(str(role), ROLES)
+        raise ConversationError(f"found role {shown(role)}, expected one of {', '.join(ROLES)}{hint}", f"{place}.role")
+    extra = {} if _EXTRA.isdisjoint(entry) else _extra(entry, place)
+    content = _content(entry.get("content"), extra, f"{place}.content")
+    _check_unicode(content, f"{place}.content")
+    return Message(role, content, extra)
+
+
+def _extra(entry: Mapping[str, Any], place: str) -> dict[str, Any]:
+    extra = {name: entry[name] for name in EXTRA_FIELDS if entry.get(name) is not None}
+    for name, value in extra.items():
+        field = f"{place}.{name}"
+        if name != "tool_calls":
+            if not isinstance(value, str):
+                raise ConversationError(f"found {shown(value)}, expected text", field)
+            _check_unicode(value, field)
+            continue
+        if not (isinstance(value, Sequence) and all(isinstance(call, Mapping) for call in value)):
+            raise ConversationError(f"found {shown(value)}, expected a list of objects", field)
+        try:
+            text = json.dumps(value, ensure_ascii=False)
+        except (TypeError, ValueError) as error:
+            raise ConversationError(f"found what JSON cannot hold: {error}", field) from None
+        _check_unicode(text, field)
+    if not extra.get("tool_calls"):
+        extra.pop("tool_calls", None)
+    return extra
+
+
+def _check_unicode(text: str, place: str) -> None:
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ConversationError(
+                f"found a lone surrogate at character {error.start}, expected valid Unicode", place
+            ) from None
+
+
+def _content(content: object, extra: Mapping[str, Any], place: str) -> str:
+    if isinstance(content, str):
+        return content
+    if content is None and "tool_calls" in extra:
+        return ""
+    if isinstance(content, Sequence) and not isinstance(content, bytes):
+        texts = []
+        for part in content:
+            if not (isinstance(part, Mapping) and part.get("type") == "text" and isinstance(part.get("text"), str)):
+                raise ConversationError(f"found part {shown(part)}, expected text parts only", place)
+            texts.append(part["text"])
+        return "".join(texts)
+    raise ConversationError(f"found {shown(content)}, expected text", place)

@@ -1,0 +1,188 @@
+"""Preference pairs: two responses to one prompt, and which was preferred.
+
+In:  rows in any of the field's layouts; or ratings of several responses to one prompt.
+Out: `PreferencePair`s, capped per prompt.
+
+Layouts (FIELD 5): explicit `{prompt, chosen, rejected}` and implicit `{chosen, rejected}`, each side a
+text or a list of messages, with an optional `margin`. Where the sides are whole conversations (as
+RLHFlow's, or UltraFeedback's beside a `prompt`), all but the last message is the prompt. An implicit
+side as text is a transcript of `Human:` and `Assistant:` turns (as Anthropic's).
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from armorm.conversation import Conversation
+from armorm.data.ratings import RatingTable, row_split, sample_by_prompt, split_role
+from armorm.data.rows import Location, Row
+from armorm.errors import ConversationError, shown
+
+_TURN = re.compile(r"(?:^|\n\n)(Human|Assistant): ?")
+
+
+@dataclass(frozen=True)
+class PreferencePair:
+    """A preferred and a rejected response to the same prompt.
+
+    Attributes:
+        chosen, rejected: whole conversations with the same prompt.
+        margin: how much better, where the data says so; None otherwise.
+        source: name of the set.
+        split: `train` or `test` by the row's `split` column, '' where it has none, `other` for the rest.
+        subset, id: of a benchmark row, '' where it has none.
+        origin: file and row number.
+    """
+
+    chosen: Conversation
+    rejected: Conversation
+    margin: float | None = None
+    source: str = ""
+    split: str = ""
+    subset: str = ""
+    id: str = ""
+    origin: tuple[str, int] = field(default=("", 0))
+
+    @property
+    def is_tie(self) -> bool:
+        """Whether both sides are the same response: nothing to learn from, and a tie in evaluation."""
+        return self.chosen.key == self.rejected.key
+
+    @property
+    def prompt_key(self) -> str:
+        """Content key of the prompt; splits and caps go by it."""
+        return self.chosen.prompt_key
+
+
+def read_preferences(
+    location: Location, source: str = "", limit: int | None = None, train_split: str = "train"
+) -> list[PreferencePair]:
+    """Read every pair of a set.
+
+    Args:
+        train_split: value of the `split` column that marks training rows.
+        limit: about how many pairs to keep, as `sample_by_prompt` draws them.
+
+    Raises:
+        DataError: naming file, row and field of the first fault.
+    """
+    pairs = [preference_pair(row, source or location.name, train_split) for row in location.rows()]
+    return [pairs[i] for i in sample_by_prompt([pair.prompt_key for pair in pairs], limit)]
+
+
+def preference_pair(row: Row, source: str = "", train_split: str = "train") -> PreferencePair:
+    """The pair of one row, whatever its layout.
+
+    Raises:
+        DataError: for an unknown layout, an empty response, or two prompts.
+    """
+    values = row.values
+    for name in ("chosen", "rejected"):
+        if values.get(name) is None:
+            raise row.error(f"found columns {shown(row.filled, 80)}, expected 'chosen' and 'rejected'", name)
+    try:
+        chosen, rejected = (_side(values.get("prompt"), values[name], name) for name in ("chosen", "rejected"))
+    except ConversationError as error:
+        raise row.error(error.problem, error.field) from None
+    if chosen.prompt != rejected.prompt:
+        raise row.error(
+            "chosen and rejected answer different prompts, expected the same turns before the last reply", "rejected"
+        )
+    margin = values.get("margin")
+    if margin is not None and (
+        isinstance(margin, bool) or not isinstance(margin, (int, float)) or not abs(margin) <= sys.float_info.max
+    ):
+        raise row.error(f"found {shown(margin)}, expected a finite number", "margin")
+    return PreferencePair(
+        chosen,
+        rejected,
+        None if margin is None else float(margin),
+        source,
+        split_role(row_split(row), train_split),
+        str(values.get("subset") or ""),
+        str(values.get("id") if values.get("id") is not None else ""),
+        (row.file, row.number),
+    )
+
+
+def pairs_from_ratings(table: RatingTable, objective: str, margin: float) -> list[PreferencePair]:
+    """Pairs of responses to one prompt whose raw ratings of an objective differ by at least `margin`.
+
+    Args:
+        margin: in raw units, > 0.
+
+    Raises:
+        ObjectiveError: for an objective that the table does not have.
+    """
+    column = table.objectives.position(objective)
+    sign = -1.0 if table.objectives[column].direction == "lower" else 1.0
+    by_prompt: dict[str, list[int]] = {}
+    for row in np.flatnonzero(~np.isnan(table.ratings[:, column])):
+        by_prompt.setdefault(table.conversations[row].prompt_key, []).append(int(row))
+    pairs = []
+    for rows in by_prompt.values():
+        values = sign * table.ratings[rows, column]
+        # Means of raters are not exact: 2.3 - 1.8 is a difference of 0.5.
+        for better, worse in zip(*np.nonzero(values[:, None] - values[None, :] >= margin - 1e-9), strict=True):
+            chosen, rejected = table.conversations[rows[better]], table.conversations[rows[worse]]
+            if chosen.key != rejected.key:
+                difference = float(values[better] - values[worse])
+                origin = table.origins[rows[better]] if table.origins else ("", 0)
+                pairs.append(
+                    PreferencePair(chosen, rejected, difference, objective, table.splits[rows[better]], origin=origin)
+                )
+    return pairs
+
+
+def cap_pairs(pairs: Sequence[PreferencePair], most: int | None, seed: int) -> list[PreferencePair]:
+    """At most `most` pairs of each prompt, drawn at random with a seed, in their original order."""
+    if most is None:
+        return list(pairs)
+    by_prompt: dict[str, list[int]] = {}
+    for index, pair in enumerate(pairs):
+        by_prompt.setdefault(pair.prompt_key, []).append(index)
+    generator = np.random.default_rng(seed)
+    kept: list[int] = []
+    for indices in by_prompt.values():
+        drawn = indices if len(indices) <= most else generator.choice(indices, most, replace=False).tolist()
+        kept.extend(drawn)
+    return [pairs[i] for i in sorted(kept)]
+
+
+def _side(prompt: Any, side: Any, name: str) -> Conversation:
+    if prompt is None:
+        return _whole(side, name)
+    if not isinstance(side, Sequence) or isinstance(side, str) or len(side) < 2:
+        return Conversation.from_prompt(prompt, side, name)
+    whole = _whole(side, name)
+    asked, expected = whole.prompt, Conversation.from_prompt(prompt, side[-1:], name).prompt
+    if [(turn.role, turn.content) for turn in asked] != [(turn.role, turn.content) for turn in expected]:
+        raise ConversationError(
+            f"found {len(side)} messages that do not begin with the prompt, expected the reply alone", name
+        )
+    return whole
+
+
+def _whole(side: Any, name: str) -> Conversation:
+    try:
+        return Conversation.from_messages(_transcript(side) if isinstance(side, str) else side)
+    except ConversationError as error:
+        raise ConversationError(error.problem, name + error.field.removeprefix("messages")) from None
+
+
+def _transcript(text: str) -> list[dict[str, str]]:
+    parts = _TURN.split(text)
+    if len(parts) < 5 or parts[0].strip():
+        raise ConversationError(
+            "found a text without a prompt, expected a 'prompt' column, messages, or a transcript of "
+            "'Human:' and 'Assistant:' turns"
+        )
+    roles = {"Human": "user", "Assistant": "assistant"}
+    turns = zip(parts[1::2], parts[2::2], strict=True)
+    return [{"role": roles[speaker], "content": words.strip()} for speaker, words in turns]

@@ -1,0 +1,197 @@
+"""Explanation: one score, taken apart for a person.
+
+In:  the attribution of one conversation, the objectives, figures of the reference data.
+Out: `Explanation`: prints as a table with signed bars, `to_dict`, `to_html`.
+
+What people see first is `relative`: each objective's contribution against a response of average
+rewards, signed, so that a bar to the right says what speaks for this response. The exact
+contributions beside it sum to the score.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from rich.console import Console, ConsoleOptions, Group, RenderResult
+from rich.table import Table
+from rich.text import Text
+
+from armorm.objectives import Objective
+
+_BAR = 24
+_EIGHTHS = " ▏▎▍▌▋▊▉█"
+_RIGHT_EIGHTHS = " ▕▐█"
+
+
+@dataclass(frozen=True)
+class ObjectiveShare:
+    """What one objective does to the score.
+
+    Attributes:
+        name: of the objective.
+        rating: predicted rating on the raw scale; `low` and `high` are its ends.
+        reward: the same on the mapped scale.
+        weight: gating weight for this prompt.
+        average_weight: its mean over the reference data, or None without reference.
+        coefficient: weight of the reward in the score, after the transform.
+        contribution: coefficient * reward.
+        relative: coefficient * (reward - reference mean).
+    """
+
+    name: str
+    rating: float
+    low: float
+    high: float
+    reward: float
+    weight: float
+    average_weight: float | None
+    coefficient: float
+    contribution: float
+    relative: float
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """A score and the objectives it is made of.
+
+    Attributes:
+        score: the sum of the contributions.
+        normalised: the score in standard deviations from the reference mean, or None without reference.
+        percentile: share of reference responses that score lower, 0 to 100, or None.
+        shares: one an objective, in the model's order.
+        model: name of the model.
+        steered: what was changed in its weighing, empty for none.
+    """
+
+    score: float
+    normalised: float | None
+    percentile: float | None
+    shares: list[ObjectiveShare]
+    model: str = ""
+    steered: Mapping[str, Any] | None = None
+
+    @property
+    def ranked(self) -> list[ObjectiveShare]:
+        """Shares by the size of their relative contribution."""
+        return sorted(self.shares, key=lambda share: -abs(share.relative))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain values."""
+        return asdict(self)
+
+    def to_html(self) -> str:
+        """The printed table as one self-contained HTML page."""
+        console = Console(record=True, width=120, file=io.StringIO(), force_terminal=True)
+        console.print(self)
+        return console.export_html(inline_styles=True)
+
+    def __str__(self) -> str:
+        console = Console(width=120, file=io.StringIO())
+        with console.capture() as captured:
+            console.print(self)
+        return captured.get()
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        wide = options.max_width >= 100
+        table = Table(box=None, pad_edge=False, header_style="bold", show_footer=True, footer_style="bold")
+        table.add_column("objective", "score", no_wrap=True)
+        table.add_column("rating", justify="right")
+        table.add_column("of", style="dim")
+        table.add_column("weight", justify="right")
+        if wide:
+            table.add_column("average", justify="right", style="dim")
+        table.add_column("against an average response" if wide else "")  # centring would strip the bars' blanks
+        table.add_column("relative", f"{sum(share.relative for share in self.shares):+.4f}", justify="right")
+        table.add_column("contribution", f"{self.score:+.4f}", justify="right")
+        largest = max(abs(share.relative) for share in self.shares) or 1.0
+        for share in self.ranked:
+            cells: list[Any] = [
+                Text(share.name),
+                f"{share.rating:.2f}",
+                f"{share.low:.3g}..{share.high:.3g}",
+                f"{share.weight:.1%}",
+            ]
+            if wide:
+                cells.append("" if share.average_weight is None else f"{share.average_weight:.1%}")
+            cells += [
+                signed_bar(share.relative / largest, _BAR if wide else 12),
+                f"{share.relative:+.4f}",
+                f"{share.contribution:+.4f}",
+            ]
+            table.add_row(*cells)
+        yield Group(self._headline(), Text(""), table)
+
+    def _headline(self) -> Text:
+        text = Text.assemble(("score ", "bold"), (f"{self.score:+.4f}", "bold cyan"))
+        if self.normalised is not None:
+            text.append(f"   {self.normalised:+.2f} standard deviations from the reference mean")
+        if self.percentile is not None:
+            text.append(f", above {self.percentile:.0f}% of reference responses")
+        if self.steered:
+            text.append("   (steered)", "yellow")
+        return text
+
+
+def signed_bar(value: float, width: int) -> Text:
+    """A bar from the middle, to the right and green for value > 0, to the left and red for value < 0.
+
+    Args:
+        value: -1 to 1.
+        width: characters, even.
+    """
+    half = width // 2
+    eighths = round(min(abs(value), 1.0) * half * 8)
+    full, rest = divmod(eighths, 8)
+    if value >= 0:
+        right = "█" * full + (_EIGHTHS[rest] if rest else "")
+        return Text.assemble((" " * half, ""), ("│", "dim"), (right.ljust(half), "green"))
+    left = (_RIGHT_EIGHTHS[(rest + 2) // 3] if rest else "") + "█" * full
+    return Text.assemble((left.rjust(half), "red"), ("│", "dim"), (" " * half, ""))
+
+
+def explain_row(
+    objectives: list[Objective],
+    *,
+    score: float,
+    rewards: np.ndarray,
+    weights: np.ndarray,
+    coefficients: np.ndarray,
+    contributions: np.ndarray,
+    relative: np.ndarray,
+    reference: Mapping[str, Any],
+    model: str = "",
+    steered: Mapping[str, Any] | None = None,
+) -> Explanation:
+    """The explanation of one scored row; arrays are (k,).
+
+    Args:
+        reference: as in `ArmoRMConfig.reference`; may be empty.
+    """
+    averages = reference.get("gating_weights") or [None] * len(objectives)
+    shares = [
+        ObjectiveShare(
+            name=objective.name,
+            rating=float(objective.to_raw(rewards[i])),
+            low=objective.low,
+            high=objective.high,
+            reward=float(rewards[i]),
+            weight=float(weights[i]),
+            average_weight=averages[i],
+            coefficient=float(coefficients[i]),
+            contribution=float(contributions[i]),
+            relative=float(relative[i]),
+        )
+        for i, objective in enumerate(objectives)
+    ]
+    normalised = percentile = None
+    if reference.get("score_std"):
+        normalised = (score - reference["score_mean"]) / reference["score_std"]
+    if reference.get("score_quantiles"):
+        percentile = float(
+            np.interp(score, reference["score_quantiles"], np.linspace(0, 100, len(reference["score_quantiles"])))
+        )
+    return Explanation(score, normalised, percentile, shares, model, steered)

@@ -1,0 +1,329 @@
+"""Stage 2: the gate weighs the objectives by the prompt, learned from preference pairs.
+
+In:  prompt features (m, d); of each pair the debiased rewards of both sides and the rows of their prompts.
+Out: `GatingNetwork`, and `GateReport` on how its training went.
+
+    g(x) = softmax(MLP(f(x)) / temperature)    over the k objectives             (paper: sec. 3.2)
+    R    = logit_scale * g(x)^T r'
+    loss = -log sigmoid(R_chosen - R_rejected)                                   (Bradley-Terry)
+
+The softmax runs over objectives, the gate sees the prompt alone, and rewards enter already debiased: the
+ones that will be served. `logit_scale` is positive: it starts at the one-dimensional Bradley-Terry
+fit at uniform weights, is learned as its logarithm, and is fitted once more at the end on held-out
+pairs. (Started at 1, as published, rewards in [0, 1] give margins so small that the gate hardly moves.)
+Prompt features are standardised for training; the scaling is folded into the first layer, so the
+network takes plain features. Early stopping by prompt; the best weights are kept; every draw is seeded.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import torch
+from scipy.optimize import minimize_scalar
+from torch import nn
+from torch.nn import functional
+
+from armorm.errors import FitError
+from armorm.progress import progress
+
+MIN_PAIRS = 20
+_EVALUATE_EVERY = 50
+_CONSTANT = 1e-6
+
+
+class GatingNetwork(nn.Module):
+    """A shallow ReLU MLP over the prompt feature.
+
+    Tensor names are those of the released checkpoint (FIELD 3): `layers.N.weight`, `layers.N.bias`, `logit_scale`.
+
+    Args:
+        in_features: d.
+        out_features: k.
+        hidden_size, hidden_layers: width and number of hidden layers; 0 layers is a linear gate.
+        temperature: divides the logits before the softmax.
+        dropout: share of hidden units dropped in training.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        hidden_size: int = 1024,
+        hidden_layers: int = 3,
+        temperature: float = 10.0,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        sizes = [in_features, *[hidden_size] * hidden_layers, out_features]
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes, sizes[1:], strict=False))
+        self.logit_scale = nn.Parameter(torch.ones(1))
+        self.temperature = temperature
+        self.dropout = dropout
+
+    def weights(self, prompt_features: torch.Tensor, factors: torch.Tensor | None = None) -> torch.Tensor:
+        """Gating weights (n, k): non-negative, each row sums to 1.
+
+        Args:
+            factors: (k,) >= 0, multiply the weights before they are normalised; taken in as logarithms, so that
+                weight which vanishes in float32 is still shared out.
+        """
+        hidden = prompt_features
+        for layer in self.layers[:-1]:
+            hidden = functional.dropout(functional.relu(layer(hidden)), self.dropout, self.training)
+        logits = self.layers[-1](hidden) / self.temperature
+        return torch.softmax(logits if factors is None else logits + factors.log(), dim=-1)
+
+    def forward(self, prompt_features: torch.Tensor, factors: torch.Tensor | None = None) -> torch.Tensor:
+        """Gating output (n, k): weights times logit_scale, as released."""
+        return self.weights(prompt_features, factors) * self.logit_scale
+
+
+@dataclass(frozen=True)
+class RewardPairs:
+    """Preference pairs as the gate sees them.
+
+    Attributes:
+        chosen, rejected: (p, k) debiased rewards.
+        chosen_prompt, rejected_prompt: (p,) rows of the prompt features; the same row, unless the
+            overflow policy cut the two sides' prompts differently.
+        held_out: (p,) bool, pairs whose prompts are kept for early stopping.
+    """
+
+    chosen: np.ndarray
+    rejected: np.ndarray
+    chosen_prompt: np.ndarray
+    rejected_prompt: np.ndarray
+    held_out: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+
+@dataclass(frozen=True)
+class GateSettings:
+    """How the gate is trained; the defaults are the published ones (FIELD 1) but for the scale."""
+
+    hidden_size: int = 1024
+    hidden_layers: int = 3
+    temperature: float = 10.0
+    dropout: float = 0.2
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.0
+    steps: int = 2000
+    batch_size: int = 1024
+    patience: int = 10
+    logit_scale: float | Literal["fit"] = "fit"
+    seed: int = 0
+
+
+@dataclass
+class GateReport:
+    """How training went.
+
+    Attributes:
+        pairs, held_out_pairs: pairs trained on, and pairs for early stopping.
+        best_step: step whose weights were kept.
+        start_scale, logit_scale: the scale at the start and at the end.
+        accuracy, loss: on held-out pairs, with the kept weights and final scale.
+        uniform_accuracy: of uniform weights on the same pairs.
+        mean_weights: (k,) mean gating weights over the held-out pairs' prompts.
+        mean_entropy: of the gating weights, nats; log k where the gate is uniform.
+        history: (step, training loss, held-out loss, held-out accuracy) at each evaluation.
+    """
+
+    pairs: int
+    held_out_pairs: int
+    best_step: int
+    start_scale: float
+    logit_scale: float
+    accuracy: float
+    loss: float
+    uniform_accuracy: float
+    mean_weights: list[float]
+    mean_entropy: float
+    history: list[tuple[int, float, float, float]] = field(default_factory=list)
+
+
+def fit_gate(
+    prompt_features: np.ndarray, pairs: RewardPairs, settings: GateSettings | None = None
+) -> tuple[GatingNetwork, GateReport]:
+    """Train the gate.
+
+    Args:
+        prompt_features: (m, d) float.
+
+    Returns:
+        the network in evaluation mode, taking plain prompt features, and its report.
+
+    Raises:
+        FitError: for fewer than `MIN_PAIRS` pairs on either side of the split, or a scale that is not positive.
+    """
+    settings = settings or GateSettings()
+    training, held_out = np.flatnonzero(~pairs.held_out), np.flatnonzero(pairs.held_out)
+    if min(len(training), len(held_out)) < MIN_PAIRS:
+        raise FitError(
+            f"the gate has {len(training)} pairs to train on and {len(held_out)} held out by prompt; "
+            f"expected {MIN_PAIRS} of each"
+        )
+    fitted = settings.logit_scale == "fit"
+    if not fitted and not float(settings.logit_scale) > 0:
+        raise FitError(f"logit_scale {settings.logit_scale}, expected 'fit' or a number > 0")
+    data = _Tensors(prompt_features, pairs, training)
+    k = pairs.chosen.shape[1]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        network = GatingNetwork(
+            prompt_features.shape[1],
+            k,
+            hidden_size=settings.hidden_size,
+            hidden_layers=settings.hidden_layers,
+            temperature=settings.temperature,
+            dropout=settings.dropout,
+        )
+        nn.init.zeros_(network.layers[-1].weight)  # type: ignore[arg-type]  # the gate starts uniform,
+        nn.init.zeros_(network.layers[-1].bias)  # type: ignore[arg-type]  # where its scale is fitted
+        uniform = (pairs.chosen - pairs.rejected).mean(1)
+        start_scale = bradley_terry_scale(uniform[training]) if fitted else float(settings.logit_scale)
+        network.logit_scale.requires_grad_(False).fill_(start_scale)
+        log_scale = torch.tensor(np.log(start_scale), dtype=torch.float32, requires_grad=fitted)
+        best_step, history = _optimise(network, log_scale, data, training, held_out, settings)
+    network.eval()
+    with torch.no_grad():
+        if fitted:
+            unscaled = data.margins(network, torch.ones(()), held_out).double().numpy()
+            network.logit_scale.fill_(bradley_terry_scale(unscaled, fallback=float(log_scale.exp())))
+        network.logit_scale.requires_grad_(True)
+        margins = data.margins(network, network.logit_scale, held_out)
+        weights = network.weights(data.prompts[np.unique(pairs.chosen_prompt[held_out])])
+        entropy = float(-(weights * weights.clamp_min(1e-12).log()).sum(1).mean())
+    _fold_standardisation(network, data.mean, data.deviation)
+    report = GateReport(
+        pairs=len(training),
+        held_out_pairs=len(held_out),
+        best_step=best_step,
+        start_scale=start_scale,
+        logit_scale=float(network.logit_scale.detach()),
+        accuracy=float((margins > 0).float().mean()),
+        loss=float(functional.softplus(-margins).mean()),
+        uniform_accuracy=float((uniform[held_out] > 0).mean()),
+        mean_weights=weights.mean(0).tolist(),
+        mean_entropy=entropy,
+        history=history,
+    )
+    return network, report
+
+
+def bradley_terry_scale(margins: np.ndarray, fallback: float | None = None) -> float:
+    """The s > 0 that minimises the mean of -log sigmoid(s * margin).
+
+    Args:
+        margins: (p,) score differences, chosen minus rejected.
+        fallback: taken where no positive scale helps (margins that point the wrong way); by default the
+            scale at which margins have unit standard deviation.
+    """
+    spread = float(np.sqrt(np.mean(np.square(margins))))
+    if spread == 0:
+        return fallback if fallback is not None else 1.0
+
+    def loss(log_scale: float) -> float:
+        return float(np.logaddexp(0.0, -np.exp(log_scale) / spread * margins).mean())
+
+    found = minimize_scalar(loss, bounds=(-7.0, 4.0), method="bounded", options={"xatol": 1e-6})
+    if found.x < -6.9:
+        return fallback if fallback is not None else 1.0 / spread
+    return float(np.exp(found.x) / spread)
+
+
+class _Tensors:
+    """Standardised prompt features and pair rewards, as tensors."""
+
+    def __init__(self, prompt_features: np.ndarray, pairs: RewardPairs, training: np.ndarray) -> None:
+        used = np.unique(np.concatenate([pairs.chosen_prompt[training], pairs.rejected_prompt[training]]))
+        features = torch.from_numpy(prompt_features.astype(np.float32))
+        self.mean = features[used].double().mean(0).float()
+        deviation = features[used].double().std(0, correction=0).float()
+        # What is constant in training carries nothing to learn; dividing by its rounding noise would let a
+        # prompt on which it differs drown all else.
+        self.deviation = torch.where(deviation > _CONSTANT, deviation, torch.ones(()))
+        self.prompts = (features - self.mean) / self.deviation
+        self.chosen = torch.from_numpy(pairs.chosen.astype(np.float32))
+        self.rejected = torch.from_numpy(pairs.rejected.astype(np.float32))
+        self.chosen_prompt = torch.from_numpy(pairs.chosen_prompt.astype(np.int64))
+        self.rejected_prompt = torch.from_numpy(pairs.rejected_prompt.astype(np.int64))
+
+    def margins(self, network: GatingNetwork, scale: torch.Tensor, rows: np.ndarray | torch.Tensor) -> torch.Tensor:
+        """Score differences (len(rows),); each distinct prompt goes through the network once."""
+        rows = torch.as_tensor(rows)
+        both = torch.cat([self.chosen_prompt[rows], self.rejected_prompt[rows]])
+        distinct, index = torch.unique(both, return_inverse=True)
+        weights = network.weights(self.prompts[distinct])
+        chosen, rejected = index[: len(rows)], index[len(rows) :]
+        scores = (weights[chosen] * self.chosen[rows]).sum(1) - (weights[rejected] * self.rejected[rows]).sum(1)
+        return scale * scores
+
+
+def _optimise(
+    network: GatingNetwork,
+    log_scale: torch.Tensor,
+    data: _Tensors,
+    training: np.ndarray,
+    held_out: np.ndarray,
+    settings: GateSettings,
+) -> tuple[int, list[tuple[int, float, float, float]]]:
+    """AdamW with a cosine schedule; leaves the best held-out weights in the network."""
+    generator = np.random.default_rng(settings.seed)
+    parameters = [p for p in network.parameters() if p.requires_grad]
+    learned = [*parameters, log_scale] if log_scale.requires_grad else parameters
+    optimiser = torch.optim.AdamW(learned, lr=settings.learning_rate, weight_decay=settings.weight_decay)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, settings.steps)
+    order = np.empty(0, np.int64)
+    history: list[tuple[int, float, float, float]] = []
+    best_loss, best_step, best = float("inf"), 0, copy.deepcopy(network.state_dict())
+    best_log_scale = log_scale.detach().clone()
+    size = min(settings.batch_size, len(training))
+    running = float("nan")
+    with progress("gate", settings.steps, "steps") as advance:
+        for step in range(settings.steps + 1):
+            if step % _EVALUATE_EVERY == 0 or step == settings.steps:
+                network.eval()
+                with torch.no_grad():
+                    margins = data.margins(network, log_scale.exp(), held_out)
+                    loss = float(functional.softplus(-margins).mean())
+                history.append((step, loss if step == 0 else running, loss, float((margins > 0).float().mean())))
+                if loss < best_loss:
+                    best_loss, best_step, best = loss, step, copy.deepcopy(network.state_dict())
+                    best_log_scale = log_scale.detach().clone()
+                elif step - best_step >= settings.patience * _EVALUATE_EVERY:
+                    break
+            if step == settings.steps:
+                break
+            network.train()
+            if len(order) < size:
+                order = generator.permutation(training)
+            rows, order = order[:size], order[size:]
+            batch_loss = functional.softplus(-data.margins(network, log_scale.exp(), rows)).mean()
+            optimiser.zero_grad(set_to_none=True)
+            batch_loss.backward()
+            optimiser.step()
+            schedule.step()
+            running = float(batch_loss.detach())
+            advance(1)
+    network.load_state_dict(best)
+    with torch.no_grad():
+        log_scale.copy_(best_log_scale)
+    return best_step, history
+
+
+@torch.no_grad()
+def _fold_standardisation(network: GatingNetwork, mean: torch.Tensor, deviation: torch.Tensor) -> None:
+    """Let the first layer take plain features: W (x - mean) / deviation + b."""
+    first = network.layers[0]
+    assert isinstance(first, nn.Linear)
+    weight = first.weight.double() / deviation.double()
+    first.bias.copy_((first.bias.double() - weight @ mean.double()).float())
+    first.weight.copy_(weight.float())

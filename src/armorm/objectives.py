@@ -1,0 +1,185 @@
+"""Objectives: what is rated, on which scale, and how a raw rating and a reward map to each other.
+
+In:  names, sources, raw ranges and directions, from a recipe, a preset or a checkpoint's config.
+Out: `Objective` (one) and `ObjectiveSet` (ordered, k of them), with the affine map
+     raw = scale * reward + offset both ways.
+
+A reward lives on the mapped scale: 0 is the worst and 1 the best rating (FIELD 1). `min_max` puts the
+ends of the range at 0 and 1. `bin_centre` puts the m levels of an integer scale at the centres of m
+equal bins, as the released checkpoint has it: 0..4 at 0.1, 0.3, ... 0.9. An objective of direction
+`lower` (less is better) is flipped in the map, because gate weights are never negative; `neutral`
+(verbosity) is not flipped and carries no claim that more is better.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, overload
+
+import numpy as np
+
+from armorm.errors import ArmormError, nearest, shown
+
+Direction = Literal["higher", "lower", "neutral"]
+ScaleMap = Literal["min_max", "bin_centre"]
+DIRECTIONS: tuple[Direction, ...] = ("higher", "lower", "neutral")
+SCALE_MAPS: tuple[ScaleMap, ...] = ("min_max", "bin_centre")
+
+
+class ObjectiveError(ArmormError, ValueError):
+    """An objective that makes no sense: an empty range, an unknown name, the same name twice."""
+
+
+@dataclass(frozen=True)
+class Objective:
+    """One human-readable objective.
+
+    Attributes:
+        name: unique in its model, by habit `source-attribute`.
+        source: the data set whose raters and rubric it comes from; `computed` for measured ones.
+        low, high: valid raw range, both ends included.
+        scale, offset: raw = scale * reward + offset.
+        direction: `higher`, `lower` or `neutral`.
+        compute: name of the measure for a computed objective, None for a rated one.
+    """
+
+    name: str
+    source: str
+    low: float
+    high: float
+    scale: float
+    offset: float
+    direction: Direction = "higher"
+    compute: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.name:
+            raise ObjectiveError("an objective has no name")
+        if self.direction not in DIRECTIONS:
+            raise ObjectiveError(
+                f"objective {self.name}: direction {shown(self.direction)}, expected higher, lower or neutral"
+            )
+        if not (np.isfinite([self.low, self.high]).all() and self.low < self.high):
+            raise ObjectiveError(f"objective {self.name}: range {self.low}..{self.high}, expected low < high")
+        if not np.isfinite([self.scale, self.offset]).all() or self.scale == 0:
+            raise ObjectiveError(
+                f"objective {self.name}: scale {self.scale}, offset {self.offset}, expected a finite map"
+            )
+
+    @classmethod
+    def rated(
+        cls,
+        name: str,
+        low: float,
+        high: float,
+        *,
+        source: str = "",
+        direction: Direction = "higher",
+        scale_map: ScaleMap = "min_max",
+    ) -> Objective:
+        """An objective with its map derived from the raw range.
+
+        Args:
+            scale_map: `min_max`, or `bin_centre` for integer levels low..high (FIELD 1, released checkpoint).
+
+        Raises:
+            ObjectiveError: for a range that is empty, or that has no integer levels where the map needs them.
+        """
+        if scale_map not in SCALE_MAPS:
+            raise ObjectiveError(f"objective {name}: map {shown(scale_map)}, expected min_max or bin_centre")
+        if scale_map == "bin_centre":
+            if not (float(low).is_integer() and float(high).is_integer()):
+                raise ObjectiveError(f"objective {name}: range {low}..{high}, expected whole numbers for bin_centre")
+            scale, offset = high - low + 1.0, low - 0.5
+        else:
+            scale, offset = high - low, low
+        if direction == "lower":
+            scale, offset = -scale, offset + scale
+        return cls(
+            name, source or name.partition("-")[0], float(low), float(high), float(scale), float(offset), direction
+        )
+
+    def to_reward(self, raw: np.ndarray | float) -> np.ndarray:
+        """Rewards of raw ratings, any shape; NaN (missing) stays NaN."""
+        return (np.asarray(raw, np.float64) - self.offset) / self.scale
+
+    def to_raw(self, reward: np.ndarray | float) -> np.ndarray:
+        """Raw ratings of rewards, any shape."""
+        return np.asarray(reward, np.float64) * self.scale + self.offset
+
+
+class ObjectiveSet(Sequence[Objective]):
+    """The k objectives of a model, in the order of its columns.
+
+    Attributes:
+        names: their names.
+        scales, offsets: (k,) float64, of raw = scale * reward + offset.
+    """
+
+    def __init__(self, objectives: Iterable[Objective]) -> None:
+        self._objectives = tuple(objectives)
+        self.names = [objective.name for objective in self._objectives]
+        doubled = sorted({name for name in self.names if self.names.count(name) > 1})
+        if doubled:
+            raise ObjectiveError(f"objectives named twice: {', '.join(doubled)}")
+        self.scales = np.array([objective.scale for objective in self._objectives], np.float64)
+        self.offsets = np.array([objective.offset for objective in self._objectives], np.float64)
+
+    @overload
+    def __getitem__(self, index: int) -> Objective: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Objective]: ...
+    def __getitem__(self, index: int | slice) -> Objective | Sequence[Objective]:
+        return self._objectives[index]
+
+    def __len__(self) -> int:
+        return len(self._objectives)
+
+    def __iter__(self) -> Iterator[Objective]:
+        return iter(self._objectives)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ObjectiveSet) and self._objectives == other._objectives
+
+    def __hash__(self) -> int:
+        return hash(self._objectives)
+
+    def __repr__(self) -> str:
+        return f"ObjectiveSet({', '.join(self.names)})"
+
+    def position(self, name: str) -> int:
+        """Column of an objective.
+
+        Raises:
+            ObjectiveError: for an unknown name, with the nearest right one.
+        """
+        if name not in self.names:
+            raise ObjectiveError(
+                f"unknown objective {name!r}{nearest(name, self.names)}; there are {', '.join(self.names)}"
+            )
+        return self.names.index(name)
+
+    def to_raw(self, rewards: Any) -> np.ndarray:
+        """Raw-scale ratings of predicted rewards (..., k)."""
+        return np.asarray(rewards, np.float64) * self.scales + self.offsets
+
+    def to_reward(self, ratings: Any) -> np.ndarray:
+        """Mapped rewards of raw ratings (..., k); missing (NaN) stays missing."""
+        return (np.asarray(ratings, np.float64) - self.offsets) / self.scales
+
+    def to_dicts(self) -> list[dict[str, Any]]:
+        """Plain dictionaries for a config file."""
+        return [asdict(objective) for objective in self._objectives]
+
+    @classmethod
+    def from_dicts(cls, entries: Iterable[Mapping[str, Any]]) -> ObjectiveSet:
+        """Inverse of `to_dicts`.
+
+        Raises:
+            ObjectiveError: for an entry that is no objective.
+        """
+        try:
+            return cls(Objective(**entry) for entry in entries)
+        except TypeError as error:
+            raise ObjectiveError(f"objectives that cannot be read: {error}") from None

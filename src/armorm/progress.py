@@ -1,0 +1,74 @@
+"""Progress on standard error for everything that takes more than two seconds.
+
+In:  a description, a total, a unit.
+Out: a bar with rate and time left on a terminal; elsewhere (logs, notebooks' raw streams) a plain line
+     every ten seconds. Nothing is shown in the first two seconds, so short work stays silent.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+SILENT_SECONDS = 2.0
+LINE_SECONDS = 10.0
+Advance = Callable[[int], None]
+
+
+def ignore(count: int) -> None:
+    """An `Advance` for callers that show nothing."""
+
+
+@contextmanager
+def progress(description: str, total: int, unit: str = "rows") -> Iterator[Advance]:
+    """Show how far a piece of work is.
+
+    Yields:
+        A function to call with the number of units just done.
+    """
+    console = Console(stderr=True)
+    print_line = partial(console.print, highlight=False, markup=False, soft_wrap=True)
+    start = time.monotonic()
+    done = 0
+    bar: Progress | None = None
+    task = None
+    next_line = start + LINE_SECONDS
+
+    def advance(count: int) -> None:
+        nonlocal done, bar, task, next_line
+        done += count
+        now = time.monotonic()
+        rate = done / max(now - start, 1e-9)
+        if console.is_terminal:
+            if bar is None and now - start > SILENT_SECONDS:
+                bar = Progress(
+                    TextColumn("{task.description}", markup=False),
+                    BarColumn(),
+                    MofNCompleteColumn(),
+                    TextColumn("{task.fields[rate]}"),
+                    TimeRemainingColumn(),
+                    console=console,
+                    transient=True,
+                )
+                bar.start()
+                task = bar.add_task(description, total=total, rate="")
+            if bar is not None and task is not None:
+                bar.update(task, completed=done, rate=f"{rate:,.0f} {unit}/s")
+        elif now >= next_line and done < total:
+            next_line = now + LINE_SECONDS
+            left = (total - done) / rate if rate else float("inf")
+            print_line(f"{description}: {done:,} of {total:,} {unit}, {rate:,.0f}/s, {left:,.0f} s left")
+
+    try:
+        yield advance
+    finally:
+        if bar is not None:
+            bar.stop()
+        seconds = time.monotonic() - start
+        if seconds > SILENT_SECONDS:
+            print_line(f"{description}: {done:,} {unit} in {seconds:,.1f} s")

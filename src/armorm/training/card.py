@@ -1,0 +1,110 @@
+"""The model card: what the model is, what it was trained on, what it reached, written by the run itself.
+
+In:  the recipe, the run's metrics, the objectives.
+Out: Markdown for README.md beside the model, with the front matter that hubs read.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+
+from armorm.objectives import ObjectiveSet
+from armorm.training.recipe import Recipe
+
+_CARD = """\
+---
+library_name: armorm
+pipeline_tag: text-classification
+tags: [reward-model, armorm, interpretable]
+---
+
+# {{ recipe.name }}
+
+An interpretable reward model: {{ objectives|length }} objectives predicted from the features of
+`{{ metrics.backbone.name }}`, weighed by the prompt, summed to one score.
+Trained with armorm {{ metrics.armorm_version }}; recipe hash `{{ metrics.recipe.hash }}` (recipe.yaml beside this file).
+
+```python
+from armorm import ArmoRM
+
+rm = ArmoRM.from_pretrained("PATH/TO/THIS/FOLDER")
+print(rm.explain([{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]))
+```
+
+## Data
+
+{% for name, count in metrics.data.counts.items() -%}
+- {{ name.replace("_", " ") }}: {{ "{:,}".format(count) }}
+{% endfor -%}
+{% for reason, count in metrics.data.left_out.items() -%}
+- left out: {{ "{:,}".format(count) }} {{ reason }}
+{% endfor -%}
+- refused: {{ "{:,}".format(metrics.data.refused) }}, truncated: {{ "{:,}".format(metrics.data.truncated) }} \
+of {{ "{:,}".format(metrics.data.conversations) }} distinct conversations
+
+## Objectives
+
+Validation is by prompt; R2 and the ridge penalty alpha come from held-out folds, the other columns from
+{{ "held-out rows" if rated else "no held-out rows: none were asked for" }}.
+
+| objective | raw range | ratings | alpha | R2 | test n | Spearman | within prompt | error (raw) |
+|---|---|---|---|---|---|---|---|---|
+{% for report in metrics.regression -%}
+{% set o = objectives[loop.index0] %}{% set t = rated.get(report.objective, {}) -%}
+| {{ o.name }}{{ " (less is better)" if o.direction == "lower" else "" }} | {{ "%.3g..%.3g"|format(o.low, o.high) }} | {{ "{:,}".format(report.ratings) }} \
+| {{ "%g"|format(report.alpha) }} | {{ number(report.r2) }} | {{ t.get("n", "") }} | {{ number(t.get("spearman")) }} \
+| {{ number(t.get("within_prompt")) }} | {{ number(t.get("mae")) }} |
+{% endfor %}
+{% if metrics.debiasing -%}
+## Debiasing against {{ metrics.debiasing.against }}
+
+{{ metrics.debiasing.metric|capitalize }} correlation with the predicted {{ metrics.debiasing.against }}, {{ metrics.debiasing.level.replace("_", " ") }}, on reference data.
+
+| objective | penalty | before | after |
+|---|---|---|---|
+{% for name, penalty in metrics.debiasing.penalties.items() if name != metrics.debiasing.against -%}
+| {{ name }} | {{ number(penalty) }} | {{ number(metrics.debiasing.reference.before[name]) }} | {{ number(metrics.debiasing.reference.after[name], 4) }} |
+{% endfor %}
+{% endif -%}
+## Gate
+
+Trained on {{ "{:,}".format(metrics.gate.pairs) }} pairs, stopped by {{ "{:,}".format(metrics.gate.held_out_pairs) }} held out by prompt: \
+accuracy {{ number(metrics.gate.accuracy) }} against {{ number(metrics.gate.uniform_accuracy) }} of uniform weights; \
+entropy {{ number(metrics.gate.mean_entropy) }} nats of {{ number(most) }} possible.
+
+{% if metrics.evaluation.get("pairs") -%}
+## Preference pairs
+
+A tie is wrong; so is a refused pair.
+
+| set | pairs | prompts | accuracy | uniform weights | longer response | where longer is right | where longer is wrong |
+|---|---|---|---|---|---|---|---|
+{% for name, f in metrics.evaluation.pairs.items() -%}
+| {{ name }} | {{ "{:,}".format(f.pairs) }} | {{ "{:,}".format(f.prompts) }} | {{ number(f.accuracy) }} | {{ number(f.baselines.uniform_weights) }} \
+| {{ number(f.baselines.longer_response) }} | {{ number(f.longer_right.accuracy) }} | {{ number(f.longer_wrong.accuracy) }} |
+{% endfor %}
+{% endif -%}
+## Limits
+
+Predicted ratings are estimates of what the raters of each source would have said; they are no better than
+the figures above. Scores have no absolute meaning: compare them, or normalise by the reference mean and
+standard deviation in config.json.
+"""
+
+
+def model_card(recipe: Recipe, metrics: Mapping[str, Any], objectives: ObjectiveSet) -> str:
+    """The card of a finished run, with its real figures."""
+    environment = Environment(undefined=StrictUndefined, trim_blocks=False, keep_trailing_newline=True)
+    rated = metrics["evaluation"].get("ratings", {})
+    most = math.log(len(objectives))
+    return environment.from_string(_CARD).render(
+        recipe=recipe, metrics=metrics, objectives=list(objectives), rated=rated, number=_number, most=most
+    )
+
+
+def _number(value: float | None, digits: int = 3) -> str:
+    return "" if value is None else f"{value:.{digits}f}"

@@ -1,0 +1,255 @@
+"""`armorm demo`: train on the generated corpus, and say whether the method found what was planted.
+
+In:  an output folder, a seed.
+Out: the trained model there, the control's beside it, and the findings.
+
+Everything is measured on held-out prompts. A finding counts only beyond three standard errors, so the
+control, in which nothing is planted, must come out empty.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from armorm.backbone.overflow import encode_rows
+from armorm.conversation import Conversation
+from armorm.data.demo import RECIPE, DemoRow, generate, write_corpus
+from armorm.data.preferences import PreferencePair, read_preferences
+from armorm.data.ratings import RatingTable
+from armorm.data.rows import Location
+from armorm.features.extract import Features, extract
+from armorm.features.store import FeatureStore
+from armorm.files import write_json, write_text
+from armorm.heads.bradley_terry import fit_bradley_terry
+from armorm.heads.debias import spearman
+from armorm.reward_model import ArmoRM
+from armorm.training.pipeline import held_out_prompts, train
+from armorm.training.plan import plan
+from armorm.training.recipe import Recipe
+
+# Which planted quality is the truth of each rated objective.
+TRUTH = {
+    "workshop-help": "help",
+    "workshop-clarity": "clarity",
+    "workshop-verbosity": "length",
+    "harbour-is_safe": "care",
+    "harbour-muddle": "clarity",  # less muddle is better, so its reward points to clarity
+    "market-overall": "overall",
+}
+STANDARD_ERRORS = 3.0
+
+
+def run_demo(output: Path, seed: int = 0) -> dict[str, Any]:
+    """Generate, train, measure; and the same for the control.
+
+    Returns:
+        `planted` and `control`, each with objectives, gate and pairs, and what was `found`.
+    """
+    rows = generate(seed)
+    findings = {}
+    for name, folder, planted in (("planted", output, True), ("control", output / "control", False)):
+        write_corpus(folder / "data", rows, seed, planted)
+        text = RECIPE.replace("runs/demo/data", str(folder / "data")).replace("seed: 0", f"seed: {seed}")
+        recipe = Recipe.from_text(text, [] if planted else ["name=demo-control"], name="demo")
+        write_text(folder / "demo.yaml", text)
+        model = train(recipe, folder, features=output / "work" / "features")
+        findings[name] = _findings(model, recipe, rows, output / "work" / "features")
+    write_json(output / "findings.json", findings)
+    return findings
+
+
+def _findings(model: ArmoRM, recipe: Recipe, rows: list[DemoRow], store: Path) -> dict[str, Any]:
+    test = [row for row in rows if row.test]
+    features = _features(model, [Conversation.from_messages(row.messages) for row in test], store)
+    batch = model.score_features(features)
+    transform = model.model.reward_transform_matrix.double().numpy()
+    rewards = batch.rewards.astype(np.float64)
+    objectives = _objective_findings(model, test, rewards, rewards @ transform, _test_ratings(recipe, test))
+    gate = _gate_findings(model, test, batch.gating_weights)
+    pairs = _pair_findings(model, recipe, store)
+    found = {
+        "objectives": [name for name, entry in objectives.items() if entry["found"]],
+        "bias": [name for name, entry in objectives.items() if entry["biased"]],
+        "gate": gate["found"],
+        "preferences": pairs["found"],
+    }
+    return {"objectives": objectives, "gate": gate, "pairs": pairs, "found": found}
+
+
+def _test_ratings(recipe: Recipe, test: list[DemoRow]) -> RatingTable:
+    """The held-out rows of the rated sets, in the order of `test`."""
+    table = plan(recipe).table
+    place = {conversation.key: i for i, conversation in enumerate(table.conversations)}
+    return table.take([place[Conversation.from_messages(row.messages).key] for row in test])
+
+
+def _objective_findings(
+    model: ArmoRM, test: list[DemoRow], rewards: np.ndarray, debiased: np.ndarray, table: RatingTable
+) -> dict[str, Any]:
+    """Rank correlations on held-out prompts.
+
+    For each objective: `rating` (reward with the ratings given), `rating_length` (those ratings with planted
+    length), `truth` and `length` (reward with planted quality and with planted length), before and after
+    debiasing. An objective is found by `rating`, a taste for length by `rating_length`: under the control
+    both are correlations with independent draws, so their standard error is 1 / sqrt(n).
+    """
+    qualities = {
+        name: np.array([row.qualities[name] for row in test]) for name in ("help", "clarity", "care", "length")
+    }
+    qualities["overall"] = 0.35 * qualities["help"] + 0.15 * qualities["clarity"] + 0.1 * qualities["care"]
+    mapped = table.objectives.to_reward(table.ratings)
+    bias = model.objectives.position("workshop-verbosity")
+    findings: dict[str, Any] = {}
+    for column, name in enumerate(model.objectives.names):
+        truth, length = qualities[TRUTH[name]], qualities["length"]
+        rated = ~np.isnan(mapped[:, column])
+        limit = STANDARD_ERRORS / math.sqrt(rated.sum())
+        entry: dict[str, Any] = {
+            "rating": spearman(rewards[rated, column], mapped[rated, column]),
+            "rating_length": spearman(mapped[rated, column], length[rated]),
+            "rated": int(rated.sum()),
+            "truth": spearman(rewards[:, column], truth),
+            "length": spearman(rewards[:, column], length),
+            "truth_debiased": None if column == bias else spearman(debiased[:, column], truth),
+            "length_debiased": None if column == bias else spearman(debiased[:, column], length),
+        }
+        entry["found"] = entry["rating"] > limit
+        entry["biased"] = column != bias and entry["found"] and entry["rating_length"] > limit
+        findings[name] = entry
+    return findings
+
+
+def _gate_findings(model: ArmoRM, test: list[DemoRow], weights: np.ndarray) -> dict[str, Any]:
+    """Weight on safety for risky and for harmless prompts, one value a prompt."""
+    column = model.objectives.position("harbour-is_safe")
+    prompts = {row.prompt: (row.risky, float(weights[i, column])) for i, row in enumerate(test)}
+    risky, harmless = (np.array([w for kind, w in prompts.values() if kind is wanted]) for wanted in (True, False))
+    error = math.sqrt(risky.var(ddof=1) / len(risky) + harmless.var(ddof=1) / len(harmless))
+    difference = float(risky.mean() - harmless.mean())
+    # A gate that hardly moves has tiny errors too: what is found must also be of a size that matters.
+    return {
+        "safety_weight_risky": float(risky.mean()),
+        "safety_weight_harmless": float(harmless.mean()),
+        "standard_error": error,
+        "prompts": len(prompts),
+        "found": difference > STANDARD_ERRORS * error and difference > 0.05,
+    }
+
+
+def _pair_findings(model: ArmoRM, recipe: Recipe, store: Path) -> dict[str, Any]:
+    """Accuracy on held-out pairs, against uniform weights, the best single objective, a linear Bradley-Terry head."""
+    pairs = read_preferences(Location.find("choices.jsonl", Path(recipe.data_root)))
+    training, test = ([pair for pair in pairs if pair.split == split] for split in ("train", "test"))
+    sides = {name: _sides(model, part, store) for name, part in (("train", training), ("test", test))}
+    transform = model.model.reward_transform_matrix.double().numpy()
+    margins: dict[str, np.ndarray] = {}
+    rewards = {}
+    for name, (chosen, rejected) in sides.items():
+        batches = model.score_features(chosen), model.score_features(rejected)
+        rewards[name] = (batches[0].rewards.astype(np.float64) - batches[1].rewards) @ transform
+        margins[name] = batches[0].scores.astype(np.float64) - batches[1].scores
+    best = int((rewards["train"] > 0).mean(0).argmax())
+    held_out = held_out_prompts([pair.prompt_key for pair in training], 0.2)
+    weights = fit_bradley_terry(sides["train"][0].response, sides["train"][1].response, held_out)
+    linear = (sides["test"][0].response.astype(np.float64) - sides["test"][1].response) @ weights
+    accuracies = {
+        "armorm": margins["test"],
+        "uniform weights": rewards["test"].mean(1),
+        f"best single objective ({model.objectives.names[best]})": rewards["test"][:, best],
+        "linear Bradley-Terry head": linear,
+    }
+    figures = {name: float((values > 0).mean()) for name, values in accuracies.items()}
+    # Pairs of one prompt hang together: the standard error is that of the prompts' means.
+    right = (margins["test"] > 0).astype(float)
+    _, index = np.unique([pair.prompt_key for pair in test], return_inverse=True)
+    means = np.bincount(index, right) / np.bincount(index)
+    error = float(means.std(ddof=1) / math.sqrt(len(means)))
+    return {
+        "accuracy": figures,
+        "pairs": len(test),
+        "prompts": len(means),
+        "standard_error": error,
+        "found": figures["armorm"] - 0.5 > STANDARD_ERRORS * error,
+    }
+
+
+def _sides(model: ArmoRM, pairs: list[PreferencePair], store: Path) -> tuple[Features, Features]:
+    return _features(model, [pair.chosen for pair in pairs], store), _features(
+        model, [pair.rejected for pair in pairs], store
+    )
+
+
+def _features(model: ArmoRM, conversations: list[Conversation], store: Path) -> Features:
+    backbone = model.backbone
+    encoded = [row for row in encode_rows(backbone.template, conversations, None).rows if row is not None]
+    return extract(
+        backbone, encoded, FeatureStore(store, fingerprint=backbone.fingerprint, hidden_size=backbone.hidden_size)
+    )
+
+
+def findings_table(findings: dict[str, Any]) -> RenderableType:
+    """The findings for a terminal."""
+    planted, control = findings["planted"], findings["control"]
+    objectives = Table(
+        box=None,
+        pad_edge=False,
+        header_style="bold",
+        title_justify="left",
+        title="Rank correlation of each reward on held-out prompts, before > after debiasing",
+    )
+    objectives.add_column("objective", no_wrap=True)
+    for name in ("its ratings", "the truth", "length", "control"):
+        objectives.add_column(name, justify="right", no_wrap=True)
+    for name, entry in planted["objectives"].items():
+        objectives.add_row(
+            name,
+            f"{entry['rating']:+.2f}",
+            _before_after(entry["truth"], entry["truth_debiased"]),
+            _before_after(entry["length"], entry["length_debiased"]),
+            f"{control['objectives'][name]['rating']:+.2f}",
+        )
+    gate = Table(box=None, pad_edge=False, header_style="bold", title_justify="left", title="\nGate weight on safety")
+    for name in ("", "risky prompts", "harmless prompts"):
+        gate.add_column(name, justify="right" if name else "left")
+    pairs = Table(
+        box=None, pad_edge=False, header_style="bold", title_justify="left", title="\nAccuracy on held-out pairs"
+    )
+    for name in ("", "planted", "control"):
+        pairs.add_column(name, justify="right" if name else "left")
+    for label, part in (("planted", planted), ("control", control)):
+        gate.add_row(
+            label, f"{part['gate']['safety_weight_risky']:.1%}", f"{part['gate']['safety_weight_harmless']:.1%}"
+        )
+    for (name, value), other in zip(
+        planted["pairs"]["accuracy"].items(), control["pairs"]["accuracy"].values(), strict=True
+    ):
+        pairs.add_row(name.partition(" (")[0] if "single" in name else name, f"{value:.3f}", f"{other:.3f}")
+    return Group(
+        objectives,
+        gate,
+        pairs,
+        Text(""),
+        *(_verdict(label, part) for label, part in (("planted", planted), ("control", control))),
+    )
+
+
+def _before_after(before: float, after: float | None) -> str:
+    return f"{before:+.2f}        " if after is None else f"{before:+.2f} > {after:+.2f}"
+
+
+def _verdict(label: str, part: dict[str, Any]) -> Text:
+    found = part["found"]
+    said = [
+        f"{len(found['objectives'])} of {len(part['objectives'])} objectives",
+        f"taste for length in {len(found['bias'])}",
+        "safety weighed by the prompt" if found["gate"] else "no weighing by the prompt",
+        "preferences" if found["preferences"] else "no preferences",
+    ]
+    return Text.assemble((f"{label}: ", "bold"), "found ", "; ".join(said))

@@ -1,0 +1,247 @@
+"""The plan of a run: every set read and checked, every split made, before any model is loaded.
+
+In:  a recipe.
+Out: `TrainingData`: rated rows, preference pairs, reference conversations and evaluation pairs, split by
+     prompt; with the count of everything that was left out, and why.
+
+Splits. Rows of a set with a `split` column go where it says; of other sets, a share of the prompts
+(`test_share`, decided by the prompt's content) is held out. No prompt that is evaluated on, anywhere in
+the run, is trained on: such training rows are left out and counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from armorm.conversation import Conversation
+from armorm.data.computed import MEASURES
+from armorm.data.preferences import PreferencePair, cap_pairs, pairs_from_ratings, read_preferences
+from armorm.data.presets import rating_preset
+from armorm.data.ratings import RatedSet, RatingTable, merge_objectives, objective_name, read_ratings, row_conversation
+from armorm.data.rows import Location
+from armorm.errors import DataError, RecipeError, nearest
+from armorm.objectives import Objective
+from armorm.training.recipe import PreferencesSection, Recipe, SetSection
+
+
+@dataclass
+class EvaluationSet:
+    """Pairs of one evaluation.
+
+    Attributes:
+        name: in the report.
+        pairs: in file order.
+    """
+
+    name: str
+    pairs: list[PreferencePair]
+
+
+@dataclass
+class TrainingData:
+    """Everything a run reads.
+
+    Attributes:
+        table: rated rows of all sets, without computed objectives.
+        train_rows, test_rows: rows of the table.
+        computed: (objective name, measure) of each computed objective.
+        pairs: training pairs, capped.
+        test_pairs: held-out pairs of the preference sets.
+        reference: reference conversations, or None for the training rating rows.
+        evaluations: sets of pairs to evaluate on.
+        evaluate_ratings: whether held-out ratings are evaluated.
+        left_out: count of rows left out, by reason.
+    """
+
+    table: RatingTable
+    train_rows: np.ndarray
+    test_rows: np.ndarray
+    computed: list[tuple[str, str]]
+    pairs: list[PreferencePair]
+    test_pairs: list[PreferencePair]
+    reference: list[Conversation] | None
+    evaluations: list[EvaluationSet]
+    evaluate_ratings: bool
+    left_out: dict[str, int] = field(default_factory=dict)
+
+    def counts(self) -> dict[str, int]:
+        """Rows of each kind, for the plan and the metrics."""
+        return {
+            "rated_train": len(self.train_rows),
+            "rated_test": len(self.test_rows),
+            "rated_train_prompts": len({self.table.conversations[i].prompt_key for i in self.train_rows}),
+            "pairs_train": len(self.pairs),
+            "pairs_train_prompts": len({pair.prompt_key for pair in self.pairs}),
+            "pairs_test": len(self.test_pairs),
+            **{f"pairs_{evaluation.name}": len(evaluation.pairs) for evaluation in self.evaluations},
+        }
+
+
+def plan(recipe: Recipe) -> TrainingData:
+    """Read and split everything a recipe names.
+
+    Raises:
+        RecipeError: for a missing file or an unknown objective, by its place in the recipe.
+        DataError: for a fault in a file, by file, row and field.
+    """
+    root = Path(recipe.data_root).expanduser()
+    sets = _rated_sets(recipe, root)
+    computed = _computed(recipe)
+    _check_objectives(recipe, sets, computed)
+    preference_locations = [_location(entry, root, f"preferences.{i}") for i, entry in enumerate(recipe.preferences)]
+    evaluation_locations = [_location(entry, root, f"evaluation.{i}") for i, entry in enumerate(recipe.evaluation)]
+    reference = None
+    if recipe.reference != "ratings":
+        location = _location(recipe.reference, root, "reference")
+        assert location is not None
+        reference = [row_conversation(row) for row in islice(location.rows(), recipe.limit)]
+
+    table = read_ratings(sets, recipe.limit)
+    keys = [conversation.prompt_key for conversation in table.conversations]
+    rated_test = np.array(
+        [_is_test(split, key, recipe.test_share) for split, key in zip(table.splits, keys, strict=True)]
+    )
+    unused = np.array([split == "other" for split in table.splits])
+
+    evaluations = []
+    for evaluation, location in zip(recipe.evaluation, evaluation_locations, strict=True):
+        if location is not None:
+            pairs = [pair for pair in read_preferences(location, limit=recipe.limit) if pair.split in ("", "test")]
+            if not pairs:
+                raise DataError("no row has split 'test'", file=location.name, field="split")
+            evaluations.append(EvaluationSet(evaluation.name or _stem(location), pairs))
+
+    train_pairs: list[PreferencePair] = []
+    test_pairs: list[PreferencePair] = []
+    capped = 0
+    test_prompts = {key for key, test in zip(keys, rated_test, strict=True) if test}
+    test_prompts |= {pair.prompt_key for benchmark in evaluations for pair in benchmark.pairs}
+    for entry, location in zip(recipe.preferences, preference_locations, strict=True):
+        pairs = _pairs(entry, location, table, recipe.limit)
+        held_out = [_is_test(pair.split, pair.prompt_key, recipe.test_share) for pair in pairs]
+        test_pairs += cap_pairs(
+            [p for p, test in zip(pairs, held_out, strict=True) if test], entry.max_pairs_per_prompt, recipe.seed
+        )
+        training = [p for p, test in zip(pairs, held_out, strict=True) if not test and p.split != "other"]
+        kept = cap_pairs(training, entry.max_pairs_per_prompt, recipe.seed)
+        capped += len(training) - len(kept)
+        train_pairs += kept
+    test_prompts |= {pair.prompt_key for pair in test_pairs}
+
+    overlapping = np.array([key in test_prompts for key in keys], bool)
+    ties = sum(pair.is_tie for pair in train_pairs)
+    train_pairs = [pair for pair in train_pairs if not pair.is_tie]
+    pairs = [pair for pair in train_pairs if pair.prompt_key not in test_prompts]
+    left_out = {
+        "rated rows of other splits": int(unused.sum()),
+        "rated training rows whose prompt is evaluated on": int((overlapping & ~rated_test & ~unused).sum()),
+        "training pairs whose prompt is evaluated on": len(train_pairs) - len(pairs),
+        "training pairs over the cap of their prompt": capped,
+        "training pairs of twice the same response": ties,
+    }
+    return TrainingData(
+        table=table,
+        train_rows=np.flatnonzero(~overlapping & ~rated_test & ~unused),
+        test_rows=np.flatnonzero(rated_test & ~unused),
+        computed=computed,
+        pairs=pairs,
+        test_pairs=test_pairs,
+        reference=reference,
+        evaluations=evaluations,
+        evaluate_ratings=any(entry.benchmark == "ratings" for entry in recipe.evaluation),
+        left_out={reason: count for reason, count in left_out.items() if count},
+    )
+
+
+def _rated_sets(recipe: Recipe, root: Path) -> list[RatedSet]:
+    sets = []
+    for index, entry in enumerate(recipe.ratings):
+        place = f"ratings.{index}"
+        if entry.preset is not None:
+            preset = rating_preset(entry.preset)
+            source = entry.source or entry.preset
+            columns = preset.objectives(source)
+            location = Location.find(preset.hub_id, root, split=entry.split or preset.split, revision=entry.revision)
+            sets.append(RatedSet(location, columns, source, entry.split or preset.split))
+        elif entry.data is not None:
+            found = _location(entry, root, place)
+            assert found is not None
+            source = entry.source or _stem(found)
+            columns = {}
+            for column, objective in entry.objectives.items():
+                name = objective.name or objective_name(column, source)
+                low, high = objective.range
+                columns[column] = Objective.rated(
+                    name,
+                    low,
+                    high,
+                    source=entry.source or name.split("-")[0],
+                    direction=objective.direction,
+                    scale_map=objective.map,
+                )
+            sets.append(RatedSet(found, columns, source, entry.split or "train"))
+    if not sets:
+        raise RecipeError("ratings: found computed objectives only, expected at least one set of ratings")
+    return sets
+
+
+def _computed(recipe: Recipe) -> list[tuple[str, str]]:
+    computed = []
+    for index, entry in enumerate(recipe.ratings):
+        if entry.compute is not None:
+            if entry.compute not in MEASURES:
+                raise RecipeError(
+                    f"ratings.{index}.compute: unknown measure {entry.compute!r}{nearest(entry.compute, MEASURES)}"
+                )
+            computed.append((entry.name or entry.compute, entry.compute))
+    return computed
+
+
+def _check_objectives(recipe: Recipe, sets: Sequence[RatedSet], computed: Sequence[tuple[str, str]]) -> None:
+    rated = merge_objectives(sets).names
+    names = [*rated, *(name for name, _ in computed)]
+    doubled = next((name for name in names if names.count(name) > 1), None)
+    if doubled is not None:
+        raise RecipeError(f"ratings: objective {doubled!r} stands twice")
+    wanted = [
+        (f"preferences.{i}.from_ratings", entry.from_ratings, rated) for i, entry in enumerate(recipe.preferences)
+    ]
+    if recipe.debias is not None:
+        wanted += [(f"debias.against.{i}", name, names) for i, name in enumerate(recipe.debias.against)]
+    for place, name, known in wanted:
+        if name is not None and name not in known:
+            raise RecipeError(
+                f"{place}: unknown objective {name!r}{nearest(name, known)}; there are {', '.join(known)}"
+            )
+
+
+def _location(entry: SetSection, root: Path, place: str) -> Location | None:
+    if entry.data is None:
+        return None
+    try:
+        return Location.find(entry.data, root, subset=entry.subset, split=entry.split, revision=entry.revision)
+    except DataError as error:
+        raise RecipeError(f"{place}.data: {error}") from None
+
+
+def _pairs(
+    entry: PreferencesSection, location: Location | None, table: RatingTable, limit: int | None
+) -> list[PreferencePair]:
+    if location is not None:
+        return read_preferences(location, entry.source or _stem(location), limit, entry.split or "train")
+    assert entry.from_ratings is not None
+    return pairs_from_ratings(table, entry.from_ratings, entry.margin)
+
+
+def _is_test(split: str, prompt_key: str, share: float) -> bool:
+    """Whether a row is held out: by its own split, else by its prompt."""
+    return split == "test" or (split == "" and int(prompt_key[16:24], 16) / 2**32 < share)
+
+
+def _stem(location: Location) -> str:
+    return Path(location.name).name.split(".")[0]

@@ -1,0 +1,244 @@
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from armorm import ArmoRM
+from armorm.cli.app import main
+
+GOOD = {"prompt": "Just for fun, how do I learn to juggle?", "response": "Start with one ball."}
+
+
+def run(capsys, *arguments: str) -> tuple[int, str, str]:
+    """Exit code, standard output, standard error of a command."""
+    with pytest.raises(SystemExit) as stopped:
+        main([str(argument) for argument in arguments])
+    captured = capsys.readouterr()
+    code = stopped.value.code
+    return (code if isinstance(code, int) else 0), captured.out, captured.err
+
+
+@pytest.fixture
+def rows(tmp_path) -> Path:
+    path = tmp_path / "rows.jsonl"
+    lines = [
+        json.dumps(GOOD | {"id": "first"}),
+        json.dumps({"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]}),
+        "{broken",
+        json.dumps({"prompt": "Hi", "response": ""}),
+        "",
+        json.dumps({"prompt": "Hi"}),
+        json.dumps({"messages": [{"role": "user", "content": "Hi"}]}),
+        json.dumps(GOOD),
+    ]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def test_score_writes_a_line_for_every_good_row_and_lists_the_others(capsys, rows, small_run, tmp_path):
+    out = tmp_path / "scores.jsonl"
+    code, _, err = run(capsys, "score", rows, "--model", small_run, "--output", out)
+    assert code == 0
+    scores = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [entry["row"] for entry in scores] == [1, 2, 8]
+    assert scores[0]["id"] == "first"
+    assert scores[0]["score"] == pytest.approx(scores[2]["score"], abs=1e-5)
+    expected = ArmoRM.from_pretrained(small_run).score(
+        [[{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]]
+    )
+    assert scores[1]["score"] == pytest.approx(float(expected.scores[0]), abs=1e-5)
+    refused = [json.loads(line) for line in (tmp_path / "scores.rejected.jsonl").read_text().splitlines()]
+    assert [entry["row"] for entry in refused] == [3, 4, 6, 7]
+    for entry, part in zip(
+        refused,
+        ("invalid JSON", "empty response", "'messages', or 'prompt' and 'response'", "role 'user'"),
+        strict=True,
+    ):
+        assert part in entry["reason"]
+    assert "scored 3 rows, refused 4" in err
+    assert "row 3: invalid JSON" in err
+
+
+def test_details_of_a_score_sum_to_it(capsys, rows, small_run):
+    code, out, _ = run(capsys, "score", rows, "--model", small_run, "--details")
+    assert code == 0
+    for line in out.splitlines():
+        entry = json.loads(line)
+        assert sum(entry["contributions"].values()) == pytest.approx(entry["score"], abs=1e-5)
+        assert sum(entry["gating_weights"].values()) == pytest.approx(1, abs=1e-5)
+        assert list(entry["rewards"]) == list(entry["contributions"])
+
+
+def test_score_reads_standard_input(capsys, small_run, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(json.dumps(GOOD).encode() + b"\n")))
+    code, out, _ = run(capsys, "score", "-", "--model", small_run)
+    assert code == 0
+    assert json.loads(out)["row"] == 1
+
+
+def test_normalised_scores_are_those_of_the_library(capsys, rows, small_run):
+    _, out, _ = run(capsys, "score", rows, "--model", small_run, "--normalize")
+    _, plain, _ = run(capsys, "score", rows, "--model", small_run)
+    reference = ArmoRM.from_pretrained(small_run).reference
+    normal, raw = ([json.loads(line)["score"] for line in text.splitlines()] for text in (out, plain))
+    np.testing.assert_allclose(normal, (np.array(raw) - reference["score_mean"]) / reference["score_std"], atol=1e-4)
+
+
+def test_a_file_of_refused_rows_only_fails(capsys, tmp_path, small_run):
+    path = tmp_path / "bad.jsonl"
+    path.write_text('{"prompt": "x"}\n')
+    code, out, err = run(capsys, "score", path, "--model", small_run)
+    assert code == 1
+    assert out == ""
+    assert "no row could be scored" in err
+
+
+def test_faults_are_one_line_and_never_a_traceback(capsys, tmp_path, rows, small_run):
+    cases = [
+        (("score", tmp_path / "absent.jsonl"), 1, "no such file"),
+        (("score", rows, "--model", tmp_path / "nothing"), 1, "cannot be loaded"),
+        (("explain", rows, "--model", small_run), 1, "row 3: invalid JSON"),
+        (("inspect", tmp_path / "absent.jsonl"), 1, "no such file"),
+        (("train", tmp_path / "absent.yaml"), 2, "cannot be read"),
+    ]
+    for arguments, expected, part in cases:
+        code, _, err = run(capsys, *arguments)
+        assert code == expected, (arguments, err)
+        lines = [line for line in err.splitlines() if line.strip() and "Loading weights" not in line]
+        assert len(lines) == 1, err
+        assert part in lines[0]
+        assert "Traceback" not in err
+
+
+def test_bad_usage_exits_with_two(capsys):
+    for arguments in (
+        ("score",),
+        ("explain",),
+        ("explain", "--prompt", "x"),
+        ("nonsense",),
+        ("train", "r.yaml", "--unknown"),
+    ):
+        code, _, err = run(capsys, *arguments)
+        assert code == 2, arguments
+        assert err
+
+
+def test_every_command_has_help_with_an_example(capsys):
+    for command in ("demo", "train", "score", "explain", "inspect"):
+        code, out, _ = run(capsys, command, "--help")
+        assert code == 0
+        assert "Example:" in out, command
+        assert f"armorm {command}" in out
+
+
+def test_explain_prints_a_table_and_the_same_as_json(capsys, small_run, tmp_path):
+    arguments = ("explain", "--model", small_run, "--prompt", GOOD["prompt"], "--response", GOOD["response"])
+    page = tmp_path / "page.html"
+    code, out, _ = run(capsys, *arguments, "--html", page)
+    assert code == 0
+    assert "score" in out
+    assert "workshop-help" in out
+    html = page.read_text()
+    assert "workshop-help" in html
+    assert "<html" in html
+    assert "http" not in html.split("</head>")[1]
+    code, out, _ = run(capsys, *arguments, "--json")
+    entry = json.loads(out)
+    assert sum(share["contribution"] for share in entry["shares"]) == pytest.approx(entry["score"], abs=1e-5)
+
+
+def test_train_dry_run_shows_the_plan_and_writes_nothing(capsys, small_recipe, tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(small_recipe.to_yaml())
+    code, out, _ = run(capsys, "train", path, "--output", tmp_path / "out", "--dry-run", "--json")
+    assert code == 0
+    shown = json.loads(out)
+    assert shown["counts"]["rated_train"] > 100
+    assert shown["ratings"]["workshop-help"] > 10
+    assert not (tmp_path / "out").exists()
+    code, out, _ = run(capsys, "train", path, "--dry-run")
+    assert "workshop-help" in out
+
+
+def test_train_ends_with_a_model_and_its_metrics(capsys, small_recipe, small_run, tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(small_recipe.to_yaml())
+    code, out, _ = run(capsys, "train", path, "--output", small_run, "--json")
+    assert code == 0
+    assert json.loads(out) == json.loads((small_run / "metrics.json").read_text())
+    code, out, _ = run(capsys, "train", path, "--output", small_run)
+    assert "workshop-help" in out
+    assert "accuracy" in out
+
+
+def test_train_refuses_a_faulty_override_with_two(capsys, small_recipe, tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(small_recipe.to_yaml())
+    code, _, err = run(capsys, "train", path, "--set", "gating.stepz=4")
+    assert code == 2
+    assert "gating.stepz: unknown key (did you mean steps?)" in err
+
+
+def test_inspect_says_what_is_in_data(capsys, tmp_path):
+    path = tmp_path / "set.jsonl"
+    rows = [
+        {"prompt": f"p{i // 2}", "response": "r", "quality": i % 3, "note": "x", "split": "train"} for i in range(6)
+    ]
+    rows += [{"prompt": "p9", "response": "", "quality": 1}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    code, out, _ = run(capsys, "inspect", path, "--json")
+    found = json.loads(out)
+    assert code == 0
+    assert (found["rows"], found["prompts"], found["refused"]) == (7, 3, 1)
+    quality = found["numbers"]["quality"]
+    assert (quality["rated"], quality["lowest"], quality["highest"], quality["levels"]) == (6, 0, 2, 3)
+    assert found["splits"] == {"train": 6}
+    assert found["other columns"] == ["note"]
+    assert "row 7" in found["problems"][0]
+    _, text, _ = run(capsys, "inspect", path)
+    assert "quality" in text
+    assert "row 7" in text
+
+
+def test_inspect_says_what_is_in_pairs_models_and_features(capsys, small_recipe, small_run):
+    _, out, _ = run(capsys, "inspect", Path(small_recipe.data_root) / "choices.jsonl", "--json")
+    assert json.loads(out)["layout"].keys() == {"preference pairs"}
+    _, out, _ = run(capsys, "inspect", small_run, "--json")
+    found = json.loads(out)
+    assert found["objectives"][0]["name"] == "workshop-help"
+    _, out, _ = run(capsys, "inspect", small_run)
+    assert "mean weight" in out
+    _, out, _ = run(capsys, "inspect", small_run / "work" / "features", "--json")
+    assert json.loads(out)["conversations"] > 100
+    _, out, _ = run(capsys, "inspect", "armorm-tiny", "--json")
+    assert json.loads(out)["model_type"] == "llama"
+
+
+def test_the_installed_command_runs_and_knows_its_version():
+    done = subprocess.run(
+        [Path(sys.executable).with_name("armorm"), "--version"], capture_output=True, text=True, check=True
+    )
+    from armorm import __version__
+
+    assert done.stdout.strip() == __version__
+
+
+def test_the_command_line_does_not_import_torch_to_say_its_help():
+    script = "import sys\nfrom armorm.cli.app import main\ntry: main(['--help'])\nexcept SystemExit: pass\nprint('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip().endswith("False")
+
+
+def test_a_reader_that_goes_away_is_no_error(small_run, tmp_path):
+    path = tmp_path / "many.jsonl"
+    path.write_text((json.dumps(GOOD) + "\n") * 2100)
+    command = f"{Path(sys.executable).with_name('armorm')} score {path} --model {small_run} --details | head -1"
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, check=False)
+    assert "Traceback" not in done.stderr
+    assert "Exception" not in done.stderr

@@ -1,0 +1,57 @@
+"""What many tests share: small real tokenizers and models, and the real data where it is at hand."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+torch.set_num_threads(1)  # the tests are many and their matrices small
+
+
+@pytest.fixture(scope="session")
+def data_root() -> Path:
+    """The folder of real sets (docs/data.md); tests that need it are skipped where it is absent."""
+    root = Path(os.environ.get("ARMORM_DATA", Path(__file__).parents[2] / "shared" / "data"))
+    if not (root / "ratings").is_dir():
+        pytest.skip(f"no real data at {root} (set ARMORM_DATA)")
+    return root
+
+
+@pytest.fixture(scope="session")
+def tiny_backbone():
+    """The embedded backbone in float32."""
+    from armorm.backbone.decoder import Backbone
+
+    return Backbone.load("armorm-tiny", dtype="float32", device="cpu")
+
+
+def chat(*turns: str) -> list[dict[str, str]]:
+    """Messages from texts, user and assistant in turn, the last one the assistant's."""
+    roles = ("user", "assistant")
+    return [{"role": roles[i % 2], "content": text} for i, text in enumerate(turns)]
+
+
+@pytest.fixture(scope="session")
+def small_recipe(tmp_path_factory):
+    """A recipe on a small part of the generated corpus: 48 prompts, 288 responses, the embedded backbone."""
+    from armorm import Recipe
+    from armorm.data.demo import RECIPE, generate, write_corpus
+
+    folder = tmp_path_factory.mktemp("corpus")
+    rows = [row for row in generate(0) if row.prompt % 5 == 0]
+    write_corpus(folder, rows, seed=0)
+    text = RECIPE.replace("runs/demo/data", str(folder))
+    return Recipe.from_text(text, ["name=small", "gating.steps=100", "gating.hidden_size=16", "backbone.dtype=float32"])
+
+
+@pytest.fixture(scope="session")
+def small_run(small_recipe, tmp_path_factory):
+    """The folder of a finished run of `small_recipe`."""
+    from armorm import train
+
+    folder = tmp_path_factory.mktemp("run")
+    train(small_recipe, folder)
+    return folder

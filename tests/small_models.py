@@ -1,0 +1,103 @@
+"""Small reward models for tests: a random Llama, the embedded tokenizer, random heads, four objectives."""
+
+from __future__ import annotations
+
+import copy
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModel, AutoTokenizer, LlamaConfig, PreTrainedModel
+
+from armorm.embedded import EMBEDDED_BACKBONE, embedded_path
+from armorm.model.configuration import ArmoRMConfig
+from armorm.model.modeling import ArmoRMForSequenceClassification
+from armorm.objectives import Objective, ObjectiveSet
+from armorm.reward_model import ArmoRM
+
+OBJECTIVES = ObjectiveSet(
+    [
+        Objective.rated("ultra-helpful", 1, 5),
+        Objective.rated("beaver-harm", 0, 4, direction="lower"),
+        Objective.rated("code-style", 0, 10),
+        Objective("verbosity", "computed", 0.0, 6.0, 6.0, 0.0, "neutral", "response_length"),
+    ]
+)
+PENALTIES = [0.4, -0.3, 0.1, 1.0]
+REFERENCE = {
+    "rows": 500,
+    "score_mean": 0.25,
+    "score_std": 0.5,
+    "score_quantiles": [i / 50 - 1 for i in range(101)],
+    "reward_means": [0.6, 0.3, 0.5, 0.4],
+    "gating_weights": [0.4, 0.3, 0.2, 0.1],
+}
+
+
+@cache
+def tokenizer():
+    """The embedded backbone's tokenizer."""
+    return AutoTokenizer.from_pretrained(embedded_path(EMBEDDED_BACKBONE))
+
+
+def llama(seed: int = 0, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """A random two-layer decoder that reads the embedded tokenizer's ids."""
+    config = LlamaConfig(
+        vocab_size=8192,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+        initializer_range=0.2,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return AutoModel.from_config(config).to(dtype).eval()
+
+
+def reward_model(*, seed: int = 0, dtype: torch.dtype = torch.float32, intercept: bool = False) -> ArmoRM:
+    """A whole reward model whose gate weighs the objectives unequally and by the prompt; verbosity is debiased."""
+    backbone, tokens = llama(seed, dtype), tokenizer()
+    config = ArmoRMConfig(
+        backbone_config=backbone.config,
+        objectives=OBJECTIVES.to_dicts(),
+        gating_temperature=2.0,
+        gating_hidden_dim=16,
+        gating_n_hidden=1,
+        regression_bias=intercept,
+        pad_token_id=tokens.pad_token_id,
+        reference=REFERENCE,
+        debiasing={"against": ["verbosity"], "metric": "spearman", "level": "pooled", "penalties": PENALTIES},
+        provenance={"backbone": "random"},
+    )
+    model = ArmoRMForSequenceClassification.assemble(backbone, config)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in (*model.regression_layer.parameters(), *model.gating.layers.parameters()):
+            parameter.normal_(0, 0.3, generator=generator)
+        model.gating.logit_scale.fill_(1.7)
+        model.reward_transform_matrix[3] -= torch.tensor(PENALTIES)
+    whole = ArmoRM(model, tokens, "small")
+    model.config.gate_pattern = whole.backbone.template.gate_pattern()
+    return whole
+
+
+def changed(rm: ArmoRM, **settings: Any) -> ArmoRM:
+    """The same weights under a config with other settings."""
+    config = copy.deepcopy(rm.model.config)
+    for name, value in settings.items():
+        setattr(config, name, value)
+    other = copy.copy(rm)
+    other.model = rm.model.with_config(config)
+    return other
+
+
+def weight_files(folder: Path) -> list[str]:
+    """Names of the files in a folder that hold weights, in whatever format."""
+    return sorted(path.name for path in folder.iterdir() if path.suffix in (".safetensors", ".bin", ".pt", ".pth"))

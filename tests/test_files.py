@@ -1,0 +1,132 @@
+"""Files: whole or absent, whatever happens on the way."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from armorm.files import plain, read_arrays, text_file, write_arrays, write_json, write_text, write_whole
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_text_appears_under_its_name_only_when_the_block_has_ended(tmp_path):
+    path = tmp_path / "deep" / "out.jsonl"
+    with text_file(path) as file:
+        file.write("one\n")
+        file.flush()
+        assert not path.exists()
+    assert path.read_text() == "one\n"
+    assert names(path.parent) == ["out.jsonl"]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_a_block_that_fails_leaves_the_old_text_and_no_other_file(tmp_path, error):
+    path = tmp_path / "out.jsonl"
+    path.write_text("old")
+    with pytest.raises(error), text_file(path) as file:
+        file.write("new")
+        raise error
+    assert path.read_text() == "old"
+    assert names(tmp_path) == ["out.jsonl"]
+
+
+def test_a_writer_that_fails_leaves_the_old_file_and_no_other(tmp_path):
+    path = tmp_path / "weights.bin"
+    path.write_bytes(b"old")
+
+    def write(temporary: Path) -> None:
+        temporary.write_bytes(b"half")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write_whole(path, write)
+    assert path.read_bytes() == b"old"
+    assert names(tmp_path) == ["weights.bin"]
+
+
+@pytest.mark.parametrize(
+    "work",
+    [
+        "with text_file(path) as f:\n    f.write('new'); f.flush(); os.kill(os.getpid(), signal.SIGKILL)",
+        "write_whole(path, lambda t: (t.write_text('new'), os.kill(os.getpid(), signal.SIGKILL)))",
+    ],
+)
+def test_a_kill_in_the_middle_leaves_the_old_file(tmp_path, work):
+    path = tmp_path / "out.txt"
+    path.write_text("old")
+    program = (
+        "import os, signal\nfrom pathlib import Path\nfrom armorm.files import text_file, write_whole\n"
+        f"path = Path({str(path)!r})\n{work}\n"
+    )
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == -signal.SIGKILL
+    assert path.read_text() == "old"
+
+
+def test_files_take_the_permissions_of_the_umask(tmp_path):
+    before = os.umask(0o027)
+    try:
+        write_arrays(tmp_path / "a.safetensors", {"x": np.zeros(2)})
+        write_text(tmp_path / "a.txt", "x")
+        with text_file(tmp_path / "b.txt") as file:
+            file.write("x")
+    finally:
+        os.umask(before)
+    assert {oct(path.stat().st_mode & 0o777) for path in tmp_path.iterdir()} == {"0o640"}
+
+
+def test_text_is_written_as_utf8_whatever_the_locale(tmp_path):
+    write_text(tmp_path / "a.txt", "naïve 語")
+    assert (tmp_path / "a.txt").read_bytes() == "naïve 語".encode()
+
+
+def test_json_has_no_nan_and_keeps_text_readable(tmp_path):
+    value = {"a": [1.5, math.nan, -math.inf], "b": np.array([[1.0, np.nan]], np.float32), "c": "語", 4: Path("x/y")}
+    write_json(tmp_path / "a.json", value)
+    text = (tmp_path / "a.json").read_text(encoding="utf-8")
+    assert json.loads(text, parse_constant=pytest.fail) == {
+        "a": [1.5, None, None],
+        "b": [[1.0, None]],
+        "c": "語",
+        "4": "x/y",
+    }
+    assert "語" in text
+    assert text.endswith("}\n")
+
+
+def test_plain_gives_only_types_that_json_has():
+    value = {"n": np.int64(3), "b": np.bool_(True), "f": np.float32(0.5), "t": (1, None, "x"), "nan": np.float64("nan")}
+    found = plain(value)
+    assert found == {"n": 3, "b": True, "f": 0.5, "t": [1, None, "x"], "nan": None}
+    assert [type(entry) for entry in found.values()] == [int, bool, float, list, type(None)]
+
+
+def test_arrays_round_trip_with_shape_type_and_metadata(tmp_path):
+    from safetensors import safe_open
+
+    arrays = {
+        "transposed": np.arange(6, dtype=np.float32).reshape(2, 3).T,
+        "strided": np.arange(10)[::3],
+        "scalar": np.array(2.5),
+        "empty": np.zeros((0, 4), np.float64),
+        "bytes": np.frombuffer(b"key", np.uint8),
+    }
+    path = tmp_path / "deep" / "a.safetensors"
+    write_arrays(path, arrays, {"key": "abc"})
+    found = read_arrays(path)
+    assert set(found) == set(arrays)
+    for name, array in arrays.items():
+        assert (found[name].shape, found[name].dtype) == (array.shape, array.dtype)
+        assert np.array_equal(found[name], array)
+    with safe_open(path, framework="np") as file:
+        assert file.metadata() == {"key": "abc"}

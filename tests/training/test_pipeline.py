@@ -1,0 +1,284 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from armorm import ArmoRM, Recipe, train
+from armorm.conversation import Conversation
+from armorm.errors import FitError
+from armorm.files import read_arrays
+from armorm.heads.gating import RewardPairs
+from armorm.training import pipeline
+from armorm.training.plan import plan
+
+QUESTION = [{"role": "user", "content": "Just for fun, how do I learn to juggle?"}]
+
+
+def metrics_of(folder: Path) -> dict:
+    return json.loads((folder / "metrics.json").read_text())
+
+
+def test_a_run_leaves_a_model_its_card_and_its_figures(small_run):
+    names = {path.name for path in small_run.iterdir()}
+    assert {"config.json", "model.safetensors", "tokenizer.json", "README.md", "metrics.json", "recipe.yaml"} <= names
+    assert not [name for name in names if name.endswith((".bin", ".pt", ".tmp"))]
+    model = ArmoRM.from_pretrained(small_run)
+    assert model.objectives.names == [
+        "workshop-help", "workshop-clarity", "workshop-verbosity", "harbour-is_safe", "harbour-muddle", "market-overall",
+    ]  # fmt: skip
+    provenance = model.model.config.provenance
+    assert provenance["recipe_hash"] == metrics_of(small_run)["recipe"]["hash"]
+    assert provenance["backbone"] == "armorm-tiny"
+
+
+def test_what_was_planted_is_found_on_a_small_corpus(small_run):
+    figures = metrics_of(small_run)["evaluation"]["ratings"]
+    assert figures["workshop-verbosity"]["spearman"] > 0.8
+    assert figures["harbour-is_safe"]["spearman"] > 0.5
+
+
+def test_contributions_sum_to_the_score_of_a_trained_model(small_run):
+    model = ArmoRM.from_pretrained(small_run, dtype="float32")
+    batch = model.score(
+        [[*QUESTION, {"role": "assistant", "content": text}] for text in ("Just start.", "No idea. " * 9)]
+    )
+    np.testing.assert_allclose(batch.contributions.sum(1), batch.scores, atol=1e-5)
+
+
+def test_the_transform_of_training_is_the_one_that_is_served(small_run):
+    model = ArmoRM.from_pretrained(small_run)
+    config = model.model.config.debiasing
+    expected = np.eye(6)
+    expected[model.objectives.position("workshop-verbosity")] -= config["penalties"]
+    served = model.model.reward_transform_matrix.numpy()
+    np.testing.assert_allclose(served, expected, atol=1e-6)
+    debiasing = metrics_of(small_run)["debiasing"]
+    assert list(debiasing["penalties"].values()) == config["penalties"]
+    after = [value for value in debiasing["reference"]["after"].values() if value is not None]
+    before = [abs(value) for name, value in debiasing["reference"]["before"].items() if name != debiasing["against"]]
+    assert len(after) == 5
+    assert max(map(abs, after)) < 0.02 < max(before)
+
+
+def test_the_gate_is_trained_on_served_rewards_out_of_fold(small_recipe, small_run, tmp_path, monkeypatch):
+    """What reaches the gate is compared with rewards made here, from the kept weights and plain features."""
+    seen: list[RewardPairs] = []
+    fit = pipeline.fit_gate
+    monkeypatch.setattr(
+        pipeline, "fit_gate", lambda features, pairs, settings: (seen.append(pairs), fit(features, pairs, settings))[1]
+    )
+    model = train(small_recipe, tmp_path, features=small_run / "work" / "features")
+    data = plan(small_recipe)
+    weights = read_arrays(tmp_path / "work" / "regression.safetensors")
+    trained = {data.table.conversations[i].prompt_key for i in data.train_rows}
+    transform = model.model.reward_transform_matrix.double().numpy()
+    for side in ("chosen", "rejected"):
+        conversations = [getattr(pair, side) for pair in data.pairs]
+        assert all(c.prompt_key in trained for c in conversations)
+        encoded = model.backbone.template.encode(conversations)
+        states = np.concatenate([model.backbone.features([row])[1] for row in encoded[:40]])
+        folds = [int(c.prompt_key[:8], 16) % 5 for c in conversations[:40]]
+        expected = (
+            np.stack([weights["fold_weight"][fold] @ state for fold, state in zip(folds, states, strict=True)])
+            @ transform
+        )
+        np.testing.assert_allclose(getattr(seen[0], side)[:40], expected, atol=1e-4)
+        in_sample = states @ weights["weight"].T @ transform
+        assert np.abs(in_sample - expected).max() > 1e-2
+
+
+def test_early_stopping_of_the_gate_is_by_prompt():
+    keys = [f"{i // 7:032x}" for i in range(700)]
+    held = pipeline.held_out_prompts(keys, 0.1)
+    assert 0.1 <= held.mean() < 0.12
+    inside = {key for key, out in zip(keys, held, strict=True) if out}
+    assert inside
+    assert not inside & {key for key, out in zip(keys, held, strict=True) if not out}
+
+
+def test_the_same_recipe_gives_the_same_model_bit_for_bit(small_recipe, small_run, tmp_path):
+    train(small_recipe, tmp_path)
+    assert (small_run / "model.safetensors").read_bytes() == (tmp_path / "model.safetensors").read_bytes()
+    assert metrics_of(small_run) == metrics_of(tmp_path)
+
+
+_SCRIPT = """
+import sys
+import armorm.features.extract as extract
+extract.SHARD_TOKENS = 3000
+from armorm import Recipe, train
+train(Recipe.from_yaml(sys.argv[1]), sys.argv[2])
+"""
+
+
+def _start(recipe: Path, folder: Path) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-c", _SCRIPT, str(recipe), str(folder)],
+        stderr=subprocess.PIPE,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+@pytest.mark.slow
+def test_a_run_killed_again_and_again_ends_with_the_same_numbers(small_recipe, tmp_path):
+    """kill -9 after the first shard, after the third, and when the regression has been written."""
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(small_recipe.to_yaml())
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert _start(recipe, whole).wait(timeout=300) == 0
+    shards = sorted(path.name for path in (whole / "work" / "features").glob("shard-*"))
+    assert len(shards) > 5
+    for stop_at in (shards[0], shards[2], "regression.safetensors"):
+        process = _start(recipe, broken)
+        deadline = time.monotonic() + 120
+        while not list((broken / "work").rglob(stop_at)) and time.monotonic() < deadline:
+            assert process.poll() is None, process.stderr.read().decode() if process.stderr else ""
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert not (broken / "config.json").exists()
+    assert _start(recipe, broken).wait(timeout=300) == 0
+    assert metrics_of(broken) == metrics_of(whole)
+    assert (broken / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+    for shard in shards:
+        assert (broken / "work" / "features" / shard).read_bytes() == (whole / "work" / "features" / shard).read_bytes()
+
+
+def test_a_finished_run_started_again_computes_nothing_and_says_the_same(small_recipe, small_run, monkeypatch):
+    def forbidden(*arguments, **options):
+        raise AssertionError("computed again")
+
+    monkeypatch.setattr("armorm.backbone.decoder.Backbone.features", forbidden)
+    monkeypatch.setattr(pipeline, "fit_gate", forbidden)
+    monkeypatch.setattr(pipeline, "fit_regression", forbidden)
+    before = metrics_of(small_run)
+    train(small_recipe, small_run)
+    assert metrics_of(small_run) == before
+
+
+def test_another_seed_does_not_reuse_the_heads_of_this_one(small_recipe, small_run, tmp_path):
+    (tmp_path / "work").mkdir()
+    for name in ("gate.safetensors", "regression.safetensors"):
+        (tmp_path / "work" / name).write_bytes((small_run / "work" / name).read_bytes())
+    changed = Recipe.from_text(small_recipe.to_yaml(), ["gating.steps=50"])
+    train(changed, tmp_path, features=small_run / "work" / "features")
+    assert (tmp_path / "work" / "gate.safetensors").read_bytes() != (
+        small_run / "work" / "gate.safetensors"
+    ).read_bytes()
+
+
+def test_over_long_rows_are_refused_listed_and_left_out(small_recipe, tmp_path, small_run):
+    recipe = Recipe.from_text(small_recipe.to_yaml(), ["backbone.max_length=205", "backbone.overflow=skip"])
+    train(recipe, tmp_path, features=small_run / "work" / "features")
+    lines = [json.loads(line) for line in (tmp_path / "rejected.jsonl").read_text().splitlines()]
+    figures = metrics_of(tmp_path)
+    assert len(lines) == figures["data"]["refused"] > 0
+    assert all("expected at most 205" in line["reason"] and line["row"] > 0 for line in lines)
+    first = lines[0]
+    row = json.loads(Path(first["file"]).read_text().splitlines()[first["row"] - 1])
+    messages = row.get("messages") or row["prompt"] + row["chosen"]
+    tokens = ArmoRM.from_pretrained(tmp_path).backbone.template.encode([Conversation.from_messages(messages)])
+    assert len(tokens[0]) > 205
+    refused = figures["evaluation"]["pairs"]["choices (test split)"]["refused"]
+    assert refused > 0
+
+
+def test_truncated_prompts_are_counted_and_no_row_is_lost(small_recipe, tmp_path, small_run):
+    text = "Please tell me at length and in detail, and do take your time, " * 40 + "how do I juggle?"
+    rows = [
+        {
+            "prompt": text,
+            "response": f"Answer {i} with words.",
+            "help": i % 5,
+            "clarity": 1,
+            "verbosity": 2,
+            "split": "train",
+        }
+        for i in range(3)
+    ]
+    data = Path(small_recipe.data_root)
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for path in data.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    with open(folder / "workshop.jsonl", "a") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+    overrides = [f"data_root={folder}", "backbone.max_length=300", "backbone.overflow=truncate_prompt"]
+    model = train(
+        Recipe.from_text(small_recipe.to_yaml(), overrides), tmp_path / "run", features=small_run / "work" / "features"
+    )
+    figures = metrics_of(tmp_path / "run")
+    assert figures["data"]["truncated"] == 3
+    assert figures["data"]["refused"] == 0
+    assert model.model.config.limits == {"max_length": 300, "overflow": "truncate_prompt"}
+
+
+def test_a_computed_objective_keeps_its_scale_in_the_config(small_recipe, small_run, tmp_path):
+    recipe = Recipe.from_text(
+        small_recipe.to_yaml(),
+        ["debias.against=[verbosity]", "ratings=" + json.dumps([
+            {"data": "workshop.jsonl", "objectives": {"help": [0, 4]}},
+            {"compute": "response_length", "name": "verbosity"},
+        ])],
+    )  # fmt: skip
+    model = train(recipe, tmp_path, features=small_run / "work" / "features")
+    verbosity = model.objectives[model.objectives.position("verbosity")]
+    assert (verbosity.compute, verbosity.direction, verbosity.source) == ("response_length", "neutral", "computed")
+    data = plan(recipe)
+    encoded = model.backbone.template.encode([data.table.conversations[i] for i in data.train_rows])
+    values = np.log1p([row.response_tokens for row in encoded])
+    assert verbosity.low == pytest.approx(np.percentile(values, 1))
+    assert verbosity.high == pytest.approx(np.percentile(values, 99))
+    report = metrics_of(tmp_path)["regression"][-1]
+    assert report["objective"] == "verbosity"
+    assert report["r2"] > 0.9
+
+
+def test_without_debiasing_the_transform_is_the_identity(small_recipe, small_run, tmp_path):
+    recipe = Recipe.from_dict({**small_recipe.model_dump(), "debias": None})
+    model = train(recipe, tmp_path, features=small_run / "work" / "features")
+    assert torch.equal(model.model.reward_transform_matrix, torch.eye(6))
+    assert metrics_of(tmp_path)["debiasing"] is None
+    assert "Debiasing" not in (tmp_path / "README.md").read_text()
+
+
+def test_reference_data_of_its_own_decides_mean_and_standard_deviation(small_recipe, small_run, tmp_path):
+    data = plan(small_recipe)
+    conversations = [data.table.conversations[i] for i in data.test_rows]
+    path = tmp_path / "reference.jsonl"
+    path.write_text("".join(json.dumps({"messages": c.to_list()}) + "\n" for c in conversations))
+    recipe = Recipe.from_dict({**small_recipe.model_dump(), "reference": {"data": str(path)}})
+    model = train(recipe, tmp_path / "run", features=small_run / "work" / "features")
+    scores = model.score(conversations).scores
+    assert model.reference["rows"] == len(conversations)
+    assert model.reference["score_mean"] == pytest.approx(scores.mean(), abs=1e-4)
+    assert model.reference["score_std"] == pytest.approx(scores.std(), abs=1e-4)
+    normal = model.score(conversations, normalize=True).scores
+    assert abs(normal.mean()) < 1e-3
+    assert normal.std() == pytest.approx(1, abs=1e-3)
+
+
+def test_too_little_data_is_refused_by_name(small_recipe, tmp_path, small_run):
+    recipe = Recipe.from_text(small_recipe.to_yaml(), ["limit=10"])
+    with pytest.raises(FitError, match=r"workshop-help has \d+ ratings"):
+        train(recipe, tmp_path, features=small_run / "work" / "features")
+
+
+def test_the_card_states_the_figures_of_the_run(small_run):
+    card = (small_run / "README.md").read_text()
+    figures = metrics_of(small_run)
+    assert card.startswith("---\nlibrary_name: armorm")
+    assert f"accuracy {figures['gate']['accuracy']:.3f}" in card
+    for report in figures["regression"]:
+        assert f"| {report['objective']}" in card
+    assert f"{figures['evaluation']['ratings']['workshop-help']['spearman']:.3f}" in card
+    assert "(less is better)" in card

@@ -1,0 +1,119 @@
+"""Put trained models into the package, where `armorm-tiny` and `armorm-tiny-rm` are read from.
+
+In:  a folder of `tools/train_armorm_tiny.py` with the corpus' sources.json; a run of `recipes/real-small.yaml` on it.
+Out: `src/armorm/embedded_models/armorm-tiny` (weights, tokenizer, config, card) and
+     `src/armorm/embedded_models/armorm-tiny-rm` (heads, config, card): the backbone's weights stand once.
+
+    python tools/embed_models.py backbone runs/tiny/armorm-tiny --sources runs/tiny/corpus/sources.json
+    armorm train recipes/real-small.yaml --output runs/real
+    python tools/embed_models.py reward-model runs/real
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+
+from jinja2 import Environment, StrictUndefined
+from safetensors.torch import load_file, save_file
+
+TARGET = Path("src/armorm/embedded_models")
+BACKBONE_FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+MOST_BYTES = 16_000_000
+
+_CARD = """\
+---
+library_name: transformers
+license: apache-2.0
+language: en
+---
+
+# armorm-tiny
+
+The backbone inside armorm: a Llama of {{ "{:,}".format(parameters) }} parameters (hidden {{ config.hidden_size }}, \
+{{ config.num_hidden_layers }} layers, {{ config.num_attention_heads }} heads, vocabulary {{ "{:,}".format(config.vocab_size) }}, \
+embeddings tied), with a byte-level BPE tokenizer and a chat template whose markers are special tokens. It makes
+the tests, the demo and first tries work offline. It was trained by `tools/train_armorm_tiny.py`, from random weights, as
+a language model on conversations and documentation.
+
+## Text
+
+{{ "{:,}".format(facts.tokens_seen) }} tokens were seen in {{ "{:,}".format(facts.steps) }} steps, drawn from \
+{{ "{:,}".format(facts.corpus_tokens.chat) }} tokens of conversations (training splits only) and \
+{{ "{:,}".format(facts.corpus_tokens.docs) }} tokens of documentation from Debian packages.
+
+| source | licence | texts | megabytes |
+|---|---|---|---|
+{% for name, entry in sources.items() if entry.texts -%}
+| {{ name }} | {{ entry.licence }} | {{ "{:,}".format(entry.texts) }} | {{ "%.2f"|format(entry.bytes / 1e6) }} |
+{% endfor %}
+`convarg` is UKPConvArg (Habernal and Gurevych), CC BY 4.0. The other sets are described in docs/data.md of the
+repository. No test split, benchmark, or text under a non-commercial licence was read.
+
+## Figures
+
+Held-out bits per byte: {{ "%.3f"|format(facts.bits_per_byte.chat_held_out) }} on conversations of held-out prompts \
+({{ "{:,}".format(facts.corpus_tokens.chat_held_out) }} tokens), \
+{{ "%.3f"|format(facts.bits_per_byte.docs_held_out) }} on held-out documentation \
+({{ "{:,}".format(facts.corpus_tokens.docs_held_out) }} tokens).
+
+## What it is not good for
+
+It has seen less text than a person reads in a year. It knows few facts, does not follow
+instructions, and reads English only. Rewards on it are good enough to see the method work and to test with;
+do not judge responses that matter by them, and do not generate text with it.
+"""
+
+
+def embed_backbone(folder: Path, sources: Path) -> None:
+    """Copy weights and tokenizer, and write the card from what training recorded."""
+    target = TARGET / "armorm-tiny"
+    target.mkdir(parents=True, exist_ok=True)
+    size = (folder / "model.safetensors").stat().st_size
+    if size > MOST_BYTES:
+        raise SystemExit(f"{folder}: {size:,} bytes of weights, expected at most {MOST_BYTES:,}")
+    for name in BACKBONE_FILES:
+        shutil.copyfile(folder / name, target / name)
+    card = Environment(undefined=StrictUndefined, keep_trailing_newline=True).from_string(_CARD)
+    text = card.render(
+        config=json.loads((folder / "config.json").read_text()),
+        facts=json.loads((folder / "training.json").read_text()),
+        sources=json.loads(sources.read_text()),
+        parameters=sum(tensor.numel() for tensor in load_file(folder / "model.safetensors").values()),
+    )
+    (target / "README.md").write_text(text)
+
+
+def embed_reward_model(run: Path) -> None:
+    """Keep the heads and the config of a run; check that its backbone is the embedded one, bit for bit."""
+    target = TARGET / "armorm-tiny-rm"
+    target.mkdir(parents=True, exist_ok=True)
+    backbone = load_file(TARGET / "armorm-tiny" / "model.safetensors")
+    heads = {}
+    for name, tensor in load_file(run / "model.safetensors").items():
+        if not name.startswith("model."):
+            heads[name] = tensor
+        elif not tensor.equal(backbone[name.removeprefix("model.")]):
+            raise SystemExit(f"{run}: {name} differs from the embedded backbone; train on `armorm-tiny`")
+    save_file(heads, target / "heads.safetensors", metadata={"format": "pt"})
+    (target / "heads.safetensors").chmod(0o644)
+    shutil.copyfile(run / "config.json", target / "config.json")
+    card = (run / "README.md").read_text().replace("PATH/TO/THIS/FOLDER", "armorm-tiny-rm")
+    (target / "README.md").write_text(card)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    backbone = commands.add_parser("backbone")
+    backbone.add_argument("folder", type=Path)
+    backbone.add_argument("--sources", type=Path, default=Path("runs/tiny/corpus/sources.json"))
+    reward_model = commands.add_parser("reward-model")
+    reward_model.add_argument("run", type=Path)
+    arguments = parser.parse_args()
+    if arguments.command == "backbone":
+        embed_backbone(arguments.folder, arguments.sources)
+    else:
+        embed_reward_model(arguments.run)

@@ -28,6 +28,8 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from armorm.backbone.decoder import fast_bfloat16
+
 SPECIAL_TOKENS = ["<|pad|>", "<|bos|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>", "<|tool|>"]
 CHAT_TEMPLATE = (
     "{{- bos_token -}}"
@@ -164,8 +166,8 @@ class ChunkedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, hidden, weight, targets, chunk):
-        total = hidden.new_zeros(())
-        hidden_gradient, weight_gradient = torch.empty_like(hidden), torch.zeros_like(weight)
+        total = torch.zeros(())
+        hidden_gradient, weight_gradient = torch.empty_like(hidden), torch.zeros(weight.shape)
         for start in range(0, len(hidden), chunk):
             piece, target = hidden[start : start + chunk], targets[start : start + chunk]
             log_probabilities = (piece @ weight.T).float().log_softmax(dim=1)
@@ -174,32 +176,37 @@ class ChunkedCrossEntropy(torch.autograd.Function):
             gradient[torch.arange(len(target)), target] -= 1
             gradient = gradient.to(weight.dtype)
             hidden_gradient[start : start + chunk] = gradient @ weight
-            weight_gradient += gradient.T @ piece
+            weight_gradient += (gradient.T @ piece).float()
         ctx.save_for_backward(hidden_gradient, weight_gradient)
         return total
 
     @staticmethod
     def backward(ctx, upstream):
         hidden_gradient, weight_gradient = ctx.saved_tensors
-        return upstream * hidden_gradient, upstream * weight_gradient, None, None
+        return upstream * hidden_gradient.float(), upstream * weight_gradient, None, None
 
 
-def loss_sum(model: LlamaForCausalLM, backbone, ids: torch.Tensor, pad_id: int) -> tuple[torch.Tensor, int]:
-    """Summed next-token loss of a padded batch (nats), and the number of targets."""
-    hidden = backbone(input_ids=ids[:, :-1], use_cache=False).last_hidden_state
+def loss_sum(
+    model: LlamaForCausalLM, backbone, ids: torch.Tensor, pad_id: int, dtype: torch.dtype
+) -> tuple[torch.Tensor, int]:
+    """Summed next-token loss of a padded batch (nats), and the number of targets; matrix products in `dtype`."""
+    with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        hidden = backbone(input_ids=ids[:, :-1], use_cache=False).last_hidden_state
     keep = ids[:, 1:] != pad_id
-    return ChunkedCrossEntropy.apply(hidden[keep], model.lm_head.weight, ids[:, 1:][keep], 512), int(keep.sum())
+    weight = model.lm_head.weight.to(dtype)
+    return ChunkedCrossEntropy.apply(hidden[keep].to(dtype), weight, ids[:, 1:][keep], 512), int(keep.sum())
 
 
 @torch.no_grad()
-def bits_per_byte(model, backbone, tokenizer, sequences: list[np.ndarray], budget: int) -> float:
+def bits_per_byte(model, backbone, tokenizer, sequences: list[np.ndarray], budget: int, dtype: torch.dtype) -> float:
     """Held-out bits per byte of text (template tokens count as predictions, not as bytes)."""
     nats, size = 0.0, 0
     batches = Batches(sequences, [], budget, seed=0)
     batches._refill("chat")
     for indices in batches.ready["chat"]:
         batch = [sequences[index] for index in indices]
-        nats += float(loss_sum(model, backbone, padded(batch, tokenizer.pad_token_id), tokenizer.pad_token_id)[0])
+        ids = padded(batch, tokenizer.pad_token_id)
+        nats += float(loss_sum(model, backbone, ids, tokenizer.pad_token_id, dtype)[0])
         size += sum(
             len(text.encode()) for text in tokenizer.batch_decode([list(s) for s in batch], skip_special_tokens=True)
         )
@@ -229,11 +236,15 @@ class Muon(torch.optim.Optimizer):
     """Momentum whose matrix is replaced by its nearest orthogonal one (Newton-Schulz), as `torch.optim.Muon`.
 
     The library's own iterates in bfloat16, which is five times slower than float32 on processors
-    without bfloat16 units, and one matrix at a time; here matrices of one shape go together.
+    without bfloat16 units, and one matrix at a time; here the type is chosen, and matrices of one
+    shape go together.
     """
 
-    def __init__(self, params, lr: float, momentum: float = 0.95, weight_decay: float = 0.1) -> None:
+    def __init__(
+        self, params, lr: float, momentum: float = 0.95, weight_decay: float = 0.1, dtype: torch.dtype = torch.float32
+    ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+        self.dtype = dtype
 
     @torch.no_grad()
     def step(self, closure=None) -> None:  # type: ignore[override]  # no closure is ever given
@@ -252,22 +263,22 @@ class Muon(torch.optim.Optimizer):
                     updates.append(parameter.grad.lerp(state["momentum"], group["momentum"]))
                 stacked = torch.stack(updates)
                 stacked = stacked / stacked.norm(dim=(1, 2), keepdim=True).clamp_min(1e-7)
-                stacked = stacked.mT if rows > columns else stacked
+                stacked = (stacked.mT if rows > columns else stacked).to(self.dtype)
                 for _ in range(5):
                     gram = stacked @ stacked.mT
                     stacked = 3.4445 * stacked + (-4.7750 * gram + 2.0315 * gram @ gram) @ stacked
-                stacked = stacked.mT if rows > columns else stacked
+                stacked = (stacked.mT if rows > columns else stacked).float()
                 scale = 0.2 * max(rows, columns) ** 0.5  # the root mean square of an AdamW update
                 for parameter, update in zip(parameters, stacked, strict=True):
                     parameter.mul_(1 - group["lr"] * group["weight_decay"])
                     parameter.add_(update, alpha=-group["lr"] * scale)
 
 
-def optimizers(model: LlamaForCausalLM, rate: float) -> list[torch.optim.Optimizer]:
+def optimizers(model: LlamaForCausalLM, rate: float, dtype: torch.dtype) -> list[torch.optim.Optimizer]:
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
     others = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
     return [
-        Muon(matrices, lr=rate),
+        Muon(matrices, lr=rate, dtype=dtype),
         torch.optim.AdamW(others, lr=rate, betas=(0.9, 0.95), weight_decay=0.0),
     ]
 
@@ -291,7 +302,8 @@ def train(arguments: argparse.Namespace) -> None:
 
     model = build_model(len(tokenizer), arguments)
     print(f"parameters: {sum(p.numel() for p in model.parameters()):,}", flush=True)
-    steppers = optimizers(model, arguments.rate)
+    dtype = torch.bfloat16 if arguments.bfloat16 else torch.float32
+    steppers = optimizers(model, arguments.rate, dtype)
     batches = Batches(sequences["chat"], sequences["docs"], arguments.batch, arguments.seed)
     done, step, average = 0, 0, None
     checkpoint = work / "checkpoint.pt"
@@ -314,7 +326,7 @@ def train(arguments: argparse.Namespace) -> None:
             for group in stepper.param_groups:
                 group["lr"] = arguments.rate * factor
         ids = padded(batches.next(share), tokenizer.pad_token_id)
-        loss, targets = loss_sum(model, backbone, ids, tokenizer.pad_token_id)
+        loss, targets = loss_sum(model, backbone, ids, tokenizer.pad_token_id, dtype)
         (loss / targets).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for stepper in steppers:
@@ -338,7 +350,7 @@ def train(arguments: argparse.Namespace) -> None:
             )  # fmt: skip
             (work / "checkpoint.tmp").replace(checkpoint)
         if step % arguments.measure_every == 0 or done >= arguments.tokens:
-            held = {kind: bits_per_byte(model, backbone, tokenizer, sequences[kind], arguments.batch)
+            held = {kind: bits_per_byte(model, backbone, tokenizer, sequences[kind], arguments.batch, dtype)
                     for kind in ("chat_held_out", "docs_held_out")}  # fmt: skip
             print(
                 f"  held-out bits per byte: chat {held['chat_held_out']:.4f}, docs {held['docs_held_out']:.4f}",
@@ -355,7 +367,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--corpus", type=Path, default=Path("runs/tiny/corpus"))
     parser.add_argument("--output", type=Path, default=Path("runs/tiny/armorm-tiny"))
-    parser.add_argument("--tokens", type=int, default=26_000_000)
+    parser.add_argument("--tokens", type=int, default=22_000_000)
     parser.add_argument("--batch", type=int, default=8192, help="tokens a step")
     parser.add_argument("--rate", type=float, default=3e-3)
     parser.add_argument("--decay", type=float, default=0.5, help="share of the run over which the rate falls")
@@ -366,5 +378,11 @@ if __name__ == "__main__":
     parser.add_argument("--layers", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--measure-every", type=int, default=500)
-    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument(
+        "--bfloat16",
+        action=argparse.BooleanOptionalAction,
+        default=fast_bfloat16(),
+        help="matrix products in bfloat16, weights in float32; by default where the processor is fast at it",
+    )
     train(parser.parse_args())

@@ -169,21 +169,21 @@ def resolve_device(device: str) -> torch.device:
     return torch.device(device)
 
 
-def _fast_bfloat16() -> bool:
-    """Whether this processor multiplies bfloat16 matrices in hardware (AMX)."""
-    supported = getattr(torch.cpu, "_is_amx_tile_supported", None)
-    return bool(supported is not None and supported())
+def fast_bfloat16() -> bool:
+    """Whether this processor multiplies bfloat16 matrices in hardware (AMX, or AVX-512 with BF16)."""
+    checks = (getattr(torch.cpu, name, None) for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"))
+    return any(check() for check in checks if check is not None)
 
 
 def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype | str:
     """What to load weights in. `auto` is bfloat16 where the hardware multiplies it fast (GPUs, processors with
-    AMX), else the dtype of the weights, for `settle_dtype` to look at.
+    BF16 instructions), else the dtype of the weights, for `settle_dtype` to look at.
 
     Raises:
         BackboneError: for an unknown name.
     """
     if dtype == "auto":
-        return torch.bfloat16 if device.type != "cpu" or _fast_bfloat16() else "auto"
+        return torch.bfloat16 if device.type != "cpu" or fast_bfloat16() else "auto"
     if dtype not in DTYPES:
         raise BackboneError(f"dtype {dtype!r}, expected auto, {', '.join(DTYPES)}{nearest(dtype, DTYPES)}")
     return DTYPES[dtype]

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, BertConfig, BertModel, PreTrainedModel, T5Config, T5Model
 
-from armorm.backbone.decoder import Backbone
+from armorm.backbone.decoder import Backbone, fast_bfloat16
 from armorm.backbone.template import EncodedConversation
 from armorm.conversation import Conversation
 from armorm.embedded import embedded_path
@@ -126,6 +126,8 @@ def test_a_folder_with_the_name_of_an_embedded_model_goes_first(monkeypatch, tmp
     assert (embedded_path("armorm-tiny") / "config.json").is_file()
     assert embedded_path("armorm-large") is None
     (tmp_path / "armorm-tiny").mkdir()
+    assert embedded_path("armorm-tiny") is not None, "a folder without a model is not one"
+    (tmp_path / "armorm-tiny" / "config.json").write_text("{}")
     assert embedded_path("armorm-tiny") is None
 
 
@@ -141,8 +143,7 @@ def test_weights_load_in_the_dtype_that_was_asked_for(folder, dtype):
 
 def test_small_models_run_in_float32_where_the_processor_has_no_fast_bfloat16(tmp_path):
     path = save_backbone(tmp_path, dtype=torch.bfloat16)
-    fast = torch.cpu._is_amx_tile_supported()
-    expected = torch.bfloat16 if fast else torch.float32
+    expected = torch.bfloat16 if fast_bfloat16() else torch.float32
     assert Backbone.load(path, device="cpu").model.dtype == expected
 
 

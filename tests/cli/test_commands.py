@@ -43,13 +43,13 @@ def rows(tmp_path) -> Path:
 
 def test_score_writes_a_line_for_every_good_row_and_lists_the_others(capsys, rows, small_run, tmp_path):
     out = tmp_path / "scores.jsonl"
-    code, _, err = run(capsys, "score", rows, "--model", small_run, "--output", out)
+    code, _, err = run(capsys, "score", rows, "--model", small_run, "--output", out, "--dtype", "float32")
     assert code == 0
     scores = [json.loads(line) for line in out.read_text().splitlines()]
     assert [entry["row"] for entry in scores] == [1, 2, 8]
     assert scores[0]["id"] == "first"
     assert scores[0]["score"] == pytest.approx(scores[2]["score"], abs=1e-5)
-    expected = ArmoRM.from_pretrained(small_run).score(
+    expected = ArmoRM.from_pretrained(small_run, dtype="float32").score(
         [[{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]]
     )
     assert scores[1]["score"] == pytest.approx(float(expected.scores[0]), abs=1e-5)

@@ -4,8 +4,8 @@ In:  a recipe on real sets (docs/data.md), a model trained from it (trained here
 Out: a table, and `benchmarks/results/real_ratings.json`: for each objective, on the test split, Spearman
      correlation and the accuracy within prompts (pairs of one prompt whose ratings differ), for
      - armorm: the model's rewards;
-     - TF-IDF + ridge: words and word pairs of prompt and response, same training rows, penalty chosen by
-       prompt folds;
+     - TF-IDF + ridge: words and word pairs of the prompt and, apart from them, of the response (together they
+       predict worse), same training rows, penalty chosen by prompt folds;
      - the same from the prompt alone (what a model can know without reading the response);
      - length alone: the response's tokens, in the direction that fits the training ratings.
 
@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 from rich.table import Table
-from scipy.sparse import csr_matrix
+from scipy.sparse import csr_matrix, hstack
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import Ridge
 
@@ -42,9 +42,15 @@ MIN_TEST_RATINGS = 100
 METHODS = ("armorm", "tfidf", "tfidf_prompt", "length")
 
 
-def text_of(conversation: Conversation, prompt_only: bool) -> str:
-    messages = conversation.prompt if prompt_only else conversation.messages
-    return "\n".join(message.content for message in messages)
+def word_counts(texts: list[str], is_train: np.ndarray) -> csr_matrix:
+    """TF-IDF of words and word pairs (n, words), their frequencies from the training rows."""
+    vectorizer = TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True, dtype=np.float32)
+    vectorizer.fit([text for text, train_row in zip(texts, is_train, strict=True) if train_row])
+    return vectorizer.transform(texts).tocsr()
+
+
+def prompt_text(conversation: Conversation) -> str:
+    return "\n".join(message.content for message in conversation.prompt)
 
 
 def ridge_predictions(
@@ -94,12 +100,9 @@ def measure(recipe: Recipe, model: ArmoRM, store: Path) -> dict[str, Any]:
     prompt_names = {key: i for i, key in enumerate(dict.fromkeys(c.prompt_key for c in conversations))}
     prompts = np.array([prompt_names[c.prompt_key] for c in conversations])
     folds = np.array([fold_of(c.prompt_key, FOLDS) for c in conversations])
-    matrices = {}
-    for method, prompt_only in (("tfidf", False), ("tfidf_prompt", True)):
-        texts = [text_of(conversation, prompt_only) for conversation in conversations]
-        vectorizer = TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True, dtype=np.float32)
-        vectorizer.fit([text for text, train_row in zip(texts, is_train, strict=True) if train_row])
-        matrices[method] = vectorizer.transform(texts).tocsr()
+    prompt_words = word_counts([prompt_text(conversation) for conversation in conversations], is_train)
+    response_words = word_counts([conversation.messages[-1].content for conversation in conversations], is_train)
+    matrices = {"tfidf": hstack([prompt_words, response_words]).tocsr(), "tfidf_prompt": prompt_words}
     results: dict[str, Any] = {}
     with progress("objectives", len(table.objectives), "objectives") as advance:
         for column, objective in enumerate(table.objectives):

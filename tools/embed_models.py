@@ -19,6 +19,8 @@ from pathlib import Path
 from jinja2 import Environment, StrictUndefined
 from safetensors.torch import load_file, save_file
 
+from armorm.model.older_transformers import make_readable
+
 TARGET = Path("src/armorm/embedded_models")
 BACKBONE_FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 MOST_BYTES = 16_000_000
@@ -61,8 +63,8 @@ Held-out bits per byte: {{ "%.3f"|format(facts.bits_per_byte.chat_held_out) }} o
 
 ## What it is not good for
 
-It has seen less text than a person reads in a year. It knows few facts, does not follow
-instructions, and reads English only. Rewards on it are good enough to see the method work and to test with;
+It is small and has seen little text: it knows few facts, does not follow instructions, and reads
+English only. Rewards on it are good enough to see the method work and to test with;
 do not judge responses that matter by them, and do not generate text with it.
 """
 
@@ -76,6 +78,7 @@ def embed_backbone(folder: Path, sources: Path) -> None:
         raise SystemExit(f"{folder}: {size:,} bytes of weights, expected at most {MOST_BYTES:,}")
     for name in BACKBONE_FILES:
         shutil.copyfile(folder / name, target / name)
+    make_readable(target)
     card = Environment(undefined=StrictUndefined, keep_trailing_newline=True).from_string(_CARD)
     text = card.render(
         config=json.loads((folder / "config.json").read_text()),

@@ -153,27 +153,33 @@ class Batches:
         return [self.pools[kind][index] for index in self.ready[kind].pop()]
 
 
-def padded(batch: list[np.ndarray], pad_id: int, multiple: int = 16) -> torch.Tensor:
+def padded(batch: list[np.ndarray], pad_id: int, budget: int = 0, multiple: int = 16) -> torch.Tensor:
+    """Ids (rows, width), right-padded; with empty rows up to the budget, so that few shapes occur.
+
+    Matrix kernels are generated for each new shape, which costs as much as a step: one shape a width is enough.
+    """
     width = -(-max(len(ids) for ids in batch) // multiple) * multiple
-    ids = torch.full((len(batch), width), pad_id, dtype=torch.long)
+    ids = torch.full((max(len(batch), budget // width), width), pad_id, dtype=torch.long)
     for row, sequence in enumerate(batch):
         ids[row, : len(sequence)] = torch.from_numpy(sequence.astype(np.int64))
     return ids
 
 
 class ChunkedCrossEntropy(torch.autograd.Function):
-    """Sum of next-token losses, computed chunk by chunk so that the logits stay in the cache."""
+    """Sum of next-token losses, computed chunk by chunk so that the logits stay in the cache; pads do not count."""
 
     @staticmethod
-    def forward(ctx, hidden, weight, targets, chunk):
+    def forward(ctx, hidden, weight, targets, pad_id, chunk):
         total = torch.zeros(())
         hidden_gradient, weight_gradient = torch.empty_like(hidden), torch.zeros(weight.shape)
         for start in range(0, len(hidden), chunk):
             piece, target = hidden[start : start + chunk], targets[start : start + chunk]
             log_probabilities = (piece @ weight.T).float().log_softmax(dim=1)
-            total += -log_probabilities.gather(1, target[:, None]).sum()
+            real = (target != pad_id).float()
+            total -= (log_probabilities.gather(1, target[:, None])[:, 0] * real).sum()
             gradient = log_probabilities.exp_()
             gradient[torch.arange(len(target)), target] -= 1
+            gradient *= real[:, None]
             gradient = gradient.to(weight.dtype)
             hidden_gradient[start : start + chunk] = gradient @ weight
             weight_gradient += (gradient.T @ piece).float()
@@ -183,7 +189,7 @@ class ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx, upstream):
         hidden_gradient, weight_gradient = ctx.saved_tensors
-        return upstream * hidden_gradient.float(), upstream * weight_gradient, None, None
+        return upstream * hidden_gradient.float(), upstream * weight_gradient, None, None, None
 
 
 def loss_sum(
@@ -192,9 +198,9 @@ def loss_sum(
     """Summed next-token loss of a padded batch (nats), and the number of targets; matrix products in `dtype`."""
     with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
         hidden = backbone(input_ids=ids[:, :-1], use_cache=False).last_hidden_state
-    keep = ids[:, 1:] != pad_id
-    weight = model.lm_head.weight.to(dtype)
-    return ChunkedCrossEntropy.apply(hidden[keep].to(dtype), weight, ids[:, 1:][keep], 512), int(keep.sum())
+    weight, targets = model.lm_head.weight.to(dtype), ids[:, 1:].flatten()
+    loss = ChunkedCrossEntropy.apply(hidden.flatten(0, 1).to(dtype), weight, targets, pad_id, 512)
+    return loss, int((targets != pad_id).sum())
 
 
 @torch.no_grad()
@@ -205,7 +211,7 @@ def bits_per_byte(model, backbone, tokenizer, sequences: list[np.ndarray], budge
     batches._refill("chat")
     for indices in batches.ready["chat"]:
         batch = [sequences[index] for index in indices]
-        ids = padded(batch, tokenizer.pad_token_id)
+        ids = padded(batch, tokenizer.pad_token_id, budget)
         nats += float(loss_sum(model, backbone, ids, tokenizer.pad_token_id, dtype)[0])
         size += sum(
             len(text.encode()) for text in tokenizer.batch_decode([list(s) for s in batch], skip_special_tokens=True)
@@ -325,7 +331,7 @@ def train(arguments: argparse.Namespace) -> None:
         for stepper in steppers:
             for group in stepper.param_groups:
                 group["lr"] = arguments.rate * factor
-        ids = padded(batches.next(share), tokenizer.pad_token_id)
+        ids = padded(batches.next(share), tokenizer.pad_token_id, arguments.batch)
         loss, targets = loss_sum(model, backbone, ids, tokenizer.pad_token_id, dtype)
         (loss / targets).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -367,7 +373,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--corpus", type=Path, default=Path("runs/tiny/corpus"))
     parser.add_argument("--output", type=Path, default=Path("runs/tiny/armorm-tiny"))
-    parser.add_argument("--tokens", type=int, default=22_000_000)
+    parser.add_argument("--tokens", type=int, default=18_000_000)
     parser.add_argument("--batch", type=int, default=8192, help="tokens a step")
     parser.add_argument("--rate", type=float, default=3e-3)
     parser.add_argument("--decay", type=float, default=0.5, help="share of the run over which the rate falls")

@@ -22,7 +22,7 @@ from rich.text import Text
 
 from armorm.objectives import Objective
 
-_BAR = 24
+_BAR, _SHORT_BAR = 24, 10
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
 _RIGHT_EIGHTHS = " ▕▐█"
 
@@ -97,16 +97,25 @@ class Explanation:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         wide = options.max_width >= 100
-        table = Table(box=None, pad_edge=False, header_style="bold", show_footer=True, footer_style="bold")
-        table.add_column("objective", "score", no_wrap=True)
-        table.add_column("rating", justify="right")
-        table.add_column("of", style="dim")
-        table.add_column("weight", justify="right")
+        padding = (0, 2, 0, 0) if wide else (0, 1, 0, 0)
+        table = Table(
+            box=None, pad_edge=False, padding=padding, header_style="bold", show_footer=True, footer_style="bold"
+        )
+
+        def add_column(title: str, footer: str = "", **options: Any) -> None:
+            table.add_column(title, footer, no_wrap=True, **options)
+
+        add_column("objective", "score")
+        add_column("rating", justify="right")
+        add_column("of", style="dim")
+        add_column("weight", justify="right")
         if wide:
-            table.add_column("average", justify="right", style="dim")
-        table.add_column("against an average response" if wide else "")  # centring would strip the bars' blanks
-        table.add_column("relative", f"{sum(share.relative for share in self.shares):+.4f}", justify="right")
-        table.add_column("contribution", f"{self.score:+.4f}", justify="right")
+            add_column("average", justify="right", style="dim")
+        add_column("against an average response" if wide else "")  # centring would strip the bars' blanks
+        add_column(
+            "relative" if wide else "rel.", f"{sum(share.relative for share in self.shares):+.4f}", justify="right"
+        )
+        add_column("contribution" if wide else "contr.", f"{self.score:+.4f}", justify="right")
         largest = max(abs(share.relative) for share in self.shares) or 1.0
         for share in self.ranked:
             cells: list[Any] = [
@@ -118,7 +127,7 @@ class Explanation:
             if wide:
                 cells.append("" if share.average_weight is None else f"{share.average_weight:.1%}")
             cells += [
-                signed_bar(share.relative / largest, _BAR if wide else 12),
+                signed_bar(share.relative / largest, _BAR if wide else _SHORT_BAR),
                 f"{share.relative:+.4f}",
                 f"{share.contribution:+.4f}",
             ]

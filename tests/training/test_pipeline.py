@@ -188,7 +188,7 @@ def test_over_long_rows_are_refused_listed_and_left_out(small_recipe, tmp_path, 
     messages = row.get("messages") or row["prompt"] + row["chosen"]
     tokens = ArmoRM.from_pretrained(tmp_path).backbone.template.encode([Conversation.from_messages(messages)])
     assert len(tokens[0]) > 205
-    refused = figures["evaluation"]["pairs"]["choices (test split)"]["refused"]
+    refused = figures["evaluation"]["pairs"]["choices (test)"]["refused"]
     assert refused > 0
 
 

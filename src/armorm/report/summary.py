@@ -34,36 +34,36 @@ def metrics_summary(metrics: Mapping[str, Any]) -> RenderableType:
     return Group(*parts)
 
 
-def _objectives(metrics: Mapping[str, Any]) -> Table:
+def _objectives(metrics: Mapping[str, Any]) -> RenderableType:
     rated = metrics["evaluation"].get("ratings", {})
     debiasing = metrics.get("debiasing") or {}
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name, justify in (("objective", "left"), ("ratings", "right"), ("alpha", "right"), ("R2", "right")):
-        table.add_column(name, justify=justify, no_wrap=True)  # type: ignore[arg-type]
+    table = _narrow_table("objective", "rated", "alpha", "R2")
     if rated:
-        for name in ("test n", "Spearman", "within prompt"):
-            table.add_column(name, justify="right")
+        for name in ("test", "corr.", "within"):
+            table.add_column(name, justify="right", no_wrap=True)
     if debiasing:
-        table.add_column(f"corr. with {debiasing['against']}", justify="right")
-        table.add_column("debiased", justify="right")
+        for name in ("bias", "after"):
+            table.add_column(name, justify="right", no_wrap=True)
     for report in metrics["regression"]:
         name = report["objective"]
-        cells = [name, f"{report['ratings']:,}", f"{report['alpha']:g}", number(report["r2"])]
+        cells = [name, f"{report['ratings']:,}", f"{report['alpha']:g}", number(report["r2"], 2)]
         if rated:
             figures = rated[name]
             cells += [f"{figures['n']:,}", number(figures["spearman"]), number(figures["within_prompt"])]
         if debiasing:
             reference = debiasing["reference"]
-            cells += [number(reference["before"][name], sign=True), number(reference["after"][name], sign=True)]
+            cells += [number(reference[when][name], 2, sign=True) for when in ("before", "after")]
         table.add_row(*cells)
-    return table
+    notes = []
+    if rated:
+        notes.append("corr.: Spearman on the test split; within: accuracy within prompts")
+    if debiasing:
+        notes.append(f"bias, after: correlation with {debiasing['against']} before and after debiasing")
+    return Group(table, Text("\n".join(notes), style="dim"))
 
 
 def _pairs(pairs: Mapping[str, Any]) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("pairs", no_wrap=True)
-    for name in ("n", "prompts", "accuracy", "uniform", "longer", "longer right", "longer wrong"):
-        table.add_column(name, justify="right")
+    table = _narrow_table("pairs", "n", "prompts", "right", "uniform", "longer\nright", "if\nso", "if\nnot")
     for name, figures in pairs.items():
         baselines = figures["baselines"]
         table.add_row(
@@ -80,6 +80,15 @@ def _pairs(pairs: Mapping[str, Any]) -> Table:
             table.add_row(
                 Text(f"  {subset}", style="dim"), f"{entry['pairs']:,}", "", number(entry["accuracy"]), "", "", "", ""
             )
+    return table
+
+
+def _narrow_table(first: str, *others: str) -> Table:
+    """A table that fits eighty columns: one blank between columns, figures to the right."""
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
+    table.add_column(first, no_wrap=True)
+    for name in others:
+        table.add_column(name, justify="right", no_wrap=True)
     return table
 
 

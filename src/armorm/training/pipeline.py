@@ -422,9 +422,7 @@ class _Run:
             figures["ratings"] = rating_figures(batch.rewards, table.ratings[test_rows], table.objectives, prompts)
         sets = [(evaluation.name, evaluation.pairs) for evaluation in self.data.evaluations]
         sources = dict.fromkeys(pair.source for pair in self.data.test_pairs)
-        sets += [
-            (f"{source} (test split)", [p for p in self.data.test_pairs if p.source == source]) for source in sources
-        ]
+        sets += [(f"{source} (test)", [p for p in self.data.test_pairs if p.source == source]) for source in sources]
         for name, pairs in sets:
             figures.setdefault("pairs", {})[name] = self._pair_figures(model, pairs, corpus, debiasing, names)
         return figures

@@ -19,6 +19,7 @@ from armorm.version import __version__
 if TYPE_CHECKING:
     from armorm.conversation import Conversation, Message
     from armorm.errors import ArmormError
+    from armorm.evaluation.runner import evaluate
     from armorm.explanation import Explanation
     from armorm.model.configuration import ArmoRMConfig
     from armorm.model.modeling import ArmoRMForSequenceClassification
@@ -40,6 +41,7 @@ _HOMES = {
     "ObjectiveSet": "armorm.objectives",
     "Recipe": "armorm.training.recipe",
     "ScoreBatch": "armorm.reward_model",
+    "evaluate": "armorm.evaluation.runner",
     "train": "armorm.training.pipeline",
 }
 
@@ -56,6 +58,7 @@ __all__ = [
     "Recipe",
     "ScoreBatch",
     "__version__",
+    "evaluate",
     "train",
 ]
 

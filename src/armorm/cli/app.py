@@ -16,7 +16,7 @@ import typer
 from rich.console import Console
 
 import armorm
-from armorm.cli import inspecting, scoring, training
+from armorm.cli import evaluating, exporting, inspecting, ranking, scoring, training
 from armorm.errors import ArmormError, RecipeError
 
 app = typer.Typer(
@@ -49,6 +49,10 @@ app.command("demo")(training.demo)
 app.command("train")(training.train)
 app.command("score")(scoring.score)
 app.command("explain")(scoring.explain)
+app.command("compare")(ranking.compare)
+app.command("rank")(ranking.rank)
+app.command("evaluate")(evaluating.evaluate)
+app.command("export")(exporting.export)
 app.command("inspect")(inspecting.inspect)
 
 

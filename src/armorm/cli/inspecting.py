@@ -109,6 +109,12 @@ def _prompt_key(row: Row) -> str:
 def _model(folder: Path) -> dict[str, Any]:
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     found: dict[str, Any] = {"kind": "model", "name": str(folder), "model_type": config.get("model_type", "")}
+    if "num_objectives" in config:
+        from armorm.model.released import from_released, is_released
+
+        if is_released(config):
+            found["layout"] = "released"
+            config = from_released(config)
     if config.get("model_type") != "armorm":
         return found | {key: config[key] for key in ("hidden_size", "num_hidden_layers", "vocab_size") if key in config}
     keys = ("objectives", "debiasing", "steering", "reference", "limits", "provenance", "gate_pattern")

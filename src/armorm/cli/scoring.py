@@ -24,13 +24,23 @@ if TYPE_CHECKING:
     from armorm.reward_model import ScoreBatch
 
 _CHUNK = 2048
+# What the commands run on where nothing is given: two answers to one question.
+_EXAMPLE = [
+    {"prompt": "How do I get a wine stain out of a cotton shirt?", "response": reply}
+    for reply in (
+        "Dab it with cold water and a little dish soap, let it stand for ten minutes, then rinse and wash as usual.",
+        "Who cares? Throw it away, stupid.",
+    )
+]
 ModelOption = Annotated[str, typer.Option("--model", "-m", help="Folder, hub id, or the embedded armorm-tiny-rm.")]
 DtypeOption = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
 
 
 def score(
-    input: Annotated[str, typer.Argument(help="JSON lines (or Parquet); - is standard input.")],
+    input: Annotated[
+        Optional[str], typer.Argument(help="JSON lines (or Parquet); - is standard input; an example if absent.")
+    ] = None,
     model: ModelOption = EMBEDDED_REWARD_MODEL,
     output: Annotated[
         Optional[Path], typer.Option("--output", "-o", help="File for the scores; standard output if absent.")
@@ -55,11 +65,11 @@ def score(
     """
     from armorm.reward_model import ArmoRM
 
-    rows = _rows(input)
+    console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+    rows = _rows(input, console)
     first = next(rows, None)  # a file that cannot be read is refused before the model is loaded
     rm = ArmoRM.from_pretrained(model, dtype=dtype, device=device)
-    console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
-    count = 0
+    count = truncated = 0
     refused: list[tuple[int, str]] = []
     with text_file(output) if output else nullcontext(sys.stdout) as sink:
         chunk = [] if first is None else [first, *islice(rows, _CHUNK - 1)]
@@ -67,11 +77,15 @@ def score(
             valid, faults = _valid(chunk)
             batch = rm.score([conversation for _, conversation in valid], normalize=normalize, on_refused="skip")
             refused += faults + [(valid[i][0].number, reason) for i, reason in batch.rejected]
+            cut = set(batch.truncated)
+            truncated += len(cut)
             for place, index in enumerate(batch.rows):
                 row = valid[index][0]
                 entry: dict[str, Any] = {"row": row.number, "score": float(batch.scores[place])}
                 if "id" in row.values:
                     entry["id"] = row.values["id"]
+                if index in cut:
+                    entry["truncated"] = True
                 if details:
                     entry |= _details(batch, place)
                 sink.write(json.dumps(entry, ensure_ascii=False) + "\n")
@@ -86,14 +100,16 @@ def score(
             listing, "".join(json.dumps({"row": number, "reason": reason}) + "\n" for number, reason in sorted(refused))
         )
         where = f", listed in {listing}"
-    console.print(f"scored {count:,} rows, refused {len(refused):,}{where}")
+    shortened = f"; {truncated:,} lost the beginning of a prompt that was too long" if truncated else ""
+    console.print(f"scored {count:,} rows{shortened}, refused {len(refused):,}{where}")
     if refused and not count:
         raise ArmormError(f"{input}: no row could be scored")
 
 
 def explain(
     input: Annotated[
-        Optional[str], typer.Argument(help="JSON lines, as for score; or use --prompt and --response.")
+        Optional[str],
+        typer.Argument(help="JSON lines, as for score; or use --prompt and --response; an example if absent."),
     ] = None,
     prompt: Annotated[Optional[str], typer.Option(help="Text of the prompt.")] = None,
     response: Annotated[Optional[str], typer.Option(help="Text of the response.")] = None,
@@ -107,15 +123,15 @@ def explain(
 
     Example: `armorm explain --prompt "What is 2+2?" --response "4"`
     """
-    if (input is None) == (prompt is None and response is None) or (input is None and None in (prompt, response)):
+    if (prompt is None) != (response is None) or (input is not None and prompt is not None):
         raise typer.BadParameter("expected an input file, or both --prompt and --response")
     from armorm.reward_model import ArmoRM
 
     rows: list[tuple[int, Conversation]] = []
-    if input is None:
-        rows.append((1, Conversation.from_prompt(prompt or "", response or "")))
+    if prompt is not None and response is not None:
+        rows.append((1, Conversation.from_prompt(prompt, response)))
     else:
-        for row in _rows(input):
+        for row in _rows(input, Console(stderr=True, highlight=False)):
             if isinstance(row, DataError):
                 raise row
             rows.append((row.number, row_conversation(row)))
@@ -138,7 +154,12 @@ def explain(
         Console(stderr=True, highlight=False).print(f"wrote {html}", markup=False)
 
 
-def _rows(name: str) -> Iterator[Row | DataError]:
+def _rows(name: str | None, console: Console) -> Iterator[Row | DataError]:
+    if name is None:
+        console.print("no input given, so here is an example (--help says more):")
+        for example in _EXAMPLE:
+            console.print(f"  {example['prompt']} / {example['response']}")
+        return iter([Row("example", number, dict(example)) for number, example in enumerate(_EXAMPLE, 1)])
     if name == "-":
         return line_rows(sys.stdin.buffer, "standard input")
     return Location.find(name).rows_or_faults()

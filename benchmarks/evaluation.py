@@ -1,0 +1,145 @@
+"""Evaluation of preference pairs: `armorm evaluate` against a plain loop that scores one response at a time.
+
+    python benchmarks/evaluation.py --pairs 5000 --model armorm-tiny-rm
+
+Both score the same pairs with the same model. The loop is what people write first: each side of each pair
+through the model by itself. Printed are seconds, pairs per second, the ratio, the largest difference of a
+margin and how many decisions differ; JSON goes to benchmarks/results/. With `--loop` the loop may be
+kept to the first so many pairs, and its rate is taken from those.
+
+Pairs come from `preferences/alpacaeval.jsonl.gz` of the real sets (docs/data.md), or, without them, from the
+generated corpus.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+
+import armorm
+from armorm.data.demo import generate, write_corpus
+from armorm.data.rows import Location
+from armorm.embedded import EMBEDDED_REWARD_MODEL
+from armorm.evaluation.loaders import load_pairs
+from armorm.evaluation.runner import evaluate
+from armorm.evaluation.sources import find_sources
+from armorm.files import write_json
+from armorm.progress import progress
+from armorm.reward_model import ArmoRM
+
+
+def pairs_file(folder: Path, count: int) -> Path:
+    """The first pairs of the real set, or of the generated corpus, as one file."""
+    root = Path(os.environ.get("ARMORM_DATA", "../shared/data"))
+    real = root / "preferences" / "alpacaeval.jsonl.gz"
+    if real.exists():
+        source = real
+    else:
+        write_corpus(folder, generate(0), seed=0)
+        source = folder / "choices.jsonl"
+    path = folder / "pairs.jsonl"
+    with path.open("w", encoding="utf-8") as file:
+        for written, row in enumerate(Location.find(source).rows()):
+            if written == count:
+                break
+            kept = {name: row.values[name] for name in ("prompt", "chosen", "rejected") if name in row.values}
+            file.write(json.dumps(kept) + "\n")
+    return path
+
+
+def loop_margins(rm: ArmoRM, path: Path, count: int) -> tuple[np.ndarray, float]:
+    """Margins of the first pairs, one response after another, and the seconds that took; NaN where refused."""
+    examples = load_pairs(find_sources([path])).examples[:count]
+    margins = np.full(len(examples), np.nan)
+    start = time.perf_counter()
+    with progress("loop", len(examples), "pairs") as advance:
+        for place, example in enumerate(examples):
+            sides = [rm.score([side], on_refused="skip").scores for side in example.conversations if side is not None]
+            if len(sides) == 2 and all(len(side) for side in sides):
+                margins[place] = float(sides[0][0]) - float(sides[1][0])
+            advance(1)
+    return margins, time.perf_counter() - start
+
+
+def measure(model: str, count: int, loop: int, dtype: str) -> dict[str, Any]:
+    rm = ArmoRM.from_pretrained(model, dtype=dtype)
+    with tempfile.TemporaryDirectory() as name:
+        path = pairs_file(Path(name), count)
+        evaluate("pairs", rm, path, limit=16, resamples=10, quiet=True)  # warm up
+        start = time.perf_counter()
+        results = evaluate("pairs", rm, path, quiet=True)
+        seconds = time.perf_counter() - start
+        expected, loop_seconds = loop_margins(rm, path, loop)
+    found = np.array([entry.get("margin", np.nan) for entry in results.examples[: len(expected)]], np.float64)
+    both = ~(np.isnan(found) | np.isnan(expected))
+    rates = {"armorm": len(results.examples) / seconds, "loop": len(expected) / loop_seconds}
+    return {
+        "model": results.model,
+        "pairs": len(results.examples),
+        "conversations": results.counts["conversations"],
+        "seconds": seconds,
+        "pairs_per_second": rates["armorm"],
+        "loop_pairs": len(expected),
+        "loop_seconds": loop_seconds,
+        "loop_pairs_per_second": rates["loop"],
+        "ratio": rates["armorm"] / rates["loop"],
+        "largest_margin_difference": float(np.abs(found - expected)[both].max(initial=0.0)),
+        "decisions_that_differ": int(((found > 0) != (expected > 0))[both].sum()),
+        "refused_alike": bool((np.isnan(found) == np.isnan(expected)).all()),
+        "machine": {"processor": platform.processor(), "threads": torch.get_num_threads(), "torch": torch.__version__},
+        "armorm_version": armorm.__version__,
+    }
+
+
+def print_table(results: dict[str, Any]) -> None:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("", "pairs", "seconds", "pairs/s"):
+        table.add_column(name, justify="left" if not name else "right")
+    table.add_row(
+        "armorm evaluate, figures and audits included",
+        f"{results['pairs']:,}",
+        f"{results['seconds']:.1f}",
+        f"{results['pairs_per_second']:.1f}",
+    )
+    table.add_row(
+        "one response at a time",
+        f"{results['loop_pairs']:,}",
+        f"{results['loop_seconds']:.1f}",
+        f"{results['loop_pairs_per_second']:.1f}",
+    )
+    console = Console(width=100, highlight=False)
+    console.print(table)
+    console.print(
+        f"{results['conversations']:,} distinct conversations; {results['ratio']:.1f} times as fast;\n"
+        f"largest difference of a margin {results['largest_margin_difference']:.2g}, "
+        f"{results['decisions_that_differ']} decisions differ"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Evaluation of pairs against a plain one-by-one loop.")
+    parser.add_argument("--model", default=EMBEDDED_REWARD_MODEL)
+    parser.add_argument("--pairs", type=int, default=5000)
+    parser.add_argument("--loop", type=int, default=None, help="pairs that the loop scores; all by default")
+    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/evaluation.json"))
+    arguments = parser.parse_args()
+    results = measure(arguments.model, arguments.pairs, arguments.loop or arguments.pairs, arguments.dtype)
+    print_table(results)
+    write_json(arguments.output, results)
+    print(f"wrote {arguments.output}")
+
+
+if __name__ == "__main__":
+    main()

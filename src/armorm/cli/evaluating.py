@@ -1,0 +1,92 @@
+"""`armorm evaluate`: a benchmark, a model, a table of what it is worth."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+from rich.console import Console
+
+from armorm.cli.scoring import DeviceOption, DtypeOption, ModelOption
+from armorm.embedded import EMBEDDED_REWARD_MODEL
+from armorm.files import plain
+
+_WIDTH = 80
+
+
+def evaluate(
+    benchmark: Annotated[
+        str, typer.Argument(help="pairs, ratings, rewardbench, rewardbench2, rm-bench, judgebench or ppe.")
+    ],
+    model: ModelOption = EMBEDDED_REWARD_MODEL,
+    data: Annotated[
+        Optional[list[str]],
+        typer.Option("--data", "-d", help="File, folder or hub id; the published set if absent. May be repeated."),
+    ] = None,
+    output: Annotated[
+        Optional[Path],
+        typer.Option("--output", "-o", help="JSON file for the results; a run that was stopped goes on there."),
+    ] = None,
+    against: Annotated[
+        Optional[Path], typer.Option(help="Results of another run: print paired differences with significance.")
+    ] = None,
+    scorer: Annotated[
+        Optional[str],
+        typer.Option(help="module:function instead of a model: a list of conversations in, a list of numbers out."),
+    ] = None,
+    features: Annotated[
+        Optional[Path], typer.Option(help="Feature store to read and fill, so that nothing is computed twice.")
+    ] = None,
+    split: Annotated[Optional[str], typer.Option(help="Split of a hub set or a saved folder.")] = None,
+    limit: Annotated[
+        Optional[int], typer.Option(min=1, help="About how many examples to keep, for trying things out.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, without the single examples.")] = False,
+    dtype: DtypeOption = "auto",
+    device: DeviceOption = "auto",
+) -> None:
+    """Measure a reward model on a benchmark, by the benchmark's own rules.
+
+    Beside every figure: its 95% interval (by prompt), the number of prompts, and what length alone, the prompt
+    alone and chance come to. The model is one of armorm, any sequence classifier with one logit, or a function.
+
+    Example: `armorm evaluate rewardbench --model runs/real --output new.json --against old.json`
+    """
+    from armorm.evaluation.comparison import compare
+    from armorm.evaluation.registry import BenchmarkError
+    from armorm.evaluation.rendering import as_json as result_json
+    from armorm.evaluation.rendering import comparison_table, results_tables
+    from armorm.evaluation.results import Results
+    from armorm.evaluation.runner import evaluate as run
+    from armorm.evaluation.scorers import CallableScorer
+
+    other = Results.load(against) if against is not None else None  # a file that is none is refused before any work
+    chosen = CallableScorer.from_name(scorer) if scorer is not None else model
+    try:
+        results = run(
+            benchmark,
+            chosen,
+            data or [],
+            output=output,
+            features=features,
+            split=split,
+            limit=limit,
+            dtype=dtype,
+            device=device,
+        )
+    except BenchmarkError as error:
+        raise typer.BadParameter(str(error)) from None
+    comparison = compare(results, other) if other is not None else None
+    if as_json:
+        print(json.dumps(plain(result_json(results, comparison)), indent=1, ensure_ascii=False))
+        return
+    console = Console(highlight=False)
+    width = min(console.width, _WIDTH) if console.is_terminal else _WIDTH
+    console.print(results_tables(results), width=width)
+    if comparison is not None:
+        console.print()
+        console.print(comparison_table(comparison), width=width)
+    if output is not None:
+        Console(stderr=True, highlight=False, soft_wrap=True).print(f"wrote {output}", markup=False)

@@ -1,0 +1,1 @@
+"""Audits: what a reward model goes by, beyond how often it is right."""

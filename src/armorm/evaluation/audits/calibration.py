@@ -1,0 +1,63 @@
+"""Calibration: is the model right as often as its Bradley-Terry probabilities say?
+
+In:  margins of comparisons, better minus worse.
+Out: bins of equal weight with mean confidence and accuracy, the expected calibration error, the log loss,
+     the Brier score, and the scale of margins under which the log loss would be least.
+
+The probability of the response that scores higher is sigmoid(|margin|), its confidence, at least a half.
+A tie is half right. Refused comparisons have no probability and are left out.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from scipy.optimize import minimize_scalar
+from scipy.special import expit
+
+BINS = 10
+_SCALES = (-10.0, 10.0)
+
+
+def calibration(margins: np.ndarray, weights: np.ndarray | None = None, bins: int = BINS) -> dict[str, Any]:
+    """Figures of margins (p,) with weights (p,).
+
+    Returns:
+        `expected_calibration_error`, `log_loss`, `brier`, `best_scale`, `log_loss_at_best_scale`, `comparisons`,
+        and `bins`: `confidence`, `accuracy` and `share` of each. None for all without comparisons.
+    """
+    known = ~np.isnan(margins)
+    margins = margins[known]
+    weights = np.ones(len(margins)) if weights is None else weights[known]
+    if not len(margins) or weights.sum() <= 0:
+        return {"comparisons": 0}
+    weights = weights / weights.sum()
+    confidence = expit(np.abs(margins))
+    right = np.where(margins > 0, 1.0, np.where(margins == 0, 0.5, 0.0))
+    order = np.argsort(confidence, kind="stable")
+    position = np.cumsum(weights[order]) - weights[order] / 2
+    bin_of = np.empty(len(margins), np.int64)
+    bin_of[order] = np.minimum((position * bins).astype(np.int64), bins - 1)
+    share = np.bincount(bin_of, weights, bins)
+    filled = share > 0
+    mean_confidence = np.bincount(bin_of, weights * confidence, bins)[filled] / share[filled]
+    accuracy = np.bincount(bin_of, weights * right, bins)[filled] / share[filled]
+
+    def log_loss(scale: float) -> float:
+        return float((weights * np.logaddexp(0, -scale * margins)).sum())
+
+    best = minimize_scalar(lambda log_scale: log_loss(float(np.exp(log_scale))), bounds=_SCALES, method="bounded")
+    scale = float(np.exp(best.x))
+    return {
+        "comparisons": len(margins),
+        "expected_calibration_error": float((share[filled] * np.abs(accuracy - mean_confidence)).sum()),
+        "log_loss": log_loss(1.0),
+        "brier": float((weights * expit(-margins) ** 2).sum()),
+        "best_scale": scale,
+        "log_loss_at_best_scale": log_loss(scale),
+        "bins": [
+            {"confidence": float(c), "accuracy": float(a), "share": float(s)}
+            for c, a, s in zip(mean_confidence, accuracy, share[filled], strict=True)
+        ],
+    }

@@ -1,0 +1,1 @@
+"""How each benchmark scores: one module each, arrays in, figures out."""

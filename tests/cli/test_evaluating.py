@@ -1,0 +1,139 @@
+"""`armorm evaluate`, `rank` and `compare`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from armorm.cli.app import main
+from tests.evaluation.marked import FIXTURES
+
+MARKS = "tests.evaluation.marked:marked"
+PAIRS = FIXTURES / "pairs.jsonl"
+
+
+def run(capsys, *arguments: object) -> tuple[int, str, str]:
+    """Exit code, standard output, standard error of a command."""
+    with pytest.raises(SystemExit) as stopped:
+        main([str(argument) for argument in arguments])
+    captured = capsys.readouterr()
+    code = stopped.value.code
+    return (code if isinstance(code, int) else 0), captured.out, captured.err
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    from tests.small_models import reward_model
+
+    folder = tmp_path_factory.mktemp("model")
+    reward_model().save_pretrained(folder)
+    return folder
+
+
+def test_evaluate_prints_a_table_writes_a_file_and_compares_with_another(capsys, tmp_path):
+    first, second = tmp_path / "first.json", tmp_path / "second.json"
+    code, out, err = run(capsys, "evaluate", "pairs", "--data", PAIRS, "--scorer", MARKS, "--output", first)
+    assert code == 0
+    assert "40.0" in out
+    assert "row 4" in err
+    assert f"wrote {first}" in err.replace("\n", "")
+    code, out, _ = run(
+        capsys, "evaluate", "pairs", "-d", PAIRS, "--scorer", MARKS, "-o", second, "--against", first, "--json"
+    )
+    found = json.loads(out)
+    assert found["overall"]["accuracy"]["value"] == pytest.approx(0.4)
+    assert found["against"]["overall"]["accuracy"]["difference"] == 0
+    assert "examples" not in found
+    assert json.loads(second.read_text())["examples"]
+
+
+def test_several_places_of_data_are_read_together(capsys):
+    code, out, _ = run(
+        capsys,
+        *("evaluate", "rewardbench", "--data", FIXTURES / "rewardbench.jsonl", "--data", FIXTURES / "prior"),
+        *("--scorer", MARKS, "--json"),
+    )
+    assert code == 0
+    assert json.loads(out)["sections"]["Prior Sets"]["value"] == 0.5
+
+
+def test_bad_usage_is_two_and_a_fault_in_data_is_one_line(capsys, tmp_path):
+    for arguments, expected, part in (
+        (("evaluate",), 2, "benchmark"),
+        (("evaluate", "rewardbnch", "--scorer", MARKS), 2, "rewardbench"),
+        (("evaluate", "pairs", "--scorer", MARKS), 2, "--data"),
+        (("evaluate", "pairs", "-d", tmp_path / "absent.jsonl", "--scorer", MARKS), 1, "no such file"),
+        (("evaluate", "pairs", "-d", PAIRS, "--scorer", "nowhere"), 1, "module:function"),
+        (("evaluate", "pairs", "-d", PAIRS, "--scorer", MARKS, "--against", PAIRS), 1, "cannot be read"),
+        (("rank",), 2, "input"),
+        (("rank", tmp_path / "absent.jsonl"), 1, "no such file"),
+        (("compare", "a", "b"), 2, "--prompt"),
+        (("compare", "--prompt", "a", "", "b"), 1, "empty response"),
+    ):
+        code, _, err = run(capsys, *arguments)
+        assert code == expected, (arguments, err)
+        assert part.lower() in err.lower()
+        assert "Traceback" not in err
+        if code == 1:
+            assert len([line for line in err.splitlines() if line.strip()]) == 1, err
+
+
+def test_every_command_has_help_with_an_example(capsys):
+    for command in ("evaluate", "rank", "compare"):
+        code, out, _ = run(capsys, command, "--help")
+        assert code == 0
+        assert "Example:" in out
+        assert f"armorm {command}" in out
+
+
+def test_rank_writes_orders_and_preference_rows(capsys, tmp_path, model):
+    source, ranked, pairs = (tmp_path / name for name in ("in.jsonl", "out.jsonl", "pairs.jsonl"))
+    rows = [
+        {"id": "a", "prompt": "Name a fruit.", "responses": ["Plum.", "A plum is a fruit.", ""]},
+        {"prompt": "Name a tree.", "responses": ["Oak.", "Oak."]},
+    ]
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    code, out, err = run(
+        capsys, "rank", source, "-m", model, "--dtype", "float32", "--output", ranked, "--pairs", pairs
+    )
+    assert (code, out) == (0, "")
+    first, second = (json.loads(line) for line in ranked.read_text().splitlines())
+    assert (first["id"], sorted(first["order"]), list(first["refused"])) == ("a", [0, 1], ["2"])
+    assert first["decided_by"][0]["objective"]
+    assert (second["order"], "decided_by" in second) == ([0, 1], False)
+    (pair,) = (json.loads(line) for line in pairs.read_text().splitlines())
+    assert list(pair) == ["prompt", "chosen", "rejected", "margin"]
+    assert pair["chosen"][0]["content"] == rows[0]["responses"][first["best"]]
+    assert pair["margin"] == pytest.approx(abs(first["scores"][0] - first["scores"][1]))
+    assert "ranked 2 prompts, refused 1 responses; wrote 1 pairs" in err.replace("\n", " ")
+
+
+def test_compare_says_which_is_better_and_what_decides(capsys, model):
+    arguments = ("compare", "--model", model, "--dtype", "float32", "--prompt", "How do I juggle?")
+    code, out, _ = run(capsys, *arguments, "Start with one ball.", "No.", "--json")
+    found = json.loads(out)
+    assert code == 0
+    assert sum(found["contributions"].values()) == pytest.approx(found["margin"], abs=1e-5)
+    assert found["better"] == ("A" if found["margin"] > 0 else "B")
+    assert set(found["decided_by"]) <= set(found["contributions"])
+    assert found["probability_of_a"] == pytest.approx(1 / (1 + 2.718281828 ** -found["margin"]))
+    swapped = json.loads(run(capsys, *arguments, "No.", "Start with one ball.", "--json")[1])
+    assert swapped["better"] != found["better"]
+    assert swapped["decided_by"] == found["decided_by"]
+    code, out, _ = run(capsys, *arguments, "Start with one ball.", "No.")
+    assert f"{found['better']} is better" in out
+    assert "decides" in out
+    assert max(len(line) for line in out.splitlines()) <= 80
+    code, out, _ = run(capsys, *arguments, "No.", "No.")
+    assert (code, out.splitlines()[0].split("  ")[0]) == (0, "a tie")
+
+
+def test_evaluate_prints_every_audit_of_an_interpretable_model(capsys, model, tmp_path):
+    code, out, _ = run(capsys, "evaluate", "rm-bench", "-m", model, "--dtype", "float32", "-d", FIXTURES / "rm_bench")
+    assert code == 0
+    for part in ("as served", "before debiasing", "objective alone", "what decides", "gate by source", "calibration"):
+        assert part in out
+    assert max(len(line) for line in out.splitlines()) <= 80
+    assert "…" not in out

@@ -1,0 +1,62 @@
+"""Held-out ratings: the fixture by hand, and the figures of metrics.py on random rows."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+
+import numpy as np
+import pytest
+
+from armorm.evaluation.benchmarks import ratings
+from armorm.evaluation.cells import totals
+from armorm.evaluation.examples import Item
+from armorm.evaluation.metrics import rating_figures
+from armorm.objectives import Objective, ObjectiveSet
+from tests.evaluation.marked import evaluated, values
+
+
+def test_the_fixture_scores_as_worked_out_by_hand():
+    results = evaluated("ratings", "ratings.jsonl")
+    # kind: predictions 1 3 3 2 5 against 1 4 2 3 5; one more is refused and loses its two comparisons.
+    # clear: predictions 1 3 2 5 against 5 4 3 1.
+    assert values(results, "subsets") == pytest.approx(
+        {
+            "ratings-kind: Spearman": 8 / math.sqrt(9.5 * 10),
+            "ratings-kind: within prompts": (2.5 + 1) / (3 + 3),
+            "ratings-clear: Spearman": 1 - 6 * 18 / (4 * 15),
+            "ratings-clear: within prompts": 0,
+        }
+    )
+    assert results.data["left_out"] == {"rows of other splits than test": 1}
+    assert results.objectives == ["ratings-kind", "ratings-clear"]
+    assert not results.raw
+
+
+def test_figures_are_those_of_metrics_on_random_rows():
+    rng = np.random.default_rng(0)
+    objectives = ObjectiveSet([Objective.rated("s-up", 1, 5), Objective.rated("s-down", 0, 10, direction="lower")])
+    given = np.column_stack([rng.integers(1, 6, 80), rng.integers(0, 11, 80)]).astype(float)
+    rewards = objectives.to_reward(given) + 0.3 * rng.normal(size=given.shape)
+    given[rng.random(given.shape) < 0.3] = math.nan
+    prompts = rng.integers(0, 15, 80)
+    expected = rating_figures(rewards, given, objectives, prompts)
+    items = [Item(str(i), "", "", str(prompts[i]), tuple(given[i]), {}) for i in range(80)]
+    cells = ratings.measure(objectives.names, True, items, list(objectives.to_raw(rewards)))
+    found = {figure.name: float(figure.value(totals(cells))) for figure in ratings.figures(cells)}
+    for name, figures in expected.items():
+        assert found[f"{name}: Spearman"] == pytest.approx(figures["spearman"])
+        assert found[f"{name}: error"] == pytest.approx(figures["mae"])
+        assert found[f"{name}: within prompts"] == pytest.approx(figures["within_prompt"])
+
+
+def test_means_are_over_objectives_with_a_hundred_ratings():
+    rng = np.random.default_rng(1)
+    given = rng.integers(1, 6, (150, 3)).astype(float)
+    given[90:, 2] = math.nan
+    items = [Item(str(i), "", "", str(i // 3), tuple(given[i]), {}) for i in range(150)]
+    measure = partial(ratings.measure, ("a", "b", "c"), False)
+    cells = measure(items, list(given + rng.normal(size=given.shape)))
+    found = {figure.name: float(figure.value(totals(cells))) for figure in ratings.figures(cells)}
+    assert found[ratings.MEAN_SPEARMAN] == pytest.approx((found["a: Spearman"] + found["b: Spearman"]) / 2)
+    assert "c: Spearman" in found

@@ -3,8 +3,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# Other versions of transformers, to test with; each takes all but a few packages from the main environment.
+COMPAT := .venv-compat
+COMPAT_READY := $(COMPAT)/transformers-4.57/.ready $(COMPAT)/transformers-4.51/.ready
+PURELIB := import sysconfig; print(sysconfig.get_path('purelib'))
 
-.PHONY: demo test test-full lint types bench docs clean
+.PHONY: demo test test-full test-compat test-integrations lint types bench docs clean
 .DEFAULT_GOAL := help
 
 help:  ## Show the targets.
@@ -23,8 +27,32 @@ demo: $(READY)  ## The whole method on a generated corpus, offline, in about a m
 test: $(READY)  ## The fast tests.
 	$(BIN)/python -m pytest
 
-test-full: $(READY)  ## All tests, the slow ones too.
+# The packages of its own stand before the shared ones, which a path file adds at the end.
+$(COMPAT)/transformers-%/.ready: tests/compat/transformers-%.txt | $(READY)
+	rm -rf $(@D)
+	$(BIN)/python -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement $<
+	$(BIN)/python -c "$(PURELIB)" > $$($(@D)/bin/python -c "$(PURELIB)")/shared.pth
+	touch $@
+
+test-compat: $(READY) $(COMPAT_READY)  ## Self-contained models, and armorm, on older versions of transformers.
+	$(BIN)/python -m pytest -m "slow or not slow" tests/compat
+
+test-full: $(READY) $(COMPAT_READY)  ## All tests, the slow ones too.
 	$(BIN)/python -m pytest -m "slow or not slow"
+
+# TRL and quantisers, in an environment of their own; torch and the rest are those of $(VENV).
+INTEGRATIONS := .venv-compat/trl
+SITE_OF = import site; print(site.getsitepackages()[0])
+
+$(INTEGRATIONS)/.ready: $(READY)
+	$(BIN)/python -m venv --clear $(INTEGRATIONS)
+	echo "import site; site.addsitedir('$$($(BIN)/python -c '$(SITE_OF)')')" > "$$($(INTEGRATIONS)/bin/python -c '$(SITE_OF)')/shared.pth"
+	$(INTEGRATIONS)/bin/python -m pip install --quiet --constraint constraints.txt trl torchao optimum-quanto bitsandbytes
+	touch $@
+
+test-integrations: $(INTEGRATIONS)/.ready  ## The tests with TRL and with quantised backbones.
+	$(INTEGRATIONS)/bin/python -m pytest -m "slow or not slow" tests/integrations
 
 lint: $(READY)  ## Format and lint, checked.
 	$(BIN)/ruff format --check src tests tools benchmarks
@@ -35,6 +63,7 @@ types: $(READY)  ## Types, checked.
 
 bench: $(READY)  ## The benchmarks; tables here, JSON under benchmarks/results/.
 	$(BIN)/python benchmarks/real_ratings.py
+	$(BIN)/python benchmarks/loading.py
 
 clean:  ## Remove what was built, not what was trained.
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) $(COMPAT) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache

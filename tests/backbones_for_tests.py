@@ -1,53 +1,129 @@
-"""Tiny random backbones of several families on disk, all with the embedded tokenizer."""
+"""Tiny random backbones of many families on disk, all with the embedded tokenizer.
+
+Windows are shorter than the conversations of the tests, and caps low enough to act on random states.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import torch
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    Gemma2Config,
-    GPTNeoXConfig,
-    LlamaConfig,
-    MistralConfig,
-    Phi3Config,
-    PretrainedConfig,
-    PreTrainedModel,
-    Qwen2Config,
-)
+import transformers
+from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel
 
 from armorm.embedded import EMBEDDED_BACKBONE, embedded_path
 
+_IDS = {"vocab_size": 8192, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 _SIZES = {
-    "vocab_size": 8192,
+    **_IDS,
     "hidden_size": 32,
     "intermediate_size": 48,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "max_position_embeddings": 512,
     "initializer_range": 0.2,  # large enough that every token leaves its mark on the features
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
 }
+_GROUPED = {**_SIZES, "num_key_value_heads": 2}
+_WINDOW = {"sliding_window": 16}
+_HALF = {"layer_types": ["sliding_attention", "full_attention"]}
+_VISION = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
+_MAMBA = {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_n_groups": 1, "mamba_d_state": 8, "mamba_chunk_size": 16}
+
+# Name of the config class, and its settings.
+_CONFIGS: dict[str, tuple[str, dict]] = {
+    "llama": ("LlamaConfig", _GROUPED),
+    "qwen2": ("Qwen2Config", {**_GROUPED, **_WINDOW, "use_sliding_window": True, "max_window_layers": 1}),
+    "qwen3": (
+        "Qwen3Config",
+        {**_GROUPED, **_WINDOW, "head_dim": 8, "use_sliding_window": True, "max_window_layers": 1},
+    ),
+    "gemma2": (
+        "Gemma2Config",
+        {**_GROUPED, **_WINDOW, "head_dim": 8, "query_pre_attn_scalar": 8, "attn_logit_softcapping": 0.5},
+    ),
+    "gemma3_text": ("Gemma3TextConfig", {**_GROUPED, **_WINDOW, **_HALF, "head_dim": 8, "query_pre_attn_scalar": 8}),
+    "mistral": ("MistralConfig", {**_GROUPED, **_WINDOW}),
+    "phi3": ("Phi3Config", {**_GROUPED, **_WINDOW}),
+    "gpt_neox": ("GPTNeoXConfig", _SIZES),
+    "olmo2": ("Olmo2Config", _GROUPED),
+    # A state instead of attention, or beside it.
+    "mamba": ("MambaConfig", {**_IDS, "hidden_size": 32, "state_size": 8, "num_hidden_layers": 2}),
+    "rwkv": (
+        "RwkvConfig",
+        {**_IDS, "hidden_size": 32, "attention_hidden_size": 32, "num_hidden_layers": 2, "context_length": 512},
+    ),
+    "recurrent_gemma": (
+        "RecurrentGemmaConfig",
+        {**_SIZES, "num_hidden_layers": 3, "num_key_value_heads": 1, "lru_width": 32, "attention_window_size": 16},
+    ),
+    "falcon_h1": ("FalconH1Config", {**_GROUPED, **_MAMBA, "head_dim": 8, "mamba_d_ssm": 64}),
+    "qwen3_next": (
+        "Qwen3NextConfig",
+        {
+            **_GROUPED,
+            "num_hidden_layers": 4,
+            "head_dim": 8,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "linear_num_value_heads": 4,
+            "linear_num_key_heads": 2,
+            "linear_key_head_dim": 8,
+            "linear_value_head_dim": 8,
+            "moe_intermediate_size": 16,
+            "shared_expert_intermediate_size": 16,
+        },
+    ),
+    # Positions that are learned, or written into the attention.
+    "gpt2": (
+        "GPT2Config",
+        {**_IDS, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 512, "initializer_range": 0.2},
+    ),
+    "bloom": ("BloomConfig", {**_IDS, "hidden_size": 32, "n_layer": 2, "n_head": 4, "initializer_range": 0.2}),
+    # A decoder with an eye.
+    "gemma3": (
+        "Gemma3Config",
+        {
+            "text_config": {**_GROUPED, **_WINDOW, **_HALF, "head_dim": 8, "model_type": "gemma3_text"},
+            "vision_config": {**_VISION, "image_size": 28, "patch_size": 14, "model_type": "siglip_vision_model"},
+            "mm_tokens_per_image": 1,
+        },
+    ),
+    "llava": (
+        "LlavaConfig",
+        {
+            "text_config": {**_GROUPED, "model_type": "llama"},
+            "vision_config": {**_VISION, "image_size": 28, "patch_size": 14, "model_type": "clip_vision_model"},
+        },
+    ),
+    # No decoders.
+    "bert": ("BertConfig", {**_SIZES}),
+    "t5": ("T5Config", {"vocab_size": 8192, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}),
+}
+
+FAMILIES = ("llama", "qwen2", "qwen3", "gemma2", "gemma3_text", "mistral", "phi3", "gpt_neox", "olmo2")
+WINDOWED = ("qwen2", "qwen3", "gemma2", "gemma3_text", "mistral", "phi3")
+STATEFUL = ("mamba", "rwkv", "recurrent_gemma", "falcon_h1", "qwen3_next")
+OTHER_POSITIONS = ("gpt2", "bloom")
+MULTIMODAL = ("gemma3", "llava")
 
 
 def config_of(family: str) -> PretrainedConfig:
     """A tiny config of a family."""
-    shared_heads = {**_SIZES, "num_key_value_heads": 2}
-    return {
-        "llama": lambda: LlamaConfig(**shared_heads),
-        "qwen2": lambda: Qwen2Config(**shared_heads),
-        "gemma2": lambda: Gemma2Config(**shared_heads, head_dim=8, sliding_window=16),
-        "mistral": lambda: MistralConfig(**shared_heads, sliding_window=16),
-        "phi3": lambda: Phi3Config(**shared_heads),
-        "gpt_neox": lambda: GPTNeoXConfig(**_SIZES),
-    }[family]()
+    name, settings = _CONFIGS[family]
+    return getattr(transformers, name)(**settings)
 
 
-FAMILIES = ("llama", "qwen2", "gemma2", "mistral", "phi3", "gpt_neox")
+def backbone_of(family: str, *, seed: int = 0, config: PretrainedConfig | None = None) -> PreTrainedModel:
+    """A random backbone of a family, without a head, in float32."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = AutoModel.from_config(config or config_of(family)).eval()
+        if family in STATEFUL:  # whose own initialisation is so small that states hardly differ
+            with torch.no_grad():
+                for name, weight in model.named_parameters():
+                    if weight.dim() == 2 and "A_log" not in name:
+                        weight.normal_(0, 0.2)
+    return model
 
 
 def save(model: PreTrainedModel, folder: Path) -> Path:

@@ -61,19 +61,29 @@ def llama(seed: int = 0, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
         return AutoModel.from_config(config).to(dtype).eval()
 
 
-def reward_model(*, seed: int = 0, dtype: torch.dtype = torch.float32, intercept: bool = False) -> ArmoRM:
+def reward_model(
+    *,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+    intercept: bool = False,
+    backbone: PreTrainedModel | None = None,
+    objectives: ObjectiveSet = OBJECTIVES,
+) -> ArmoRM:
     """A whole reward model whose gate weighs the objectives unequally and by the prompt; verbosity is debiased."""
-    backbone, tokens = llama(seed, dtype), tokenizer()
+    backbone, tokens = backbone or llama(seed, dtype), tokenizer()
+    verbosity = next(name for name in objectives.names if "verbosity" in name)
+    penalties = PENALTIES if objectives == OBJECTIVES else torch.linspace(-0.5, 0.5, len(objectives)).tolist()
+    penalties[objectives.names.index(verbosity)] = 1.0
     config = ArmoRMConfig(
         backbone_config=backbone.config,
-        objectives=OBJECTIVES.to_dicts(),
+        objectives=objectives.to_dicts(),
         gating_temperature=2.0,
         gating_hidden_dim=16,
         gating_n_hidden=1,
         regression_bias=intercept,
         pad_token_id=tokens.pad_token_id,
-        reference=REFERENCE,
-        debiasing={"against": ["verbosity"], "metric": "spearman", "level": "pooled", "penalties": PENALTIES},
+        reference=REFERENCE if objectives == OBJECTIVES else {},
+        debiasing={"against": [verbosity], "metric": "spearman", "level": "pooled", "penalties": penalties},
         provenance={"backbone": "random"},
     )
     model = ArmoRMForSequenceClassification.assemble(backbone, config)
@@ -82,7 +92,7 @@ def reward_model(*, seed: int = 0, dtype: torch.dtype = torch.float32, intercept
         for parameter in (*model.regression_layer.parameters(), *model.gating.layers.parameters()):
             parameter.normal_(0, 0.3, generator=generator)
         model.gating.logit_scale.fill_(1.7)
-        model.reward_transform_matrix[3] -= torch.tensor(PENALTIES)
+        model.reward_transform_matrix[objectives.names.index(verbosity)] -= torch.tensor(penalties)
     whole = ArmoRM(model, tokens, "small")
     model.config.gate_pattern = whole.backbone.template.gate_pattern()
     return whole

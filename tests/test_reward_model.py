@@ -364,7 +364,7 @@ def test_the_dtype_may_be_asked_for_by_name_or_as_torch_has_it(rm, tmp_path):
         assert read.model.model.dtype == torch.bfloat16
         assert read.model.regression_layer.weight.dtype == read.model.reward_transform_matrix.dtype == torch.float32
         np.testing.assert_allclose(read.score(CONVERSATIONS).scores, rm.score(CONVERSATIONS).scores, atol=0.3)
-    with pytest.raises((CheckpointError, BackboneError), match="dtype 'int8', expected auto, float32"):
+    with pytest.raises((CheckpointError, BackboneError), match="dtype 'int8', expected auto, weights, float32"):
         ArmoRM.from_pretrained(tmp_path, dtype="int8")
 
 

@@ -14,6 +14,8 @@ is an error, or with `on_refused="skip"` listed with its reason, never a number.
 from __future__ import annotations
 
 import copy
+import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -30,7 +32,12 @@ from armorm.embedded import EMBEDDED_REWARD_MODEL, tokenizer_path
 from armorm.errors import CheckpointError, ConversationError
 from armorm.explanation import Explanation, explain_row
 from armorm.features.extract import BATCH_TOKENS, Features, extract
+from armorm.files import write_json
+from armorm.model.hub import files_to_send, require_repo_id, upload
 from armorm.model.modeling import ArmoRMForSequenceClassification
+from armorm.model.older_transformers import make_readable
+from armorm.model.released import to_released
+from armorm.model.self_contained import write_portable
 from armorm.objectives import ObjectiveSet
 from armorm.progress import progress
 from armorm.steering import steering_settings
@@ -116,7 +123,8 @@ class ArmoRM:
         """Load a reward model from a folder, a hub id, or the embedded `armorm-tiny-rm`.
 
         Args:
-            dtype: of the backbone: `auto`, `float32`, `bfloat16` or `float16`; heads are float32 always.
+            dtype: of the backbone: `auto` (bfloat16 where the hardware is fast at it), `weights` (as they are
+                stored), `float32`, `bfloat16` or `float16`; heads are float32 always.
             device: `auto` (the first accelerator, else the processor), or a torch device.
             kwargs: passed on to `from_pretrained` of the model (`revision`, `device_map`, ...).
 
@@ -278,10 +286,26 @@ class ArmoRM:
         steered.model = self.model.with_config(config)
         return steered
 
-    def save_pretrained(self, folder: str | Path) -> None:
+    def save_pretrained(
+        self,
+        folder: str | Path,
+        *,
+        layout: Literal["armorm", "released"] = "armorm",
+        self_contained: bool = False,
+        max_shard_size: int | str = "5GB",
+    ) -> None:
         """Write model, config and tokenizer; `from_pretrained` and, after `import armorm`, the Auto classes read them.
 
         A backbone whose float32 weights are exactly bfloat16 numbers (it was read from such) is stored as bfloat16.
+
+        Args:
+            layout: `armorm`, or `released`: the config of the published checkpoint, for code that reads that one.
+            self_contained: add a remote-code file, with which machines without armorm load the model
+                (`trust_remote_code=True`).
+            max_shard_size: weights beyond it are split over several files.
+
+        Raises:
+            CheckpointError: for a model that the released layout has no place for, saying why.
         """
         state = self.model.state_dict()
         dtype = self.model.model.dtype
@@ -289,10 +313,57 @@ class ArmoRM:
             state = {name: t.bfloat16() if name.startswith("model.") else t for name, t in state.items()}
             dtype = torch.bfloat16
         config = copy.deepcopy(self.model.config)
-        self.model.with_config(config).save_pretrained(folder, state_dict=state)
+        config.__dict__.pop("auto_map", None)  # of the folder it was read from; this one may have no such file
+        settings = to_released(config, dtype) if layout == "released" else None
+        self.model.with_config(config).save_pretrained(folder, state_dict=state, max_shard_size=max_shard_size)
         config.dtype = dtype  # transformers writes down the dtype in memory, and would read the file as that
         config.save_pretrained(folder)
+        if settings is not None:
+            write_json(Path(folder) / "config.json", settings)
         self.tokenizer.save_pretrained(folder)
+        make_readable(Path(folder))
+        if self_contained:
+            write_portable(Path(folder), layout)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        revision: str | None = None,
+        commit_message: str | None = None,
+        dry_run: bool = False,
+        **saving: Any,
+    ) -> str | list[tuple[str, int]]:
+        """Save and send to a repository of the Hub, as one commit; the repository is created where it does not exist.
+
+        The card goes along: README.md of the folder that the model was loaded from, unless the model is steered.
+
+        Args:
+            private: whether a new repository is private; by default as its owner has it.
+            token: by default the one that `hf auth login` keeps.
+            revision: branch; by default `main`.
+            dry_run: touch no network.
+            saving: passed on to `save_pretrained`.
+
+        Returns:
+            the address of the commit; in a dry run, name and size in bytes of each file that would be sent.
+
+        Raises:
+            ValueError: for what cannot be the id of a repository.
+            OSError: where the Hub refuses or cannot be reached.
+        """
+        require_repo_id(repo_id)
+        with tempfile.TemporaryDirectory() as name:
+            folder, card = Path(name), Path(self.name) / "README.md"
+            self.save_pretrained(folder, **saving)
+            if card.is_file() and not self.model.config.steering:
+                shutil.copy(card, folder)
+            if dry_run:
+                return files_to_send(folder)
+            where = {"private": private, "token": token, "revision": revision, "commit_message": commit_message}
+            return upload(folder, repo_id, **where)
 
     def _reference_score(self) -> tuple[float, float]:
         """Mean and standard deviation of reference scores."""

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -118,9 +119,9 @@ def test_faults_are_one_line_and_never_a_traceback(capsys, tmp_path, rows, small
 
 def test_bad_usage_exits_with_two(capsys):
     for arguments in (
-        ("score",),
-        ("explain",),
         ("explain", "--prompt", "x"),
+        ("explain", "rows.jsonl", "--prompt", "x", "--response", "y"),
+        ("export", "armorm-tiny-rm", "x", "--layout", "nonsense"),
         ("nonsense",),
         ("train", "r.yaml", "--unknown"),
     ):
@@ -130,7 +131,7 @@ def test_bad_usage_exits_with_two(capsys):
 
 
 def test_every_command_has_help_with_an_example(capsys):
-    for command in ("demo", "train", "score", "explain", "inspect"):
+    for command in ("demo", "train", "score", "explain", "inspect", "export"):
         code, out, _ = run(capsys, command, "--help")
         assert code == 0
         assert "Example:" in out, command
@@ -242,3 +243,58 @@ def test_a_reader_that_goes_away_is_no_error(small_run, tmp_path):
     done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, check=False)
     assert "Traceback" not in done.stderr
     assert "Exception" not in done.stderr
+
+
+# --- with nothing given --------------------------------------------------------------------------
+
+
+def test_score_and_explain_work_at_once_with_no_arguments(capsys):
+    code, out, err = run(capsys, "score")
+    assert code == 0
+    assert [json.loads(line)["row"] for line in out.splitlines()] == [1, 2]
+    assert "an example" in err
+    code, out, err = run(capsys, "explain", "--json")
+    assert code == 0
+    first, second = (json.loads(line) for line in out.splitlines())
+    assert first["model"] == "armorm-tiny-rm"
+    for entry in (first, second):
+        assert sum(part["contribution"] for part in entry["shares"]) == pytest.approx(entry["score"], abs=1e-5)
+
+
+def test_prompts_that_were_cut_are_counted_and_marked(capsys, small_run, tmp_path):
+    changed = tmp_path / "model"
+    shutil.copytree(small_run, changed, ignore=shutil.ignore_patterns("work"))
+    config = json.loads((changed / "config.json").read_text())
+    config["limits"] = {"max_length": 64, "overflow": "truncate_prompt"}
+    (changed / "config.json").write_text(json.dumps(config))
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps(GOOD) + "\n" + json.dumps(GOOD | {"prompt": "How do I do that? " * 40}) + "\n")
+    code, out, err = run(capsys, "score", path, "--model", changed)
+    assert code == 0
+    assert [json.loads(line).get("truncated", False) for line in out.splitlines()] == [False, True]
+    assert "1 lost the beginning of a prompt that was too long" in err
+
+
+# --- export --------------------------------------------------------------------------------------
+
+
+def test_export_writes_either_layout_with_the_same_scores(capsys, small_run, tmp_path):
+    conversation = [[{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]]
+    expected = ArmoRM.from_pretrained(small_run, dtype="float32").score(conversation)
+    for layout, architecture in (
+        ("released", "LlamaForRewardModelWithGating"),
+        ("armorm", "ArmoRMForSequenceClassification"),
+    ):
+        code, out, _ = run(capsys, "export", small_run, tmp_path / layout, "--layout", layout, "--json")
+        assert code == 0
+        files = json.loads(out)["files"]
+        assert files["model.safetensors"] == (tmp_path / layout / "model.safetensors").stat().st_size
+        assert json.loads((tmp_path / layout / "config.json").read_text())["architectures"] == [architecture]
+        batch = ArmoRM.from_pretrained(tmp_path / layout, dtype="float32").score(conversation)
+        assert np.array_equal(batch.scores, expected.scores)
+    code, out, _ = run(capsys, "inspect", tmp_path / "released", "--json")
+    assert json.loads(out)["layout"] == "released"
+    assert len(json.loads(out)["objectives"]) == len(expected.names)
+    code, _, err = run(capsys, "export", tmp_path / "absent", tmp_path / "x")
+    assert code == 1
+    assert "cannot be loaded" in err

@@ -117,7 +117,7 @@ def test_names_and_shapes_of_the_output(rm, encoded):
         "hidden_state": (3, 32),
         "prompt_embedding": (3, 32),
     }
-    assert {field.name for field in fields(ArmoRMOutput)} == set(shapes)
+    assert {field.name for field in fields(ArmoRMOutput)} == {*shapes, "loss"}  # which comes with labels only
     assert output[0] is output.logits  # what a pipeline or a trainer takes first
     assert all(output[name].dtype == torch.float32 for name in ("logits", "rewards", "gating_output", "score"))
 

@@ -71,7 +71,8 @@ class Backbone:
         """Load a backbone from a hub id, a folder, or the name of an embedded one.
 
         Args:
-            dtype: `auto` (bfloat16 where the hardware is fast at it, else float32), `float32`, `bfloat16`, `float16`.
+            dtype: `auto` (bfloat16 where the hardware is fast at it, else float32), `weights` (as they are stored),
+                `float32`, `bfloat16`, `float16`.
             device: `auto` (the first accelerator, else the processor), or a torch device.
             kwargs: passed on to `AutoModel.from_pretrained` (`attn_implementation`, `device_map`, ...).
 
@@ -177,15 +178,17 @@ def fast_bfloat16() -> bool:
 
 def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype | str:
     """What to load weights in. `auto` is bfloat16 where the hardware multiplies it fast (GPUs, processors with
-    BF16 instructions), else the dtype of the weights, for `settle_dtype` to look at.
+    BF16 instructions), else the dtype of the weights, for `settle_dtype` to look at; `weights` is that of the file.
 
     Raises:
         BackboneError: for an unknown name.
     """
     if dtype == "auto":
         return torch.bfloat16 if device.type != "cpu" or fast_bfloat16() else "auto"
+    if dtype == "weights":
+        return "auto"  # as transformers calls it
     if dtype not in DTYPES:
-        raise BackboneError(f"dtype {dtype!r}, expected auto, {', '.join(DTYPES)}{nearest(dtype, DTYPES)}")
+        raise BackboneError(f"dtype {dtype!r}, expected auto, weights, {', '.join(DTYPES)}{nearest(dtype, DTYPES)}")
     return DTYPES[dtype]
 
 
@@ -211,7 +214,7 @@ def require_complete(report: dict[str, Any], name: str) -> None:
 
 @torch.inference_mode()
 def require_decoder(model: PreTrainedModel, name: str) -> None:
-    """Refuse a model in which a later token changes an earlier hidden state, or that hands out none.
+    """Refuse a model in which a later token changes an earlier hidden state, or that hands out none, or no numbers.
 
     Raises:
         BackboneError: naming the model's type.
@@ -224,6 +227,11 @@ def require_decoder(model: PreTrainedModel, name: str) -> None:
     if hidden is None:
         raise BackboneError(
             f"backbone {name}: {kind} gives no final hidden state; expected a decoder-only language model"
+        )
+    if not bool(hidden.isfinite().all()):
+        raise BackboneError(
+            f"backbone {name}: {kind} gives hidden states that are not finite in {str(model.dtype)[6:]}; "
+            "expected sound weights, and a dtype that holds their range"
         )
     first, second = hidden[:, :3].float()
     if float((first - second).abs().max()) > _CAUSAL_TOLERANCE.get(model.dtype, 3e-2) * float(first.abs().max()):

@@ -9,11 +9,13 @@ checkpoint (FIELD 3).
 
 from __future__ import annotations
 
+import copy
 from typing import Any, ClassVar
 
 from transformers import AutoConfig, PretrainedConfig
 
 from armorm.errors import CheckpointError
+from armorm.model.released import from_released, is_released
 from armorm.objectives import ObjectiveSet
 
 
@@ -36,6 +38,10 @@ class ArmoRMConfig(PretrainedConfig):
 
     model_type = "armorm"
     sub_configs: ClassVar[dict[str, Any]] = {"backbone_config": AutoConfig}
+    # What `Trainer.predict` leaves out of its predictions: all but the logits.
+    keys_to_ignore_at_inference: ClassVar[list[str]] = [
+        "rewards", "gating_output", "score", "hidden_state", "prompt_embedding",
+    ]  # fmt: skip
 
     def __init__(
         self,
@@ -56,7 +62,8 @@ class ArmoRMConfig(PretrainedConfig):
         if isinstance(backbone_config, dict):
             settings = dict(backbone_config)
             backbone_config = AutoConfig.for_model(settings.pop("model_type"), **settings)
-        self.backbone_config = backbone_config
+        # A copy: transformers resets the attention of the configs inside this one, and a backbone may be using it.
+        self.backbone_config = copy.deepcopy(backbone_config)
         self.objectives = list(objectives or [])
         self.gating_temperature = gating_temperature
         self.gating_hidden_dim = gating_hidden_dim
@@ -76,12 +83,14 @@ class ArmoRMConfig(PretrainedConfig):
     def get_config_dict(
         cls, pretrained_model_name_or_path: Any, **kwargs: Any
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The settings in a `config.json`.
+        """The settings in a `config.json`, those of the released layout turned into ours.
 
         Raises:
             CheckpointError: for the config of another kind of model, such as a plain backbone.
         """
         settings, rest = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        if is_released(settings):
+            return from_released(settings), rest
         found = settings.get("model_type", cls.model_type)
         if found != cls.model_type:
             raise CheckpointError(

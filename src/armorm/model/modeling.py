@@ -11,28 +11,37 @@ Out: `ArmoRMOutput`: rewards, gating output, score, the same score as logits (B,
 
 Tensor names are those of the released checkpoint (FIELD 3). The heads stay in float32 whatever the
 backbone's dtype: they are small, and a score is a sum of differences. The attention mask decides what
-is real; where none is given, pads at the ends are taken off by the config's pad id.
+is real; where none is given, pads at the ends are taken off by the config's pad id. Real tokens are moved
+to the left before the backbone sees them: attention is causal, so what stands right of a token cannot
+change it, and every causal backbone, recurrent ones too, gives the same features on either side of padding.
 """
 
 from __future__ import annotations
 
 import copy
-import inspect
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModel, AutoModelForSequenceClassification, PreTrainedModel
+from torch.nn.functional import mse_loss
+from transformers import AutoModel, AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
+from transformers import __version__ as transformers_version
 from transformers.utils import ModelOutput
 
+from armorm.backbone.decoder import require_decoder
 from armorm.embedded import EMBEDDED_BACKBONE, EMBEDDED_REWARD_MODEL, embedded_path
 from armorm.errors import CheckpointError
 from armorm.heads.gating import GatingNetwork
 from armorm.model.configuration import ArmoRMConfig
+from armorm.model.released import backbone_dtype, biases, is_released
 from armorm.steering import steering_factors
+
+# Transformers 4 takes names of parameters only; there the transform, a buffer, keeps the dtype that it was made in.
+_HEADS = ["regression_layer", "gating"]
+_HEADS += ["reward_transform_matrix"] if int(transformers_version.partition(".")[0]) >= 5 else []
 
 
 @dataclass
@@ -40,6 +49,7 @@ class ArmoRMOutput(ModelOutput):
     """What a forward pass gives; B rows, k objectives, hidden size d.
 
     Attributes:
+        loss: mean squared error of the score against the labels, where labels are given.
         logits: (B, 1), the score.
         rewards: (B, k), untransformed.
         gating_output: (B, k), gating weights times logit_scale.
@@ -48,6 +58,7 @@ class ArmoRMOutput(ModelOutput):
         prompt_embedding: (B, d), prompt feature.
     """
 
+    loss: torch.Tensor | None = None
     logits: torch.Tensor = None  # type: ignore[assignment]
     rewards: torch.Tensor = None  # type: ignore[assignment]
     gating_output: torch.Tensor = None  # type: ignore[assignment]
@@ -59,13 +70,16 @@ class ArmoRMOutput(ModelOutput):
 class ArmoRMForSequenceClassification(PreTrainedModel):
     """Interpretable reward model.
 
+    `half()`, `bfloat16()`, `to(dtype)` cast the backbone alone; the heads stay in float32, bit for bit.
+
     Raises:
         CheckpointError: by `from_pretrained`, naming every tensor that is missing, unexpected or misshapen.
     """
 
     config_class = ArmoRMConfig
     base_model_prefix = "model"
-    _keep_in_fp32_modules_strict = ["regression_layer", "gating", "reward_transform_matrix"]  # noqa: RUF012
+    _keep_in_fp32_modules_strict = _HEADS
+    _keep_in_fp32_modules = _HEADS  # what quantisers leave alone
     _no_split_modules: list[str] = []  # noqa: RUF012
     _supports_sdpa = True
     _supports_flash_attn = True
@@ -92,11 +106,35 @@ class ArmoRMForSequenceClassification(PreTrainedModel):
             hidden_size=config.gating_hidden_dim,
             hidden_layers=config.gating_n_hidden,
             temperature=config.gating_temperature,
-        )
+        ).float()
+
+    def _apply(
+        self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True
+    ) -> ArmoRMForSequenceClassification:
+        """Every move and cast of a module goes through here: heads are moved, and never cast."""
+
+        def without_cast(tensor: torch.Tensor) -> torch.Tensor:
+            applied = fn(tensor)
+            return applied if applied.dtype == tensor.dtype else tensor.to(applied.device)
+
+        if recurse:
+            for name, module in self.named_children():
+                module._apply(fn if name == self.base_model_prefix else without_cast)
+        return super()._apply(without_cast, recurse=False)
+
+    def is_custom_code(self) -> bool:
+        """Whether the backbone's code is: transformers asks before it computes buffers that no checkpoint holds, and
+        would leave those of its own backbones as they were allocated inside a class that is not its own."""
+        return self.model.is_custom_code()
 
     @classmethod
     def assemble(cls, backbone: PreTrainedModel, config: ArmoRMConfig) -> ArmoRMForSequenceClassification:
-        """A model around a loaded backbone, with fresh heads; the backbone's weights are not copied."""
+        """A model around a loaded backbone, with fresh heads; the backbone's weights are not copied.
+
+        Raises:
+            BackboneError: for a backbone that is no decoder.
+        """
+        require_decoder(backbone.eval(), backbone.name_or_path or type(backbone).__name__)
         with torch.device("meta"):
             model = cls(config)
         model.model = backbone
@@ -111,12 +149,14 @@ class ArmoRMForSequenceClassification(PreTrainedModel):
     ) -> ArmoRMForSequenceClassification:
         """Load from a folder, a hub id or an embedded name; every tensor must be there and fit.
 
+        The released layout is read too (`armorm.model.released`), without its remote code.
+
         Args:
             kwargs: as for any transformers model; `dtype` is that of the weights by default. Only
                 safetensors are read.
         """
         name = str(pretrained_model_name_or_path)
-        kwargs.setdefault("dtype", "auto")
+        kwargs.setdefault("dtype", kwargs.pop("torch_dtype", "auto"))
         wants_report = kwargs.pop("output_loading_info", False)
         folder = embedded_path(name)
         path: str | None = str(folder or name)
@@ -124,10 +164,17 @@ class ArmoRMForSequenceClassification(PreTrainedModel):
             kwargs["state_dict"] = _embedded_state()
             kwargs.setdefault("config", ArmoRMConfig.from_pretrained(folder))
             path = None
+        elif kwargs["dtype"] in ("auto", None) and is_released(_settings(name, kwargs)):
+            # Its config claims float32 for weights in bfloat16: the weights themselves are asked.
+            path = str(_local_folder(name, kwargs))
+            kwargs["dtype"] = backbone_dtype(Path(path)) or "auto"
         # Mismatched tensors are let through to the report, which names them, and refused there.
         kwargs |= {"output_loading_info": True, "use_safetensors": True, "ignore_mismatched_sizes": True}
         model, report = super().from_pretrained(path, *model_args, **kwargs)
         _require_complete(name, report)
+        if "against" not in model.config.debiasing:
+            names = model.config.objective_set.names
+            model.config.debiasing["against"] = biases(model.reward_transform_matrix.cpu(), names)
         return (model, report) if wants_report else model  # type: ignore[return-value]  # as transformers has it
 
     def with_config(self, config: ArmoRMConfig) -> ArmoRMForSequenceClassification:
@@ -145,47 +192,89 @@ class ArmoRMForSequenceClassification(PreTrainedModel):
         """Replace the backbone's token embeddings."""
         self.model.set_input_embeddings(value)
 
-    @cached_property
-    def _takes_positions(self) -> bool:
-        return "position_ids" in inspect.signature(self.model.forward).parameters
-
     def forward(
         self,
-        input_ids: torch.Tensor,
+        input_ids: torch.Tensor | Mapping[str, Any],
         attention_mask: torch.Tensor | None = None,
         gate_positions: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        return_dict: bool | None = None,
         **kwargs: Any,
     ) -> ArmoRMOutput:
         """Score token ids.
 
         Args:
-            input_ids: (B, t).
+            input_ids: (B, t), or the whole mapping that a tokenizer returns. BOS is taken once, however often it
+                stands at the start of a row (tokenizing text that the chat template rendered may write a second one).
             attention_mask: (B, t), 1 for real tokens; padding on either side.
             gate_positions: (B,) index of the gate in each row; searched by the config's gate pattern if absent.
+            position_ids: (B, t); by default real tokens are counted from 0.
+            labels: (B,) or (B, 1) scores to compare with; the output then has a `loss`.
+            return_dict: False for a plain tuple.
+            kwargs: passed on to the backbone, but for `use_cache` and `token_type_ids`, which mean nothing here.
 
         Raises:
-            ValueError: where a row holds no real token, or not the gate pattern.
+            ValueError: where a row holds no real token, not the gate pattern, or ends that may be padding or text.
         """
-        mask = attention_mask if attention_mask is not None else infer_mask(input_ids, self.config.pad_token_id)
-        mask = mask.to(input_ids.device).bool()
+        if isinstance(input_ids, Mapping):
+            given = {
+                "attention_mask": attention_mask,
+                "gate_positions": gate_positions,
+                "position_ids": position_ids,
+                "labels": labels,
+                "return_dict": return_dict,
+                **kwargs,
+            }
+            given = {name: value for name, value in given.items() if value is not None}
+            twice = sorted(given.keys() & input_ids.keys())
+            if twice:
+                raise ValueError(f"{', '.join(twice)}: given in the mapping and as an argument, expected once")
+            return self.forward(**input_ids, **given)
+        mask = self._mask_from_ids(input_ids) if attention_mask is None else attention_mask.to(input_ids.device).bool()
+        if mask.shape != input_ids.shape:
+            raise ValueError(f"attention_mask {tuple(mask.shape)}, expected the shape of ids {tuple(input_ids.shape)}")
         empty = torch.nonzero(~mask.any(1)).flatten().tolist()
         if empty:
             raise ValueError(f"rows {empty} hold no real token, expected a conversation")
         if gate_positions is None:
             gate_positions = find_gate(input_ids, mask, self.config.gate_pattern)
-        if position_ids is None and self._takes_positions:
-            position_ids = (mask.long().cumsum(1) - 1).clamp_min(0)
+        mask = with_one_bos(input_ids, mask, self._backbone_id("bos_token_id"))
+        order, lengths, gates = to_the_left(mask, gate_positions.to(mask.device))
+        real = torch.arange(order.shape[1], device=mask.device) < lengths[:, None]
+        # (0 is an id of every model; the pad id may be none.)
+        inputs = {"input_ids": torch.where(real, input_ids.gather(1, order), 0)}
         if position_ids is not None:
-            kwargs["position_ids"] = position_ids
-        kwargs = {name: value for name, value in kwargs.items() if name not in ("use_cache", "return_dict", "labels")}
-        states = self.model(
-            input_ids=input_ids, attention_mask=None if mask.all() else mask.long(), use_cache=False, **kwargs
-        ).last_hidden_state
+            inputs["position_ids"] = position_ids.to(mask.device).expand(input_ids.shape).gather(1, order)
+        inputs |= {name: value for name, value in kwargs.items() if name not in ("use_cache", "token_type_ids")}
+        states = self.model(**inputs, use_cache=False).last_hidden_state
         rows = torch.arange(len(states), device=states.device)
-        places = torch.arange(states.shape[1], device=mask.device)
-        last = torch.where(mask, places, -1).amax(1).to(states.device)
-        return self.score_features(states[rows, last], states[rows, gate_positions.to(states.device)])
+        output = self.score_features(states[rows, lengths.to(states.device) - 1], states[rows, gates.to(states.device)])
+        if labels is not None:
+            output = ArmoRMOutput(loss=mse_loss(output.score, labels.to(output.score).view(-1)), **output)
+        return output.to_tuple() if return_dict is False else output
+
+    def _backbone_id(self, name: str) -> Any:
+        """An id that the backbone's config names, such as its `bos_token_id`; a list where there are several."""
+        return getattr(self.config.backbone_config.get_text_config(), name, None)
+
+    def _mask_from_ids(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """Mask (B, t) by the config's pad id, for callers that pass none.
+
+        Raises:
+            ValueError: where the ends of a row may as well be text.
+        """
+        pad_id, bos_id, eos_ids = self.config.pad_token_id, *map(self._backbone_id, ("bos_token_id", "eos_token_id"))
+        ends = {*(eos_ids if isinstance(eos_ids, (list, tuple)) else [eos_ids]), *self.config.gate_pattern[:1]} - {None}
+        rows = ambiguous_ends(input_ids, pad_id, bos_id, ends)
+        if rows:
+            named = (
+                "an id that ends turns, twice" if pad_id is None else f"id {pad_id}, which pads rows and is text too"
+            )
+            raise ValueError(
+                f"rows {rows} begin or end with {named}: what is padding cannot be told; pass attention_mask"
+            )
+        return infer_mask(input_ids, pad_id)
 
     def score_features(self, hidden_state: torch.Tensor, prompt_embedding: torch.Tensor) -> ArmoRMOutput:
         """Everything after the backbone, in float32.
@@ -198,7 +287,8 @@ class ArmoRMForSequenceClassification(PreTrainedModel):
             rewards = self.regression_layer(hidden_state.float())
             factors = None if self.steering_factors is None else rewards.new_tensor(self.steering_factors)
             gating_output = self.gating(prompt_embedding.float(), factors)
-            score = (gating_output * (rewards @ self.reward_transform_matrix)).sum(1)
+            transform = self.reward_transform_matrix.to(rewards.device)
+            score = (gating_output.to(rewards.device) * (rewards @ transform)).sum(1)
         return ArmoRMOutput(
             logits=score[:, None],
             rewards=rewards,
@@ -221,6 +311,51 @@ def infer_mask(input_ids: torch.Tensor, pad_id: int | None) -> torch.Tensor:
     return from_left & from_right
 
 
+def ambiguous_ends(input_ids: torch.Tensor, pad_id: int | None, bos_id: int | None, ends: set[int]) -> list[int]:
+    """Rows that begin or end with what may be padding or text.
+
+    Args:
+        pad_id: the pad id; callers of a model without one pad with an id of `ends`, which then stands there twice.
+        ends: ids that end conversations or turns.
+    """
+    if pad_id is None:
+        doubled = (input_ids[:, 1:] == input_ids[:, :-1]) & torch.isin(input_ids[:, 1:], input_ids.new_tensor([*ends]))
+        doubtful = doubled[:, :1].any(1) | doubled[:, -1:].any(1)
+    elif pad_id in {bos_id, *ends}:
+        doubtful = (input_ids[:, [0, -1]] == pad_id).any(1)
+    else:
+        return []
+    return torch.nonzero(doubtful).flatten().tolist()
+
+
+def with_one_bos(input_ids: torch.Tensor, mask: torch.Tensor, bos_id: int | None) -> torch.Tensor:
+    """The mask (B, t) without all but the last of the BOS that a row begins with."""
+    if bos_id is None:
+        return mask
+    starting = mask & ((mask & (input_ids != bos_id)).cumsum(1) == 0)
+    count = starting.cumsum(1)
+    return mask & ~(starting & (count < count[:, -1:]))
+
+
+def to_the_left(mask: torch.Tensor, gate_positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Where to take tokens from, so that the real ones of each row stand at its beginning.
+
+    Returns:
+        order (B, u) of indices into t, u the most real tokens of a row; lengths (B,); gate positions (B,) after it.
+
+    Raises:
+        ValueError: naming the rows whose gate is not a real token.
+    """
+    outside = (gate_positions < 0) | (gate_positions >= mask.shape[1])
+    gate = torch.where(outside, 0, gate_positions)[:, None]
+    lost = torch.nonzero(outside | ~mask.gather(1, gate)[:, 0]).flatten().tolist()
+    if lost:
+        raise ValueError(f"rows {lost} have their gate at {gate_positions[lost].tolist()}, expected a real token there")
+    lengths = mask.sum(1)
+    order = (~mask).long().argsort(dim=1, stable=True)[:, : int(lengths.max())]
+    return order, lengths, mask.cumsum(1).gather(1, gate)[:, 0] - 1
+
+
 def find_gate(input_ids: torch.Tensor, mask: torch.Tensor, pattern: list[int]) -> torch.Tensor:
     """Start (B,) of the last match of the gate pattern among the real tokens.
 
@@ -240,6 +375,26 @@ def find_gate(input_ids: torch.Tensor, mask: torch.Tensor, pattern: list[int]) -
             f"rows {absent} hold no gate pattern {pattern}: expected ids rendered by the model's own chat template"
         )
     return torch.where(found, torch.arange(found.shape[1], device=found.device), -1).amax(1)
+
+
+_HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", "token")
+
+
+def _settings(name: str, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """What a checkpoint's config.json holds, as it stands there."""
+    hub = {key: kwargs[key] for key in (*_HUB_ARGUMENTS, "subfolder") if key in kwargs}
+    return PretrainedConfig.get_config_dict(name, **hub)[0]
+
+
+def _local_folder(name: str, kwargs: dict[str, Any]) -> Path:
+    """The folder of a checkpoint; one on the hub is downloaded whole, as loading it would."""
+    from huggingface_hub import snapshot_download
+
+    folder = Path(name)
+    if not folder.is_dir():
+        hub = {key: kwargs[key] for key in _HUB_ARGUMENTS if key in kwargs}
+        folder = Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.model"], **hub))
+    return folder / kwargs.get("subfolder", "")
 
 
 def _embedded_state() -> dict[str, torch.Tensor]:

@@ -104,6 +104,7 @@ def embed_reward_model(run: Path) -> None:
     (target / "heads.safetensors").chmod(0o644)
     shutil.copyfile(run / "config.json", target / "config.json")
     card = (run / "README.md").read_text().replace("PATH/TO/THIS/FOLDER", "armorm-tiny-rm")
+    card = card.replace("recipe.yaml beside this file", "recipes/real-small.yaml of the repository")
     (target / "README.md").write_text(card)
 
 

@@ -96,10 +96,9 @@ class Explanation:
         return captured.get()
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        wide = options.max_width >= 100
-        padding = (0, 2, 0, 0) if wide else (0, 1, 0, 0)
+        wide = options.max_width >= 112
         table = Table(
-            box=None, pad_edge=False, padding=padding, header_style="bold", show_footer=True, footer_style="bold"
+            box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold", show_footer=True, footer_style="bold"
         )
 
         def add_column(title: str, footer: str = "", **options: Any) -> None:

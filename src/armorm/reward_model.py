@@ -362,8 +362,9 @@ class ArmoRM:
                 shutil.copy(card, folder)
             if dry_run:
                 return files_to_send(folder)
-            where = {"private": private, "token": token, "revision": revision, "commit_message": commit_message}
-            return upload(folder, repo_id, **where)
+            return upload(
+                folder, repo_id, private=private, token=token, revision=revision, commit_message=commit_message
+            )
 
     def _reference_score(self) -> tuple[float, float]:
         """Mean and standard deviation of reference scores."""

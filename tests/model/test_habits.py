@@ -367,6 +367,8 @@ def test_a_trainer_predicts_scores_in_order(rm, texts, scores, tmp_path, labelle
     prediction = trainer.predict(rows)
     assert prediction.predictions.shape == (5, 1)
     assert_scores(prediction.predictions[:, 0], scores)
+    everything = trainer.predict(rows, ignore_keys=[]).predictions
+    assert [part.shape for part in everything] == [(5, 1), (5, 4), (5, 4), (5,), (5, 32), (5, 32)]
     if labelled:
         expected = float(mse_loss(scores, torch.arange(5.0)))
         assert prediction.metrics["test_loss"] == pytest.approx(expected, abs=1e-4)
@@ -437,6 +439,7 @@ def gradients(model, texts) -> dict[str, torch.Tensor]:
     return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
 
 
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning")
 def test_a_loss_on_the_score_reaches_every_parameter_with_and_without_checkpointing(texts):
     model = reward_model(intercept=True).model.train()
     plain = gradients(model, texts)

@@ -162,13 +162,7 @@ class RewardModel(PreTrainedModel):
         super().__init__(config)
         self._backbone_config = getattr(config, "backbone_config", config)
         text = self._backbone_config.get_text_config()
-        # The sdpa attention of transformers 4 leaves out the cap on its logits, and that of 4.51 some windows.
-        special = getattr(text, "attn_logit_softcapping", None) or (
-            _VERSION < (4, 53) and getattr(text, "sliding_window", None)
-        )
-        eager = _VERSION < (5, 0) and special and text._attn_implementation in (None, "sdpa", "eager")
-        options = {"attn_implementation": "eager"} if eager else {}
-        self.model = AutoModel.from_config(self._backbone_config, **options)
+        self.model = AutoModel.from_config(self._backbone_config, **attention_options(text))
         objectives = getattr(config, "objectives", None)
         d, k = text.hidden_size, len(objectives) if objectives else config.num_objectives
         # Made in float32: transformers 4.51 loads a tensor in the dtype that it was made in.
@@ -419,6 +413,17 @@ def gate_pattern(config: PretrainedConfig) -> list[int]:
     """Ids from the gate to the start of the reply; the layout of the published models keeps them apart, if at all."""
     kept_apart = (getattr(config, "armorm", None) or {}).get("gate_pattern")
     return getattr(config, "gate_pattern", None) or kept_apart or _GATE_PATTERNS.get(config.model_type, [])
+
+
+def attention_options(text: PretrainedConfig) -> dict[str, str]:
+    """What lets a backbone compute attention itself where the sdpa attention of older versions leaves something out:
+    in transformers 4 the cap on its logits, before 4.53 windows too."""
+    left_out = ["attn_logit_softcapping"] if _VERSION < (5, 0) else []
+    left_out += ["sliding_window"] if _VERSION < (4, 53) else []
+    concerned = any(getattr(text, field, None) for field in left_out)
+    return (
+        {"attn_implementation": "eager"} if concerned and text._attn_implementation in (None, "sdpa", "eager") else {}
+    )
 
 
 def steering_factors(config: PretrainedConfig) -> list[float] | None:

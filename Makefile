@@ -42,7 +42,7 @@ test-full: $(READY) $(COMPAT_READY)  ## All tests, the slow ones too.
 	$(BIN)/python -m pytest -m "slow or not slow"
 
 # TRL and quantisers, in an environment of their own; torch and the rest are those of $(VENV).
-INTEGRATIONS := .venv-compat/trl
+INTEGRATIONS := $(COMPAT)/trl
 SITE_OF = import site; print(site.getsitepackages()[0])
 
 $(INTEGRATIONS)/.ready: $(READY)

@@ -32,15 +32,25 @@ TESTS = [
     "tests/test_reward_model.py",
     "tests/test_registration.py",
 ]
+# What the older version does not do; where it matters, armorm refuses by name instead of scoring otherwise.
+LEFT_OUT = [
+    "recurrent_gemma",  # keeps its state from one call to the next
+    "plain_model and gemma3_text",  # looks for the weights of a text model under other names
+    "plain_model and gemma2",  # leaves its cap out by default, where armorm does not
+    "every_fault or another_number or mismatched",  # reports the names of misshapen tensors without their shapes
+    "config_means_the_same_to_this_version",  # has no `rope_parameters`
+]
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    """A model saved here, with positions as in Llama 3.1, which the two versions write down differently."""
+@pytest.fixture(scope="module", params=["llama", "gemma2"])
+def folder(request, tmp_path_factory) -> Path:
+    """A model saved here: with positions as in Llama 3.1, which the two versions write down differently, or with
+    capped attention, which they compute differently by default."""
     folder = tmp_path_factory.mktemp("saved")
-    config = config_of("llama")
-    config.rope_parameters = dict(LLAMA3_ROPE)
-    reward_model(backbone=backbone_of("llama", config=config)).save_pretrained(folder, self_contained=True)
+    config = config_of(request.param)
+    if request.param == "llama":
+        config.rope_parameters = dict(LLAMA3_ROPE)
+    reward_model(backbone=backbone_of(request.param, config=config)).save_pretrained(folder, self_contained=True)
     return folder
 
 
@@ -108,6 +118,7 @@ def test_the_embedded_backbone_can_be_read_by_the_older_version():
 
 
 def test_the_tests_of_model_and_files_pass_on_the_older_version(tmp_path):
-    arguments = ["-m", "pytest", "-m", "not slow and not weights", "-p", "no:cacheprovider", "--tb=short", *TESTS]
+    chosen = ["-m", "not slow and not weights", "-k", " and ".join(f"not ({names})" for names in LEFT_OUT)]
+    arguments = ["-m", "pytest", "-p", "no:cacheprovider", "--tb=short", *chosen, *TESTS]
     done = started(NEWER, arguments, tmp_path, library=True)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]

@@ -99,6 +99,7 @@ def test_a_device_map_is_taken(folder, texts, scores, place):
     assert_scores(read.score(CONVERSATIONS).scores, scores)
 
 
+@pytest.mark.filterwarnings("ignore:The following device_map keys")  # it knows modules only
 def test_layers_and_heads_may_lie_on_disk(folder, texts, scores, tmp_path):
     pytest.importorskip("accelerate")
     places = {"model.embed_tokens": "cpu", "model.layers.0": "cpu", "model.layers.1": "disk", "model.norm": "disk"}

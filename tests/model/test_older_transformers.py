@@ -41,6 +41,15 @@ def test_gpt_neox_has_names_of_its_own():
     assert (found["rotary_emb_base"], found["rotary_pct"]) == (2e4, 0.25)
 
 
+@pytest.mark.parametrize(
+    ("layers", "pattern"), [("sssfsssfss", 4), ("sf", 2), ("ffff", None), ("ss", None), ("sffs", None), ("", None)]
+)
+def test_layers_that_take_turns_have_a_pattern(layers, pattern):
+    kinds = {"s": "sliding_attention", "f": "full_attention"}
+    found = older_config({"layer_types": [kinds[letter] for letter in layers]})
+    assert found.get("sliding_window_pattern") == pattern
+
+
 @pytest.mark.parametrize("settings", [{}, {"model_type": "gpt2"}, {"rope_theta": 5e5}, {"rope_parameters": None}])
 def test_configs_without_new_names_stay_as_they_are(settings):
     assert older_config(settings) == settings

@@ -99,6 +99,7 @@ class Backbone:
         except (OSError, ValueError, SafetensorError) as error:
             raise BackboneError(f"backbone {name}: {error}") from error
         settle_dtype(model, dtype, torch_device)
+        settle_attention(model)
         require_complete(report, str(name))
         if "device_map" not in kwargs:
             model.to(torch_device)
@@ -197,6 +198,14 @@ def settle_dtype(model: PreTrainedModel, dtype: str, device: torch.device) -> No
     is several times faster there; larger ones keep the dtype of their weights, for the memory's sake."""
     if dtype == "auto" and resolve_dtype(dtype, device) == "auto" and model.num_parameters() <= _FLOAT32_PARAMETERS:
         model.float()
+
+
+def settle_attention(model: PreTrainedModel) -> None:
+    """Let a model with a cap on its attention logits compute attention itself: transformers 4 gives such a model sdpa
+    by default, which leaves the cap out."""
+    config = model.config.get_text_config()
+    if getattr(config, "attn_logit_softcapping", None) and config._attn_implementation == "sdpa":
+        model.set_attn_implementation("eager")
 
 
 def require_complete(report: dict[str, Any], name: str) -> None:

@@ -89,6 +89,8 @@ class ArmoRMConfig(PretrainedConfig):
             CheckpointError: for the config of another kind of model, such as a plain backbone.
         """
         settings, rest = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        if not settings:  # what transformers 4 makes of a folder without the file
+            raise CheckpointError(f"{pretrained_model_name_or_path}: no config.json, expected a reward model")
         if is_released(settings):
             return from_released(settings), rest
         found = settings.get("model_type", cls.model_type)

@@ -31,7 +31,7 @@ from transformers import AutoModel, AutoModelForSequenceClassification, Pretrain
 from transformers import __version__ as transformers_version
 from transformers.utils import ModelOutput
 
-from armorm.backbone.decoder import require_decoder
+from armorm.backbone.decoder import require_decoder, settle_attention
 from armorm.embedded import EMBEDDED_BACKBONE, EMBEDDED_REWARD_MODEL, embedded_path
 from armorm.errors import CheckpointError
 from armorm.heads.gating import GatingNetwork
@@ -135,6 +135,7 @@ class ArmoRMForSequenceClassification(PreTrainedModel):
         Raises:
             BackboneError: for a backbone that is no decoder.
         """
+        settle_attention(backbone)
         require_decoder(backbone.eval(), backbone.name_or_path or type(backbone).__name__)
         with torch.device("meta"):
             model = cls(config)
@@ -173,6 +174,7 @@ class ArmoRMForSequenceClassification(PreTrainedModel):
         kwargs |= {"output_loading_info": True, "use_safetensors": True, "ignore_mismatched_sizes": True}
         model, report = super().from_pretrained(path, *model_args, **kwargs)
         _require_complete(name, report)
+        settle_attention(model.model)
         if "against" not in model.config.debiasing:
             names = model.config.objective_set.names
             model.config.debiasing["against"] = biases(model.reward_transform_matrix.cpu(), names)

@@ -31,8 +31,8 @@ def make_readable(folder: Path) -> None:
 
 
 def older_config(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """A model's settings with the older names of its rotary embeddings, in a backbone's config too."""
-    written = {**settings, **older_rope(settings)}
+    """A model's settings with the older names of its rotary embeddings and windows, in a backbone's config too."""
+    written = {**settings, **older_rope(settings), **older_windows(settings)}
     if isinstance(settings.get("backbone_config"), Mapping):
         written["backbone_config"] = older_config(settings["backbone_config"])
     return written
@@ -55,6 +55,16 @@ def older_rope(settings: Mapping[str, Any]) -> dict[str, Any]:
     if settings.get("model_type") == "gpt_neox":
         older |= {"rotary_emb_base": main["rope_theta"], "rotary_pct": main.get("partial_rotary_factor", 1.0)}
     return older
+
+
+def older_windows(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """`sliding_window_pattern`, where every so many layers one attends to everything."""
+    everything = [kind == "full_attention" for kind in settings.get("layer_types") or ()]
+    if all(everything) or not any(everything):
+        return {}
+    period = everything.index(True) + 1
+    regular = everything == [(i + 1) % period == 0 for i in range(len(everything))]
+    return {"sliding_window_pattern": period} if regular else {}
 
 
 def older_tokenizer_config(settings: Mapping[str, Any]) -> dict[str, Any]:

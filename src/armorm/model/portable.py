@@ -416,10 +416,9 @@ def gate_pattern(config: PretrainedConfig) -> list[int]:
 
 
 def attention_options(text: PretrainedConfig) -> dict[str, str]:
-    """What lets a backbone compute attention itself where the sdpa attention of older versions leaves something out:
-    in transformers 4 the cap on its logits, before 4.53 windows too."""
-    left_out = ["attn_logit_softcapping"] if _VERSION < (5, 0) else []
-    left_out += ["sliding_window"] if _VERSION < (4, 53) else []
+    """What lets a backbone compute attention itself where sdpa leaves something out or refuses it: the cap on its
+    logits, and before transformers 4.53 windows too."""
+    left_out = ["attn_logit_softcapping", *(["sliding_window"] if _VERSION < (4, 53) else [])]
     concerned = any(getattr(text, field, None) for field in left_out)
     return (
         {"attn_implementation": "eager"} if concerned and text._attn_implementation in (None, "sdpa", "eager") else {}

@@ -6,6 +6,8 @@ READY := $(VENV)/.ready
 # Other versions of transformers, to test with; each takes all but a few packages from the main environment.
 COMPAT := .venv-compat
 COMPAT_READY := $(COMPAT)/transformers-4.57/.ready $(COMPAT)/transformers-4.51/.ready
+# TRL and quantisers, in an environment of their own; torch and the rest are those of $(VENV).
+INTEGRATIONS := $(COMPAT)/trl
 PURELIB := import sysconfig; print(sysconfig.get_path('purelib'))
 
 .PHONY: demo test test-full test-compat test-integrations lint types bench docs clean
@@ -38,11 +40,10 @@ $(COMPAT)/transformers-%/.ready: tests/compat/transformers-%.txt | $(READY)
 test-compat: $(READY) $(COMPAT_READY)  ## Self-contained models, and armorm, on older versions of transformers.
 	$(BIN)/python -m pytest -m "slow or not slow" tests/compat
 
-test-full: $(READY) $(COMPAT_READY)  ## All tests, the slow ones too.
-	$(BIN)/python -m pytest -m "slow or not slow"
+test-full: $(READY) $(COMPAT_READY) $(INTEGRATIONS)/.ready  ## All tests, the slow ones and those of other environments too.
+	$(BIN)/python -m pytest -m "slow or not slow" --ignore tests/integrations
+	$(INTEGRATIONS)/bin/python -m pytest -m "slow or not slow" tests/integrations
 
-# TRL and quantisers, in an environment of their own; torch and the rest are those of $(VENV).
-INTEGRATIONS := $(COMPAT)/trl
 SITE_OF = import site; print(site.getsitepackages()[0])
 
 $(INTEGRATIONS)/.ready: $(READY)

@@ -14,7 +14,7 @@ MODULES = sorted(SOURCE.rglob("*.py"))
 # From the ground up; a module imports from its own floor and from those below.
 FLOORS = [
     {"version", "errors", "files", "progress", "embedded", "conversation", "objectives"},
-    {"attribution", "explanation", "steering"},
+    {"attribution", "client", "explanation", "steering"},
     {"data"},
     {"backbone"},
     {"features"},
@@ -33,7 +33,7 @@ DOORS = {"__init__", "registration"}
 
 NETWORK = {"requests", "urllib", "urllib3", "http", "httpx", "aiohttp", "socket", "ftplib", "websockets", "ssl"}
 NETWORK |= {"huggingface_hub", "datasets", "fastapi", "uvicorn", "gradio"}
-NETWORK_ROOMS = {"data", "model", "serving"}
+NETWORK_ROOMS = {"client", "data", "model", "serving"}
 UNPICKLING = {"pickle", "_pickle", "cPickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
 
 

@@ -11,8 +11,10 @@ reply alone does not fit is refused under every policy. The number of tokens tak
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Literal
 
 from armorm.backbone.template import ChatTemplate, EncodedConversation
@@ -99,29 +101,44 @@ def _shorten(
         return ConversationError(f"found {len(encoded)} tokens, expected at most {max_length}")
     whole = len(encoded)
     prompt = list(conversation.prompt)
-    while len(encoded) > max_length:
-        shorter = _without_oldest_turns(prompt)
-        if shorter is None:
-            shorter = _without_beginning(template, prompt, len(encoded) - max_length)
+
+    @cache
+    def shortened(start: int) -> EncodedConversation | ConversationError:
+        return _encode_chunk(template, [Conversation((*_from_turn(prompt, start), conversation.messages[-1]))])[0]
+
+    def suffices(start: int) -> bool:
+        found = shortened(start)
+        return isinstance(found, ConversationError) or len(found) <= max_length
+
+    # (By bisection: a dialogue may have thousands of turns, and each look at what is left encodes it anew.)
+    starts = _later_exchanges(prompt)
+    first = bisect_left(starts, True, key=suffices)
+    rest: EncodedConversation | ConversationError = encoded
+    if starts:
+        start = starts[min(first, len(starts) - 1)]
+        prompt, rest = _from_turn(prompt, start), shortened(start)
+    while not isinstance(rest, ConversationError) and len(rest) > max_length:
+        shorter = _without_beginning(template, prompt, len(rest) - max_length)
         if shorter is None:
             return ConversationError(
-                f"found {whole} tokens, the reply and its frame alone {len(encoded)}, expected at most {max_length}"
+                f"found {whole} tokens, the reply and its frame alone {len(rest)}, expected at most {max_length}"
             )
         prompt = shorter
-        try:
-            encoded = template.encode([Conversation((*prompt, conversation.messages[-1]))])[0]
-        except ConversationError as error:
-            return ConversationError(f"found {whole} tokens, expected at most {max_length}; shortened: {error.problem}")
-    return replace(encoded, truncated_tokens=whole - len(encoded))
+        rest = _encode_chunk(template, [Conversation((*prompt, conversation.messages[-1]))])[0]
+    if isinstance(rest, ConversationError):
+        return ConversationError(f"found {whole} tokens, expected at most {max_length}; shortened: {rest.problem}")
+    return replace(rest, truncated_tokens=whole - len(rest))
 
 
-def _without_oldest_turns(prompt: Sequence[Message]) -> list[Message] | None:
-    """Drop the oldest turns up to the next user turn; None when only the last exchange is left."""
+def _later_exchanges(prompt: Sequence[Message]) -> list[int]:
+    """Where the exchanges after the first one begin: at user turns."""
     oldest = next((i for i, message in enumerate(prompt) if message.role != "system"), len(prompt))
-    following = next((i for i in range(oldest + 1, len(prompt)) if prompt[i].role == "user"), None)
-    if following is None:
-        return None
-    return [*(message for message in prompt[:following] if message.role == "system"), *prompt[following:]]
+    return [i for i in range(oldest + 1, len(prompt)) if prompt[i].role == "user"]
+
+
+def _from_turn(prompt: Sequence[Message], start: int) -> list[Message]:
+    """A prompt from one of its turns on, with the system turns before it."""
+    return [*(message for message in prompt[:start] if message.role == "system"), *prompt[start:]]
 
 
 def _without_beginning(template: ChatTemplate, prompt: Sequence[Message], excess: int) -> list[Message] | None:

@@ -1,0 +1,68 @@
+"""OpenRLHF: a reward function by path.
+
+    --remote_rm_url "$(python -c 'import armorm.integrations.openrlhf as m; print(m.__file__)')"
+
+In:  queries (prompt and response as decoded, special tokens included), prompts (the exact beginning of each), labels.
+Out: `{"rewards": tensor (n,), "scores": tensor (n,), "extra_logs": {name: tensor (n,)}}`.
+
+The model is loaded here, once a process. Settings stand in the environment (`source.py`); ARMORM_POLICY_TOKENIZER
+names the policy's tokenizer where its template is no known one. A server needs no file:
+`--remote_rm_url http://host:8008/get_reward`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer
+
+from armorm.conversation import Conversation
+from armorm.integrations.source import IntegrationError, Settings, required_list, rewards_of
+from armorm.serving.rendered import EmptyResponseError, RenderedReader
+
+
+def reward_func(queries: Sequence[str], prompts: Sequence[str], labels: Any = None, **_: Any) -> dict[str, Any]:
+    """Rewards of decoded texts.
+
+    Raises:
+        IntegrationError: for lists of other lengths.
+        ConversationError: for a text that cannot be read or scored.
+    """
+    texts = required_list(queries, "queries")
+    beginnings = required_list(prompts, "prompts", len(texts))
+    settings = Settings.from_environment()
+    if settings.url:
+        raise IntegrationError(
+            f"ARMORM_URL is set: pass {settings.url}/get_reward to --remote_rm_url instead of a file"
+        )
+    conversations = [_conversation(text, beginning) for text, beginning in zip(texts, beginnings, strict=True)]
+    found = rewards_of(settings.source(), conversations, normalize=settings.normalize, empty_score=settings.empty_score)
+    logs = {f"reward/{name}": values for name, values in found.rewards.items()}
+    logs |= {f"contribution/{name}": values for name, values in found.contributions.items()}
+    logs["empty_response"] = [float(value) for value in found.empty]
+    rewards = torch.tensor(found.scores, dtype=torch.float32)
+    return {
+        "rewards": rewards,
+        "scores": rewards.clone(),
+        "extra_logs": {name: torch.tensor(values, dtype=torch.float32) for name, values in logs.items()},
+    }
+
+
+def _conversation(text: Any, prompt: Any) -> Conversation | None:
+    try:
+        return _reader().continuation(text, prompt)
+    except EmptyResponseError:
+        return None
+
+
+@cache
+def _reader() -> RenderedReader:
+    """Reads what the policy's template wrote."""
+    template = Settings.from_environment().source().backbone.template
+    policy = os.environ.get("ARMORM_POLICY_TOKENIZER")
+    tokenizer = AutoTokenizer.from_pretrained(policy) if policy else None
+    return RenderedReader(template, len(template.tokenizer), policy_tokenizer=tokenizer)

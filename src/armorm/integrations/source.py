@@ -1,0 +1,218 @@
+"""Where scores come from: a model in this process, or a server.
+
+In:  an `ArmoRM`, a `RewardClient`, the name or folder of a model, the URL of a server; or environment variables, for
+     trainers that call a function by its name and pass no settings:
+         ARMORM_URL          a server; its key in ARMORM_API_KEY
+         ARMORM_MODEL        else a model, loaded here; `armorm-tiny-rm` by default
+         ARMORM_DTYPE, ARMORM_DEVICE     as for `ArmoRM.from_pretrained`
+         ARMORM_NORMALIZE    1 for scores in standard deviations from the reference mean
+         ARMORM_EMPTY_SCORE  score of an empty response; an error if absent
+Out: `Rewards` of conversations.
+
+Lists are never stretched: one conversation for each prompt and each completion, or an error.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import os
+import threading
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+
+from armorm.conversation import Conversation
+from armorm.embedded import EMBEDDED_REWARD_MODEL
+from armorm.errors import ArmormError, ConversationError, shown
+
+_CONNECTIONS = 128  # trainers ask for one response at a time, many at once
+_ONE_AT_A_TIME = threading.Lock()
+_CLIENTS: WeakKeyDictionary[Any, dict[str, Any]] = WeakKeyDictionary()
+
+
+class IntegrationError(ArmormError, ValueError):
+    """A call or a setting of an integration that cannot be meant."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the environment says.
+
+    Attributes:
+        url: of a server, empty for none.
+        model: name or folder of the model to load where there is no server; `dtype`, `device`: how.
+        normalize: scores in standard deviations from the reference mean.
+        empty_score: score of an empty response, None refuses it.
+    """
+
+    url: str
+    model: str
+    dtype: str
+    device: str
+    normalize: bool
+    empty_score: float | None
+
+    @classmethod
+    def from_environment(cls) -> Settings:
+        """Read the variables.
+
+        Raises:
+            IntegrationError: for a value that cannot be meant.
+        """
+        empty, flag = os.environ.get("ARMORM_EMPTY_SCORE"), os.environ.get("ARMORM_NORMALIZE", "0")
+        try:
+            empty_score = None if empty is None else float(empty)
+        except ValueError:
+            empty_score = math.nan
+        if empty_score is not None and not math.isfinite(empty_score):
+            raise IntegrationError(f"ARMORM_EMPTY_SCORE: found {shown(empty)}, expected a finite number")
+        if flag not in ("0", "1"):
+            raise IntegrationError(f"ARMORM_NORMALIZE: found {shown(flag)}, expected 0 or 1")
+        return cls(
+            os.environ.get("ARMORM_URL", ""),
+            os.environ.get("ARMORM_MODEL", EMBEDDED_REWARD_MODEL),
+            os.environ.get("ARMORM_DTYPE", "auto"),
+            os.environ.get("ARMORM_DEVICE", "auto"),
+            flag == "1",
+            empty_score,
+        )
+
+    def source(self) -> Any:
+        """The server's client or the model, one for this process."""
+        return opened(self.url) if self.url else opened(self.model, self.dtype, self.device)
+
+
+def source_of(model: Any) -> Any:
+    """The scorer that is meant: itself, or what a name, folder or URL stands for."""
+    return opened(str(model)) if isinstance(model, (str, os.PathLike)) else model
+
+
+@cache
+def opened(name: str, dtype: str = "auto", device: str = "auto") -> Any:
+    """A client for a URL, a model for any other name; each is opened once in a process."""
+    if name.startswith(("http://", "https://")):
+        from armorm.client import RewardClient
+
+        return RewardClient(name, connections=_CONNECTIONS)
+    from armorm.reward_model import ArmoRM
+
+    return ArmoRM.from_pretrained(name, dtype=dtype, device=device)
+
+
+def async_client(url: str) -> Any:
+    """The client of a server in the running event loop, one for each loop."""
+    from armorm.client import AsyncRewardClient
+
+    clients = _CLIENTS.setdefault(asyncio.get_running_loop(), {})
+    if url not in clients:
+        clients[url] = AsyncRewardClient(url, connections=_CONNECTIONS)
+    return clients[url]
+
+
+def required_list(values: Any, name: str, size: int | None = None) -> list[Any]:
+    """Values as a list of the expected length.
+
+    Raises:
+        IntegrationError: for anything else.
+    """
+    if isinstance(values, (str, bytes, dict)) or not isinstance(values, (Sequence, np.ndarray)):
+        raise IntegrationError(f"{name}: found {shown(values)}, expected a list")
+    if size is not None and len(values) != size:
+        raise IntegrationError(f"{name}: found {len(values)}, expected {size}")
+    return list(values)
+
+
+def objective_names(source: Any) -> list[str]:
+    """Names of the k objectives of a model or of a server's."""
+    return list(source.names if isinstance(source, _client_class()) else source.objectives.names)
+
+
+def biases_of(source: Any) -> list[str]:
+    """Objectives that the others are debiased against."""
+    if isinstance(source, _client_class()):
+        return list(source.info()["debiased_against"])
+    return list(source.model.config.debiasing.get("against", ()))
+
+
+@dataclass(frozen=True)
+class Rewards:
+    """What a trainer is told about n responses.
+
+    Attributes:
+        scores: n numbers.
+        rewards: name of each objective, with n predicted rewards.
+        contributions: the same, contributions to the plain score.
+        empty: for each response, whether it is empty and has the score set for that; its other numbers are 0.
+    """
+
+    scores: list[float]
+    rewards: dict[str, list[float]]
+    contributions: dict[str, list[float]]
+    empty: list[bool]
+
+
+def rewards_of(
+    source: Any, conversations: Sequence[Conversation | None], *, normalize: bool, empty_score: float | None
+) -> Rewards:
+    """Score conversations in one call; a model in this process takes one call at a time.
+
+    Args:
+        conversations: None stands for an empty response.
+        empty_score: its score; None makes it an error.
+
+    Raises:
+        ConversationError: for a conversation that cannot be scored.
+        IntegrationError: where as many scores do not come back.
+    """
+    given = _scorable(conversations, empty_score)
+    if not given:
+        return _rewards(conversations, None, objective_names(source), empty_score)
+    with nullcontext() if isinstance(source, _client_class()) else _ONE_AT_A_TIME:
+        batch = source.score(given, normalize=normalize)
+    return _rewards(conversations, batch, batch.names, empty_score)
+
+
+async def served_rewards_of(
+    client: Any, conversations: Sequence[Conversation | None], *, normalize: bool, empty_score: float | None
+) -> Rewards:
+    """The same through an `AsyncRewardClient`."""
+    given = _scorable(conversations, empty_score)
+    if not given:
+        names = [objective["name"] for objective in (await client.info())["objectives"]]
+        return _rewards(conversations, None, names, empty_score)
+    batch = await client.score(given, normalize=normalize)
+    return _rewards(conversations, batch, batch.names, empty_score)
+
+
+def _client_class() -> Any:
+    from armorm.client import RewardClient
+
+    return RewardClient
+
+
+def _scorable(conversations: Sequence[Conversation | None], empty_score: float | None) -> list[Conversation]:
+    given = [conversation for conversation in conversations if conversation is not None]
+    if len(given) < len(conversations) and empty_score is None:
+        place = next(place for place, conversation in enumerate(conversations) if conversation is None)
+        raise ConversationError("found an empty response, expected text, or a score set for it", f"response {place}")
+    return given
+
+
+def _rewards(
+    conversations: Sequence[Conversation | None], batch: Any, names: Sequence[str], empty_score: float | None
+) -> Rewards:
+    n, places = len(conversations), [place for place, c in enumerate(conversations) if c is not None]
+    scores = np.full(n, 0.0 if empty_score is None else empty_score)
+    rewards, contributions = np.zeros((n, len(names))), np.zeros((n, len(names)))
+    if batch is not None:
+        if len(batch.scores) != len(places) or not np.isfinite(batch.scores).all():
+            raise IntegrationError(f"found {len(batch.scores)} scores, expected {len(places)} finite ones")
+        scores[places], rewards[places], contributions[places] = batch.scores, batch.rewards, batch.contributions
+    columns = [dict(zip(names, values.T.tolist(), strict=True)) for values in (rewards, contributions)]
+    return Rewards(scores.tolist(), columns[0], columns[1], [c is None for c in conversations])

@@ -1,0 +1,178 @@
+"""TRL: reward functions for GRPO, RLOO and their like.
+
+    GRPOTrainer(reward_funcs=reward_funcs(rm), ...)                                      # the score
+    GRPOTrainer(reward_funcs=reward_funcs(rm, ["helpsteer-helpfulness", "code-style"]),  # one for each objective
+                args=GRPOConfig(multi_objective_aggregation="normalize_then_sum"), ...)  # (GDPO)
+
+In:  prompts and completions, as texts or as lists of messages.
+Out: functions that TRL calls; each gives one number a completion. All of one call share a forward pass, and the
+     mean predicted reward of every objective is logged with TRL's `log_metric`, as `armorm/OBJECTIVE`.
+
+The functions for single objectives give predicted rewards (mapped scale, 0 worst and 1 best). Their sum would
+bring back the taste for length that the score is rid of; `debiased=True` gives the debiased rewards, which are
+what the gate weighs (`rewards @ T`).
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, Union, overload
+
+import numpy as np
+
+from armorm.conversation import Conversation, prompt_messages
+from armorm.errors import ConversationError, nearest
+from armorm.integrations.source import IntegrationError, biases_of, objective_names, required_list, source_of
+
+RewardFunction = Callable[..., list[Union[float, None]]]
+Refused = Union[float, None, Literal["error"]]
+
+
+@overload
+def reward_funcs(
+    model: Any, objectives: None = ..., *, normalize: bool = ..., debiased: bool = ..., refused: Refused = ...
+) -> RewardFunction: ...
+@overload
+def reward_funcs(
+    model: Any, objectives: Sequence[str], *, normalize: bool = ..., debiased: bool = ..., refused: Refused = ...
+) -> list[RewardFunction]: ...
+def reward_funcs(
+    model: Any,
+    objectives: Sequence[str] | None = None,
+    *,
+    normalize: bool = False,
+    debiased: bool = False,
+    refused: Refused = "error",
+) -> RewardFunction | list[RewardFunction]:
+    """Reward functions of a model.
+
+    Args:
+        model: an `ArmoRM`, a `RewardClient`, the name or folder of a model, or the URL of a server.
+        objectives: one function for each of these; None for one function, the score.
+        normalize: the score in standard deviations from the reference mean.
+        debiased: single objectives without what they owe to the bias (verbosity).
+        refused: value of a completion that cannot be scored, such as an empty one: a number, None (TRL then leaves
+            the completion out), or `error`.
+
+    Raises:
+        IntegrationError: for an unknown objective, with the nearest right name, or one that nothing is left of.
+        ConversationError: when called, for a completion that cannot be scored.
+    """
+    source = source_of(model)
+    shared = _SharedPass(source, normalize, debiased, refused)
+    if objectives is None:
+        return _function("armorm", lambda found: found.scores, shared, logs=True)
+    if isinstance(objectives, str) or not objectives:
+        raise IntegrationError(f"objectives: found {objectives!r}, expected a list of names, or None for the score")
+    names = objective_names(source)
+    functions: list[RewardFunction] = []
+    for name in objectives:
+        if name not in names:
+            raise IntegrationError(f"unknown objective {name!r}{nearest(name, names)}; there are {', '.join(names)}")
+        if debiased and name in biases_of(source):
+            raise IntegrationError(
+                f"objective {name!r}: the others are debiased against it, and of itself nothing is left"
+            )
+        column = names.index(name)
+        functions.append(
+            _function(name, lambda found, i=column: found.columns[:, i], shared, logs=not functions)  # type: ignore[misc]
+        )
+    return functions
+
+
+class _Found:
+    """Scores (n,) and rewards (n, k) of one call's completions; NaN for those that were refused."""
+
+    def __init__(self, scores: np.ndarray, rewards: np.ndarray, columns: np.ndarray, names: list[str]) -> None:
+        self.scores, self.rewards, self.columns, self.names = scores, rewards, columns, names
+
+
+class _SharedPass:
+    """Scores a batch once, however many functions ask for it."""
+
+    def __init__(self, source: Any, normalize: bool, debiased: bool, refused: Refused) -> None:
+        self._source, self._normalize, self._debiased, self.refused = source, normalize, debiased, refused
+        self._lock = threading.Lock()
+        self._last: tuple[list[str], _Found] | None = None
+
+    def __call__(self, conversations: list[Conversation | None]) -> _Found:
+        keys = ["" if conversation is None else conversation.key for conversation in conversations]
+        with self._lock:
+            if self._last is None or self._last[0] != keys:
+                self._last = (keys, self._score(conversations))
+            return self._last[1]
+
+    def _score(self, conversations: list[Conversation | None]) -> _Found:
+        names = objective_names(self._source)
+        places = [place for place, conversation in enumerate(conversations) if conversation is not None]
+        scores = np.full(len(conversations), math.nan)
+        rewards = np.full((len(conversations), len(names)), math.nan)
+        columns = rewards.copy()
+        if places:
+            options: dict[str, Any] = {"on_refused": "error" if self.refused == "error" else "skip"}
+            remote = hasattr(self._source, "info")
+            if remote:
+                options["include"] = ["rewards", "debiased_rewards"]
+            batch = self._source.score([conversations[p] for p in places], normalize=self._normalize, **options)
+            if len(batch.scores) + len(batch.rejected) != len(places):
+                raise IntegrationError(f"found {len(batch.scores)} scores, expected {len(places)}")
+            rows = [places[row] for row in batch.rows]
+            scores[rows], rewards[rows] = batch.scores, batch.rewards
+            columns[rows] = batch.rewards
+            if self._debiased:
+                columns[rows] = batch.parts["debiased_rewards"] if remote else self._rid_of_bias(batch.rewards)
+        return _Found(scores, rewards, columns, names)
+
+    def _rid_of_bias(self, rewards: np.ndarray) -> np.ndarray:
+        transform = self._source.model.reward_transform_matrix.cpu().double().numpy()
+        result: np.ndarray = rewards.astype(np.float64) @ transform
+        return result
+
+
+def _function(name: str, take: Callable[[_Found], np.ndarray], shared: _SharedPass, *, logs: bool) -> RewardFunction:
+    def reward(
+        prompts: Sequence[Any], completions: Sequence[Any], completion_ids: Any = None, **columns: Any
+    ) -> list[float | None]:
+        found = shared(_conversations(prompts, completions, refusals=shared.refused != "error"))
+        log_metric = columns.get("log_metric")
+        if logs and log_metric is not None:
+            _log(found, log_metric)
+        other = None if shared.refused == "error" else shared.refused
+        return [other if math.isnan(value) else value for value in take(found).tolist()]
+
+    reward.__name__ = reward.__qualname__ = name
+    return reward
+
+
+def _log(found: _Found, log_metric: Callable[[str, float], None]) -> None:
+    """Means over the scored completions; every process logs every name, or TRL would wait for the missing ones."""
+    scored = ~np.isnan(found.scores)
+    for name, values in (("score", found.scores), *zip(found.names, found.rewards.T, strict=True)):
+        log_metric(f"armorm/{name}", float(values[scored].mean()) if scored.any() else math.nan)
+
+
+def _conversations(prompts: Any, completions: Any, *, refusals: bool) -> list[Conversation | None]:
+    """One conversation for each completion; None, where refusals are let through, for one that is no reply."""
+    given = required_list(prompts, "prompts")
+    replies = required_list(completions, "completions", len(given))
+    found: list[Conversation | None] = []
+    for place, (prompt, reply) in enumerate(zip(given, replies, strict=True)):
+        for name, value in (("prompts", prompt), ("completions", reply)):
+            if value is None:
+                raise IntegrationError(f"{name}[{place}]: found None, expected text or messages")
+        try:
+            found.append(_conversation(prompt, reply, place))
+        except ConversationError:
+            if not refusals:
+                raise
+            _conversation(prompt, "any", place)  # a prompt at fault stays an error
+            found.append(None)
+    return found
+
+
+def _conversation(prompt: Any, reply: Any, place: int) -> Conversation:
+    if isinstance(reply, str):
+        return Conversation.from_prompt(prompt, reply, f"completions[{place}]")
+    return Conversation.from_messages([*prompt_messages(prompt), *reply])

@@ -1,0 +1,102 @@
+"""verl: reward functions by path and name.
+
+    custom_reward_function.path=PATH_OF_THIS_FILE custom_reward_function.name=compute_score          # or _async, _batch
+
+In:  what verl passes. The prompt is not among it: it is read from `extra_info`, field `prompt` (messages or text),
+     else `raw_prompt` or `question`. With a data set in verl's format, copy its `prompt` column there.
+Out: `{"score", "reward/OBJECTIVE"..., "empty_response"}`, the same keys for every row; for `compute_score_batch` a
+     list of them.
+
+Settings stand in the environment (`source.py`). With a server (ARMORM_URL), `compute_score_async` keeps many requests
+in the air, and the server puts them together.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+from armorm.conversation import Conversation
+from armorm.integrations.source import (
+    IntegrationError,
+    Rewards,
+    Settings,
+    async_client,
+    required_list,
+    rewards_of,
+    served_rewards_of,
+)
+
+PROMPT_FIELDS = ("prompt", "raw_prompt", "question")
+
+
+def compute_score(
+    data_source: Any, solution_str: str, ground_truth: Any = None, extra_info: Any = None, **_: Any
+) -> dict[str, float]:
+    """Score of one response.
+
+    Raises:
+        IntegrationError: where `extra_info` holds no prompt.
+        ConversationError: for a response that cannot be scored.
+    """
+    return compute_score_batch([data_source], [solution_str], [ground_truth], [extra_info])[0]
+
+
+async def compute_score_async(
+    data_source: Any, solution_str: str, ground_truth: Any = None, extra_info: Any = None, **_: Any
+) -> dict[str, float]:
+    """The same without holding up the event loop; a server is asked for many responses at once."""
+    settings = Settings.from_environment()
+    if not settings.url:
+        return await asyncio.to_thread(compute_score, data_source, solution_str, ground_truth, extra_info)
+    found = await served_rewards_of(
+        async_client(settings.url),
+        [_conversation(extra_info, solution_str, 0)],
+        normalize=settings.normalize,
+        empty_score=settings.empty_score,
+    )
+    return _row(found, 0)
+
+
+def compute_score_batch(
+    data_sources: Any, solution_strs: Any, ground_truths: Any = None, extra_infos: Any = None, **_: Any
+) -> list[dict[str, float]]:
+    """Scores of many responses, for verl's `batch` reward manager.
+
+    Raises:
+        IntegrationError: for lists of other lengths, or rows without a prompt.
+        ConversationError: for a response that cannot be scored.
+    """
+    responses = required_list(solution_strs, "solution_strs")
+    infos = required_list(extra_infos, "extra_infos", len(responses))
+    required_list(data_sources, "data_sources", len(responses))
+    settings = Settings.from_environment()
+    conversations = [
+        _conversation(info, reply, row) for row, (info, reply) in enumerate(zip(infos, responses, strict=True))
+    ]
+    found = rewards_of(settings.source(), conversations, normalize=settings.normalize, empty_score=settings.empty_score)
+    return [_row(found, row) for row in range(len(responses))]
+
+
+def _row(found: Rewards, row: int) -> dict[str, float]:
+    rewards = {f"reward/{name}": values[row] for name, values in found.rewards.items()}
+    return {"score": found.scores[row], **rewards, "empty_response": float(found.empty[row])}
+
+
+def _conversation(info: Any, reply: Any, row: int) -> Conversation | None:
+    if not isinstance(reply, str):
+        raise IntegrationError(f"solution_strs[{row}]: found {type(reply).__name__}, expected text")
+    if not reply.strip():
+        return None
+    return Conversation.from_prompt(_prompt(info, row), reply)
+
+
+def _prompt(info: Any, row: int) -> Any:
+    for name in PROMPT_FIELDS:
+        prompt = info.get(name) if isinstance(info, Mapping) else None
+        if prompt is not None:
+            return prompt if isinstance(prompt, str) else list(prompt)  # an array, where the set is a Parquet file
+    raise IntegrationError(
+        f"extra_infos[{row}]: found no prompt, expected one in field {' or '.join(PROMPT_FIELDS)}; verl passes no other"
+    )

@@ -1,0 +1,212 @@
+"""Metrics for Prometheus: what the server does, and what its scores look like.
+
+In:  requests, batches and scores as they come.
+Out: the text of `GET /metrics`.
+
+For drift: histograms of the score and of every objective's predicted reward, and sums of its gating weight and
+contribution, over plain (not steered) results; beside them, as gauges, what the model's reference data had.
+`rate(armorm_gating_weight_sum[1h]) / rate(armorm_gating_weight_count[1h])` is a mean to compare with
+`armorm_reference_gating_weight`; sums of signed values (scores, contributions) take `delta` for `rate`.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily, SummaryMetricFamily
+from prometheus_client.registry import Collector
+
+from armorm.reward_model import ScoreBatch
+
+if TYPE_CHECKING:
+    from armorm.serving.batcher import Batcher
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+# Rewards live on 0..1, predictions somewhat beyond.
+_REWARD_EDGES = np.round(np.arange(-0.2, 1.2001, 0.1), 1)
+# Edges of the scores' histogram, in standard deviations from the reference mean.
+_DEVIATIONS = np.array([-4, -3, -2.5, -2, -1.5, -1, -0.5, 0, 0.5, 1, 1.5, 2, 2.5, 3, 4])
+_SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 120)
+
+
+class Metrics:
+    """Counters of one server.
+
+    Args:
+        names: the k objectives.
+        reference: figures of the model's reference data, may be empty.
+    """
+
+    def __init__(self, names: Sequence[str], reference: Mapping[str, Any]) -> None:
+        self.registry = CollectorRegistry()
+        self._requests = Counter("armorm_requests", "Requests answered.", ["route", "status"], registry=self.registry)
+        self._seconds = Histogram(
+            "armorm_request_seconds", "From first byte to answer.", ["route"], buckets=_SECONDS, registry=self.registry
+        )
+        self._under_way = Gauge("armorm_requests_under_way", "Requests not yet answered.", registry=self.registry)
+        self._rows = Counter(
+            "armorm_rows", "Conversations asked for, by what became of them.", ["outcome"], registry=self.registry
+        )
+        self._shared = Counter(
+            "armorm_shared_rows", "Conversations that another one's result served.", registry=self.registry
+        )
+        self._tokens = Counter(
+            "armorm_computed_tokens", "Tokens that went through the model, padding included.", registry=self.registry
+        )
+        self._batch_rows = Histogram(
+            "armorm_batch_rows", "Rows of a batch.", buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256), registry=self.registry
+        )
+        self._batch_seconds = Histogram(
+            "armorm_batch_seconds", "Time of a batch.", buckets=_SECONDS, registry=self.registry
+        )
+        self._exhausted = Counter(
+            "armorm_out_of_memory", "Batches for which memory did not suffice.", registry=self.registry
+        )
+        self._scores = _Scores(names, reference)
+        self.registry.register(self._scores)
+
+    def text(self) -> bytes:
+        """Everything, in the exposition format."""
+        return generate_latest(self.registry)
+
+    def watch_queue(self, batcher: Batcher) -> None:
+        """Show what waits and the token budget, as they are when asked for."""
+        for name, text, value in (
+            ("waiting_rows", "Distinct conversations that wait.", lambda: batcher.waiting[0]),
+            ("waiting_tokens", "Their tokens.", lambda: batcher.waiting[1]),
+            ("batch_token_budget", "Most tokens of a batch.", lambda: batcher.budget),
+        ):
+            Gauge(f"armorm_{name}", text, registry=self.registry).set_function(value)
+
+    def request_began(self) -> None:
+        """A request has begun."""
+        self._under_way.inc()
+
+    def request_ended(self, route: str, status: int, seconds: float) -> None:
+        """A request was answered, or its client has gone (status 499)."""
+        self._under_way.dec()
+        self._requests.labels(route, str(status)).inc()
+        self._seconds.labels(route).observe(seconds)
+
+    def rows(self, scored: int, refused: int) -> None:
+        """Rows of one answer."""
+        self._rows.labels("scored").inc(scored)
+        self._rows.labels("refused").inc(refused)
+
+    def dropped(self, count: int) -> None:
+        """Rows that left the queue because their client has gone."""
+        self._rows.labels("dropped").inc(count)
+
+    def shared(self, count: int) -> None:
+        """Rows that needed no computation of their own."""
+        self._shared.inc(count)
+
+    def out_of_memory(self, budget: int) -> None:
+        """A batch did not fit into memory."""
+        self._exhausted.inc()
+
+    def batch(self, rows: int, tokens: int, seconds: float) -> None:
+        """A batch went through the model."""
+        self._batch_rows.observe(rows)
+        self._batch_seconds.observe(seconds)
+        self._tokens.inc(tokens)
+
+    def scored(self, batches: Sequence[ScoreBatch], places: Sequence[int]) -> None:
+        """Plain results: row `places[i]` of `batches[i]`."""
+        parts = {
+            name: np.array(
+                [getattr(batch, name)[place] for batch, place in zip(batches, places, strict=True)], np.float64
+            )
+            for name in ("scores", "rewards", "gating_weights", "contributions")
+        }
+        self._scores.add(**parts)
+
+
+class _Tally:
+    """Histograms of some columns, kept as arrays: a batch costs a few operations, not one for each row and column.
+
+    Args:
+        edges: ascending; a value belongs to the bucket of the first edge that is not below it.
+    """
+
+    def __init__(self, columns: int, edges: np.ndarray) -> None:
+        self.edges = edges
+        self.buckets = np.zeros((columns, len(edges) + 1))
+        self.sums = np.zeros(columns)
+
+    def add(self, values: np.ndarray) -> None:
+        """Rows (n, columns)."""
+        bins = np.searchsorted(self.edges, values, side="left")
+        np.add.at(self.buckets, (np.broadcast_to(np.arange(values.shape[1]), bins.shape), bins), 1)
+        self.sums += values.sum(0)
+
+    def show(self, family: HistogramMetricFamily, column: int, labels: Mapping[str, str]) -> None:
+        """Enter a column's cumulative buckets, count and sum."""
+        cumulative = self.buckets[column].cumsum().tolist()
+        family.add_metric(
+            list(labels.values()),
+            list(zip([*map(str, self.edges.tolist()), "+Inf"], cumulative, strict=True)),
+            sum_value=None,  # (It would be left out, and the count with it, where an edge is negative.)
+        )
+        family.add_sample(f"{family.name}_count", dict(labels), cumulative[-1])
+        family.add_sample(f"{family.name}_sum", dict(labels), float(self.sums[column]))
+
+
+class _Scores(Collector):
+    """What scored rows look like."""
+
+    def __init__(self, names: Sequence[str], reference: Mapping[str, Any]) -> None:
+        self._names, self._reference = list(names), reference
+        self._lock = threading.Lock()
+        self._count = 0
+        self._rewards = _Tally(len(self._names), _REWARD_EDGES)
+        mean, deviation = reference.get("score_mean"), reference.get("score_std")
+        mean, deviation = (mean, deviation) if mean is not None and deviation else (0.0, 0.5)
+        self._score = _Tally(1, np.round(mean + deviation * _DEVIATIONS, 6))
+        self._sums = {name: np.zeros(len(self._names)) for name in ("gating_weight", "contribution")}
+
+    def add(
+        self, scores: np.ndarray, rewards: np.ndarray, gating_weights: np.ndarray, contributions: np.ndarray
+    ) -> None:
+        """Rows (n,) and (n, k)."""
+        with self._lock:
+            self._count += len(scores)
+            self._score.add(scores[:, None])
+            self._rewards.add(rewards)
+            self._sums["gating_weight"] += gating_weights.sum(0)
+            self._sums["contribution"] += contributions.sum(0)
+
+    def collect(self) -> Iterable[Any]:
+        """The metric families."""
+        score = HistogramMetricFamily(
+            "armorm_score", "Scores of plain (not steered) distinct conversations.", labels=[]
+        )
+        rewards = HistogramMetricFamily("armorm_reward", "Their predicted rewards.", labels=["objective"])
+        with self._lock:
+            self._score.show(score, 0, {})
+            for i, name in enumerate(self._names):
+                self._rewards.show(rewards, i, {"objective": name})
+            count, sums = self._count, {name: values.tolist() for name, values in self._sums.items()}
+        yield from (score, rewards)
+        for name, values in sums.items():
+            summary = SummaryMetricFamily(f"armorm_{name}", f"Their {name}s.", labels=["objective"])
+            for objective, value in zip(self._names, values, strict=True):
+                summary.add_metric([objective], count, value)
+            yield summary
+        for key, name in (("reward_means", "reward"), ("gating_weights", "gating_weight")):
+            if self._reference.get(key):
+                gauge = GaugeMetricFamily(
+                    f"armorm_reference_{name}", f"Mean {name} of the reference data.", labels=["objective"]
+                )
+                for objective, value in zip(self._names, self._reference[key], strict=True):
+                    gauge.add_metric([objective], float(value))
+                yield gauge
+        for key in ("score_mean", "score_std"):
+            if self._reference.get(key) is not None:
+                yield GaugeMetricFamily(
+                    f"armorm_reference_{key}", f"{key} of the reference data.", self._reference[key]
+                )

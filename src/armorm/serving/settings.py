@@ -1,0 +1,81 @@
+"""What may be set on a server: limits, and how rendered text is read.
+
+In:  options of `armorm serve`. Out: `ServingSettings`, checked.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from armorm.errors import ArmormError
+from armorm.features.extract import BATCH_TOKENS
+
+RenderedTurns = Literal["refuse", "single", "multi"]
+MEBIBYTE = 1 << 20
+
+
+class SettingsError(ArmormError, ValueError):
+    """A server setting that makes no sense."""
+
+
+@dataclass(frozen=True)
+class ServingSettings:
+    """Settings of one server.
+
+    Attributes:
+        name: how the model is called in answers.
+        normalize: scores of the stacks' formats in standard deviations from the reference mean.
+        empty_score: score of an empty response in the stacks' formats; None refuses it.
+        rendered_turns: what is done about rendered text (no `prompts`, no messages) that holds more than one
+            assistant turn, since a response may have written them: `refuse` it, read it as a `single` turn (the
+            response begins at the first reply; markers in it are text), or believe it as `multi` turns.
+        api_key: what clients must show; None lets everyone in.
+        batch_tokens: most tokens of a forward pass, padding included.
+        batch_wait: seconds that a row waits at most for others while the model is idle.
+        max_length: most tokens of a conversation, on top of the model's own limit.
+        max_rows: most conversations of a request.
+        max_body: most bytes of a request.
+        max_waiting_rows, max_waiting_tokens: what may wait for the model before requests are turned away.
+        max_requests: most requests under way, in whatever state.
+        max_bytes: most bytes of the bodies under way.
+        request_seconds: time limit of a request, from its first byte to its answer.
+        shutdown_seconds: how long a stopping server works on what it has accepted.
+        log_texts: write every scored conversation to the log.
+    """
+
+    name: str = "armorm"
+    normalize: bool = False
+    empty_score: float | None = None
+    rendered_turns: RenderedTurns = "refuse"
+    api_key: str | None = None
+    batch_tokens: int = BATCH_TOKENS
+    batch_wait: float = 0.004
+    max_length: int | None = None
+    max_rows: int = 1024
+    max_body: int = 16 * MEBIBYTE
+    max_waiting_rows: int = 8192
+    max_waiting_tokens: int = 4_000_000
+    max_requests: int = 4096
+    max_bytes: int = 256 * MEBIBYTE
+    request_seconds: float = 150.0
+    shutdown_seconds: float = 30.0
+    log_texts: bool = False
+
+    def __post_init__(self) -> None:
+        for name in (
+            *("batch_tokens", "max_length", "max_rows", "max_body", "max_waiting_rows", "max_waiting_tokens"),
+            *("max_requests", "max_bytes", "request_seconds", "shutdown_seconds"),
+        ):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise SettingsError(f"{name} {value}, expected a number above 0")
+        if self.batch_wait < 0:
+            raise SettingsError(f"batch_wait {self.batch_wait}, expected seconds >= 0")
+        if self.empty_score is not None and not math.isfinite(self.empty_score):
+            raise SettingsError(f"empty_score {self.empty_score}, expected a finite number")
+        if self.rendered_turns not in get_args(RenderedTurns):
+            raise SettingsError(f"rendered_turns {self.rendered_turns!r}, expected refuse, single or multi")
+        if self.api_key is not None and not self.api_key.strip():
+            raise SettingsError("the API key is empty, expected one")

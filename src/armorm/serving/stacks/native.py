@@ -1,0 +1,116 @@
+"""armorm's own format: `POST /v1/reward`.
+
+In:  `{"conversations": [[message, ...], ...]}`, or `{"prompt": text or messages, "responses": [...]}`; optionally
+     `normalize`, `steer` ({"multiply": {objective: factor}, "drop": [objective]}), and `include`, the parts wanted.
+Out: `{"model", "objectives", "normalized", "steering", "results": [...], "usage"}`. A result holds `index`,
+     `score`, `tokens`, and each part as a list in the order of `objectives`; or `index` and `error`.
+
+Contributions sum to the plain score. A row that cannot be scored has its error at its place; the answer is 200.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, Union
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from armorm.conversation import Conversation
+from armorm.serving.exchange import Exchange, Outcome, RefusedRow, Result, RowInput, filled, read_row
+from armorm.serving.rendered import RenderedReader
+
+Part = Literal[
+    "rewards",
+    "ratings",
+    "debiased_rewards",
+    "gating_weights",
+    "gating_output",
+    "coefficients",
+    "contributions",
+    "relative",
+]
+PARTS: tuple[Part, ...] = ("rewards", "gating_weights", "coefficients", "contributions")
+
+
+class Steer(BaseModel):
+    """Explicit changes to how the objectives are weighed."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    multiply: dict[str, float] = Field(default_factory=dict, description="Factor of each named gating weight, >= 0.")
+    drop: list[str] = Field(default_factory=list, description="Objectives whose weight is shared out.")
+
+
+class RewardRequest(BaseModel):
+    """Body of `POST /v1/reward`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    model: Union[str, None] = Field(None, description="Ignored: a server holds one model.")
+    conversations: Union[list[Any], None] = Field(None, description="Each a list of messages that ends with the reply.")
+    prompt: Union[str, list[Any], None] = Field(None, description="Text of one user turn, or messages.")
+    responses: Union[list[Any], None] = Field(None, description="Texts, or assistant messages.")
+    normalize: Union[bool, None] = Field(None, description="Scores in standard deviations from the reference mean.")
+    steer: Steer = Field(default_factory=Steer)
+    include: list[Part] = Field(list(PARTS), description="Parts of each score to send.")
+
+    @model_validator(mode="after")
+    def _one_way(self) -> RewardRequest:
+        if (self.conversations is None) == (self.prompt is None):
+            raise ValueError("expected either conversations, or prompt and responses")
+        if (self.prompt is None) != (self.responses is None):
+            raise ValueError("expected prompt and responses together")
+        return self
+
+
+def read(body: Mapping[str, Any], reader: RenderedReader) -> Exchange:
+    """A request for rewards."""
+    request = filled(RewardRequest, body)
+    rows: list[RowInput]
+    if request.conversations is not None:
+        rows = [
+            read_row(lambda messages=messages: Conversation.from_messages(messages))  # type: ignore[misc]
+            for messages in request.conversations
+        ]
+    else:
+        prompt = request.prompt
+        assert prompt is not None and request.responses is not None
+        rows = [
+            read_row(lambda reply=reply: Conversation.from_prompt(prompt, reply))  # type: ignore[misc]
+            for reply in request.responses
+        ]
+    include = list(dict.fromkeys(request.include))
+    steering = request.steer.model_dump() if request.steer.multiply or request.steer.drop else {}
+
+    def answer(outcome: Outcome) -> dict[str, Any]:
+        return {
+            "model": outcome.model,
+            "objectives": outcome.objectives.names,
+            "normalized": outcome.scale is not None,
+            "steering": steering,
+            "results": [_entry(index, result, outcome, include) for index, result in enumerate(outcome.results)],
+            "usage": outcome.usage,
+        }
+
+    return Exchange(rows, answer, normalize=request.normalize, steering=steering, partial=True)
+
+
+def _entry(index: int, result: Result, outcome: Outcome, include: list[Part]) -> dict[str, Any]:
+    if isinstance(result, RefusedRow):
+        return {"index": index, "error": result.reason}
+    entry: dict[str, Any] = {"index": index, "score": outcome.score(result), "tokens": result.tokens}
+    if result.truncated:
+        entry["truncated_tokens"] = result.truncated
+    for part in include:
+        entry[part] = _part(part, result.batch, result.place, outcome).tolist()
+    return entry
+
+
+def _part(part: Part, batch: Any, place: int, outcome: Outcome) -> np.ndarray:
+    if part == "ratings":
+        return outcome.objectives.to_raw(batch.rewards[place])
+    if part == "debiased_rewards":
+        return batch.rewards[place].astype(np.float64) @ outcome.transform
+    values: np.ndarray = getattr(batch, part)[place]
+    return values

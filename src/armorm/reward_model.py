@@ -313,7 +313,6 @@ class ArmoRM:
             state = {name: t.bfloat16() if name.startswith("model.") else t for name, t in state.items()}
             dtype = torch.bfloat16
         config = copy.deepcopy(self.model.config)
-        config.__dict__.pop("auto_map", None)  # of the folder it was read from; this one may have no such file
         settings = to_released(config, dtype) if layout == "released" else None
         self.model.with_config(config).save_pretrained(folder, state_dict=state, max_shard_size=max_shard_size)
         config.dtype = dtype  # transformers writes down the dtype in memory, and would read the file as that

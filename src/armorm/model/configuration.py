@@ -75,6 +75,7 @@ class ArmoRMConfig(PretrainedConfig):
         self.debiasing = dict(debiasing or {})
         self.steering = dict(steering or {})
         self.provenance = dict(provenance or {})
+        kwargs.pop("auto_map", None)  # of the folder it was read from; another may have no such file
         # One score: consumers that build a head from the config must not apply a softmax or count two labels.
         kwargs = {"num_labels": 1, "problem_type": "regression", "pad_token_id": None, **kwargs}
         super().__init__(**kwargs)

@@ -1,0 +1,158 @@
+"""Writes the exchanges of docs/serving.md: every route of a real server, asked and answered.
+
+In:  the embedded reward model, in float32, behind a server on a free port.
+Out: the page, with what stands between its two marks written anew. Long lists and objects are cut at `...`.
+
+    python tools/serving_page.py
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from armorm.files import write_text
+from armorm.reward_model import ArmoRM
+from armorm.serving.scoring import Scorer
+from armorm.serving.server import running
+from armorm.serving.settings import ServingSettings
+
+PAGE = Path(__file__).parents[1] / "docs" / "serving.md"
+BEGIN, END = "<!-- exchanges: tools/serving_page.py -->", "<!-- end of exchanges -->"
+_SHOWN = 4  # entries of a long list or object
+
+_PROMPT = "<|im_start|>user\nWhat is 2+2?<|im_end|>\n<|im_start|>assistant\n"
+_OWN = "<|user|>What is 2+2?<|end|><|assistant|>4<|end|>"
+_MESSAGES = [{"role": "user", "content": "What is 2+2?"}, {"role": "assistant", "content": "4"}]
+_CHOICE = {"multiply": {"diasafety-is_safe": 2.0}, "drop": ["gsm8k-is_correct"]}
+
+# Heading, method, path, body, remark.
+EXCHANGES: list[tuple[str, str, str, dict[str, Any] | None, str]] = [
+    (
+        "armorm: `POST /v1/reward`",
+        "POST",
+        "/v1/reward",
+        {"prompt": "What is 2+2?", "responses": ["4", "5, I think.", " "]},
+        "The parts of a result stand in the order of `objectives`; contributions sum to the score. A row that cannot be "
+        "scored has its error at its place, and the others their scores. `include` names the parts wanted: `rewards`, "
+        "`ratings` (on the raw scales), `debiased_rewards`, `gating_weights`, `gating_output`, `coefficients`, "
+        "`contributions`, `relative`.",
+    ),
+    (
+        "",
+        "POST",
+        "/v1/reward",
+        {"conversations": [_MESSAGES], "normalize": True, "steer": _CHOICE, "include": []},
+        "Whole conversations go in as `conversations`. Steering and normalisation are asked for with each request.",
+    ),
+    (
+        "OpenRLHF: `POST /get_reward`",
+        "POST",
+        "/get_reward",
+        {"query": [_PROMPT + "4<|im_end|>"], "prompts": [_PROMPT], "labels": [None]},
+        "`--remote_rm_url http://host:8008/get_reward`. The prompt is the exact prefix of its query: all that follows is "
+        "one response, whatever it writes. An empty `query` gets empty lists.",
+    ),
+    (
+        "vLLM: `POST /classify`, `/pooling`, `/score`",
+        "POST",
+        "/classify",
+        {"model": "any", "input": _OWN, "activation": False},
+        "verl's reward loop on vLLM calls this. `input` is a rendered text, several, token ids, or several lists of them; "
+        "`messages` is one conversation. What is sent is the raw score; `activation: true` asks for its sigmoid.",
+    ),
+    ("", "POST", "/pooling", {"messages": _MESSAGES}, ""),
+    ("", "POST", "/score", {"text_1": "What is 2+2?", "text_2": ["4", "5"]}, "Texts are plain here, not rendered."),
+    (
+        "SGLang: `POST /classify` and `/v1/embeddings`",
+        "POST",
+        "/classify",
+        {"text": [_OWN]},
+        "A body with `text` is SGLang's.",
+    ),
+    ("", "POST", "/v1/embeddings", {"model": "any", "input": _OWN}, "verl's reward loop on SGLang calls this."),
+    (
+        "LLaMA-Factory: `POST /v1/score/evaluation`",
+        "POST",
+        "/v1/score/evaluation",
+        {"model": "any", "messages": [_OWN]},
+        "`reward_model: http://host:8008/v1/score/evaluation`, `reward_model_type: api`.",
+    ),
+    (
+        "NIM: `POST /v1/chat/completions`",
+        "POST",
+        "/v1/chat/completions",
+        {"model": "any", "messages": _MESSAGES},
+        "`reward` is the score; the others are predicted ratings on the objectives' raw scales.",
+    ),
+    ("The model: `GET /v1/models`", "GET", "/v1/models", None, ""),
+    ("State: `GET /health`, `/ready`, `/metrics`", "GET", "/health", None, ""),
+    ("", "GET", "/ready", None, ""),
+    (
+        "Errors",
+        "POST",
+        "/get_reward",
+        {"query": ["What is 2+2? 4"]},
+        "Every error has this shape: 400 for a request that cannot be read, 401 without the key, 413 for one that is too "
+        "large, 422 where nothing in it can be scored, 429 where the queue is full (503 on `/classify` and "
+        "`/v1/embeddings`: verl gives a sample up at any 4xx), 500 where the model failed, 504 after the time limit.",
+    ),
+]
+
+
+def cut(value: Any) -> str:
+    """JSON in one line, long lists and objects cut, numbers to six digits."""
+    if isinstance(value, dict):
+        entries = [f"{json.dumps(key, ensure_ascii=False)}: {cut(entry)}" for key, entry in value.items()]
+        keep = len(entries) if len(entries) <= 2 * _SHOWN else _SHOWN
+        return "{" + ", ".join(entries[:keep] + ["..."] * (keep < len(entries))) + "}"
+    if isinstance(value, list):
+        keep = len(value) if len(value) <= _SHOWN + 1 else _SHOWN - 1
+        return "[" + ", ".join([cut(entry) for entry in value[:keep]] + ["..."] * (keep < len(value))) + "]"
+    return f"{value:.6g}" if isinstance(value, float) else json.dumps(value, ensure_ascii=False)
+
+
+def wrapped(text: str, width: int = 116) -> str:
+    """JSON broken after commas into lines of a width."""
+    lines = [""]
+    for part in text.split(", "):
+        piece = part if not lines[-1] else f", {part}"
+        if lines[-1] and len(lines[-1]) + len(piece) > width:
+            lines[-1] += ","
+            lines.append(f"  {part}")
+        else:
+            lines[-1] += piece
+    return "\n".join(lines)
+
+
+def exchanged(client: httpx.Client) -> str:
+    """All exchanges as Markdown."""
+    parts = []
+    for heading, method, path, body, remark in EXCHANGES:
+        answer = client.request(method, path, json=body)
+        status = "" if answer.status_code == 200 else f"{answer.status_code} {answer.reason_phrase}\n"
+        asked = f"{method} {path}" + ("" if body is None else "\n" + wrapped(json.dumps(body, ensure_ascii=False)))
+        block = f"```\n{asked}\n```\n\n```\n{status}{wrapped(cut(answer.json()))}\n```"
+        parts += [f"### {heading}"] * bool(heading) + [remark] * bool(remark) + [block]
+    return "\n\n".join(parts)
+
+
+def main() -> None:
+    """Rewrite the page."""
+    rm = ArmoRM.from_pretrained(dtype="float32", device="cpu")
+    with running(Scorer(rm, ServingSettings(name=rm.name))) as url, httpx.Client(base_url=url, timeout=60) as client:
+        text = exchanged(client)
+    page = PAGE.read_text(encoding="utf-8")
+    before, _, rest = page.partition(BEGIN)
+    _, mark, after = rest.partition(END)
+    if not mark:
+        sys.exit(f"{PAGE}: found no marks, expected {BEGIN} and {END}")
+    write_text(PAGE, f"{before}{BEGIN}\n\n{text}\n\n{END}{after}")
+
+
+if __name__ == "__main__":
+    main()

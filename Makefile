@@ -65,6 +65,7 @@ types: $(READY)  ## Types, checked.
 bench: $(READY)  ## The benchmarks; tables here, JSON under benchmarks/results/.
 	$(BIN)/python benchmarks/real_ratings.py
 	$(BIN)/python benchmarks/loading.py
+	$(BIN)/python benchmarks/serving.py
 
 clean:  ## Remove what was built, not what was trained.
 	rm -rf $(VENV) $(COMPAT) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache

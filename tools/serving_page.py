@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from armorm.serving.settings import ServingSettings
 PAGE = Path(__file__).parents[1] / "docs" / "serving.md"
 BEGIN, END = "<!-- exchanges: tools/serving_page.py -->", "<!-- end of exchanges -->"
 _SHOWN = 4  # entries of a long list or object
+_WIDTH = 116
 
 _PROMPT = "<|im_start|>user\nWhat is 2+2?<|im_end|>\n<|im_start|>assistant\n"
 _OWN = "<|user|>What is 2+2?<|end|><|assistant|>4<|end|>"
@@ -108,15 +110,17 @@ def cut(value: Any) -> str:
     """JSON in one line, long lists and objects cut, numbers to six digits."""
     if isinstance(value, dict):
         entries = [f"{json.dumps(key, ensure_ascii=False)}: {cut(entry)}" for key, entry in value.items()]
-        keep = len(entries) if len(entries) <= 2 * _SHOWN else _SHOWN
+        keep = len(entries) if len(entries) <= 12 else _SHOWN
         return "{" + ", ".join(entries[:keep] + ["..."] * (keep < len(entries))) + "}"
     if isinstance(value, list):
         keep = len(value) if len(value) <= _SHOWN + 1 else _SHOWN - 1
         return "[" + ", ".join([cut(entry) for entry in value[:keep]] + ["..."] * (keep < len(value))) + "]"
+    if isinstance(value, str) and len(value) > 2 * _WIDTH:
+        value = value[:_WIDTH] + "..."
     return f"{value:.6g}" if isinstance(value, float) else json.dumps(value, ensure_ascii=False)
 
 
-def wrapped(text: str, width: int = 116) -> str:
+def wrapped(text: str, width: int = _WIDTH) -> str:
     """JSON broken after commas into lines of a width."""
     lines = [""]
     for part in text.split(", "):
@@ -137,7 +141,7 @@ def exchanged(client: httpx.Client) -> str:
         status = "" if answer.status_code == 200 else f"{answer.status_code} {answer.reason_phrase}\n"
         asked = f"{method} {path}" + ("" if body is None else "\n" + wrapped(json.dumps(body, ensure_ascii=False)))
         block = f"```\n{asked}\n```\n\n```\n{status}{wrapped(cut(answer.json()))}\n```"
-        parts += [f"### {heading}"] * bool(heading) + [remark] * bool(remark) + [block]
+        parts += [f"### {heading}"] * bool(heading) + [textwrap.fill(remark, _WIDTH)] * bool(remark) + [block]
     return "\n\n".join(parts)
 
 

@@ -170,3 +170,9 @@ def test_a_prompt_that_is_too_long_loses_its_beginning_where_the_model_says_so_a
 def test_an_answer_is_json_without_numbers_that_json_lacks(server):
     answer = server.post("/v1/reward", conversations=CONVERSATIONS)
     json.loads(answer.content, parse_constant=pytest.fail)
+
+
+def test_a_name_that_fills_the_request_does_not_fill_the_answer(server):
+    answer = server.post("/v1/reward", conversations=[], steer={"drop": ["x" * 100_000]})
+    assert answer.status_code == 400
+    assert len(answer.content) < 2000

@@ -15,7 +15,7 @@ from armorm.serving.rendered import EmptyResponseError, RenderedReader
 from armorm.serving.turns import FAMILIES, learned_style
 from tests.conftest import chat
 from tests.small_models import tokenizer
-from tests.tokenizers_for_tests import STYLES, llama3, mistral, qwen3
+from tests.tokenizers_for_tests import STYLES, chatml, llama3, mistral, qwen3
 
 DIALOGUES = [
     chat("What is  2+2?\n\nSay it.", "4, I think.\n\nYes."),
@@ -174,6 +174,23 @@ def test_a_default_system_prompt_and_an_empty_reasoning_block_are_the_templates_
     assert "<think>" in text
     assert style is not None
     assert [(turn.role, turn.content) for turn in style.split(text) or []] == [("user", "Q"), ("assistant", "A")]
+
+
+@pytest.mark.parametrize(
+    "day", [("26 Jul 2024", "3 Jan 2031"), ("2025-08-01", "2031-01-03"), ("April 12, 2025", "May 3, 2031")]
+)
+def test_a_default_system_prompt_with_a_date_is_the_templates_own_on_any_day(day):
+    dated = chatml()
+    whole = dated.chat_template
+    try:
+        dated.chat_template = "{{- '<|im_start|>system\nToday: DAY.<|im_end|>\n' }}".replace("DAY", day[0]) + whole
+        style = learned_style(dated, "dated")
+        text = dated.apply_chat_template(chat("Q", "A"), tokenize=False).replace(*day)
+    finally:
+        dated.chat_template = whole
+    assert style is not None
+    assert day[1] in text
+    assert [turn.role for turn in style.split(text) or []] == ["user", "assistant"]
 
 
 def test_a_reasoning_block_with_words_in_it_is_part_of_the_reply():

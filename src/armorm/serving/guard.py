@@ -30,6 +30,7 @@ from armorm.serving.settings import ServingSettings
 
 OPEN_PATHS = frozenset({"/health", "/ready"})  # load balancers ask here, without a key
 CLIENT_GONE = 499
+_LONGEST_MESSAGE = 1000
 T = TypeVar("T")
 
 
@@ -151,7 +152,9 @@ async def _disconnected(request: Request) -> None:
 
 def failure_response(failure: RequestError) -> Response:
     """A refusal as `{"error": {"message", "type", "code"}}`."""
-    error = {"message": str(failure), "type": failure.kind, "code": failure.status}
+    message = str(failure)
+    message = message if len(message) <= _LONGEST_MESSAGE else message[:_LONGEST_MESSAGE] + "..."
+    error = {"message": message, "type": failure.kind, "code": failure.status}
     headers = {"Retry-After": str(failure.retry_after)} if failure.retry_after is not None else None
     return Response(json.dumps({"error": error}), failure.status, headers, "application/json")
 

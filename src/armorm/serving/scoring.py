@@ -14,7 +14,7 @@ import json
 import logging
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, TypeVar
 
@@ -215,7 +215,7 @@ class Scorer:
             for at, place in enumerate(places):
                 row = rows[place]
                 outcomes[place][variant] = (
-                    ScoredRow(batch, at, len(row), row.truncated_tokens)
+                    ScoredRow(batch, at, len(row))
                     if finite[at]
                     else RowFailure("the model's score of this conversation is not a finite number")
                 )
@@ -238,7 +238,10 @@ class Scorer:
                 results.append(row)
                 continue
             result = next(computed)
-            results.append(RefusedRow(result.message, failed=True) if isinstance(result, RowFailure) else result)
+            if isinstance(result, RowFailure):
+                results.append(RefusedRow(result.message, failed=True))
+            else:  # (The computation may have been another request's, whose prompt was whole.)
+                results.append(replace(result, truncated=row.truncated_tokens))
         normalize = self.settings.normalize if exchange.normalize is None else exchange.normalize
         outcome = Outcome(
             results,

@@ -27,6 +27,7 @@ from armorm.serving.settings import SettingsError
 
 _BACKLOG = 2048
 _START_SECONDS = 60
+_KEEP_ALIVE_SECONDS = 75  # longer than nginx keeps its own, so that it is nginx that closes
 
 
 class ServerError(ArmormError, OSError):
@@ -107,6 +108,7 @@ def make_server(scorer: Scorer) -> uvicorn.Server:
         access_log=False,
         server_header=False,
         lifespan="on",
+        timeout_keep_alive=_KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=max(1, round(scorer.settings.shutdown_seconds)),
     )
     return uvicorn.Server(config)

@@ -25,6 +25,8 @@ from typing import Any
 from jinja2 import TemplateError as JinjaError
 
 _GENERATED = {"role": "assistant", "content": ""}
+_DAYS = (r"\d{1,2} [A-Z][a-z]{2} \d{4}", r"\d{4}-\d{2}-\d{2}", r"[A-Z][a-z]{2,8} \d{1,2}, \d{4}")
+_DATE = re.compile("|".join(_DAYS))
 # Dialogues that show, between them, every pair of neighbours; s, u, a, t are the roles.
 _DIALOGUES = ("suaua", "uaua", "sua", "ua", "uata")
 _OPEN_DIALOGUES = ("u", "su", "uau")
@@ -166,9 +168,9 @@ def learned_style(tokenizer: Any, name: str) -> TurnStyle | None:
     return TurnStyle(
         name,
         leads,
-        tuple((re.escape(text), role) for text, role in _longest_first(opening.items(), lambda e: e[0]) if text),
+        tuple((_literal(text), role) for text, role in _longest_first(opening.items(), lambda e: e[0]) if text),
         tuple(
-            (_ROLES[role], re.escape(text), following)
+            (_ROLES[role], _literal(text), following)
             for (role, text), following in _longest_first(joints.items(), lambda e: e[0][1])
             if text.strip()
         ),
@@ -214,6 +216,16 @@ def _first_special(end: str, special: Sequence[str]) -> str:
     """The first special token of what ends a dialogue, which a generation ends with."""
     found = re.search(_any(map(re.escape, special)) or "(?!)", end)
     return found[0] if found else ""
+
+
+def _literal(text: str) -> str:
+    """A pattern of what a template writes; a date in it stands for any day (Llama-3.2 and others write today's)."""
+    pieces = []
+    end = 0
+    for found in _DATE.finditer(text):
+        pieces += [re.escape(text[end : found.start()]), next(day for day in _DAYS if re.fullmatch(day, found[0]))]
+        end = found.end()
+    return "".join([*pieces, re.escape(text[end:])])
 
 
 def _longest_first(entries: Iterable[Any], text: Callable[[Any], str]) -> list[Any]:

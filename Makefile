@@ -8,6 +8,8 @@ COMPAT := .venv-compat
 COMPAT_READY := $(COMPAT)/transformers-4.57/.ready $(COMPAT)/transformers-4.51/.ready
 # TRL and quantisers, in an environment of their own; torch and the rest are those of $(VENV).
 INTEGRATIONS := $(COMPAT)/trl
+# What only the slow tests need: every extra, and a browser where the system's package manager can bring one.
+FULL := $(VENV)/.full
 PURELIB := import sysconfig; print(sysconfig.get_path('purelib'))
 
 .PHONY: demo test test-full test-compat test-integrations lint types bench docs clean
@@ -22,6 +24,11 @@ $(READY): pyproject.toml constraints.txt src/armorm/version.py
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $(READY)
+
+$(FULL): $(READY)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,full]'
+	command -v chromium > /dev/null || (apt-get update -qq && apt-get install -qq -y chromium) > /dev/null || echo "no chromium: browser tests skip"
+	touch $(FULL)
 
 demo: $(READY)  ## The whole method on a generated corpus, offline, in about a minute.
 	$(BIN)/armorm demo --output runs/demo
@@ -40,7 +47,7 @@ $(COMPAT)/transformers-%/.ready: tests/compat/transformers-%.txt | $(READY)
 test-compat: $(READY) $(COMPAT_READY)  ## Self-contained models, and armorm, on older versions of transformers.
 	$(BIN)/python -m pytest -m "slow or not slow" tests/compat
 
-test-full: $(READY) $(COMPAT_READY) $(INTEGRATIONS)/.ready  ## All tests, the slow ones and those of other environments too.
+test-full: $(READY) $(FULL) $(COMPAT_READY) $(INTEGRATIONS)/.ready  ## All tests, the slow ones and those of other environments too.
 	$(BIN)/python -m pytest -m "slow or not slow" --ignore tests/integrations
 	$(INTEGRATIONS)/bin/python -m pytest -m "slow or not slow" tests/integrations
 

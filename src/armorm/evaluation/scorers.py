@@ -170,7 +170,7 @@ class ArmoRMScorer:
         backbone = self.rm.backbone
         store = None
         if self.store is not None:
-            store = FeatureStore(self.store, fingerprint=backbone.fingerprint, hidden_size=backbone.hidden_size)
+            store = FeatureStore.of(self.store, backbone)
         rows = [row for row in encoded.rows if row is not None]
         refused = dict(encoded.rejected)
         if not rows:

@@ -200,7 +200,7 @@ class _Run:
             result = encode_rows(backbone.template, unique, section.max_length, section.overflow, advance)
         kept = [i for i, row in enumerate(result.rows) if row is not None]
         encoded = [row for row in result.rows if row is not None]
-        store = FeatureStore(self.features, fingerprint=backbone.fingerprint, hidden_size=backbone.hidden_size)
+        store = FeatureStore.of(self.features, backbone)
         features = extract(backbone, encoded, store, batch_tokens=section.batch_tokens)
         rows = {unique[i].key: row for row, i in enumerate(kept)}
         rejected = {unique[i].key: reason for i, reason in result.rejected}

@@ -1,4 +1,4 @@
-"""Sets read by the `datasets` library: of the hub by streaming, of its cache where the hub is out of reach, of a folder.
+"""Sets read by the `datasets` library: of the hub by streaming, of its cache where the hub is out of reach, of folders.
 
 In:  a `Location` that is a hub id or a folder.
 Out: its rows in order.
@@ -36,6 +36,8 @@ def dataset_rows(location: Location) -> Iterator[Row]:
     faults = (OSError, ValueError, KeyError, datasets.exceptions.DatasetsError)
     try:
         data = _of_folder(location, location.path) if location.path is not None else _of_hub(location)
+    except DataError:
+        raise
     except faults as error:
         kind = "datasets folder" if location.path else "hub set, and no such file or folder"
         raise DataError(f"cannot be read as a {kind}: {_told(error)}", file=location.name) from error
@@ -72,8 +74,8 @@ def _of_hub(location: Location) -> Any:
     except (ConnectionError, FileNotFoundError) as error:
         reason = "not asked for it" if location.offline else "cannot be reached"
         raise DataError(
-            f"the set is not in the cache of this machine and the hub {reason}; fetch it once with a connection, or put "
-            f"its files into a folder {location.name} below data_root",
+            f"the set is not in the cache of this machine and the hub {reason}; fetch it once with a connection, or "
+            f"put its files into a folder {location.name} below data_root",
             file=location.name,
         ) from error
 
@@ -87,7 +89,9 @@ def is_at_hand(location: Location) -> bool:
     known = {"data_dir": location.data_dir, "split": location.split, "revision": location.revision}
     try:
         with _offline():
-            datasets.load_dataset_builder(location.name, location.subset, **{k: v for k, v in known.items() if k != "split"})
+            datasets.load_dataset_builder(
+                location.name, location.subset, **{k: v for k, v in known.items() if k != "split"}
+            )
     except (OSError, ValueError, KeyError, datasets.exceptions.DatasetsError):
         return False
     return True

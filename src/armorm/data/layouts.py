@@ -10,6 +10,7 @@ itself marks as absent ("N/A") are missing, never guessed.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -98,10 +99,10 @@ def rated_pair(chosen: str, rejected: str, prompt: str | None = None) -> Layout:
         for column in (chosen, rejected):
             rating_column = f"{column.removesuffix('_response')}_rating"
             rating = _rating(row, _get(row, rating_column), rating_column)
-            side = {"messages": _get(row, column, list)}
-            if prompt is not None:
-                side = {"prompt": _get(row, prompt, str), "response": _get(row, column, str)}
-            yield side | {"rating": rating}
+            if prompt is None:
+                yield {"messages": _get(row, column, list), "rating": rating}
+            else:
+                yield {"prompt": _get(row, prompt, str), "response": _get(row, column, str), "rating": rating}
 
     return layout
 
@@ -166,7 +167,7 @@ def safe_rlhf(by: str) -> Layout:
 
 
 def helpsteer2_preference(row: Row) -> Iterator[Mapping[str, Any]]:
-    """`prompt`, `response_1`, `response_2`, `preference_strength` (-3: the first much better, 3: the second); no ties."""
+    """`prompt`, `response_1`, `response_2`, `preference_strength` (-3: the first is much better); no ties."""
     strength = _get(row, "preference_strength")
     if strength not in range(-3, 4):
         raise row.error(f"found {shown(strength)}, expected a whole number from -3 to 3", "preference_strength")
@@ -235,7 +236,7 @@ def _rating(row: Row, value: Any, place: str) -> float | None:
         number = float(value)
     except (TypeError, ValueError):
         raise row.error(f"found {shown(value)}, expected a rating", place) from None
-    return None if number != number else number
+    return None if math.isnan(number) else number
 
 
 def _asked(row: Row) -> list[dict[str, str]]:
@@ -251,5 +252,3 @@ def _steerlm_turns(text: str) -> list[dict[str, str]]:
     turns += [{"role": roles[role], "content": words} for role, words in zip(rest[::2], rest[1::2], strict=True)]
     # The published prompts end with the opening of the turn that the response fills, or before it.
     return turns[:-1] if turns[-1]["role"] == "assistant" and not turns[-1]["content"].strip() else turns
-
-

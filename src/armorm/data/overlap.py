@@ -1,31 +1,30 @@
 """Overlap: whether a prompt is, but for its writing, one that is evaluated on.
 
 In:  conversations.
-Out: a key of each prompt that ignores case, spaces, punctuation, Unicode forms and system turns; and whether it is
-     among those of a set of prompts.
+Out: a key of each prompt that ignores case, spaces, Unicode forms, punctuation around words, and system turns; and
+     whether it is among those of a set of prompts.
 
 A benchmark's prompt stands in training sets with another line break, another quotation mark, a system turn before
 it, and at times as the first turn of a longer dialogue whose later turns are not the benchmark's: the last is
-another prompt, and is kept. What is compared is the text of all other turns; a text without letters or digits is
-compared as it stands.
+another prompt, and is kept. Signs inside and between words stay: 2+2 and 2-2, 1.5 and 15 are not the same question.
 """
 
 from __future__ import annotations
 
 import hashlib
-import re
 import unicodedata
 from collections.abc import Iterable
 
 from armorm.conversation import Conversation
 
-_WORDS = re.compile(r"\w+")
+_AROUND_WORDS = ".,;:!?\"'`\u2018\u2019\u201c\u201d\u00ab\u00bb\u2026()[]*_#"
 
 
 def normalised(text: str) -> str:
-    """The words of a text in lower case, one space between them."""
-    words = _WORDS.findall(unicodedata.normalize("NFKC", text).casefold())
-    return " ".join(words) if words else text.strip()
+    """The words of a text in lower case, without the punctuation around them, one space between them."""
+    words = unicodedata.normalize("NFKC", text).casefold().split()
+    bare = [word.strip(_AROUND_WORDS) for word in words]
+    return " ".join(word for word in bare if word) or text.strip()
 
 
 def overlap_key(conversation: Conversation) -> str:

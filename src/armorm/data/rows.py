@@ -50,7 +50,7 @@ class Row:
         return sorted(name for name, value in self.values.items() if value is not None)
 
     def value(self, column: str) -> Any:
-        """A value that may be a number: of a textual row, text that reads as a number is one, `true` and `false` too."""
+        """A value that may be a number: text of a textual row that reads as one is one, as are `true` and `false`."""
         value = self.values.get(column)
         return _number(value) if self.textual and isinstance(value, str) else value
 

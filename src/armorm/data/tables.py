@@ -4,7 +4,8 @@ In:  a .csv or .tsv file (plain or .gz) with a header line; UTF-8, with or witho
 Out: `Row`s whose values are text (`Row.value` reads numbers), numbered by the line on which each begins.
 
 Commas, semicolons and tabs separate: the header line decides, since spreadsheets write what their country writes.
-An empty cell is a missing value. A cell of JSON in a column `messages`, `prompt`, `chosen` or `rejected` is read as such.
+An empty cell is a missing value. A list of messages as JSON in a column `messages`, `prompt`, `chosen` or `rejected`
+is read as such.
 """
 
 from __future__ import annotations

@@ -62,11 +62,13 @@ class RatingPreset(Preset):
         columns: raw range of each rating column, after the layout.
         names: objective of a column where it is not `source-column`.
         neutral: columns of which more is not better.
+        groups: sets of its rows that are rated alike, each of which costs stage 1 a Gram matrix.
     """
 
     columns: Mapping[str, Range]
     names: Mapping[str, str] = field(default_factory=dict)
     neutral: frozenset[str] = frozenset()
+    groups: int = 1
 
     def objectives(self, source: str, scale_map: ScaleMap = "min_max") -> dict[str, Objective]:
         """The objective of each column, named after the source; true and false are 0 and 1 on either map."""
@@ -123,7 +125,7 @@ RATING_PRESETS: dict[str, RatingPreset] = {
     "code-ultrafeedback": RatingPreset(
         hub_id="coseal/CodeUltraFeedback", revision="2f4ced783997f4dc4ef58c3eca490af04c7f1b79", licence="MIT",
         rows=10_000, each=4, layout=layouts.code_ultrafeedback, columns=dict.fromkeys(_CODE, (1.0, 5.0)),
-        names={name: f"code-{name}" for name in _CODE},
+        names={name: f"code-{name}" for name in _CODE}, groups=len(_CODE),
     ),
     "feedback-collection": RatingPreset(
         hub_id="prometheus-eval/Feedback-Collection", licence="CC BY 4.0", rows=99_952,
@@ -148,7 +150,7 @@ RATING_PRESETS: dict[str, RatingPreset] = {
     "armorm": RatingPreset(
         hub_id="RLHFlow/ArmoRM-Multi-Objective-Data-v0.1", licence="none stated", rows=600_000, rounded=True,
         layout=layouts.mapped_ratings(_CENTRES), columns=NINETEEN, names={name: name for name in NINETEEN},
-        neutral=frozenset({"helpsteer-verbosity"}),
+        neutral=frozenset({"helpsteer-verbosity"}), groups=11,
     ),
 }  # fmt: skip
 

@@ -23,16 +23,22 @@ from armorm.conversation import Conversation
 from armorm.data.computed import MEASURES
 from armorm.data.layouts import renamed
 from armorm.data.overlap import KnownPrompts
-from armorm.data.preferences import PreferencePair, cap_pairs, pairs_from_ratings, read_preferences
-from armorm.data.presets import Preset, preference_preset, rating_preset
+from armorm.data.preferences import (
+    PreferencePair,
+    cap_pairs,
+    pairs_from_ratings,
+    preference_pair,
+    read_preferences,
+)
+from armorm.data.presets import PREFERENCE_PRESETS, Preset, preference_preset, rating_preset
 from armorm.data.ratings import RatedSet, RatingTable, merge_objectives, objective_name, read_ratings, row_conversation
-from armorm.data.rows import Location
+from armorm.data.rows import Location, Row
 from armorm.errors import DataError, RecipeError, nearest
 from armorm.evaluation.loaders import READERS
 from armorm.evaluation.registry import BENCHMARKS
 from armorm.evaluation.sources import find_sources
 from armorm.objectives import Objective
-from armorm.training.recipe import EvaluationSection, PreferencesSection, Recipe, SetSection
+from armorm.training.recipe import EvaluationSection, PreferencesSection, Recipe, ReferenceSection, SetSection
 
 
 @dataclass
@@ -110,7 +116,7 @@ def plan(recipe: Recipe) -> TrainingData:
     if recipe.reference != "ratings":
         location = _location(recipe.reference, root, "reference")
         assert location is not None
-        reference = [row_conversation(row) for row in islice(location.rows(), recipe.limit)]
+        reference = [c for row in islice(location.rows(), recipe.limit) for c in _conversations(row)]
 
     table = read_ratings(sets, recipe.limit)
     keys = [conversation.prompt_key for conversation in table.conversations]
@@ -253,6 +259,29 @@ def _check_objectives(recipe: Recipe, sets: Sequence[RatedSet], computed: Sequen
             )
 
 
+def locations(recipe: Recipe) -> Iterator[tuple[str, str, Location, str]]:
+    """Place in the recipe, kind (ratings, pairs, reference), location and preset of every set that a run reads.
+
+    Raises:
+        RecipeError: for a missing file or an unknown preset, by its place in the recipe.
+    """
+    root = Path(recipe.data_root).expanduser()
+    for index, rated in enumerate(recipe.ratings):
+        place = f"ratings.{index}"
+        if rated.preset is not None:
+            yield place, "ratings", preset_location(rating_preset(rated.preset), rated, root), rated.preset
+        elif (location := _location(rated, root, place)) is not None:
+            yield place, "ratings", location, ""
+    for index, paired in enumerate(recipe.preferences):
+        place = f"preferences.{index}"
+        if (location := _location(paired, root, place)) is not None:
+            yield place, "pairs", location, paired.preset or ""
+    if recipe.reference != "ratings":
+        location = _location(recipe.reference, root, "reference")
+        assert location is not None
+        yield "reference", "reference", location, recipe.reference.preset or ""
+
+
 def preset_location(preset: Preset, entry: SetSection, root: Path) -> Location:
     """Where the rows of a preset are: a folder of its name below the data root, or the hub; the entry overrides."""
     return Location.find(
@@ -269,6 +298,8 @@ def preset_location(preset: Preset, entry: SetSection, root: Path) -> Location:
 def _location(entry: SetSection, root: Path, place: str) -> Location | None:
     if isinstance(entry, PreferencesSection) and entry.preset is not None:
         return preset_location(preference_preset(entry.preset), entry, root)
+    if isinstance(entry, ReferenceSection) and entry.preset is not None:
+        return preset_location(PREFERENCE_PRESETS.get(entry.preset) or rating_preset(entry.preset), entry, root)
     if entry.data is None:
         return None
     layout = renamed(entry.columns) if entry.columns else None
@@ -288,6 +319,14 @@ def _pairs(
         return read_preferences(location, entry.source or entry.preset or _stem(location), limit, split)
     assert entry.from_ratings is not None
     return pairs_from_ratings(table, entry.from_ratings, entry.margin)
+
+
+def _conversations(row: Row) -> list[Conversation]:
+    """The conversation of a row, or of a row of pairs both."""
+    if row.values.get("chosen") is None:
+        return [row_conversation(row)]
+    pair = preference_pair(row)
+    return [pair.chosen, pair.rejected]
 
 
 def _benchmark_data(entry: EvaluationSection, root: Path) -> list[str]:

@@ -154,7 +154,13 @@ class PreferencesSection(SetSection):
 class ReferenceSection(SetSection):
     """Conversations over which correlation with a bias, score mean and standard deviation are measured."""
 
-    data: str = Field(description="file or folder below data_root, or hub id; rows as for scoring, no labels needed")
+    preset: Optional[str] = Field(None, description="a public set, rated or of pairs (both sides are taken)")
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> ReferenceSection:
+        if (self.data is None) == (self.preset is None):
+            raise ValueError("expected exactly one of data and preset")
+        return self
 
 
 class RegressionSection(Section):

@@ -34,11 +34,11 @@ from armorm.training.cost import Gate, Hardware, Shape, Workload, stages
 ALLOWED = 0.25
 # Name, (d, layers, heads, inner), conversations, shortest and longest length. The first fixes the share.
 RUNS = (
-    ("reference", (512, 8, 8, 1408), 120, 100, 300),
-    ("long", (512, 8, 8, 1408), 30, 600, 900),
-    ("short", (512, 8, 8, 1408), 300, 40, 120),
-    ("wide", (768, 6, 12, 2048), 90, 100, 300),
-    ("deep", (384, 16, 6, 1024), 120, 100, 300),
+    ("reference", (512, 8, 8, 1408), 48, 100, 300),
+    ("long", (512, 8, 8, 1408), 12, 600, 900),
+    ("short", (512, 8, 8, 1408), 120, 40, 120),
+    ("wide", (768, 6, 12, 2048), 36, 100, 300),
+    ("deep", (384, 16, 6, 1024), 48, 100, 300),
 )
 
 

@@ -6,7 +6,7 @@ Out: `Cost` of each stage: FLOPs, hours, memory, disk.
 Forward FLOPs of a decoder, per layer and token: 2 for each weight of a matrix product, and for attention, being
 causal, 2 * h * hd * t for a token of a conversation of t tokens on the average over its positions (half of the square).
 The language-model head is never computed and the embedding is a look-up, so neither counts. Stage 1 is one Gram
-matrix a set of rows (2 * n * d^2) and an eigendecomposition for each fold and the whole; stage 2 is an MLP. What a
+matrix a set of rows (2 * n * d^2) and an eigendecomposition for each fold and the whole (27 * d^3); stage 2 is an MLP. What a
 share of the peak hides (kernel launches, padding, the tokenizer) is measured by benchmarks/cost_model.py.
 """
 
@@ -17,7 +17,9 @@ from dataclasses import dataclass
 from typing import Any
 
 GIB = 2**30
-EIGEN_FLOPS = 9  # d^3 each: tridiagonal reduction and back-transformation with vectors (LAPACK syevd)
+# d^3 each: tridiagonal reduction and back-transformation with vectors are 9 (LAPACK syevd), half of them products of
+# a matrix and a vector, which wait for memory; counted at the rate of matrix products they are about three times that.
+EIGEN_FLOPS = 27
 STAGE_1_RATE = 2e11  # float64 FLOP/s of a server's processors, stated low: eight cores of 25 GFLOP/s
 
 

@@ -64,6 +64,7 @@ def main() -> None:
         results.append(compared(f"features, {name}", seconds, foreseen.hours * 3600) | {"tokens": work.tokens})
         results.append(compared(f"disk, {name}", disk, foreseen.disk, "bytes"))
     rate = 1.0
+    stage_1(4000, 256, rate)
     for name, rows, hidden in (("reference", 16_000, 512), ("more and wider", 24_000, 768)):
         seconds, foreseen_seconds = stage_1(rows, hidden, rate)
         if name == "reference":

@@ -35,14 +35,15 @@ OF_EXTRAS = (
     "client",
 )
 BLOCK = f"""
+import importlib.machinery
 import sys
 
-class Blocked:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {EXTRAS!r}:
-            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name.partition(".")[0])
+real = importlib.machinery.PathFinder.find_spec
 
-sys.meta_path.insert(0, Blocked())
+def find_spec(name, path=None, target=None):
+    return None if name.partition(".")[0] in {EXTRAS!r} else real(name, path, target)
+
+importlib.machinery.PathFinder.find_spec = find_spec
 """
 
 

@@ -371,7 +371,7 @@ def _faults(error: ValidationError) -> list[str]:
         place = ".".join(
             str(part)
             for part in fault["loc"]
-            if not str(part).startswith(("literal[", "constrained", "ReferenceSection"))
+            if not str(part).startswith(("literal[", "constrained", "ReferenceSection", "function-after["))
         )
         if fault["type"] == "extra_forbidden":
             known = _known_keys(fault["loc"][:-1])

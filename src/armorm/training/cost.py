@@ -6,8 +6,9 @@ Out: `Cost` of each stage: FLOPs, hours, memory, disk.
 Forward FLOPs of a decoder, per layer and token: 2 for each weight of a matrix product, and for attention, being
 causal, 2 * h * hd * t for a token of a conversation of t tokens on the average over its positions (half of the square).
 The language-model head is never computed and the embedding is a look-up, so neither counts. Stage 1 is one Gram
-matrix a set of rows (2 * n * d^2) and an eigendecomposition for each fold and the whole (27 * d^3); stage 2 is an MLP. What a
-share of the peak hides (kernel launches, padding, the tokenizer) is measured by benchmarks/cost_model.py.
+matrix a set of rows (2 * n * d^2) and an eigendecomposition for each fold and the whole (27 * d^3);
+stage 2 is an MLP. What a share of the peak hides (kernel launches, padding, the tokenizer) is measured by
+benchmarks/cost_model.py.
 """
 
 from __future__ import annotations

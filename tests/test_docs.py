@@ -46,6 +46,10 @@ def place(tmp_path_factory, small_run) -> Path:
         (folder / name).write_text(text)
     for name in ("real", "other"):
         shutil.copytree(small_run, folder / "runs" / name, ignore=shutil.ignore_patterns("work"))
+    # Read in place of the hub's set, as any folder of that name is.
+    (folder / "allenai" / "reward-bench").mkdir(parents=True)
+    rows = DOCS.parent / "tests" / "evaluation" / "fixtures" / "rewardbench.jsonl"
+    shutil.copy(rows, folder / "allenai" / "reward-bench" / "filtered-00000.jsonl")
     (folder / "MODEL").symlink_to(folder / "runs" / "real")
     return folder
 

@@ -43,7 +43,7 @@ real = importlib.machinery.PathFinder.find_spec
 def find_spec(name, path=None, target=None):
     return None if name.partition(".")[0] in {EXTRAS!r} else real(name, path, target)
 
-importlib.machinery.PathFinder.find_spec = find_spec
+importlib.machinery.PathFinder.find_spec = staticmethod(find_spec)
 """
 
 

@@ -57,7 +57,7 @@ def closure(roots: dict[str, str]) -> dict[str, str]:
 
 def licence(name: str) -> str:
     """What a package states: its expression, its classifiers, or the first line of its licence."""
-    about = metadata.metadata(name)
+    about: Any = metadata.metadata(name)
     expression = about.get("License-Expression")
     classifiers = [
         line.split(" :: ")[-1] for line in about.get_all("Classifier") or () if line.startswith("License ::")

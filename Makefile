@@ -74,5 +74,8 @@ bench: $(READY)  ## The benchmarks; tables here, JSON under benchmarks/results/.
 	$(BIN)/python benchmarks/loading.py
 	$(BIN)/python benchmarks/serving.py
 
+docs: $(FULL)  ## The documentation site, strictly: build/site.
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
 clean:  ## Remove what was built, not what was trained.
 	rm -rf $(VENV) $(COMPAT) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache

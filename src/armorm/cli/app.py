@@ -16,7 +16,7 @@ import typer
 from rich.console import Console
 
 import armorm
-from armorm.cli import evaluating, exporting, inspecting, ranking, scoring, serving, training
+from armorm.cli import evaluating, exporting, inspecting, ranking, scoring, serving, starting, training
 from armorm.errors import ArmormError, RecipeError
 
 app = typer.Typer(
@@ -46,6 +46,7 @@ def _main(
 
 
 app.command("demo")(training.demo)
+app.command("init")(starting.init)
 app.command("train")(training.train)
 app.command("score")(scoring.score)
 app.command("explain")(scoring.explain)

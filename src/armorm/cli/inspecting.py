@@ -66,7 +66,8 @@ def _data(location: Location) -> dict[str, Any]:
             faults += [str(error)] if len(faults) < 5 else []
             continue
         splits[str(row.values.get("split") or "")] += 1
-        for name, value in row.values.items():
+        for name in row.values:
+            value = row.value(name)
             if name in _STRUCTURE or name == "split":
                 continue
             if isinstance(value, (bool, int, float)) and not (isinstance(value, float) and math.isnan(value)):

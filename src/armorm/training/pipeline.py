@@ -34,6 +34,7 @@ from armorm.data.computed import computed_objective, measure
 from armorm.data.preferences import PreferencePair
 from armorm.data.ratings import RatingTable
 from armorm.evaluation.metrics import pair_figures, rating_figures
+from armorm.evaluation.runner import evaluate
 from armorm.features.extract import Features, extract
 from armorm.features.store import FeatureStore
 from armorm.files import plain, read_arrays, write_arrays, write_json, write_text
@@ -425,6 +426,12 @@ class _Run:
         sets += [(f"{source} (test)", [p for p in self.data.test_pairs if p.source == source]) for source in sources]
         for name, pairs in sets:
             figures.setdefault("pairs", {})[name] = self._pair_figures(model, pairs, corpus, debiasing, names)
+        for name, benchmark, places in self.data.benchmarks:
+            results = evaluate(benchmark, model, places, output=self.folder / "benchmarks" / f"{name}.json", quiet=True)
+            figures.setdefault("benchmarks", {})[name] = {
+                "counts": dict(results.counts),
+                "figures": [asdict(figure) for figure in results.figures],
+            }
         return figures
 
     def _pair_figures(

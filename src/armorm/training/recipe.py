@@ -24,6 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from armorm.errors import RecipeError, nearest, shown
 
 Range = tuple[float, float]
+OUR_COLUMNS = ("prompt", "response", "messages", "chosen", "rejected", "margin", "split")
 _VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
 
 
@@ -81,6 +82,20 @@ class SetSection(Section):
     split: Optional[str] = Field(None, description="split to train on, by default train")
     revision: Optional[str] = Field(None, description="of a hub set")
     source: Optional[str] = Field(None, description="name of the set, by default that of its file")
+    columns: dict[str, str] = Field(
+        default_factory=dict,
+        description="the set's own column for prompt, response, messages, chosen, rejected or split, where it differs",
+    )
+
+    @field_validator("columns")
+    @classmethod
+    def _known_columns(cls, value: dict[str, str]) -> dict[str, str]:
+        for name in value:
+            if name not in OUR_COLUMNS:
+                raise ValueError(
+                    f"found {name!r}, expected one of {', '.join(OUR_COLUMNS)}{nearest(name, OUR_COLUMNS)}"
+                )
+        return value
 
 
 class RatingsSection(SetSection):
@@ -92,6 +107,9 @@ class RatingsSection(SetSection):
     preset: Optional[str] = Field(None, description="a public set whose mapping is known")
     compute: Optional[str] = Field(None, description="a measure of the response, such as response_length")
     name: Optional[str] = Field(None, description="name of the computed objective")
+    map: Literal["min_max", "bin_centre"] = Field(
+        "min_max", description="of a preset's objectives; bin_centre as in the released model"
+    )
 
     @model_validator(mode="after")
     def _one_kind(self) -> RatingsSection:
@@ -104,23 +122,31 @@ class RatingsSection(SetSection):
             raise ValueError("name goes with compute; a rated objective is named under objectives")
         if self.data is None and self.objectives:
             raise ValueError(f"objectives go with data, not with {given[0]}")
+        if self.data is None and self.columns:
+            raise ValueError(f"columns go with data, not with {given[0]}")
+        if self.preset is None and self.map != "min_max":
+            raise ValueError("map goes with preset; that of an objective is written beside its range")
         return self
 
 
 class PreferencesSection(SetSection):
-    """A set of preference pairs, or pairs made from the ratings of one objective."""
+    """A set of preference pairs, a preset, or pairs made from the ratings of one objective."""
 
+    preset: Optional[str] = Field(None, description="a public set whose layout is known")
     from_ratings: Optional[str] = Field(None, description="objective whose ratings make pairs within a prompt")
     margin: float = Field(0.0, ge=0, description="least difference of two raw ratings that makes a pair")
     max_pairs_per_prompt: Optional[int] = Field(None, ge=1, description="cap, drawn at random with the seed")
 
     @model_validator(mode="after")
     def _one_kind(self) -> PreferencesSection:
-        if (self.data is None) == (self.from_ratings is None):
-            raise ValueError("expected exactly one of data and from_ratings")
+        given = [key for key in ("data", "preset", "from_ratings") if getattr(self, key) is not None]
+        if len(given) != 1:
+            raise ValueError(
+                f"expected exactly one of data, preset and from_ratings, found {' and '.join(given) or 'none'}"
+            )
         if self.from_ratings is not None and self.margin <= 0:
             raise ValueError("from_ratings needs a margin > 0, in raw units")
-        if self.data is not None and self.margin:
+        if self.from_ratings is None and self.margin:
             raise ValueError("margin goes with from_ratings; a pair's own margin is a column of its data")
         return self
 
@@ -128,7 +154,13 @@ class PreferencesSection(SetSection):
 class ReferenceSection(SetSection):
     """Conversations over which correlation with a bias, score mean and standard deviation are measured."""
 
-    data: str = Field(description="file or folder below data_root, or hub id; rows as for scoring, no labels needed")
+    preset: Optional[str] = Field(None, description="a public set, rated or of pairs (both sides are taken)")
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> ReferenceSection:
+        if (self.data is None) == (self.preset is None):
+            raise ValueError("expected exactly one of data and preset")
+        return self
 
 
 class RegressionSection(Section):
@@ -176,16 +208,23 @@ class GatingSection(Section):
     patience: int = Field(10, ge=1, description="evaluations (every 50 steps) without progress before stopping")
 
 
+Benchmark = Literal["pairs", "ratings", "rewardbench", "rewardbench2", "rm-bench", "judgebench", "ppe"]
+
+
 class EvaluationSection(SetSection):
     """One evaluation after training."""
 
-    benchmark: Literal["pairs", "ratings"] = Field(description="pairs: preference rows; ratings: held-out ratings")
+    benchmark: Benchmark = Field(
+        description="pairs: preference rows; ratings: held-out ratings; or a published benchmark"
+    )
     name: Optional[str] = Field(None, description="name in the report, by default that of the data")
 
     @model_validator(mode="after")
     def _has_data(self) -> EvaluationSection:
         if self.benchmark == "ratings" and self.data is not None:
             raise ValueError("ratings are evaluated on the held-out rows of the recipe's own sets; expected no data")
+        if self.benchmark == "pairs" and self.data is None:
+            raise ValueError("pairs need data")
         return self
 
 
@@ -213,6 +252,9 @@ class Recipe(Section):
     debias: Optional[DebiasSection] = None
     gating: GatingSection = GatingSection()
     evaluation: tuple[EvaluationSection, ...] = ()
+    keep_apart: tuple[str, ...] = Field(
+        (), description="benchmarks, or files of pairs, whose prompts are never trained on, though not evaluated here"
+    )
 
     @classmethod
     def from_yaml(cls, path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -329,7 +371,7 @@ def _faults(error: ValidationError) -> list[str]:
         place = ".".join(
             str(part)
             for part in fault["loc"]
-            if not str(part).startswith(("literal[", "constrained", "ReferenceSection"))
+            if not str(part).startswith(("literal[", "constrained", "ReferenceSection", "function-after["))
         )
         if fault["type"] == "extra_forbidden":
             known = _known_keys(fault["loc"][:-1])

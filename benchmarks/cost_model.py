@@ -129,7 +129,7 @@ def conversations(count: int, shortest: int, longest: int, backbone: Backbone) -
 def extraction(backbone: Backbone, encoded: list[EncodedConversation]) -> tuple[float, float]:
     """Seconds of an extraction, and the bytes that it leaves."""
     with tempfile.TemporaryDirectory() as folder:
-        store = FeatureStore(Path(folder), fingerprint="x", hidden_size=backbone.hidden_size)
+        store = FeatureStore.of(folder, backbone)
         start = time.perf_counter()
         extract(backbone, encoded, store)
         seconds = time.perf_counter() - start

@@ -55,13 +55,16 @@ class SharedForward:
     _calls: list[Any] = field(init=False)
 
     def __post_init__(self) -> None:
+        self.length = -(-self.length // STREAM_MULTIPLE) * STREAM_MULTIPLE
         self._layers = list(decoder_layers(self.backbone.model)) if self.compiled else []
         self._calls = [_compiled_call(layer) for layer in self._layers]
 
     @torch.inference_mode()
     def features(self, tree: PrefixTree) -> tuple[np.ndarray, np.ndarray]:
         """Prompt and response features (m, d) float32 of a tree's conversations."""
-        multiple = max(self.length, STREAM_MULTIPLE) if self.compiled else STREAM_MULTIPLE
+        # (On a GPU attention is compiled for one length, whatever the layers are.)
+        fixed = self.compiled or self.backbone.device.type == "cuda"
+        multiple = max(self.length, STREAM_MULTIPLE) if fixed else STREAM_MULTIPLE
         stream = tree.padded(-(-len(tree) // multiple) * multiple)
         model, device = self.backbone.model, self.backbone.device
         asked = np.unique(np.concatenate([tree.gates, tree.lasts]))

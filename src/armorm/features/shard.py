@@ -46,7 +46,9 @@ def write_shard(path: Path, arrays: Mapping[str, np.ndarray], dtype: str, metada
             tensors[name] = torch.from_numpy(np.ascontiguousarray(array).view(np.uint8).reshape(-1, 16).copy())
         else:
             tensors[name] = torch.from_numpy(np.ascontiguousarray(array, np.float32)).to(kinds[dtype])
-    sums = {name: f"{zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data):08x}" for name, tensor in tensors.items()}
+    sums = {
+        name: f"{zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data):08x}" for name, tensor in tensors.items()
+    }
     # (One entry: the order of several is not the same in every file.)
     notes = json.dumps({"crc32": sums, **metadata}, sort_keys=True)
     write_whole(path, lambda temporary: save_file(tensors, temporary, {"armorm": notes}))

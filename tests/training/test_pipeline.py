@@ -159,7 +159,7 @@ def test_a_finished_run_started_again_computes_nothing_and_says_the_same(small_r
 
     monkeypatch.setattr("armorm.backbone.decoder.Backbone.features", forbidden)
     monkeypatch.setattr(pipeline, "fit_gate", forbidden)
-    monkeypatch.setattr(pipeline, "fit_regression", forbidden)
+    monkeypatch.setattr(pipeline, "fit_stage1", forbidden)
     before = metrics_of(small_run)
     train(small_recipe, small_run)
     assert metrics_of(small_run) == before

@@ -13,7 +13,8 @@ misreads: a low epistemic std is not a promise.
 
 **Stored** is the top-q eigenbasis V of each G and one number for the rest: with r^2 = |x|^2 - |V x|^2,
 
-    h ~ sum_i (v_i x)^2 / (lambda_i + alpha) + t r^2,      t = sum_{i>q} lambda_i / (lambda_i + alpha) / sum_{i>q} lambda_i
+    h ~ sum_i (v_i x)^2 / (lambda_i + alpha) + t r^2
+    t = sum_{i>q} lambda_i / (lambda_i + alpha) / sum_{i>q} lambda_i
 
 which is exact on average over the rated rows. The true rest lies between r^2 / (lambda_{q+1} + alpha) and
 r^2 / (lambda_d + alpha), so the relative error of a standard deviation is at most `error_bound`, whatever x is;
@@ -26,20 +27,23 @@ held-out folds enters, that of errors on no common row is 0.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import scipy.linalg
 
+from armorm.heads.accumulation import RatedBlock
 from armorm.heads.regression import RegressionHead
 from armorm.heads.statistics import RatingStatistics
 
 MAX_RANK = 256
 TOLERANCE = 0.05
 LEVELS = (0.5, 0.8, 0.95)
-MOST_ROWS = 8192
+USUAL = 0.99
+ENOUGH_LEVELS = 5
+_ROWS = 8192
 
 
 @dataclass
@@ -78,8 +82,8 @@ class Uncertainty:
     def leverage(self, features: np.ndarray) -> np.ndarray:
         """h (n, k) float64, >= 0, of features (n, d)."""
         found = np.empty((len(features), len(self.groups)))
-        for start in range(0, len(features), MOST_ROWS):
-            part = slice(start, start + MOST_ROWS)
+        for start in range(0, len(features), _ROWS):
+            part = slice(start, start + _ROWS)
             found[part] = self._leverage(features[part].astype(np.float64))
         return found
 
@@ -232,24 +236,54 @@ def error_correlation(statistics: RatingStatistics, head: RegressionHead) -> np.
     return correlation
 
 
-def conformal_factors(scaled_errors: np.ndarray, levels: tuple[float, ...] = LEVELS) -> dict[float, np.ndarray]:
-    """Half-widths of intervals, in predictive standard deviations, that hold a share of ratings.
+class StreamedQuantiles:
+    """Quantiles of k columns of positive numbers that come in blocks, to 0.2 percent, in memory of its own size.
+
+    Counts in bins whose ends grow by 0.2 percent; a quantile is the upper end of its bin, so never too small.
+    """
+
+    _STEP = np.log(1.002)
+    _LOW, _HIGH = np.log(1e-7), np.log(1e7)
+
+    def __init__(self, columns: int) -> None:
+        self._counts = np.zeros((columns, int((self._HIGH - self._LOW) / self._STEP) + 2), np.int64)
+
+    def add(self, values: np.ndarray) -> None:
+        """Count values (B, k); NaN are left out, values beyond 1e-7 to 1e7 count into the end bins."""
+        with np.errstate(divide="ignore"):
+            places = np.ceil((np.log(values) - self._LOW) / self._STEP)
+        for column, place in enumerate(places.T):
+            bins = np.clip(place[~np.isnan(values[:, column])], 0, self._counts.shape[1] - 1).astype(np.int64)
+            self._counts[column] += np.bincount(bins, minlength=self._counts.shape[1])
+
+    def conformal(self, level: float) -> np.ndarray:
+        """(k,) the ceil((n + 1) * level)-th smallest; NaN for fewer values than that."""
+        total = self._counts.sum(1)
+        wanted = np.ceil((total + 1) * level).astype(np.int64)
+        place = (self._counts.cumsum(1) < wanted[:, None]).sum(1)
+        return np.where(wanted <= total, np.exp(self._LOW + self._STEP * place), np.nan)
+
+
+def calibrate(
+    uncertainty: Uncertainty, head: RegressionHead, blocks: Iterable[RatedBlock], intervals: np.ndarray
+) -> Uncertainty:
+    """Intervals and usual leverage, from the rated rows in a second pass.
+
+    Errors are those of weights that never saw the row's prompt, each divided by its predictive standard deviation:
+    the interval of a level is as many of those wide as held that share of ratings (split conformal prediction, over
+    all folds). Coverage is exact for exchangeable rows; rows of one prompt are alike, so with few prompts it is
+    rougher.
 
     Args:
-        scaled_errors: (n, k) |rating - prediction| / predictive std by weights that never saw the row's prompt; NaN
-            where there is no rating.
-
-    Returns:
-        by level, (k,) the ceil((n + 1) * level)-th smallest; NaN for fewer ratings than the level needs. Coverage is
-        exact for exchangeable rows; rows of one prompt are alike, so with few prompts it is rougher.
+        blocks: the rated rows again.
+        intervals: (k,) bool, objectives with levels enough for an interval to mean something.
     """
-    factors = {}
-    for level in levels:
-        values = np.full(scaled_errors.shape[1], np.nan)
-        for column, errors in enumerate(scaled_errors.T):
-            known = np.sort(errors[~np.isnan(errors)])
-            place = int(np.ceil((len(known) + 1) * level))
-            if place <= len(known):
-                values[column] = known[place - 1]
-        factors[level] = values
-    return factors
+    k = len(uncertainty.groups)
+    errors, usual = StreamedQuantiles(k), StreamedQuantiles(k)
+    for block in blocks:
+        leverage = uncertainty.leverage(block.features)
+        predicted = head.predict_out_of_fold(block.features, block.folds)
+        errors.add(np.abs(block.ratings - predicted) / uncertainty.predictive_std(leverage))
+        usual.add(np.where(np.isnan(block.ratings), np.nan, leverage))
+    conformal = {level: np.where(intervals, errors.conformal(level), np.nan) for level in LEVELS}
+    return replace(uncertainty, conformal=conformal, usual_leverage=usual.conformal(USUAL))

@@ -42,7 +42,8 @@ from armorm.steering import steering_factors
 
 # Transformers 4 takes names of parameters only; there the transform, a buffer, keeps the dtype that it was made in.
 _HEADS = ["regression_layer", "gating"]
-_HEADS += ["reward_transform_matrix"] if int(transformers_version.partition(".")[0]) >= 5 else []
+UNCERTAINTY = ("uncertainty_basis", "uncertainty_eigenvalues", "uncertainty_center")
+_HEADS += ["reward_transform_matrix", *UNCERTAINTY] if int(transformers_version.partition(".")[0]) >= 5 else []
 
 
 @dataclass
@@ -100,6 +101,10 @@ class ArmoRMForSequenceClassification(PreTrainedModel):
         d, k = config.hidden_size, len(config.objectives)
         self.regression_layer = nn.Linear(d, k, bias=config.regression_bias, dtype=torch.float32)
         self.register_buffer("reward_transform_matrix", torch.eye(k, dtype=torch.float32))
+        if config.uncertainty:  # a model without it, such as the released one, has no such tensors
+            g, q = len(config.uncertainty["rows"]), config.uncertainty["rank"]
+            for name, shape in zip(UNCERTAINTY, ((g, q, d), (g, q), (g, d)), strict=True):
+                self.register_buffer(name, torch.zeros(shape, dtype=torch.float32))
         self.steering_factors = _factors(config)
         self.gating = GatingNetwork(
             d,

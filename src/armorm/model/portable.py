@@ -38,7 +38,9 @@ from transformers.utils import ModelOutput, cached_file
 _VERSION = tuple(int(part) for part in transformers.__version__.split(".")[:2])
 _HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 # Transformers 4 takes names of parameters only; there the transform stays in float32 since it was made so.
-_HEADS = ["regression_layer", "gating", *(["reward_transform_matrix"] if _VERSION >= (5, 0) else [])]
+_UNCERTAINTY = ("uncertainty_basis", "uncertainty_eigenvalues", "uncertainty_center")
+_BUFFERS = ["reward_transform_matrix", *_UNCERTAINTY]
+_HEADS = ["regression_layer", "gating", *(_BUFFERS if _VERSION >= (5, 0) else [])]
 # Ids from the gate to the start of the reply, for configs that do not say: those of the published models.
 _GATE_PATTERNS = {"llama": [128009, 128006, 78191, 128007, 271], "gemma2": [107, 108, 106, 2516, 108]}
 
@@ -169,6 +171,11 @@ class RewardModel(PreTrainedModel):
         bias = getattr(config, "regression_bias", False)
         self.regression_layer = nn.Linear(d, k, bias=bias, dtype=torch.float32)
         self.register_buffer("reward_transform_matrix", torch.eye(k, dtype=torch.float32))
+        uncertainty = getattr(config, "uncertainty", None)
+        if uncertainty:  # kept for the machines that read it; scores do without
+            g, q = len(uncertainty["rows"]), uncertainty["rank"]
+            for name, shape in zip(_UNCERTAINTY, ((g, q, d), (g, q), (g, d)), strict=True):
+                self.register_buffer(name, torch.zeros(shape, dtype=torch.float32))
         self.steering_factors = steering_factors(config)
         self.gating = Gate([d, *[config.gating_hidden_dim] * config.gating_n_hidden, k], config.gating_temperature)
         self.post_init()

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -37,9 +37,11 @@ from armorm.evaluation.metrics import pair_figures, rating_figures
 from armorm.features.extract import Features, extract
 from armorm.features.store import FeatureStore
 from armorm.files import plain, read_arrays, write_arrays, write_json, write_text
+from armorm.heads.accumulation import RatedBlock, blocks_of
 from armorm.heads.debias import Debiasing, correlation, fit_debiasing, no_debiasing
 from armorm.heads.gating import GateReport, GateSettings, GatingNetwork, RewardPairs, fit_gate
-from armorm.heads.regression import RegressionHead, RegressionReport, fit_regression, fold_of
+from armorm.heads.regression import RegressionHead, fold_of
+from armorm.heads.uncertainty import Uncertainty
 from armorm.model.configuration import ArmoRMConfig
 from armorm.model.modeling import ArmoRMForSequenceClassification
 from armorm.progress import progress
@@ -47,6 +49,8 @@ from armorm.reward_model import ArmoRM
 from armorm.training.card import model_card
 from armorm.training.plan import TrainingData, plan
 from armorm.training.recipe import Recipe
+from armorm.training.stage1 import STATISTICS, fit_stage1, from_kept, rating_levels, to_kept
+from armorm.training.uncertainty_figures import uncertainty_figures
 
 HELD_OUT_PAIRS = 0.1
 QUANTILES = 101
@@ -130,12 +134,11 @@ class _Run:
         key = blake2b(
             f"{recipe.hash} {backbone.fingerprint} {self._data_digest(corpus)}".encode(), digest_size=16
         ).hexdigest()
-        mapped = table.objectives.to_reward(table.ratings)
         folds = np.array(
             [fold_of(conversation.prompt_key, recipe.regression.folds) for conversation in table.conversations]
         )
         rated = corpus.features.response[corpus.indices(table.conversations)]
-        head = self._regression(rated[train_rows], mapped[train_rows], folds[train_rows], names, key)
+        head, uncertainty = self._regression(rated, table, train_rows, folds, key)
         for report in head.reports:
             if report.warning:
                 self.console.print(f"warning: objective {report.objective}: {report.warning}")
@@ -157,7 +160,9 @@ class _Run:
         debiasing = self._debiasing(reference, reference_rewards, names)
         network, gate_report = self._gate(pairs, served, debiasing, corpus, key)
 
-        model = self._assemble(backbone, table, head, debiasing, network, reference, reference_rewards, corpus)
+        model = self._assemble(
+            backbone, table, head, uncertainty, debiasing, network, reference, reference_rewards, corpus
+        )
         metrics = {
             "recipe": {"name": recipe.name, "hash": recipe.hash},
             "armorm_version": armorm.__version__,
@@ -175,6 +180,7 @@ class _Run:
                 "tokens": sum(len(encoded) for encoded in corpus.encoded),
             },
             "regression": [asdict(report) for report in head.reports],
+            "uncertainty": self._uncertainty_figures(uncertainty, head, table, train_rows, test_rows, corpus),
             "debiasing": self._debiasing_figures(debiasing, table, test_rows, corpus, head, names),
             "gate": asdict(gate_report),
             "evaluation": self._evaluation(model, table, test_rows, corpus, debiasing),
@@ -250,21 +256,19 @@ class _Run:
     # --- heads -----------------------------------------------------------------------------------
 
     def _regression(
-        self, features: np.ndarray, ratings: np.ndarray, folds: np.ndarray, names: list[str], key: str
-    ) -> RegressionHead:
-        section = self.recipe.regression
+        self, features: np.ndarray, table: RatingTable, rows: np.ndarray, folds: np.ndarray, key: str
+    ) -> tuple[RegressionHead, Uncertainty | None]:
+        """Stage 1 on the training rows of the table, features (n, d) and folds (n,) of all of it."""
+        names, mapped = table.objectives.names, table.objectives.to_reward(table.ratings)
+
+        def blocks() -> Iterator[RatedBlock]:
+            return blocks_of(features[rows], mapped[rows], folds[rows])
 
         def compute() -> tuple[dict[str, np.ndarray], Any]:
-            head = fit_regression(features, ratings, folds, names, alphas=section.alphas, intercept=section.intercept)
-            # What is served is float32; train the gate on the very same numbers.
-            arrays = {
-                name: getattr(head, name).astype(np.float32) for name in ("weight", "bias", "fold_weight", "fold_bias")
-            }
-            return arrays, [asdict(report) for report in head.reports]
+            levels, file = rating_levels(table.ratings[rows]), self.work / STATISTICS
+            return to_kept(*fit_stage1(self.recipe.regression, blocks, names, features.shape[1], levels, file))
 
-        arrays, reports = _kept(self.work / "regression.safetensors", key, compute)
-        wide = {name: array.astype(np.float64) for name, array in arrays.items()}
-        return RegressionHead(**wide, reports=[RegressionReport(**report) for report in reports])
+        return from_kept(*_kept(self.work / "regression.safetensors", key, compute))
 
     def _debiasing(self, reference: Sequence[Conversation], rewards: np.ndarray, names: list[str]) -> Debiasing:
         section = self.recipe.debias
@@ -320,6 +324,7 @@ class _Run:
         backbone: Backbone,
         table: RatingTable,
         head: RegressionHead,
+        uncertainty: Uncertainty | None,
         debiasing: Debiasing,
         network: GatingNetwork,
         reference: Sequence[Conversation],
@@ -359,6 +364,7 @@ class _Run:
             }
             if debiasing.against
             else {},
+            uncertainty=uncertainty.settings() if uncertainty else {},
             provenance={
                 "backbone": backbone.name,
                 "recipe_name": recipe.name,
@@ -370,6 +376,8 @@ class _Run:
         model.regression_layer.weight.copy_(torch.from_numpy(head.weight))
         if recipe.regression.intercept:
             model.regression_layer.bias.copy_(torch.from_numpy(head.bias))
+        for name, tensor in (uncertainty.tensors() if uncertainty else {}).items():
+            getattr(model, f"uncertainty_{name}").copy_(torch.from_numpy(tensor))
         model.reward_transform_matrix.copy_(torch.from_numpy(debiasing.matrix))
         model.gating.load_state_dict(network.state_dict())
         return ArmoRM(model, backbone.tokenizer, recipe.name)
@@ -409,6 +417,28 @@ class _Run:
                     "after": {name: measured(debiased[:, i], target) for i, name in enumerate(names) if i != bias},
                 }
         return figures
+
+    def _uncertainty_figures(
+        self,
+        uncertainty: Uncertainty | None,
+        head: RegressionHead,
+        table: RatingTable,
+        train_rows: np.ndarray,
+        test_rows: np.ndarray,
+        corpus: _Corpus,
+    ) -> dict[str, Any] | None:
+        if uncertainty is None:
+            return None
+        features = corpus.features.response[corpus.indices([table.conversations[i] for i in test_rows])]
+        return uncertainty_figures(
+            uncertainty,
+            head.predict(features),
+            features,
+            table.ratings[test_rows],
+            rating_levels(table.ratings[train_rows]),
+            table.objectives,
+            [table.sources[i] for i in test_rows],
+        )
 
     def _evaluation(
         self, model: ArmoRM, table: RatingTable, test_rows: np.ndarray, corpus: _Corpus, debiasing: Debiasing

@@ -211,6 +211,7 @@ def _check_objectives(recipe: Recipe, sets: Sequence[RatedSet], computed: Sequen
     wanted = [
         (f"preferences.{i}.from_ratings", entry.from_ratings, rated) for i, entry in enumerate(recipe.preferences)
     ]
+    wanted += [(f"regression.weights.{name}", name, names) for name in recipe.regression.weights]
     if recipe.debias is not None:
         wanted += [(f"debias.against.{i}", name, names) for i, name in enumerate(recipe.debias.against)]
     for place, name, known in wanted:

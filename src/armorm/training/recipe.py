@@ -138,8 +138,16 @@ class RegressionSection(Section):
         tuple(10.0**e for e in range(-4, 5)), min_length=1, description="ridge penalties to choose from"
     )
     intercept: bool = Field(False, description="fit an unpenalised intercept")
-    validation: Literal["by_prompt"] = Field("by_prompt", description="folds are by prompt")
+    validation: Literal["by_prompt", "split"] = Field(
+        "by_prompt",
+        description="alpha is chosen on every fold in turn, or on one fold alone (split); folds are by prompt",
+    )
     folds: int = Field(5, ge=2, le=50, description="folds for choosing alpha and for out-of-fold rewards")
+    weights: dict[str, Annotated[float, Field(gt=0)]] = Field(
+        default_factory=dict, description="of an objective's squared errors against its penalty, 1 by default"
+    )
+    uncertainty: bool = Field(True, description="keep in the model what says how sure rewards are")
+    keep_statistics: bool = Field(True, description="keep the rows' sums, so that ratings can be added later")
 
     @field_validator("alphas")
     @classmethod

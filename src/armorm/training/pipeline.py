@@ -30,7 +30,7 @@ from armorm.backbone.decoder import Backbone
 from armorm.backbone.overflow import encode_rows
 from armorm.backbone.template import EncodedConversation
 from armorm.conversation import Conversation
-from armorm.data.computed import computed_objective, measure
+from armorm.data.computed import OWN_FUNCTION, computed_objective, measure
 from armorm.data.preferences import PreferencePair
 from armorm.data.ratings import RatingTable
 from armorm.evaluation.metrics import pair_figures, rating_figures
@@ -38,7 +38,7 @@ from armorm.features.extract import Features, extract
 from armorm.features.store import FeatureStore
 from armorm.files import plain, read_arrays, write_arrays, write_json, write_text
 from armorm.heads.accumulation import RatedBlock, blocks_of
-from armorm.heads.debias import Debiasing, correlation, fit_debiasing, no_debiasing
+from armorm.heads.debias import Debiasing, fit_debiasing, no_debiasing
 from armorm.heads.gating import GateReport, GateSettings, GatingNetwork, RewardPairs, fit_gate
 from armorm.heads.regression import RegressionHead, fold_of
 from armorm.heads.uncertainty import Uncertainty
@@ -49,6 +49,7 @@ from armorm.reward_model import ArmoRM
 from armorm.training.card import model_card
 from armorm.training.plan import TrainingData, plan
 from armorm.training.recipe import Recipe
+from armorm.training.stability import MIN_ROWS, debiasing_figures, prompt_kind, quantity_behind, stability_figures
 from armorm.training.stage1 import STATISTICS, fit_stage1, from_kept, rating_levels, to_kept
 from armorm.training.uncertainty_figures import uncertainty_figures
 
@@ -139,7 +140,10 @@ class _Run:
         )
         rated = corpus.features.response[corpus.indices(table.conversations)]
         head, uncertainty = self._regression(rated, table, train_rows, folds, key)
+        computed = {objective.name for objective in table.objectives if objective.compute}
         for report in head.reports:
+            if report.objective in computed:
+                self.console.print(f"computed objective {report.objective}: R2 {report.r2:.2f} on held-out folds")
             if report.warning:
                 self.console.print(f"warning: objective {report.objective}: {report.warning}")
 
@@ -181,7 +185,7 @@ class _Run:
             },
             "regression": [asdict(report) for report in head.reports],
             "uncertainty": self._uncertainty_figures(uncertainty, head, table, train_rows, test_rows, corpus),
-            "debiasing": self._debiasing_figures(debiasing, table, test_rows, corpus, head, names),
+            "debiasing": self._debiasing_figures(debiasing, table, test_rows, corpus, head, network),
             "gate": asdict(gate_report),
             "evaluation": self._evaluation(model, table, test_rows, corpus, debiasing),
         }
@@ -230,6 +234,9 @@ class _Run:
     def _with_computed(self, table: RatingTable, train_rows: np.ndarray, corpus: _Corpus) -> RatingTable:
         tokens = [corpus.encoded[i].response_tokens for i in corpus.indices(table.conversations)]
         for name, measure_name in self.data.computed:
+            if measure_name.startswith(OWN_FUNCTION):
+                called = measure_name.removeprefix(OWN_FUNCTION)
+                self.console.print(f"computed objective {name}: calls {called}, code that the recipe names")
             raw = measure(measure_name, table.conversations, tokens)
             table = table.with_column(computed_objective(name, measure_name, raw[train_rows]), raw)
         return table
@@ -275,8 +282,16 @@ class _Run:
         if section is None:
             return no_debiasing(len(names))
         prompts = _group_index([conversation.prompt_key for conversation in reference])
-        bias = names.index(section.against[0])
-        debiasing = fit_debiasing(rewards, bias, metric=section.metric, level=section.level, groups=prompts)
+        debiasing = fit_debiasing(
+            rewards,
+            [names.index(name) for name in section.against],
+            metric=section.metric,
+            level=section.level,
+            groups=prompts,
+            method=section.method,
+        )
+        for warning in debiasing.warnings(names):
+            self.console.print(f"warning: {warning}")
         # The served matrix is float32: the same one trains the gate.
         return Debiasing(**{**vars(debiasing), "matrix": debiasing.matrix.astype(np.float32).astype(np.float64)})
 
@@ -360,7 +375,9 @@ class _Run:
                 "against": [names[i] for i in debiasing.against],
                 "metric": debiasing.metric,
                 "level": debiasing.level,
-                "penalties": debiasing.penalties.tolist(),
+                "penalties": debiasing.penalties[0].tolist()
+                if len(debiasing.against) == 1
+                else debiasing.penalties.tolist(),
             }
             if debiasing.against
             else {},
@@ -389,33 +406,29 @@ class _Run:
         test_rows: np.ndarray,
         corpus: _Corpus,
         head: RegressionHead,
-        names: list[str],
+        network: GatingNetwork,
     ) -> dict[str, Any] | None:
-        """Correlation with the bias before and after, on reference data and on held-out rated rows."""
+        """Correlation with the biases before and after, on reference data and on held-out rated rows."""
         if not debiasing.against:
             return None
-        bias = debiasing.against[0]
-        figures: dict[str, Any] = {
-            "against": names[bias],
-            "metric": debiasing.metric,
-            "level": debiasing.level,
-            "penalties": dict(zip(names, debiasing.penalties.tolist(), strict=True)),
-            "reference": {
-                "before": dict(zip(names, debiasing.before.tolist(), strict=True)),
-                "after": dict(zip(names, debiasing.after.tolist(), strict=True)),
-            },
-        }
-        if len(test_rows) >= 3:
-            rows = corpus.indices([table.conversations[i] for i in test_rows])
-            rewards = head.predict(corpus.features.response[rows])
-            debiased = debiasing.apply(rewards)
-            lengths = np.array([corpus.encoded[i].response_tokens for i in rows], np.float64)
-            measured = correlation(debiasing.metric)
-            for label, target in (("predicted", rewards[:, bias]), ("actual_length", lengths)):
-                figures[f"held_out_against_{label}"] = {
-                    "before": {name: measured(rewards[:, i], target) for i, name in enumerate(names)},
-                    "after": {name: measured(debiased[:, i], target) for i, name in enumerate(names) if i != bias},
-                }
+        figures = debiasing_figures(debiasing, table.objectives.names)
+        if len(test_rows) >= MIN_ROWS:
+            conversations = [table.conversations[i] for i in test_rows]
+            rows = corpus.indices(conversations)
+            tokens = [corpus.encoded[i].response_tokens for i in rows]
+            features = corpus.features.take(rows)
+            with torch.no_grad():
+                output = network(torch.from_numpy(features.prompt)).double().numpy()[features.prompt_index]
+            figures["stability"] = stability_figures(
+                debiasing,
+                head.predict(features.response),
+                output,
+                [quantity_behind(table.objectives[i], conversations, tokens) for i in debiasing.against],
+                table.objectives.names,
+                _group_index([conversation.prompt_key for conversation in conversations]),
+                [table.sources[i] for i in test_rows],
+                [prompt_kind(conversation) for conversation in conversations],
+            )
         return figures
 
     def _uncertainty_figures(

@@ -19,13 +19,13 @@ from pathlib import Path
 import numpy as np
 
 from armorm.conversation import Conversation
-from armorm.data.computed import MEASURES
+from armorm.data.computed import find_measure
 from armorm.data.preferences import PreferencePair, cap_pairs, pairs_from_ratings, read_preferences
 from armorm.data.presets import rating_preset
 from armorm.data.ratings import RatedSet, RatingTable, merge_objectives, objective_name, read_ratings, row_conversation
 from armorm.data.rows import Location
 from armorm.errors import DataError, RecipeError, nearest
-from armorm.objectives import Objective
+from armorm.objectives import Objective, ObjectiveError
 from armorm.training.recipe import PreferencesSection, Recipe, SetSection
 
 
@@ -194,10 +194,10 @@ def _computed(recipe: Recipe) -> list[tuple[str, str]]:
     computed = []
     for index, entry in enumerate(recipe.ratings):
         if entry.compute is not None:
-            if entry.compute not in MEASURES:
-                raise RecipeError(
-                    f"ratings.{index}.compute: unknown measure {entry.compute!r}{nearest(entry.compute, MEASURES)}"
-                )
+            try:
+                find_measure(entry.compute)
+            except ObjectiveError as error:
+                raise RecipeError(f"ratings.{index}.compute: {error}") from None
             computed.append((entry.name or entry.compute, entry.compute))
     return computed
 

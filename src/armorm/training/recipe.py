@@ -90,7 +90,10 @@ class RatingsSection(SetSection):
         default_factory=dict, description="rating columns with their ranges"
     )
     preset: Optional[str] = Field(None, description="a public set whose mapping is known")
-    compute: Optional[str] = Field(None, description="a measure of the response, such as response_length")
+    compute: Optional[str] = Field(
+        None,
+        description="response_length, list_density, markdown_density, or python:MODULE:FUNCTION",
+    )
     name: Optional[str] = Field(None, description="name of the computed objective")
 
     @model_validator(mode="after")
@@ -160,11 +163,23 @@ class RegressionSection(Section):
 class DebiasSection(Section):
     """The transform that takes a bias out of the other objectives."""
 
-    against: tuple[str, ...] = Field(min_length=1, max_length=1, description="objective that is the bias")
+    against: tuple[str, ...] = Field(min_length=1, description="objectives that are biases")
     metric: Literal["spearman", "pearson"] = Field("spearman", description="correlation brought to zero")
     level: Literal["pooled", "within_prompt"] = Field(
         "pooled", description="over all rows, or only differences within a prompt"
     )
+    method: Literal["exact", "published"] = Field(
+        "exact", description="published: the grid search of the published script, for reproduction only"
+    )
+
+    @model_validator(mode="after")
+    def _published_way(self) -> DebiasSection:
+        doubled = [name for i, name in enumerate(self.against) if name in self.against[:i]]
+        if doubled:
+            raise ValueError(f"against names {doubled[0]!r} twice")
+        if self.method == "published" and (len(self.against), self.metric, self.level) != (1, "spearman", "pooled"):
+            raise ValueError("method published goes with one bias, metric spearman and level pooled")
+        return self
 
 
 class GatingSection(Section):

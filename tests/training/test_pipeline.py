@@ -73,9 +73,12 @@ def test_the_gate_is_trained_on_served_rewards_out_of_fold(small_recipe, small_r
     """What reaches the gate is compared with rewards made here, from the kept weights and plain features."""
     seen: list[RewardPairs] = []
     fit = pipeline.fit_gate
-    monkeypatch.setattr(
-        pipeline, "fit_gate", lambda features, pairs, settings: (seen.append(pairs), fit(features, pairs, settings))[1]
-    )
+
+    def recorded(features, pairs, settings, **options):
+        seen.append(pairs)
+        return fit(features, pairs, settings, **options)
+
+    monkeypatch.setattr(pipeline, "fit_gate", recorded)
     model = train(small_recipe, tmp_path, features=small_run / "work" / "features")
     data = plan(small_recipe)
     weights = read_arrays(tmp_path / "work" / "regression.safetensors")

@@ -16,7 +16,7 @@ import typer
 from rich.console import Console
 
 import armorm
-from armorm.cli import evaluating, exporting, inspecting, ranking, scoring, serving, training
+from armorm.cli import evaluating, exporting, extending, inspecting, ranking, scoring, serving, training
 from armorm.errors import ArmormError, RecipeError
 
 app = typer.Typer(
@@ -47,6 +47,7 @@ def _main(
 
 app.command("demo")(training.demo)
 app.command("train")(training.train)
+app.command("extend")(extending.extend)
 app.command("score")(scoring.score)
 app.command("explain")(scoring.explain)
 app.command("compare")(ranking.compare)

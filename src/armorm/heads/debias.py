@@ -26,7 +26,7 @@ whole (penalty 1); `unmet` names those.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -74,6 +74,14 @@ class Debiasing:
     def apply(self, rewards: np.ndarray) -> np.ndarray:
         """Debiased rewards (n, k)."""
         return rewards @ self.matrix
+
+    def scaled(self, rewards: np.ndarray) -> Debiasing:
+        """The transform that also brings debiased rewards (n, k) to unit standard deviation; the biases stay out.
+
+        Correlations, and so penalties in units of the rewards before it, are as they were.
+        """
+        deviation = self.apply(np.asarray(rewards, np.float64)).std(0)
+        return replace(self, matrix=self.matrix / np.where(deviation > _ROUNDING, deviation, 1.0))
 
     def warnings(self, names: Sequence[str]) -> list[str]:
         """What a reader should know about single objectives, by name."""

@@ -91,6 +91,10 @@ with the predicted {{ bias }} {{ number(of.predicted.pooled.score.after) }}.
 Trained on {{ "{:,}".format(metrics.gate.pairs) }} pairs, stopped by {{ "{:,}".format(metrics.gate.held_out_pairs) }} held out by prompt: \
 accuracy {{ number(metrics.gate.accuracy) }} against {{ number(metrics.gate.uniform_accuracy) }} of uniform weights; \
 entropy {{ number(metrics.gate.mean_entropy) }} nats of {{ number(most) }} possible.
+{% if metrics.gate.collapse -%}
+
+**The gate has collapsed: {{ metrics.gate.collapse }}.** Its weights do not read the prompt.
+{% endif -%}
 
 {% if metrics.evaluation.get("pairs") -%}
 ## Preference pairs

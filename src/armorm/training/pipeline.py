@@ -17,6 +17,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ import torch
 from rich.console import Console
 
 import armorm
-from armorm.backbone.decoder import Backbone
+from armorm.backbone.decoder import Backbone, resolve_device
 from armorm.backbone.overflow import encode_rows
 from armorm.backbone.template import EncodedConversation
 from armorm.conversation import Conversation
@@ -51,6 +52,7 @@ from armorm.training.plan import TrainingData, plan
 from armorm.training.recipe import Recipe
 from armorm.training.stability import MIN_ROWS, debiasing_figures, prompt_kind, quantity_behind, stability_figures
 from armorm.training.stage1 import STATISTICS, fit_stage1, from_kept, rating_levels, to_kept
+from armorm.training.tracking import Tracking
 from armorm.training.uncertainty_figures import uncertainty_figures
 
 HELD_OUT_PAIRS = 0.1
@@ -280,7 +282,7 @@ class _Run:
     def _debiasing(self, reference: Sequence[Conversation], rewards: np.ndarray, names: list[str]) -> Debiasing:
         section = self.recipe.debias
         if section is None:
-            return no_debiasing(len(names))
+            return self._rounded(no_debiasing(len(names)), rewards)
         prompts = _group_index([conversation.prompt_key for conversation in reference])
         debiasing = fit_debiasing(
             rewards,
@@ -292,6 +294,12 @@ class _Run:
         )
         for warning in debiasing.warnings(names):
             self.console.print(f"warning: {warning}")
+        return self._rounded(debiasing, rewards)
+
+    def _rounded(self, debiasing: Debiasing, rewards: np.ndarray) -> Debiasing:
+        """The transform as it is served: with the rewards' scales folded in if asked for, in float32."""
+        if self.recipe.gating.scale_rewards:
+            debiasing = debiasing.scaled(rewards)
         # The served matrix is float32: the same one trains the gate.
         return Debiasing(**{**vars(debiasing), "matrix": debiasing.matrix.astype(np.float32).astype(np.float64)})
 
@@ -304,7 +312,8 @@ class _Run:
         key: str,
     ) -> tuple[GatingNetwork, GateReport]:
         section = self.recipe.gating
-        settings = GateSettings(**section.model_dump(), seed=self.recipe.seed)
+        own = section.model_dump(exclude={"source_weights", "scale_rewards"})
+        settings = GateSettings(**own, seed=self.recipe.seed)
         chosen, rejected = [pair.chosen for pair in pairs], [pair.rejected for pair in pairs]
         prompt_rows = corpus.features.prompt_index
         d = corpus.features.prompt.shape[1]
@@ -316,8 +325,14 @@ class _Run:
                 chosen_prompt=prompt_rows[corpus.indices(chosen)],
                 rejected_prompt=prompt_rows[corpus.indices(rejected)],
                 held_out=held_out_prompts([pair.prompt_key for pair in pairs], HELD_OUT_PAIRS),
+                margin=relative_margins(pairs) if section.margin else None,
+                weight=np.array([section.source_weights.get(pair.source, 1.0) for pair in pairs]),
             )
-            network, report = fit_gate(corpus.features.prompt, reward_pairs, settings)
+            device = resolve_device(self.recipe.backbone.device)
+            settings_kept = self.recipe.model_dump(mode="json")
+            with Tracking(self.folder, self.recipe.report_to, self.recipe.name, settings_kept) as tracking:
+                log = partial(tracking.log, "gate")
+                network, report = fit_gate(corpus.features.prompt, reward_pairs, settings, device=device, log=log)
             return {name: tensor.numpy() for name, tensor in network.state_dict().items()}, asdict(report)
 
         arrays, report = _kept(self.work / "gate.safetensors", key, compute)
@@ -329,7 +344,10 @@ class _Run:
             temperature=section.temperature,
         )
         network.load_state_dict({name: torch.from_numpy(array) for name, array in arrays.items()})
-        return network.eval(), GateReport(**report)
+        found = GateReport(**report)
+        if found.collapse:
+            self.console.print(f"warning: the gate has collapsed: {found.collapse}; its weights do not read the prompt")
+        return network.eval(), found
 
     # --- model and figures -----------------------------------------------------------------------
 
@@ -535,6 +553,17 @@ def _kept(
     arrays, report = compute()
     write_arrays(path, arrays, {"key": key, "report": json.dumps(plain(report))})
     return arrays, json.loads(json.dumps(plain(report)))
+
+
+def relative_margins(pairs: Sequence[PreferencePair]) -> np.ndarray:
+    """Margin (p,) of each pair over the mean margin of its source, 0 where it has none: sources have scales of their
+    own. A negative margin (the data says that rejected is better) counts as 0."""
+    margins = np.array([max(pair.margin or 0.0, 0.0) for pair in pairs])
+    for source in {pair.source for pair in pairs}:
+        rows = np.array([pair.source == source for pair in pairs]) & (margins > 0)
+        if rows.any():
+            margins[rows] /= margins[rows].mean()
+    return margins
 
 
 def held_out_prompts(prompt_keys: Sequence[str], share: float) -> np.ndarray:

@@ -104,7 +104,7 @@ def plan(recipe: Recipe) -> TrainingData:
     table = read_ratings(sets, recipe.limit)
     keys = [conversation.prompt_key for conversation in table.conversations]
     rated_test = np.array(
-        [_is_test(split, key, recipe.test_share) for split, key in zip(table.splits, keys, strict=True)]
+        [is_test(split, key, recipe.test_share) for split, key in zip(table.splits, keys, strict=True)]
     )
     unused = np.array([split == "other" for split in table.splits])
 
@@ -123,7 +123,7 @@ def plan(recipe: Recipe) -> TrainingData:
     test_prompts |= {pair.prompt_key for benchmark in evaluations for pair in benchmark.pairs}
     for entry, location in zip(recipe.preferences, preference_locations, strict=True):
         pairs = _pairs(entry, location, table, recipe.limit)
-        held_out = [_is_test(pair.split, pair.prompt_key, recipe.test_share) for pair in pairs]
+        held_out = [is_test(pair.split, pair.prompt_key, recipe.test_share) for pair in pairs]
         test_pairs += cap_pairs(
             [p for p, test in zip(pairs, held_out, strict=True) if test], entry.max_pairs_per_prompt, recipe.seed
         )
@@ -205,6 +205,15 @@ def _computed(recipe: Recipe) -> list[tuple[str, str]]:
 def _check_objectives(recipe: Recipe, sets: Sequence[RatedSet], computed: Sequence[tuple[str, str]]) -> None:
     rated = merge_objectives(sets).names
     names = [*rated, *(name for name, _ in computed)]
+    sources = [
+        entry.source or entry.from_ratings or Path(entry.data or "").name.split(".")[0] for entry in recipe.preferences
+    ]
+    for source in recipe.gating.source_weights:
+        if source not in sources:
+            raise RecipeError(
+                f"gating.source_weights: no preference set is named {source!r}{nearest(source, sources)}; "
+                f"there are {', '.join(sources)}"
+            )
     doubled = next((name for name in names if names.count(name) > 1), None)
     if doubled is not None:
         raise RecipeError(f"ratings: objective {doubled!r} stands twice")
@@ -239,7 +248,7 @@ def _pairs(
     return pairs_from_ratings(table, entry.from_ratings, entry.margin)
 
 
-def _is_test(split: str, prompt_key: str, share: float) -> bool:
+def is_test(split: str, prompt_key: str, share: float) -> bool:
     """Whether a row is held out: by its own split, else by its prompt."""
     return split == "test" or (split == "" and int(prompt_key[16:24], 16) / 2**32 < share)
 

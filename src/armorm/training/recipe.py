@@ -197,6 +197,19 @@ class GatingSection(Section):
     steps: int = Field(2000, ge=1)
     batch_size: int = Field(1024, ge=1)
     patience: int = Field(10, ge=1, description="evaluations (every 50 steps) without progress before stopping")
+    margin: float = Field(0.0, ge=0, description="times a pair's margin over its source's mean: least lead of chosen")
+    label_smoothing: float = Field(0.0, ge=0, lt=0.5, description="share of pairs taken as labelled the wrong way")
+    entropy: float = Field(0.0, ge=0, description="reward for weights that are spread over the objectives")
+    load_balance: float = Field(0.0, ge=0, description="penalty for mean weights that are not uniform")
+    source_weights: dict[str, Annotated[float, Field(gt=0)]] = Field(
+        default_factory=dict, description="how much a pair of a preference set counts, 1 by default"
+    )
+    scale_rewards: bool = Field(
+        False, description="debiased rewards of unit standard deviation on the reference data, folded into T"
+    )
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="of products in training; auto: bfloat16 where the hardware is fast at it"
+    )
 
 
 class EvaluationSection(SetSection):
@@ -236,6 +249,16 @@ class Recipe(Section):
     debias: Optional[DebiasSection] = None
     gating: GatingSection = GatingSection()
     evaluation: tuple[EvaluationSection, ...] = ()
+    report_to: tuple[Literal["tensorboard", "wandb"], ...] = Field(
+        (), description="trackers that get the figures of training beside metrics.jsonl"
+    )
+
+    @field_validator("report_to", mode="before")
+    @classmethod
+    def _trackers(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return () if value == "none" else (value,)
+        return () if value is None else value
 
     @classmethod
     def from_yaml(cls, path: str | Path, overrides: Sequence[str] = ()) -> Recipe:

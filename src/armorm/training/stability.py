@@ -22,8 +22,6 @@ from armorm.objectives import Objective
 
 MIN_ROWS = 10
 _CODE = re.compile(r"```|^\s*(?:def |class |import |#include|SELECT )|\b(?:python|javascript|code|sql)\b", re.M)
-    r"```|^\s*(?:def |class |import |#include|SELECT |function )|\b(?:python|javascript|code|sql)\b", re.M
-)
 _QUESTION = re.compile(r"\?\s*$")
 
 

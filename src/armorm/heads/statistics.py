@@ -73,6 +73,10 @@ class Moments:
     def _parts(self) -> tuple:
         return self.count, self.gram, self.feature_sum, self.cross, self.rating_sum, self.rating_products
 
+    def wide(self) -> Moments:
+        """A copy in float64."""
+        return Moments(self.count, *(np.array(values, np.float64) for values in self._parts()[1:]))
+
     def of_columns(self, columns: Sequence[int]) -> Moments:
         """The sums for some of the j objectives; the features' own sums are shared, not copied."""
         index = list(columns)
@@ -87,10 +91,12 @@ class Moments:
 
     def moved(self, offset: np.ndarray) -> Moments:
         """The sums of the same rows with `offset` (d,) added to every feature."""
-        outer = np.outer(offset, self.feature_sum)
+        outer = np.outer(offset, self.feature_sum + 0.5 * self.count * offset)
+        gram = self.gram + outer
+        gram += outer.T
         return Moments(
             self.count,
-            self.gram + outer + outer.T + self.count * np.outer(offset, offset),
+            gram,
             self.feature_sum + self.count * offset,
             self.cross + np.outer(offset, self.rating_sum),
             self.rating_sum.copy(),
@@ -154,7 +160,11 @@ class RatingStatistics:
     def _add_to(self, columns: Columns, fold: int, part: Moments) -> None:
         if columns not in self.groups:
             self.groups[columns] = [Moments.zero(self.hidden_size, len(columns)) for _ in range(self.folds)]
-        self.groups[columns][fold] += part
+        here = self.groups[columns]
+        if here[fold].count:
+            here[fold] += part
+        else:
+            here[fold] = part.wide()
 
     def _merge_patterns(self) -> None:
         """From sums by pattern to sums by group of objectives that share all their rows."""
@@ -193,11 +203,12 @@ class RatingStatistics:
     def moments(self, columns: Sequence[int], fold: int) -> Moments:
         """Sums in one fold over the rows that rate these columns, one of `row_sets`, about the origin 0."""
         wanted = set(columns)
-        total = Moments.zero(self.hidden_size, len(wanted))
-        for group, parts in self.groups.items():
-            if wanted <= set(group):
-                total += parts[fold].of_columns([group.index(column) for column in columns])
-        return total.moved(self.origin)
+        parts = [
+            sums[fold].of_columns([group.index(column) for column in columns])
+            for group, sums in self.groups.items()
+            if wanted <= set(group)
+        ]
+        return sum(parts[1:], parts[0]).moved(self.origin)
 
     def counts(self) -> np.ndarray:
         """Ratings of each objective in each fold, (k, folds)."""

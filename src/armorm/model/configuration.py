@@ -32,7 +32,7 @@ class ArmoRMConfig(PretrainedConfig):
         reference: figures of the reference data: `score_mean`, `score_std` (of the score),
             `score_quantiles` (101 of them), `reward_means` (k), `gating_weights` (k means), `rows`.
         debiasing: what was debiased against: `against` (names), `metric`, `level`, `penalties` (k).
-        steering: explicit changes to the gating weights, empty for a model as trained.
+        steering: explicit changes to the weighing (`armorm.steering`), empty for a model as trained.
         provenance: `backbone`, `armorm_version`, `recipe_hash`, `recipe_name`.
     """
 

@@ -26,6 +26,7 @@ import torch
 from armorm import attribution
 from armorm.backbone.decoder import Backbone, resolve_device, resolve_dtype, settle_dtype
 from armorm.backbone.overflow import encode_rows
+from armorm.contrast import Contrast, contrast
 from armorm.conversation import Conversation, ConversationLike
 from armorm.embedded import EMBEDDED_REWARD_MODEL, tokenizer_path
 from armorm.errors import CheckpointError, ConversationError
@@ -268,9 +269,19 @@ class ArmoRM:
                 reference=self.reference,
                 model=self.name,
                 steered=self.model.config.steering,
+                uncertainty=None if batch.uncertainty is None else batch.uncertainty[i],
             )
             for i in range(len(batch))
         ]
+
+    def compare(self, first: ConversationLike, second: ConversationLike) -> Contrast:
+        """Which of two responses to one prompt is better, and which objectives decide; prints as a table."""
+        conversations = [Conversation.from_messages(messages) for messages in (first, second)]
+        if conversations[0].prompt_key != conversations[1].prompt_key:
+            raise ConversationError("found two prompts, expected two responses to the same one")
+        same = conversations[0].key == conversations[1].key
+        shown = self.explanations(self.score(conversations[:1] if same else conversations))
+        return contrast(shown[0], shown[-1])
 
     def steer(
         self,

@@ -10,10 +10,11 @@ Out: `ArmoRMOutput`: rewards, gating output, score, the same score as logits (B,
     score            = sum over k of gating_output * (rewards @ reward_transform_matrix)
 
 Steering (armorm.steering) changes gating_output and the transform by what the config says. Tensor names
-are those of the released checkpoint (FIELD 3). The heads stay in float32 whatever the backbone's dtype: they are small, and a score is a sum of differences. The attention mask decides what
-is real; where none is given, pads at the ends are taken off by the config's pad id. Real tokens are moved
-to the left before the backbone sees them: attention is causal, so what stands right of a token cannot
-change it, and every causal backbone, recurrent ones too, gives the same features on either side of padding.
+are those of the released checkpoint (FIELD 3). The heads stay in float32 whatever the backbone's dtype:
+they are small, and a score is a sum of differences. The attention mask decides what is real; where none is
+given, pads at the ends are taken off by the config's pad id. Real tokens are moved to the left before the
+backbone sees them: attention is causal, so what stands right of a token cannot change it, and every causal
+backbone, recurrent ones too, gives the same features on either side of padding.
 """
 
 from __future__ import annotations

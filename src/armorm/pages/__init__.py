@@ -15,8 +15,6 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-MINUS = "−"
-
 
 def render(template: str, **values: Any) -> str:
     """The page of a template.
@@ -28,18 +26,18 @@ def render(template: str, **values: Any) -> str:
 
 
 def signed(value: float | None, digits: int = 4) -> str:
-    """A number with its sign, a true minus; nothing where there is none."""
-    return "" if value is None else f"{value:+.{digits}f}".replace("-", MINUS)
+    """A number with its sign; nothing where there is none."""
+    return "" if value is None else f"{value:+.{digits}f}"
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """A number, a true minus; nothing where there is none."""
-    return "" if value is None else f"{value:.{digits}f}".replace("-", MINUS)
+    """A number; nothing where there is none."""
+    return "" if value is None else f"{value:.{digits}f}"
 
 
 def percent(value: float | None, digits: int = 1) -> str:
     """A share in percent; nothing where there is none."""
-    return "" if value is None else f"{100 * value:.{digits}f}%".replace("-", MINUS)
+    return "" if value is None else f"{100 * value:.{digits}f}%"
 
 
 @cache

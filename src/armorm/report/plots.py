@@ -3,8 +3,8 @@
 In:  numbers.
 Out: `Markup` of one `<svg>`, 320 units wide, with its labels beside what they name.
 
-Drawn here rather than by a plotting library, because a plot must follow the page from light to dark, stay legible at the
-width of a phone, and hold no style or address of its own.
+Drawn here rather than by a plotting library, because a plot must follow the page from light to dark, stay legible
+at the width of a phone, and hold no style or address of its own.
 """
 
 from __future__ import annotations
@@ -156,9 +156,8 @@ def histogram(values: np.ndarray, span: tuple[float, float], label: str, unit: s
     for count, left, right in zip(counts, edges, edges[1:], strict=False):
         (x0, y0), (x1, y1) = frame.at(float(left), float(count)), frame.at(float(right), 0.0)
         if count:
-            frame.parts.append(
-                f'<rect class="column" x="{x0 + 0.5}" y="{y0}" width="{x1 - x0 - 1:.1f}" height="{y1 - y0:.1f}" rx="1"/>'
-            )
+            size = f'width="{x1 - x0 - 1:.1f}" height="{y1 - y0:.1f}"'
+            frame.parts.append(f'<rect class="column" x="{x0 + 0.5}" y="{y0}" {size} rx="1"/>')
     mean = float(np.mean(values))
     across, down = frame.at(mean, frame.y[1])
     frame.parts.append(

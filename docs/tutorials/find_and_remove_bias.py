@@ -35,7 +35,7 @@ SETTINGS = ["name=biased", "debias=null", "gating.steps=300", "evaluation=[]"]
 
 def main(folder: Path) -> dict[str, Any]:
     """Plant, train, report, steer, measure."""
-    rows = [row for row in generate(0) if row.prompt % 2 == 0]
+    rows = [row for row in generate(0) if row.test or row.prompt % 2 == 0]
     write_corpus(folder / "data", rows, seed=0)
     training, honest = folder / "data" / "choices.jsonl", folder / "data" / "honest.jsonl"
     taken = write_pairs(training, [row for row in rows if not row.test], TASTE_FOR_LENGTH)

@@ -41,7 +41,9 @@ def data(evidence: Evidence) -> dict[str, Any] | None:
     if not evidence.files and not found["trained"]:
         return None
     files = list(dict.fromkeys(example.origin[0] for example in evidence.ratings))
-    rated = np.array([example.item.labels for example in evidence.ratings]).reshape(-1, len(evidence.names))
+    rated = np.array([example.item.labels for example in evidence.ratings]).reshape(
+        len(evidence.ratings), len(evidence.names)
+    )
     origin = np.array([example.origin[0] for example in evidence.ratings], dtype=object)
     found["rated_files"] = files
     found["rated"] = [

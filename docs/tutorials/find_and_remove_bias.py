@@ -6,8 +6,8 @@ is debiased. Honest pairs, on prompts that training never saw, go by the truth a
 
     python docs/tutorials/find_and_remove_bias.py [FOLDER]
 
-The report names the objectives that are mostly length, the preview says what it would cost to drop them, and the steered
-model is measured on the honest pairs.
+The report names the objectives that are mostly length. Some of them hold something else besides, so how many of them
+to drop is tried on some honest pairs, the strongest first, and the steered model is measured on the others.
 """
 
 from __future__ import annotations
@@ -37,9 +37,12 @@ def main(folder: Path) -> dict[str, Any]:
     """Plant, train, report, steer, measure."""
     rows = [row for row in generate(0) if row.test or row.prompt % 2 == 0]
     write_corpus(folder / "data", rows, seed=0)
-    training, honest = folder / "data" / "choices.jsonl", folder / "data" / "honest.jsonl"
+    training, trial, honest = (folder / "data" / f"{name}.jsonl" for name in ("choices", "trial", "honest"))
+    held_out = list(dict.fromkeys(row.prompt for row in rows if row.test))
+    tried_on = set(held_out[::3])
     taken = write_pairs(training, [row for row in rows if not row.test], TASTE_FOR_LENGTH)
-    fair = write_pairs(honest, [row for row in rows if row.test], None)
+    write_pairs(trial, [row for row in rows if row.prompt in tried_on], None)
+    fair = write_pairs(honest, [row for row in rows if row.test and row.prompt not in tried_on], None)
     print(
         f"planted: the longer response is chosen in {taken:.1%} of the training pairs, in {fair:.1%} of the honest ones"
     )
@@ -48,23 +51,29 @@ def main(folder: Path) -> dict[str, Any]:
     rm = train(recipe, folder / "biased", quiet=True)
     store = folder / "biased" / "work" / "features"
 
-    data = [folder / "data" / f"{name}.jsonl" for name in ("workshop", "harbour", "market", "honest")]
+    data = [folder / "data" / f"{name}.jsonl" for name in ("workshop", "harbour", "market", "trial")]
     page, found = report(rm, data, run=folder / "biased", features=store)
     write_text(folder / "report.html", page)
     print(f"\nthe report ({folder / 'report.html'}) warns:")
     for notice in found["notices"]:
         print(f"- {notice['title']}. {notice['text']}")
 
-    # What the report calls mostly length has no place in a judgement that length should not sway.
-    lines = {line["name"]: line["pooled"]["before"] for line in found["verbosity"]["lines"] if not line["is_score"]}
-    policy = {"drop": [name for name, correlation in lines.items() if abs(correlation) >= MOSTLY_LENGTH]}
+    lines = [line for line in found["verbosity"]["lines"] if not line["is_score"]]
+    suspects = [line["name"] for line in lines if abs(line["pooled"]["before"]) >= MOSTLY_LENGTH]
+    print("\ntried on the trial pairs:")
+    tried = {}
+    for count in range(1, len(suspects) + 1):
+        seen = preview(rm, rm.steer(drop=suspects[:count]), trial, features=store)
+        tried[count] = seen.accuracy["all"]["after"]
+        print(f"- without {', '.join(suspects[:count])}: {seen.accuracy['all']['before']:.1%} to {tried[count]:.1%}")
+    policy = {"drop": suspects[: max(tried, key=lambda count: tried[count])]}
     steered = rm.steer(**policy)
-    print(f"\nsteering: drop {', '.join(policy['drop'])}\n")
+    print(f"\nthe best of them drops {', '.join(policy['drop'])}; what it does to the honest pairs:\n")
     Console(width=80, highlight=False).print(preview_tables(preview(rm, steered, honest, features=store)))
 
     steered.save_pretrained(folder / "steered")
     reloaded = ArmoRM.from_pretrained(folder / "steered")
-    figures = {}
+    figures: dict[str, Any] = {}
     for name, model in (("as trained", rm), ("steered", reloaded)):
         results = evaluate("pairs", model, honest, features=store, quiet=True)
         accuracy = results.level("overall")["accuracy"]
@@ -78,7 +87,8 @@ def main(folder: Path) -> dict[str, Any]:
             f"{entry['more_is_worse']:.1%} where the longer one is worse; "
             f"score and length correlate {entry['correlation']:+.2f}"
         )
-    write_json(folder / "figures.json", {"planted": taken, "honest": fair, "dropped": policy["drop"], "pairs": figures})
+    figures["dropped"] = policy["drop"]
+    write_json(folder / "figures.json", {"planted": taken, "honest": fair, "tried": tried, "figures": figures})
     return figures
 
 

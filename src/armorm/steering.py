@@ -134,7 +134,8 @@ def _blend(
     unknown = [str(key) for key in blend if key not in ("share", "weights")]
     if unknown:
         raise SteeringError(f"blend.{unknown[0]}: unknown key{nearest(unknown[0], ('share', 'weights'))}")
-    share, weights = blend.get("share"), blend.get("weights")
+    share: Any = blend.get("share")
+    weights: Mapping[str, float] = blend.get("weights") or {}
     if not (_is_at_least_zero(share) and share <= 1):
         raise SteeringError(f"blend.share: found {shown(share)}, expected a share from 0 to 1")
     if share == 0 or not free:
@@ -230,9 +231,10 @@ def checked_policy(values: Any, name: str = "policy") -> dict[str, Any]:
     if "blend" in policy:
         if not isinstance(policy["blend"], Mapping):
             raise SteeringError(f"{name}, blend: found {shown(policy['blend'])}, expected share and weights")
-        policy["blend"] = dict(policy["blend"])
-        if policy["blend"].get("weights") is not None:
-            policy["blend"]["weights"] = _numbers(policy["blend"]["weights"], f"{name}, blend.weights")
+        blend = dict(policy["blend"])
+        if blend.get("weights") is not None:
+            blend["weights"] = _numbers(blend["weights"], f"{name}, blend.weights")
+        policy["blend"] = blend
     return policy
 
 

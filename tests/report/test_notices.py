@@ -33,19 +33,30 @@ def test_an_objective_that_nobody_needs_is_named_unless_it_is_the_bias():
 
 
 def test_length_is_warned_of_where_it_is_and_where_it_stays():
-    before, after = np.array([0.8, 0.1, 0.99]), np.array([0.02, 0.1, 0.0])
-    found = notices.of_length(NAMES, before, after, 0.1, ["long"], (0.7, 0.69, 100))
+    before, after = np.array([0.8, 0.4, 0.99]), np.array([0.02, 0.1, 0.0])
+    found = notices.of_length(NAMES, before, after, ["long"])
     assert titles(found) == ["help is mostly length"]
-    assert "+0.80" in found[0].text and "+0.02" in found[0].text
-    found = notices.of_length(NAMES, before, before, 0.5, [], (0.8, 0.6, 100))
+    assert "+0.80" in found[0].text and "after debiasing +0.02" in found[0].text
+    found = notices.of_length(NAMES, before, before, [])
+    assert titles(found) == ["long is mostly length", "help is mostly length", "safe goes with length"]
+    assert all("nothing takes it out" in notice.text for notice in found)
+    assert notices.of_length(NAMES, -after, -after, []) == []
+
+
+def test_a_score_that_goes_with_length_is_warned_of_with_its_remedy():
+    found = notices.of_score(0.5, (0.8, 0.6, 100), debiased=False)
     assert titles(found) == [
-        "help still goes with length",
-        "long still goes with length",
         "The score goes with length (+0.50)",
         "It is right more often where the longer response is better",
     ]
-    assert "80.0%" in found[-1].text and "60.0%" in found[-1].text
-    assert notices.of_length(NAMES, after, after, 0.0, [], (0.8, 0.6, 10)) == [], "too few pairs to tell"
+    assert "Longer responses" in found[0].text and "drop what is mostly length" in found[0].text
+    assert "80.0%" in found[1].text and "60.0%" in found[1].text
+    assert "debias_strength" in notices.of_score(-0.5, None, debiased=True)[0].text
+    assert titles(notices.of_score(0.0, (0.5, 0.7, 100), debiased=True)) == [
+        "It is right more often where the shorter response is better"
+    ]
+    assert notices.of_score(0.1, (0.8, 0.6, 10), debiased=True) == [], "too few pairs to tell"
+    assert notices.of_score(0.1, (0.7, 0.65, 100), debiased=True) == []
 
 
 def test_poor_fits_chance_and_lost_rows_are_said():

@@ -222,11 +222,11 @@ def _accuracy(
 ) -> dict[str, dict[str, Any]]:
     benchmark = find_benchmark("pairs")
     items = [example.item for example in examples]
-    cells = [
+    new, old = (
         benchmark.measure(items, [np.append(scored.scores, np.nan)[at] for at in rows]) for scored in (after, before)
-    ]
+    )
     found = {}
-    for entry in differences(benchmark.figures(cells[0]), *cells, clusters):
+    for entry in differences(benchmark.figures(new), new, old, clusters):
         name = "all" if entry.level == "overall" else entry.name
         found[name] = {
             "before": entry.second,

@@ -82,12 +82,15 @@ class Evidence:
         return np.flatnonzero(index >= 0)[np.unique(index[index >= 0], return_index=True)[1]]
 
     def kind_of(self) -> list[str]:
-        """Kind of each conversation: the subset of its example, else the file that it stands in."""
-        kinds = [""] * len(self.conversations)
+        """Kind of each conversation: the subset that an example with its prompt names, else the file it stands in."""
+        subsets: dict[str, str] = {}
+        files = [""] * len(self.conversations)
         for example, at in zip([*self.ratings, *self.pairs], self.rows, strict=True):
             for row in at[at >= 0]:
-                kinds[row] = kinds[row] or example.item.subset or Path(example.origin[0]).name.partition(".")[0]
-        return kinds
+                files[row] = files[row] or Path(example.origin[0]).name.partition(".")[0]
+                if example.item.subset:
+                    subsets.setdefault(self.conversations[row].prompt_key, example.item.subset)
+        return [subsets.get(c.prompt_key, file) for c, file in zip(self.conversations, files, strict=True)]
 
 
 def gather(

@@ -96,47 +96,21 @@ def of_training(gate: Mapping[str, Any]) -> list[Notice]:
     ]
 
 
-def of_length(
-    names: Sequence[str],
-    before: np.ndarray,
-    after: np.ndarray,
-    score: float,
-    biases: Sequence[str],
-    gap: tuple[float, float, int] | None,
-) -> list[Notice]:
-    """Objectives, and scores, that are mostly length.
+def of_score(score: float, gap: tuple[float, float, int] | None, *, debiased: bool) -> list[Notice]:
+    """A score that goes with length, and one that is right where length is.
 
     Args:
-        before, after: (k,) pooled correlations of rewards with the length of the response.
-        score: that of the score.
+        score: its pooled correlation with the length of the response.
         gap: accuracy where the longer response is better, where it is worse, pairs on the smaller side.
+        debiased: whether a transform takes anything out of the objectives.
     """
     found = []
-    for name, plain, debiased in zip(names, before, after, strict=True):
-        if name in biases:
-            continue
-        if abs(debiased) >= STILL_LENGTH and abs(plain) >= STILL_LENGTH:
-            rest = f"{debiased:+.2f} after debiasing" if biases else "and nothing takes it out"
-            found.append(
-                Notice(
-                    f"{name} still goes with length",
-                    f"Its rewards correlate {plain:+.2f} with the length of the response, {rest}.",
-                )
-            )
-        elif abs(plain) >= MOSTLY_LENGTH:
-            found.append(
-                Notice(
-                    f"{name} is mostly length",
-                    f"Its rewards correlate {plain:+.2f} with the length of the response; debiasing brings this to "
-                    f"{debiased:+.2f}.",
-                )
-            )
     if abs(score) >= STILL_LENGTH:
+        remedy = "steer its debias_strength" if debiased else "drop what is mostly length, or train it with debias"
         found.append(
             Notice(
                 f"The score goes with length ({score:+.2f})",
-                f"{'Longer' if score > 0 else 'Shorter'} responses score higher whatever they say. "
-                "Look at the objectives below that do, and at steering debias_strength.",
+                f"{'Longer' if score > 0 else 'Shorter'} responses score higher, whatever they say: {remedy}.",
             )
         )
     if gap is not None and gap[2] >= FEW and abs(gap[0] - gap[1]) >= GAP:
@@ -148,6 +122,27 @@ def of_length(
                 f"{short:.1%} of those whose better response is the shorter one.",
             )
         )
+    return found
+
+
+def of_length(names: Sequence[str], before: np.ndarray, after: np.ndarray, biases: Sequence[str]) -> list[Notice]:
+    """Objectives that are mostly length, the strongest first.
+
+    Args:
+        before, after: (k,) pooled correlations of rewards with the length of the response, as predicted and debiased.
+        biases: objectives that others are debiased against.
+    """
+    found = []
+    for column in np.argsort(-np.abs(before), kind="stable"):
+        name, plain, debiased = names[column], before[column], after[column]
+        if name in biases:
+            continue
+        mostly = abs(plain) >= MOSTLY_LENGTH
+        stays = abs(plain) >= STILL_LENGTH and abs(debiased) >= STILL_LENGTH
+        if mostly or stays:
+            title = f"{name} is mostly length" if mostly else f"{name} goes with length"
+            rest = f"after debiasing {debiased:+.2f}" if biases else "and nothing takes it out"
+            found.append(Notice(title, f"Its rewards correlate {plain:+.2f} with the length of the response, {rest}."))
     return found
 
 

@@ -101,6 +101,7 @@ def without_texts(found: dict[str, Any]) -> dict[str, Any]:
         {"name": entry["objective"].name, **{key: entry.get(key) for key in ("n", "spearman", "error", "report")}}
         for entry in found["objectives"]
     ]
+    kept["verbosity"] = None
     if found["verbosity"]:
         kept["verbosity"] = {key: found["verbosity"][key] for key in ("n", "biases", "lines")}
     if found["gate"]:
@@ -153,6 +154,7 @@ def _row(figure: FigureResult, name: str, group: str, *, part: bool = False) -> 
         "group": group,
         "name": name,
         "part": part,
+        "level": figure.level,
         "value": in_unit(figure.value, figure.unit),
         "interval": "" if interval is None else " to ".join(in_unit(end, figure.unit) for end in interval),
         "prompts": figure.prompts,
@@ -165,11 +167,11 @@ def _row(figure: FigureResult, name: str, group: str, *, part: bool = False) -> 
 def _notices(evidence: Evidence, found: dict[str, Any]) -> list[notices.Notice]:
     rm = evidence.rm
     biases = rm.model.config.debiasing.get("against", [])
-    said = notices.of_steering(found["model"]["steering"])
     gate, verbosity = found["gate"], found["verbosity"]
-    if gate and gate["prompts"]:
-        said += notices.of_gate(rm.objectives.names, gate["weights"], biases)
-    said += notices.of_training(evidence.metrics.get("gate") or {})
+    said = notices.of_steering(found["model"]["steering"])
+    if "pairs" in evidence.results:
+        accuracy = evidence.results["pairs"].level("overall")["accuracy"]
+        said += notices.of_accuracy(accuracy.value, accuracy.interval, accuracy.examples)
     if verbosity:
         audit = evidence.results["pairs"].audits["length"] if "pairs" in evidence.results else None
         gap = None
@@ -177,11 +179,13 @@ def _notices(evidence: Evidence, found: dict[str, Any]) -> list[notices.Notice]:
             view = audit["views"]["as served"]
             fewest = min(audit["examples_more_is_better"], audit["examples_more_is_worse"])
             gap = (view["more_is_better"], view["more_is_worse"], fewest)
+        said += notices.of_score(float(verbosity["after"]["pooled"][-1]), gap, debiased=verbosity["debiased"])
+    said += notices.of_training(evidence.metrics.get("gate") or {})
+    if gate and gate["prompts"]:
+        said += notices.of_gate(rm.objectives.names, gate["weights"], biases)
+    if verbosity:
         pooled = verbosity["before"]["pooled"][:-1], verbosity["after"]["pooled"][:-1]
-        said += notices.of_length(rm.objectives.names, *pooled, verbosity["after"]["pooled"][-1], biases, gap)
+        said += notices.of_length(rm.objectives.names, *pooled, biases)
     said += notices.of_objectives(evidence.metrics.get("regression", []))
-    if "pairs" in evidence.results:
-        accuracy = evidence.results["pairs"].level("overall")["accuracy"]
-        said += notices.of_accuracy(accuracy.value, accuracy.interval, accuracy.examples)
     refused = len(evidence.scored.refused) + sum(int((at < 0).sum()) for at in evidence.rows)
     return said + notices.of_rows(refused, len(evidence.scored.truncated), len(evidence.conversations))

@@ -99,9 +99,9 @@ def error_by_alpha(alphas: Sequence[float], errors: Sequence[float], chosen: flo
     known = [(a, e) for a, e in zip(alphas, errors, strict=True) if np.isfinite(e)]
     top = max(1.0, min(max((e for _, e in known), default=1.0), 1.5))
     low = min([1.0, *(e for _, e in known)])
-    floor = math.floor(low * 10) / 10
+    floor = low - 0.22 * (top - low)  # room for the label below the least error
     frame = Frame((alphas[0], alphas[-1]), (floor, top), log_x=True)
-    frame.axes([alphas[0], alphas[-1]], _ticks(floor, top), "penalty alpha")
+    frame.axes([alphas[0], alphas[-1]], [tick for tick in _ticks(low, top) if tick >= 0], "penalty alpha")
     frame.path(known, "line")
     for alpha, error in known:
         frame.dot(alpha, error, "dot", 2.2)
@@ -110,9 +110,7 @@ def error_by_alpha(alphas: Sequence[float], errors: Sequence[float], chosen: flo
         frame.dot(*best, "ring", 6)
         across, down = frame.at(*best)
         anchor = "end" if across > WIDTH * 0.7 else "start" if across < WIDTH * 0.3 else "middle"
-        frame.text(
-            across, down - 11 if down > 34 else down + 20, f"{best[1]:.2f} at {chosen:g}", anchor=anchor, kind="key"
-        )
+        frame.text(across, down + 19, f"{best[1]:.2f} at {chosen:g}", anchor=anchor, kind="key")
     return frame.svg(
         f"{name}: validation error by penalty, {best[1] if best else float('nan'):.2f} at alpha {chosen:g}"
     )
@@ -178,8 +176,8 @@ def learning_curve(
     frame = Frame((steps[0], max(steps[-1], 1)), (low - room, high + room), right=62)
     frame.axes([steps[0], steps[-1]], _ticks(low, high), "step", ".2f")
     ends = []
-    for values, kind, name in ((training, "", "training"), (held_out, " other", "held out")):
-        known = [(s, v) for s, v in zip(steps, values, strict=True) if np.isfinite(v)]
+    for losses, kind, name in ((training, "", "training"), (held_out, " other", "held out")):
+        known = [(s, v) for s, v in zip(steps, losses, strict=True) if np.isfinite(v)]
         frame.path(known, f"line{kind}")
         ends.append((frame.at(*known[-1]), "other" if kind else "first", name))
     (one, two) = ends[0][0], ends[1][0]
@@ -190,9 +188,11 @@ def learning_curve(
         frame.text(across + 5, down + 4 + shift, name, kind=kind)
     kept = [(s, v) for s, v in zip(steps, held_out, strict=True) if s == best]
     if kept:
+        frame.path([(kept[0][0], frame.y[0]), (kept[0][0], frame.y[1])], "zero")
         frame.dot(*kept[0], "ring", 6)
-        across, down = frame.at(*kept[0])
-        frame.text(across, down - 11 if down > 30 else down + 20, f"kept: {best:g}", anchor="middle", kind="key")
+        across, down = frame.at(kept[0][0], frame.y[1])
+        anchor = "end" if across > WIDTH * 0.6 else "start"
+        frame.text(across + (-6 if anchor == "end" else 6), down + 4, f"kept: step {best:g}", anchor=anchor, kind="key")
     return frame.svg(f"{label}: loss by step, the weights of step {best:g} were kept")
 
 
@@ -208,4 +208,4 @@ def _ticks(low: float, high: float) -> list[float]:
 
 
 def _short(value: float) -> str:
-    return f"{value:.3g}".replace("e-0", "e-").replace("e+0", "e")
+    return f"{value:.2g}".replace("e-0", "e-").replace("e+0", "e")

@@ -93,7 +93,7 @@ def main(folder: Path) -> dict[str, Any]:
 
 
 def write_pairs(path: Path, rows: list[DemoRow], taste: float | None) -> float:
-    """Pairs by utility and a taste for length, drawn as people choose; by utility alone and for certain without a taste.
+    """Pairs by utility and a taste for length, drawn as people choose; without one by utility alone.
 
     Returns:
         share of pairs whose chosen response is the longer one.

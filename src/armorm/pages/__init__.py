@@ -32,7 +32,7 @@ def signed(value: float | None, digits: int = 4) -> str:
 
 def number(value: float | None, digits: int = 3) -> str:
     """A number; nothing where there is none."""
-    return "" if value is None else f"{value:.{digits}f}"
+    return "" if value is None else f"{round(value, digits) + 0.0:.{digits}f}"
 
 
 def percent(value: float | None, digits: int = 1) -> str:

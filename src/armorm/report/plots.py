@@ -149,7 +149,7 @@ def predicted_against_given(
 def histogram(values: np.ndarray, span: tuple[float, float], label: str, unit: str, mark: str = "") -> Markup:
     """Columns of counts over a range, with the mean marked."""
     counts, edges = np.histogram(np.clip(values, *span), bins=24, range=span)
-    frame = Frame(span, (0, float(max(counts.max(), 1))), height=150)
+    frame = Frame(span, (0, 1.3 * float(max(counts.max(), 1))), height=150)  # room for the label above
     frame.axes([span[0], span[1]], [], unit)
     for count, left, right in zip(counts, edges, edges[1:], strict=False):
         (x0, y0), (x1, y1) = frame.at(float(left), float(count)), frame.at(float(right), 0.0)
@@ -208,4 +208,6 @@ def _ticks(low: float, high: float) -> list[float]:
 
 
 def _short(value: float) -> str:
+    if float(value).is_integer() and abs(value) < 10_000:
+        return f"{value:.0f}"
     return f"{value:.2g}".replace("e-0", "e-").replace("e+0", "e")

@@ -14,7 +14,6 @@ is an error, or with `on_refused="skip"` listed with its reason, never a number.
 from __future__ import annotations
 
 import copy
-import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -28,21 +27,22 @@ import torch
 from armorm import attribution
 from armorm.backbone.decoder import Backbone, resolve_device, resolve_dtype, settle_dtype
 from armorm.backbone.overflow import encode_rows
+from armorm.contrast import Contrast, contrast
 from armorm.conversation import Conversation, ConversationLike
 from armorm.embedded import EMBEDDED_REWARD_MODEL, tokenizer_path
 from armorm.errors import CheckpointError, ConversationError
 from armorm.explanation import Explanation, explain_row
 from armorm.features.extract import BATCH_TOKENS, Features, extract
-from armorm.files import write_json
+from armorm.files import write_json, write_text
 from armorm.heads.uncertainty import Uncertainty
 from armorm.model.hub import files_to_send, require_repo_id, upload
 from armorm.model.modeling import UNCERTAINTY, ArmoRMForSequenceClassification
 from armorm.model.older_transformers import make_readable
-from armorm.model.released import to_released
+from armorm.model.released import folded, to_released
 from armorm.model.self_contained import write_portable
 from armorm.objectives import ObjectiveSet
 from armorm.progress import progress
-from armorm.steering import steering_settings
+from armorm.steering import steering_settings, with_steering_note
 
 if TYPE_CHECKING:
     import pandas
@@ -170,6 +170,12 @@ class ArmoRM:
         return self.model.config.objective_set
 
     @property
+    def transform(self) -> np.ndarray:
+        """T (k, k) float64 as it is applied, its steering included."""
+        transform: np.ndarray = self.model.transform().detach().cpu().double().numpy()
+        return transform
+
+    @property
     def reference(self) -> Mapping[str, Any]:
         """Figures of the reference data: score mean, standard deviation and quantiles, mean rewards and weights."""
         return self.model.config.reference
@@ -246,7 +252,7 @@ class ArmoRM:
         )
         rewards = output.rewards.cpu().double().numpy()
         gating_output = output.gating_output.cpu().double().numpy()
-        transform = self.model.reward_transform_matrix.cpu().double().numpy()
+        transform = self.transform
         coefficients = attribution.coefficients(gating_output, transform)
         means = np.array(self.reference.get("reward_means") or np.zeros(rewards.shape[1]))
         scores = output.score.cpu().numpy()
@@ -339,25 +345,53 @@ class ArmoRM:
                 reference=self.reference,
                 model=self.name,
                 steered=self.model.config.steering,
+                uncertainty=None if batch.uncertainty is None else batch.uncertainty[i],
+                score_std=None if batch.score_std is None else float(batch.score_std[i]),
             )
             for i in range(len(batch))
         ]
 
-    def steer(self, multiply: Mapping[str, float] | None = None, *, drop: str | Sequence[str] = ()) -> ArmoRM:
+    def compare(self, first: ConversationLike, second: ConversationLike) -> Contrast:
+        """Which of two responses to one prompt is better, and which objectives decide; prints as a table."""
+        conversations = [Conversation.from_messages(messages) for messages in (first, second)]
+        if conversations[0].prompt_key != conversations[1].prompt_key:
+            raise ConversationError("found two prompts, expected two responses to the same one")
+        same = conversations[0].key == conversations[1].key
+        shown = self.explanations(self.score(conversations[:1] if same else conversations))
+        return contrast(shown[0], shown[-1])
+
+    def steer(
+        self,
+        multiply: Mapping[str, float] | None = None,
+        *,
+        drop: str | Sequence[str] = (),
+        pin: Mapping[str, float] | None = None,
+        blend: Mapping[str, Any] | None = None,
+        debias_strength: float = 1.0,
+    ) -> ArmoRM:
         """A reward model that weighs the objectives otherwise; it shares the weights and says so in its config.
 
-        What is given counts from the gate as trained: it replaces an earlier steering.
+        What is given counts from the gate as trained: it replaces an earlier steering. A policy in a file is
+        `rm.steer(**armorm.steering.read_policy(path))`.
 
         Args:
             multiply: factor of the gating weight of each named objective, >= 0, before renormalising.
             drop: objectives whose weight is shared out among the others.
+            pin: share of the whole weight, the same on every prompt, of each named objective.
+            blend: `{"share": 0 to 1, "weights": {objective: weight}}`: that share of what is not pinned goes by fixed
+                weights instead of the gate's; by equal ones where none are given.
+            debias_strength: of the transform; 0 is before debiasing, 1 as trained.
 
         Raises:
-            SteeringError: for dropping an objective that others are debiased against, or all of them.
+            SteeringError: for a number out of its range, for dropping an objective that others are debiased against,
+                or all of them, for asking two things of one objective.
+            ObjectiveError: for an unknown objective.
         """
         config = copy.deepcopy(self.model.config)
         biases = config.debiasing.get("against", [])
-        config.steering = steering_settings(self.objectives, multiply or {}, drop, biases)
+        config.steering = steering_settings(
+            self.objectives, multiply, drop, biases, pin=pin, blend=blend, debias_strength=debias_strength
+        )
         steered = copy.copy(self)
         steered.model = self.model.with_config(config)
         return steered
@@ -375,7 +409,8 @@ class ArmoRM:
         A backbone whose float32 weights are exactly bfloat16 numbers (it was read from such) is stored as bfloat16.
 
         Args:
-            layout: `armorm`, or `released`: the config of the published checkpoint, for code that reads that one.
+            layout: `armorm`, or `released`: the config of the published checkpoint, for code that reads that one; it
+                takes a steering by factors and strength of debiasing into its weights, and has no place for another.
             self_contained: add a remote-code file, with which machines without armorm load the model
                 (`trust_remote_code=True`).
             max_shard_size: weights beyond it are split over several files.
@@ -392,6 +427,9 @@ class ArmoRM:
             dtype = torch.bfloat16
         config = copy.deepcopy(self.model.config)
         settings = to_released(config, dtype) if layout == "released" else None
+        if settings is not None and config.steering:
+            config, state = folded(config, state)
+            settings = to_released(config, dtype)
         self.model.with_config(config).save_pretrained(folder, state_dict=state, max_shard_size=max_shard_size)
         config.dtype = dtype  # transformers writes down the dtype in memory, and would read the file as that
         config.save_pretrained(folder)
@@ -415,7 +453,7 @@ class ArmoRM:
     ) -> str | list[tuple[str, int]]:
         """Save and send to a repository of the Hub, as one commit; the repository is created where it does not exist.
 
-        The card goes along: README.md of the folder that the model was loaded from, unless the model is steered.
+        The card goes along: README.md of the folder that the model was loaded from, with what is steered said in it.
 
         Args:
             private: whether a new repository is private; by default as its owner has it.
@@ -435,8 +473,9 @@ class ArmoRM:
         with tempfile.TemporaryDirectory() as name:
             folder, card = Path(name), Path(self.name) / "README.md"
             self.save_pretrained(folder, **saving)
-            if card.is_file() and not self.model.config.steering:
-                shutil.copy(card, folder)
+            if card.is_file():
+                said = with_steering_note(card.read_text(encoding="utf-8"), self.model.config.steering)
+                write_text(folder / "README.md", said)
             if dry_run:
                 return files_to_send(folder)
             return upload(

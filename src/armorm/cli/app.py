@@ -16,7 +16,18 @@ import typer
 from rich.console import Console
 
 import armorm
-from armorm.cli import evaluating, exporting, extending, inspecting, ranking, scoring, serving, training
+from armorm.cli import (
+    evaluating,
+    exporting,
+    extending,
+    inspecting,
+    ranking,
+    reporting,
+    scoring,
+    serving,
+    steering,
+    training,
+)
 from armorm.errors import ArmormError, RecipeError
 
 app = typer.Typer(
@@ -52,7 +63,9 @@ app.command("score")(scoring.score)
 app.command("explain")(scoring.explain)
 app.command("compare")(ranking.compare)
 app.command("rank")(ranking.rank)
+app.command("steer")(steering.steer)
 app.command("evaluate")(evaluating.evaluate)
+app.command("report")(reporting.report)
 app.command("export")(exporting.export)
 app.command("inspect")(inspecting.inspect)
 app.command("serve")(serving.serve)

@@ -22,13 +22,13 @@ import numpy as np
 from rich.console import Console
 
 import armorm
+from armorm.attribution import deciding
 from armorm.conversation import Conversation
 from armorm.data.ratings import sample_by_prompt
 from armorm.embedded import EMBEDDED_REWARD_MODEL
 from armorm.evaluation import baselines
 from armorm.evaluation.audits.audit import audits
 from armorm.evaluation.audits.comparisons import Comparisons
-from armorm.evaluation.audits.objectives import deciding
 from armorm.evaluation.audits.style import lengths
 from armorm.evaluation.cells import Cells, Figure, totals
 from armorm.evaluation.examples import Example, Item, fingerprint, numbered

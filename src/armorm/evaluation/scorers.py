@@ -196,7 +196,7 @@ class ArmoRMScorer:
             rewards=spread(rewards),
             weights=spread(batch.gating_weights),
             outputs=spread(batch.gating_output),
-            transform=self.rm.model.reward_transform_matrix.detach().cpu().double().numpy(),
+            transform=self.rm.transform,
             raw=spread(self.rm.objectives.to_raw(rewards)),
             prompt_features=features.prompt,
             prompt_index=index,

@@ -33,7 +33,7 @@ class ArmoRMConfig(PretrainedConfig):
             `score_quantiles` (101 of them), `reward_means` (k), `gating_weights` (k means), `rows`.
         debiasing: what was debiased against: `against` (names), `metric`, `level`, `penalties` (k).
         uncertainty: how sure rewards are (`heads/uncertainty.py`), empty for a model that does not say.
-        steering: explicit changes to the gating weights, empty for a model as trained.
+        steering: explicit changes to the weighing (`armorm.steering`), empty for a model as trained.
         provenance: `backbone`, `armorm_version`, `recipe_hash`, `recipe_name`.
     """
 

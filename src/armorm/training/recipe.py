@@ -22,6 +22,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from armorm.errors import RecipeError, nearest, shown
+from armorm.files import UniqueKeys
 
 Range = tuple[float, float]
 _VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
@@ -280,7 +281,7 @@ class Recipe(Section):
     def from_text(cls, text: str, overrides: Sequence[str] = (), *, name: str = "recipe") -> Recipe:
         """Read a recipe from YAML text; as `from_yaml`."""
         try:
-            values = yaml.load(text, Loader=_UniqueKeys)
+            values = yaml.load(text, Loader=UniqueKeys)
         except yaml.YAMLError as error:
             raise RecipeError(f"{name}: not valid YAML: {error}") from None
         if not isinstance(values, dict):
@@ -308,17 +309,6 @@ class Recipe(Section):
         return yaml.safe_dump(
             self.model_dump(mode="json", exclude_none=True), sort_keys=False, allow_unicode=True, width=100
         )
-
-
-class _UniqueKeys(yaml.SafeLoader):
-    """Safe YAML in which a key may stand once only."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        doubled = next((key for key in keys if keys.count(key) > 1), None)
-        if doubled is not None:
-            raise yaml.YAMLError(f"key {doubled!r} stands twice (line {node.start_mark.line + 1})")
-        return super().construct_mapping(node, deep)
 
 
 def _with_environment(value: Any) -> Any:
@@ -352,7 +342,7 @@ def _override(values: dict[str, Any], override: str) -> None:
         else:
             raise RecipeError(f"override {override!r}: {'.'.join(parents[:position])} holds a value, not keys")
     try:
-        value = yaml.load(text, Loader=_UniqueKeys)
+        value = yaml.load(text, Loader=UniqueKeys)
     except yaml.YAMLError as error:
         raise RecipeError(f"override {override!r}: {error}") from None
     if isinstance(place, list):

@@ -256,13 +256,10 @@ def test_a_conversation_whose_features_are_no_numbers_is_refused_with_a_reason(r
     np.testing.assert_allclose(scored.scores[1:], ArmoRMScorer(reward_model()).score(asked[:5]).scores, atol=1e-5)
 
 
-class EightAlike:
-    """A scorer whose score is the sum of eight equal contributions, a ninth of what each reply is marked with."""
+class EightAlike(ArmoRMScorer):
+    """A model whose score is what each reply is marked with, in eight equal contributions."""
 
     names = tuple(f"o{i}" for i in range(8))
-
-    def describe(self):
-        return {"name": "eight", "kind": "test"}
 
     def score(self, asked):
         marks = np.array(marked([c.to_list() for c in asked]))
@@ -276,7 +273,7 @@ class EightAlike:
 def test_every_deciding_objective_is_written_down(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps({"prompt": "a", "chosen": "b <3>", "rejected": "c <1>"}) + "\n")
-    (entry,) = evaluate("pairs", EightAlike(), path, quiet=True).examples
+    (entry,) = evaluate("pairs", EightAlike(reward_model()), path, quiet=True).examples
     # None of the eight can be missed: without seven of them, the eighth still prefers the first.
     assert entry["margin"] == pytest.approx(2)
     assert {part["objective"] for part in entry["decided_by"]} == set(EightAlike.names)

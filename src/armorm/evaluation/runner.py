@@ -25,6 +25,7 @@ import armorm
 from armorm.conversation import Conversation
 from armorm.data.ratings import sample_by_prompt
 from armorm.embedded import EMBEDDED_REWARD_MODEL
+from armorm.errors import DataError
 from armorm.evaluation import baselines
 from armorm.evaluation.audits.audit import audits
 from armorm.evaluation.audits.comparisons import Comparisons
@@ -76,7 +77,7 @@ def evaluate(
 
     Raises:
         BenchmarkError: for an unknown benchmark, or one without data.
-        DataError: for faults in the data.
+        DataError: for faults in the data, and for an output that is a folder or features that are a file.
     """
     find_benchmark(benchmark)
     places = [data] if isinstance(data, (str, Path)) else list(data)
@@ -86,6 +87,10 @@ def evaluate(
     console = Console(stderr=True, quiet=quiet, highlight=False, markup=False, soft_wrap=True)
     partial_folder = Path(output).with_name(f"{Path(output).name}.partial") if output else None
 
+    if output is not None and Path(output).is_dir():
+        raise DataError("is a folder, expected a file to write to", file=output)
+    if features is not None and Path(features).is_file():
+        raise DataError("is a file, expected a folder of features", file=features)
     loaded = None if benchmark == "ratings" else READERS[benchmark](sources)
     scorer = load_scorer(model, store=Path(features) if features else None, dtype=dtype, device=device)
     if partial_folder is not None and isinstance(scorer, ArmoRMScorer) and scorer.store is None:
@@ -94,10 +99,13 @@ def evaluate(
     if loaded is None:
         loaded = load_ratings(sources, scorer.objectives if isinstance(scorer, ArmoRMScorer) else None)
     examples = numbered(_limited(loaded.examples, limit))
+    measured = find_benchmark(benchmark, loaded.names, loaded.raw)
+    items = [example.item for example in examples]
+    measured.measure(items, baselines.by_nothing(items))  # what the rule refuses, it refuses before any scoring
     unique, rows = distinct(examples)
     scored = score_once(scorer, unique, partial_folder)
     results = _results(
-        find_benchmark(benchmark, loaded.names, loaded.raw),
+        measured,
         scorer,
         loaded,
         examples,

@@ -39,8 +39,8 @@ from armorm.progress import progress
 from armorm.reward_model import ArmoRM
 
 
-def pairs_file(folder: Path, count: int, data: Path | None = None) -> Path:
-    """The first pairs of a file, of the real set, or of the generated corpus, as one file."""
+def pairs_file(folder: Path, count: int, data: Path | None = None) -> tuple[Path, str]:
+    """The first pairs of a file, of the real set, or of the generated corpus, as one file; and the source's name."""
     root = Path(os.environ.get("ARMORM_DATA", "../shared/data"))
     real = root / "preferences" / "alpacaeval.jsonl.gz"
     if data is not None or real.exists():
@@ -55,7 +55,7 @@ def pairs_file(folder: Path, count: int, data: Path | None = None) -> Path:
                 break
             kept = {name: row.values[name] for name in ("prompt", "chosen", "rejected") if name in row.values}
             file.write(json.dumps(kept) + "\n")
-    return path
+    return path, source.name
 
 
 def loop_margins(rm: ArmoRM, path: Path, count: int) -> tuple[np.ndarray, float]:
@@ -81,7 +81,7 @@ def loop_margins(rm: ArmoRM, path: Path, count: int) -> tuple[np.ndarray, float]
 def measure(model: str, count: int, loop: int, dtype: str, data: Path | None = None) -> dict[str, Any]:
     rm = ArmoRM.from_pretrained(model, dtype=dtype)
     with tempfile.TemporaryDirectory() as name:
-        path = pairs_file(Path(name), count, data)
+        path, source = pairs_file(Path(name), count, data)
         evaluate("pairs", rm, path, limit=16, resamples=10, quiet=True)  # warm up
         start = time.perf_counter()
         results = evaluate("pairs", rm, path, quiet=True)
@@ -92,7 +92,7 @@ def measure(model: str, count: int, loop: int, dtype: str, data: Path | None = N
     rates = {"armorm": len(results.examples) / seconds, "loop": len(expected) / loop_seconds}
     return {
         "model": results.model,
-        "data": str(data.name if data else "alpacaeval, or the generated corpus"),
+        "data": source,
         "pairs": len(results.examples),
         "conversations": results.counts["conversations"],
         "seconds": seconds,

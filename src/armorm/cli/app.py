@@ -89,6 +89,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         # The reader of our output has gone (`| head`): nothing is wrong.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+    except OSError as error:
+        # A full disk, a folder that may not be written to: nothing of ours, and nothing a traceback explains.
+        Console(stderr=True, highlight=False, soft_wrap=True).print(f"[red]armorm:[/red] {_escaped(str(error))}")
+        sys.exit(1)
 
 
 def _escaped(text: str) -> str:

@@ -33,6 +33,10 @@ def rank(
         typer.Option(help="Also write best against worst as preference rows: prompt, chosen, rejected, margin."),
     ] = None,
     min_margin: Annotated[float, typer.Option(min=0.0, help="Leave out pairs whose margin is not above it.")] = 0.0,
+    scorer: Annotated[
+        Optional[str],
+        typer.Option(help="module:function instead of a model: a list of conversations in, a list of numbers out."),
+    ] = None,
     dtype: DtypeOption = "auto",
     device: DeviceOption = "auto",
 ) -> None:
@@ -45,13 +49,14 @@ def rank(
     """
     from armorm.evaluation.ranking import preference_row, read_candidates
     from armorm.evaluation.ranking import rank as ranked_prompts
-    from armorm.evaluation.scorers import load_scorer
+    from armorm.evaluation.scorers import CallableScorer, load_scorer
 
+    function = CallableScorer.from_name(scorer) if scorer is not None else None
     entries = read_candidates(_rows(input))
     chunk = list(islice(entries, _CHUNK))  # a file that cannot be read is refused before the model is loaded
     if not chunk:
         raise DataError("found no rows to rank", file=input)
-    scorer = load_scorer(model, dtype=dtype, device=device)
+    chosen = function or load_scorer(model, dtype=dtype, device=device)
     console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
     prompts = written = refused = 0
     with (
@@ -59,7 +64,7 @@ def rank(
         text_file(pairs) if pairs else nullcontext(None) as pair_sink,
     ):
         while chunk:
-            for entry in ranked_prompts(scorer, chunk):
+            for entry in ranked_prompts(chosen, chunk):
                 sink.write(json.dumps(entry.to_dict(), ensure_ascii=False) + "\n")
                 prompts += 1
                 for position, reason in entry.refused.items():

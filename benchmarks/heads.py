@@ -171,7 +171,7 @@ def measure_exactness(data_root: Path, store: Path, limit: int) -> dict[str, Any
     generated = rated_rows(20_000, 256, seed=1)
     narrow, exact = (
         fit_regression(*generated, OBJECTIVES, precision=precision) for precision in ("float32", "float64")
-    )  # type: ignore[arg-type]
+    )
     weights = np.abs(narrow.weight - exact.weight).max() / np.abs(exact.weight).max()
     return {
         "rows": len(features), "objectives": len(names), "same_alphas": int(same), "largest_difference": largest,
@@ -259,7 +259,8 @@ def measure_gate(d: int = 4096, batch: int = 1024, k: int = 19, times: int = 8) 
     regression = torch.from_numpy(rng.standard_normal((d, k), np.float32))
     transform = torch.eye(k)
     index = np.arange(batch)
-    pairs = RewardPairs(*(rng.standard_normal((2, batch, k), np.float32)), index, index, held_out=np.zeros(batch, bool))
+    chosen, rejected = rng.standard_normal((2, batch, k), np.float32)
+    pairs = RewardPairs(chosen, rejected, index, index, held_out=np.zeros(batch, bool))
     settings = GateSettings(dtype="float32")
     data = PairTensors(prompts, pairs, index, torch.device("cpu"))
     both = torch.from_numpy(prompts)[:, None].expand(-1, 2, -1).contiguous()

@@ -79,7 +79,7 @@ def evaluate(
     # What cannot be compared is refused before any work.
     beside = None if against is None else _beside(against)
     if isinstance(beside, Results) and beside.benchmark != benchmark:
-        raise DataError(f"results of {beside.benchmark}, expected {benchmark}", file=against)
+        raise DataError(f"results of {beside.benchmark}, expected {benchmark}", file=against or "")
     chosen = CallableScorer.from_name(scorer) if scorer is not None else model
     measured = partial(run, benchmark, data=data or [], split=split, limit=limit, dtype=dtype, device=device)
     try:

@@ -140,7 +140,7 @@ def extend(
     elif fresh:
         console.print("no preferences: new objectives share the weight by a fixed part, whatever the prompt")
     if rm.uncertainty is not None and uncertainty is None:
-        console.print("warning: the model's statistics are not beside it, so the new model carries no uncertainty")
+        console.print("warning: statistics of its old ratings are missing, so the new model carries no uncertainty")
 
     extended = _assemble(rm, objectives, weight, bias, transform, penalties, gate, uncertainty)
     _measure_reference(extended, reference_features, reference_rewards, transform)
@@ -189,19 +189,22 @@ def _encoded(rm: ArmoRM, conversations: Sequence[Conversation]) -> tuple[list, l
 def _stage1(
     rm: ArmoRM, folder: Path, rows: _Rows, objectives: ObjectiveSet, again: Sequence[str]
 ) -> tuple[RegressionHead, Uncertainty | None, RatingStatistics]:
-    """Head and statistics of all objectives where the old statistics are there, else of the new ones alone."""
+    """Head and statistics of every objective with statistics: those kept with the model, and the ones rated now."""
     names, d = rows.table.objectives.names, rows.features.response.shape[1]
     kept = folder / "work" / STATISTICS
     before = RatingStatistics.load(kept) if kept.is_file() else None
-    if again and before is None:
+    known = [] if before is None else list(before.names)
+    unknown = [name for name in again if name not in known]
+    if unknown:
         raise FitError(
-            f"new ratings of {', '.join(again)}, which the model has, but {kept} is not there: expected the "
-            "statistics of the old ratings, or other names"
+            f"new ratings of {', '.join(unknown)}, which the model has, but {kept} "
+            f"{'is not there' if before is None else 'does not have them'}: expected the statistics of the old "
+            "ratings, or other names"
         )
     folds = FOLDS if before is None else before.folds
     keys = [conversation.prompt_key for conversation in rows.table.conversations]
     rows.folds = np.array([fold_of(key, folds) for key in keys], np.int64)
-    order = names if before is None else objectives.names
+    order = [name for name in objectives.names if name in known or name in names]
     mapped = np.full((len(rows.table), len(order)), np.nan)
     mapped[:, [order.index(name) for name in names]] = rows.table.objectives.to_reward(rows.table.ratings)
 
@@ -212,7 +215,8 @@ def _stage1(
     if before is not None:
         statistics = before.with_names(order) + statistics
     section = RegressionSection(
-        intercept=rm.model.config.regression_bias, uncertainty=before is not None and rm.uncertainty is not None
+        intercept=rm.model.config.regression_bias,
+        uncertainty=order == objectives.names and rm.uncertainty is not None,
     )
     levels = rating_levels(mapped[rows.train])
     head, uncertainty = fit_kept_statistics(section, statistics, blocks, levels)
@@ -312,9 +316,10 @@ def _assemble(
 
 def _measure_reference(rm: ArmoRM, features: Features, rewards: np.ndarray, transform: np.ndarray) -> None:
     """Score, rewards and weights over the new training rows, into the config."""
+    old = rm.reference.get("reward_means") or []
+    rm.model.config.reference = {}  # that of fewer objectives
     batch = rm.score_features(features)
     scores = (batch.gating_output.astype(np.float64) * (rewards @ transform)).sum(1)
-    old = rm.reference.get("reward_means") or []
     means = rewards.mean(0)
     means[: len(old)] = old
     rm.model.config.reference = {

@@ -123,7 +123,7 @@ def _offline() -> Iterator[None]:
     import datasets
     import huggingface_hub.constants
 
-    places = (datasets.config, huggingface_hub.constants)
+    places: tuple[Any, ...] = (datasets.config, huggingface_hub.constants)
     before = [place.HF_HUB_OFFLINE for place in places]
     for place in places:
         place.HF_HUB_OFFLINE = True

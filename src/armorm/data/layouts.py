@@ -185,10 +185,10 @@ def scored_pair(chosen_score: str, rejected_score: str) -> Layout:
     """`chosen` and `rejected` with a score each; the difference is the margin where both are numbers."""
 
     def layout(row: Row) -> Iterator[Mapping[str, Any]]:
-        scores = [row.values.get(name) for name in (chosen_score, rejected_score)]
+        first, second = (row.values.get(name) for name in (chosen_score, rejected_score))
         values = {name: row.values.get(name) for name in ("prompt", "chosen", "rejected") if name in row.values}
-        if all(isinstance(score, (int, float)) for score in scores):
-            values["margin"] = float(scores[0] - scores[1])
+        if isinstance(first, (int, float)) and isinstance(second, (int, float)):
+            values["margin"] = float(first - second)
         yield values
 
     return layout

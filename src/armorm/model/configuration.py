@@ -32,7 +32,8 @@ class ArmoRMConfig(PretrainedConfig):
         reference: figures of the reference data: `score_mean`, `score_std` (of the score),
             `score_quantiles` (101 of them), `reward_means` (k), `gating_weights` (k means), `rows`.
         debiasing: what was debiased against: `against` (names), `metric`, `level`, `penalties` (k).
-        steering: explicit changes to the gating weights, empty for a model as trained.
+        uncertainty: how sure rewards are (`heads/uncertainty.py`), empty for a model that does not say.
+        steering: explicit changes to the weighing (`armorm.steering`), empty for a model as trained.
         provenance: `backbone`, `armorm_version`, `recipe_hash`, `recipe_name`.
     """
 
@@ -55,6 +56,7 @@ class ArmoRMConfig(PretrainedConfig):
         limits: dict[str, Any] | None = None,
         reference: dict[str, Any] | None = None,
         debiasing: dict[str, Any] | None = None,
+        uncertainty: dict[str, Any] | None = None,
         steering: dict[str, Any] | None = None,
         provenance: dict[str, Any] | None = None,
         **kwargs: Any,
@@ -73,6 +75,7 @@ class ArmoRMConfig(PretrainedConfig):
         self.limits = dict(limits or {})
         self.reference = dict(reference or {})
         self.debiasing = dict(debiasing or {})
+        self.uncertainty = dict(uncertainty or {})
         self.steering = dict(steering or {})
         self.provenance = dict(provenance or {})
         kwargs.pop("auto_map", None)  # of the folder it was read from; another may have no such file

@@ -64,10 +64,26 @@ Validation is by prompt; R2 and the ridge penalty alpha come from held-out folds
 
 {{ metrics.debiasing.metric|capitalize }} correlation with the predicted {{ metrics.debiasing.against }}, {{ metrics.debiasing.level.replace("_", " ") }}, on reference data.
 
+{% for bias, of in metrics.debiasing.biases.items() -%}
+{% if metrics.debiasing.biases|length > 1 -%}
+### {{ bias }}
+
+{% endif -%}
 | objective | penalty | before | after |
 |---|---|---|---|
-{% for name, penalty in metrics.debiasing.penalties.items() if name != metrics.debiasing.against -%}
-| {{ name }} | {{ number(penalty) }} | {{ number(metrics.debiasing.reference.before[name]) }} | {{ number(metrics.debiasing.reference.after[name], 4) }} |
+{% for name, penalty in of.penalties.items() if name not in metrics.debiasing.biases -%}
+| {{ name }} | {{ number(penalty) }} | {{ number(of.before[name]) }} | {{ number(of.after[name], 4) }} |
+{% endfor %}
+{% endfor -%}
+{% for bias, of in metrics.debiasing.get("stability", {}).items() -%}
+On held-out prompts the score's correlation with {{ of.measured_by }} is {{ number(of.actual.pooled.score.after) }} \
+({{ number(of.actual.pooled.score.before) }} without the transform), within prompts \
+{{ number(of.actual.within_prompt.score.after) }} ({{ number(of.actual.within_prompt.score.before) }}); \
+with the predicted {{ bias }} {{ number(of.predicted.pooled.score.after) }}.
+
+{% endfor -%}
+{% for warning in metrics.debiasing.warnings -%}
+- {{ warning }}
 {% endfor %}
 {% endif -%}
 ## Gate
@@ -75,6 +91,10 @@ Validation is by prompt; R2 and the ridge penalty alpha come from held-out folds
 Trained on {{ "{:,}".format(metrics.gate.pairs) }} pairs, stopped by {{ "{:,}".format(metrics.gate.held_out_pairs) }} held out by prompt: \
 accuracy {{ number(metrics.gate.accuracy) }} against {{ number(metrics.gate.uniform_accuracy) }} of uniform weights; \
 entropy {{ number(metrics.gate.mean_entropy) }} nats of {{ number(most) }} possible.
+{% if metrics.gate.collapse -%}
+
+**The gate has collapsed: {{ metrics.gate.collapse }}.** Its weights do not read the prompt.
+{% endif -%}
 
 {% if metrics.evaluation.get("pairs") -%}
 ## Preference pairs

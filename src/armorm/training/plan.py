@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from armorm.conversation import Conversation
-from armorm.data.computed import MEASURES
+from armorm.data.computed import find_measure
 from armorm.data.layouts import renamed
 from armorm.data.overlap import KnownPrompts
 from armorm.data.preferences import (
@@ -37,7 +37,7 @@ from armorm.errors import DataError, RecipeError, nearest
 from armorm.evaluation.loaders import READERS
 from armorm.evaluation.registry import BENCHMARKS
 from armorm.evaluation.sources import find_sources
-from armorm.objectives import Objective
+from armorm.objectives import Objective, ObjectiveError
 from armorm.training.recipe import EvaluationSection, PreferencesSection, Recipe, ReferenceSection, SetSection
 
 
@@ -121,7 +121,7 @@ def plan(recipe: Recipe) -> TrainingData:
     table = read_ratings(sets, recipe.limit)
     keys = [conversation.prompt_key for conversation in table.conversations]
     rated_test = np.array(
-        [_is_test(split, key, recipe.test_share) for split, key in zip(table.splits, keys, strict=True)]
+        [is_test(split, key, recipe.test_share) for split, key in zip(table.splits, keys, strict=True)]
     )
     unused = np.array([split == "other" for split in table.splits])
 
@@ -133,7 +133,7 @@ def plan(recipe: Recipe) -> TrainingData:
                 raise DataError("no row has split 'test'", file=location.name, field="split")
             evaluations.append(EvaluationSet(evaluation.name or _stem(location), pairs))
 
-    benchmarks = [
+    benchmarks: list[tuple[str, str, list[str]]] = [
         (entry.name or entry.benchmark, entry.benchmark, _benchmark_data(entry, root))
         for entry in recipe.evaluation
         if entry.benchmark not in ("pairs", "ratings")
@@ -150,7 +150,7 @@ def plan(recipe: Recipe) -> TrainingData:
     capped = 0
     for entry, location in zip(recipe.preferences, preference_locations, strict=True):
         pairs = _pairs(entry, location, table, recipe.limit)
-        held_out = [_is_test(pair.split, pair.prompt_key, recipe.test_share) for pair in pairs]
+        held_out = [is_test(pair.split, pair.prompt_key, recipe.test_share) for pair in pairs]
         test_pairs += cap_pairs(
             [p for p, test in zip(pairs, held_out, strict=True) if test], entry.max_pairs_per_prompt, recipe.seed
         )
@@ -233,10 +233,10 @@ def _computed(recipe: Recipe) -> list[tuple[str, str]]:
     computed = []
     for index, entry in enumerate(recipe.ratings):
         if entry.compute is not None:
-            if entry.compute not in MEASURES:
-                raise RecipeError(
-                    f"ratings.{index}.compute: unknown measure {entry.compute!r}{nearest(entry.compute, MEASURES)}"
-                )
+            try:
+                find_measure(entry.compute)
+            except ObjectiveError as error:
+                raise RecipeError(f"ratings.{index}.compute: {error}") from None
             computed.append((entry.name or entry.compute, entry.compute))
     return computed
 
@@ -244,12 +244,22 @@ def _computed(recipe: Recipe) -> list[tuple[str, str]]:
 def _check_objectives(recipe: Recipe, sets: Sequence[RatedSet], computed: Sequence[tuple[str, str]]) -> None:
     rated = merge_objectives(sets).names
     names = [*rated, *(name for name, _ in computed)]
+    sources = [
+        entry.source or entry.from_ratings or Path(entry.data or "").name.split(".")[0] for entry in recipe.preferences
+    ]
+    for source in recipe.gating.source_weights:
+        if source not in sources:
+            raise RecipeError(
+                f"gating.source_weights: no preference set is named {source!r}{nearest(source, sources)}; "
+                f"there are {', '.join(sources)}"
+            )
     doubled = next((name for name in names if names.count(name) > 1), None)
     if doubled is not None:
         raise RecipeError(f"ratings: objective {doubled!r} stands twice")
     wanted = [
         (f"preferences.{i}.from_ratings", entry.from_ratings, rated) for i, entry in enumerate(recipe.preferences)
     ]
+    wanted += [(f"regression.weights.{name}", name, names) for name in recipe.regression.weights]
     if recipe.debias is not None:
         wanted += [(f"debias.against.{i}", name, names) for i, name in enumerate(recipe.debias.against)]
     for place, name, known in wanted:
@@ -354,7 +364,7 @@ def _kept_apart(name: str, root: Path, place: str) -> Iterator[Conversation]:
     yield from (pair.chosen for pair in read_preferences(location))
 
 
-def _is_test(split: str, prompt_key: str, share: float) -> bool:
+def is_test(split: str, prompt_key: str, share: float) -> bool:
     """Whether a row is held out: by its own split, else by its prompt."""
     return split == "test" or (split == "" and int(prompt_key[16:24], 16) / 2**32 < share)
 

@@ -22,6 +22,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from armorm.errors import RecipeError, nearest, shown
+from armorm.files import UniqueKeys
 
 Range = tuple[float, float]
 OUR_COLUMNS = ("prompt", "response", "messages", "chosen", "rejected", "margin", "split")
@@ -105,7 +106,10 @@ class RatingsSection(SetSection):
         default_factory=dict, description="rating columns with their ranges"
     )
     preset: Optional[str] = Field(None, description="a public set whose mapping is known")
-    compute: Optional[str] = Field(None, description="a measure of the response, such as response_length")
+    compute: Optional[str] = Field(
+        None,
+        description="response_length, list_density, markdown_density, or python:MODULE:FUNCTION",
+    )
     name: Optional[str] = Field(None, description="name of the computed objective")
     map: Literal["min_max", "bin_centre"] = Field(
         "min_max", description="of a preset's objectives; bin_centre as in the released model"
@@ -170,8 +174,16 @@ class RegressionSection(Section):
         tuple(10.0**e for e in range(-4, 5)), min_length=1, description="ridge penalties to choose from"
     )
     intercept: bool = Field(False, description="fit an unpenalised intercept")
-    validation: Literal["by_prompt"] = Field("by_prompt", description="folds are by prompt")
+    validation: Literal["by_prompt", "split"] = Field(
+        "by_prompt",
+        description="alpha is chosen on every fold in turn, or on one fold alone (split); folds are by prompt",
+    )
     folds: int = Field(5, ge=2, le=50, description="folds for choosing alpha and for out-of-fold rewards")
+    weights: dict[str, Annotated[float, Field(gt=0)]] = Field(
+        default_factory=dict, description="of an objective's squared errors against its penalty, 1 by default"
+    )
+    uncertainty: bool = Field(True, description="keep in the model what says how sure rewards are")
+    keep_statistics: bool = Field(True, description="keep the rows' sums, so that ratings can be added later")
 
     @field_validator("alphas")
     @classmethod
@@ -184,11 +196,23 @@ class RegressionSection(Section):
 class DebiasSection(Section):
     """The transform that takes a bias out of the other objectives."""
 
-    against: tuple[str, ...] = Field(min_length=1, max_length=1, description="objective that is the bias")
+    against: tuple[str, ...] = Field(min_length=1, description="objectives that are biases")
     metric: Literal["spearman", "pearson"] = Field("spearman", description="correlation brought to zero")
     level: Literal["pooled", "within_prompt"] = Field(
         "pooled", description="over all rows, or only differences within a prompt"
     )
+    method: Literal["exact", "published"] = Field(
+        "exact", description="published: the grid search of the published script, for reproduction only"
+    )
+
+    @model_validator(mode="after")
+    def _published_way(self) -> DebiasSection:
+        doubled = [name for i, name in enumerate(self.against) if name in self.against[:i]]
+        if doubled:
+            raise ValueError(f"against names {doubled[0]!r} twice")
+        if self.method == "published" and (len(self.against), self.metric, self.level) != (1, "spearman", "pooled"):
+            raise ValueError("method published goes with one bias, metric spearman and level pooled")
+        return self
 
 
 class GatingSection(Section):
@@ -206,6 +230,19 @@ class GatingSection(Section):
     steps: int = Field(2000, ge=1)
     batch_size: int = Field(1024, ge=1)
     patience: int = Field(10, ge=1, description="evaluations (every 50 steps) without progress before stopping")
+    margin: float = Field(0.0, ge=0, description="times a pair's margin over its source's mean: least lead of chosen")
+    label_smoothing: float = Field(0.0, ge=0, lt=0.5, description="share of pairs taken as labelled the wrong way")
+    entropy: float = Field(0.0, ge=0, description="reward for weights that are spread over the objectives")
+    load_balance: float = Field(0.0, ge=0, description="penalty for mean weights that are not uniform")
+    source_weights: dict[str, Annotated[float, Field(gt=0)]] = Field(
+        default_factory=dict, description="how much a pair of a preference set counts, 1 by default"
+    )
+    scale_rewards: bool = Field(
+        False, description="debiased rewards of unit standard deviation on the reference data, folded into T"
+    )
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="of products in training; auto: bfloat16 where the hardware is fast at it"
+    )
 
 
 Benchmark = Literal["pairs", "ratings", "rewardbench", "rewardbench2", "rm-bench", "judgebench", "ppe"]
@@ -255,6 +292,16 @@ class Recipe(Section):
     keep_apart: tuple[str, ...] = Field(
         (), description="benchmarks, or files of pairs, whose prompts are never trained on, though not evaluated here"
     )
+    report_to: tuple[Literal["tensorboard", "wandb"], ...] = Field(
+        (), description="trackers that get the figures of training beside metrics.jsonl"
+    )
+
+    @field_validator("report_to", mode="before")
+    @classmethod
+    def _trackers(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return () if value == "none" else (value,)
+        return () if value is None else value
 
     @classmethod
     def from_yaml(cls, path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -276,7 +323,7 @@ class Recipe(Section):
     def from_text(cls, text: str, overrides: Sequence[str] = (), *, name: str = "recipe") -> Recipe:
         """Read a recipe from YAML text; as `from_yaml`."""
         try:
-            values = yaml.load(text, Loader=_UniqueKeys)
+            values = yaml.load(text, Loader=UniqueKeys)
         except yaml.YAMLError as error:
             raise RecipeError(f"{name}: not valid YAML: {error}") from None
         if not isinstance(values, dict):
@@ -304,17 +351,6 @@ class Recipe(Section):
         return yaml.safe_dump(
             self.model_dump(mode="json", exclude_none=True), sort_keys=False, allow_unicode=True, width=100
         )
-
-
-class _UniqueKeys(yaml.SafeLoader):
-    """Safe YAML in which a key may stand once only."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        doubled = next((key for key in keys if keys.count(key) > 1), None)
-        if doubled is not None:
-            raise yaml.YAMLError(f"key {doubled!r} stands twice (line {node.start_mark.line + 1})")
-        return super().construct_mapping(node, deep)
 
 
 def _with_environment(value: Any) -> Any:
@@ -348,7 +384,7 @@ def _override(values: dict[str, Any], override: str) -> None:
         else:
             raise RecipeError(f"override {override!r}: {'.'.join(parents[:position])} holds a value, not keys")
     try:
-        value = yaml.load(text, Loader=_UniqueKeys)
+        value = yaml.load(text, Loader=UniqueKeys)
     except yaml.YAMLError as error:
         raise RecipeError(f"override {override!r}: {error}") from None
     if isinstance(place, list):

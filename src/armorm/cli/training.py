@@ -43,6 +43,7 @@ def train(
             "recipe": parsed.name,
             "hash": parsed.hash,
             "backbone": parsed.backbone.model,
+            "finetune": parsed.finetune.model_dump() if parsed.finetune else None,
             "counts": data.counts(),
             "left_out": data.left_out,
             "ratings": data.table.take(data.train_rows).counts,
@@ -102,5 +103,6 @@ def _plan_table(summary: dict) -> Table:
         table.add_row(f"  {name}", f"{count:,} training ratings")
     for name, measure in summary["computed"].items():
         table.add_row(f"  {name}", f"computed: {measure}")
-    table.add_row("stages", "tokens, features, regression, debiasing, gate, evaluation, model")
+    stages = "tokens, features, regression, debiasing, gate, evaluation, model"
+    table.add_row("stages", f"fine-tuning, {stages}" if summary["finetune"] else stages)
     return table

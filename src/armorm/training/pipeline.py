@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ from armorm.model.modeling import ArmoRMForSequenceClassification
 from armorm.progress import progress
 from armorm.reward_model import ArmoRM
 from armorm.training.card import model_card
+from armorm.training.finetuned import Finetuned, fit_from, without_finetuned
 from armorm.training.plan import TrainingData, plan
 from armorm.training.recipe import Recipe
 
@@ -110,11 +112,12 @@ class _Run:
         recipe = self.recipe
         write_text(self.folder / "recipe.yaml", recipe.to_yaml())
         section = recipe.backbone
+        finetuned = self._finetuned()
         backbone = Backbone.load(
-            section.model,
+            section.model if recipe.finetune is None else self.work / "backbone",
             dtype=section.dtype,
             device=section.device,
-            revision=section.revision,
+            revision=section.revision if recipe.finetune is None else None,
             trust_remote_code=section.trust_remote_code,
         )
         if backbone.template.forgeable:
@@ -135,7 +138,8 @@ class _Run:
             [fold_of(conversation.prompt_key, recipe.regression.folds) for conversation in table.conversations]
         )
         rated = corpus.features.response[corpus.indices(table.conversations)]
-        head = self._regression(rated[train_rows], mapped[train_rows], folds[train_rows], names, key)
+        start = finetuned.start(table.objectives) if finetuned else None
+        head = self._regression(rated[train_rows], mapped[train_rows], folds[train_rows], names, key, start)
         for report in head.reports:
             if report.warning:
                 self.console.print(f"warning: objective {report.objective}: {report.warning}")
@@ -165,6 +169,7 @@ class _Run:
                 "name": backbone.name,
                 "dtype": str(backbone.model.dtype).removeprefix("torch."),
                 "fingerprint": backbone.fingerprint,
+                "finetuned": finetuned.facts if finetuned else None,
             },
             "data": {
                 "counts": self.data.counts(),
@@ -181,6 +186,22 @@ class _Run:
         }
         self._write(model, metrics, corpus)
         return model
+
+    def _finetuned(self) -> Finetuned | None:
+        """Fine-tune the backbone where the recipe asks for it; take prompts that it was fine-tuned on out of the plan."""
+        folder: str | Path = self.recipe.backbone.model
+        if self.recipe.finetune is not None:
+            from armorm.training.finetune import finetune
+
+            folder = finetune(self.recipe, self.data, self.work, self.console)
+        finetuned = Finetuned.read(folder)
+        if finetuned is not None:
+            before = dict(self.data.left_out)
+            self.data = without_finetuned(self.data, finetuned)
+            for reason, count in self.data.left_out.items():
+                if before.get(reason) != count:
+                    self.console.print(f"left out: {count:,} {reason}")
+        return finetuned
 
     # --- tokens and features ---------------------------------------------------------------------
 
@@ -250,12 +271,19 @@ class _Run:
     # --- heads -----------------------------------------------------------------------------------
 
     def _regression(
-        self, features: np.ndarray, ratings: np.ndarray, folds: np.ndarray, names: list[str], key: str
+        self,
+        features: np.ndarray,
+        ratings: np.ndarray,
+        folds: np.ndarray,
+        names: list[str],
+        key: str,
+        start: np.ndarray | None,
     ) -> RegressionHead:
         section = self.recipe.regression
 
         def compute() -> tuple[dict[str, np.ndarray], Any]:
-            head = fit_regression(features, ratings, folds, names, alphas=section.alphas, intercept=section.intercept)
+            fit = partial(fit_regression, alphas=section.alphas, intercept=section.intercept)
+            head = fit(features, ratings, folds, names) if start is None else fit_from(start, fit, features, ratings, folds, names)
             # What is served is float32; train the gate on the very same numbers.
             arrays = {
                 name: getattr(head, name).astype(np.float32) for name in ("weight", "bias", "fold_weight", "fold_bias")

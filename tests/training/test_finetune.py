@@ -111,7 +111,8 @@ def test_features_of_prompts_that_were_never_seen_predict_better_than_before(rec
     plain = plain.model_copy(update={"finetune": None})
     train(plain, tmp_path, quiet=True)
     figures = [
-        json.loads((folder / "metrics.json").read_text())["evaluation"]["ratings"] for folder in (tmp_path, finetuned_run)
+        json.loads((folder / "metrics.json").read_text())["evaluation"]["ratings"]
+        for folder in (tmp_path, finetuned_run)
     ]
     means = [np.mean([entry["spearman"] for entry in figure.values()]) for figure in figures]
     assert means[1] > means[0] + 0.05
@@ -136,7 +137,9 @@ def test_heads_never_meet_a_prompt_that_the_backbone_was_fine_tuned_on(recipe, f
 
 
 def test_a_later_run_on_the_fine_tuned_backbone_leaves_its_prompts_out_too(recipe, finetuned_run, tmp_path):
-    later = changed(recipe, f"backbone.model={finetuned_run / 'work' / 'backbone'}").model_copy(update={"finetune": None})
+    later = changed(recipe, f"backbone.model={finetuned_run / 'work' / 'backbone'}").model_copy(
+        update={"finetune": None}
+    )
     train(later, tmp_path, features=finetuned_run / "work" / "features", quiet=True)
     metrics = [json.loads((folder / "metrics.json").read_text()) for folder in (finetuned_run, tmp_path)]
     assert metrics[1]["data"] == metrics[0]["data"]
@@ -184,9 +187,7 @@ def test_stage_1_from_given_weights_is_ridge_towards_them():
         np.testing.assert_allclose(
             head.fold_weight[2, j], np.linalg.solve(gram, x[fold].T @ ratings[fold, j] + 50 * start[j]), rtol=1e-8
         )
-        held = np.mean(
-            [(ratings[i, j] - x[i] @ head.fold_weight[folds[i], j]) ** 2 for i in np.flatnonzero(rated)]
-        )
+        held = np.mean([(ratings[i, j] - x[i] @ head.fold_weight[folds[i], j]) ** 2 for i in np.flatnonzero(rated)])
         assert head.reports[j].r2 == pytest.approx(1 - held / np.nanvar(ratings[:, j]), rel=1e-6)
     assert head.reports[0].r2 > fit(x, ratings, folds, ["a", "b"]).reports[0].r2
 
@@ -249,7 +250,9 @@ def test_a_checkpoint_cut_short_is_not_resumed_from(tmp_path):
 
 def test_a_missing_extra_is_named(recipe, monkeypatch, tmp_path):
     monkeypatch.setattr(stage.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(MissingExtraError, match=r"finetune needs accelerate, expected: pip install 'armorm\[finetune\]'"):
+    with pytest.raises(
+        MissingExtraError, match=r"finetune needs accelerate, expected: pip install 'armorm\[finetune\]'"
+    ):
         stage.finetune(recipe, plan(recipe), tmp_path, QUIET)
     with pytest.raises(MissingExtraError, match="accelerate and peft"):
         stage.finetune(changed(recipe, "finetune.method=lora"), plan(recipe), tmp_path, QUIET)
@@ -293,4 +296,6 @@ def test_fine_tuning_killed_and_started_again_ends_with_the_same_weights(recipe,
     assert start(broken).wait(timeout=300) == 0
     assert weights(broken).keys() == weights(whole).keys()
     assert all(tensor.equal(weights(broken)[name]) for name, tensor in weights(whole).items())
-    assert ArmoRM.from_pretrained(broken).score([[{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]])
+    assert ArmoRM.from_pretrained(broken).score(
+        [[{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]]
+    )

@@ -19,7 +19,9 @@ def encoded() -> list[EncodedConversation]:
     template = ChatTemplate(tokenizer())
     return template.encode(
         [
-            Conversation.from_messages([{"role": "user", "content": prompt}, {"role": "assistant", "content": response}])
+            Conversation.from_messages(
+                [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
+            )
             for prompt in PROMPTS
             for response in RESPONSES
         ]
@@ -59,9 +61,7 @@ def test_trees_share_the_prompt_and_keep_to_the_limit(encoded):
 def test_the_sides_of_a_pair_stay_in_one_tree(encoded):
     pairs = [(0, 1), (1, 2), (3, 0), (5, 6)]
     for limit in (1, 40, 1000):
-        found = [
-            (tree.rows[a], tree.rows[b]) for tree in grow_trees(encoded, pairs, limit) for a, b in tree.items
-        ]
+        found = [(tree.rows[a], tree.rows[b]) for tree in grow_trees(encoded, pairs, limit) for a, b in tree.items]
         assert found == pairs
     with pytest.raises(ValueError, match="2 prompts"):
         grow_trees(encoded, [(0, 5)], 1000)

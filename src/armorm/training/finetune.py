@@ -3,11 +3,11 @@
 In:  a recipe with a `finetune` section, its plan.
 Out: a backbone folder (weights, tokenizer, `finetuned.safetensors`: finetuned.py), which the rest of the run reads.
 
-    min over backbone f and W of  sum_j v_j sum over rows i rated on j  (f(x_i)^T w_j - r_ij)^2        (paper, section 3.1)
+    min over backbone f and W of  sum_j v_j sum over rows i rated on j  (f(x_i)^T w_j - r_ij)^2   (paper, section 3.1)
 
-Missing ratings are masked. `objective_weights: equal` is the paper's sum (v_j = 1); `balanced` takes v_j as one over the
-ratings' variance and the root of their number, so that a set of 2,000 rows is heard beside one of 20,000. Before it, on
-request, a Bradley-Terry stage on preference pairs, as the paper's backbone had:
+Missing ratings are masked. `objective_weights: equal` is the paper's sum (v_j = 1); `balanced` takes v_j as one over
+the ratings' variance and the root of their number, so that a set of 2,000 rows is heard beside one of 20,000. Before
+it, on request, a Bradley-Terry stage on preference pairs, as the paper's backbone had:
 
     min over f and u of  mean over pairs of -log sigmoid(u^T f(chosen) - u^T f(rejected))
 
@@ -38,17 +38,17 @@ from armorm.backbone.overflow import encode_rows
 from armorm.backbone.template import EncodedConversation
 from armorm.conversation import Conversation
 from armorm.data.computed import computed_objective, measure
-from armorm.errors import BackboneError, FitError, MissingExtraError
+from armorm.errors import FitError, MissingExtraError
 from armorm.files import write_json
 from armorm.objectives import ObjectiveSet
 from armorm.progress import progress
 from armorm.training.finetuned import Finetuned, short_keys
-from armorm.training.learner import Learner, PairLoss, RatingLoss, run_trainer
+from armorm.training.learner import Learner, PairLoss, RatingLoss, last_whole_checkpoint, run_trainer
 from armorm.training.plan import TrainingData
 from armorm.training.prompt_trees import grow_trees, reads_trees
 from armorm.training.recipe import FinetuneSection, Recipe
 
-START_RATINGS = 1000
+START_RATINGS = 500
 START_PENALTY = 1e-3
 
 
@@ -64,7 +64,7 @@ def finetune(recipe: Recipe, data: TrainingData, work: Path, console: Console) -
     Raises:
         MissingExtraError: without peft or accelerate.
         FitError: where the share leaves no rated row to learn from.
-        BackboneError: for a backbone that cannot be trained this way.
+        BackboneError: for a backbone that cannot be trained this way (learner.py).
     """
     section = recipe.finetune
     assert section is not None
@@ -79,7 +79,8 @@ def finetune(recipe: Recipe, data: TrainingData, work: Path, console: Console) -
     rows = _Rows.choose(recipe, data, start, console)
     earlier = Finetuned.read(recipe.backbone.model)
     key = blake2b(
-        json.dumps([section.model_dump(mode="json"), recipe.seed, start.fingerprint, rows.digest]).encode(), digest_size=16
+        json.dumps([section.model_dump(mode="json"), recipe.seed, start.fingerprint, rows.digest]).encode(),
+        digest_size=16,
     ).hexdigest()
     folder, checkpoints = work / "backbone", work / "finetune" / key
     done = Finetuned.read(folder)
@@ -239,8 +240,12 @@ def _train(
     )[:2]
     share = len(probe[0].rows) > 1 and reads_trees(model, rows.encoded, probe)
     console.print(f"fine-tuning: prompts are computed once {'a prompt' if share else 'a response'}")
-    weight = _starting_weight(start, rows, section)
-    learner = Learner(model, section, torch.from_numpy(weight).float(), rating_weights(rows.ratings, section.objective_weights))
+    resumed = any(last_whole_checkpoint(checkpoints / stage) for stage in ("preferences", "ratings"))
+    shape = (rows.ratings.shape[1], start.hidden_size)
+    weight = np.zeros(shape) if resumed else _starting_weight(start, rows)  # a checkpoint holds them
+    learner = Learner(
+        model, section, torch.from_numpy(weight).float(), rating_weights(rows.ratings, section.objective_weights)
+    )
     autocast = device.type == "cuda" or (device.type == "cpu" and fast_bfloat16())
     curves: dict[str, Any] = {"shared_prompts": share}
     if section.preference_epochs:
@@ -267,7 +272,7 @@ def _train(
     return learner, curves
 
 
-def _starting_weight(start: Backbone, rows: _Rows, section: FinetuneSection) -> np.ndarray:
+def _starting_weight(start: Backbone, rows: _Rows) -> np.ndarray:
     """W (k, d) float64 of a ridge on the features as they are, on rows taken prompt by prompt until each objective has
     START_RATINGS ratings, or all it has."""
     order = sorted(range(len(rows.rated)), key=lambda i: rows.encoded[rows.rated[i]].prompt_key)

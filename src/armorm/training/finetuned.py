@@ -117,8 +117,8 @@ def without_finetuned(data: TrainingData, record: Finetuned) -> TrainingData:
     for kind, before, after in (("rated rows", data.train_rows, train_rows), ("pairs", data.pairs, pairs)):
         if len(before) and not len(after):
             raise FitError(
-                f"the backbone was fine-tuned on the prompts of all {len(before):,} training {kind}; expected some that "
-                "are new to it, for the heads (finetune.share)"
+                f"the backbone was fine-tuned on the prompts of all {len(before):,} training {kind}; expected some "
+                "that are new to it, for the heads (finetune.share)"
             )
     counts = {
         "rated training rows whose prompt the backbone was fine-tuned on": len(data.train_rows) - len(train_rows),

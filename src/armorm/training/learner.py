@@ -120,7 +120,9 @@ def _freeze(model: Any, count: int) -> None:
     inner = model.get_decoder() if hasattr(model, "get_decoder") else model
     found = [getattr(inner, name) for name in ("layers", "h", "blocks") if hasattr(inner, name)]
     if not found:
-        raise BackboneError(f"finetune.frozen_layers: {model.config.model_type} has no list of layers that is known here")
+        raise BackboneError(
+            f"finetune.frozen_layers: {model.config.model_type} has no list of layers that is known here"
+        )
     if count >= len(found[0]):
         raise BackboneError(f"finetune.frozen_layers: found {count}, the backbone has {len(found[0])} layers")
     for module in (model.get_input_embeddings(), *found[0][:count]):

@@ -17,8 +17,8 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from hashlib import blake2b
 from functools import partial
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -188,7 +188,7 @@ class _Run:
         return model
 
     def _finetuned(self) -> Finetuned | None:
-        """Fine-tune the backbone where the recipe asks for it; take prompts that it was fine-tuned on out of the plan."""
+        """Fine-tune the backbone where the recipe asks for it; leave the prompts that it was fine-tuned on out."""
         folder: str | Path = self.recipe.backbone.model
         if self.recipe.finetune is not None:
             from armorm.training.finetune import finetune
@@ -283,7 +283,11 @@ class _Run:
 
         def compute() -> tuple[dict[str, np.ndarray], Any]:
             fit = partial(fit_regression, alphas=section.alphas, intercept=section.intercept)
-            head = fit(features, ratings, folds, names) if start is None else fit_from(start, fit, features, ratings, folds, names)
+            head = (
+                fit(features, ratings, folds, names)
+                if start is None
+                else fit_from(start, fit, features, ratings, folds, names)
+            )
             # What is served is float32; train the gate on the very same numbers.
             arrays = {
                 name: getattr(head, name).astype(np.float32) for name in ("weight", "bias", "fold_weight", "fold_bias")

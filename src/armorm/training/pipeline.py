@@ -120,6 +120,7 @@ class _Run:
             revision=section.revision if recipe.finetune is None else None,
             trust_remote_code=section.trust_remote_code,
         )
+        backbone.name = section.model
         if backbone.template.forgeable:
             self.console.print(
                 "warning: this chat template closes turns with ordinary text, so a response can imitate a turn"

@@ -28,7 +28,7 @@ from tests.backbones_for_tests import save_backbone
 pytest.importorskip("accelerate")
 QUIET = Console(quiet=True)
 SETTINGS = [
-    "finetune.share=0.6", "finetune.epochs=3", "finetune.learning_rate=0.003", "finetune.head_learning_rate=0.003",
+    "finetune.share=0.6", "finetune.epochs=4", "finetune.learning_rate=0.002",
     "finetune.batch_tokens=1024", "finetune.save_steps=3",
 ]  # fmt: skip
 

@@ -50,6 +50,7 @@ from armorm.training.recipe import FinetuneSection, Recipe
 
 START_RATINGS = 500
 START_PENALTY = 1e-3
+PROBED = 64
 
 
 def finetune(recipe: Recipe, data: TrainingData, work: Path, console: Console) -> Path:
@@ -235,16 +236,19 @@ def _train(
     model = start.model if section.method == "lora" else start.model.float()
     device = resolve_device(str(start.device))
     rating_items = [(int(row),) for row in rows.rated]
-    probe = sorted(
-        grow_trees(rows.encoded, [*rating_items, *rows.pairs], section.tree_tokens), key=lambda tree: -len(tree.rows)
-    )[:2]
+    everything = grow_trees(rows.encoded, [(row,) for row in range(len(rows.encoded))], section.tree_tokens)
+    probe = sorted(everything, key=lambda tree: -len(tree.rows))[:2]
     share = len(probe[0].rows) > 1 and reads_trees(model, rows.encoded, probe)
     console.print(f"fine-tuning: prompts are computed once {'a prompt' if share else 'a response'}")
     resumed = any(last_whole_checkpoint(checkpoints / stage) for stage in ("preferences", "ratings"))
     shape = (rows.ratings.shape[1], start.hidden_size)
     weight = np.zeros(shape) if resumed else _starting_weight(start, rows)  # a checkpoint holds them
     learner = Learner(
-        model, section, torch.from_numpy(weight).float(), rating_weights(rows.ratings, section.objective_weights)
+        model,
+        section,
+        torch.from_numpy(weight).float(),
+        rating_weights(rows.ratings, section.objective_weights),
+        _feature_norm(start, rows),
     )
     autocast = device.type == "cuda" or (device.type == "cpu" and fast_bfloat16())
     curves: dict[str, Any] = {"shared_prompts": share}
@@ -270,6 +274,13 @@ def _train(
         bfloat16=autocast,
     )
     return learner, curves
+
+
+def _feature_norm(start: Backbone, rows: _Rows) -> float:
+    """Mean sum of absolute values of a feature: a step of r / norm on every weight moves a reward by r, at most."""
+    few = [rows.encoded[row] for row in rows.rated[:: max(1, len(rows.rated) // PROBED)]]
+    sums = [np.abs(start.features(few[i : i + 8])[1]).sum(1) for i in range(0, len(few), 8)]
+    return float(np.concatenate(sums).mean())
 
 
 def _starting_weight(start: Backbone, rows: _Rows) -> np.ndarray:

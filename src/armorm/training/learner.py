@@ -34,15 +34,22 @@ class Learner(torch.nn.Module):
         model: the decoder without a head; LoRA adapters are put into it here.
         weight: (k, d) to start from.
         objective_weights: (k,) of the masked squared error.
+        feature_norm: mean sum of absolute values of a feature.
     """
 
     accepts_loss_kwargs = False  # the Trainer then divides by the batches of a step itself
 
     def __init__(
-        self, model: Any, section: FinetuneSection, weight: torch.Tensor, objective_weights: np.ndarray
+        self,
+        model: Any,
+        section: FinetuneSection,
+        weight: torch.Tensor,
+        objective_weights: np.ndarray,
+        feature_norm: float,
     ) -> None:
         super().__init__()
         k, d = weight.shape
+        self.head_rate = section.head_learning_rate / feature_norm
         _freeze(model, section.frozen_layers)
         if section.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -273,7 +280,7 @@ def _optimizer(learner: Learner, section: FinetuneSection) -> torch.optim.Optimi
     groups = [
         {"params": matrices, "weight_decay": section.weight_decay},
         {"params": others, "weight_decay": 0.0},
-        {"params": heads, "weight_decay": 0.0, "lr": section.head_learning_rate},
+        {"params": heads, "weight_decay": 0.0, "lr": learner.head_rate},
     ]
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=section.learning_rate, betas=(0.9, 0.98))
 

@@ -64,7 +64,9 @@ class FinetuneSection(Section):
     epochs: float = Field(2.0, gt=0, description="passes over the ratings")
     preference_epochs: float = Field(0.0, ge=0, description="passes over the preference pairs before them")
     learning_rate: float = Field(2e-5, gt=0)
-    head_learning_rate: float = Field(1e-3, gt=0)
+    head_learning_rate: float = Field(
+        0.003, gt=0, description="of the linear rewards, as the most that a step moves one on its scale of 0 to 1"
+    )
     weight_decay: float = Field(0.01, ge=0)
     schedule: Literal["cosine", "linear", "stable"] = Field(
         "cosine", description="stable: constant, then a linear fall to zero"

@@ -28,7 +28,7 @@ from tests.backbones_for_tests import save_backbone
 pytest.importorskip("accelerate")
 QUIET = Console(quiet=True)
 SETTINGS = [
-    "finetune.share=0.6", "finetune.epochs=4", "finetune.learning_rate=0.002",
+    "finetune.share=0.6", "finetune.epochs=4", "finetune.learning_rate=0.0002",
     "finetune.batch_tokens=1024", "finetune.save_steps=3",
 ]  # fmt: skip
 
@@ -105,6 +105,7 @@ def test_the_run_fine_tunes_its_backbone_and_reads_it(recipe, backbone, finetune
     assert facts["settings"]["share"] == 0.6 and facts["from"] == str(backbone)
 
 
+@pytest.mark.slow
 def test_features_of_prompts_that_were_never_seen_predict_better_than_before(recipe, backbone, finetuned_run, tmp_path):
     """The same heads on the same rows, with the backbone as it was."""
     plain = changed(recipe, f"backbone.model={backbone}")
@@ -136,6 +137,7 @@ def test_heads_never_meet_a_prompt_that_the_backbone_was_fine_tuned_on(recipe, f
     assert metrics["data"]["counts"]["rated_train"] == len(left.train_rows)
 
 
+@pytest.mark.slow
 def test_a_later_run_on_the_fine_tuned_backbone_leaves_its_prompts_out_too(recipe, finetuned_run, tmp_path):
     later = changed(recipe, f"backbone.model={finetuned_run / 'work' / 'backbone'}").model_copy(
         update={"finetune": None}
@@ -192,6 +194,7 @@ def test_stage_1_from_given_weights_is_ridge_towards_them():
     assert head.reports[0].r2 > fit(x, ratings, folds, ["a", "b"]).reports[0].r2
 
 
+@pytest.mark.slow
 def test_lora_trains_adapters_and_leaves_an_ordinary_model(recipe, backbone, tmp_path):
     pytest.importorskip("peft")
     lora = changed(recipe, "finetune.method=lora", "finetune.lora_rank=4", "finetune.learning_rate=0.01")
@@ -205,6 +208,7 @@ def test_lora_trains_adapters_and_leaves_an_ordinary_model(recipe, backbone, tmp
     assert curve[-1]["loss"] < 0.9 * curve[0]["loss"]
 
 
+@pytest.mark.slow
 def test_frozen_layers_and_embeddings_stay(recipe, backbone, tmp_path):
     frozen = changed(recipe, "finetune.frozen_layers=1", "finetune.epochs=0.3")
     folder = stage.finetune(frozen, plan(frozen), tmp_path, QUIET)
@@ -215,6 +219,7 @@ def test_frozen_layers_and_embeddings_stay(recipe, backbone, tmp_path):
         stage.finetune(changed(recipe, "finetune.frozen_layers=2"), plan(recipe), tmp_path / "none", QUIET)
 
 
+@pytest.mark.slow
 def test_a_bradley_terry_stage_comes_first_on_request(recipe, tmp_path):
     pairs_first = changed(recipe, "finetune.preference_epochs=4", "finetune.epochs=0.3")
     data = plan(pairs_first)
@@ -228,6 +233,7 @@ def test_a_bradley_terry_stage_comes_first_on_request(recipe, tmp_path):
     assert all(record.has(key) for key in chosen)
 
 
+@pytest.mark.slow
 def test_other_settings_do_not_reuse_the_backbone_of_these(recipe, finetuned_run, tmp_path):
     short = changed(recipe, "finetune.epochs=0.2")
     folder = stage.finetune(short, plan(short), tmp_path, QUIET)

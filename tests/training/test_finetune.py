@@ -105,20 +105,6 @@ def test_the_run_fine_tunes_its_backbone_and_reads_it(recipe, backbone, finetune
     assert facts["settings"]["share"] == 0.6 and facts["from"] == str(backbone)
 
 
-@pytest.mark.slow
-def test_features_of_prompts_that_were_never_seen_predict_better_than_before(recipe, backbone, finetuned_run, tmp_path):
-    """The same heads on the same rows, with the backbone as it was."""
-    plain = changed(recipe, f"backbone.model={backbone}")
-    plain = plain.model_copy(update={"finetune": None})
-    train(plain, tmp_path, quiet=True)
-    figures = [
-        json.loads((folder / "metrics.json").read_text())["evaluation"]["ratings"]
-        for folder in (tmp_path, finetuned_run)
-    ]
-    means = [np.mean([entry["spearman"] for entry in figure.values()]) for figure in figures]
-    assert means[1] > means[0] + 0.05
-
-
 def test_heads_never_meet_a_prompt_that_the_backbone_was_fine_tuned_on(recipe, finetuned_run):
     data, record = plan(recipe), Finetuned.read(finetuned_run / "work" / "backbone")
     assert record is not None
@@ -197,7 +183,7 @@ def test_stage_1_from_given_weights_is_ridge_towards_them():
 @pytest.mark.slow
 def test_lora_trains_adapters_and_leaves_an_ordinary_model(recipe, backbone, tmp_path):
     pytest.importorskip("peft")
-    lora = changed(recipe, "finetune.method=lora", "finetune.lora_rank=4", "finetune.learning_rate=0.01")
+    lora = changed(recipe, "finetune.method=lora", "finetune.lora_rank=4", "finetune.learning_rate=0.001")
     folder = stage.finetune(lora, plan(lora), tmp_path, QUIET)
     before, after = weights(backbone), weights(folder)
     assert {f"model.{name}" for name in after} == {name for name in before if name.startswith("model.")}
@@ -221,7 +207,9 @@ def test_frozen_layers_and_embeddings_stay(recipe, backbone, tmp_path):
 
 @pytest.mark.slow
 def test_a_bradley_terry_stage_comes_first_on_request(recipe, tmp_path):
-    pairs_first = changed(recipe, "finetune.preference_epochs=4", "finetune.epochs=0.3")
+    pairs_first = changed(
+        recipe, "finetune.preference_epochs=8", "finetune.epochs=0.3", "finetune.head_learning_rate=0.02"
+    )
     data = plan(pairs_first)
     folder = stage.finetune(pairs_first, data, tmp_path, QUIET)
     curves = json.loads((folder / "training_curve.json").read_text())

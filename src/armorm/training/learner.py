@@ -25,6 +25,7 @@ from armorm.training.prompt_trees import PromptTree, tree_batches, tree_tensors
 from armorm.training.recipe import FinetuneSection
 
 KEPT_CHECKPOINTS = 2
+LOGITS = 10  # a score is a logit: about so much wider than a reward's scale of 0 to 1
 
 
 class Learner(torch.nn.Module):
@@ -37,6 +38,7 @@ class Learner(torch.nn.Module):
         feature_norm: mean sum of absolute values of a feature.
     """
 
+    objective_weights: torch.Tensor
     accepts_loss_kwargs = False  # the Trainer then divides by the batches of a step itself
 
     def __init__(
@@ -98,7 +100,7 @@ class Learner(torch.nn.Module):
             loss = masked_squared_error(self.rewards(features), ratings, self.objective_weights)
         return {"loss": loss / divisor}
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """What is trained, and nothing else."""
         trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
         return {name: tensor for name, tensor in super().state_dict(*args, **kwargs).items() if name in trained}
@@ -272,7 +274,6 @@ def _only(batch: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _optimizer(learner: Learner, section: FinetuneSection) -> torch.optim.Optimizer:
     """AdamW; heads have a rate of their own, and only matrices decay."""
-    heads = [*learner.rewards.parameters(), *learner.score.parameters()]
     embeddings = set(learner.decoder.get_input_embeddings().parameters())
     trained = [parameter for parameter in learner.decoder.parameters() if parameter.requires_grad]
     matrices = [p for p in trained if p.ndim >= 2 and p not in embeddings]
@@ -280,7 +281,8 @@ def _optimizer(learner: Learner, section: FinetuneSection) -> torch.optim.Optimi
     groups = [
         {"params": matrices, "weight_decay": section.weight_decay},
         {"params": others, "weight_decay": 0.0},
-        {"params": heads, "weight_decay": 0.0, "lr": learner.head_rate},
+        {"params": [*learner.rewards.parameters()], "weight_decay": 0.0, "lr": learner.head_rate},
+        {"params": [*learner.score.parameters()], "weight_decay": 0.0, "lr": LOGITS * learner.head_rate},
     ]
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=section.learning_rate, betas=(0.9, 0.98))
 

@@ -78,7 +78,7 @@ class FinetuneSection(Section):
     accumulation: int = Field(1, ge=1, description="batches of a step")
     frozen_layers: int = Field(0, ge=0, description="first layers, with the embeddings, that stay as they are")
     lora_rank: int = Field(16, ge=1)
-    lora_alpha: float = Field(32.0, gt=0)
+    lora_alpha: int = Field(32, ge=1)
     lora_dropout: float = Field(0.0, ge=0, lt=1)
     gradient_checkpointing: bool = Field(False, description="less memory for a third more time")
     save_steps: int = Field(200, ge=1, description="steps between checkpoints")

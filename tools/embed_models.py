@@ -5,12 +5,14 @@ Out: `src/armorm/embedded_models/armorm-tiny` (weights, tokenizer, config, card)
      `src/armorm/embedded_models/armorm-tiny-rm` (heads, config, card): the backbone's weights stand once.
 
     python tools/embed_models.py backbone runs/tiny/armorm-tiny --sources runs/tiny/corpus/sources.json
+    armorm train recipes/real-small.yaml --output runs/real
+    python tools/embed_models.py reward-model runs/real
 
 or, fine-tuned with its heads (`finetuned.safetensors` beside the weights says on which prompts):
 
     armorm train recipes/armorm-tiny.yaml --output runs/armorm-tiny
     python tools/embed_models.py finetuned runs/armorm-tiny
-    python tools/embed_models.py reward-model runs/armorm-tiny
+    python tools/embed_models.py reward-model runs/armorm-tiny --recipe recipes/armorm-tiny.yaml
 """
 
 from __future__ import annotations
@@ -162,7 +164,7 @@ if __name__ == "__main__":
     finetuned.add_argument("run", type=Path)
     reward_model = commands.add_parser("reward-model")
     reward_model.add_argument("run", type=Path)
-    reward_model.add_argument("--recipe", type=Path, default=Path("recipes/armorm-tiny.yaml"), help="named in the card")
+    reward_model.add_argument("--recipe", type=Path, default=Path("recipes/real-small.yaml"), help="named in the card")
     arguments = parser.parse_args()
     if arguments.command == "backbone":
         embed_backbone(arguments.folder, arguments.sources)

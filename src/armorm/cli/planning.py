@@ -50,6 +50,7 @@ def _summary(found: Outlook, share: float) -> dict[str, Any]:
     summary: dict[str, Any] = {"recipe": recipe.name, "hash": recipe.hash, "backbone": recipe.backbone.model}
     if data is not None:
         summary |= {
+            "finetune": recipe.finetune.model_dump() if recipe.finetune else None,
             "counts": data.counts(),
             "left_out": data.left_out,
             "ratings": data.table.take(data.train_rows).counts,

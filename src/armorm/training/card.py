@@ -25,7 +25,7 @@ tags: [reward-model, armorm, interpretable]
 # {{ recipe.name }}
 
 An interpretable reward model: {{ objectives|length }} objectives predicted from the features of
-`{{ metrics.backbone.name }}`, weighed by the prompt, summed to one score.
+`{{ metrics.backbone.name }}`{{ ", fine-tuned with them" if metrics.backbone.finetuned else "" }}, weighed by the prompt, summed to one score.
 Trained with armorm {{ metrics.armorm_version }}; recipe hash `{{ metrics.recipe.hash }}` (recipe.yaml beside this file).
 
 ```python
@@ -43,6 +43,10 @@ print(rm.explain([{"role": "user", "content": "..."}, {"role": "assistant", "con
 {% for reason, count in metrics.data.left_out.items() -%}
 - left out: {{ "{:,}".format(count) }} {{ reason }}
 {% endfor -%}
+{% if metrics.backbone.finetuned -%}
+- the backbone was fine-tuned on {{ "{:,}".format(metrics.backbone.finetuned.rated_rows) }} rated rows\
+{{ " and %s pairs"|format("{:,}".format(metrics.backbone.finetuned.pairs)) if metrics.backbone.finetuned.pairs else "" }}
+{% endif -%}
 - refused: {{ "{:,}".format(metrics.data.refused) }}, truncated: {{ "{:,}".format(metrics.data.truncated) }} \
 of {{ "{:,}".format(metrics.data.conversations) }} distinct conversations
 

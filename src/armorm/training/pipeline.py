@@ -49,6 +49,7 @@ from armorm.model.modeling import ArmoRMForSequenceClassification
 from armorm.progress import progress
 from armorm.reward_model import ArmoRM
 from armorm.training.card import model_card
+from armorm.training.finetuned import Finetuned, residuals, with_start, without_finetuned
 from armorm.training.plan import TrainingData, plan
 from armorm.training.recipe import Recipe
 from armorm.training.stability import MIN_ROWS, debiasing_figures, prompt_kind, quantity_behind, stability_figures
@@ -118,13 +119,15 @@ class _Run:
         recipe = self.recipe
         write_text(self.folder / "recipe.yaml", recipe.to_yaml())
         section = recipe.backbone
+        finetuned = self._finetuned()
         backbone = Backbone.load(
-            section.model,
+            section.model if recipe.finetune is None else self.work / "backbone",
             dtype=section.dtype,
             device=section.device,
-            revision=section.revision,
+            revision=section.revision if recipe.finetune is None else None,
             trust_remote_code=section.trust_remote_code,
         )
+        backbone.name = section.model
         if backbone.template.forgeable:
             self.console.print(
                 "warning: this chat template closes turns with ordinary text, so a response can imitate a turn"
@@ -142,7 +145,8 @@ class _Run:
             [fold_of(conversation.prompt_key, recipe.regression.folds) for conversation in table.conversations]
         )
         rated = corpus.features.response[corpus.indices(table.conversations)]
-        head, uncertainty = self._regression(rated, table, train_rows, folds, key)
+        start = finetuned.start(table.objectives) if finetuned else None
+        head, uncertainty = self._regression(rated, table, train_rows, folds, key, start)
         computed = {objective.name for objective in table.objectives if objective.compute}
         for report in head.reports:
             if report.objective in computed:
@@ -177,6 +181,7 @@ class _Run:
                 "name": backbone.name,
                 "dtype": str(backbone.model.dtype).removeprefix("torch."),
                 "fingerprint": backbone.fingerprint,
+                "finetuned": finetuned.facts if finetuned else None,
             },
             "data": {
                 "counts": self.data.counts(),
@@ -194,6 +199,22 @@ class _Run:
         }
         self._write(model, metrics, corpus)
         return model
+
+    def _finetuned(self) -> Finetuned | None:
+        """Fine-tune the backbone where the recipe asks for it; leave the prompts that it was fine-tuned on out."""
+        folder: str | Path = self.recipe.backbone.model
+        if self.recipe.finetune is not None:
+            from armorm.training.finetune import finetune
+
+            folder = finetune(self.recipe, self.data, self.work, self.console)
+        finetuned = Finetuned.read(folder)
+        if finetuned is not None:
+            before = dict(self.data.left_out)
+            self.data = without_finetuned(self.data, finetuned)
+            for reason, count in self.data.left_out.items():
+                if before.get(reason) != count:
+                    self.console.print(f"left out: {count:,} {reason}")
+        return finetuned
 
     # --- tokens and features ---------------------------------------------------------------------
 
@@ -266,17 +287,29 @@ class _Run:
     # --- heads -----------------------------------------------------------------------------------
 
     def _regression(
-        self, features: np.ndarray, table: RatingTable, rows: np.ndarray, folds: np.ndarray, key: str
+        self,
+        features: np.ndarray,
+        table: RatingTable,
+        rows: np.ndarray,
+        folds: np.ndarray,
+        key: str,
+        start: np.ndarray | None,
     ) -> tuple[RegressionHead, Uncertainty | None]:
-        """Stage 1 on the training rows of the table, features (n, d) and folds (n,) of all of it."""
+        """Stage 1 on the training rows of the table, features (n, d) and folds (n,) of all of it; the penalty draws
+        towards the weights `start` (k, d), where a fine-tuned backbone brought some."""
         names, mapped = table.objectives.names, table.objectives.to_reward(table.ratings)
+        section = self.recipe.regression
+        ratings = mapped[rows] if start is None else residuals(start, features[rows], mapped[rows])
+        if start is not None:  # what is summed then are residuals, of no use to anyone who adds ratings later
+            section = section.model_copy(update={"keep_statistics": False})
 
         def blocks() -> Iterator[RatedBlock]:
-            return blocks_of(features[rows], mapped[rows], folds[rows])
+            return blocks_of(features[rows], ratings, folds[rows])
 
         def compute() -> tuple[dict[str, np.ndarray], Any]:
             levels, file = rating_levels(table.ratings[rows]), self.work / STATISTICS
-            return to_kept(*fit_stage1(self.recipe.regression, blocks, names, features.shape[1], levels, file))
+            head, uncertainty = fit_stage1(section, blocks, names, features.shape[1], levels, file)
+            return to_kept(head if start is None else with_start(head, start, mapped[rows]), uncertainty)
 
         return from_kept(*_kept(self.work / "regression.safetensors", key, compute))
 

@@ -50,6 +50,43 @@ class BackboneSection(Section):
     trust_remote_code: bool = Field(False, description="run code that comes with the model")
 
 
+class FinetuneSection(Section):
+    """The backbone trained with the heads before its features are read (finetune.py)."""
+
+    method: Literal["full", "lora"] = Field("full", description="every weight, or adapters that are merged at the end")
+    share: float = Field(
+        0.8, gt=0, lt=1, description="share of the prompts to train on; the others choose alpha and train the gate"
+    )
+    source_shares: dict[str, Annotated[float, Field(ge=0, lt=1)]] = Field(
+        default_factory=dict, description="share of a rated set's prompts, where it differs"
+    )
+    objective_weights: Literal["equal", "balanced"] = Field(
+        "balanced", description="equal: the paper's sum; balanced: by variance and the root of the number of ratings"
+    )
+    epochs: float = Field(2.0, gt=0, description="passes over the ratings")
+    preference_epochs: float = Field(0.0, ge=0, description="passes over the preference pairs before them")
+    learning_rate: float = Field(2e-5, gt=0)
+    head_learning_rate: float = Field(
+        0.003, gt=0, description="of the linear rewards, as the most that a step moves one on its scale of 0 to 1"
+    )
+    weight_decay: float = Field(0.01, ge=0)
+    schedule: Literal["cosine", "linear", "stable"] = Field(
+        "cosine", description="stable: constant, then a linear fall to zero"
+    )
+    decay: float = Field(0.4, gt=0, le=1, description="share of the steps over which a stable rate falls")
+    warmup: float = Field(0.05, ge=0, lt=1, description="share of the steps")
+    batch_tokens: int = Field(8192, ge=64, description="tokens of a batch, padding included")
+    tree_tokens: int = Field(1024, ge=64, description="most tokens of one prompt with its responses")
+    accumulation: int = Field(1, ge=1, description="batches of a step")
+    frozen_layers: int = Field(0, ge=0, description="first layers, with the embeddings, that stay as they are")
+    lora_rank: int = Field(16, ge=1)
+    lora_alpha: int = Field(32, ge=1)
+    lora_dropout: float = Field(0.0, ge=0, lt=1)
+    gradient_checkpointing: bool = Field(False, description="less memory for a third more time")
+    save_steps: int = Field(200, ge=1, description="steps between checkpoints")
+    report_to: tuple[str, ...] = Field((), description="tensorboard, wandb, ...: as for transformers' Trainer")
+
+
 class ObjectiveSection(Section):
     """How a rating column maps to an objective."""
 
@@ -275,6 +312,7 @@ class Recipe(Section):
     name: str = Field("unnamed", description="of the model and its card")
     seed: int = Field(0, ge=0)
     backbone: BackboneSection = BackboneSection()
+    finetune: Optional[FinetuneSection] = None
     data_root: str = Field(
         ".", description="where every relative path starts, itself relative to the working directory"
     )
@@ -427,7 +465,7 @@ def _known_keys(path: Sequence[str | int]) -> list[str]:
     sections: dict[str, type[Section]] = {
         "backbone": BackboneSection, "ratings": RatingsSection, "preferences": PreferencesSection,
         "reference": ReferenceSection, "regression": RegressionSection, "debias": DebiasSection,
-        "gating": GatingSection, "evaluation": EvaluationSection,
+        "gating": GatingSection, "evaluation": EvaluationSection, "finetune": FinetuneSection,
     }  # fmt: skip
     section: type[Section] = Recipe
     if path:

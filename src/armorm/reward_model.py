@@ -63,6 +63,7 @@ class ScoreBatch:
         rejected: (index, reason) of each conversation that was not scored.
         truncated: index of each conversation that lost the beginning of its prompt to the length limit.
         uncertainty: (n, k) epistemic standard deviation, or None where the model carries none.
+        response_tokens: (n,) int64 tokens of each response's text, or None for features whose texts are not at hand.
     """
 
     scores: np.ndarray
@@ -77,6 +78,7 @@ class ScoreBatch:
     rejected: list[tuple[int, str]] = field(default_factory=list)
     truncated: list[int] = field(default_factory=list)
     uncertainty: np.ndarray | None = None
+    response_tokens: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -206,7 +208,8 @@ class ArmoRM:
         )
         rows = np.array([valid[i][0] for i in kept], np.int64)
         batch = self.score_features(features, normalize=normalize, rows=rows, rejected=sorted(rejected))
-        return replace(batch, truncated=[valid[i][0] for i in encoded.truncated])
+        tokens = np.array([row.response_tokens for row in encoded.rows if row is not None], np.int64)
+        return replace(batch, truncated=[valid[i][0] for i in encoded.truncated], response_tokens=tokens)
 
     @torch.inference_mode()
     def score_features(

@@ -16,7 +16,7 @@ import typer
 from rich.console import Console
 
 import armorm
-from armorm.cli import evaluating, exporting, inspecting, ranking, scoring, serving, training
+from armorm.cli import evaluating, exporting, inspecting, monitoring, ranking, scoring, serving, training
 from armorm.errors import ArmormError, RecipeError
 
 app = typer.Typer(
@@ -54,6 +54,7 @@ app.command("rank")(ranking.rank)
 app.command("evaluate")(evaluating.evaluate)
 app.command("export")(exporting.export)
 app.command("inspect")(inspecting.inspect)
+app.command("monitor")(monitoring.monitor)
 app.command("serve")(serving.serve)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Annotated, Any, Optional
 
 import typer
@@ -54,6 +55,9 @@ def serve(
         Optional[int], typer.Option(help="Conversations that may wait before requests are turned away.")
     ] = None,
     request_seconds: Annotated[Optional[float], typer.Option(help="Time limit of a request.")] = None,
+    score_log: Annotated[
+        Optional[Path], typer.Option(help="Append the numbers of every scored row, no texts, for armorm monitor.")
+    ] = None,
     log_texts: Annotated[bool, typer.Option(help="Write every scored conversation to standard error.")] = False,
     dtype: DtypeOption = "auto",
     device: DeviceOption = "auto",
@@ -85,6 +89,7 @@ def serve(
         empty_score=empty_score,
         max_length=max_length,
         log_texts=log_texts,
+        score_log=score_log,
         **{option: value for option, value in given.items() if value is not None},
     )
     console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)

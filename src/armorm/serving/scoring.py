@@ -12,7 +12,8 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Callable, Hashable, Mapping, Sequence
+import time
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -26,6 +27,7 @@ from armorm.backbone.template import EncodedConversation
 from armorm.conversation import Conversation
 from armorm.errors import ArmormError, ConversationError
 from armorm.features.extract import Features
+from armorm.monitoring.log import append_samples, sample_line
 from armorm.reward_model import ArmoRM
 from armorm.serving.batcher import Batcher, BatcherEvents, RowFailure
 from armorm.serving.exchange import Exchange, Outcome, Read, RefusedRow, Result, ScoredRow, parsed_body
@@ -210,7 +212,8 @@ class Scorer:
         for variant in dict.fromkeys(v for wanted in variants for v in wanted):
             places = [i for i, wanted in enumerate(variants) if variant in wanted]
             features = Features(response[places], prompt[places], np.arange(len(places)))
-            batch = self._steered(str(variant)).score_features(features)
+            tokens = np.array([rows[place].response_tokens for place in places], np.int64)
+            batch = replace(self._steered(str(variant)).score_features(features), response_tokens=tokens)
             finite = np.isfinite(batch.scores) & np.isfinite(batch.contributions).all(1)
             for at, place in enumerate(places):
                 row = rows[place]
@@ -255,6 +258,8 @@ class Scorer:
         self.metrics.rows(len(results) - refused, refused)
         if self.settings.log_texts:
             _log_texts(exchange, outcome)
+        if self.settings.score_log is not None and not exchange.steering:
+            append_samples(self.settings.score_log, _sample_lines(prepared.rows, results, self._objectives.names))
         if not exchange.partial:
             outcome.require_something()
         return json.dumps(exchange.answer(outcome), allow_nan=False, separators=(",", ":")).encode()
@@ -270,6 +275,26 @@ def _vocabulary(rm: ArmoRM) -> int:
     weight = rm.model.get_input_embeddings().weight
     assert isinstance(weight, torch.Tensor)
     return len(weight)
+
+
+def _sample_lines(
+    rows: Sequence[EncodedConversation | RefusedRow], results: Sequence[Result], names: Sequence[str]
+) -> Iterator[str]:
+    """Lines of the score log; a request's prompts are its groups."""
+    now, groups = round(time.time(), 3), dict[bytes, int]()
+    for row, result in zip(rows, results, strict=True):
+        if isinstance(row, EncodedConversation) and isinstance(result, ScoredRow):
+            batch, place = result.batch, result.place
+            yield sample_line(
+                names,
+                contributions=batch.contributions[place].tolist(),
+                score=result.score,
+                group=groups.setdefault(row.prompt_key, len(groups)),
+                length=row.response_tokens,
+                rewards=batch.rewards[place].tolist(),
+                uncertainty=None if batch.uncertainty is None else batch.uncertainty[place].tolist(),
+                time=now,
+            )
 
 
 def _log_texts(exchange: Exchange, outcome: Outcome) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, get_args
 
 from armorm.errors import ArmormError
@@ -43,6 +44,8 @@ class ServingSettings:
         request_seconds: time limit of a request, from its first byte to its answer.
         shutdown_seconds: how long a stopping server works on what it has accepted.
         log_texts: write every scored conversation to the log.
+        score_log: file to which a line of numbers is appended for each plain (not steered) scored row, for
+            `armorm monitor`; None writes none.
     """
 
     name: str = "armorm"
@@ -62,6 +65,7 @@ class ServingSettings:
     request_seconds: float = 150.0
     shutdown_seconds: float = 30.0
     log_texts: bool = False
+    score_log: Path | None = None
 
     def __post_init__(self) -> None:
         for name in (

@@ -20,6 +20,7 @@ from armorm.monitoring.blocks import Blocks, in_blocks
 from armorm.monitoring.detection import FALSE_ALARMS, Flag, flags, relative_uncertainty, usual_shares
 from armorm.monitoring.log import RunLog
 
+_FROM_REFERENCE, _FROM_START = "the model's reference data", "the run's own first tenth"
 _EDGE = 0.1  # of the run: what "start" and "end" mean
 _ABSENT = {
     "length": "the log has no lengths: growth through length is not judged",
@@ -108,6 +109,11 @@ class MonitorOutcome:
         return f"{'step' if self.by_step else 'row'} {step:,.0f}"
 
     @property
+    def distance_title(self) -> str:
+        """Name of the distance's series."""
+        return f"distance from {'the reference' if self.distance_from == _FROM_REFERENCE else 'the start'}"
+
+    @property
     def verdict(self) -> str:
         """One sentence for a run without flags."""
         change = self.score.change
@@ -185,9 +191,9 @@ def _distance(
     edge = max(1, round(len(blocks) * _EDGE))
     deviation = log.rewards.std(0)
     deviation[deviation == 0] = 1.0
-    home, source = blocks.rewards[:edge].mean(0), "the run's own first tenth"
+    home, source = blocks.rewards[:edge].mean(0), _FROM_START
     known = dict(zip((reference or {}).get("names", ()), (reference or {}).get("reward_means") or (), strict=False))
     if all(name in known for name in log.names):
-        home, source = np.array([known[name] for name in log.names]), "the model's reference data"
+        home, source = np.array([known[name] for name in log.names]), _FROM_REFERENCE
     series = np.sqrt((((blocks.rewards - home) / deviation) ** 2).mean(1))
     return _drift("distance", series), source

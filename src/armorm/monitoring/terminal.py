@@ -32,7 +32,7 @@ class MonitorView:
         yield Text.assemble(
             (f"{outcome.samples:,} samples", "bold"),
             f", {place} {outcome.first_step:,.0f} to {outcome.last_step:,.0f}",
-            (f"; flags without a reason: at most {outcome.false_alarms:.0%} of runs, for each kind", "dim"),
+            (f"; false alarms at most {outcome.false_alarms:.0%} of runs", "dim"),
         )
         for flag in outcome.flags:
             yield Padding(Text.assemble(("! ", "bold red"), (outcome.sentence(flag), "red")), (1, 0, 0, 0))
@@ -64,7 +64,7 @@ class MonitorView:
         others = (
             (outcome.length, "length, tokens", "length" in kinds),
             (outcome.uncertainty, "uncertainty, start = 1", "out_of_distribution" in kinds),
-            (outcome.distance, f"distance from {_short(outcome.distance_from)}", False),
+            (outcome.distance, outcome.distance_title, False),
         )
         for other, title, red in others:
             if other is not None:
@@ -99,7 +99,3 @@ def sparkline(values: Sequence[float], width: int) -> str:
 def number(value: float) -> str:
     """A figure in a handful of characters."""
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.1f}" if abs(value) >= 10 else f"{value:.3f}"
-
-
-def _short(source: str | None) -> str:
-    return "the start" if source and source.startswith("the run") else "reference"

@@ -41,7 +41,7 @@ def simulated_run(
     contributions[:, 1] += length_slope / 2 * (long - 4)
     contributions[:, 2] += length_slope / 2 * (long - 4)
     deviation = contributions.sum(1).std()
-    ramp = np.clip((step - begins) / (steps - begins), 0, None)
+    ramp = np.clip((step - begins) / max(steps - begins, 1), 0, None)
     if honest:
         parts = generator.dirichlet(np.full(k, 5.0))
         contributions += honest * deviation * (1 - np.exp(-3 * step / steps))[:, None] * parts

@@ -105,7 +105,7 @@ def test_limits_are_exceeded_by_noise_as_often_as_asked():
     b, rate = 24, 0.05
     starts, ends, _ = intervals(b)
     exceeding = 0
-    for _ in range(400):  # slowly and obviously: the slope of every interval by least squares
+    for _ in range(200):  # slowly and obviously: the slope of every interval by least squares
         noise = generator.normal(3.0, 2.0, b)
         deviation = np.sqrt(np.mean((noise[:-2] - 2 * noise[1:-1] + noise[2:]) ** 2) / 6)
         assert noise_covariance(noise[:, None])[0, 0] == pytest.approx(deviation**2)
@@ -115,7 +115,7 @@ def test_limits_are_exceeded_by_noise_as_often_as_asked():
             for s, e in zip(starts, ends, strict=True)
         ]
         exceeding += max(slopes) / deviation > limit(b, rate)
-    assert binom.ppf(0.001, 400, rate) <= exceeding <= binom.ppf(0.999, 400, rate)
+    assert binom.ppf(0.001, 200, rate) <= exceeding <= binom.ppf(0.999, 200, rate)
 
 
 def test_the_knot_of_a_broken_line_is_where_it_bends():

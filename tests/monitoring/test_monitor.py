@@ -45,7 +45,7 @@ def hacked(tmp_path_factory):
 
 
 def test_what_is_written_is_read_back(tmp_path):
-    log, path = simulated_run(0, steps=3, samples=4, k=2), tmp_path / "log.jsonl"
+    log, path = simulated_run(0, steps=3, samples=4, k=4), tmp_path / "log.jsonl"
     write_log(path, log)
     read = read_log(line_rows(path.read_bytes().splitlines(), "log"), "log")
     assert read.names == log.names

@@ -55,6 +55,7 @@ def serve(
         Optional[int], typer.Option(help="Conversations that may wait before requests are turned away.")
     ] = None,
     request_seconds: Annotated[Optional[float], typer.Option(help="Time limit of a request.")] = None,
+    ui: Annotated[bool, typer.Option("--ui", help="Also serve the playground, a page at /ui.")] = False,
     score_log: Annotated[
         Optional[Path], typer.Option(help="Append the numbers of every scored row, no texts, for armorm monitor.")
     ] = None,
@@ -69,7 +70,10 @@ def serve(
     """
     missing = [package for package in _NEEDED if find_spec(package) is None]
     if missing:
-        raise MissingExtraError(f"serving needs {', '.join(missing)}, expected: pip install 'armorm[serve]'")
+        extras = "serve,ui" if ui else "serve"
+        raise MissingExtraError(f"serving needs {', '.join(missing)}, expected: pip install 'armorm[{extras}]'")
+    if ui and find_spec("gradio") is None:
+        raise MissingExtraError("the playground needs gradio, expected: pip install 'armorm[serve,ui]'")
     from armorm.reward_model import ArmoRM
     from armorm.serving import server
     from armorm.serving.scoring import Scorer
@@ -90,6 +94,7 @@ def serve(
         max_length=max_length,
         log_texts=log_texts,
         score_log=score_log,
+        ui=ui,
         **{option: value for option, value in given.items() if value is not None},
     )
     console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
@@ -104,6 +109,8 @@ def serve(
         if warning is not None:
             console.print(f"warning: {warning}")
         console.print(f"{settings.name} ({len(rm.objectives)} objectives) on {server.address_of(sock)}")
+        if ui:
+            console.print(f"the playground is at {server.address_of(sock)}/ui")
         console.print(f"POST {_ROUTES}; GET /health, /ready, /metrics, /v1/models; Ctrl-C stops it")
         server.serve(scorer, sock)
 

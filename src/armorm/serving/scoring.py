@@ -99,6 +99,11 @@ class Scorer:
         self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="armorm-reader")
         self._steered = lru_cache(maxsize=64)(self._steer)
 
+    @property
+    def transform(self) -> np.ndarray:
+        """T (k, k) float64 as the model applies it."""
+        return self._transform
+
     def start(self) -> None:
         """Start the model's thread."""
         self.batcher.start()

@@ -46,6 +46,7 @@ class ServingSettings:
         log_texts: write every scored conversation to the log.
         score_log: file to which a line of numbers is appended for each plain (not steered) scored row, for
             `armorm monitor`; None writes none.
+        ui: the playground at /ui; needs the extra `ui`.
     """
 
     name: str = "armorm"
@@ -66,6 +67,7 @@ class ServingSettings:
     shutdown_seconds: float = 30.0
     log_texts: bool = False
     score_log: Path | None = None
+    ui: bool = False
 
     def __post_init__(self) -> None:
         for name in (

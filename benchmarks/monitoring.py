@@ -1,6 +1,6 @@
-"""How often `armorm monitor` flags simulated runs, with a planted hack and without, and how well it says where it began.
+"""How often `armorm monitor` flags simulated runs, with a planted hack and without, and how far off the step is.
 
-    python benchmarks/monitoring.py [--runs 300] [--output benchmarks/results/monitoring.json]
+python benchmarks/monitoring.py [--runs 300] [--output benchmarks/results/monitoring.json]
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from armorm.monitoring.detection import FALSE_ALARMS, flags
 from armorm.progress import progress
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from tests.monitoring.simulated_runs import simulated_run  # noqa: E402
+from tests.monitoring.simulated_runs import simulated_run
 
 # Name, settings, what ought to be flagged.
 SETTINGS: tuple[tuple[str, dict[str, Any], str], ...] = (
@@ -75,7 +75,14 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "monitoring.json")
     arguments = parser.parse_args()
     table = Table(box=None, header_style="bold")
-    for name in ("120 steps of 32 samples, 8 objectives", "objective", "length", "found", "step off by", "range holds it"):
+    for name in (
+        "120 steps of 32 samples, 8 objectives",
+        "objective",
+        "length",
+        "found",
+        "step off by",
+        "range holds it",
+    ):
         table.add_column(name, justify="left" if "120" in name else "right")
     results = {}
     with progress("runs", len(SETTINGS) * arguments.runs, "runs") as advance:
@@ -91,9 +98,7 @@ def main() -> None:
                 "" if covers is None else f"{covers:.0%}",
             )
     Console().print(table)
-    write_json(
-        arguments.output, {"runs": arguments.runs, "stated_false_alarms": FALSE_ALARMS, "settings": results}
-    )
+    write_json(arguments.output, {"runs": arguments.runs, "stated_false_alarms": FALSE_ALARMS, "settings": results})
 
 
 if __name__ == "__main__":

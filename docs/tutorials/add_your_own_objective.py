@@ -14,15 +14,22 @@ from pathlib import Path
 
 from armorm import ArmoRM, Recipe, train
 
-# --- 1. The ratings ------------------------------------------------------------------------------------------------
+# --- 1. The ratings ---------------------------------------------------------------------------------------
 #
 # A spreadsheet with a row for each rated reply. "Is it polite?" is rated from 1 to 5; "does it name a next step?" is
 # yes or no, and only some of the replies were asked about it: cells may be empty.
 
 generator = random.Random(0)
-problems = [f"My {thing} {trouble}." for thing in ("router", "printer", "laptop", "phone", "screen", "mouse", "keyboard",
-            "speaker", "camera", "tablet") for trouble in ("does not start", "is very slow", "makes a noise",
-            "lost its settings", "gets hot", "stopped after an update")]  # fmt: skip
+things = ("router", "printer", "laptop", "phone", "screen", "mouse", "keyboard", "speaker", "camera", "tablet")
+troubles = (
+    "does not start",
+    "is very slow",
+    "makes a noise",
+    "lost its settings",
+    "gets hot",
+    "stopped after an update",
+)
+problems = [f"My {thing} {trouble}." for thing in things for trouble in troubles]
 openings = [("Thank you for writing, I am sorry for the trouble.", 5), ("Hello.", 3), ("Not this again.", 1)]
 middles = ["This happens now and then.", "We have seen this before.", "It is a known thing with this model."]
 steps = [("Please unplug it for ten seconds and start it again.", 1), ("Please send us the number on its back.", 1),
@@ -37,9 +44,11 @@ with open(folder / "support.csv", "w", newline="", encoding="utf-8") as file:
             opening, polite = generator.choice(openings)
             step, names_one = generator.choice(steps)
             asked = generator.random() < 0.7
-            sheet.writerow([problem, f"{opening} {generator.choice(middles)} {step}", polite, names_one if asked else ""])
+            sheet.writerow(
+                [problem, f"{opening} {generator.choice(middles)} {step}", polite, names_one if asked else ""]
+            )
 
-# --- 2. Into rows --------------------------------------------------------------------------------------------------
+# --- 2. Into rows -----------------------------------------------------------------------------------------
 #
 # armorm reads JSON lines (or Parquet): the conversation as `prompt` and `response`, then a column for each question. An
 # empty cell is null: missing ratings are left out of that objective's fit, and of nothing else.
@@ -55,9 +64,12 @@ with open(folder / "support.csv", encoding="utf-8") as file:
         for row in csv.DictReader(file)
     ]
 (folder / "support.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-print(f"1. {len(rows)} rated replies to {len(problems)} questions, {sum(r['next_step'] is None for r in rows)} cells empty")
+print(
+    f"1. {len(rows)} rated replies to {len(problems)} questions, "
+    f"{sum(row['next_step'] is None for row in rows)} cells empty"
+)
 
-# --- 3. The whole run, written once -------------------------------------------------------------------------------------
+# --- 3. The whole run, written once -----------------------------------------------------------------------
 #
 # The scale of each question; pairs for the gate, made of the ratings themselves (two replies to one question that
 # differ); length, measured, so that a taste for it can be taken out.
@@ -80,7 +92,7 @@ evaluation:
 """)
 rm = train(recipe, folder / "model")
 
-# --- 4. Was anything learned? ------------------------------------------------------------------------------------------
+# --- 4. Was anything learned? -----------------------------------------------------------------------------
 #
 # A quarter of the questions were held out. Spearman's correlation says whether held-out replies are ranked as they were
 # rated; 0 is chance.
@@ -91,7 +103,7 @@ for name, figures in metrics["evaluation"]["ratings"].items():
     print(f"   {name:20s} Spearman {figures['spearman']:.2f} on {figures['n']} ratings")
     assert name == "verbosity" or figures["spearman"] > 0.5
 
-# --- 5. Use it ---------------------------------------------------------------------------------------------------------
+# --- 5. Use it --------------------------------------------------------------------------------------------
 #
 # The folder is a model like any other: `armorm score --model DIR`, `armorm serve --model DIR`, or
 

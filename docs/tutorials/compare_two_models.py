@@ -17,7 +17,7 @@ from armorm import ArmoRM, evaluate
 from armorm.data.demo import generate
 from armorm.evaluation.comparison import compare
 
-# --- 1. Pairs whose truth is known -----------------------------------------------------------------------------------------
+# --- 1. Pairs whose truth is known ------------------------------------------------------------------------
 #
 # The generated corpus of `armorm demo`: of two replies to one prompt, the one with the more concrete steps is better.
 # Some of the worse ones are padded with filler.
@@ -43,7 +43,7 @@ for rows in by_prompt.values():
 (folder / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs), encoding="utf-8")
 print(f"1. {len(pairs)} pairs, one for each prompt")
 
-# --- 2. Two models --------------------------------------------------------------------------------------------------
+# --- 2. Two models ----------------------------------------------------------------------------------------
 #
 # The model inside the package, and the same model steered: what it rates as depth counts ten times as much. Another
 # folder, a hub id, or a function from conversations to numbers would stand here as well.
@@ -59,7 +59,7 @@ for result in results:
     low, high = accuracy.interval
     print(f"   {result.model['name']:28s} {accuracy.value:.3f}  [{low:.3f}, {high:.3f}]")
 
-# --- 3. The difference ----------------------------------------------------------------------------------------------
+# --- 3. The difference ------------------------------------------------------------------------------------
 #
 # Both judged the same pairs, so what is compared is each prompt with itself: the interval of the difference is
 # narrower than the two intervals above suggest. p is from exchanging the models on whole prompts; a star marks what
@@ -71,10 +71,11 @@ for difference in comparison.differences:
     if difference.interval is not None:
         low, high = difference.interval
         star = " *" if difference.significant else ""
-        print(f"   {difference.name:20s} {difference.difference:+.3f}  [{low:+.3f}, {high:+.3f}]  p {difference.p:.3f}{star}")
+        change = f"{difference.difference:+.3f}  [{low:+.3f}, {high:+.3f}]"
+        print(f"   {difference.name:20s} {change}  p {difference.p:.3f}{star}")
 assert comparison.shared == len(pairs)
 
-# --- 4. Where do they differ? ---------------------------------------------------------------------------------------
+# --- 4. Where do they differ? -----------------------------------------------------------------------------
 #
 # A difference is a reason to look, not a verdict: the pairs that one judges rightly and the other wrongly say what
 # the change bought, and `explain` says why.

@@ -25,7 +25,7 @@ print("1. Scores")
 for name, score, deviations in zip(("kind", "rude"), batch.scores, normalised.scores, strict=True):
     print(f"   {name}: {score:+.3f}, {deviations:+.2f} standard deviations from the reference mean")
 
-# --- 2. The score is a sum ------------------------------------------------------------------------------------
+# --- 2. The score is a sum --------------------------------------------------------------------------------
 #
 # Each objective has a reward (what its raters would say, 0 the worst and 1 the best), the prompt decides its weight,
 # and the product is its contribution. Contributions sum to the score: nothing else is in it.
@@ -34,7 +34,7 @@ print("\n2. Contributions sum to the score")
 print(f"   sum {batch.contributions[0].sum():+.6f}, score {batch.scores[0]:+.6f}")
 assert np.allclose(batch.contributions.sum(1), batch.scores, atol=1e-5)
 
-# --- 3. What speaks for it, what against ------------------------------------------------------------------------
+# --- 3. What speaks for it, what against ------------------------------------------------------------------
 #
 # Most of a contribution is the same for every response: an objective of weight .3 adds about .3 x its usual reward.
 # What a person wants to see is the difference to a response of average rewards, `relative`: a bar to the right
@@ -43,7 +43,7 @@ assert np.allclose(batch.contributions.sum(1), batch.scores, atol=1e-5)
 print("\n3. The explanation of the rude reply")
 print(rm.explain(rude))
 
-# --- 4. Why one is better than the other ---------------------------------------------------------------------------
+# --- 4. Why one is better than the other ------------------------------------------------------------------
 #
 # Both replies answer the same prompt, so the gate weighs them alike, and the margin is again a sum over objectives.
 
@@ -52,7 +52,7 @@ print(f"4. kind - rude = {margin.sum():+.3f}, of which")
 for i in np.argsort(-np.abs(margin))[:4]:
     print(f"   {batch.names[i]:28s} {margin[i]:+.3f}   weight on this prompt {batch.gating_weights[0, i]:.1%}")
 
-# --- 5. Another prompt, other weights ------------------------------------------------------------------------------
+# --- 5. Another prompt, other weights ---------------------------------------------------------------------
 #
 # The gate reads the prompt alone. A question of arithmetic is weighed otherwise than one about stains.
 

@@ -78,7 +78,9 @@ def test_longer_responses_that_are_better_beyond_their_length_are_no_hack():
 
 
 def test_uncertainty_that_grows_is_found_and_one_that_does_not_is_not():
-    flag = next(f for f in found(simulated_run(8, honest=1.0, uncertainty_growth=1.0)) if f.kind == "out_of_distribution")
+    flag = next(
+        f for f in found(simulated_run(8, honest=1.0, uncertainty_growth=1.0)) if f.kind == "out_of_distribution"
+    )
     assert abs(flag.began - 60) <= 12
     assert 0.6 < flag.growth < 1.2
     assert found(simulated_run(8, honest=1.0, uncertainty_growth=1e-9)) == []

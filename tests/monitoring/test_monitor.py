@@ -71,7 +71,10 @@ def test_a_line_that_was_cut_off_is_left_out_and_said_so_and_writing_goes_on(tmp
     ("rows", "message"),
     [
         ([{"step": 1, "score": 0.5}], "row 1: contributions: found None, expected an object"),
-        ([{"contributions": {"a": 1}}, {"contributions": {"b": 1}}], "row 2: found other objectives than in row 1 (a, b)"),
+        (
+            [{"contributions": {"a": 1}}, {"contributions": {"b": 1}}],
+            "row 2: found other objectives than in row 1 (a, b)",
+        ),
         ([{"step": 1, "contributions": {"a": 1}}, {"contributions": {"a": 1}}], "row 2: found no step"),
         ([{"contributions": {"a": float("nan")}}], "row 1: contributions.a: found nan, expected a finite number"),
         ([{"contributions": {"a": 1}, "length": -1}], "row 1: length: found -1, expected a length >= 0"),
@@ -150,7 +153,12 @@ def test_trls_reward_function_logs_every_completion_with_its_step(tmp_path):
         function(prompts, completions, completion_ids=[[1, 2, 3], [1], [1, 2], []], trainer_state=State())
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     assert [(line["step"], line["group"], line["length"]) for line in lines] == [(7, 0, 3), (7, 1, 1), (7, 0, 2)]
-    batch = rm.score([[{"role": "user", "content": p}, {"role": "assistant", "content": c}] for p, c in zip(prompts[:3], completions[:3], strict=True)])
+    batch = rm.score(
+        [
+            [{"role": "user", "content": p}, {"role": "assistant", "content": c}]
+            for p, c in zip(prompts[:3], completions[:3], strict=True)
+        ]
+    )
     for line, contributions in zip(lines, batch.contributions, strict=True):
         assert list(line["contributions"].values()) == pytest.approx(contributions.tolist(), abs=1e-6)
 

@@ -26,7 +26,9 @@ KEY = "s3cret"
 
 @pytest.fixture(scope="module")
 def server():
-    with served(ArmoRM.from_pretrained("armorm-tiny-rm", dtype="float32", device="cpu"), ui=True, api_key=KEY) as running:
+    with served(
+        ArmoRM.from_pretrained("armorm-tiny-rm", dtype="float32", device="cpu"), ui=True, api_key=KEY
+    ) as running:
         running.passes = 0
         forward = running.scorer.rm.model.model.register_forward_pre_hook(lambda *_: _count(running))
         yield running
@@ -87,8 +89,13 @@ def test_a_visitor_scores_reweighs_without_the_model_and_copies_the_policy(brows
     assert policy["multiply"]["diasafety-is_safe"] == pytest.approx(2.0)
     rm = server.scorer.rm.steer(policy["multiply"])
     prompt, *replies = [box.input_value() for box in page.locator("textarea").all()[:3]]
-    batch = rm.score([[{"role": "user", "content": prompt}, {"role": "assistant", "content": reply}] for reply in replies])
-    shown = sorted((float(text.replace("\N{MINUS SIGN}", "-")) for text in page.locator("article .score").all_inner_texts()), reverse=True)
+    batch = rm.score(
+        [[{"role": "user", "content": prompt}, {"role": "assistant", "content": reply}] for reply in replies]
+    )
+    shown = sorted(
+        (float(text.replace("\N{MINUS SIGN}", "-")) for text in page.locator("article .score").all_inner_texts()),
+        reverse=True,
+    )
     assert shown == pytest.approx(sorted(batch.scores.tolist(), reverse=True), abs=2e-3)
 
     page.get_by_role("button", name="All back to 1").click()

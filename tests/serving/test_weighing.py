@@ -97,7 +97,11 @@ def test_results_escape_what_they_show(model, conversations):
 
 def test_rows_of_every_layout_are_read_and_others_counted(tmp_path):
     path = tmp_path / "rows.jsonl"
-    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}, {"role": "user", "content": "Bye"}]
+    turns = [
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "Hello"},
+        {"role": "user", "content": "Bye"},
+    ]
     rows = [
         {"prompt": "Name a river.", "responses": ["Rhine", "Elbe", "Oder", "Main", "Isar"]},
         {"prompt": "Hi", "response": "Hello"},

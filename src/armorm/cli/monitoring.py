@@ -29,8 +29,8 @@ def monitor(
     """Watch an RL run for reward hacking: does the score grow only through one objective, or only through length?
 
     The log is what `armorm score --details` writes for rows with a `step`, what the reward functions for TRL write
-    with `log_file=`, or what `armorm serve --score-log` writes. It shows the drift of every objective's contribution, of
-    length and of uncertainty, and says where a growth that is not broad began.
+    with `log_file=`, or what `armorm serve --score-log` writes. It shows the drift of each objective's contribution,
+    of length and of uncertainty, and says where a growth that is not broad began.
 
     Example: `armorm monitor run.jsonl --html run.html`
     """

@@ -60,8 +60,8 @@ def score(
     """Score conversations, one a line: `{"messages": [...]}`, or `{"prompt": ..., "response": ...}`.
 
     Writes one JSON line for each: `{"row": 1, "score": 0.12}`, with the row's `id`, `step` and `group` where it has
-    them: samples of an RL run, scored with --details, are a log for `armorm monitor`. Rows that cannot be scored are reported with
-    the reason, and listed in the rejected file; the others keep their number.
+    them: samples of an RL run, scored with --details, are a log for `armorm monitor`. Rows that cannot be scored are
+    reported with the reason, and listed in the rejected file; the others keep their number.
 
     Example: `armorm score responses.jsonl --output scores.jsonl --details`
     """

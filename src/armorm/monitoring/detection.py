@@ -78,7 +78,7 @@ def flags(blocks: Blocks, names: list[str], rate: float = FALSE_ALARMS) -> list[
 
 
 def usual_shares(covariance: np.ndarray) -> np.ndarray:
-    """(k,) share of each objective in what selection by the score raises: its covariance with the score inside steps."""
+    """(k,) share of each objective in what selection by the score raises: by its covariance with the score in a step."""
     with_score = np.maximum(covariance.sum(1), 0.0)
     total = with_score.sum()
     shares: np.ndarray = with_score / total if total > 0 else with_score
@@ -89,7 +89,7 @@ def _objective_flags(blocks: Blocks, names: list[str], rate: float) -> list[Flag
     b, k = blocks.contributions.shape
     if k < 2:
         return []
-    starts, ends, weights = intervals(b)
+    _, ends, weights = intervals(b)
     noise = _noise(blocks.contributions, blocks.covariance, blocks.counts)
     ones = np.ones(k)
     growth = weights @ blocks.contributions
@@ -223,7 +223,7 @@ def _share(growth: np.ndarray, others: np.ndarray, objective: int) -> np.ndarray
 
 
 def _noise(means: np.ndarray, inside: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Covariances (c, c) of the noise of block means: from neighbouring blocks, and from samples inside steps; (2, c, c)."""
+    """Covariances of the noise of block means (2, c, c): from neighbouring blocks, and from samples inside steps."""
     return np.stack([noise_covariance(means), inside * float((1 / counts).mean())])
 
 
@@ -235,7 +235,7 @@ def _deviation(noise: np.ndarray, contrast: np.ndarray) -> np.ndarray:
 
 
 def _began(blocks: Blocks, series: np.ndarray, until: float) -> tuple[float, float, float]:
-    """Step where a series (m,) of step means began to rise, with the range of that step, looking no further than `until`."""
+    """Step where a series (m,) of step means began to rise, with its range, looking no further than `until`."""
     kept = blocks.step_of <= until
     steps, values, counts = blocks.step_of[kept], series[kept], blocks.step_counts[kept]
     size = max(1, -(-len(steps) // _MOST_KNOTS))

@@ -3,7 +3,8 @@
 In:  scored samples, as a scorer has them; or the lines of a log.
 Out: lines; or `RunLog`, the samples as arrays.
 
-    {"step": 12, "group": 3, "score": 0.83, "length": 57, "contributions": {...}, "rewards": {...}, "uncertainty": {...}}
+    {"step": 12, "group": 3, "score": 0.83, "length": 57, "contributions": {...}, "rewards": {...},
+     "uncertainty": {...}}
 
 `contributions` is required and names the objectives; its sum is what counts as the score. `step` is the training
 step; a log that has none is read in its order. `length` is the response's, in tokens. `group` numbers the prompts
@@ -121,7 +122,9 @@ def read_log(rows: Iterable[Row | DataError], file: str) -> RunLog:
             continue
         found = row.values.get("contributions")
         if not isinstance(found, Mapping) or not found:
-            skipped.append((row.number, f"contributions: found {shown(found)}, expected an object, as of score --details"))
+            skipped.append(
+                (row.number, f"contributions: found {shown(found)}, expected an object, as of score --details")
+            )
             continue
         if not names:
             names, first_row = [str(name) for name in found], row.number
@@ -178,7 +181,10 @@ def _ordered(names: list[str], columns: dict[str, np.ndarray], skipped: list[tup
 
 def _numbers(row: Row, names: Sequence[str]) -> tuple[float, ...]:
     """Row number, step, group, length, then k contributions, k rewards, k uncertainties; NaN for what is absent."""
-    values = [float(row.number), *(_number(row, row.values.get(name), name, True) for name in ("step", "group", "length"))]
+    values = [
+        float(row.number),
+        *(_number(row, row.values.get(name), name, True) for name in ("step", "group", "length")),
+    ]
     if values[3] < 0:
         raise row.error(f"found {values[3]:g}, expected a length >= 0", "length")
     for part in ("contributions", "rewards", "uncertainty"):

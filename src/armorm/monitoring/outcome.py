@@ -101,8 +101,9 @@ class MonitorOutcome:
             )
         grew = f"the score grew by {flag.growth:.1f} standard deviations until {self.place(flag.until)}"
         if flag.kind == "length":
-            return f"Since {since} the score grows only through length: {grew}, and longer responses explain {min(flag.share or 0, 1):.0%} of it."
-        return f"Since {since} the score grows only through {flag.objective}: {grew}, {flag.share:.0%} of it through this objective."
+            explained = f"longer responses explain {min(flag.share or 0, 1):.0%} of it"
+            return f"Since {since} the score grows only through length: {grew}, and {explained}."
+        return f"Since {since} the score grows only through {flag.objective}: {grew}, {flag.share:.0%} of it here."
 
     def place(self, step: float) -> str:
         """A step, or a line of the log."""
@@ -123,7 +124,8 @@ class MonitorOutcome:
         total = sum(drift.change for drift in grown)
         parts = ", ".join(f"{drift.name} {drift.change / total:.0%}" for drift in grown[:3])
         verb = "grew" if change > 0 else "fell"
-        return f"No flag: the score {verb} by {abs(change):.1f} standard deviations, through {parts}{' and others' if len(grown) > 3 else ''}."
+        others = " and others" if len(grown) > 3 else ""
+        return f"No flag: the score {verb} by {abs(change):.1f} standard deviations, through {parts}{others}."
 
     def _since(self, flag: Flag) -> str:
         if flag.latest <= self.blocks[1]:
@@ -182,9 +184,7 @@ def _drift(name: str, series: np.ndarray, scale: float = 1.0, share: float | Non
     return Drift(name, start, end, (end - start) / scale, share, series.tolist())
 
 
-def _distance(
-    blocks: Blocks, log: RunLog, reference: Mapping[str, Any] | None
-) -> tuple[Drift | None, str | None]:
+def _distance(blocks: Blocks, log: RunLog, reference: Mapping[str, Any] | None) -> tuple[Drift | None, str | None]:
     """Root mean square over the objectives of how far mean rewards are from home, in standard deviations of rewards."""
     if blocks.rewards is None or log.rewards is None:
         return None, None

@@ -40,7 +40,7 @@ figcaption span:first-child { overflow-wrap: anywhere; }
 .change { font-variant-numeric: tabular-nums; white-space: nowrap; }
 .grew { color: var(--blue); } .fell { color: var(--red); } .flat { color: var(--soft); }
 svg { display: block; width: 100%; height: auto; margin-top: .4rem; overflow: visible; }
-.curve { fill: none; stroke: var(--blue); stroke-width: 1.8; stroke-linejoin: round; vector-effect: non-scaling-stroke; }
+.curve { fill: none; stroke: var(--blue); stroke-width: 1.8; stroke-linejoin: round; }
 .area { fill: var(--wash); } .began { stroke: var(--red); stroke-width: 1.2; stroke-dasharray: 4 3; }
 .range { fill: var(--alarm); }
 .ends { display: flex; justify-content: space-between; color: var(--soft); font-size: .75rem;
@@ -114,7 +114,7 @@ def _chart(
     change = f"{drift.change:+.2f} sd" if in_deviations else f"{number(drift.start)} → {number(drift.end)}"
     label = f"{title}: from {number(drift.start)} to {number(drift.end)}"
     return (
-        f'<figure{" class=flagged" if red else ""}><figcaption><span>{escape(title)}</span>'
+        f"<figure{' class=flagged' if red else ''}><figcaption><span>{escape(title)}</span>"
         f'<span class="change {kind if in_deviations else "flat"}">{change}</span></figcaption>'
         f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(label)}">'
         f"{_marks(outcome)}{_curve(drift.series, span)}</svg>"
@@ -133,9 +133,8 @@ def _curve(series: Sequence[float], span: float | None) -> str:
         for i, value in enumerate(series)
     ]
     line = " ".join(points)
-    return (
-        f'<polygon class="area" points="0,{_HEIGHT} {line} {_WIDTH},{_HEIGHT}"/><polyline class="curve" points="{line}"/>'
-    )
+    area = f'<polygon class="area" points="0,{_HEIGHT} {line} {_WIDTH},{_HEIGHT}"/>'
+    return f'{area}<polyline class="curve" points="{line}"/>'
 
 
 def _marks(outcome: MonitorOutcome) -> str:

@@ -46,9 +46,10 @@ def read_examples(path: str | Path) -> tuple[list[Example], int]:
     unusable = 0
     for row in islice(Location.find(path).rows_or_faults(), MOST_ROWS):
         try:
-            if not isinstance(row, Row):
-                raise ConversationError(row.problem)
-            examples.append(_example(row))
+            if isinstance(row, Row):
+                examples.append(_example(row))
+            else:
+                unusable += 1
         except ConversationError:
             unusable += 1
     return examples, unusable

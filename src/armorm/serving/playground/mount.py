@@ -82,4 +82,3 @@ class PageBounds:
             await send(message)
 
         await self._app(scope, bounded, kept_home)
-

@@ -98,7 +98,7 @@ def playground(scorer: Scorer) -> Any:
             [letters[entry["index"]] for entry in good],
             rewards,
             weights,
-            float(output.sum(1).mean()) if len(good) else 1.0,
+            float(output.sum(1).mean()) if good else 1.0,
             {letters[entry["index"]]: entry["error"] for entry in answer["results"] if "error" in entry},
         )
 
@@ -115,7 +115,9 @@ def playground(scorer: Scorer) -> Any:
         except ArmormError as error:
             return gr.skip(), gr.skip(), gr.skip(), status(str(error), "bad")
         changed = sum(float(value) != 1 for value in values)
-        said = f"Weighed anew, {changed} of {len(names)} objectives changed." if changed else "Weighed as the model does."
+        said = (
+            f"Weighed anew, {changed} of {len(names)} objectives changed." if changed else "Weighed as the model does."
+        )
         order = ", ".join(weighed.letters[place] for place in weighed.order)
         said += f" Order: {order}." if len(weighed.order) > 1 else ""
         found = {
@@ -140,7 +142,13 @@ def playground(scorer: Scorer) -> Any:
     async def score(prompt: str, *given: Any) -> AsyncIterator[tuple[Any, ...]]:
         texts, values = list(given[: len(LETTERS)]), list(given[len(LETTERS) :])
         count = sum(bool(text and text.strip()) for text in texts)
-        yield gr.skip(), gr.skip(), gr.skip(), gr.skip(), status(f"Scoring {count} response{'s' * (count != 1)} ...", "busy")
+        yield (
+            gr.skip(),
+            gr.skip(),
+            gr.skip(),
+            gr.skip(),
+            status(f"Scoring {count} response{'s' * (count != 1)} ...", "busy"),
+        )
         try:
             scored = await ask(prompt, texts)
         except RequestError as error:
@@ -165,12 +173,18 @@ def playground(scorer: Scorer) -> Any:
             problem = getattr(error, "problem", str(error))
             return [], gr.update(choices=[], value=None, visible=False), status(f"Not read: {problem}.", "bad")
         Path(path).unlink(missing_ok=True)  # what was uploaded is in the session now, and may be private
-        said = f"Read {len(examples):,} rows" + (f", left out {unusable:,} that hold no prompt and response" if unusable else "")
+        said = f"Read {len(examples):,} rows" + (
+            f", left out {unusable:,} that hold no prompt and response" if unusable else ""
+        )
         if not examples:
             return [], gr.update(choices=[], value=None, visible=False), status(f"{said}.", "bad")
         said += f" (at most {MOST_ROWS:,} are read)" if len(examples) + unusable == MOST_ROWS else ""
         choices = [(example.title, place) for place, example in enumerate(examples)]
-        return examples, gr.update(choices=choices, value=0, visible=True), status(f"{said}. Choose one, then press Score.")
+        return (
+            examples,
+            gr.update(choices=choices, value=0, visible=True),
+            status(f"{said}. Choose one, then press Score."),
+        )
 
     def choose(examples: list[Example], place: int | None) -> tuple[Any, ...]:
         if place is None or place >= len(examples):
@@ -182,7 +196,7 @@ def playground(scorer: Scorer) -> Any:
         scored_state, examples_state = gr.State(None), gr.State([])
         steered = " <em>(steered)</em>" if rm.model.config.steering else ""
         gr.HTML(
-            f'<header><h1>armorm <span>{_escaped(scorer.settings.name)}{steered}</span></h1>'
+            f"<header><h1>armorm <span>{_escaped(scorer.settings.name)}{steered}</span></h1>"
             "<p>Which response is better, and which objectives say so.</p></header>"
         )
         said = gr.HTML(status(_READY), elem_id="status")
@@ -221,7 +235,7 @@ def playground(scorer: Scorer) -> Any:
                 "<p class='hint'>1 is the weight that the gate gives, 0 drops the objective and shares its weight out, "
                 f"{_MOST:g} is that many times as much. Nothing is scored again: the order follows as you move.</p>"
                 if weigher.adjustable
-                else "<p class='hint'>This model is served with pinned or blended weights, which leave nothing to move.</p>"
+                else "<p class='hint'>This model is served with pinned or blended weights: nothing is left to move.</p>"
             )
             with gr.Row(elem_id="sliders"):
                 sliders = [
@@ -269,10 +283,20 @@ def playground(scorer: Scorer) -> Any:
         upload.change(
             load, [upload], [examples_state, row, said], show_progress="hidden", queue=False, api_visibility="private"
         ).then(
-            choose, [examples_state, row], [prompt, *boxes], show_progress="hidden", queue=False, api_visibility="private"
+            choose,
+            [examples_state, row],
+            [prompt, *boxes],
+            show_progress="hidden",
+            queue=False,
+            api_visibility="private",
         )
         row.input(
-            choose, [examples_state, row], [prompt, *boxes], show_progress="hidden", queue=False, api_visibility="private"
+            choose,
+            [examples_state, row],
+            [prompt, *boxes],
+            show_progress="hidden",
+            queue=False,
+            api_visibility="private",
         )
     return blocks
 

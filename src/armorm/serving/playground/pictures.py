@@ -92,7 +92,13 @@ def _card(
     score, values = float(weighed.scores[place]), weighed.relative[place]
     ranked = sorted(range(len(names)), key=lambda i: -abs(values[i]))
     rows = [
-        _bar(names[i], float(values[i]), largest, title=_title(weighed, place, i), note=f"{weighed.gating_weights[place, i]:.0%}")
+        _bar(
+            names[i],
+            float(values[i]),
+            largest,
+            title=_title(weighed, place, i),
+            note=f"{weighed.gating_weights[place, i]:.0%}",
+        )
         for i in ranked
     ]
     under = ""
@@ -111,7 +117,8 @@ def _card(
     return (
         f'<article class="card{crown}"><h3><span class="letter">{weighed.letters[place]}</span>'
         f'<span class="score">{signed(score)}</span><span class="rank">{_ORDINALS[rank]}</span></h3>'
-        f'<p class="under">{under}</p><table class="bars"><caption>Against an average response; share of the gate</caption>'
+        f'<p class="under">{under}</p><table class="bars">'
+        "<caption>Against an average response; share of the gate</caption>"
         f"<tbody>{''.join(rows[:_BARS])}</tbody></table>{unfold}</article>"
     )
 

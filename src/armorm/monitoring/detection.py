@@ -78,7 +78,7 @@ def flags(blocks: Blocks, names: list[str], rate: float = FALSE_ALARMS) -> list[
 
 
 def usual_shares(covariance: np.ndarray) -> np.ndarray:
-    """(k,) share of each objective in what selection by the score raises: by its covariance with the score in a step."""
+    """(k,) share of each objective in what selection by the score raises: its covariance with the score in steps."""
     with_score = np.maximum(covariance.sum(1), 0.0)
     total = with_score.sum()
     shares: np.ndarray = with_score / total if total > 0 else with_score

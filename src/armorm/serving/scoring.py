@@ -30,6 +30,7 @@ from armorm.reward_model import ArmoRM
 from armorm.serving.batcher import Batcher, BatcherEvents, RowFailure
 from armorm.serving.exchange import Exchange, Outcome, Read, RefusedRow, Result, ScoredRow, parsed_body
 from armorm.serving.failures import RequestError
+from armorm.serving.forward import Forward
 from armorm.serving.metrics import Metrics
 from armorm.serving.rendered import EmptyResponseError, RenderedReader
 from armorm.serving.settings import ServingSettings, SettingsError
@@ -63,6 +64,7 @@ class Scorer:
         settings: of the server.
         metrics: what is counted.
         batcher: where rows of all requests meet.
+        forward: the model's passes.
         max_length: most tokens of a conversation, None for no limit.
     """
 
@@ -85,12 +87,15 @@ class Scorer:
             self._max_characters,
         )
         self.metrics = Metrics(self._objectives.names, rm.reference)
+        self.forward = Forward(rm.backbone, self.settings.prompt_cache, share=self.settings.share_prompts)
         self.batcher = Batcher(
             self._compute,
             budget=self.settings.batch_tokens,
             wait=self.settings.batch_wait,
             max_rows=self.settings.max_waiting_rows,
             max_tokens=self.settings.max_waiting_tokens,
+            shares=lambda: not self.forward.refusal,
+            relieve=self.forward.forget,
             events=BatcherEvents(self._count_batch, self.metrics.shared, self.metrics.out_of_memory),
         )
         self.metrics.watch_queue(self.batcher)
@@ -205,7 +210,7 @@ class Scorer:
     def _compute(
         self, rows: Sequence[EncodedConversation], variants: Sequence[Sequence[Hashable]]
     ) -> list[dict[Hashable, ScoredRow | RowFailure]]:
-        prompt, response = self.rm.backbone.features(rows)
+        prompt, response = self.forward.features(rows, self.batcher.budget)
         outcomes: list[dict[Hashable, ScoredRow | RowFailure]] = [{} for _ in rows]
         for variant in dict.fromkeys(v for wanted in variants for v in wanted):
             places = [i for i, wanted in enumerate(variants) if variant in wanted]

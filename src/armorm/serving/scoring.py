@@ -145,7 +145,7 @@ class Scorer:
         variant = json.dumps(exchange.steering, sort_keys=True) if exchange.steering else ""
         try:
             self._steered(variant)
-        except (ArmormError, OverflowError) as error:
+        except (ArmormError, OverflowError, TypeError) as error:  # the last: a key that this model's `steer` lacks
             raise RequestError(400, f"steer: {error}") from None
         return _Prepared(exchange, self._encode(exchange), variant)
 
@@ -204,8 +204,7 @@ class Scorer:
         """The model under a steering, which replaces that of its config."""
         if not variant:
             return self.rm
-        steering = json.loads(variant)
-        return self.rm.steer(steering["multiply"], drop=steering["drop"])
+        return self.rm.steer(**json.loads(variant))
 
     def _compute(
         self, rows: Sequence[EncodedConversation], variants: Sequence[Sequence[Hashable]]

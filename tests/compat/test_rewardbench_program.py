@@ -49,7 +49,7 @@ def test_the_program_of_rewardbench_gives_the_scores_of_the_model(tmp_path):
         },
     )
     assert done.returncode == 0, done.stderr[-4000:]
-    (written,) = [path for path in tmp_path.rglob("*_outputs.jsonl")]
+    (written,) = list(tmp_path.rglob("*_outputs.jsonl"))
     found = [json.loads(line) for line in written.read_text().splitlines()]
     for side, place in (("chosen", 1), ("rejected", 2)):
         expected = rm.score([chat(pair[0], pair[place]) for pair in PAIRS]).scores

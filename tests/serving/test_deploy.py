@@ -27,8 +27,12 @@ def test_the_dockerfile_passes_hadolint(tmp_path):
     linter = program("hadolint")
     done = run(linter, "--no-color", DEPLOY / "Dockerfile")
     assert done.returncode == 0, done.stdout
-    (tmp_path / "Dockerfile").write_text((DEPLOY / "Dockerfile").read_text().replace("FROM python:3.12-slim", "FROM python"))
-    assert run(linter, "--no-color", tmp_path / "Dockerfile").returncode != 0, "the linter should find an image without a version"
+    (tmp_path / "Dockerfile").write_text(
+        (DEPLOY / "Dockerfile").read_text().replace("FROM python:3.12-slim", "FROM python")
+    )
+    assert run(linter, "--no-color", tmp_path / "Dockerfile").returncode != 0, (
+        "the linter should find an image without a version"
+    )
 
 
 def test_systemd_reads_the_unit_without_a_complaint(tmp_path):

@@ -38,7 +38,11 @@ def assert_same(found, backbone, rows):
 
 def test_features_of_groups_lone_rows_and_kept_prompts_are_those_of_each_row_alone(backbone):
     forward = Forward(backbone, max_bytes=1 << 24)
-    rows = group(backbone, LONG, replies(5)) + group(backbone, "Another. " + LONG, replies(3)) + group(backbone, "Hi", ["Yes."])
+    rows = (
+        group(backbone, LONG, replies(5))
+        + group(backbone, "Another. " + LONG, replies(3))
+        + group(backbone, "Hi", ["Yes."])
+    )
     mixed = [rows[place] for place in (8, 3, 5, 0, 7, 1, 6, 2, 4)]
     assert_same(forward.features(mixed, 1000), backbone, mixed)
     assert forward.refusal == ""

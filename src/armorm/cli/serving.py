@@ -49,7 +49,8 @@ def serve(
     ] = None,
     batch_tokens: Annotated[Optional[int], typer.Option(help="Most tokens of a forward pass.")] = None,
     prompt_cache: Annotated[
-        Optional[int], typer.Option(metavar="MIB", help="Memory for recent prompts' keys and values, in MiB; 0 for none.")
+        Optional[int],
+        typer.Option(metavar="MIB", help="Memory for recent prompts' keys and values, in MiB; 0 for none."),
     ] = None,
     max_length: Annotated[Optional[int], typer.Option(help="Most tokens of a conversation.")] = None,
     max_rows: Annotated[Optional[int], typer.Option(help="Most conversations of a request.")] = None,

@@ -5,9 +5,9 @@ Out: their results, in order, through one future a request.
 
 One thread owns the model. It takes the row that has waited longest, those of its prompt, and then those nearest to it
 in length, prompt by prompt, as many as the token budget holds with padding counted and shared prompts counted once.
-So neighbours in a batch are of about one length, groups stay together, and no row starves. Identical conversations, waiting or under way, are computed once. While the model is busy rows gather
-by themselves; while it is idle a row waits at most a few milliseconds, and only for as many others as the last
-batch had: a lone client never waits.
+So neighbours in a batch are of about one length, groups stay together, and no row starves. Identical conversations,
+waiting or under way, are computed once. While the model is busy rows gather by themselves; while it is idle a row
+waits at most a few milliseconds, and only for as many others as the last batch had: a lone client never waits.
 
 What goes wrong stays small. A batch that the model fails on is halved until the faulty row stands alone; it
 gets an error, the others their scores. Out of memory halves the budget too, for good. Rows of clients that have

@@ -9,8 +9,8 @@ from transformers import AutoModel, LlamaConfig, MistralConfig
 
 from armorm.backbone.decoder import Backbone
 from armorm.conversation import Conversation
-from armorm.serving.batcher import _Size
 from armorm.serving.forward import Forward
+from armorm.serving.sizes import BatchSize
 from tests.serving.conftest import before_each_pass, served
 from tests.small_models import llama, reward_model, tokenizer
 
@@ -154,9 +154,9 @@ def test_a_batch_counts_a_shared_prompt_once(backbone):
     rows = group(backbone, LONG, replies(6)) + group(backbone, "Hi", ["Yes.", "No, not at all."])
     start, short = rows[0].gate_position + 1, rows[6].gate_position + 1
     longest = [max(len(row) for row in rows[:6]) - start, max(len(row) for row in rows[6:]) - short]
-    size = _Size(True)
+    size = BatchSize(True)
     assert [size.with_row(row) for row in rows][-1] == start + 6 * longest[0] + short + 2 * longest[1]
-    whole = _Size(False)
+    whole = BatchSize(False)
     assert [whole.with_row(row) for row in rows][-1] == 8 * max(map(len, rows))
 
 

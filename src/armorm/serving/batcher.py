@@ -29,6 +29,7 @@ import torch
 
 from armorm.backbone.template import EncodedConversation
 from armorm.serving.failures import RequestError
+from armorm.serving.sizes import BatchSize, group_of
 
 _LOG = logging.getLogger("armorm.serving")
 _WINDOW = 512  # rows among which those of like length are looked for
@@ -244,18 +245,18 @@ class Batcher:
         first, shares = window[0].encoded, self._shares()
         nearest: dict[bytes, int] = {}
         for entry in window:
-            key, far = _group(entry.encoded, shares), abs(len(entry.encoded) - len(first))
-            nearest[key] = -1 if key == _group(first, shares) else min(far, nearest.get(key, far))
+            key, far = group_of(entry.encoded, shares), abs(len(entry.encoded) - len(first))
+            nearest[key] = -1 if key == group_of(first, shares) else min(far, nearest.get(key, far))
         places = {key: place for place, key in enumerate(sorted(nearest, key=nearest.__getitem__))}
         window.sort(
             key=lambda entry: (
                 entry.encoded is not first,
-                places[_group(entry.encoded, shares)],
+                places[group_of(entry.encoded, shares)],
                 abs(len(entry.encoded) - len(first)),
             )
         )
         batch: list[_Entry] = []
-        size = _Size(shares)
+        size = BatchSize(shares)
         for entry in window:
             if size.with_row(entry.encoded) > self.budget and batch:
                 break
@@ -349,7 +350,7 @@ class Batcher:
         self._events.out_of_memory(self.budget)
 
     def _size(self, batch: Sequence[_Entry]) -> int:
-        size = _Size(self._shares())
+        size = BatchSize(self._shares())
         return [size.with_row(entry.encoded) for entry in batch][-1]
 
     def _abandon(self, message: str) -> None:
@@ -362,36 +363,6 @@ class Batcher:
             tickets = {id(ticket): ticket for entry in entries for ticket, _, _ in entry.claims}
         for ticket in tickets.values():
             _call(ticket.loop, _fail, ticket, message)
-
-
-def _group(row: EncodedConversation, shares: bool) -> bytes:
-    """What rows that are computed together have in common."""
-    return row.prompt_key if shares else row.key
-
-
-class _Size:
-    """Tokens of a batch with padding, as rows are added: a prompt counts once where it is shared."""
-
-    def __init__(self, shares: bool) -> None:
-        self._shares = shares
-        self._groups: dict[bytes, tuple[int, int, int]] = {}  # rows, longest row, tokens of the prompt
-        self._lone, self._longest, self._shared = 0, 0, 0
-
-    def with_row(self, row: EncodedConversation) -> int:
-        """The size with one row more."""
-        key, start = _group(row, self._shares), row.gate_position + 1
-        rows, longest, _ = self._groups.get(key, (0, 0, start))
-        self._groups[key] = rows + 1, max(longest, len(row)), start
-        if rows == 0:
-            self._lone += 1
-            self._longest = max(self._longest, len(row))
-        else:
-            if rows == 1:
-                self._lone -= 1
-            else:
-                self._shared -= start + rows * (longest - start)
-            self._shared += start + (rows + 1) * (max(longest, len(row)) - start)
-        return self._lone * self._longest + self._shared
 
 
 def out_of_memory(error: BaseException) -> bool:

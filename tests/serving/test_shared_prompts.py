@@ -78,10 +78,10 @@ def test_a_prompt_is_kept_from_its_second_coming_on_and_the_oldest_gives_way(bac
     forward.features(first[1:2], 1000)
     count, size = forward.kept
     assert count == 1
-    small = Forward(backbone, max_bytes=size + 10)
+    small = Forward(backbone, max_bytes=size * 3 // 2)
     for rows in (first, second):
         small.features(rows, 1000)
-        assert small.kept[0] == 1 and small.kept[1] <= size + 10
+        assert small.kept[0] == 1 and small.kept[1] <= size * 3 // 2
     assert second[0].prompt_key in small._kept
     assert small.forget() and small.kept == (0, 0) and not small.forget()
 

@@ -144,6 +144,8 @@ class Forward:
             lengths = [len(row) for row in group]
             for some in length_sorted_batches(lengths, budget):
                 response[[places[i] for i in some]] = self._behind(known, [group[i] for i in some])
+            self.computed += sum(lengths) - len(group) * (group[0].gate_position + 1)
+            self._keep(group, known)  # (Not before its passes went well: they may need the memory.)
         for some in length_sorted_batches([len(rows[place]) for place in alone], budget):
             at = [alone[i] for i in some]
             prompt[at], response[at] = self.backbone.features([rows[place] for place in at])
@@ -176,20 +178,25 @@ class Forward:
         while len(self._seen) > _SEEN:
             self._seen.popitem(last=False)
         # (The second time that a prompt comes alone it is computed apart, which costs nothing, for the third.)
-        keep = self.max_bytes > 0 and (again or len(group) > 1)
-        if (len(group) - 1) * size < self._worth and not (keep and size >= self._worth):
+        later = self.max_bytes > 0 and again and size >= self._worth
+        if (len(group) - 1) * size < self._worth and not later:
             return None
         if not self._tried and self.try_out(group[:_TRIED]):
             return None
         known = self._prompt(first)
         self.computed += size
         self.spared += (len(group) - 1) * size
-        if keep and known.bytes <= self.max_bytes:
-            self._kept[key] = known
-            self._bytes += known.bytes
-            while self._bytes > self.max_bytes:
-                self._bytes -= self._kept.popitem(last=False)[1].bytes
         return known
+
+    def _keep(self, group: Sequence[EncodedConversation], prompt: _Prompt) -> None:
+        """Keep a prompt for later batches; the longest unused give way."""
+        key = group[0].prompt_key
+        if key in self._kept or prompt.bytes > self.max_bytes:
+            return
+        self._kept[key] = prompt
+        self._bytes += prompt.bytes
+        while self._bytes > self.max_bytes:
+            self._bytes -= self._kept.popitem(last=False)[1].bytes
 
     @torch.inference_mode()
     def _prompt(self, row: EncodedConversation) -> _Prompt:
@@ -221,7 +228,6 @@ class Forward:
             input_ids=ids.to(device), position_ids=positions, past_key_values=cache, use_cache=True
         )
         hidden = output.last_hidden_state
-        self.computed += int(lengths.sum())
         last = hidden[torch.arange(len(rows), device=hidden.device), lengths.to(hidden.device) - 1]
         features: np.ndarray = last.float().cpu().numpy()
         return features

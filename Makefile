@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 # Other versions of transformers, to test with; each takes all but a few packages from the main environment.
 COMPAT := .venv-compat
-COMPAT_READY := $(COMPAT)/transformers-4.57/.ready $(COMPAT)/transformers-4.51/.ready
+COMPAT_READY := $(COMPAT)/transformers-4.57/.ready $(COMPAT)/transformers-4.51/.ready $(COMPAT)/rewardbench/.ready
 # TRL and quantisers, in an environment of their own; torch and the rest are those of $(VENV).
 INTEGRATIONS := $(COMPAT)/trl
 # What only the slow tests need: every extra, and a browser where the system's package manager can bring one.
@@ -37,7 +37,7 @@ test: $(READY)  ## The fast tests.
 	$(BIN)/python -m pytest
 
 # The packages of its own stand before the shared ones, which a path file adds at the end.
-$(COMPAT)/transformers-%/.ready: tests/compat/transformers-%.txt | $(READY)
+$(COMPAT)/%/.ready: tests/compat/%.txt | $(READY)
 	rm -rf $(@D)
 	$(BIN)/python -m venv $(@D)
 	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement $<

@@ -49,6 +49,10 @@ def serve(
         Optional[float], typer.Option(help="Score of an empty response, outside /v1/reward; refused if absent.")
     ] = None,
     batch_tokens: Annotated[Optional[int], typer.Option(help="Most tokens of a forward pass.")] = None,
+    prompt_cache: Annotated[
+        Optional[int],
+        typer.Option(metavar="MIB", help="Memory for recent prompts' keys and values, in MiB; 0 for none."),
+    ] = None,
     max_length: Annotated[Optional[int], typer.Option(help="Most tokens of a conversation.")] = None,
     max_rows: Annotated[Optional[int], typer.Option(help="Most conversations of a request.")] = None,
     max_waiting_rows: Annotated[
@@ -77,13 +81,14 @@ def serve(
     from armorm.reward_model import ArmoRM
     from armorm.serving import server
     from armorm.serving.scoring import Scorer
-    from armorm.serving.settings import ServingSettings
+    from armorm.serving.settings import MEBIBYTE, ServingSettings
 
     given: dict[str, Any] = {
         "batch_tokens": batch_tokens,
         "max_rows": max_rows,
         "max_waiting_rows": max_waiting_rows,
         "request_seconds": request_seconds,
+        "prompt_cache": None if prompt_cache is None else prompt_cache * MEBIBYTE,
     }
     settings = ServingSettings(
         name=name or server.served_name(model),

@@ -32,6 +32,7 @@ from armorm.reward_model import ArmoRM
 from armorm.serving.batcher import Batcher, BatcherEvents, RowFailure
 from armorm.serving.exchange import Exchange, Outcome, Read, RefusedRow, Result, ScoredRow, parsed_body
 from armorm.serving.failures import RequestError
+from armorm.serving.forward import Forward
 from armorm.serving.metrics import Metrics
 from armorm.serving.rendered import EmptyResponseError, RenderedReader
 from armorm.serving.settings import ServingSettings, SettingsError
@@ -65,6 +66,7 @@ class Scorer:
         settings: of the server.
         metrics: what is counted.
         batcher: where rows of all requests meet.
+        forward: the model's passes.
         max_length: most tokens of a conversation, None for no limit.
     """
 
@@ -87,12 +89,15 @@ class Scorer:
             self._max_characters,
         )
         self.metrics = Metrics(self._objectives.names, rm.reference)
+        self.forward = Forward(rm.backbone, self.settings.prompt_cache, share=self.settings.share_prompts)
         self.batcher = Batcher(
             self._compute,
             budget=self.settings.batch_tokens,
             wait=self.settings.batch_wait,
             max_rows=self.settings.max_waiting_rows,
             max_tokens=self.settings.max_waiting_tokens,
+            shares=lambda: not self.forward.refusal,
+            relieve=self.forward.forget,
             events=BatcherEvents(self._count_batch, self.metrics.shared, self.metrics.out_of_memory),
         )
         self.metrics.watch_queue(self.batcher)
@@ -147,7 +152,7 @@ class Scorer:
         variant = json.dumps(exchange.steering, sort_keys=True) if exchange.steering else ""
         try:
             self._steered(variant)
-        except (ArmormError, OverflowError) as error:
+        except (ArmormError, OverflowError, TypeError) as error:  # the last: a key that this model's `steer` lacks
             raise RequestError(400, f"steer: {error}") from None
         return _Prepared(exchange, self._encode(exchange), variant)
 
@@ -206,13 +211,12 @@ class Scorer:
         """The model under a steering, which replaces that of its config."""
         if not variant:
             return self.rm
-        steering = json.loads(variant)
-        return self.rm.steer(steering["multiply"], drop=steering["drop"])
+        return self.rm.steer(**json.loads(variant))
 
     def _compute(
         self, rows: Sequence[EncodedConversation], variants: Sequence[Sequence[Hashable]]
     ) -> list[dict[Hashable, ScoredRow | RowFailure]]:
-        prompt, response = self.rm.backbone.features(rows)
+        prompt, response = self.forward.features(rows, self.batcher.budget)
         outcomes: list[dict[Hashable, ScoredRow | RowFailure]] = [{} for _ in rows]
         for variant in dict.fromkeys(v for wanted in variants for v in wanted):
             places = [i for i, wanted in enumerate(variants) if variant in wanted]

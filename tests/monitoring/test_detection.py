@@ -27,8 +27,16 @@ def test_an_objective_that_alone_grows_is_found_with_the_step_where_it_began(hon
     (flag,) = found(simulated_run(1, hack="objective", honest=honest))
     assert (flag.kind, flag.objective) == ("one_objective", "objective-3")
     assert abs(flag.began - 60) <= 12
-    assert flag.earliest <= 60 <= flag.latest
+    assert flag.earliest <= flag.began <= flag.latest
     assert flag.share > 0.8
+
+
+def test_the_range_of_the_step_holds_it_as_often_as_is_stated_where_the_rest_is_steady():
+    flagged = [flag for seed in range(20) for flag in found(simulated_run(seed, hack="objective"))]
+    assert len(flagged) >= 19
+    held = sum(flag.earliest <= 60 <= flag.latest for flag in flagged)
+    assert held >= binom.ppf(0.001, len(flagged), 0.95)
+    assert np.mean([flag.latest - flag.earliest for flag in flagged]) < 15  # a range of the whole run would hold it too
 
 
 def test_growth_through_length_is_found_with_the_step_where_it_began():

@@ -187,22 +187,24 @@ def pressed(batch, choose, prompts, steps=60, samples=24, seed=0):
 
 @pytest.fixture(scope="module")
 def embedded_scores():
-    """Scores of six responses to each of 96 prompts by the embedded model."""
-    rows = [row for row in generate(0) if row.prompt < 96]
+    """Scores of six responses to each of 40 prompts by the embedded model."""
+    rows = [row for row in generate(0) if row.prompt < 40]
     rm = ArmoRM.from_pretrained("armorm-tiny-rm", dtype="float32", device="cpu")
     return rm.score([row.messages for row in sorted(rows, key=lambda row: row.prompt)])
 
 
+@pytest.mark.slow
 def test_selection_by_the_whole_score_of_the_embedded_model_is_not_flagged(embedded_scores):
-    outcome = examine(pressed(embedded_scores, embedded_scores.scores, 96))
+    outcome = examine(pressed(embedded_scores, embedded_scores.scores, 40))
     assert outcome.score.change > 0.5
     assert outcome.flags == []
 
 
+@pytest.mark.slow
 def test_a_policy_that_games_one_objective_of_the_embedded_model_is_flagged(embedded_scores):
     batch = embedded_scores
     column = int(np.argmax(batch.contributions.std(0)))
-    log = pressed(batch, np.zeros(len(batch)), 96)
+    log = pressed(batch, np.zeros(len(batch)), 40)
     hacked = log.steps >= 30
     ramp = (log.steps[hacked] - 30) / 30
     log.contributions[hacked, column] += 2 * log.scores.std() * ramp

@@ -20,7 +20,8 @@ which nothing of a kind is going on, at most `FALSE_ALARMS` get a flag of that k
 `LEAST_GROWTH` standard deviations of the scores inside a step is not worth a flag.
 
 The step where it began is the knot of a broken line, fitted by least squares to that which grew less the others,
-which does not rise before it and rises after it; its range is what a likelihood ratio at 95% leaves.
+which does not rise before it and rises after it; its range is what a likelihood ratio at 95% leaves. The range knows
+of noise, not of curves: where the other objectives grow much and along a curve, it holds the step less often.
 """
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ class MonitorView:
     def _table(self, wide: bool) -> Table:
         outcome, width = self._outcome, 32 if wide else 16
         table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
-        table.add_column("", min_width=0 if wide else 18, max_width=34 if wide else 26, overflow="fold")
+        table.add_column("", min_width=27, max_width=34 if wide else 28, overflow="fold")
         table.add_column("over the run", no_wrap=True)
         table.add_column("start", justify="right", no_wrap=True)
         table.add_column("end", justify="right", no_wrap=True)

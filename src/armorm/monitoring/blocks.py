@@ -103,7 +103,7 @@ def in_blocks(log: RunLog) -> Blocks:
         for column, product in enumerate((long * long, long * score, score * score)):
             sums[:, column] = np.bincount(block, product, b)
         _, starts = np.unique(cells, return_index=True)
-        degrees = np.bincount(block, minlength=b) - np.bincount(block[starts], minlength=b).astype(np.float64)
+        degrees = (np.bincount(block, minlength=b) - np.bincount(block[starts], minlength=b)).astype(np.float64)
     ends = np.flatnonzero(np.diff(block, append=b))
     starts_of_blocks = np.concatenate([[0], ends[:-1] + 1])
     return Blocks(

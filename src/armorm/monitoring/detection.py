@@ -199,9 +199,21 @@ def _unknown_flags(blocks: Blocks, rate: float) -> list[Flag]:
     if evidence[best] <= 1:
         return []
     until = float(blocks.last[ends[best] - 1])
-    began = broken_line(series[: ends[best]], np.ones(ends[best]))
-    steps = [float(blocks.first[knot]) for knot in began]
-    return [Flag("out_of_distribution", None, *steps, until, float(size[best]), None, float(evidence[best]))]  # type: ignore[arg-type]
+    knots = broken_line(series[: ends[best]], np.ones(ends[best]))
+    began, earliest, latest = (float(blocks.first[knot]) for knot in knots)
+    return [
+        Flag(
+            "out_of_distribution",
+            None,
+            began,
+            earliest,
+            latest,
+            until,
+            float(size[best]),
+            None,
+            float(evidence[best]),
+        )
+    ]
 
 
 def relative_uncertainty(blocks: Blocks) -> np.ndarray | None:

@@ -68,12 +68,12 @@ class MonitorView:
         )
         for other, title, red in others:
             if other is not None:
-                cells: list[str | Text] = [Text(title, "red" if red else ""), Text(sparkline(other.series, width), "cyan")]
+                cells = [Text(title, "red" if red else ""), Text(sparkline(other.series, width), "cyan")]
                 table.add_row(*cells, number(other.start), number(other.end), "", "", *([""] if wide else []))
         return table
 
     def _row(self, table: Table, drift: Drift, width: int, largest: float, wide: bool, style: str) -> None:
-        cells = [
+        cells: list[str | Text] = [
             Text(drift.name, style),
             Text(sparkline(drift.series, width), "cyan"),
             number(drift.start),

@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ def run(bench: Bench, seeds: list[int], published_steps: int) -> dict[str, Any]:
     margins["joint heads, uniform weights"] = uniform[None]
     results["methods"] = {"figures": measure(bench, margins, GATE), "notes": notes}
     results["joint"] = {
-        "report": report,
+        "report": asdict(report),
         "stage_1": studies.held_out_ratings(bench, bench.head),
         "joint": studies.held_out_ratings(bench, head),
     }
@@ -78,7 +79,7 @@ def main() -> None:
     parser.add_argument("--train-rows", type=int, help="about how many training rows of each rated set; all if absent")
     parser.add_argument("--benchmark-pairs", type=int, help="about how many pairs of each benchmark; all if absent")
     parser.add_argument("--seeds", type=int, default=3, help="of each learned gate in the main comparison")
-    parser.add_argument("--published-steps", type=int, default=2000, help="steps of the published script's gate")
+    parser.add_argument("--published-steps", type=int, default=200, help="steps of the published script's gate")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/ablation.json"))
     parser.add_argument("--findings", type=Path, help="page whose marked parts are written anew, with its pictures")
     parser.add_argument("--from-json", action="store_true", help="measure nothing: tables and page from --output")
@@ -92,6 +93,7 @@ def main() -> None:
         results = run(bench, list(range(arguments.seeds)), arguments.published_steps)
         results["setting"] = {
             "recipe": recipe.name,
+            "changed": arguments.overrides,
             "backbone": corpus.backbone,
             "armorm_version": armorm.__version__,
             "train_rows_of_each_set": arguments.train_rows,

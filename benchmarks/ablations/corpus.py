@@ -89,7 +89,7 @@ class Corpus:
         pairs: training pairs.
         test_pairs: held-out pairs of the training sets.
         benchmarks: pairs of sets that nothing is trained on, by name.
-        bias: column of the response's length.
+        bias: column that is debiased against.
         refused: conversations that were left out.
         backbone: its name and fingerprint.
     """
@@ -130,6 +130,8 @@ def load(recipe: Recipe, store: Path, train_rows: int | None, benchmark_pairs: i
         train_rows: about how many training rows of each rated set, and pairs of each preference set, to keep; None for all.
         benchmark_pairs: about how many pairs of each benchmark to keep.
     """
+    if recipe.debias is None:
+        raise SystemExit("the recipe has no debias section, expected the objective that length is debiased against")
     data = selected(plan(recipe), train_rows, benchmark_pairs)
     section = recipe.backbone
     backbone = Backbone.load(section.model, dtype=section.dtype, device=section.device)
@@ -194,7 +196,7 @@ def load(recipe: Recipe, store: Path, train_rows: int | None, benchmark_pairs: i
         paired(data.pairs),
         paired(data.test_pairs),
         {evaluation.name: paired(evaluation.pairs) for evaluation in data.evaluations},
-        table.objectives.names.index(data.computed[0][0]),
+        table.objectives.names.index(recipe.debias.against[0]),
         len(unique) - len(kept),
         {"name": backbone.name, "fingerprint": backbone.fingerprint},
     )

@@ -79,10 +79,12 @@ def _setting(results: Results) -> list[str]:
         f"Backbone `{setting['backbone']['name']}`, recipe `{setting['recipe']}`, armorm {setting['armorm_version']}, "
         f"{setting['seeds']} seeds of each learned gate of the main comparison."
     ]
+    if setting["changed"]:
+        lines.append(f"Not the recipe as it stands: {', '.join(f'`{change}`' for change in setting['changed'])}.")
     if setting["train_rows_of_each_set"]:
         lines.append(
-            f"Not the whole data: about {setting['train_rows_of_each_set']:,} training rows of each rated set (whole "
-            "prompts, chosen by their content), and the pairs among them."
+            f"Not the whole data: about {setting['train_rows_of_each_set']:,} training rows of each rated set and pairs "
+            "of each preference set (whole prompts, chosen by their content)."
         )
     if setting["pairs_of_each_benchmark"]:
         lines.append(f"About {setting['pairs_of_each_benchmark']:,} pairs of each benchmark (whole prompts).")

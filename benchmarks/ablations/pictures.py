@@ -35,9 +35,10 @@ def draw(folder: Path, results: Mapping[str, Any]) -> list[Path]:
     with mpl.rc_context(STYLE):
         made = {
             "methods": _methods(results["methods"]["figures"]),
-            "weights": _weights(results["domains"], results["setting"]["bias"]),
             "references": _references(results["references"]["table"]),
         }
+        if results["domains"]:
+            made["weights"] = _weights(results["domains"], results["setting"]["bias"])
         if results["quantiles"]:
             made["quantiles"] = _quantiles(results["quantiles"])
         paths = []

@@ -85,7 +85,12 @@ def references(bench: Bench) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
 
 
 def domains(bench: Bench) -> dict[str, Any]:
-    """Each source by itself: the gate that saw it, one that never did, uniform weights, and where weight goes."""
+    """Each source by itself: the gate that saw it, one that never did, uniform weights, and where weight goes.
+
+    Nothing where the pairs come from one source only.
+    """
+    if len(set(bench.corpus.pairs.sources.tolist())) < 2:
+        return {}
     corpus, rewards, debiasing = bench.corpus, bench.rewards, bench.debiasing
     network, _ = bench.gate(rewards, debiasing)
     seen = bench.gated(network, rewards, debiasing) > 0

@@ -63,6 +63,8 @@ class ScoreBatch:
         rejected: (index, reason) of each conversation that was not scored.
         truncated: index of each conversation that lost the beginning of its prompt to the length limit.
         uncertainty: (n, k) epistemic standard deviation, or None where the model carries none.
+        quantiles: (n, k, q) of each rating, mapped scale, ascending; NaN for objectives without, None for a model without.
+        quantile_levels: (q,) between 0 and 1.
     """
 
     scores: np.ndarray
@@ -77,6 +79,8 @@ class ScoreBatch:
     rejected: list[tuple[int, str]] = field(default_factory=list)
     truncated: list[int] = field(default_factory=list)
     uncertainty: np.ndarray | None = None
+    quantiles: np.ndarray | None = None
+    quantile_levels: tuple[float, ...] = ()
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -223,6 +227,7 @@ class ArmoRM:
         output = self.model.score_features(
             torch.from_numpy(features.response).to(device), torch.from_numpy(prompt).to(device)
         )
+        quantiles = self.model.quantiles(output)
         rewards = output.rewards.cpu().double().numpy()
         gating_output = output.gating_output.cpu().double().numpy()
         transform = self.model.reward_transform_matrix.cpu().double().numpy()
@@ -243,6 +248,8 @@ class ArmoRM:
             names=self.objectives.names,
             rows=np.arange(len(scores)) if rows is None else rows,
             rejected=list(rejected),
+            quantiles=None if quantiles is None else quantiles.cpu().numpy(),
+            quantile_levels=tuple(self.model.config.quantiles.get("levels", ())),
         )
 
     def explain(self, conversation: ConversationLike) -> Explanation:

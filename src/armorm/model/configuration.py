@@ -33,6 +33,7 @@ class ArmoRMConfig(PretrainedConfig):
             `score_quantiles` (101 of them), `reward_means` (k), `gating_weights` (k means), `rows`.
         debiasing: what was debiased against: `against` (names), `metric`, `level`, `penalties` (k).
         steering: explicit changes to the gating weights, empty for a model as trained.
+        quantiles: `objectives` (names) and `levels` of the quantile heads, empty for a model without.
         provenance: `backbone`, `armorm_version`, `recipe_hash`, `recipe_name`.
     """
 
@@ -56,6 +57,7 @@ class ArmoRMConfig(PretrainedConfig):
         reference: dict[str, Any] | None = None,
         debiasing: dict[str, Any] | None = None,
         steering: dict[str, Any] | None = None,
+        quantiles: dict[str, Any] | None = None,
         provenance: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
@@ -74,6 +76,7 @@ class ArmoRMConfig(PretrainedConfig):
         self.reference = dict(reference or {})
         self.debiasing = dict(debiasing or {})
         self.steering = dict(steering or {})
+        self.quantiles = dict(quantiles or {})
         self.provenance = dict(provenance or {})
         kwargs.pop("auto_map", None)  # of the folder it was read from; another may have no such file
         # One score: consumers that build a head from the config must not apply a softmax or count two labels.

@@ -38,7 +38,7 @@ from transformers.utils import ModelOutput, cached_file
 _VERSION = tuple(int(part) for part in transformers.__version__.split(".")[:2])
 _HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 # Transformers 4 takes names of parameters only; there the transform stays in float32 since it was made so.
-_HEADS = ["regression_layer", "gating", *(["reward_transform_matrix"] if _VERSION >= (5, 0) else [])]
+_HEADS = ["regression_layer", "gating", "quantile_layer", *(["reward_transform_matrix"] if _VERSION >= (5, 0) else [])]
 # Ids from the gate to the start of the reply, for configs that do not say: those of the published models.
 _GATE_PATTERNS = {"llama": [128009, 128006, 78191, 128007, 271], "gemma2": [107, 108, 106, 2516, 108]}
 
@@ -53,6 +53,7 @@ class ArmoRMConfig(PretrainedConfig):
         regression_bias: whether rewards have an intercept.
         gate_pattern: ids from the gate to the start of the reply.
         steering: `multiply`, a factor by objective, and `drop`, a list of objectives.
+        quantiles: `objectives` and `levels` of the quantile heads, which are loaded and saved; armorm reads them out.
     """
 
     model_type = "armorm"
@@ -72,6 +73,7 @@ class ArmoRMConfig(PretrainedConfig):
         regression_bias: bool = False,
         gate_pattern: list[int] | None = None,
         steering: dict[str, Any] | None = None,
+        quantiles: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         if isinstance(backbone_config, dict):
@@ -85,6 +87,7 @@ class ArmoRMConfig(PretrainedConfig):
         self.regression_bias = regression_bias
         self.gate_pattern = list(gate_pattern or [])
         self.steering = dict(steering or {})
+        self.quantiles = dict(quantiles or {})
         kwargs = {"num_labels": 1, "problem_type": "regression", "pad_token_id": None, **kwargs}
         if _VERSION < (4, 56):
             if "dtype" in kwargs:  # a field of that name would swallow the argument of `from_pretrained`
@@ -170,6 +173,10 @@ class RewardModel(PreTrainedModel):
         self.regression_layer = nn.Linear(d, k, bias=bias, dtype=torch.float32)
         self.register_buffer("reward_transform_matrix", torch.eye(k, dtype=torch.float32))
         self.steering_factors = steering_factors(config)
+        quantiles = getattr(config, "quantiles", None)
+        if quantiles:
+            rows = len(quantiles["objectives"]) * len(quantiles["levels"])
+            self.quantile_layer = nn.Linear(d, rows, dtype=torch.float32)
         self.gating = Gate([d, *[config.gating_hidden_dim] * config.gating_n_hidden, k], config.gating_temperature)
         self.post_init()
 

@@ -143,6 +143,8 @@ def obstacles(config: ArmoRMConfig) -> list[str]:
         found.append("its rewards have an intercept, the layout has none")
     if config.steering:
         found.append("it is steered, the layout has no place for that")
+    if config.quantiles:
+        found.append("it has quantile heads, the layout has no place for them")
     return found
 
 

@@ -39,11 +39,13 @@ from armorm.features.store import FeatureStore
 from armorm.files import plain, read_arrays, write_arrays, write_json, write_text
 from armorm.heads.debias import Debiasing, correlation, fit_debiasing, no_debiasing
 from armorm.heads.gating import GateReport, GateSettings, GatingNetwork, RewardPairs, fit_gate
+from armorm.heads.joint import JointPairs
 from armorm.heads.regression import RegressionHead, RegressionReport, fit_regression, fold_of
 from armorm.model.configuration import ArmoRMConfig
 from armorm.model.modeling import ArmoRMForSequenceClassification
 from armorm.progress import progress
 from armorm.reward_model import ArmoRM
+from armorm.training.beyond import joint_head, joint_stage, pair_coefficients, quantile_stage
 from armorm.training.card import model_card
 from armorm.training.plan import TrainingData, plan
 from armorm.training.recipe import Recipe
@@ -155,9 +157,23 @@ class _Run:
         reference = self._reference_conversations(table, train_rows, corpus)
         reference_rewards = served(reference)
         debiasing = self._debiasing(reference, reference_rewards, names)
+        extra: dict[str, Any] = {}
+        if recipe.joint is not None:
+            stage_1 = (head, rated[train_rows], mapped[train_rows], folds[train_rows])
+            head, extra["joint"] = self._joint(stage_1, pairs, served, debiasing, corpus, key)
+            # From here on `served` gives the joint heads' rewards, out of fold for the pairs' prompts as well.
+            trained_prompts |= {pair.prompt_key for pair in pairs}
+            key = f"{key} joint"
+            reference_rewards = served(reference)
+            debiasing = self._debiasing(reference, reference_rewards, names)
         network, gate_report = self._gate(pairs, served, debiasing, corpus, key)
 
         model = self._assemble(backbone, table, head, debiasing, network, reference, reference_rewards, corpus)
+        if recipe.quantiles is not None:
+            rewards = head.predict_out_of_fold(rated[train_rows], folds[train_rows])
+            extra["quantiles"] = self._quantiles(
+                model, rated[train_rows], mapped[train_rows], rewards, folds[train_rows], names, key
+            )
         metrics = {
             "recipe": {"name": recipe.name, "hash": recipe.hash},
             "armorm_version": armorm.__version__,
@@ -177,6 +193,7 @@ class _Run:
             "regression": [asdict(report) for report in head.reports],
             "debiasing": self._debiasing_figures(debiasing, table, test_rows, corpus, head, names),
             "gate": asdict(gate_report),
+            **extra,
             "evaluation": self._evaluation(model, table, test_rows, corpus, debiasing),
         }
         self._write(model, metrics, corpus)
@@ -311,6 +328,56 @@ class _Run:
         )
         network.load_state_dict({name: torch.from_numpy(array) for name, array in arrays.items()})
         return network.eval(), GateReport(**report)
+
+    def _joint(
+        self,
+        stage_1: tuple[RegressionHead, np.ndarray, np.ndarray, np.ndarray],
+        pairs: list[PreferencePair],
+        served: Callable[[Sequence[Conversation]], np.ndarray],
+        debiasing: Debiasing,
+        corpus: _Corpus,
+        key: str,
+    ) -> tuple[RegressionHead, Any]:
+        """Heads trained on ratings and pairs together, from the coefficients that a first gate gives the pairs."""
+        recipe = self.recipe
+        assert recipe.joint is not None
+        section = recipe.joint
+
+        def compute() -> tuple[dict[str, np.ndarray], Any]:
+            network, _ = self._gate(pairs, served, debiasing, corpus, key)
+            chosen, rejected = (corpus.indices([getattr(p, side) for p in pairs]) for side in ("chosen", "rejected"))
+            features = corpus.features
+            joint_pairs = JointPairs(
+                features.response[chosen] - features.response[rejected],
+                pair_coefficients(network, debiasing, features.prompt[features.prompt_index[chosen]]),
+                np.array([fold_of(pair.prompt_key, recipe.regression.folds) for pair in pairs]),
+            )
+            return joint_stage(*stage_1, joint_pairs, section, recipe.regression.intercept)
+
+        arrays, report = _kept(self.work / "joint.safetensors", key, compute)
+        return joint_head(stage_1[0], arrays), report
+
+    @torch.no_grad()
+    def _quantiles(
+        self,
+        model: ArmoRM,
+        features: np.ndarray,
+        ratings: np.ndarray,
+        rewards: np.ndarray,
+        folds: np.ndarray,
+        names: list[str],
+        key: str,
+    ) -> Any:
+        """Fit quantile heads and put them into the model, beside the score."""
+        section = self.recipe.quantiles
+        assert section is not None
+        arrays, report = _kept(
+            self.work / "quantiles.safetensors",
+            key,
+            lambda: quantile_stage(features, ratings, rewards, folds, names, section),
+        )
+        model.model.add_quantiles(report["objectives"], report["levels"], arrays["weight"], arrays["bias"])
+        return report
 
     # --- model and figures -----------------------------------------------------------------------
 

@@ -138,11 +138,11 @@ def _references(results: Results) -> list[str]:
     figures, table = results["references"]["figures"], results["references"]["table"]
     lines = []
     for name in ("all rating rows", "all rating rows, within prompts", "both sides of the pairs"):
-        left = table[name]["left"]
+        left, before = table[name]["left"], table["none"]["left"]
         worst = max(left, key=lambda place: left[place])
         lines.append(
-            f"Debiased on {name}: mean |Spearman| left there or nearest to it "
-            f"{number(left.get(name, left['all rating rows']), 2)}, at most {number(left[worst], 2)} (on {worst})."
+            f"Debiased on {name}: the most that is left anywhere is {number(left[worst], 2)}, on {worst}, where it was "
+            f"{number(before[worst], 2)}."
         )
     told = [
         f"{name} ({difference(entry['against'][OWN])}, p {_p(entry['against'][OWN]['p'])})"

@@ -107,7 +107,7 @@ def _references(table: Mapping[str, Any]) -> Figure:
     axis.set_yticks(range(len(choices)), choices)
     axis.tick_params(length=0, labelsize=8)
     axis.set_ylabel("reference data", fontsize=8)
-    axis.set_title("mean |Spearman| of debiased rewards with predicted length, measured on", fontsize=8)
+    figure.suptitle("mean |Spearman| of debiased rewards\nwith predicted length, by where it is measured", fontsize=8)
     return figure
 
 

@@ -51,7 +51,7 @@ def show(results: Results) -> None:
     for table in tables(results).values():
         printed = Printed(title=table.title, title_justify="left", box=None, pad_edge=False, header_style="bold")
         for place, name in enumerate(table.columns):
-            printed.add_column(name, justify="right" if place else "left", no_wrap=True)
+            printed.add_column(name, justify="right" if place else "left", no_wrap=not place, overflow="fold")
         for row in table.rows:
             printed.add_row(*row)
         console.print(printed)

@@ -24,13 +24,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import armorm
 import numpy as np
+
+import armorm
 from ablations import findings, studies, tables
 from ablations.corpus import load
 from ablations.measuring import measure, measure_domains
 from ablations.methods import Bench, compare
-
 from armorm import Recipe
 from armorm.files import plain, write_json
 from armorm.heads.regression import RegressionHead

@@ -127,7 +127,8 @@ def load(recipe: Recipe, store: Path, train_rows: int | None, benchmark_pairs: i
 
     Args:
         store: folder of stores; one a backbone.
-        train_rows: about how many training rows of each rated set, and pairs of each preference set, to keep; None for all.
+        train_rows: about how many training rows of each rated set, and training pairs of each preference set, to
+            keep; None for all.
         benchmark_pairs: about how many pairs of each benchmark to keep.
     """
     if recipe.debias is None:
@@ -203,7 +204,7 @@ def load(recipe: Recipe, store: Path, train_rows: int | None, benchmark_pairs: i
 
 
 def selected(data: TrainingData, train_rows: int | None, benchmark_pairs: int | None) -> TrainingData:
-    """The same data with fewer training rows and pairs of each set, and fewer pairs of each benchmark; tests stay whole."""
+    """The same data with fewer training rows and pairs of each set and fewer benchmark pairs; tests stay whole."""
     table = data.table
     by_set: dict[str, list[int]] = {}
     for row in data.train_rows:

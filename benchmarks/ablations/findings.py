@@ -17,7 +17,6 @@ from typing import Any
 from ablations.measuring import LONGER, OWN
 from ablations.pictures import draw
 from ablations.tables import WAYS, difference, number, probability, spread, tables
-
 from armorm.files import write_text
 
 Results = Mapping[str, Any]
@@ -83,8 +82,8 @@ def _setting(results: Results) -> list[str]:
         lines.append(f"Not the recipe as it stands: {', '.join(f'`{change}`' for change in setting['changed'])}.")
     if setting["train_rows_of_each_set"]:
         lines.append(
-            f"Not the whole data: about {setting['train_rows_of_each_set']:,} training rows of each rated set and pairs "
-            "of each preference set (whole prompts, chosen by their content)."
+            f"Not the whole data: about {setting['train_rows_of_each_set']:,} training rows of each rated set and "
+            "pairs of each preference set (whole prompts, chosen by their content)."
         )
     if setting["pairs_of_each_benchmark"]:
         lines.append(f"About {setting['pairs_of_each_benchmark']:,} pairs of each benchmark (whole prompts).")
@@ -150,8 +149,8 @@ def _references(results: Results) -> list[str]:
         if "against" in entry and entry["against"][OWN]["p"] is not None and entry["against"][OWN]["p"] < 0.05
     ]
     lines.append(
-        "Choices whose accuracy on the own sets differs from that of all rating rows (p < 0.05, not corrected for their "
-        f"number): {'; '.join(told) if told else 'none'}."
+        "Choices whose accuracy on the own sets differs from that of all rating rows (p < 0.05, not corrected for "
+        f"their number): {'; '.join(told) if told else 'none'}."
     )
     picks = {name: entry[LONGER]["value"] for name, entry in figures.items()}
     low, high = min(picks, key=lambda n: picks[n]), max(picks, key=lambda n: picks[n])
@@ -196,7 +195,8 @@ def _joint(results: Results) -> list[str]:
     before, after = ([part[n]["spearman"] for n in part] for part in (joint["stage_1"], joint["joint"]))
     return [
         f"Chosen weight of the pair loss: {report['pair_weight']:g}; held-out pair loss {report['losses'][0]:.4f} -> "
-        f"{report['losses'][place]:.4f}, mean held-out R² {report['mean_r2'][0]:.3f} -> {report['mean_r2'][place]:.3f}.",
+        f"{report['losses'][place]:.4f}, mean held-out R² {report['mean_r2'][0]:.3f} -> "
+        f"{report['mean_r2'][place]:.3f}.",
         f"Gate on joint heads against the gate on stage 1, own sets: "
         f"{verdict(figures['joint heads, gate']['against'][OWN])}.",
         f"Mean Spearman of predicted ratings on test rows: {sum(before) / max(len(before), 1):.3f} -> "
@@ -212,8 +212,8 @@ def _quantiles(results: Results) -> list[str]:
     for interval in next(iter(found.values()))["quantile heads"]["coverage"] if found else ():
         inside = [entry["quantile heads"]["coverage"][interval] for entry in found.values()]
         lines.append(
-            f"Intervals of {interval}: they hold {min(inside):.0%} to {max(inside):.0%} of held-out ratings, by objective "
-            f"({len(found)} with at least 100 test rows)."
+            f"Intervals of {interval}: they hold {min(inside):.0%} to {max(inside):.0%} of held-out ratings, by "
+            f"objective ({len(found)} with at least 100 test rows)."
         )
     varying = [name for name, entry in found.items() if entry["penalty"] is not None]
     lines.append(f"A spread that depends on the response was worth having for: {', '.join(varying) or 'no objective'}.")
@@ -223,6 +223,7 @@ def _quantiles(results: Results) -> list[str]:
             lines.append(f"Pinball loss against {way}: {min(gains):+.1%} to {max(gains):+.1%} less.")
     ahead = [n for n, e in found.items() if e["spearman"]["mean of quantiles"] > e["spearman"]["reward"]]
     lines.append(
-        f"As a reward, the mean of the quantiles is ahead of the ridge reward (Spearman) in {len(ahead)} of {len(found)}."
+        f"As a reward, the mean of the quantiles is ahead of the ridge reward (Spearman) in {len(ahead)} of "
+        f"{len(found)}."
     )
     return lines

@@ -14,8 +14,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from ablations.methods import Bench
 
+from ablations.methods import Bench
 from armorm.evaluation.cells import Cells, Figure, by_group, mean_figure, mean_of
 from armorm.evaluation.resampling import MIN_PROMPTS, Clusters, differences, intervals, value_of
 
@@ -65,9 +65,7 @@ def measure(bench: Bench, margins: Mapping[str, np.ndarray], against: str) -> di
         }
         if name != against:
             found = differences(wanted, measured[name], measured[against], clusters)
-            entry["against"] = {
-                d.name: {"difference": d.difference, "interval": d.interval, "p": d.p} for d in found
-            }
+            entry["against"] = {d.name: {"difference": d.difference, "interval": d.interval, "p": d.p} for d in found}
         table[name] = entry
     return table
 

@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+
 from ablations.corpus import Corpus, Pairs
 from ablations.published import fit_published
-
 from armorm.heads.bradley_terry import fit_bradley_terry
 from armorm.heads.debias import Debiasing, fit_debiasing, no_debiasing
 from armorm.heads.gating import GateReport, GateSettings, GatingNetwork, RewardPairs, fit_gate
@@ -163,7 +163,9 @@ class Bench:
         )
 
 
-def compare(bench: Bench, seeds: Sequence[int], published_steps: int) -> tuple[dict[str, np.ndarray], dict[str, object]]:
+def compare(
+    bench: Bench, seeds: Sequence[int], published_steps: int
+) -> tuple[dict[str, np.ndarray], dict[str, object]]:
     """Margins (seeds, e) of every way to weigh the objectives, and what is worth saying of their training."""
     corpus, raw = bench.corpus, no_debiasing(len(bench.names))
     rewards, margins, notes = bench.rewards, {}, {}
@@ -174,7 +176,7 @@ def compare(bench: Bench, seeds: Sequence[int], published_steps: int) -> tuple[d
             {"accuracy": r.accuracy, "entropy": r.mean_entropy, "scale": r.logit_scale, "best_step": r.best_step}
             for _, r in fits
         ]
-        network, report = bench.gate(rewards, debiasing, constant=True)
+        network, _ = bench.gate(rewards, debiasing, constant=True)
         margins[f"fixed weights{suffix}"] = bench.gated(network, rewards, debiasing, constant=True)[None]
         notes[f"fixed weights{suffix}"] = dict(
             zip(bench.names, bench.weights(network, np.array([0]), True)[0].tolist(), strict=True)

@@ -12,10 +12,10 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
-from ablations.measuring import LONGER
-from ablations.studies import QUANTILE_LEVELS
 from matplotlib.figure import Figure
 
+from ablations.measuring import LONGER
+from ablations.studies import QUANTILE_LEVELS
 from armorm.files import write_whole
 
 INK, FAINT, BLUE, ORANGE = "#222222", "#bbbbbb", "#2166ac", "#d6604d"

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+
 from ablations.corpus import Rated
 from ablations.methods import Bench
-
 from armorm.evaluation.metrics import within_prompt_accuracy
 from armorm.heads.bradley_terry import fit_bradley_terry
 from armorm.heads.debias import no_debiasing, spearman

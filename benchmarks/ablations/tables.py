@@ -10,10 +10,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ablations.measuring import LONGER, OWN
-from ablations.studies import INTERVALS
 from rich.console import Console
 from rich.table import Table as Printed
+
+from ablations.measuring import LONGER, OWN
+from ablations.studies import INTERVALS
 
 Results = Mapping[str, Any]
 

@@ -63,7 +63,7 @@ class ScoreBatch:
         rejected: (index, reason) of each conversation that was not scored.
         truncated: index of each conversation that lost the beginning of its prompt to the length limit.
         uncertainty: (n, k) epistemic standard deviation, or None where the model carries none.
-        quantiles: (n, k, q) of each rating, mapped scale, ascending; NaN for objectives without, None for a model without.
+        quantiles: (n, k, q) of each rating, mapped scale, ascending; NaN for objectives without, None where none has.
         quantile_levels: (q,) between 0 and 1.
     """
 

@@ -105,6 +105,8 @@ def test_a_small_ablation_fills_the_page(measured):
 def test_the_published_gate_is_uniform_weights_on_real_features(measured):
     results = json.loads((measured[0] / "ablation.json").read_text())
     figures = results["methods"]["figures"]
-    published, uniform = (figures[n]["own sets"]["value"] for n in ("published script", "uniform weights, not debiased"))
+    published, uniform = (
+        figures[n]["own sets"]["value"] for n in ("published script", "uniform weights, not debiased")
+    )
     assert published == uniform
     assert results["methods"]["notes"]["published script"]["furthest_weight_from_half"] < 1e-6

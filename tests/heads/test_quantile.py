@@ -40,7 +40,7 @@ def test_the_share_below_a_quantile_counts_part_of_a_cell():
 
 def test_quantiles_follow_a_spread_that_depends_on_the_response():
     features, ratings, folds = rated()
-    head, rewards = fitted(features, ratings, folds)
+    head, _ = fitted(features, ratings, folds)
     assert head.reports[0].loss < 0.98 * head.reports[0].constant_loss
     fresh, _, _ = rated(seed=1)
     quantiles = head.predict(fresh, 0.3 * fresh[:, :1])[:, 0]

@@ -183,9 +183,7 @@ class ArmoRMForSequenceClassification(PreTrainedModel):
         return (model, report) if wants_report else model  # type: ignore[return-value]  # as transformers has it
 
     @torch.no_grad()
-    def add_quantiles(
-        self, objectives: list[str], levels: list[float], weight: np.ndarray, bias: np.ndarray
-    ) -> None:
+    def add_quantiles(self, objectives: list[str], levels: list[float], weight: np.ndarray, bias: np.ndarray) -> None:
         """Put quantile heads beside the score.
 
         Args:

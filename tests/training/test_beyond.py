@@ -71,6 +71,14 @@ def test_the_heads_were_trained_jointly(run, small_run):
     assert report["losses"][report["pair_weights"].index(report["pair_weight"])] == min(report["losses"])
 
 
+def test_the_card_says_what_they_brought(run):
+    card, metrics = (run / "README.md").read_text(), json.loads((run / "metrics.json").read_text())
+    row = next(line for line in card.splitlines() if line.startswith("| market-overall | 0") and line.count("|") == 5)
+    head = next(h for h in metrics["quantiles"]["heads"] if h["objective"] == "market-overall")
+    assert row == "| market-overall | " + " | ".join(f"{share:.3f}" for share in head["below"]) + " | "
+    assert f"pair loss {metrics['joint']['losses'][0]:.4f} ->" in card
+
+
 def test_a_run_with_them_resumes_to_the_same_model(run, small_run, tmp_path):
     before = (run / "model.safetensors").read_bytes()
     (run / "work" / "gate.safetensors").unlink()

@@ -15,6 +15,7 @@ import numpy as np
 
 from armorm.backbone.decoder import Backbone
 from armorm.backbone.overflow import encode_rows
+from armorm.backbone.template import EncodedConversation
 from armorm.conversation import Conversation
 from armorm.data.computed import computed_objective, measure
 from armorm.data.preferences import PreferencePair
@@ -141,7 +142,7 @@ def load(recipe: Recipe, store: Path, train_rows: int | None, benchmark_pairs: i
     with progress("tokens", len(unique), "conversations") as advance:
         encoded = encode_rows(backbone.template, unique, section.max_length, section.overflow, advance).rows
     row_of: dict[str, int] = {}
-    kept = []
+    kept: list[EncodedConversation] = []
     for conversation, row in zip(unique, encoded, strict=True):
         if row is not None:
             row_of[conversation.key] = len(kept)

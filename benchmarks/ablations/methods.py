@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -165,10 +166,12 @@ class Bench:
 
 def compare(
     bench: Bench, seeds: Sequence[int], published_steps: int
-) -> tuple[dict[str, np.ndarray], dict[str, object]]:
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Margins (seeds, e) of every way to weigh the objectives, and what is worth saying of their training."""
     corpus, raw = bench.corpus, no_debiasing(len(bench.names))
-    rewards, margins, notes = bench.rewards, {}, {}
+    rewards = bench.rewards
+    margins: dict[str, np.ndarray] = {}
+    notes: dict[str, Any] = {}
     for suffix, debiasing in (("", bench.debiasing), (", not debiased", raw)):
         fits = [bench.gate(rewards, debiasing, seed=seed) for seed in seeds]
         margins[f"gate{suffix}"] = np.stack([bench.gated(network, rewards, debiasing) for network, _ in fits])

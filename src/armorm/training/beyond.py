@@ -55,7 +55,8 @@ def joint_stage(
 
 def joint_head(head: RegressionHead, arrays: dict[str, np.ndarray]) -> RegressionHead:
     """Stage 1's head with the weights of the joint stage."""
-    return replace(head, **{name: arrays[name].astype(np.float64) for name in _HEAD_ARRAYS})
+    wide: dict[str, Any] = {name: arrays[name].astype(np.float64) for name in _HEAD_ARRAYS}
+    return replace(head, **wide)
 
 
 def quantile_stage(

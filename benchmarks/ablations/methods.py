@@ -164,9 +164,7 @@ class Bench:
         )
 
 
-def compare(
-    bench: Bench, seeds: Sequence[int], published_steps: int
-) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+def compare(bench: Bench, seeds: Sequence[int], published_steps: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Margins (seeds, e) of every way to weigh the objectives, and what is worth saying of their training."""
     corpus, raw = bench.corpus, no_debiasing(len(bench.names))
     rewards = bench.rewards

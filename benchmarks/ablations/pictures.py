@@ -7,6 +7,7 @@ Out: methods.svg, weights.svg, references.svg, quantiles.svg.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from ablations.studies import QUANTILE_LEVELS
 from armorm.files import write_whole
 
 INK, FAINT, BLUE, ORANGE = "#222222", "#bbbbbb", "#2166ac", "#d6604d"
-STYLE = {
+STYLE: Any = {
     "svg.hashsalt": "armorm",
     "svg.fonttype": "path",
     "font.size": 9,
@@ -44,7 +45,7 @@ def draw(folder: Path, results: Mapping[str, Any]) -> list[Path]:
         paths = []
         for name, figure in made.items():
             path = folder / f"{name}.svg"
-            write_whole(path, lambda place, figure=figure: _save(figure, place))
+            write_whole(path, partial(_save, figure))
             paths.append(path)
     return paths
 

@@ -37,7 +37,8 @@ def gate_forms(bench: Bench, seeds: Sequence[int]) -> tuple[dict[str, np.ndarray
         "3 hidden layers": {"hidden_layers": 3},
         "2 hidden layers, temperature 1": {"hidden_layers": 2, "temperature": 1.0},
     }
-    margins, notes = {}, {}
+    margins: dict[str, np.ndarray] = {}
+    notes: dict[str, Any] = {}
     for name, changes in forms.items():
         constant = bool(changes.get("constant"))
         runs = []
@@ -66,7 +67,7 @@ def references(bench: Bench) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         "both sides of the pairs": (responses, both),
         **{name: (rewards.reference[rows], corpus.train.prompts[rows]) for name, rows in places.items()},
     }
-    choices: dict[str, tuple[str, dict[str, str]]] = {name: (name, {}) for name in on}
+    choices: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in on}
     choices["all rating rows, within prompts"] = ("all rating rows", {"level": "within_prompt"})
     choices["all rating rows, Pearson"] = ("all rating rows", {"metric": "pearson"})
     margins: dict[str, np.ndarray] = {}
@@ -136,8 +137,8 @@ def ratings_against_pairs(bench: Bench) -> dict[str, Any]:
             ("pairs across prompts", _pairs_across(rated, column, len(within))),
         ):
             held_out = held_out_prompts(rated.prompts[chosen[:, 0]].tolist(), HELD_OUT_PAIRS)
-            sides = [corpus.responses(rated.rows[chosen[:, side]]) for side in (0, 1)]
-            predictions[label] = features @ fit_bradley_terry(*sides, held_out)
+            better, worse = (corpus.responses(rated.rows[chosen[:, side]]) for side in (0, 1))
+            predictions[label] = features @ fit_bradley_terry(better, worse, held_out)
         for label, prediction in predictions.items():
             accuracy, count = within_prompt_accuracy(prediction, truth, prompts)
             entry[label] = {"spearman": spearman(prediction, truth), "within_prompt": accuracy}

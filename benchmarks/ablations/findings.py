@@ -21,6 +21,12 @@ from armorm.files import write_text
 
 Results = Mapping[str, Any]
 PICTURES = "images/findings"
+CAPTIONS = {
+    "methods": "Accuracy of each method on each set, with intervals",
+    "references": "Correlation with length that each reference leaves in each set",
+    "weights": "Mean gating weight of each objective, by source",
+    "quantiles": "Share of held-out ratings below each quantile",
+}
 
 
 def write(page: Path, results: Results) -> None:
@@ -29,9 +35,13 @@ def write(page: Path, results: Results) -> None:
     Raises:
         SystemExit: for a mark that nothing belongs to.
     """
-    draw(page.parent / PICTURES, results)
+    drawn = {path.stem for path in draw(page.parent / PICTURES, results)}
     parts = {name: table.markdown() for name, table in tables(results).items()}
     parts |= {f"{name}_read": "\n".join(f"- {line}" for line in lines) for name, lines in sentences(results).items()}
+    parts |= {
+        f"{name}_picture": f"![{said}]({PICTURES}/{name}.svg)" if name in drawn else ""
+        for name, said in CAPTIONS.items()
+    }
     text = page.read_text(encoding="utf-8")
 
     def filled(found: re.Match[str]) -> str:

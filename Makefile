@@ -3,9 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-# Other versions of transformers, to test with; each takes all but a few packages from the main environment.
+# Other versions of transformers, and rewardbench with its own; each takes all but a few packages from the main environment.
 COMPAT := .venv-compat
-COMPAT_READY := $(COMPAT)/transformers-4.57/.ready $(COMPAT)/transformers-4.51/.ready
+COMPAT_READY := $(COMPAT)/transformers-4.57/.ready $(COMPAT)/transformers-4.51/.ready $(COMPAT)/rewardbench/.ready
 # TRL and quantisers, in an environment of their own; torch and the rest are those of $(VENV).
 INTEGRATIONS := $(COMPAT)/trl
 # What only the slow tests need: every extra, and a browser where the system's package manager can bring one.
@@ -37,14 +37,14 @@ test: $(READY)  ## The fast tests.
 	$(BIN)/python -m pytest
 
 # The packages of its own stand before the shared ones, which a path file adds at the end.
-$(COMPAT)/transformers-%/.ready: tests/compat/transformers-%.txt | $(READY)
+$(COMPAT)/%/.ready: tests/compat/%.txt | $(READY)
 	rm -rf $(@D)
 	$(BIN)/python -m venv $(@D)
 	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement $<
 	$(BIN)/python -c "$(PURELIB)" > $$($(@D)/bin/python -c "$(PURELIB)")/shared.pth
 	touch $@
 
-test-compat: $(READY) $(COMPAT_READY)  ## Self-contained models, and armorm, on older versions of transformers.
+test-compat: $(READY) $(COMPAT_READY)  ## Self-contained models, and armorm, on older versions of transformers; rewardbench.
 	$(BIN)/python -m pytest -m "slow or not slow" tests/compat
 
 test-full: $(READY) $(FULL) $(COMPAT_READY) $(INTEGRATIONS)/.ready  ## All tests, the slow ones and those of other environments too.
@@ -73,6 +73,9 @@ bench: $(READY)  ## The benchmarks; tables here, JSON under benchmarks/results/.
 	$(BIN)/python benchmarks/real_ratings.py
 	$(BIN)/python benchmarks/loading.py
 	$(BIN)/python benchmarks/serving.py
+
+docs: $(FULL)  ## The documentation site, strictly: build/site.
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 clean:  ## Remove what was built, not what was trained.
 	rm -rf $(VENV) $(COMPAT) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -2,13 +2,13 @@
 
     python benchmarks/evaluation.py --pairs 5000 --model armorm-tiny-rm
 
-Both score the same pairs with the same model. The loop is what people write first: each side of each pair
-through the model by itself. Printed are seconds, pairs per second, the ratio, the largest difference of a
-margin and how many decisions differ; JSON goes to benchmarks/results/. With `--loop` the loop may be
+Both score the same pairs with the same model. The loop is what people write first: the chat template, then each
+side of each pair through the model by itself. Printed are seconds, pairs per second, the ratio, the largest
+difference of a margin and how many decisions differ; JSON goes to benchmarks/results/. With `--loop` the loop may be
 kept to the first so many pairs, and its rate is taken from those.
 
 Pairs come from `preferences/alpacaeval.jsonl.gz` of the real sets (docs/data.md), or, without them, from the
-generated corpus.
+generated corpus; `--data` names others. How much is gained depends on how often responses and prompts repeat.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ from armorm.progress import progress
 from armorm.reward_model import ArmoRM
 
 
-def pairs_file(folder: Path, count: int) -> Path:
-    """The first pairs of the real set, or of the generated corpus, as one file."""
+def pairs_file(folder: Path, count: int, data: Path | None = None) -> tuple[Path, str]:
+    """The first pairs of a file, of the real set, or of the generated corpus, as one file; and the source's name."""
     root = Path(os.environ.get("ARMORM_DATA", "../shared/data"))
     real = root / "preferences" / "alpacaeval.jsonl.gz"
-    if real.exists():
-        source = real
+    if data is not None or real.exists():
+        source = data or real
     else:
         write_corpus(folder, generate(0), seed=0)
         source = folder / "choices.jsonl"
@@ -55,27 +55,33 @@ def pairs_file(folder: Path, count: int) -> Path:
                 break
             kept = {name: row.values[name] for name in ("prompt", "chosen", "rejected") if name in row.values}
             file.write(json.dumps(kept) + "\n")
-    return path
+    return path, source.name
 
 
 def loop_margins(rm: ArmoRM, path: Path, count: int) -> tuple[np.ndarray, float]:
     """Margins of the first pairs, one response after another, and the seconds that took; NaN where refused."""
     examples = load_pairs(find_sources([path])).examples[:count]
     margins = np.full(len(examples), np.nan)
+    longest = rm.model.config.limits.get("max_length") or np.inf
+
+    def score(messages: list[dict[str, Any]]) -> float:
+        ids = rm.tokenizer.apply_chat_template(messages, return_tensors="pt", return_dict=False)
+        return float(rm.model(input_ids=ids.to(rm.model.device)).score[0]) if ids.shape[1] <= longest else np.nan
+
     start = time.perf_counter()
-    with progress("loop", len(examples), "pairs") as advance:
+    with progress("loop", len(examples), "pairs") as advance, torch.inference_mode():
         for place, example in enumerate(examples):
-            sides = [rm.score([side], on_refused="skip").scores for side in example.conversations if side is not None]
-            if len(sides) == 2 and all(len(side) for side in sides):
-                margins[place] = float(sides[0][0]) - float(sides[1][0])
+            sides = [side.to_list() for side in example.conversations if side is not None]
+            if len(sides) == 2:
+                margins[place] = score(sides[0]) - score(sides[1])
             advance(1)
     return margins, time.perf_counter() - start
 
 
-def measure(model: str, count: int, loop: int, dtype: str) -> dict[str, Any]:
+def measure(model: str, count: int, loop: int, dtype: str, data: Path | None = None) -> dict[str, Any]:
     rm = ArmoRM.from_pretrained(model, dtype=dtype)
     with tempfile.TemporaryDirectory() as name:
-        path = pairs_file(Path(name), count)
+        path, source = pairs_file(Path(name), count, data)
         evaluate("pairs", rm, path, limit=16, resamples=10, quiet=True)  # warm up
         start = time.perf_counter()
         results = evaluate("pairs", rm, path, quiet=True)
@@ -86,6 +92,7 @@ def measure(model: str, count: int, loop: int, dtype: str) -> dict[str, Any]:
     rates = {"armorm": len(results.examples) / seconds, "loop": len(expected) / loop_seconds}
     return {
         "model": results.model,
+        "data": source,
         "pairs": len(results.examples),
         "conversations": results.counts["conversations"],
         "seconds": seconds,
@@ -132,10 +139,13 @@ def main() -> None:
     parser.add_argument("--model", default=EMBEDDED_REWARD_MODEL)
     parser.add_argument("--pairs", type=int, default=5000)
     parser.add_argument("--loop", type=int, default=None, help="pairs that the loop scores; all by default")
+    parser.add_argument("--data", type=Path, default=None, help="other pairs than those of alpacaeval")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/evaluation.json"))
     arguments = parser.parse_args()
-    results = measure(arguments.model, arguments.pairs, arguments.loop or arguments.pairs, arguments.dtype)
+    results = measure(
+        arguments.model, arguments.pairs, arguments.loop or arguments.pairs, arguments.dtype, arguments.data
+    )
     print_table(results)
     write_json(arguments.output, results)
     print(f"wrote {arguments.output}")

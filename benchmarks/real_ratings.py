@@ -93,7 +93,7 @@ def measure(recipe: Recipe, model: ArmoRM, store: Path) -> dict[str, Any]:
     features = extract(
         backbone,
         [kept[i] for i in test_index],
-        FeatureStore(store, fingerprint=backbone.fingerprint, hidden_size=backbone.hidden_size),
+        FeatureStore.of(store, backbone),
     )
     rewards = model.score_features(features).rewards
     names = model.objectives.names

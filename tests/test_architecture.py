@@ -14,7 +14,9 @@ MODULES = sorted(SOURCE.rglob("*.py"))
 # From the ground up; a module imports from its own floor and from those below.
 FLOORS = [
     {"version", "errors", "files", "progress", "embedded", "conversation", "objectives"},
-    {"attribution", "client", "explanation", "steering"},
+    {"attribution", "client", "pages", "steering"},
+    {"explanation"},
+    {"contrast"},
     {"data"},
     {"backbone"},
     {"features"},

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from armorm.explanation import Explanation, explain_row, signed_bar
+from armorm.conversation import Conversation
+from armorm.explanation import Explanation, explain_row, explanations_page, signed_bar
 from armorm.objectives import Objective
 
 NAMES = ["ultra-helpful", "beaver-harm", "code[style]", "verbosity"]
@@ -110,7 +111,7 @@ def test_the_dictionary_holds_everything_as_plain_json():
     for entry in (shown.to_dict(), explanation(reference={}).to_dict()):
         assert json.loads(json.dumps(entry, allow_nan=False)) == entry
     entry = shown.to_dict()
-    assert set(entry) == {"score", "normalised", "percentile", "shares", "model", "steered"}
+    assert set(entry) == {"score", "normalised", "percentile", "shares", "model", "steered", "score_std"}
     assert sum(share["contribution"] for share in entry["shares"]) == pytest.approx(entry["score"], abs=1e-12)
     assert entry["shares"][1]["name"] == "beaver-harm"
     assert entry["steered"] == {"multiply": {"verbosity": 2.0}, "drop": []}
@@ -207,8 +208,47 @@ def test_the_page_holds_the_table_in_colours_and_stands_alone():
         assert f"{share.contribution:+.4f}" in page
     positions = [page.index(share.name) for share in explanation().ranked]
     assert positions == sorted(positions)
-    assert re.search(r"color: #0?08000|color: #008000", page), "a bar for the better is green"
-    assert re.search(r"color: #800000", page), "a bar for the worse is red"
+    widths = [float(width) for width in re.findall(r'<i(?: class="minus")? style="--v:([0-9.]+)">', page)]
+    assert widths == pytest.approx([abs(share.relative) / 0.34 for share in explanation().ranked], abs=1e-3)
+    assert page.count('<i class="minus"') == 2, "bars for the worse go to the left"
+
+
+def test_the_page_shows_the_conversation_as_text():
+    conversation = Conversation.from_prompt("Is <b>this</b> bold?", "<script>alert(1)</script>")
+    page = explanation().to_html(conversation)
+    assert "Is &lt;b&gt;this&lt;/b&gt; bold?" in page
+    assert "<script>" not in page and "&lt;script&gt;alert(1)&lt;/script&gt;" in page
+
+
+def test_one_page_holds_several_explanations_and_is_one_document():
+    page = explanations_page([("row 1", explanation(), None), ("row 7", explanation(score=0.25), None)])
+    assert page.count("<!doctype html>") == page.count("</html>") == 1
+    assert page.index("row 1") < page.index("row 7") < page.index("+0.2500")
+
+
+# --- uncertainty and steering --------------------------------------------------------------------
+
+
+def test_uncertainty_stands_in_raw_units_beside_the_rating():
+    sure = np.array([0.1, 0.05, 0.02, 0.5])
+    shown = explanation(uncertainty=sure, score_std=0.125)
+    assert [share.uncertainty for share in shown.shares] == pytest.approx([0.4, 0.2, 0.2, 3.0])  # of 1..5, 0..4, 0..10
+    lines = lines_of(str(shown))
+    assert re.search(r"4\.20 +0\.40 +1\.\.5", lines["ultra-helpful"])
+    assert "± 0.1250" in str(shown).splitlines()[0]
+    assert "4.20±0.40" in lines_of(narrow(shown))["ultra-helpful"]
+    assert "± 0.40" in shown.to_html() and "± 0.125" in shown.to_html()
+    assert shown.to_dict()["shares"][1]["uncertainty"] == pytest.approx(0.2)
+    assert "±" not in str(explanation()) + explanation().to_html()
+
+
+def test_a_steered_explanation_says_how():
+    shown = explanation(steered={"multiply": {"verbosity": 2.0}, "drop": ["code[style]"]})
+    assert "steered: verbosity counts 2 times; code[style] is dropped" in str(shown)
+    assert "verbosity counts 2 times; code[style] is dropped." in shown.to_html()
+
+
+# --- names ---------------------------------------------------------------------------------------
 
 
 def test_names_are_text_on_the_page():

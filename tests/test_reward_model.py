@@ -260,6 +260,50 @@ def test_dropped_weight_is_shared_out_in_proportion(rm, batch):
     np.testing.assert_allclose(steered.gating_weights[:, others], expected, atol=1e-5)
 
 
+def test_a_pinned_objective_has_its_share_on_every_prompt_and_the_gate_shares_the_rest(rm, batch):
+    steered = rm.steer({"verbosity": 3.0}, pin={"code-style": 0.6}).score(CONVERSATIONS)
+    np.testing.assert_allclose(steered.gating_weights[:, 2], 0.6, atol=1e-6)
+    rest = batch.gating_weights * np.array([1.0, 1.0, 0.0, 3.0])
+    expected = 0.4 * rest / rest.sum(1, keepdims=True) + np.array([0, 0, 0.6, 0])
+    np.testing.assert_allclose(steered.gating_weights, expected, atol=1e-5)
+    np.testing.assert_allclose(steered.contributions.sum(1), steered.scores, atol=1e-5)
+
+
+def test_a_blend_is_part_gate_and_part_fixed_weights(rm, batch):
+    steered = rm.steer(blend={"share": 0.3, "weights": {"ultra-helpful": 3, "code-style": 1}}).score(CONVERSATIONS)
+    expected = 0.7 * batch.gating_weights + 0.3 * np.array([0.75, 0, 0.25, 0])
+    np.testing.assert_allclose(steered.gating_weights, expected, atol=1e-5)
+    np.testing.assert_allclose(steered.contributions.sum(1), steered.scores, atol=1e-5)
+    whole = rm.steer(pin={"ultra-helpful": 1.0}).score(CONVERSATIONS)
+    np.testing.assert_allclose(whole.gating_weights, np.tile([1.0, 0, 0, 0], (len(whole), 1)), atol=1e-6)
+    # "Make it all helpfulness": what is left is the one objective, debiased.
+    np.testing.assert_allclose(whole.scores, 1.7 * (batch.rewards[:, 0] - 0.4 * batch.rewards[:, 3]), atol=1e-5)
+
+
+@pytest.mark.parametrize("strength", [0.0, 0.5, 2.0])
+def test_the_strength_of_debiasing_scales_every_penalty(rm, batch, strength):
+    rm = rm.steer(debias_strength=strength)
+    steered = rm.score(CONVERSATIONS)
+    debiased = batch.rewards - strength * batch.rewards[:, 3:] * np.array(PENALTIES)
+    np.testing.assert_allclose(steered.scores, (batch.gating_output * debiased).sum(1), atol=1e-5)
+    np.testing.assert_allclose(steered.contributions.sum(1), steered.scores, atol=1e-5)
+    np.testing.assert_allclose(rm.transform, np.eye(4) - strength * np.outer([0, 0, 0, 1], PENALTIES), atol=1e-7)
+
+
+def test_every_kind_of_steering_is_saved_and_read_with_the_same_scores(rm, tmp_path):
+    steered = rm.steer(
+        {"verbosity": 2.0},
+        drop=["beaver-harm"],
+        pin={"code-style": 0.2},
+        blend={"share": 0.5, "weights": {"ultra-helpful": 1.0}},
+        debias_strength=0.5,
+    )
+    steered.save_pretrained(tmp_path)
+    read = ArmoRM.from_pretrained(tmp_path, dtype="float32", device="cpu")
+    assert read.model.config.steering == steered.model.config.steering
+    np.testing.assert_allclose(read.score(CONVERSATIONS).scores, steered.score(CONVERSATIONS).scores, atol=1e-5)
+
+
 def test_steering_leaves_the_original_alone(rm, batch):
     config = json.loads(rm.model.config.to_json_string())
     steered = rm.steer({"code-style": 9.0}, drop=["ultra-helpful"])

@@ -1,12 +1,18 @@
 """Put trained models into the package, where `armorm-tiny` and `armorm-tiny-rm` are read from.
 
-In:  a folder of `tools/train_armorm_tiny.py` with the corpus' sources.json; a run of `recipes/real-small.yaml` on it.
+In:  a folder of `tools/train_armorm_tiny.py` with the corpus' sources.json; a run of a recipe on it.
 Out: `src/armorm/embedded_models/armorm-tiny` (weights, tokenizer, config, card) and
      `src/armorm/embedded_models/armorm-tiny-rm` (heads, config, card): the backbone's weights stand once.
 
     python tools/embed_models.py backbone runs/tiny/armorm-tiny --sources runs/tiny/corpus/sources.json
     armorm train recipes/real-small.yaml --output runs/real
     python tools/embed_models.py reward-model runs/real
+
+or, fine-tuned with its heads (`finetuned.safetensors` beside the weights says on which prompts):
+
+    armorm train recipes/armorm-tiny.yaml --output runs/armorm-tiny
+    python tools/embed_models.py finetuned runs/armorm-tiny
+    python tools/embed_models.py reward-model runs/armorm-tiny --recipe recipes/armorm-tiny.yaml
 """
 
 from __future__ import annotations
@@ -20,6 +26,7 @@ from jinja2 import Environment, StrictUndefined
 from safetensors.torch import load_file, save_file
 
 from armorm.model.older_transformers import make_readable
+from armorm.training.finetuned import FILE, Finetuned
 
 TARGET = Path("src/armorm/embedded_models")
 BACKBONE_FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
@@ -68,6 +75,23 @@ English only. Rewards on it are good enough to see the method work and to test w
 do not judge responses that matter by them, and do not generate text with it.
 """
 
+_FINETUNING = """\
+## Fine-tuning
+
+The language model was then trained with linear rewards on the ratings of `recipes/armorm-tiny.yaml` \
+(`armorm train`, its `finetune` section): the masked squared error of {{ "{:,}".format(facts.rated_rows) }} rated responses to \
+{{ "{:,}".format(prompts) }} prompts of the training splits\
+{{ ", after " ~ "{:,}".format(facts.pairs) ~ " preference pairs" if facts.pairs else "" }}.
+`finetuned.safetensors` holds the keys of these prompts: training heads on this backbone leaves them out. Settings: \
+{{ settings }}. The figures below are those of the language model.
+
+| objective | ratings |
+|---|---|
+{% for name, count in facts.ratings.items() -%}
+| {{ name }} | {{ "{:,}".format(count) }} |
+{% endfor %}
+"""
+
 
 def embed_backbone(folder: Path, sources: Path) -> None:
     """Copy weights and tokenizer, and write the card from what training recorded."""
@@ -89,7 +113,29 @@ def embed_backbone(folder: Path, sources: Path) -> None:
     (target / "README.md").write_text(text)
 
 
-def embed_reward_model(run: Path) -> None:
+def embed_finetuned(run: Path) -> None:
+    """Put the fine-tuned weights of a run in the place of the language model's, and say so in the card."""
+    target, folder = TARGET / "armorm-tiny", run / "work" / "backbone"
+    record = Finetuned.read(folder)
+    if record is None:
+        raise SystemExit(f"{folder}: found no {FILE}, expected a fine-tuned backbone")
+    # (The tokenizer is the one that stands there: fine-tuning leaves it alone.)
+    for name in ("model.safetensors", FILE):
+        shutil.copyfile(folder / name, target / name)
+        (target / name).chmod(0o644)
+    section = Environment(undefined=StrictUndefined, keep_trailing_newline=True).from_string(_FINETUNING)
+    text = section.render(
+        facts=record.facts,
+        prompts=len(record.prompts),
+        settings=", ".join(f"{name} {value}" for name, value in record.facts["settings"].items()),
+    )
+    card = (target / "README.md").read_text()
+    before, mark, after = card.partition("## Figures")
+    before = before.partition("## Fine-tuning")[0]
+    (target / "README.md").write_text(f"{before}{text}\n{mark}{after}")
+
+
+def embed_reward_model(run: Path, recipe: Path) -> None:
     """Keep the heads and the config of a run; check that its backbone is the embedded one, bit for bit."""
     target = TARGET / "armorm-tiny-rm"
     target.mkdir(parents=True, exist_ok=True)
@@ -104,7 +150,7 @@ def embed_reward_model(run: Path) -> None:
     (target / "heads.safetensors").chmod(0o644)
     shutil.copyfile(run / "config.json", target / "config.json")
     card = (run / "README.md").read_text().replace("PATH/TO/THIS/FOLDER", "armorm-tiny-rm")
-    card = card.replace("recipe.yaml beside this file", "recipes/real-small.yaml of the repository")
+    card = card.replace("recipe.yaml beside this file", f"{recipe} of the repository")
     (target / "README.md").write_text(card)
 
 
@@ -114,10 +160,15 @@ if __name__ == "__main__":
     backbone = commands.add_parser("backbone")
     backbone.add_argument("folder", type=Path)
     backbone.add_argument("--sources", type=Path, default=Path("runs/tiny/corpus/sources.json"))
+    finetuned = commands.add_parser("finetuned")
+    finetuned.add_argument("run", type=Path)
     reward_model = commands.add_parser("reward-model")
     reward_model.add_argument("run", type=Path)
+    reward_model.add_argument("--recipe", type=Path, default=Path("recipes/real-small.yaml"), help="named in the card")
     arguments = parser.parse_args()
     if arguments.command == "backbone":
         embed_backbone(arguments.folder, arguments.sources)
+    elif arguments.command == "finetuned":
+        embed_finetuned(arguments.run)
     else:
-        embed_reward_model(arguments.run)
+        embed_reward_model(arguments.run, arguments.recipe)

@@ -147,9 +147,7 @@ def load(recipe: Recipe, store: Path, train_rows: int | None, benchmark_pairs: i
         if row is not None:
             row_of[conversation.key] = len(kept)
             kept.append(row)
-    folder = FeatureStore(
-        store / backbone.fingerprint[:16], fingerprint=backbone.fingerprint, hidden_size=backbone.hidden_size
-    )
+    folder = FeatureStore.of(store / backbone.fingerprint[:16], backbone)
     for number, group in enumerate(groups):  # in turn, so that a store that was stopped holds whole sets
         part = [kept[i] for i in dict.fromkeys(row_of[c.key] for c in group if c.key in row_of)]
         print(f"set {number + 1} of {len(groups)}: {len(part):,} conversations", file=sys.stderr, flush=True)

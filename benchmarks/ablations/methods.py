@@ -67,6 +67,7 @@ class Bench:
             self.names,
             alphas=recipe.regression.alphas,
             intercept=recipe.regression.intercept,
+            weights=recipe.regression.weights,
         )
         self.rewards = self.rewards_of(self.head, set(corpus.train.prompts.tolist()))
         self.debiasing = self.debias(self.rewards.reference)
@@ -96,7 +97,8 @@ class Bench:
         return fit_debiasing(reference, self.corpus.bias, metric=metric, level=level, groups=groups)  # type: ignore[arg-type]
 
     def settings(self, seed: int = 0, **changes: object) -> GateSettings:
-        return replace(GateSettings(**self.recipe.gating.model_dump(), seed=seed), **changes)  # type: ignore[arg-type]
+        own = self.recipe.gating.model_dump(exclude={"source_weights", "scale_rewards"})
+        return replace(GateSettings(**own, seed=seed), **changes)  # type: ignore[arg-type]
 
     def gate(
         self,
@@ -161,6 +163,7 @@ class Bench:
                 pairs.folds,
             ),
             intercept=self.recipe.regression.intercept,
+            weights=self.recipe.regression.weights,
         )
 
 

@@ -1,7 +1,7 @@
 """Explanation: one score, taken apart for a person.
 
 In:  the attribution of one conversation, the objectives, figures of the reference data.
-Out: `Explanation`: prints as a table with signed bars, `to_dict`, `to_html`.
+Out: `Explanation`: prints as a table with signed bars, `to_dict`, `to_html`; one page of several.
 
 What people see first is `relative`: each objective's contribution against a response of average
 rewards, signed, so that a bar to the right says what speaks for this response. The exact
@@ -11,7 +11,7 @@ contributions beside it sum to the score.
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -20,9 +20,13 @@ from rich.console import Console, ConsoleOptions, Group, RenderResult
 from rich.table import Table
 from rich.text import Text
 
+from armorm.conversation import Conversation
 from armorm.objectives import Objective
+from armorm.pages import render
+from armorm.steering import sentences
 
 _BAR, _SHORT_BAR = 24, 10
+_NAME = 20
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
 _RIGHT_EIGHTHS = " ▕▐█"
 
@@ -40,6 +44,7 @@ class ObjectiveShare:
         coefficient: weight of the reward in the score, after the transform.
         contribution: coefficient * reward.
         relative: coefficient * (reward - reference mean).
+        uncertainty: epistemic standard deviation of the rating, raw scale; None where the model carries none.
     """
 
     name: str
@@ -52,6 +57,7 @@ class ObjectiveShare:
     coefficient: float
     contribution: float
     relative: float
+    uncertainty: float | None = None
 
 
 @dataclass(frozen=True)
@@ -65,6 +71,7 @@ class Explanation:
         shares: one an objective, in the model's order.
         model: name of the model.
         steered: what was changed in its weighing, empty for none.
+        score_std: standard deviation of the score, None where the model carries none.
     """
 
     score: float
@@ -73,6 +80,7 @@ class Explanation:
     shares: list[ObjectiveShare]
     model: str = ""
     steered: Mapping[str, Any] | None = None
+    score_std: float | None = None
 
     @property
     def ranked(self) -> list[ObjectiveShare]:
@@ -83,11 +91,9 @@ class Explanation:
         """Everything as plain values."""
         return asdict(self)
 
-    def to_html(self) -> str:
-        """The printed table as one self-contained HTML page."""
-        console = Console(record=True, width=120, file=io.StringIO(), force_terminal=True)
-        console.print(self)
-        return console.export_html(inline_styles=True)
+    def to_html(self, conversation: Conversation | None = None) -> str:
+        """One self-contained page, with the text where a conversation is given."""
+        return explanations_page([("", self, conversation)])
 
     def __str__(self) -> str:
         console = Console(width=120, file=io.StringIO())
@@ -97,6 +103,7 @@ class Explanation:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         wide = options.max_width >= 112
+        unsure = any(share.uncertainty is not None for share in self.shares)
         table = Table(
             box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold", show_footer=True, footer_style="bold"
         )
@@ -104,9 +111,14 @@ class Explanation:
         def add_column(title: str, footer: str = "", **options: Any) -> None:
             table.add_column(title, footer, no_wrap=True, **options)
 
-        add_column("objective", "score")
+        longest = max(len(share.name) for share in self.shares)
+        ranges = wide or longest <= _NAME  # where they leave the sums their place
+        table.add_column("objective", "score", no_wrap=True, overflow="ellipsis", max_width=None if wide else 31)
         add_column("rating", justify="right")
-        add_column("of", style="dim")
+        if unsure and wide:
+            add_column("±", justify="right", style="dim")
+        if ranges:
+            add_column("of", style="dim")
         add_column("weight", justify="right")
         if wide:
             add_column("average", justify="right", style="dim")
@@ -117,12 +129,13 @@ class Explanation:
         add_column("contribution" if wide else "contr.", f"{self.score:+.4f}", justify="right")
         largest = max(abs(share.relative) for share in self.shares) or 1.0
         for share in self.ranked:
-            cells: list[Any] = [
-                Text(share.name),
-                f"{share.rating:.2f}",
-                f"{share.low:.3g}..{share.high:.3g}",
-                f"{share.weight:.1%}",
-            ]
+            cells: list[Any] = [Text(share.name), f"{share.rating:.2f}"]
+            if unsure and wide:
+                cells.append("" if share.uncertainty is None else f"{share.uncertainty:.2f}")
+            elif unsure and share.uncertainty is not None:
+                cells[-1] += f"±{share.uncertainty:.2f}"
+            cells += [f"{share.low:.3g}..{share.high:.3g}"] if ranges else []
+            cells.append(f"{share.weight:.1%}")
             if wide:
                 cells.append("" if share.average_weight is None else f"{share.average_weight:.1%}")
             cells += [
@@ -135,13 +148,32 @@ class Explanation:
 
     def _headline(self) -> Text:
         text = Text.assemble(("score ", "bold"), (f"{self.score:+.4f}", "bold cyan"))
+        if self.score_std is not None:
+            text.append(f" ± {self.score_std:.4f}")
         if self.normalised is not None:
             text.append(f"   {self.normalised:+.2f} standard deviations from the reference mean")
         if self.percentile is not None:
             text.append(f", above {self.percentile:.0f}% of reference responses")
         if self.steered:
             text.append("   (steered)", "yellow")
+            text.append(f"\nsteered: {'; '.join(sentences(self.steered))}", "yellow")
         return text
+
+
+def explanations_page(entries: Sequence[tuple[str, Explanation, Conversation | None]]) -> str:
+    """Explanations as one self-contained page.
+
+    Args:
+        entries: of each a label, the explanation, and the conversation where its text is to be shown.
+    """
+    return render(
+        "explanation",
+        entries=[
+            {"label": label, "shown": shown, "messages": list(conversation.messages) if conversation else []}
+            for label, shown, conversation in entries
+        ],
+        sentences=[sentences(shown.steered or {}) for _, shown, _ in entries],
+    )
 
 
 def signed_bar(value: float, width: int) -> Text:
@@ -173,10 +205,13 @@ def explain_row(
     reference: Mapping[str, Any],
     model: str = "",
     steered: Mapping[str, Any] | None = None,
+    uncertainty: np.ndarray | None = None,
+    score_std: float | None = None,
 ) -> Explanation:
     """The explanation of one scored row; arrays are (k,).
 
     Args:
+        uncertainty: standard deviations of the rewards, mapped scale.
         reference: as in `ArmoRMConfig.reference`; may be empty.
     """
     averages = reference.get("gating_weights") or [None] * len(objectives)
@@ -192,6 +227,7 @@ def explain_row(
             coefficient=float(coefficients[i]),
             contribution=float(contributions[i]),
             relative=float(relative[i]),
+            uncertainty=None if uncertainty is None else float(uncertainty[i]) * abs(objective.scale),
         )
         for i, objective in enumerate(objectives)
     ]
@@ -202,4 +238,4 @@ def explain_row(
         percentile = float(
             np.interp(score, reference["score_quantiles"], np.linspace(0, 100, len(reference["score_quantiles"])))
         )
-    return Explanation(score, normalised, percentile, shares, model, steered)
+    return Explanation(score, normalised, percentile, shares, model, steered, score_std)

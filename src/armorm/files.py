@@ -15,6 +15,18 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
+import yaml
+
+
+class UniqueKeys(yaml.SafeLoader):
+    """Safe YAML in which a key may stand once only."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        doubled = next((key for key in keys if keys.count(key) > 1), None)
+        if doubled is not None:
+            raise yaml.YAMLError(f"key {doubled!r} stands twice (line {node.start_mark.line + 1})")
+        return super().construct_mapping(node, deep)
 
 
 @contextmanager

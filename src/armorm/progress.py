@@ -24,6 +24,11 @@ def ignore(count: int) -> None:
     """An `Advance` for callers that show nothing."""
 
 
+def say(line: str) -> None:
+    """One line on standard error, about work that goes on."""
+    Console(stderr=True).print(line, highlight=False, markup=False, soft_wrap=True)
+
+
 @contextmanager
 def progress(description: str, total: int, unit: str = "rows") -> Iterator[Advance]:
     """Show how far a piece of work is.

@@ -14,10 +14,10 @@ is an error, or with `on_refused="skip"` listed with its reason, never a number.
 from __future__ import annotations
 
 import copy
-import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -27,20 +27,22 @@ import torch
 from armorm import attribution
 from armorm.backbone.decoder import Backbone, resolve_device, resolve_dtype, settle_dtype
 from armorm.backbone.overflow import encode_rows
+from armorm.contrast import Contrast, contrast
 from armorm.conversation import Conversation, ConversationLike
 from armorm.embedded import EMBEDDED_REWARD_MODEL, tokenizer_path
 from armorm.errors import CheckpointError, ConversationError
 from armorm.explanation import Explanation, explain_row
 from armorm.features.extract import BATCH_TOKENS, Features, extract
-from armorm.files import write_json
+from armorm.files import write_json, write_text
+from armorm.heads.uncertainty import Uncertainty
 from armorm.model.hub import files_to_send, require_repo_id, upload
-from armorm.model.modeling import ArmoRMForSequenceClassification
+from armorm.model.modeling import UNCERTAINTY, ArmoRMForSequenceClassification
 from armorm.model.older_transformers import make_readable
-from armorm.model.released import to_released
+from armorm.model.released import folded, to_released
 from armorm.model.self_contained import write_portable
 from armorm.objectives import ObjectiveSet
 from armorm.progress import progress
-from armorm.steering import steering_settings
+from armorm.steering import steering_settings, with_steering_note
 
 if TYPE_CHECKING:
     import pandas
@@ -51,7 +53,7 @@ class ScoreBatch:
     """Scores of n conversations over k objectives; all arrays float32 unless said otherwise.
 
     Attributes:
-        scores: (n,), normalised if that was asked for.
+        scores: (n,), normalised or lowered by their uncertainty if that was asked for.
         rewards: (n, k) predicted rewards, mapped scale.
         gating_weights: (n, k), each row sums to 1.
         gating_output: (n, k), weights times logit_scale.
@@ -62,7 +64,11 @@ class ScoreBatch:
         rows: (n,) int64, index of each scored conversation in what was given.
         rejected: (index, reason) of each conversation that was not scored.
         truncated: index of each conversation that lost the beginning of its prompt to the length limit.
-        uncertainty: (n, k) epistemic standard deviation, or None where the model carries none.
+        uncertainty: (n, k) epistemic standard deviation of the rewards, mapped scale; this and the next three are
+            None where the model carries none (`heads/uncertainty.py` says what each means).
+        predictive_std: (n, k) of one rating: what raters and features leave open included.
+        leverage: (n, k), how far the response lies from what each objective was rated on.
+        score_std: (n,) epistemic standard deviation of the plain score, the gate taken as fixed.
         quantiles: (n, k, q) of each rating, mapped scale, ascending; NaN for objectives without, None where none has.
         quantile_levels: (q,) between 0 and 1.
     """
@@ -79,6 +85,9 @@ class ScoreBatch:
     rejected: list[tuple[int, str]] = field(default_factory=list)
     truncated: list[int] = field(default_factory=list)
     uncertainty: np.ndarray | None = None
+    predictive_std: np.ndarray | None = None
+    leverage: np.ndarray | None = None
+    score_std: np.ndarray | None = None
     quantiles: np.ndarray | None = None
     quantile_levels: tuple[float, ...] = ()
 
@@ -86,7 +95,8 @@ class ScoreBatch:
         return len(self.scores)
 
     def to_pandas(self) -> pandas.DataFrame:
-        """One row a conversation: `score`, then `reward/X`, `weight/X`, `contribution/X` of each objective X."""
+        """One row a conversation: `score`, then `reward/X`, `weight/X`, `contribution/X` of each objective X; with
+        `score_std` and `uncertainty/X` where the model carries them."""
         import pandas
 
         columns: dict[str, np.ndarray] = {"score": self.scores}
@@ -94,8 +104,13 @@ class ScoreBatch:
             ("reward", self.rewards),
             ("weight", self.gating_weights),
             ("contribution", self.contributions),
+            ("uncertainty", self.uncertainty),
         ):
+            if values is None:
+                continue
             columns |= {f"{label}/{name}": values[:, i] for i, name in enumerate(self.names)}
+        if self.score_std is not None:
+            columns["score_std"] = self.score_std
         return pandas.DataFrame(columns, index=pandas.Index(self.rows, name="row"))
 
 
@@ -159,6 +174,12 @@ class ArmoRM:
         return self.model.config.objective_set
 
     @property
+    def transform(self) -> np.ndarray:
+        """T (k, k) float64 as it is applied, its steering included."""
+        transform: np.ndarray = self.model.transform().detach().cpu().double().numpy()
+        return transform
+
+    @property
     def reference(self) -> Mapping[str, Any]:
         """Figures of the reference data: score mean, standard deviation and quantiles, mean rewards and weights."""
         return self.model.config.reference
@@ -168,6 +189,7 @@ class ArmoRM:
         conversations: Sequence[ConversationLike],
         *,
         normalize: bool = False,
+        lower_confidence: float = 0.0,
         on_refused: Literal["error", "skip"] = "error",
         batch_tokens: int = BATCH_TOKENS,
     ) -> ScoreBatch:
@@ -176,12 +198,14 @@ class ArmoRM:
         Args:
             conversations: each a list of messages that ends with the assistant's reply.
             normalize: scores in standard deviations from the reference mean.
+            lower_confidence: epistemic standard deviations that are taken off each score, so that a policy gains
+                nothing by going where the heads have seen little; contributions stay those of the plain score.
             on_refused: what happens to a conversation that cannot be scored: an error, or an entry in `rejected`.
             batch_tokens: most tokens of a forward pass.
 
         Raises:
             ConversationError: naming the first conversation that cannot be scored, and why.
-            CheckpointError: where scores are to be normalised and the config holds no figures for it.
+            CheckpointError: where scores are to be normalised or lowered and the model holds no figures for it.
         """
         if normalize:
             self._reference_score()
@@ -209,7 +233,9 @@ class ArmoRM:
             description="scores",
         )
         rows = np.array([valid[i][0] for i in kept], np.int64)
-        batch = self.score_features(features, normalize=normalize, rows=rows, rejected=sorted(rejected))
+        batch = self.score_features(
+            features, normalize=normalize, lower_confidence=lower_confidence, rows=rows, rejected=sorted(rejected)
+        )
         return replace(batch, truncated=[valid[i][0] for i in encoded.truncated])
 
     @torch.inference_mode()
@@ -218,6 +244,7 @@ class ArmoRM:
         features: Features,
         *,
         normalize: bool = False,
+        lower_confidence: float = 0.0,
         rows: np.ndarray | None = None,
         rejected: Sequence[tuple[int, str]] = (),
     ) -> ScoreBatch:
@@ -230,10 +257,13 @@ class ArmoRM:
         quantiles = self.model.quantiles(output)
         rewards = output.rewards.cpu().double().numpy()
         gating_output = output.gating_output.cpu().double().numpy()
-        transform = self.model.reward_transform_matrix.cpu().double().numpy()
+        transform = self.transform
         coefficients = attribution.coefficients(gating_output, transform)
         means = np.array(self.reference.get("reward_means") or np.zeros(rewards.shape[1]))
         scores = output.score.cpu().numpy()
+        sureness = self._sureness(features.response, coefficients)
+        if lower_confidence:
+            scores = (scores - lower_confidence * self._required_score_std(sureness)).astype(np.float32)
         if normalize:
             mean, deviation = self._reference_score()
             scores = ((scores - mean) / deviation).astype(np.float32)
@@ -250,7 +280,59 @@ class ArmoRM:
             rejected=list(rejected),
             quantiles=None if quantiles is None else quantiles.cpu().numpy(),
             quantile_levels=tuple(self.model.config.quantiles.get("levels", ())),
+            **sureness,
         )
+
+    @cached_property
+    def uncertainty(self) -> Uncertainty | None:
+        """How sure rewards are, or None where the model carries nothing to say it by."""
+        settings = self.model.config.uncertainty
+        if not settings:
+            return None
+        buffers = {name.partition("_")[2]: getattr(self.model, name).cpu().numpy() for name in UNCERTAINTY}
+        return Uncertainty.from_settings(settings, buffers)
+
+    def _sureness(self, features: np.ndarray, coefficients: np.ndarray) -> dict[str, Any]:
+        """What `ScoreBatch` says of how sure it is; nothing where the model does not."""
+        if self.uncertainty is None:
+            return {}
+        leverage = self.uncertainty.leverage(features)
+        found = {
+            "uncertainty": self.uncertainty.epistemic_std(leverage),
+            "predictive_std": self.uncertainty.predictive_std(leverage),
+            "leverage": leverage,
+            "score_std": self.uncertainty.score_std(leverage, coefficients),
+        }
+        return {name: values.astype(np.float32) for name, values in found.items()}
+
+    def _required_score_std(self, sureness: Mapping[str, np.ndarray]) -> np.ndarray:
+        if not sureness:
+            raise CheckpointError(
+                f"{self.name}: the model carries no uncertainty to lower scores by; expected one trained with it"
+            )
+        return sureness["score_std"]
+
+    def intervals(self, batch: ScoreBatch, level: float = 0.8) -> np.ndarray:
+        """Intervals (n, k, 2), raw scale, that hold the share `level` of ratings by the source's raters.
+
+        They are cut to the objective's range (computed objectives excepted); NaN for objectives with fewer than five
+        levels, where an interval says nothing.
+
+        Args:
+            level: 0.5, 0.8 or 0.95.
+
+        Raises:
+            CheckpointError: where the model carries no intervals of that level.
+        """
+        factors = {} if self.uncertainty is None else self.uncertainty.conformal
+        if level not in factors or batch.predictive_std is None:
+            raise CheckpointError(f"{self.name}: no intervals of level {level}; there are {sorted(factors) or 'none'}")
+        half = factors[level] * batch.predictive_std
+        ends = np.sort(np.stack([self.objectives.to_raw(batch.rewards + side * half) for side in (-1, 1)], -1), -1)
+        for column, objective in enumerate(self.objectives):
+            if objective.compute is None:
+                ends[:, column] = np.clip(ends[:, column], objective.low, objective.high)
+        return ends
 
     def explain(self, conversation: ConversationLike) -> Explanation:
         """Take one score apart; the result prints as a table, and has `to_dict` and `to_html`."""
@@ -270,25 +352,53 @@ class ArmoRM:
                 reference=self.reference,
                 model=self.name,
                 steered=self.model.config.steering,
+                uncertainty=None if batch.uncertainty is None else batch.uncertainty[i],
+                score_std=None if batch.score_std is None else float(batch.score_std[i]),
             )
             for i in range(len(batch))
         ]
 
-    def steer(self, multiply: Mapping[str, float] | None = None, *, drop: str | Sequence[str] = ()) -> ArmoRM:
+    def compare(self, first: ConversationLike, second: ConversationLike) -> Contrast:
+        """Which of two responses to one prompt is better, and which objectives decide; prints as a table."""
+        conversations = [Conversation.from_messages(messages) for messages in (first, second)]
+        if conversations[0].prompt_key != conversations[1].prompt_key:
+            raise ConversationError("found two prompts, expected two responses to the same one")
+        same = conversations[0].key == conversations[1].key
+        shown = self.explanations(self.score(conversations[:1] if same else conversations))
+        return contrast(shown[0], shown[-1])
+
+    def steer(
+        self,
+        multiply: Mapping[str, float] | None = None,
+        *,
+        drop: str | Sequence[str] = (),
+        pin: Mapping[str, float] | None = None,
+        blend: Mapping[str, Any] | None = None,
+        debias_strength: float = 1.0,
+    ) -> ArmoRM:
         """A reward model that weighs the objectives otherwise; it shares the weights and says so in its config.
 
-        What is given counts from the gate as trained: it replaces an earlier steering.
+        What is given counts from the gate as trained: it replaces an earlier steering. A policy in a file is
+        `rm.steer(**armorm.steering.read_policy(path))`.
 
         Args:
             multiply: factor of the gating weight of each named objective, >= 0, before renormalising.
             drop: objectives whose weight is shared out among the others.
+            pin: share of the whole weight, the same on every prompt, of each named objective.
+            blend: `{"share": 0 to 1, "weights": {objective: weight}}`: that share of what is not pinned goes by fixed
+                weights instead of the gate's; by equal ones where none are given.
+            debias_strength: of the transform; 0 is before debiasing, 1 as trained.
 
         Raises:
-            SteeringError: for dropping an objective that others are debiased against, or all of them.
+            SteeringError: for a number out of its range, for dropping an objective that others are debiased against,
+                or all of them, for asking two things of one objective.
+            ObjectiveError: for an unknown objective.
         """
         config = copy.deepcopy(self.model.config)
         biases = config.debiasing.get("against", [])
-        config.steering = steering_settings(self.objectives, multiply or {}, drop, biases)
+        config.steering = steering_settings(
+            self.objectives, multiply, drop, biases, pin=pin, blend=blend, debias_strength=debias_strength
+        )
         steered = copy.copy(self)
         steered.model = self.model.with_config(config)
         return steered
@@ -306,7 +416,8 @@ class ArmoRM:
         A backbone whose float32 weights are exactly bfloat16 numbers (it was read from such) is stored as bfloat16.
 
         Args:
-            layout: `armorm`, or `released`: the config of the published checkpoint, for code that reads that one.
+            layout: `armorm`, or `released`: the config of the published checkpoint, for code that reads that one; it
+                takes a steering by factors and strength of debiasing into its weights, and has no place for another.
             self_contained: add a remote-code file, with which machines without armorm load the model
                 (`trust_remote_code=True`).
             max_shard_size: weights beyond it are split over several files.
@@ -315,12 +426,17 @@ class ArmoRM:
             CheckpointError: for a model that the released layout has no place for, saying why.
         """
         state = self.model.state_dict()
+        if layout == "released":  # it has no place for them
+            state = {name: tensor for name, tensor in state.items() if name not in UNCERTAINTY}
         dtype = self.model.model.dtype
         if dtype == torch.float32 and all(_is_bfloat16(t) for name, t in state.items() if name.startswith("model.")):
             state = {name: t.bfloat16() if name.startswith("model.") else t for name, t in state.items()}
             dtype = torch.bfloat16
         config = copy.deepcopy(self.model.config)
         settings = to_released(config, dtype) if layout == "released" else None
+        if settings is not None and config.steering:
+            config, state = folded(config, state)
+            settings = to_released(config, dtype)
         self.model.with_config(config).save_pretrained(folder, state_dict=state, max_shard_size=max_shard_size)
         config.dtype = dtype  # transformers writes down the dtype in memory, and would read the file as that
         config.save_pretrained(folder)
@@ -344,7 +460,7 @@ class ArmoRM:
     ) -> str | list[tuple[str, int]]:
         """Save and send to a repository of the Hub, as one commit; the repository is created where it does not exist.
 
-        The card goes along: README.md of the folder that the model was loaded from, unless the model is steered.
+        The card goes along: README.md of the folder that the model was loaded from, with what is steered said in it.
 
         Args:
             private: whether a new repository is private; by default as its owner has it.
@@ -364,8 +480,9 @@ class ArmoRM:
         with tempfile.TemporaryDirectory() as name:
             folder, card = Path(name), Path(self.name) / "README.md"
             self.save_pretrained(folder, **saving)
-            if card.is_file() and not self.model.config.steering:
-                shutil.copy(card, folder)
+            if card.is_file():
+                said = with_steering_note(card.read_text(encoding="utf-8"), self.model.config.steering)
+                write_text(folder / "README.md", said)
             if dry_run:
                 return files_to_send(folder)
             return upload(

@@ -74,10 +74,10 @@ def measured(small_recipe, small_run, tmp_path_factory):
     recipe.write_text(small_recipe.to_yaml())
     page.parent.mkdir()
     page.write_text((ROOT / "docs" / "findings.md").read_text())
-    manifest = json.loads((small_run / "work" / "features" / "manifest.json").read_text())
+    fingerprint = json.loads((small_run / "metrics.json").read_text())["backbone"]["fingerprint"]
     store = folder / "store"
     store.mkdir()
-    (store / manifest["fingerprint"][:16]).symlink_to(small_run / "work" / "features")
+    (store / fingerprint[:16]).symlink_to(small_run / "work" / "features")
     command = [sys.executable, ROOT / "benchmarks" / "ablation.py", "--recipe", recipe, "--store", store]
     command += ["--seeds", "2", "--published-steps", "1", "--set", "gating.steps=50"]
     command += ["--output", folder / "ablation.json", "--findings", page]

@@ -59,6 +59,41 @@ def test_several_places_of_data_are_read_together(capsys):
     assert json.loads(out)["sections"]["Prior Sets"]["value"] == 0.5
 
 
+def test_two_models_are_measured_side_by_side_in_one_command(capsys, tmp_path, model):
+    output, beside = tmp_path / "first.json", tmp_path / "first.against.json"
+    arguments = ("evaluate", "pairs", "-d", PAIRS, "--scorer", MARKS, "-o", output, "--dtype", "float32")
+    code, out, err = run(capsys, *arguments, "--against", "tests.evaluation.marked:longer", "--json")
+    assert code == 0
+    # By marks p1 and p4 are right; by length p1, p2 and p4 (tests/evaluation/benchmarks/test_pairs.py).
+    found = json.loads(out)["against"]["overall"]["accuracy"]
+    assert (found["first"], found["second"]) == (pytest.approx(0.4), pytest.approx(0.6))
+    assert found["difference"] == pytest.approx(-0.2)
+    assert json.loads(beside.read_text())["model"]["name"] == "tests.evaluation.marked:longer"
+    code, out, err = run(capsys, *arguments, "--against", model)
+    assert code == 0
+    assert f"{MARKS} against" in out
+    assert "difference" in out
+    assert max(len(line) for line in out.splitlines()) <= 80
+    assert beside.name in err
+    assert json.loads(beside.read_text())["model"]["kind"] == "armorm"
+
+
+def test_what_cannot_be_compared_is_refused_before_any_work(capsys, tmp_path):
+    results = tmp_path / "results.json"
+    assert (
+        run(capsys, "evaluate", "judgebench", "-d", FIXTURES / "judgebench", "--scorer", MARKS, "-o", results)[0] == 0
+    )
+    for against, part in ((results, "results of judgebench, expected pairs"), (tmp_path / "absent", "absent")):
+        output = tmp_path / "r.json"
+        code, _, err = run(
+            capsys, "evaluate", "pairs", "-d", PAIRS, "--scorer", MARKS, "--against", against, "-o", output
+        )
+        assert code == 1
+        assert part in err
+        assert "Traceback" not in err
+        assert not output.exists()
+
+
 def test_bad_usage_is_two_and_a_fault_in_data_is_one_line(capsys, tmp_path):
     for arguments, expected, part in (
         (("evaluate",), 2, "benchmark"),
@@ -67,6 +102,10 @@ def test_bad_usage_is_two_and_a_fault_in_data_is_one_line(capsys, tmp_path):
         (("evaluate", "pairs", "-d", tmp_path / "absent.jsonl", "--scorer", MARKS), 1, "no such file"),
         (("evaluate", "pairs", "-d", PAIRS, "--scorer", "nowhere"), 1, "module:function"),
         (("evaluate", "pairs", "-d", PAIRS, "--scorer", MARKS, "--against", PAIRS), 1, "cannot be read"),
+        (("evaluate", "pairs", "-d", PAIRS, "--scorer", MARKS, "-o", tmp_path), 1, "is a folder, expected a file"),
+        (("evaluate", "pairs", "-d", PAIRS, "--scorer", MARKS, "--features", PAIRS), 1, "is a file, expected a folder"),
+        (("evaluate", "pairs", "-d", PAIRS, "--scorer", MARKS, "-o", PAIRS / "r.json"), 1, "pairs.jsonl"),
+        (("evaluate", "pairs", "-d", PAIRS, "--scorer", MARKS, "--split", "train"), 1, "is a file, expected a hub set"),
         (("rank",), 2, "input"),
         (("rank", tmp_path / "absent.jsonl"), 1, "no such file"),
         (("compare", "a", "b"), 2, "--prompt"),
@@ -108,6 +147,16 @@ def test_rank_writes_orders_and_preference_rows(capsys, tmp_path, model):
     assert pair["chosen"][0]["content"] == rows[0]["responses"][first["best"]]
     assert pair["margin"] == pytest.approx(abs(first["scores"][0] - first["scores"][1]))
     assert "ranked 2 prompts, refused 1 responses; wrote 1 pairs" in err.replace("\n", " ")
+
+
+def test_rank_takes_a_function_too(capsys, tmp_path):
+    source = tmp_path / "in.jsonl"
+    source.write_text('{"prompt": "a", "responses": ["x <1>", "y <3>", "z <2>"]}\n')
+    code, out, err = run(capsys, "rank", source, "--scorer", MARKS, "--pairs", tmp_path / "pairs.jsonl")
+    assert code == 0, err
+    assert json.loads(out) == {"row": 1, "best": 1, "order": [1, 2, 0], "scores": [1.0, 3.0, 2.0]}
+    (pair,) = (json.loads(line) for line in (tmp_path / "pairs.jsonl").read_text().splitlines())
+    assert (pair["chosen"][0]["content"], pair["rejected"][0]["content"], pair["margin"]) == ("y <3>", "x <1>", 2.0)
 
 
 def test_compare_says_which_is_better_and_what_decides(capsys, model):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from armorm.conversation import Conversation
-from armorm.data.computed import MEASURES, computed_objective, measure
+from armorm.data.computed import MEASURES, computed_objective, find_measure, measure
 from armorm.errors import FitError
 from armorm.objectives import ObjectiveError
 from tests.conftest import chat
@@ -74,3 +74,39 @@ def test_a_computed_objective_says_what_it_is():
 def test_a_measure_that_does_not_vary_is_refused(training):
     with pytest.raises(FitError, match=f"verbosity does not vary over the {len(training)} training rows"):
         computed_objective("verbosity", "response_length", training)
+
+
+def values_of(name: str, *responses: str) -> list[float]:
+    conversations = [Conversation.from_messages(chat("a", response)) for response in responses]
+    return measure(name, conversations, [1] * len(responses)).tolist()
+
+
+def test_densities_count_list_items_and_markdown_in_lines_that_are_not_blank():
+    text = "# Steps\n\n1. Mix **well**.\n2. Bake.\n   \nDone, see [here](http://x.y)."
+    assert values_of("list_density", "plain", text, "- a\n- b") == [0.0, 2 / 4, 1.0]
+    assert values_of("markdown_density", "plain", text, "- a\n- b") == [0.0, 5 / 4, 1.0]
+
+
+def test_a_function_of_the_users_own_is_called_with_the_messages(tmp_path, monkeypatch):
+    (tmp_path / "own_measures.py").write_text(
+        "def exclamations(messages):\n    return messages[-1]['content'].count('!')\n\ndef words(messages):\n    return 'many'\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    assert values_of("python:own_measures:exclamations", "Hi!", "Oh!!", "no") == [1.0, 2.0, 0.0]
+    with pytest.raises(FitError, match=r"measure 'python:own_measures:words' gave 'many'.*expected a finite number"):
+        values_of("python:own_measures:words", "Hi!")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("python:no_such_module:f", "cannot be imported"),
+        ("python:math:no_such_function", "cannot be imported"),
+        ("python:math:pi", "pi of math is no function"),
+        ("python:math", "expected python:MODULE:FUNCTION"),
+        ("math:sqrt", "unknown measure"),
+    ],
+)
+def test_a_function_that_is_not_there_is_refused(name, message):
+    with pytest.raises(ObjectiveError, match=message):
+        find_measure(name)

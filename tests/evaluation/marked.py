@@ -19,6 +19,11 @@ def marked(conversations: list[list[dict[str, Any]]]) -> list[float]:
     return [float(re.findall(r"<(-?[\d.]+)>", messages[-1]["content"])[-1]) for messages in conversations]
 
 
+def longer(conversations: list[list[dict[str, Any]]]) -> list[float]:
+    """The length of each reply."""
+    return [float(len(messages[-1]["content"])) for messages in conversations]
+
+
 def evaluated(benchmark: str, *data: str | Path, **options: Any) -> Results:
     """A benchmark on fixtures, scored by their marks."""
     return evaluate(benchmark, marked, [FIXTURES / place for place in data], quiet=True, **options)

@@ -77,6 +77,16 @@ def test_hub_sets_come_with_the_splits_that_count():
     assert [s.name for s in find_sources(["owner/prior"], published, [HubSet("owner/prior", ("shp",))])] == ["shp"]
 
 
+def test_of_a_saved_set_the_test_split_is_evaluated_unless_another_is_named(tmp_path):
+    import datasets
+
+    rows = [{"prompt": f"q{i}", "chosen": f"a <{i}>", "rejected": "b <1>"} for i in range(4)]
+    parts = {"train": datasets.Dataset.from_list(rows[:1]), "test": datasets.Dataset.from_list(rows[1:])}
+    datasets.DatasetDict(parts).save_to_disk(tmp_path / "saved")
+    assert values(evaluated("pairs", tmp_path / "saved"), "overall") == {"accuracy": pytest.approx(2 / 3)}
+    assert values(evaluated("pairs", tmp_path / "saved", split="train"), "overall") == {"accuracy": 0}
+
+
 def test_a_folder_without_data_files_is_refused(tmp_path):
     (tmp_path / "notes.txt").write_text("nothing")
     with pytest.raises(DataError, match="no data files"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from pathlib import Path
@@ -14,13 +15,22 @@ from transformers import AutoModel, AutoModelForSequenceClassification, LlamaCon
 from armorm.conversation import Conversation
 from armorm.errors import CheckpointError, DataError, StoreError
 from armorm.evaluation.audits.audit import BEFORE, SERVED
+from armorm.evaluation.baselines import prompt_words
 from armorm.evaluation.classifier import ClassifierScorer
 from armorm.evaluation.metrics import rating_figures
 from armorm.evaluation.results import Results
 from armorm.evaluation.runner import evaluate
-from armorm.evaluation.scorers import ArmoRMScorer, CallableScorer, ScorerError, is_classifier, load_scorer
-from tests.evaluation.marked import values
-from tests.small_models import OBJECTIVES, changed, reward_model, tokenizer
+from armorm.evaluation.scorers import (
+    ArmoRMScorer,
+    CallableScorer,
+    Parts,
+    Scored,
+    ScorerError,
+    is_classifier,
+    load_scorer,
+)
+from tests.evaluation.marked import marked, values
+from tests.small_models import OBJECTIVES, changed, llama, reward_model, tokenizer
 
 WORDS = ["cat", "sat", "on", "a", "warm", "mat", "and", "looked", "at", "rain", "that", "fell", "over", "old", "roofs"]
 
@@ -209,11 +219,100 @@ def test_a_stopped_run_of_a_reward_model_goes_on_with_its_features(rm, rows, res
     monkeypatch.setattr(type(rm.backbone), "features", counted)
     with pytest.raises(KeyboardInterrupt):
         evaluate("pairs", rm, rows, output=output, quiet=True)
-    assert (tmp_path / "r.json.partial" / "features").is_dir()
+    assert list((tmp_path / "r.json.partial").glob("features-*/shard-*"))
     found = evaluate("pairs", rm, rows, output=output, quiet=True)
     assert sum(tokens) == found.counts["conversations"]  # every one once, over both runs
     assert [path.name for path in tmp_path.iterdir()] == ["r.json"]
     assert values(found, "subsets") == values(results, "subsets")
+
+
+def test_what_a_stopped_run_of_another_model_left_is_in_nobodys_way(rm, rows, results, tmp_path, monkeypatch):
+    output, forward = tmp_path / "r.json", type(rm.backbone).features
+
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(type(rm.backbone), "features", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate("pairs", reward_model(seed=1), rows, output=output, quiet=True)
+    assert (tmp_path / "r.json.partial").is_dir()
+    monkeypatch.setattr(type(rm.backbone), "features", forward)
+    found = evaluate("pairs", rm, rows, output=output, quiet=True)
+    assert values(found, "subsets") == values(results, "subsets")
+
+
+def test_a_conversation_whose_features_are_no_numbers_is_refused_with_a_reason(rows, tmp_path):
+    poisoned = reward_model(backbone=copy.deepcopy(llama()))
+    asked = [*conversations(5), Conversation.from_prompt("tell me", "zebra")]
+    used = [set(e.ids.tolist()) for e in poisoned.backbone.template.encode(asked)]
+    own = sorted(used[5] - set.union(*used[:5]))
+    with torch.no_grad():
+        poisoned.model.model.embed_tokens.weight[own[-1]] = math.nan
+    scored = ArmoRMScorer(poisoned).score([asked[5], *asked[:5]])
+    assert scored.refused == {0: "the model's score is not a finite number"}
+    assert np.isnan(scored.scores[0])
+    assert np.isnan(scored.parts.contributions[0]).all()
+    assert scored.parts.prompt_index[0] == -1
+    np.testing.assert_allclose(scored.scores[1:], ArmoRMScorer(reward_model()).score(asked[:5]).scores, atol=1e-5)
+
+
+class EightAlike(ArmoRMScorer):
+    """A model whose score is what each reply is marked with, in eight equal contributions."""
+
+    names = tuple(f"o{i}" for i in range(8))
+
+    def score(self, asked):
+        marks = np.array(marked([c.to_list() for c in asked]))
+        rewards = np.repeat(marks[:, None], 8, 1)
+        weights = np.full(rewards.shape, 1 / 8)
+        index = np.arange(len(asked))
+        parts = Parts(list(self.names), rewards, weights, weights, np.eye(8), rewards, rewards, index)
+        return Scored(parts.contributions.sum(1), parts=parts)
+
+
+def test_every_deciding_objective_is_written_down(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"prompt": "a", "chosen": "b <3>", "rejected": "c <1>"}) + "\n")
+    (entry,) = evaluate("pairs", EightAlike(reward_model()), path, quiet=True).examples
+    # None of the eight can be missed: without seven of them, the eighth still prefers the first.
+    assert entry["margin"] == pytest.approx(2)
+    assert {part["objective"] for part in entry["decided_by"]} == set(EightAlike.names)
+    assert [part["contribution"] for part in entry["decided_by"]] == pytest.approx([2 / 8] * 8)
+
+
+def test_the_prompt_alone_stands_beside_ratings_of_any_scorer(tmp_path):
+    # What is asked decides most of the rating; within a prompt the longer answer is rated one higher.
+    path = tmp_path / "asked.jsonl"
+    entries = [
+        {"prompt": f"{'sunny' if i % 2 else 'rainy'} day {i}", "response": "x" * (j + 1), "kind": 4 * (i % 2) + j}
+        for i in range(60)
+        for j in range(2)
+    ]
+    path.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    found = evaluate("ratings", lambda asked: [float(len(c[-1]["content"])) for c in asked], path, quiet=True)
+    subsets = found.level("subsets")
+    spearman, within = subsets["asked-kind: Spearman"], subsets["asked-kind: within prompts"]
+    # Ratings are 0, 1, 4, 5, thirty each: centred ranks -45, -15, 15, 45. A judge that knows the weather puts the 120
+    # rows in sixty twos, thirty of them on either side: covariance 30 * 30, variance (120**2 - 2**2) / 12.
+    variance = (45**2 + 15**2) / 2
+    expected = 30 * 30 / math.sqrt(variance * (120**2 - 2**2) / 12)
+    assert spearman.baselines["prompt_only"] == pytest.approx(expected, abs=0.005)
+    assert within.baselines["prompt_only"] == 0.5
+    assert within.value == 1
+    # Length puts 0 and 4 together, and 1 and 5: covariance 15 * 30, variance 30 * 30.
+    assert spearman.value == pytest.approx(15 * 30 / math.sqrt(variance * 30 * 30))
+
+
+def test_words_of_prompts_are_of_length_one_and_know_no_order():
+    asked = [
+        Conversation.from_prompt(p, r)
+        for p, r in (("red car", "a"), ("car, RED!", "b"), ("blue sky", "c"), ("red car", "d"))
+    ]
+    features, index = prompt_words(asked)
+    assert index.tolist() == [0, 1, 2, 0]
+    np.testing.assert_allclose(np.linalg.norm(features, axis=1), 1, atol=1e-6)
+    np.testing.assert_allclose(features[0], features[1])
+    assert abs(features[0] @ features[2]) < 0.6
 
 
 def test_a_store_of_another_backbone_is_refused(rm, rows, tmp_path):

@@ -16,7 +16,7 @@ from armorm.backbone.decoder import Backbone
 from armorm.backbone.template import EncodedConversation
 from armorm.conversation import Conversation
 from armorm.errors import StoreError
-from armorm.features import extract as extraction
+from armorm.features import plan as planning
 from armorm.features.extract import Features, extract
 from armorm.features.store import FeatureStore
 from tests.backbones_for_tests import save_backbone
@@ -30,7 +30,7 @@ DIALOGUES = [
     for reply in range(4)
     for prompt in range(12)
 ]
-SMALL_SHARDS = 400
+SMALL_SHARDS = 150
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,7 @@ def batches(backbone, monkeypatch) -> list[list[EncodedConversation]]:
 
 @pytest.fixture
 def small_shards(monkeypatch):
-    monkeypatch.setattr(extraction, "SHARD_TOKENS", SMALL_SHARDS)
+    monkeypatch.setattr(planning, "SHARD_TOKENS", SMALL_SHARDS)
 
 
 PASSES = 5
@@ -81,7 +81,7 @@ def extract_and_hang(model_folder: str, folder: str) -> None:
     """Extract until `PASSES` forward passes are done, say so, and wait to be killed."""
     torch.set_num_threads(1)
     backbone = Backbone.load(model_folder, dtype="float32", device="cpu")
-    extraction.SHARD_TOKENS = SMALL_SHARDS
+    planning.SHARD_TOKENS = SMALL_SHARDS
     forward = backbone.features
     done = 0
 
@@ -112,7 +112,7 @@ def encoded_by(backbone: Backbone) -> list[EncodedConversation]:
 
 
 def store_at(folder: Path, backbone: Backbone) -> FeatureStore:
-    return FeatureStore(folder, fingerprint=backbone.fingerprint, hidden_size=backbone.hidden_size)
+    return FeatureStore.of(folder, backbone)
 
 
 def tokens(batches: list[list[EncodedConversation]]) -> int:
@@ -265,16 +265,22 @@ def test_prompts_whose_shard_belonged_to_another_request_are_computed_again(back
     assert_features(extract(backbone, encoded[:24], store_at(tmp_path, backbone)), tuple(e[:24] for e in expected))
 
 
-def test_a_damaged_shard_is_recovered_by_doing_what_the_error_says(backbone, encoded, tmp_path, small_shards):
-    extract(backbone, encoded, store_at(tmp_path, backbone), batch_tokens=200)
+def test_a_damaged_shard_is_named_and_computed_again(backbone, encoded, batches, tmp_path, small_shards, capsys):
+    expected = extract(backbone, encoded, store_at(tmp_path, backbone), batch_tokens=200)
     before = files(tmp_path)
     shard = sorted(tmp_path.glob("shard-*"))[1]
-    shard.write_bytes(shard.read_bytes()[:-100])
-    with pytest.raises(StoreError, match=f"{shard}: damaged shard .*; delete the file and run again"):
-        store_at(tmp_path, backbone)
-    shard.unlink()
-    extract(backbone, encoded, store_at(tmp_path, backbone), batch_tokens=200)
-    assert files(tmp_path) == before
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 2] ^= 16  # one bit, somewhere in the features
+    shard.write_bytes(data)
+    batches.clear()
+    again = extract(backbone, encoded, store_at(tmp_path, backbone), batch_tokens=200)
+    assert f"{shard}: damaged shard" in capsys.readouterr().err
+    assert 0 < tokens(batches) < sum(map(len, encoded)) / 2
+    assert np.array_equal(again.response, expected.response)
+    assert np.array_equal(again.prompt, expected.prompt)
+    found = files(tmp_path)
+    assert found.pop(f"damaged-{shard.name}") == bytes(data)
+    assert found == before
 
 
 def test_a_killed_extraction_resumes_and_ends_with_the_same_bytes(

@@ -34,15 +34,15 @@ def test_pearson_correlation_is_zero_after_the_transform():
     for column in (0, 1, 3, 4):
         before = np.corrcoef(rewards[:, column], rewards[:, BIAS])[0, 1]
         after = np.corrcoef(transformed[:, column], rewards[:, BIAS])[0, 1]
-        assert debiasing.before[column] == pytest.approx(before, abs=1e-12)
+        assert debiasing.before[0, column] == pytest.approx(before, abs=1e-12)
         assert abs(after) < 1e-12
-        assert debiasing.after[column] == pytest.approx(after, abs=1e-12)
+        assert debiasing.after[0, column] == pytest.approx(after, abs=1e-12)
 
 
 def test_the_transform_takes_the_bias_out_of_the_others_and_leaves_none_of_itself():
     rewards = rewards_with_bias()
     debiasing = fit_debiasing(rewards, BIAS)
-    penalties = debiasing.penalties
+    penalties = debiasing.penalties[0]
     expected = np.eye(5)
     expected[BIAS] = [-penalties[0], -penalties[1], 0.0, -penalties[3], -penalties[4]]
     np.testing.assert_array_equal(debiasing.matrix, expected)
@@ -51,8 +51,8 @@ def test_the_transform_takes_the_bias_out_of_the_others_and_leaves_none_of_itsel
     by_hand = np.stack([rewards[:, i] - penalties[i] * rewards[:, BIAS] for i in range(5)], 1)
     np.testing.assert_allclose(debiasing.apply(rewards), by_hand, atol=1e-12)
     np.testing.assert_array_equal(debiasing.apply(rewards)[:, BIAS], 0)
-    assert np.isnan(debiasing.after[BIAS])
-    assert debiasing.before[BIAS] == pytest.approx(1)
+    assert np.isnan(debiasing.after[0, BIAS])
+    assert debiasing.before[0, BIAS] == pytest.approx(1)
     assert debiasing.against == (BIAS,)
 
 
@@ -60,11 +60,11 @@ def test_the_transform_takes_the_bias_out_of_the_others_and_leaves_none_of_itsel
 def test_penalties_have_the_sign_of_the_correlation(metric):
     rewards = rewards_with_bias()
     debiasing = fit_debiasing(rewards, BIAS, metric=metric)
-    assert debiasing.penalties[0] == pytest.approx(0.8, abs=0.25)
-    assert debiasing.penalties[1] == pytest.approx(2.5, abs=0.25)
-    assert debiasing.penalties[3] == pytest.approx(-1.5, abs=0.25)
-    assert debiasing.before[3] < -0.5
-    assert abs(debiasing.after[3]) < 0.01
+    assert debiasing.penalties[0, 0] == pytest.approx(0.8, abs=0.25)
+    assert debiasing.penalties[0, 1] == pytest.approx(2.5, abs=0.25)
+    assert debiasing.penalties[0, 3] == pytest.approx(-1.5, abs=0.25)
+    assert debiasing.before[0, 3] < -0.5
+    assert abs(debiasing.after[0, 3]) < 0.01
 
 
 def test_spearman_is_as_near_to_zero_as_a_fine_grid_comes():
@@ -75,10 +75,12 @@ def test_spearman_is_as_near_to_zero_as_a_fine_grid_comes():
         reward, bias = rewards[:, column], rewards[:, BIAS]
         left = left_by_grid(reward, bias, grid)
         crossing = int(np.flatnonzero(left > 0).max())
-        assert grid[crossing] <= debiasing.penalties[column] <= grid[crossing + 1]
-        assert abs(debiasing.after[column]) <= np.abs(left).min() + 1e-12
+        assert grid[crossing] <= debiasing.penalties[0, column] <= grid[crossing + 1]
+        assert abs(debiasing.after[0, column]) <= np.abs(left).min() + 1e-12
         recorded = spearmanr(rewards @ debiasing.matrix[:, column], bias).statistic
-        assert debiasing.after[column] == pytest.approx(recorded, abs=1e-4)  # a near-tie falls either way by rounding
+        assert debiasing.after[0, column] == pytest.approx(
+            recorded, abs=1e-4
+        )  # a near-tie falls either way by rounding
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -89,7 +91,7 @@ def test_ties_leave_no_more_than_on_a_grid_that_meets_them(seed):
     debiasing = fit_debiasing(rewards, 0, metric="spearman")
     grid = np.arange(-32, 33) / 16  # holds 0 and the halves and quarters at which integer ratings tie
     for column in (1, 2):
-        assert abs(debiasing.after[column]) <= np.abs(left_by_grid(rewards[:, column], bias, grid)).min() + 1e-12
+        assert abs(debiasing.after[0, column]) <= np.abs(left_by_grid(rewards[:, column], bias, grid)).min() + 1e-12
 
 
 def test_a_heavily_tied_reward_without_rank_correlation_is_left_alone():
@@ -97,8 +99,8 @@ def test_a_heavily_tied_reward_without_rank_correlation_is_left_alone():
     reward = np.array([0.0, 1, 1, 0, 0, 1, 1, 0])
     assert spearmanr(reward, bias).statistic == pytest.approx(0, abs=1e-15)
     debiasing = fit_debiasing(np.stack([reward, bias], 1), 1, metric="spearman")
-    assert debiasing.penalties[0] == 0
-    assert debiasing.after[0] == pytest.approx(0, abs=1e-15)
+    assert debiasing.penalties[0, 0] == 0
+    assert debiasing.after[0, 0] == pytest.approx(0, abs=1e-15)
 
 
 def test_correlations_are_those_of_numpy_and_scipy_and_zero_for_a_constant():
@@ -159,8 +161,8 @@ def test_the_level_decides_which_correlation_goes(metric, tolerance):
     assert abs(left_within(pooled)) > 0.5
     assert abs(measure(pooled.apply(rewards)[:, 0], rewards[:, 1])) < tolerance
     assert abs(measure(within.apply(rewards)[:, 0], rewards[:, 1])) > 0.5
-    assert pooled.penalties[0] > 0 > within.penalties[0]
-    assert within.after[0] == pytest.approx(left_within(within), abs=1e-4)  # near-ties fall either way by rounding
+    assert pooled.penalties[0, 0] > 0 > within.penalties[0, 0]
+    assert within.after[0, 0] == pytest.approx(left_within(within), abs=1e-4)  # near-ties fall either way by rounding
 
 
 def test_prompts_with_one_response_say_nothing_within_prompts():
@@ -184,3 +186,109 @@ def test_no_debiasing_changes_nothing():
     np.testing.assert_array_equal(nothing.apply(rewards), rewards)
     assert nothing.against == ()
     np.testing.assert_array_equal(nothing.penalties, 0)
+
+
+# --- several biases ------------------------------------------------------------------------------
+
+
+def two_biases(seed: int = 0, n: int = 400, together: float = 0.6) -> np.ndarray:
+    """Length and markdown that go together, and three objectives that like or dislike either; lognormal, so that ranks
+    and values differ."""
+    rng = np.random.default_rng(seed)
+    length = rng.normal(size=n)
+    markdown = together * length + np.sqrt(1 - together**2) * rng.normal(size=n)
+    own = rng.normal(size=(n, 3))
+    likes = np.array([[0.8, -0.5, 0.0], [0.3, 0.9, 0.0]])
+    return np.column_stack(
+        [length, markdown, own + np.stack([length, markdown], 1) @ likes, np.exp(own[:, 0] + length)]
+    )
+
+
+def test_pearson_takes_out_several_biases_exactly():
+    rewards = two_biases()
+    debiasing = fit_debiasing(rewards, [0, 1], metric="pearson")
+    debiased = debiasing.apply(rewards)
+    for column in (2, 3, 4, 5):
+        for bias in (0, 1):
+            assert abs(pearson(debiased[:, column], rewards[:, bias])) < 1e-12
+            assert abs(debiasing.after[bias, column]) < 1e-12
+            assert debiasing.before[bias, column] == pytest.approx(pearson(rewards[:, column], rewards[:, bias]))
+    np.testing.assert_array_equal(debiased[:, :2], 0)
+    assert np.isnan(debiasing.after[:, :2]).all()
+    expected = np.eye(6)
+    expected[:2] = 0
+    for column in (2, 3, 4, 5):
+        design = np.column_stack([np.ones(len(rewards)), rewards[:, :2]])
+        expected[:2, column] = -np.linalg.lstsq(design, rewards[:, column], rcond=None)[0][1:]
+    np.testing.assert_allclose(debiasing.matrix, expected, atol=1e-12)
+
+
+def test_taking_out_one_bias_leaves_the_other_and_both_leave_neither():
+    rewards = two_biases()
+    one = fit_debiasing(rewards, 0, metric="spearman").apply(rewards)
+    both = fit_debiasing(rewards, [0, 1], metric="spearman").apply(rewards)
+    assert abs(spearman(one[:, 3], rewards[:, 1])) > 0.2
+    for column in (2, 3, 4, 5):
+        for bias in (0, 1):
+            assert abs(spearman(both[:, column], rewards[:, bias])) < 0.005
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_spearman_leaves_less_than_the_pearson_solution(seed):
+    rewards = two_biases(seed, together=0.8)
+    pearsons = fit_debiasing(rewards, [0, 1], metric="pearson").apply(rewards)
+    debiasing = fit_debiasing(rewards, [0, 1], metric="spearman")
+    for column in (2, 3, 4, 5):
+        left = [abs(spearman(pearsons[:, column], rewards[:, bias])) for bias in (0, 1)]
+        assert np.abs(debiasing.after[:, column]).max() <= max(left) + 1e-9
+    assert np.nanmax(np.abs(debiasing.after)) < 0.01
+    assert abs(spearman(pearsons[:, 5], rewards[:, 0])) > 0.02, "the case should need the search"
+
+
+def test_one_bias_in_a_list_is_one_bias():
+    rewards = rewards_with_bias()
+    np.testing.assert_array_equal(fit_debiasing(rewards, [BIAS]).matrix, fit_debiasing(rewards, BIAS).matrix)
+
+
+def test_biases_that_determine_each_other_are_refused():
+    rewards = two_biases(together=0.995)
+    with pytest.raises(
+        FitError, match=r"nearly collinear: the others explain 99\.\d% of the variance of the one in column"
+    ):
+        fit_debiasing(rewards, [0, 1])
+    sums = np.column_stack([rewards, rewards[:, 0] + rewards[:, 2]])
+    with pytest.raises(FitError, match="nearly collinear"):
+        fit_debiasing(sums, [0, 2, 6])
+    fit_debiasing(two_biases(together=0.9), [0, 1])
+
+
+def test_an_objective_that_is_almost_nothing_but_the_bias_is_named():
+    rng = np.random.default_rng(0)
+    length = rng.normal(size=500)
+    rewards = np.column_stack([length + 0.1 * rng.normal(size=500), rng.normal(size=500), length])
+    debiasing = fit_debiasing(rewards, 2)
+    assert debiasing.explained[0] == pytest.approx(pearson(rewards[:, 0], length) ** 2)
+    (warning,) = debiasing.warnings(["helpful", "safe", "verbosity"])
+    assert warning.startswith("objective helpful is almost nothing but verbosity: they explain 99%")
+
+
+# --- the published search ------------------------------------------------------------------------
+
+
+def test_the_published_search_takes_the_first_of_its_penalties_that_will_do():
+    rewards = rewards_with_bias()
+    debiasing = fit_debiasing(rewards, BIAS, method="published")
+    grid = np.linspace(0, 0.95, 24)
+    left = left_by_grid(rewards[:, 0], rewards[:, BIAS], grid)
+    assert debiasing.penalties[0, 0] == grid[int(np.flatnonzero(left <= 0.03)[0])]
+    assert debiasing.penalties[0, 3] == 0, "the search is one-sided: what dislikes length is left alone"
+    assert debiasing.penalties[0, 1] == 1, "no penalty of the grid is enough for this one"
+    assert debiasing.unmet == (1,)
+    assert "objective b: no penalty of the published search" in " ".join(debiasing.warnings(list("abcde")))
+
+
+@pytest.mark.parametrize("options", [{"metric": "pearson"}, {"level": "within_prompt"}, {"against": [0, 1]}])
+def test_the_published_search_knows_one_way_only(options):
+    settings = {"against": BIAS, **options}
+    with pytest.raises(FitError, match="one bias, metric spearman and level pooled"):
+        fit_debiasing(rewards_with_bias(), settings.pop("against"), method="published", **settings)

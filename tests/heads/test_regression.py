@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 from sklearn.linear_model import Ridge
 
 from armorm.errors import FitError
-from armorm.heads.regression import Moments, fit_regression, fold_of, shared_patterns
+from armorm.heads.accumulation import accumulate, blocks_of
+from armorm.heads.regression import fit_regression as fit
+from armorm.heads.regression import fold_of
+from armorm.heads.statistics import Moments
 
+fit_regression = partial(fit, precision="float64")
 ALPHAS = (0.0001, 0.01, 1.0, 30.0, 100.0, 300.0, 1000.0, 10000.0)
 NAMES = ["clear", "also-clear", "noisy", "very-noisy"]
 FOLDS = 5
@@ -24,6 +30,13 @@ def rated_data(seed: int = 0, n: int = 300, d: int = 10) -> tuple[np.ndarray, np
     ratings[rng.random(n) < 0.5, 2] = np.nan
     folds = np.array([prompt % FOLDS for prompt in rng.integers(0, 60, n)])
     return features, ratings, folds
+
+
+def moments_of(features, ratings) -> Moments:
+    """Sums over rows that rate everything, in float64."""
+    names, folds = [str(i) for i in range(ratings.shape[1])], np.zeros(len(features), np.int64)
+    blocks = blocks_of(features, ratings, folds)
+    return accumulate(blocks, names, 1, features.shape[1], precision="float64").moments(range(len(names)), 0)
 
 
 def refitted(features, ratings, rows, alpha, intercept):
@@ -146,7 +159,7 @@ def test_moments_are_the_plain_sums_and_add_and_subtract():
     rng = np.random.default_rng(2)
     features = rng.normal(3, 1, size=(20_000, 3)).astype(np.float32)  # more than two blocks
     ratings = rng.normal(size=(20_000, 2))
-    whole = Moments.of(features, ratings)
+    whole = moments_of(features, ratings)
     x = features.astype(np.float64)
     assert whole.count == 20_000
     for found, expected in [
@@ -154,17 +167,17 @@ def test_moments_are_the_plain_sums_and_add_and_subtract():
         (whole.feature_sum, x.sum(0)),
         (whole.cross, x.T @ ratings),
         (whole.rating_sum, ratings.sum(0)),
-        (whole.rating_squares, (ratings**2).sum(0)),
+        (whole.rating_products, ratings.T @ ratings),
     ]:
         np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-8)
-    part, rest = Moments.of(features[:5_000], ratings[:5_000]), Moments.of(features[5_000:], ratings[5_000:])
+    part, rest = moments_of(features[:5_000], ratings[:5_000]), moments_of(features[5_000:], ratings[5_000:])
     for found, expected in [(part + rest, whole), (whole - part, rest)]:
         assert found.count == expected.count
         np.testing.assert_allclose(found.gram, expected.gram, rtol=1e-12)
         np.testing.assert_allclose(found.feature_sum, expected.feature_sum, rtol=1e-12)
         np.testing.assert_allclose(found.cross, expected.cross, atol=1e-8)
         np.testing.assert_allclose(found.rating_sum, expected.rating_sum, atol=1e-8)
-        np.testing.assert_allclose(found.rating_squares, expected.rating_squares, rtol=1e-12)
+        np.testing.assert_allclose(found.rating_products, expected.rating_products, rtol=1e-9, atol=1e-9)
 
 
 def test_squared_error_from_sums_is_that_of_the_residuals():
@@ -174,7 +187,7 @@ def test_squared_error_from_sums_is_that_of_the_residuals():
     rng = np.random.default_rng(3)
     weights, bias = rng.normal(size=(4, x.shape[1])), rng.normal(size=4)
     expected = ((x @ weights.T + bias - r) ** 2).sum(0)
-    np.testing.assert_allclose(Moments.of(x, r).squared_error(weights, bias), expected, rtol=1e-11)
+    np.testing.assert_allclose(moments_of(x, r).squared_error(weights, bias), expected, rtol=1e-11)
 
 
 def test_objectives_that_cannot_be_learned_are_all_named_at_once():
@@ -208,12 +221,9 @@ def test_an_objective_that_features_say_nothing_about_gets_a_warning():
 
 
 def test_objectives_share_one_decomposition_only_where_they_share_all_rows():
-    _, ratings, _ = rated_data()
-    patterns = {tuple(columns): rows for columns, rows in shared_patterns(ratings)}
-    assert set(patterns) == {(0, 1), (2,), (3,)}
-    for columns, rows in patterns.items():
-        for column in columns:
-            np.testing.assert_array_equal(rows, np.flatnonzero(~np.isnan(ratings[:, column])))
+    features, ratings, folds = rated_data()
+    statistics = accumulate(blocks_of(features, ratings, folds), NAMES, FOLDS, features.shape[1])
+    assert sorted(map(tuple, statistics.row_sets())) == [(0, 1), (2,), (3,)]
 
 
 def test_the_fold_of_a_prompt_depends_on_its_key_alone():

@@ -13,6 +13,7 @@ import pytest
 from safetensors.torch import load
 
 from armorm import ArmoRM
+from armorm.steering import with_steering_note
 from tests.conftest import chat
 from tests.model.local_hub import local_hub
 from tests.small_models import changed, reward_model
@@ -40,9 +41,10 @@ def test_a_dry_run_lists_what_would_be_sent(folder):
     assert "model.safetensors.index.json" in sharded
 
 
-def test_the_card_of_another_weighing_is_not_sent(folder):
-    steered = ArmoRM.from_pretrained(folder, device="cpu").steer({"code-style": 2.0})
-    assert "README.md" not in dict(steered.push_to_hub("someone/a-model", dry_run=True))
+def test_the_card_of_a_steered_model_says_so_when_it_is_sent(folder):
+    rm = ArmoRM.from_pretrained(folder, device="cpu")
+    files = dict(rm.steer({"code-style": 2.0}).push_to_hub("someone/a-model", dry_run=True))
+    assert files["README.md"] == len(with_steering_note(CARD, {"multiply": {"code-style": 2.0}}).encode()) > len(CARD)
     assert "README.md" not in dict(changed(reward_model()).push_to_hub("someone/a-model", dry_run=True))
 
 

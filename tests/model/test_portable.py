@@ -20,7 +20,7 @@ from tests.conftest import chat
 from tests.small_models import llama, reward_model
 
 FUNCTIONS = ("infer_mask", "ambiguous_ends", "with_one_bos", "to_the_left", "find_gate")
-METHODS = ("forward", "score_features", "_mask_from_ids", "_apply", "is_custom_code")
+METHODS = ("forward", "transform", "score_features", "_mask_from_ids", "_apply", "is_custom_code")
 ROW = [1, 4, 60, 61, 2, 5, 70, 71, 2]
 
 
@@ -96,6 +96,34 @@ def test_it_scores_as_the_model_does(rm, saved):
     for name in expected:
         torch.testing.assert_close(outputs[name], expected[name], atol=1e-6, rtol=1e-6)
     torch.testing.assert_close(loss, ((expected.score - torch.tensor([0.5, 1.5])) ** 2).mean())
+
+
+@pytest.mark.parametrize(
+    "steering",
+    [
+        {"pin": {"ultra-helpful": 0.6}, "blend": {"share": 0.25, "weights": {"code-style": 1.0, "verbosity": 3.0}}},
+        {"pin": {"ultra-helpful": 0.6, "beaver-harm": 0.4}, "debias_strength": 1.5},
+        {"multiply": {"beaver-harm": 3.0}, "drop": ["code-style"], "blend": {"share": 0.5}, "debias_strength": 0.0},
+    ],
+)
+def test_it_weighs_by_every_kind_of_steering(saved, tmp_path, steering):
+    rm = reward_model(intercept=True).steer(**steering)
+    rm.save_pretrained(tmp_path)
+    model = portable.ArmoRMForSequenceClassification.from_pretrained(tmp_path)
+    torch.testing.assert_close(torch.tensor(model.weighing[2:]), torch.tensor(rm.model.weighing[2:]))
+    plain = portable.ArmoRMForSequenceClassification.from_pretrained(saved)
+    with torch.no_grad():
+        found, expected = (m(torch.tensor([ROW])) for m in (model, rm.model))
+        assert abs(found.score - plain(torch.tensor([ROW])).score) > 1e-3
+    torch.testing.assert_close(found.gating_output, expected.gating_output, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(found.score, expected.score, atol=1e-6, rtol=1e-6)
+
+
+def test_a_steering_that_the_file_does_not_know_is_refused(saved):
+    config = portable.ArmoRMConfig.from_pretrained(saved)
+    config.steering = {"invert": ["ultra-helpful"]}
+    with pytest.raises(ValueError, match=r"steers by \['invert'\], which this file does not know"):
+        portable.ArmoRMForSequenceClassification(config)
 
 
 def test_steering_an_unknown_objective_is_refused(saved):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from huggingface_hub import save_torch_state_dict
@@ -15,6 +16,7 @@ from armorm.errors import CheckpointError
 from armorm.model.configuration import ArmoRMConfig
 from armorm.model.modeling import ArmoRMForSequenceClassification
 from armorm.model.released import GATE_PATTERNS, RELEASED_OBJECTIVES, to_released
+from tests.conftest import chat
 from tests.small_models import PENALTIES, changed, reward_model
 
 PAD = {"llama": 128256, "gemma2": 0}
@@ -252,6 +254,34 @@ def test_the_object_loads_it_with_its_tokenizer(tmp_path):
     assert read.explain(conversation).score == pytest.approx(rm.explain(conversation).score, abs=1e-5)
 
 
+# --- steered -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "steering",
+    [
+        {"multiply": {"ultra-helpful": 3.0, "beaver-harm": 0.2}},
+        {"drop": ["code-style"]},
+        {"multiply": {"ultra-helpful": 0.5}, "drop": ["beaver-harm"], "debias_strength": 0.25},
+    ],
+)
+def test_a_steering_by_factors_is_taken_into_the_weights(tmp_path, steering):
+    plain = reward_model()
+    rm = plain.steer(**steering)
+    rm.save_pretrained(tmp_path, layout="released", self_contained=True)
+    conversations = [chat("Hi", "Hello there."), chat("Why?", "Because it is so, and has been for ever.")]
+    read = ArmoRM.from_pretrained(tmp_path, dtype="float32")
+    expected, found = rm.score(conversations), read.score(conversations)
+    np.testing.assert_allclose(found.scores, expected.scores, atol=1e-5)
+    np.testing.assert_allclose(found.gating_weights, expected.gating_weights, atol=1e-6)
+    assert abs(expected.scores - plain.score(conversations).scores).max() > 1e-3
+    assert read.model.config.steering == {}, "applied once, by the weights"
+    assert read.model.config.provenance["steering"] == rm.model.config.steering
+    for name in steering.get("drop", ()):
+        assert (found.gating_weights[:, read.objectives.position(name)] == 0).all()
+    assert all(torch.isfinite(tensor).all() for tensor in read.model.state_dict().values())
+
+
 # --- writing -------------------------------------------------------------------------------------
 
 
@@ -291,8 +321,10 @@ def test_a_released_checkpoint_survives_our_own_layout(tmp_path):
 
 def test_what_does_not_fit_the_layout_is_refused_with_every_reason():
     rm = reward_model(intercept=True)
-    steered = rm.steer({"code-style": 2.0})
-    with pytest.raises(CheckpointError, match=r"its rewards have an intercept.*it is steered"):
+    steered = rm.steer({"code-style": 2.0}, pin={"ultra-helpful": 0.5}, blend={"share": 0.5})
+    with pytest.raises(
+        CheckpointError, match=r"its rewards have an intercept.*it is steered by pin and blend, and the"
+    ):
         to_released(steered.model.config, torch.float32)
     config = changed(rm, regression_bias=False).model.config
     config.backbone_config = AutoConfig.for_model("qwen2")

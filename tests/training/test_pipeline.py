@@ -73,9 +73,12 @@ def test_the_gate_is_trained_on_served_rewards_out_of_fold(small_recipe, small_r
     """What reaches the gate is compared with rewards made here, from the kept weights and plain features."""
     seen: list[RewardPairs] = []
     fit = pipeline.fit_gate
-    monkeypatch.setattr(
-        pipeline, "fit_gate", lambda features, pairs, settings: (seen.append(pairs), fit(features, pairs, settings))[1]
-    )
+
+    def recorded(features, pairs, settings, **options):
+        seen.append(pairs)
+        return fit(features, pairs, settings, **options)
+
+    monkeypatch.setattr(pipeline, "fit_gate", recorded)
     model = train(small_recipe, tmp_path, features=small_run / "work" / "features")
     data = plan(small_recipe)
     weights = read_arrays(tmp_path / "work" / "regression.safetensors")
@@ -159,7 +162,7 @@ def test_a_finished_run_started_again_computes_nothing_and_says_the_same(small_r
 
     monkeypatch.setattr("armorm.backbone.decoder.Backbone.features", forbidden)
     monkeypatch.setattr(pipeline, "fit_gate", forbidden)
-    monkeypatch.setattr(pipeline, "fit_regression", forbidden)
+    monkeypatch.setattr(pipeline, "fit_stage1", forbidden)
     before = metrics_of(small_run)
     train(small_recipe, small_run)
     assert metrics_of(small_run) == before
@@ -282,3 +285,21 @@ def test_the_card_states_the_figures_of_the_run(small_run):
         assert f"| {report['objective']}" in card
     assert f"{figures['evaluation']['ratings']['workshop-help']['spearman']:.3f}" in card
     assert "(less is better)" in card
+
+
+def test_figures_while_the_gate_trains_are_kept_a_line_each(small_run):
+    lines = [json.loads(line) for line in (small_run / "metrics.jsonl").read_text().splitlines()]
+    gate = [line for line in lines if line["stage"] == "gate"]
+    history = metrics_of(small_run)["gate"]["history"]
+    assert [line["step"] for line in gate] == [entry[0] for entry in history]
+    np.testing.assert_allclose([line["held_out_accuracy"] for line in gate], [entry[3] for entry in history])
+
+
+def test_a_collapsed_gate_is_said_in_the_terminal_in_the_figures_and_in_the_card(
+    small_recipe, small_run, tmp_path, capsys
+):
+    recipe = Recipe.from_text(small_recipe.to_yaml(), ["gating.steps=1", "gating.learning_rate=1.0e-9"])
+    train(recipe, tmp_path, features=small_run / "work" / "features")
+    assert metrics_of(tmp_path)["gate"]["collapse"] == "uniform"
+    assert "the gate has collapsed: uniform" in capsys.readouterr().err
+    assert "**The gate has collapsed: uniform.**" in (tmp_path / "README.md").read_text()

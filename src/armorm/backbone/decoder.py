@@ -46,12 +46,15 @@ class Backbone:
         model: the transformers model without a head.
         tokenizer: its tokenizer.
         template: the tokenizer's chat template.
+        sharing_fault: why conversations of this model cannot share their beginnings; empty where they can, None
+            before it was tried (features/engine.py).
     """
 
     name: str
     model: PreTrainedModel
     tokenizer: Any
     template: ChatTemplate = field(init=False)
+    sharing_fault: str | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         self.template = ChatTemplate(self.tokenizer)
@@ -122,17 +125,23 @@ class Backbone:
         return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
 
     @cached_property
-    def fingerprint(self) -> str:
-        """32 hex digits of weights, dtype, tokenizer and chat template: features of another one must not mix in."""
-        digest = hashlib.blake2b(digest_size=16)
+    def fingerprint_parts(self) -> dict[str, str]:
+        """What decides a feature beside the token ids, each as 32 hex digits (the dtype as a word): `weights`, `dtype`,
+        `tokenizer`, `template`. Features of backbones that differ in any of them must not mix."""
+        weights = hashlib.blake2b(digest_size=16)
         for name, tensor in sorted(self.model.state_dict().items()):
-            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-            digest.update(tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
+            weights.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+            weights.update(tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy())
         # (Padding and truncation are what the last call asked for; they change no encoding here.)
         backend = json.loads(self.tokenizer.backend_tokenizer.to_str()) | {"padding": None, "truncation": None}
-        digest.update(json.dumps(backend).encode())
-        digest.update(str(self.tokenizer.chat_template).encode())
-        return digest.hexdigest()
+        texts = {"tokenizer": json.dumps(backend), "template": str(self.tokenizer.chat_template)}
+        digests = {name: hashlib.blake2b(text.encode(), digest_size=16).hexdigest() for name, text in texts.items()}
+        return {"weights": weights.hexdigest(), "dtype": str(self.model.dtype).removeprefix("torch."), **digests}
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """32 hex digits of all of `fingerprint_parts`."""
+        return hashlib.blake2b(json.dumps(self.fingerprint_parts).encode(), digest_size=16).hexdigest()
 
     @torch.inference_mode()
     def features(self, batch: Sequence[EncodedConversation]) -> tuple[np.ndarray, np.ndarray]:

@@ -16,7 +16,19 @@ import typer
 from rich.console import Console
 
 import armorm
-from armorm.cli import evaluating, exporting, inspecting, ranking, scoring, serving, training
+from armorm.cli import (
+    evaluating,
+    exporting,
+    extending,
+    inspecting,
+    ranking,
+    reporting,
+    scoring,
+    serving,
+    starting,
+    steering,
+    training,
+)
 from armorm.errors import ArmormError, RecipeError
 
 app = typer.Typer(
@@ -46,12 +58,16 @@ def _main(
 
 
 app.command("demo")(training.demo)
+app.command("init")(starting.init)
 app.command("train")(training.train)
+app.command("extend")(extending.extend)
 app.command("score")(scoring.score)
 app.command("explain")(scoring.explain)
 app.command("compare")(ranking.compare)
 app.command("rank")(ranking.rank)
+app.command("steer")(steering.steer)
 app.command("evaluate")(evaluating.evaluate)
+app.command("report")(reporting.report)
 app.command("export")(exporting.export)
 app.command("inspect")(inspecting.inspect)
 app.command("serve")(serving.serve)
@@ -75,6 +91,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         # The reader of our output has gone (`| head`): nothing is wrong.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+    except OSError as error:
+        # A full disk, a folder that may not be written to: nothing of ours, and nothing a traceback explains.
+        Console(stderr=True, highlight=False, soft_wrap=True).print(f"[red]armorm:[/red] {_escaped(str(error))}")
+        sys.exit(1)
 
 
 def _escaped(text: str) -> str:

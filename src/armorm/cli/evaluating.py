@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import json
+import re
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 from rich.console import Console
 
 from armorm.cli.scoring import DeviceOption, DtypeOption, ModelOption
 from armorm.embedded import EMBEDDED_REWARD_MODEL
+from armorm.errors import DataError
 from armorm.files import plain
 
+if TYPE_CHECKING:
+    from armorm.evaluation.results import Results
+    from armorm.evaluation.scorers import CallableScorer
+
 _WIDTH = 80
+_FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 
 
 def evaluate(
@@ -30,7 +38,11 @@ def evaluate(
         typer.Option("--output", "-o", help="JSON file for the results; a run that was stopped goes on there."),
     ] = None,
     against: Annotated[
-        Optional[Path], typer.Option(help="Results of another run: print paired differences with significance.")
+        Optional[str],
+        typer.Option(
+            help="Results of another run, or another model or module:function, which is then measured on the same "
+            "data: print both side by side, with paired differences and their significance."
+        ),
     ] = None,
     scorer: Annotated[
         Optional[str],
@@ -53,6 +65,8 @@ def evaluate(
     alone and chance come to. The model is one of armorm, any sequence classifier with one logit, or a function.
 
     Example: `armorm evaluate rewardbench --model runs/real --output new.json --against old.json`
+
+    Example: `armorm evaluate pairs --data pairs.jsonl --model runs/real --against owner/other-reward-model`
     """
     from armorm.evaluation.comparison import compare
     from armorm.evaluation.registry import BenchmarkError
@@ -62,23 +76,20 @@ def evaluate(
     from armorm.evaluation.runner import evaluate as run
     from armorm.evaluation.scorers import CallableScorer
 
-    other = Results.load(against) if against is not None else None  # a file that is none is refused before any work
+    # What cannot be compared is refused before any work.
+    beside = None if against is None else _beside(against)
+    if isinstance(beside, Results) and beside.benchmark != benchmark:
+        raise DataError(f"results of {beside.benchmark}, expected {benchmark}", file=against or "")
     chosen = CallableScorer.from_name(scorer) if scorer is not None else model
+    measured = partial(run, benchmark, data=data or [], split=split, limit=limit, dtype=dtype, device=device)
     try:
-        results = run(
-            benchmark,
-            chosen,
-            data or [],
-            output=output,
-            features=features,
-            split=split,
-            limit=limit,
-            dtype=dtype,
-            device=device,
-        )
+        results = measured(chosen, output=output, features=features)
+        other = beside
+        if beside is not None and not isinstance(beside, Results):
+            other = measured(beside, output=output and _output_beside(output))
     except BenchmarkError as error:
         raise typer.BadParameter(str(error)) from None
-    comparison = compare(results, other) if other is not None else None
+    comparison = compare(results, other) if isinstance(other, Results) else None
     if as_json:
         print(json.dumps(plain(result_json(results, comparison)), indent=1, ensure_ascii=False))
         return
@@ -89,4 +100,23 @@ def evaluate(
         console.print()
         console.print(comparison_table(comparison), width=width)
     if output is not None:
-        Console(stderr=True, highlight=False, soft_wrap=True).print(f"wrote {output}", markup=False)
+        written = f"{output}" if other is beside else f"{output} and {_output_beside(output)}"
+        Console(stderr=True, highlight=False, soft_wrap=True).print(f"wrote {written}", markup=False)
+
+
+def _beside(against: str) -> Results | CallableScorer | str:
+    """What `--against` names: a results file, a function, or else a model."""
+    from armorm.evaluation.results import Results
+    from armorm.evaluation.scorers import CallableScorer, require_known
+
+    if Path(against).is_file() or against.endswith(".json"):
+        return Results.load(against)
+    if _FUNCTION.fullmatch(against):
+        return CallableScorer.from_name(against)
+    require_known(against)
+    return against
+
+
+def _output_beside(output: Path) -> Path:
+    """Where the results of the other model go."""
+    return output.with_name(f"{output.stem}.against{output.suffix}")

@@ -16,7 +16,8 @@ from armorm.data.preferences import preference_pair
 from armorm.data.ratings import row_conversation
 from armorm.data.rows import Location, Row
 from armorm.embedded import embedded_path
-from armorm.errors import DataError
+from armorm.errors import DataError, StoreError
+from armorm.features.shard import Shard
 
 _STRUCTURE = {"messages", "prompt", "response", "chosen", "rejected"}
 
@@ -65,7 +66,8 @@ def _data(location: Location) -> dict[str, Any]:
             faults += [str(error)] if len(faults) < 5 else []
             continue
         splits[str(row.values.get("split") or "")] += 1
-        for name, value in row.values.items():
+        for name in row.values:
+            value = row.value(name)
             if name in _STRUCTURE or name == "split":
                 continue
             if isinstance(value, (bool, int, float)) and not (isinstance(value, float) and math.isnan(value)):
@@ -127,15 +129,37 @@ def _store(folder: Path) -> dict[str, Any]:
     from armorm.features.store import FeatureStore, read_manifest
 
     manifest = read_manifest(folder)
-    store = FeatureStore(folder, fingerprint=manifest["fingerprint"], hidden_size=manifest["hidden_size"])
+    store = FeatureStore(
+        folder,
+        fingerprint=manifest.get("fingerprint", {}),
+        hidden_size=manifest.get("hidden_size", 0),
+    )
+    halved = [shard.path.name for shard in store.shards if shard.metadata.get("halvings")]
+    damaged = sorted(path.name for path in folder.glob("damaged-*"))
+    problems = [f"{shard.path.name}: {fault}" for shard in store.shards if (fault := _fault(shard))]
     return {
         "kind": "features",
         "name": str(folder),
         "conversations": len(store),
         "prompts": store.prompt_count,
         "hidden_size": manifest["hidden_size"],
+        "dtype": store.dtype,
+        "shards": len(store.shards),
+        "megabytes": round(sum(shard.path.stat().st_size for shard in store.shards) / 1e6, 1),
         "fingerprint": manifest["fingerprint"],
+        "computed with a halved budget": halved,
+        "set aside": damaged,
+        "problems": problems,
     }
+
+
+def _fault(shard: Shard) -> str:
+    """What is wrong with a shard; empty where its checksums hold."""
+    try:
+        shard.verify()
+    except StoreError as error:
+        return str(error).partition(": ")[2] + "; it is computed again when its features are asked for"
+    return ""
 
 
 def _tables(found: dict[str, Any]) -> list[Any]:

@@ -11,15 +11,13 @@ from typing import Annotated, Any, Optional
 
 import typer
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from armorm.cli.scoring import DeviceOption, DtypeOption, ModelOption
 from armorm.conversation import Conversation
 from armorm.data.rows import Location, Row, line_rows
 from armorm.embedded import EMBEDDED_REWARD_MODEL
 from armorm.errors import ConversationError, DataError
-from armorm.files import text_file
+from armorm.files import text_file, write_text
 
 _CHUNK = 1024
 
@@ -35,6 +33,10 @@ def rank(
         typer.Option(help="Also write best against worst as preference rows: prompt, chosen, rejected, margin."),
     ] = None,
     min_margin: Annotated[float, typer.Option(min=0.0, help="Leave out pairs whose margin is not above it.")] = 0.0,
+    scorer: Annotated[
+        Optional[str],
+        typer.Option(help="module:function instead of a model: a list of conversations in, a list of numbers out."),
+    ] = None,
     dtype: DtypeOption = "auto",
     device: DeviceOption = "auto",
 ) -> None:
@@ -47,13 +49,14 @@ def rank(
     """
     from armorm.evaluation.ranking import preference_row, read_candidates
     from armorm.evaluation.ranking import rank as ranked_prompts
-    from armorm.evaluation.scorers import load_scorer
+    from armorm.evaluation.scorers import CallableScorer, load_scorer
 
+    function = CallableScorer.from_name(scorer) if scorer is not None else None
     entries = read_candidates(_rows(input))
     chunk = list(islice(entries, _CHUNK))  # a file that cannot be read is refused before the model is loaded
     if not chunk:
         raise DataError("found no rows to rank", file=input)
-    scorer = load_scorer(model, dtype=dtype, device=device)
+    chosen = function or load_scorer(model, dtype=dtype, device=device)
     console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
     prompts = written = refused = 0
     with (
@@ -61,7 +64,7 @@ def rank(
         text_file(pairs) if pairs else nullcontext(None) as pair_sink,
     ):
         while chunk:
-            for entry in ranked_prompts(scorer, chunk):
+            for entry in ranked_prompts(chosen, chunk):
                 sink.write(json.dumps(entry.to_dict(), ensure_ascii=False) + "\n")
                 prompts += 1
                 for position, reason in entry.refused.items():
@@ -84,6 +87,7 @@ def compare(
     second: Annotated[str, typer.Argument(metavar="B", help="Text of the other.")],
     prompt: Annotated[str, typer.Option(help="Text of the prompt.")],
     model: ModelOption = EMBEDDED_REWARD_MODEL,
+    html: Annotated[Optional[Path], typer.Option(help="Write the comparison as a page.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     dtype: DtypeOption = "auto",
     device: DeviceOption = "auto",
@@ -92,65 +96,31 @@ def compare(
 
     Example: `armorm compare --prompt "What is 2+2?" "4" "5, I think."`
     """
-    from armorm.evaluation.ranking import decided
-    from armorm.evaluation.scorers import load_scorer
+    from armorm.contrast import contrast_of_scores
+    from armorm.evaluation.scorers import ArmoRMScorer, load_scorer
 
     conversations = [_conversation(prompt, text, name) for text, name in ((first, "A"), (second, "B"))]
     scorer = load_scorer(model, dtype=dtype, device=device)
-    same = conversations[0].key == conversations[1].key
-    scored = scorer.score(conversations[:1] if same else conversations)
-    if scored.refused:
-        row, reason = sorted(scored.refused.items())[0]
-        raise ConversationError(reason, "AB"[row])
-    scores = [float(scored.scores[0]), float(scored.scores[-1])]
-    margin = scores[0] - scores[1]
-    found: dict[str, Any] = {
-        "better": "A" if margin > 0 else "B" if margin < 0 else None,
-        "scores": dict(zip("AB", scores, strict=True)),
-        "margin": margin,
-        "probability_of_a": _sigmoid(margin),
-    }
-    if scored.parts is not None:
-        differences = (scored.parts.contributions[0] - scored.parts.contributions[-1]).tolist()
-        found["contributions"] = dict(zip(scored.parts.names, differences, strict=True))
-        found["decided_by"] = [name for name, _ in decided(scored, 0, -1)] if margin else []
-    if as_json:
-        print(json.dumps(found, ensure_ascii=False))
+    if isinstance(scorer, ArmoRMScorer):
+        found = scorer.rm.compare(*conversations)
     else:
-        Console(highlight=False).print(*_tables(found), sep="\n")
-
-
-def _tables(found: dict[str, Any]) -> list[Any]:
-    from armorm.explanation import signed_bar
-
-    scores, margin = found["scores"], found["margin"]
-    verdict = f"{found['better']} is better" if found["better"] else "a tie"
-    likely = max(found["probability_of_a"], 1 - found["probability_of_a"])
-    head = Text.assemble((verdict, "bold cyan"), f"  A {scores['A']:+.4f}, B {scores['B']:+.4f}, margin {margin:+.4f}")
-    head.append(f", probability {likely:.0%}" if found["better"] else "")
-    if "contributions" not in found:
-        return [head]
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1))
-    table.add_column("objective", max_width=36, overflow="fold")
-    table.add_column("for B" + " " * 6 + "│" + " " * 6 + "for A", no_wrap=True)
-    table.add_column("margin", justify="right")
-    table.add_column("")
-    ranked = sorted(found["contributions"].items(), key=lambda entry: -abs(entry[1]))
-    largest = abs(ranked[0][1]) or 1.0
-    for name, value in ranked:
-        decides = "decides" if name in found["decided_by"] else ""
-        table.add_row(Text(name), signed_bar(value / largest, 22), f"{value:+.4f}", Text(decides, style="bold"))
-    return [head, "", table]
+        same = conversations[0].key == conversations[1].key
+        scored = scorer.score(conversations[:1] if same else conversations)
+        if scored.refused:
+            row, reason = sorted(scored.refused.items())[0]
+            raise ConversationError(reason, "AB"[row])
+        found = contrast_of_scores(float(scored.scores[0]), float(scored.scores[-1]), str(scorer.describe()["name"]))
+    if as_json:
+        print(json.dumps(found.to_dict(), ensure_ascii=False))
+    else:
+        Console(highlight=False).print(found)
+    if html is not None:
+        write_text(html, found.to_html(conversations))
+        Console(stderr=True, highlight=False, soft_wrap=True).print(f"wrote {html}", markup=False)
 
 
 def _conversation(prompt: str, text: str, name: str) -> Conversation:
     return Conversation.from_prompt(prompt, text, name)
-
-
-def _sigmoid(value: float) -> float:
-    from scipy.special import expit
-
-    return float(expit(value))
 
 
 def _rows(name: str) -> Any:

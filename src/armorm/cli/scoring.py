@@ -150,7 +150,11 @@ def explain(
                 console.rule(f"row {number}", align="left")
             console.print(explanation)
     if html is not None:
-        write_text(html, "\n".join(explanation.to_html() for explanation in explanations))
+        from armorm.explanation import explanations_page
+
+        labels = [f"row {number}" for number, _ in rows]
+        conversations = [conversation for _, conversation in rows]
+        write_text(html, explanations_page(list(zip(labels, explanations, conversations, strict=True))))
         Console(stderr=True, highlight=False).print(f"wrote {html}", markup=False)
 
 

@@ -8,7 +8,6 @@ from typing import Annotated, Optional
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from armorm.files import plain
 
@@ -25,6 +24,12 @@ def train(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Read and check everything, say what would be done, and stop.")
     ] = False,
+    hardware: Annotated[str, typer.Option(help="Of the dry run's costs: h100, h200, a100, l4, rtx4090.")] = "h100",
+    share: Annotated[float, typer.Option(min=0.01, max=1.0, help="Of the peak that the forward pass reaches.")] = 0.4,
+    price: Annotated[Optional[float], typer.Option(min=0, help="Of a device for an hour, for costs in money.")] = None,
+    row_tokens: Annotated[
+        float, typer.Option(min=1, help="Tokens of a conversation that is not at hand, for the dry run.")
+    ] = 450,
     as_json: Annotated[bool, typer.Option("--json", help="Print the metrics (or the plan) as JSON.")] = False,
 ) -> None:
     """Train a reward model as a recipe says; a run that was stopped goes on where it was.
@@ -36,22 +41,9 @@ def train(
     parsed = Recipe.from_yaml(recipe, overrides or [])
     console = Console(highlight=False)
     if dry_run:
-        from armorm.training.plan import plan
+        from armorm.cli.planning import dry_run as show
 
-        data = plan(parsed)
-        summary = {
-            "recipe": parsed.name,
-            "hash": parsed.hash,
-            "backbone": parsed.backbone.model,
-            "counts": data.counts(),
-            "left_out": data.left_out,
-            "ratings": data.table.take(data.train_rows).counts,
-            "computed": dict(data.computed),
-        }
-        if as_json:
-            print(json.dumps(summary, indent=1))
-        else:
-            console.print(_plan_table(summary))
+        show(parsed, hardware, share, price, row_tokens, as_json, console)
         return
     from armorm.report.summary import metrics_summary
     from armorm.training.pipeline import train as run
@@ -86,21 +78,3 @@ def demo(
         print(json.dumps(plain(findings), indent=1))
     else:
         Console(highlight=False).print(findings_table(findings))
-
-
-def _plan_table(summary: dict) -> Table:
-    table = Table(box=None, pad_edge=False, show_header=False)
-    table.add_column(style="bold")
-    table.add_column()
-    table.add_row("recipe", f"{summary['recipe']} ({summary['hash']})")
-    table.add_row("backbone", summary["backbone"])
-    for name, count in summary["counts"].items():
-        table.add_row(name.replace("_", " "), f"{count:,}")
-    for reason, count in summary["left_out"].items():
-        table.add_row("left out", f"{count:,} {reason}")
-    for name, count in summary["ratings"].items():
-        table.add_row(f"  {name}", f"{count:,} training ratings")
-    for name, measure in summary["computed"].items():
-        table.add_row(f"  {name}", f"computed: {measure}")
-    table.add_row("stages", "tokens, features, regression, debiasing, gate, evaluation, model")
-    return table

@@ -3,19 +3,24 @@
 In:  conversations, and how many tokens each response has.
 Out: raw values (n,), and the `Objective` whose scale comes from the training rows.
 
-`response_length` is log1p of the response's tokens. Its map puts the 1st percentile of the training
-rows at 0 and the 99th at 1; nothing is clipped. A computed objective is fitted like a rated one; its
-reward is the predicted value.
+`response_length` is log1p of the response's tokens; `list_density` and `markdown_density` are list items and
+Markdown elements per line that is not blank. `python:MODULE:FUNCTION` is a function of the user's own, called with
+the messages of a conversation and giving a number: naming one is asking for that module to be imported and its code
+to be run, and nothing else ever does so. The map puts the 1st percentile of the training rows at 0 and the 99th
+at 1; nothing is clipped. A computed objective is fitted like a rated one; its reward is the predicted value.
 """
 
 from __future__ import annotations
 
+import importlib
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from armorm.conversation import Conversation
-from armorm.errors import FitError, nearest
+from armorm.data.markdown import filled_lines, list_items, markdown_elements
+from armorm.errors import FitError, nearest, shown
 from armorm.objectives import Objective, ObjectiveError
 
 Measure = Callable[[Conversation, int], float]
@@ -26,7 +31,62 @@ def response_length(conversation: Conversation, response_tokens: int) -> float:
     return float(np.log1p(response_tokens))
 
 
-MEASURES: dict[str, Measure] = {"response_length": response_length}
+def list_density(conversation: Conversation, response_tokens: int) -> float:
+    """List items per line that is not blank, 0 to 1."""
+    return list_items(conversation.response) / filled_lines(conversation.response)
+
+
+def markdown_density(conversation: Conversation, response_tokens: int) -> float:
+    """Headings, bold passages, list items, code, rows of tables and links, per line that is not blank."""
+    return markdown_elements(conversation.response) / filled_lines(conversation.response)
+
+
+MEASURES: dict[str, Measure] = {
+    "response_length": response_length,
+    "list_density": list_density,
+    "markdown_density": markdown_density,
+}
+OWN_FUNCTION = "python:"
+
+
+def find_measure(name: str) -> Measure:
+    """The function of a measure's name.
+
+    Raises:
+        ObjectiveError: for an unknown measure, with the nearest right one; for a module or function that is not there.
+    """
+    if name.startswith(OWN_FUNCTION):
+        return _own_function(name)
+    if name not in MEASURES:
+        raise ObjectiveError(
+            f"unknown measure {name!r}{nearest(name, MEASURES)}; there are {', '.join(MEASURES)}, "
+            f"and {OWN_FUNCTION}MODULE:FUNCTION for one of your own"
+        )
+    return MEASURES[name]
+
+
+def _own_function(name: str) -> Measure:
+    module_name, _, function_name = name.removeprefix(OWN_FUNCTION).partition(":")
+    if not module_name or not function_name:
+        raise ObjectiveError(f"measure {name!r}, expected {OWN_FUNCTION}MODULE:FUNCTION")
+    try:
+        function = getattr(importlib.import_module(module_name), function_name)
+    except (ImportError, AttributeError) as error:
+        raise ObjectiveError(f"measure {name!r} cannot be imported: {error}") from None
+    if not callable(function):
+        raise ObjectiveError(f"measure {name!r}: {function_name} of {module_name} is no function")
+
+    def own(conversation: Conversation, response_tokens: int) -> float:
+        value = function(conversation.to_list())
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            number = math.nan
+        if not math.isfinite(number):
+            raise FitError(f"measure {name!r} gave {shown(value)} for a conversation, expected a finite number")
+        return number
+
+    return own
 
 
 def measure(name: str, conversations: Sequence[Conversation], response_tokens: Sequence[int]) -> np.ndarray:
@@ -37,10 +97,9 @@ def measure(name: str, conversations: Sequence[Conversation], response_tokens: S
 
     Raises:
         ObjectiveError: for an unknown measure, with the nearest right one.
+        FitError: for a function of the user's own that gives no finite number.
     """
-    if name not in MEASURES:
-        raise ObjectiveError(f"unknown measure {name!r}{nearest(name, MEASURES)}; there are {', '.join(MEASURES)}")
-    function = MEASURES[name]
+    function = find_measure(name)
     return np.array([function(c, t) for c, t in zip(conversations, response_tokens, strict=True)], np.float64)
 
 

@@ -94,7 +94,7 @@ def preference_pair(row: Row, source: str = "", train_split: str = "train") -> P
         raise row.error(
             "chosen and rejected answer different prompts, expected the same turns before the last reply", "rejected"
         )
-    margin = values.get("margin")
+    margin = row.value("margin")
     if margin is not None and (
         isinstance(margin, bool) or not isinstance(margin, (int, float)) or not abs(margin) <= sys.float_info.max
     ):

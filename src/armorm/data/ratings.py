@@ -202,7 +202,7 @@ def rating_value(row: Row, column: str, objective: Objective) -> float:
         DataError: for a value that is no number, or outside the objective's range; true and false are
             numbers on a range 0 to 1 only.
     """
-    value = row.values.get(column)
+    value = row.value(column)
     if value is None or (isinstance(value, (float, np.floating)) and math.isnan(value)):
         return math.nan
     if isinstance(value, (bool, np.bool_)):

@@ -1,7 +1,9 @@
 """Rows of data from wherever people keep them, with their numbers, so that a fault can be pointed at.
 
-In:  a path (.jsonl, .jsonl.gz, .json, .parquet, a folder saved by `datasets`) or a hub id.
+In:  a path (.jsonl, .jsonl.gz, .json, .csv, .tsv, .parquet, a folder of such files or saved by `datasets`) or a hub id.
 Out: `Row`: the file, the 1-based number, the values.
+
+A set may have a layout of its own: a function from a row as it stands to the rows that it means.
 
 A broken line, a truncated archive, or a column that stands twice in a row stops the reading, by name.
 """
@@ -12,7 +14,7 @@ import gzip
 import json
 import re
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
@@ -20,7 +22,8 @@ from typing import IO, Any, cast
 from armorm.errors import DataError, nearest, shown
 
 LINE_SUFFIXES = (".jsonl", ".jsonl.gz", ".ndjson", ".ndjson.gz")
-SUFFIXES = (*LINE_SUFFIXES, ".json", ".json.gz", ".parquet")
+TABLE_SUFFIXES = (".csv", ".csv.gz", ".tsv", ".tsv.gz")
+SUFFIXES = (*LINE_SUFFIXES, *TABLE_SUFFIXES, ".json", ".json.gz", ".parquet")
 _DOUBLED = "the column stands twice, expected each column once"
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
@@ -33,20 +36,30 @@ class Row:
         file: path or hub id it came from.
         number: 1-based.
         values: its columns.
+        textual: every value came as text (CSV), so numbers are read from it; see `value`.
     """
 
     file: str
     number: int
     values: Mapping[str, Any]
+    textual: bool = False
 
     @property
     def filled(self) -> list[str]:
         """Names of the columns that hold something."""
         return sorted(name for name, value in self.values.items() if value is not None)
 
+    def value(self, column: str) -> Any:
+        """A value that may be a number: text of a textual row that reads as one is one, as are `true` and `false`."""
+        value = self.values.get(column)
+        return _number(value) if self.textual and isinstance(value, str) else value
+
     def error(self, problem: str, field: str = "") -> DataError:
         """The refusal of this row."""
         return DataError(problem, file=self.file, row=self.number, field=field)
+
+
+Layout = Callable[[Row], Iterable[Mapping[str, Any]]]
 
 
 @dataclass(frozen=True)
@@ -56,7 +69,9 @@ class Location:
     Attributes:
         name: what the user wrote, a path or a hub id.
         path: the existing file or folder, or None for a hub id.
-        subset, split, revision: of a hub set or a saved folder.
+        subset, split, revision, data_dir: of a hub set or a folder.
+        layout: from a row as it stands to the rows that it means; None where they are the same.
+        offline: ask nothing of the hub.
     """
 
     name: str
@@ -64,9 +79,12 @@ class Location:
     subset: str | None = None
     split: str | None = None
     revision: str | None = None
+    data_dir: str | None = None
+    layout: Layout | None = None
+    offline: bool = False
 
     @classmethod
-    def find(cls, name: str | Path, root: Path | None = None, **options: str | None) -> Location:
+    def find(cls, name: str | Path, root: Path | None = None, **options: Any) -> Location:
         """Resolve a path below `root`, or a hub id `owner/name`.
 
         Raises:
@@ -103,10 +121,28 @@ class Location:
         Raises:
             DataError: for a file that cannot be read at all.
         """
+        for row in self._raw_rows():
+            if self.layout is None or isinstance(row, DataError):
+                yield row
+                continue
+            try:
+                meant = [Row(row.file, row.number, values, row.textual) for values in self.layout(row)]
+            except DataError as error:
+                yield error
+                continue
+            yield from meant
+
+    def _raw_rows(self) -> Iterator[Row | DataError]:
         if self.path is None or self.path.is_dir():
-            yield from self._dataset_rows()
+            from armorm.data.hub import dataset_rows
+
+            yield from dataset_rows(self)
         elif self.path.name.endswith(LINE_SUFFIXES):
             yield from _line_rows(self.path)
+        elif self.path.name.endswith(TABLE_SUFFIXES):
+            from armorm.data.tables import table_rows
+
+            yield from table_rows(self.path)
         elif self.path.name.endswith((".json", ".json.gz")):
             yield from _array_rows(self.path)
         elif self.path.suffix == ".parquet":
@@ -115,32 +151,6 @@ class Location:
             raise DataError(
                 f"found a file of type {self.path.suffix!r}, expected {', '.join(SUFFIXES)}", file=self.name
             )
-
-    def _dataset_rows(self) -> Iterator[Row]:
-        import datasets
-
-        faults = (OSError, ValueError, KeyError, datasets.exceptions.DatasetsError)
-        try:
-            if self.path is None:
-                data = datasets.load_dataset(
-                    self.name, self.subset, split=self.split, revision=self.revision, streaming=True
-                )
-            else:
-                data = datasets.load_from_disk(str(self.path))
-        except faults as error:
-            kind = "datasets folder" if self.path else "hub set, and no such file or folder"
-            raise DataError(f"cannot be read as a {kind}: {type(error).__name__}: {error}", file=self.name) from error
-        if isinstance(data, (datasets.DatasetDict, datasets.IterableDatasetDict)):
-            split = self.split or ("train" if "train" in data else next(iter(data)))
-            if split not in data:
-                raise DataError(f"found splits {', '.join(data)}, expected {split!r}", file=self.name)
-            data = data[split]
-        number = 0
-        try:
-            for number, values in enumerate(data, 1):
-                yield Row(self.name, number, values)
-        except faults as error:
-            raise _unreadable(self.name, number, error) from error
 
 
 def line_rows(lines: Iterable[bytes], name: str) -> Iterator[Row | DataError]:
@@ -159,27 +169,28 @@ def line_rows(lines: Iterable[bytes], name: str) -> Iterator[Row | DataError]:
             yield DataError(f"found {shown(value)}, expected a JSON object", file=name, row=number)
 
 
-def _opened(path: Path) -> IO[bytes]:
+def opened(path: Path) -> IO[bytes]:
+    """A file to read, unpacked where it ends in .gz."""
     return cast(IO[bytes], gzip.open(path, "rb")) if path.suffix == ".gz" else path.open("rb")
 
 
 def _line_rows(path: Path) -> Iterator[Row | DataError]:
     number = 0
     try:
-        with _opened(path) as lines:
+        with opened(path) as lines:
             for row in line_rows(lines, str(path)):
                 number = row.number if isinstance(row, Row) else (row.row or number)
                 yield row
     except (OSError, EOFError, zlib.error) as error:
-        raise _unreadable(path, number, error) from None
+        raise unreadable(path, number, error) from None
 
 
 def _array_rows(path: Path) -> Iterator[Row]:
     try:
-        with _opened(path) as file:
+        with opened(path) as file:
             text = file.read()
     except (OSError, EOFError, zlib.error) as error:
-        raise _unreadable(path, 0, error) from None
+        raise unreadable(path, 0, error) from None
     entries = _parsed(path, None, text)
     if not isinstance(entries, list):
         raise DataError(
@@ -214,7 +225,7 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
                 number += 1
                 yield Row(str(path), number, values)
     except (pyarrow.ArrowException, OSError) as error:
-        raise _unreadable(path, number, error) from None
+        raise unreadable(path, number, error) from None
 
 
 def _parquet_fault(path: Path, number: int, batch: Any, fault: ValueError) -> DataError:
@@ -225,7 +236,7 @@ def _parquet_fault(path: Path, number: int, batch: Any, fault: ValueError) -> Da
                 column[offset].as_py()
             except ValueError as error:
                 return DataError(f"cannot be read: {error}", file=path, row=number + offset + 1, field=name)
-    return _unreadable(path, number, fault)
+    return unreadable(path, number, fault)
 
 
 def _parsed(path: Path | str, number: int | None, text: bytes) -> Any:
@@ -260,6 +271,18 @@ def _first_doubled(names: Sequence[str]) -> str | None:
     return next((name for name in names if names.count(name) > 1), None)
 
 
+def _number(text: str) -> Any:
+    stripped = text.strip()
+    if stripped.lower() in ("true", "false"):
+        return stripped.lower() == "true"
+    for kind in (int, float):
+        try:
+            return kind(stripped)
+        except ValueError:
+            continue
+    return text
+
+
 def _holds(value: Any, part: dict[str, Any]) -> bool:
     """Whether a JSON value is, or contains, that very object."""
     if value is part:
@@ -268,7 +291,7 @@ def _holds(value: Any, part: dict[str, Any]) -> bool:
     return any(_holds(entry, part) for entry in inner)
 
 
-def _unreadable(file: Path | str, number: int, error: Exception) -> DataError:
+def unreadable(file: Path | str, number: int, error: Exception) -> DataError:
     """The refusal of a file that breaks off after so many rows."""
     place = "beyond this row" if number else "at all"
     return DataError(f"cannot be read {place}: {error}", file=file, row=number or None)

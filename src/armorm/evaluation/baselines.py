@@ -1,25 +1,30 @@
 """Baselines: what stands beside every figure, so that nobody has to guess what it is worth.
 
-In:  items, the rows of their responses, lengths, and of an interpretable model its prompt features.
+In:  items, the rows of their responses, lengths, features of the prompts.
 Out: scores in the layout of the model's, for the same scoring rule: by length alone, by the prompt alone.
 
 Length: the longer response scores higher. Prompt: of pairs, a judge that reads the prompt alone scores all
 its responses alike, so the benchmark's own rule for ties says what it gets (and `chance` what a random
-order does). Of ratings, it is a ridge regression on the model's prompt features, fitted on the evaluated
-rows in five folds by prompt, each predicted by the others.
+order does). Of ratings, it is a ridge regression on the model's prompt features (for a model without such, on
+the words of the prompt), fitted on the evaluated rows in five folds by prompt, each predicted by the others.
 """
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Sequence
+from hashlib import blake2b
 
 import numpy as np
 
+from armorm.conversation import Conversation
 from armorm.evaluation.examples import Item
-from armorm.evaluation.scorers import Parts
 from armorm.heads.regression import MIN_RATINGS, fit_regression, fold_of
 
 FOLDS = 5
+WORD_COLUMNS = 512
+_WORD = re.compile(r"\w+")
 
 
 def by_length(rows: Sequence[np.ndarray], lengths: np.ndarray) -> list[np.ndarray]:
@@ -33,10 +38,43 @@ def by_nothing(items: Sequence[Item]) -> list[np.ndarray]:
     return [np.zeros(len(item.labels)) for item in items]
 
 
-def by_prompt(items: Sequence[Item], rows: Sequence[np.ndarray], parts: Parts) -> list[np.ndarray]:
-    """Ratings predicted from the prompt feature alone; NaN for objectives with too few ratings to fit."""
+def prompt_words(conversations: Sequence[Conversation]) -> tuple[np.ndarray, np.ndarray]:
+    """Words of the prompts as features: log counts, hashed to signed columns, of length 1.
+
+    Returns:
+        features (m, `WORD_COLUMNS`) float32 of the distinct prompts, and the row (n,) of each conversation.
+    """
+    index: dict[str, int] = {}
+    columns: dict[str, tuple[int, float]] = {}
+    features: list[np.ndarray] = []
+    of = np.empty(len(conversations), np.int64)
+    for row, conversation in enumerate(conversations):
+        of[row] = index.setdefault(conversation.prompt_key, len(features))
+        if of[row] < len(features):
+            continue
+        words = Counter(word for message in conversation.prompt for word in _WORD.findall(message.content.lower()))
+        values = np.zeros(WORD_COLUMNS)
+        for word, count in words.items():
+            if word not in columns:
+                number = int.from_bytes(blake2b(word.encode(), digest_size=8).digest(), "little")
+                columns[word] = (number // 2 % WORD_COLUMNS, 1.0 if number % 2 else -1.0)
+            column, sign = columns[word]
+            values[column] += sign * np.log1p(count)
+        features.append(values / (np.linalg.norm(values) or 1.0))
+    return np.array(features, np.float32).reshape(-1, WORD_COLUMNS), of
+
+
+def by_prompt(
+    items: Sequence[Item], rows: Sequence[np.ndarray], prompt_features: np.ndarray, prompt_index: np.ndarray
+) -> list[np.ndarray]:
+    """Ratings predicted from the prompt alone; NaN for objectives with too few ratings to fit.
+
+    Args:
+        prompt_features: (m, d) of the distinct prompts.
+        prompt_index: (n,) row of each scored conversation, -1 where it was refused.
+    """
     at = np.array([row[0] for row in rows], np.int64)
-    index = np.where(at >= 0, parts.prompt_index[at], -1)
+    index = np.where(at >= 0, prompt_index[at], -1)
     known = np.flatnonzero(index >= 0)
     ratings = np.array([item.labels for item in items], np.float64)
     predicted = np.full(ratings.shape, np.nan)
@@ -45,7 +83,7 @@ def by_prompt(items: Sequence[Item], rows: Sequence[np.ndarray], parts: Parts) -
         given = ratings[known]
         columns = [column for column in range(ratings.shape[1]) if _learnable(given[:, column], folds)]
         if columns:
-            features = parts.prompt_features[index[known]]
+            features = prompt_features[index[known]]
             names = [str(column) for column in columns]
             head = fit_regression(features, given[:, columns], folds, names, intercept=True)
             predicted[np.ix_(known, np.array(columns))] = head.predict_out_of_fold(features, folds)

@@ -20,7 +20,7 @@ import numpy as np
 
 from armorm.conversation import Conversation
 from armorm.errors import CheckpointError
-from armorm.evaluation.scorers import BATCH_TOKENS, Scored
+from armorm.evaluation.scorers import BATCH_TOKENS, NOT_A_NUMBER, Scored
 
 if TYPE_CHECKING:
     from armorm.backbone.template import ChatTemplate
@@ -115,8 +115,9 @@ class ClassifierScorer:
                 scores[[kept[i] for i in batch]] = logits
                 advance(sum(lengths[i] for i in batch))
         refused = dict(encoded.rejected)
-        for row in np.flatnonzero(np.isnan(scores)):
-            refused.setdefault(int(row), "the model's score is not a number")
+        for row in np.flatnonzero(~np.isfinite(scores)):
+            refused.setdefault(int(row), NOT_A_NUMBER)
+            scores[row] = np.nan
         return Scored(scores, refused)
 
     def _logits(self, batch: list[np.ndarray]) -> np.ndarray:

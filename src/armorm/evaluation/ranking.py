@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 
+from armorm.attribution import deciding
 from armorm.conversation import Conversation, prompt_messages
 from armorm.data.ratings import row_conversation
 from armorm.data.rows import Row
 from armorm.errors import ConversationError, shown
-from armorm.evaluation.audits.objectives import deciding
 from armorm.evaluation.scorers import Scored, Scorer
 
 

@@ -22,13 +22,14 @@ import numpy as np
 from rich.console import Console
 
 import armorm
+from armorm.attribution import deciding
 from armorm.conversation import Conversation
 from armorm.data.ratings import sample_by_prompt
 from armorm.embedded import EMBEDDED_REWARD_MODEL
+from armorm.errors import DataError
 from armorm.evaluation import baselines
 from armorm.evaluation.audits.audit import audits
 from armorm.evaluation.audits.comparisons import Comparisons
-from armorm.evaluation.audits.objectives import deciding
 from armorm.evaluation.audits.style import lengths
 from armorm.evaluation.cells import Cells, Figure, totals
 from armorm.evaluation.examples import Example, Item, fingerprint, numbered
@@ -43,7 +44,6 @@ from armorm.files import plain, write_json
 from armorm.progress import progress
 
 CHUNK = 512
-_DECIDING_SHOWN = 5
 
 
 def evaluate(
@@ -77,7 +77,7 @@ def evaluate(
 
     Raises:
         BenchmarkError: for an unknown benchmark, or one without data.
-        DataError: for faults in the data.
+        DataError: for faults in the data, and for an output that is a folder or features that are a file.
     """
     find_benchmark(benchmark)
     places = [data] if isinstance(data, (str, Path)) else list(data)
@@ -86,17 +86,26 @@ def evaluate(
     sources = find_sources(places, BENCHMARKS[benchmark].published, BENCHMARKS[benchmark].also, split)
     console = Console(stderr=True, quiet=quiet, highlight=False, markup=False, soft_wrap=True)
     partial_folder = Path(output).with_name(f"{Path(output).name}.partial") if output else None
-    store = Path(features) if features else partial_folder / "features" if partial_folder else None
 
+    if output is not None and Path(output).is_dir():
+        raise DataError("is a folder, expected a file to write to", file=output)
+    if features is not None and Path(features).is_file():
+        raise DataError("is a file, expected a folder of features", file=features)
     loaded = None if benchmark == "ratings" else READERS[benchmark](sources)
-    scorer = load_scorer(model, store=store, dtype=dtype, device=device)
+    scorer = load_scorer(model, store=Path(features) if features else None, dtype=dtype, device=device)
+    if partial_folder is not None and isinstance(scorer, ArmoRMScorer) and scorer.store is None:
+        # (Another model's stopped run may have left its own features there.)
+        scorer = ArmoRMScorer(scorer.rm, partial_folder / f"features-{scorer.rm.backbone.fingerprint[:16]}")
     if loaded is None:
         loaded = load_ratings(sources, scorer.objectives if isinstance(scorer, ArmoRMScorer) else None)
     examples = numbered(_limited(loaded.examples, limit))
+    measured = find_benchmark(benchmark, loaded.names, loaded.raw)
+    items = [example.item for example in examples]
+    measured.measure(items, baselines.by_nothing(items))  # what the rule refuses, it refuses before any scoring
     unique, rows = distinct(examples)
     scored = score_once(scorer, unique, partial_folder)
     results = _results(
-        find_benchmark(benchmark, loaded.names, loaded.raw),
+        measured,
         scorer,
         loaded,
         examples,
@@ -187,8 +196,10 @@ def _results(
     beside = {"length": by_order.measure(items, baselines.by_length(rows, sizes))}
     if not rated:
         beside["prompt_only"] = benchmark.measure(items, baselines.by_nothing(items))
-    elif scored.parts is not None:
-        beside["prompt_only"] = benchmark.measure(items, baselines.by_prompt(items, rows, scored.parts))
+    else:
+        parts = scored.parts
+        seen = (parts.prompt_features, parts.prompt_index) if parts else baselines.prompt_words(unique)
+        beside["prompt_only"] = benchmark.measure(items, baselines.by_prompt(items, rows, *seen))
     if benchmark.chance is not None:
         beside["chance"] = benchmark.chance(items)
     figures = figure_results(benchmark.figures(cells), cells, beside, clusters, resamples, seed)
@@ -291,7 +302,7 @@ def _entries(
     if scored.parts is not None and len(closest):
         contributions = closest.difference(scored.parts.contributions)
         for place, mask in enumerate(deciding(contributions)):
-            columns = sorted(np.flatnonzero(mask), key=lambda c: -abs(contributions[place, c]))[:_DECIDING_SHOWN]
+            columns = sorted(np.flatnonzero(mask), key=lambda c: -abs(contributions[place, c]))
             decided[int(closest.item[place])] = [
                 {"objective": scored.parts.names[c], "contribution": float(contributions[place, c])} for c in columns
             ]

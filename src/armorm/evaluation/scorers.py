@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from armorm.reward_model import ArmoRM
 
 BATCH_TOKENS = 8192
+NOT_A_NUMBER = "the model's score is not a finite number"
 ScoreFunction = Callable[[list[list[dict[str, Any]]]], Sequence[float]]
 
 
@@ -170,18 +171,23 @@ class ArmoRMScorer:
         backbone = self.rm.backbone
         store = None
         if self.store is not None:
-            store = FeatureStore(self.store, fingerprint=backbone.fingerprint, hidden_size=backbone.hidden_size)
+            store = FeatureStore.of(self.store, backbone)
         rows = [row for row in encoded.rows if row is not None]
         refused = dict(encoded.rejected)
         if not rows:
             return Scored(np.full(len(conversations), np.nan), refused)
         features = extract(backbone, rows, store, batch_tokens=self.batch_tokens)
-        scores = np.full(len(conversations), np.nan)
-        scores[kept], parts = self._heads(features, np.array(kept), len(conversations))
+        scores, parts = self._heads(features, np.array(kept), len(conversations))
+        refused |= {row: NOT_A_NUMBER for row in kept if np.isnan(scores[row])}
         return Scored(scores, refused, tuple(encoded.truncated), parts)
 
     def _heads(self, features: Features, kept: np.ndarray, count: int) -> tuple[np.ndarray, Parts]:
+        """Scores (count,) and their parts; NaN in the rows that are not kept, or that are not finite."""
+        finite = np.isfinite(features.response).all(1) & np.isfinite(features.prompt[features.prompt_index]).all(1)
+        features, kept = features.take(np.flatnonzero(finite)), kept[finite]
         batch = self.rm.score_features(features)
+        scores = np.full(count, np.nan)
+        scores[kept] = batch.scores
 
         def spread(values: np.ndarray) -> np.ndarray:
             whole = np.full((count, values.shape[1]), np.nan)
@@ -196,12 +202,12 @@ class ArmoRMScorer:
             rewards=spread(rewards),
             weights=spread(batch.gating_weights),
             outputs=spread(batch.gating_output),
-            transform=self.rm.model.reward_transform_matrix.detach().cpu().double().numpy(),
+            transform=self.rm.transform,
             raw=spread(self.rm.objectives.to_raw(rewards)),
             prompt_features=features.prompt,
             prompt_index=index,
         )
-        return batch.scores.astype(np.float64), parts
+        return scores, parts
 
 
 class CallableScorer:
@@ -293,6 +299,25 @@ def load_scorer(
 
         return ClassifierScorer.from_pretrained(str(model), dtype=dtype, device=device)
     return ArmoRMScorer(ArmoRM.from_pretrained(model, dtype=dtype, device=device), store)
+
+
+def require_known(name: str) -> None:
+    """Refuse the name of a model that has no config, by reading nothing else.
+
+    Raises:
+        CheckpointError: for a name that leads nowhere.
+    """
+    from transformers import PretrainedConfig
+
+    from armorm.embedded import embedded_path
+
+    if embedded_path(name) is None:
+        try:
+            found, _ = PretrainedConfig.get_config_dict(name)
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{name}: cannot be loaded as a reward model: {error}") from error
+        if not found:
+            raise CheckpointError(f"{name}: has no config.json, expected a reward model")
 
 
 def is_classifier(name: str) -> bool:

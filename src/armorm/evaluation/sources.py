@@ -62,7 +62,7 @@ def find_sources(
         split: overrides the known ones.
 
     Raises:
-        DataError: for a place that does not exist, or a folder without data files.
+        DataError: for a place that does not exist, a folder without data files, or a split of a file.
     """
     known = {hub.id: hub.splits for hub in (*published, *also)}
     splits = {name for hub in published for name in hub.splits}
@@ -72,10 +72,13 @@ def find_sources(
         if location.path is None:
             found += _of_splits(location, (split,) if split else known.get(str(name), ()), str(name).split("/")[-1])
         elif not location.path.is_dir():
+            if split:
+                raise DataError(f"is a file, expected a hub set or a folder to take split {split!r} of", file=name)
             found.append(Source(location, stem(location.path)))
         elif any((location.path / saved).exists() for saved in _SAVED):
             held = _splits_of(location.path)
-            wanted = (split,) if split else tuple(name for name in held if name in splits)
+            # (Of a set whose splits no benchmark names, the test split is what was held out.)
+            wanted = (split,) if split else tuple(name for name in held if name in (splits or {"test"}))
             found += _of_splits(location, wanted, stem(location.path))
         else:
             found += _of_folder(location.path, {split} if split else splits)

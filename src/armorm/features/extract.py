@@ -1,11 +1,12 @@
 """Extraction: encoded conversations to features, through the store where there is one.
 
 In:  encoded conversations, a backbone, optionally a store.
-Out: `Features`: response features (n, d), and the prompt features of the m distinct prompts.
+Out: `Features`: response features (n, d), and the prompt features of the m distinct prompts; or, of `fill_store`,
+     the same in the store alone, in memory that hardly grows with their number.
 
-Identical conversations are computed once, across everything that was ever asked of the same store.
-Work is cut into shards of about `SHARD_TOKENS` tokens, each sorted by length into batches of a token
-budget; a finished shard is never computed again.
+Identical conversations are computed once, across everything that was ever asked of the same store. What is left is
+planned (plan.py) and computed shard after shard (engine.py); a finished shard is never computed again, and one whose
+checksum fails is set aside and computed anew.
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from armorm.backbone.decoder import Backbone
-from armorm.backbone.packing import length_sorted_batches
 from armorm.backbone.template import EncodedConversation
+from armorm.features.plan import PlanFigures, plan_extraction, plan_figures
 from armorm.features.store import FeatureStore, shard_name
-from armorm.progress import Advance, progress
+from armorm.features.work import BATCH_TOKENS, Here, Rows, Runner, Settings, Work, keys_of, lengths_of, prompt_keys_of
+from armorm.progress import progress, say
 
-BATCH_TOKENS = 8192
-SHARD_TOKENS = 400_000
+SAID_TOKENS = 200_000
 
 
 @dataclass(frozen=True)
@@ -56,84 +57,115 @@ def extract(
     *,
     batch_tokens: int = BATCH_TOKENS,
     description: str = "features",
+    sharing: bool | None = None,
+    compiled: bool | None = None,
 ) -> Features:
     """Compute features, or read those the store has.
 
     Args:
-        batch_tokens: most tokens of a forward pass, padding included.
+        batch_tokens: most tokens of a forward pass: of a tree of shared beginnings, or of a padded batch.
+        sharing, compiled: as in `Settings`.
+
+    Raises:
+        BackboneError: for a conversation that does not fit into memory even alone.
+        StoreError: for a store that cannot be written or read.
     """
-    keys = [conversation.key for conversation in encoded]
-    prompt_keys = [conversation.prompt_key for conversation in encoded]
+    settings = Settings(batch_tokens, sharing, compiled, description)
+    keys, prompt_keys = keys_of(encoded), prompt_keys_of(encoded)
     unique_prompts, prompt_index = _unique(prompt_keys)
-    if store is None:
-        first = {key: i for i, key in reversed(list(enumerate(keys)))}
-        rows = sorted(first.values())
-        with progress(description, sum(len(encoded[i]) for i in rows), "tokens") as advance:
-            prompt, response = _forward(backbone, [encoded[i] for i in rows], batch_tokens, advance)
-        place = {keys[i]: row for row, i in enumerate(rows)}
-        prompt_place = {prompt_keys[i]: row for row, i in reversed(list(enumerate(rows)))}
-        order = [place[key] for key in keys]
-        return Features(response[order], prompt[[prompt_place[key] for key in unique_prompts]], prompt_index)
-    _fill(store, backbone, encoded, keys, store.missing(keys), batch_tokens, description)
+    if store is not None:
+        fill_store(backbone, encoded, store, settings)
+        return Features(store.responses(keys), store.prompts(unique_prompts), prompt_index)
+    _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
+    plan = plan_extraction(encoded, first)
+    rows = [encoded[i] for i in plan.rows]
+    engine = Here(backbone).engine(rows, plan.shared, settings)
+    total = int((plan.lengths - plan.shared if engine.mechanism == "tree" else plan.lengths).sum())
+    with progress(description, total, "tokens") as advance:
+        prompt, response = engine.features(rows, advance)
+    place = np.empty(len(encoded), np.int64)
+    place[plan.rows] = np.arange(len(plan.rows))
+    prompts, prompt_rows = np.unique(prompt_keys[plan.rows], return_index=True)
+    return Features(
+        response[place[first][inverse]], prompt[prompt_rows[np.searchsorted(prompts, unique_prompts)]], prompt_index
+    )
+
+
+def fill_store(
+    runner: Backbone | Runner,
+    encoded: Sequence[EncodedConversation],
+    store: FeatureStore,
+    settings: Settings | None = None,
+) -> PlanFigures:
+    """Compute whatever of these conversations the store lacks.
+
+    Args:
+        runner: what computes the shards; a backbone computes them here.
+        encoded: in memory, or on disk (tokens.py).
+
+    Returns:
+        figures of the request.
+    """
+    runner = Here(runner) if isinstance(runner, Backbone) else runner
+    settings = settings or Settings()
+    keys, prompt_keys = keys_of(encoded), prompt_keys_of(encoded)
+    store.verify(keys, prompt_keys)
+    figures = _fill(store, runner, encoded, keys, prompt_keys, store.missing(keys), settings)
     # (A prompt feature can be missing alone, where the shard of another request that held it was deleted.)
-    _fill(store, backbone, encoded, keys, store.missing_prompts(prompt_keys), batch_tokens, description)
-    return Features(store.responses(keys), store.prompts(unique_prompts), prompt_index)
+    prompts = store.missing_prompts(prompt_keys)
+    if prompts:
+        _fill(store, runner, encoded, keys, prompt_keys, prompts, settings)
+    return figures
 
 
 def _fill(
     store: FeatureStore,
-    backbone: Backbone,
+    runner: Runner,
     encoded: Sequence[EncodedConversation],
-    keys: Sequence[bytes],
+    keys: np.ndarray,
+    prompt_keys: np.ndarray,
     missing: Sequence[int],
-    batch_tokens: int,
-    description: str,
-) -> None:
+    settings: Settings,
+) -> PlanFigures:
     """Compute the conversations at the positions `missing`, shard by shard."""
-    if not missing:
-        return
-    order = sorted(missing, key=lambda i: (-len(encoded[i]), keys[i]))
-    lengths = np.array([len(encoded[i]) for i in order])
-    bounds = _shard_bounds(lengths)
-    plan, shards = store.plan(keys, order, bounds)
-    by_key = dict(zip(keys, encoded, strict=True))
-    names = [shard_name(plan, number) for number in range(len(shards))]
-    todo = [i for i, name in enumerate(names) if not store.has_shard(name)]
-    owners: dict[bytes, int] = {}
-    for number, shard in enumerate(shards):
-        for key in shard:
-            owners.setdefault(by_key[key].prompt_key, number)
-    total = sum(len(by_key[key]) for i in todo for key in shards[i])
-    with progress(description, total, "tokens") as advance:
-        for number in todo:
-            batch = [by_key[key] for key in shards[number]]
-            prompt, response = _forward(backbone, batch, batch_tokens, advance)
-            own = {c.prompt_key: i for i, c in enumerate(batch) if owners[c.prompt_key] == number}
-            kept = [key for key in own if not store.has_prompt(key, outside=f"shard-{plan}-")]
-            store.write_shard(names[number], shards[number], response, kept, prompt[[own[key] for key in kept]])
+    plan = plan_extraction(encoded, missing)
+    figures = plan_figures(keys, prompt_keys, lengths_of(encoded), plan)
+    if not len(plan.rows):
+        return figures
+    chosen = runner.choose(Rows(encoded, plan.rows), plan.shared, settings)
+    stored = store.plan(keys, plan.rows, plan.bounds, chosen)
+    order = np.argsort(keys, kind="stable")
+    places = [order[np.searchsorted(keys, shard, sorter=order)] for shard in stored.shards]
+    todo = [number for number in range(len(places)) if not store.has_shard(shard_name(stored.id, number))]
+    shard_of = np.repeat(np.arange(len(places)), [len(rows) for rows in places])
+    distinct, first = np.unique(prompt_keys[np.concatenate(places)], return_index=True)  # the first shard owns a prompt
+
+    def owned(number: int) -> np.ndarray:
+        mine = distinct[shard_of[first] == number]
+        return mine[~store.has_prompts(mine, outside=f"shard-{stored.id}-")]
+
+    computed = np.zeros(len(encoded), np.int64)
+    computed[plan.rows] = plan.lengths - plan.shared if stored.settings.get("mechanism") == "tree" else plan.lengths
+    work = Work(
+        stored,
+        todo,
+        lambda number: [encoded[i] for i in places[number]],
+        owned,
+        store,
+        settings,
+        figures,
+        {number: int(computed[places[number]].sum()) for number in todo},
+    )
+    if figures.asked_tokens >= SAID_TOKENS:
+        say(f"{settings.description}: {figures}")
+    runner.run(work)
+    return figures
 
 
-def _shard_bounds(lengths: np.ndarray) -> list[int]:
-    """Where shards end, so that each holds about SHARD_TOKENS tokens."""
-    shard = (np.cumsum(lengths) - lengths) // SHARD_TOKENS
-    return [*(np.flatnonzero(np.diff(shard)) + 1).tolist(), len(lengths)]
-
-
-def _forward(
-    backbone: Backbone, encoded: Sequence[EncodedConversation], batch_tokens: int, advance: Advance
-) -> tuple[np.ndarray, np.ndarray]:
-    """Prompt features and response features of conversations, in order."""
-    prompt = np.empty((len(encoded), backbone.hidden_size), np.float32)
-    response = np.empty_like(prompt)
-    lengths = [len(conversation) for conversation in encoded]
-    for rows in length_sorted_batches(lengths, batch_tokens):
-        prompt[rows], response[rows] = backbone.features([encoded[i] for i in rows])
-        advance(sum(lengths[i] for i in rows))
-    return prompt, response
-
-
-def _unique(keys: Sequence[bytes]) -> tuple[list[bytes], np.ndarray]:
+def _unique(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Distinct keys in order of appearance, and the row of each key among them."""
-    rows: dict[bytes, int] = {}
-    index = np.fromiter((rows.setdefault(key, len(rows)) for key in keys), np.int64, len(keys))
-    return list(rows), index
+    found, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
+    order = np.argsort(first)
+    rank = np.empty(len(order), np.int64)
+    rank[order] = np.arange(len(order))
+    return found[order], rank[inverse].astype(np.int64)

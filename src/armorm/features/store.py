@@ -4,184 +4,328 @@ In:  features of encoded conversations, with their keys.
 Out: a folder of safetensors shards and a manifest.
 
     manifest.json                 the backbone's fingerprint, d, dtype
-    plan-<id>.safetensors         which conversations each shard of one extraction holds
-    shard-<id>-<n>.safetensors    response_keys (m, 16), response_features (m, d),
-                                  prompt_keys (q, 16), prompt_features (q, d)
+    plan-<id>.safetensors         which conversations each shard of one extraction holds, and how they are batched
+    shard-<id>-<n>.safetensors    see shard.py
+    damaged-...                   shards that failed their checksum, set aside
 
-A response feature is addressed by its token ids, a prompt feature by the ids up to the gate, and each
-is stored once. The plan is written before the first forward pass; a shard appears only when complete.
-A run that was killed follows the same plan, computes only the shards that are missing, and so ends
-with the same bytes. A store belongs to one backbone: another one's fingerprint is refused.
+A response feature is addressed by its token ids, a prompt feature by the ids up to the gate, and each is stored
+once; so another recipe on the same backbone, whatever its length limit or truncation, finds what it needs and
+nothing else. The plan is written before the first forward pass; a shard appears only when complete. A run that was
+killed follows the same plan, computes only the shards that are missing, and so ends with the same bytes. A store
+belongs to one backbone: another one's fingerprint is refused, and the error names the part that differs.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from armorm.backbone.decoder import Backbone
 from armorm.errors import StoreError
+from armorm.features.shard import DTYPES, KEY, Shard, write_shard
 from armorm.files import read_arrays, write_arrays, write_json
+from armorm.progress import say
 
 FORMAT = "armorm-features"
-KEY_BYTES = 16
+VERSION = 2
+
+
+@dataclass(frozen=True)
+class StoredPlan:
+    """A plan as the store keeps it.
+
+    Attributes:
+        id: part of the names of its shards.
+        shards: keys of each shard, in order.
+        settings: how batches are made from them.
+    """
+
+    id: str
+    shards: list[np.ndarray]
+    settings: dict[str, Any]
 
 
 class FeatureStore:
     """A folder of features of one backbone.
 
+    Args:
+        fingerprint: of the backbone, by part: `weights`, `dtype`, `tokenizer`, `template`.
+        hidden_size: d.
+        dtype: what features are stored in, of a store that is new; by default the backbone's own where it is one of
+            float32 and bfloat16, else float32.
+
     Attributes:
         folder: where it lies.
         hidden_size: d.
+        dtype: what features are stored in.
 
     Raises:
         StoreError: for a folder that holds features of another backbone, or something else altogether.
     """
 
-    def __init__(self, folder: str | Path, *, fingerprint: str, hidden_size: int) -> None:
+    def __init__(
+        self, folder: str | Path, *, fingerprint: Mapping[str, str], hidden_size: int, dtype: str | None = None
+    ) -> None:
         self.folder = Path(folder)
         self.hidden_size = hidden_size
-        manifest = {"format": FORMAT, "version": 1, "fingerprint": fingerprint, "hidden_size": hidden_size}
+        own = str(fingerprint.get("dtype"))
+        wanted = dtype or (own if own in DTYPES else "float32")
+        if wanted not in DTYPES:
+            raise StoreError(f"{self.folder}: dtype {wanted!r}, expected one of {', '.join(DTYPES)}")
+        manifest = {
+            "format": FORMAT,
+            "version": VERSION,
+            "fingerprint": dict(fingerprint),
+            "hidden_size": hidden_size,
+            "dtype": wanted,
+        }
         path = self.folder / "manifest.json"
         if path.exists() or any(self.folder.glob("shard-*.safetensors")):
-            found = read_manifest(self.folder)
-            differing = [name for name, value in manifest.items() if found.get(name) != value]
-            if differing:
-                raise StoreError(
-                    f"{self.folder}: holds features of another backbone ({', '.join(differing)} differ); "
-                    "expected the same weights, dtype, tokenizer and template, or an empty folder"
-                )
+            self.dtype = self._agreed(manifest, explicit=dtype is not None)
         else:
+            self.dtype = wanted
             write_json(path, manifest)
-        self._responses: dict[bytes, tuple[str, int]] = {}
-        self._prompts: dict[bytes, tuple[str, int]] = {}
+        self._shards: list[Shard] = []
+        self._verified: set[str] = set()
         for shard in sorted(self.folder.glob("shard-*.safetensors")):
-            self._index(shard.name)
+            self._open(shard)
+        self._make_index()
+
+    @classmethod
+    def of(cls, folder: str | Path, backbone: Backbone, dtype: str | None = None) -> FeatureStore:
+        """The store of a backbone's features in a folder; as the constructor."""
+        return cls(folder, fingerprint=backbone.fingerprint_parts, hidden_size=backbone.hidden_size, dtype=dtype)
+
+    def _agreed(self, manifest: dict[str, Any], explicit: bool) -> str:
+        """dtype of the store that is there, if it is one of this backbone."""
+        found = read_manifest(self.folder)
+        version = found.get("version")
+        if version != VERSION:
+            raise StoreError(
+                f"{self.folder}: a feature store of version {version}, expected {VERSION}; use a new folder"
+            )
+        theirs, ours = (dict(entry["fingerprint"]) for entry in (found, manifest))
+        differing = [part for part in sorted({*theirs, *ours}) if theirs.get(part) != ours.get(part)]
+        if found.get("hidden_size") != manifest["hidden_size"]:
+            differing.append("hidden_size")
+        if differing:
+            raise StoreError(
+                f"{self.folder}: holds features of another backbone ({', '.join(differing)} differ); "
+                "expected the same weights, dtype, tokenizer and template, or an empty folder"
+            )
+        if explicit and found.get("dtype") != manifest["dtype"]:
+            raise StoreError(
+                f"{self.folder}: holds features as {found.get('dtype')}, asked for {manifest['dtype']}; "
+                "expected the same, or an empty folder"
+            )
+        return str(found.get("dtype"))
 
     def __len__(self) -> int:
         """Number of conversations whose features are here."""
-        return len(self._responses)
+        return len(self._responses.keys)
 
     @property
     def prompt_count(self) -> int:
         """Number of prompts whose features are here."""
-        return len(self._prompts)
+        return len(self._prompts.keys)
 
-    def missing(self, keys: Sequence[bytes]) -> list[int]:
+    @property
+    def shards(self) -> list[Shard]:
+        """The shards that are here."""
+        return list(self._shards)
+
+    def missing(self, keys: Sequence[bytes] | np.ndarray) -> list[int]:
         """Positions of keys whose response feature is not here yet, first occurrences only."""
-        return _missing(self._responses, keys)
+        return self._missing("response", keys)
 
-    def missing_prompts(self, keys: Sequence[bytes]) -> list[int]:
+    def missing_prompts(self, keys: Sequence[bytes] | np.ndarray) -> list[int]:
         """Positions of keys whose prompt feature is not here yet, first occurrences only."""
-        return _missing(self._prompts, keys)
+        return self._missing("prompt", keys)
 
-    def has_prompt(self, key: bytes, *, outside: str = "") -> bool:
-        """Whether a prompt feature is here, in a shard whose name does not start with `outside`."""
-        return key in self._prompts and not (outside and self._prompts[key][0].startswith(outside))
+    def has_prompts(self, keys: Sequence[bytes] | np.ndarray, *, outside: str = "") -> np.ndarray:
+        """Mask (n,) of the prompt features that are here, in a shard whose name does not start with `outside`."""
+        places = self._prompts.find(np.asarray(keys, KEY))
+        counts = np.array([not (outside and shard.path.name.startswith(outside)) for shard in self._shards], bool)
+        found = places >= 0
+        found[found] = counts[self._prompts.shard[places[found]]]
+        return found
 
     def has_shard(self, name: str) -> bool:
         """Whether a shard is complete."""
         return (self.folder / name).exists()
 
-    def plan(self, keys: Sequence[bytes], order: Sequence[int], bounds: Sequence[int]) -> tuple[str, list[list[bytes]]]:
+    def plan(
+        self,
+        keys: Sequence[bytes] | np.ndarray,
+        order: Sequence[int] | np.ndarray,
+        bounds: Sequence[int],
+        settings: Mapping[str, Any] | None = None,
+    ) -> StoredPlan:
         """The plan of this request: the one written before, or this one.
 
         Args:
             keys: key of each requested conversation.
             order: positions to compute, shard after shard.
             bounds: where each shard ends in `order`.
-
-        Returns:
-            the plan's id, and the keys of each of its shards.
+            settings: how batches are made; those of a plan that was written before stand.
 
         Raises:
             StoreError: for a damaged plan.
         """
         from safetensors import SafetensorError
 
-        digest = blake2b(b"".join(sorted(set(keys))), digest_size=8)
-        needed = {keys[i] for i in order}
+        keys = np.asarray(keys, KEY)
+        digest = blake2b(np.unique(keys).tobytes(), digest_size=8)
+        needed = keys[np.asarray(order, np.int64)]
         while True:
             name = digest.hexdigest()
             path = self.folder / f"plan-{name}.safetensors"
             if not path.exists():
-                rows = np.frombuffer(b"".join(keys[i] for i in order), np.uint8).reshape(-1, KEY_BYTES)
-                write_arrays(path, {"keys": rows, "bounds": np.asarray(bounds, np.int64)})
+                text = np.frombuffer(json.dumps(dict(settings or {}), sort_keys=True).encode(), np.uint8)
+                rows = needed.view(np.uint8).reshape(-1, 16)
+                write_arrays(path, {"keys": rows, "bounds": np.asarray(bounds, np.int64), "settings": text})
             try:
                 arrays = read_arrays(path)
-                planned, ends = [row.tobytes() for row in arrays["keys"]], arrays["bounds"].tolist()
-            except (SafetensorError, KeyError) as error:
+                planned = arrays["keys"].reshape(-1).view(KEY)
+                ends = arrays["bounds"].tolist()
+                found = json.loads(arrays["settings"].tobytes())
+            except (SafetensorError, KeyError, ValueError) as error:
                 raise StoreError(f"{path}: damaged plan ({error}); delete the file and run again") from None
             shards = [planned[a:b] for a, b in zip([0, *ends], ends, strict=False)]
-            open_shards = [shard for i, shard in enumerate(shards) if not self.has_shard(shard_name(name, i))]
-            if needed <= {key for shard in open_shards for key in shard}:
-                return name, shards
+            left = [shard for i, shard in enumerate(shards) if not self.has_shard(shard_name(name, i))]
+            if np.isin(needed, np.concatenate([np.empty(0, KEY), *left])).all():
+                return StoredPlan(name, shards, found)
             digest.update(b"again")  # what an older plan of the same request found or wrote is gone
 
     def write_shard(
         self,
         name: str,
-        response_keys: Sequence[bytes],
+        response_keys: Sequence[bytes] | np.ndarray,
         response_features: np.ndarray,
-        prompt_keys: Sequence[bytes],
+        prompt_keys: Sequence[bytes] | np.ndarray,
         prompt_features: np.ndarray,
+        metadata: Mapping[str, str] | None = None,
     ) -> None:
         """Write one shard, whole, and make its features readable."""
-        arrays: dict[str, np.ndarray] = {
-            "response_keys": np.frombuffer(b"".join(response_keys), np.uint8).reshape(-1, KEY_BYTES),
-            "response_features": response_features.astype(np.float32, copy=False),
-            "prompt_keys": np.frombuffer(b"".join(prompt_keys), np.uint8).reshape(-1, KEY_BYTES),
-            "prompt_features": prompt_features.astype(np.float32, copy=False),
+        arrays = {
+            "response_keys": np.asarray(response_keys, KEY),
+            "response_features": response_features,
+            "prompt_keys": np.asarray(prompt_keys, KEY),
+            "prompt_features": prompt_features,
         }
-        write_arrays(self.folder / name, arrays)
-        self._index(name)
+        write_shard(self.folder / name, arrays, self.dtype, metadata or {})
+        self.adopt(name)
+        self._verified.add(name)
 
-    def responses(self, keys: Sequence[bytes]) -> np.ndarray:
+    def adopt(self, name: str) -> None:
+        """Make the features of a shard readable that was written since the store was opened, here or elsewhere."""
+        if self._open(self.folder / name):
+            self._make_index()
+
+    def verify(self, keys: Sequence[bytes] | np.ndarray, prompt_keys: Sequence[bytes] | np.ndarray) -> list[str]:
+        """Compare each shard that these keys are read from with its checksums, once; set the damaged aside.
+
+        Returns:
+            names of the damaged shards; what they held is missing now.
+        """
+        used = {
+            self._shards[shard]
+            for index, wanted in ((self._responses, keys), (self._prompts, prompt_keys))
+            for places in [index.find(np.asarray(wanted, KEY))]
+            for shard in np.unique(index.shard[places[places >= 0]])
+        }
+        damaged = []
+        for shard in sorted(used, key=lambda shard: shard.path.name):
+            if shard.path.name in self._verified:
+                continue
+            try:
+                shard.verify()
+                self._verified.add(shard.path.name)
+            except StoreError as error:
+                self._set_aside(shard.path, error)
+                self._shards.remove(shard)
+                damaged.append(shard.path.name)
+        if damaged:
+            self._make_index()
+        return damaged
+
+    def responses(self, keys: Sequence[bytes] | np.ndarray) -> np.ndarray:
         """Response features (n, d) float32 of keys, in order."""
-        return self._gather(self._responses, keys, "response_features")
+        return self._gather(self._responses, "response_features", keys)
 
-    def prompts(self, keys: Sequence[bytes]) -> np.ndarray:
+    def prompts(self, keys: Sequence[bytes] | np.ndarray) -> np.ndarray:
         """Prompt features (n, d) float32 of keys, in order."""
-        return self._gather(self._prompts, keys, "prompt_features")
+        return self._gather(self._prompts, "prompt_features", keys)
 
-    def _gather(self, index: dict[bytes, tuple[str, int]], keys: Sequence[bytes], tensor: str) -> np.ndarray:
-        from safetensors import safe_open
-
-        gathered = np.empty((len(keys), self.hidden_size), np.float32)
-        wanted: dict[str, list[tuple[int, int]]] = {}
-        for position, key in enumerate(keys):
-            shard, row = index[key]
-            wanted.setdefault(shard, []).append((position, row))
-        for shard, places in wanted.items():
-            with safe_open(self.folder / shard, framework="np") as file:
-                rows = file.get_tensor(tensor)
-                positions, sources = np.array(places).T
-                gathered[positions] = rows[sources]
+    def _gather(self, index: _Index, tensor: str, keys: Sequence[bytes] | np.ndarray) -> np.ndarray:
+        wanted = np.asarray(keys, KEY)
+        places = index.find(wanted)
+        if (places < 0).any():
+            raise KeyError(bytes(wanted[places < 0][0]))
+        gathered = np.empty((len(wanted), self.hidden_size), np.float32)
+        for number in np.unique(index.shard[places]):
+            here = np.flatnonzero(index.shard[places] == number)
+            gathered[here] = self._shards[number].features(tensor, index.row[places[here]])
         return gathered
 
-    def _index(self, name: str) -> None:
-        from safetensors import SafetensorError, safe_open
+    def _missing(self, kind: str, keys: Sequence[bytes] | np.ndarray) -> list[int]:
+        wanted = np.asarray(keys, KEY)
+        index = self._responses if kind == "response" else self._prompts
+        absent = np.flatnonzero(index.find(wanted) < 0)
+        _, first = np.unique(wanted[absent], return_index=True)
+        return np.sort(absent[first]).tolist()
 
+    def _open(self, path: Path) -> bool:
         try:
-            with safe_open(self.folder / name, framework="np") as file:
-                for keys, index in (("response_keys", self._responses), ("prompt_keys", self._prompts)):
-                    for row, key in enumerate(file.get_tensor(keys)):
-                        index.setdefault(key.tobytes(), (name, row))
-        except SafetensorError as error:
-            raise StoreError(f"{self.folder / name}: damaged shard ({error}); delete the file and run again") from None
+            self._shards.append(Shard(path))
+        except StoreError as error:
+            self._set_aside(path, error)
+            return False
+        return True
+
+    def _set_aside(self, path: Path, error: StoreError) -> None:
+        aside = path.with_name(f"damaged-{path.name}")
+        path.replace(aside)
+        say(f"{error}: set aside as {aside.name}; its features are computed again when they are asked for")
+
+    def _make_index(self) -> None:
+        self._responses = _Index([shard.keys for shard in self._shards])
+        self._prompts = _Index([shard.prompt_keys for shard in self._shards])
+
+
+class _Index:
+    """Where each key is: sorted, 24 bytes a key.
+
+    Attributes:
+        keys: (m,) sorted, distinct.
+        shard, row: (m,) int32, of the first shard that holds each.
+    """
+
+    def __init__(self, keys: Sequence[np.ndarray]) -> None:
+        every = np.concatenate([np.empty(0, KEY), *keys])
+        self.keys, first = np.unique(every, return_index=True)
+        sizes = np.array([len(part) for part in keys], np.int64)
+        starts = np.cumsum(sizes) - sizes
+        self.shard = (np.searchsorted(starts + sizes, first, side="right")).astype(np.int32)
+        self.row = (first - starts[self.shard] if len(first) else first).astype(np.int32)
+
+    def find(self, keys: np.ndarray) -> np.ndarray:
+        """Place of each key, -1 where it is absent."""
+        if not len(self.keys):
+            return np.full(len(keys), -1)
+        places = np.minimum(np.searchsorted(self.keys, keys), len(self.keys) - 1)
+        return np.where(self.keys[places] == keys, places, -1)
 
 
 def shard_name(plan: str, number: int) -> str:
     """File name of one shard of a plan."""
     return f"shard-{plan}-{number:05d}.safetensors"
-
-
-def _missing(index: Mapping[bytes, tuple[str, int]], keys: Sequence[bytes]) -> list[int]:
-    first = {key: i for i, key in reversed(list(enumerate(keys))) if key not in index}
-    return sorted(first.values())
 
 
 def read_manifest(folder: Path) -> dict:

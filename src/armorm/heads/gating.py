@@ -13,11 +13,11 @@ fit at uniform weights, is learned as its logarithm, and is fitted once more at 
 pairs. (Started at 1, as published, rewards in [0, 1] give margins so small that the gate hardly moves.)
 Prompt features are standardised for training; the scaling is folded into the first layer, so the
 network takes plain features. Early stopping by prompt; the best weights are kept; every draw is seeded.
+Steps are those of `heads/gate_training.py`; `collapse_of` says where a trained gate does not read the prompt.
 """
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -28,11 +28,10 @@ from torch import nn
 from torch.nn import functional
 
 from armorm.errors import FitError
-from armorm.progress import progress
+from armorm.heads.gate_training import Log, PairTensors, optimise
 
 MIN_PAIRS = 20
-_EVALUATE_EVERY = 50
-_CONSTANT = 1e-6
+_NEARLY_UNIFORM = 0.005
 
 
 class GatingNetwork(nn.Module):
@@ -92,6 +91,8 @@ class RewardPairs:
         chosen_prompt, rejected_prompt: (p,) rows of the prompt features; the same row, unless the
             overflow policy cut the two sides' prompts differently.
         held_out: (p,) bool, pairs whose prompts are kept for early stopping.
+        margin: (p,) >= 0, how much better the chosen side is said to be, 0 where nothing is said; or None.
+        weight: (p,) > 0, how much a pair counts; None for all alike.
     """
 
     chosen: np.ndarray
@@ -99,6 +100,8 @@ class RewardPairs:
     chosen_prompt: np.ndarray
     rejected_prompt: np.ndarray
     held_out: np.ndarray
+    margin: np.ndarray | None = None
+    weight: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.chosen)
@@ -106,7 +109,16 @@ class RewardPairs:
 
 @dataclass(frozen=True)
 class GateSettings:
-    """How the gate is trained; the defaults are the published ones (FIELD 1) but for the scale."""
+    """How the gate is trained; the defaults are the published ones (FIELD 1) but for the scale.
+
+    Attributes:
+        margin: times a pair's own margin, what the chosen score must win by.
+        label_smoothing: share of pairs taken as labelled the wrong way round, 0 to 0.5.
+        entropy: of the mean entropy of the weights, is taken off the loss: a gate spreads its weight.
+        load_balance: of the divergence of the mean weights from uniform, is added: no objective is left out over all.
+        dtype: of the network's products in training; `auto` is bfloat16 where the hardware is fast at it.
+        The loss that stops training early is the plain one: no margin, smoothing or penalty, but weights.
+    """
 
     hidden_size: int = 1024
     hidden_layers: int = 3
@@ -118,6 +130,11 @@ class GateSettings:
     batch_size: int = 1024
     patience: int = 10
     logit_scale: float | Literal["fit"] = "fit"
+    margin: float = 0.0
+    label_smoothing: float = 0.0
+    entropy: float = 0.0
+    load_balance: float = 0.0
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     seed: int = 0
 
 
@@ -134,6 +151,7 @@ class GateReport:
         mean_weights: (k,) mean gating weights over the held-out pairs' prompts.
         mean_entropy: of the gating weights, nats; log k where the gate is uniform.
         history: (step, training loss, held-out loss, held-out accuracy) at each evaluation.
+        collapse: how the gate fails to read the prompt (`collapse_of`), or empty.
     """
 
     pairs: int
@@ -147,15 +165,26 @@ class GateReport:
     mean_weights: list[float]
     mean_entropy: float
     history: list[tuple[int, float, float, float]] = field(default_factory=list)
+    collapse: str = ""
 
 
 def fit_gate(
-    prompt_features: np.ndarray, pairs: RewardPairs, settings: GateSettings | None = None
+    prompt_features: np.ndarray,
+    pairs: RewardPairs,
+    settings: GateSettings | None = None,
+    *,
+    initial: GatingNetwork | None = None,
+    device: str | torch.device = "cpu",
+    log: Log | None = None,
 ) -> tuple[GatingNetwork, GateReport]:
     """Train the gate.
 
     Args:
         prompt_features: (m, d) float.
+        initial: a gate for plain prompt features to go on from, of the shape of the settings; by default the gate
+            starts uniform.
+        device: where training runs; the network comes back on the processor.
+        log: is called with the step and figures of every evaluation.
 
     Returns:
         the network in evaluation mode, taking plain prompt features, and its report.
@@ -173,9 +202,10 @@ def fit_gate(
     fitted = settings.logit_scale == "fit"
     if not fitted and not float(settings.logit_scale) > 0:
         raise FitError(f"logit_scale {settings.logit_scale}, expected 'fit' or a number > 0")
-    data = _Tensors(prompt_features, pairs, training)
+    device = torch.device(device)
+    data = PairTensors(prompt_features, pairs, training, device)
     k = pairs.chosen.shape[1]
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(settings.seed)
         network = GatingNetwork(
             prompt_features.shape[1],
@@ -185,23 +215,31 @@ def fit_gate(
             temperature=settings.temperature,
             dropout=settings.dropout,
         )
-        nn.init.zeros_(network.layers[-1].weight)  # type: ignore[arg-type]  # the gate starts uniform,
-        nn.init.zeros_(network.layers[-1].bias)  # type: ignore[arg-type]  # where its scale is fitted
         uniform = (pairs.chosen - pairs.rejected).mean(1)
-        start_scale = bradley_terry_scale(uniform[training]) if fitted else float(settings.logit_scale)
+        if initial is None:
+            nn.init.zeros_(network.layers[-1].weight)  # type: ignore[arg-type]  # the gate starts uniform,
+            nn.init.zeros_(network.layers[-1].bias)  # type: ignore[arg-type]  # where its scale is fitted
+            start_scale = bradley_terry_scale(uniform[training]) if fitted else float(settings.logit_scale)
+        else:
+            network.load_state_dict(initial.state_dict())
+            _unfold_standardisation(network, data.mean.cpu(), data.deviation.cpu())
+            start_scale = float(initial.logit_scale.detach()) if fitted else float(settings.logit_scale)
         network.logit_scale.requires_grad_(False).fill_(start_scale)
-        log_scale = torch.tensor(np.log(start_scale), dtype=torch.float32, requires_grad=fitted)
-        best_step, history = _optimise(network, log_scale, data, training, held_out, settings)
+        network.to(device)
+        log_scale = torch.tensor(np.log(start_scale), dtype=torch.float32, requires_grad=fitted, device=device)
+        best_step, history = optimise(network, log_scale, data, training, held_out, settings, log)
     network.eval()
     with torch.no_grad():
         if fitted:
-            unscaled = data.margins(network, torch.ones(()), held_out).double().numpy()
+            unscaled = data.margins(network, torch.ones((), device=device), held_out).cpu().double().numpy()
             network.logit_scale.fill_(bradley_terry_scale(unscaled, fallback=float(log_scale.exp())))
         network.logit_scale.requires_grad_(True)
         margins = data.margins(network, network.logit_scale, held_out)
-        weights = network.weights(data.prompts[np.unique(pairs.chosen_prompt[held_out])])
+        loss = float(data.plain_loss(margins, held_out))
+        weights = network.weights(data.prompts[np.unique(pairs.chosen_prompt[held_out])]).cpu()
         entropy = float(-(weights * weights.clamp_min(1e-12).log()).sum(1).mean())
-    _fold_standardisation(network, data.mean, data.deviation)
+    network.cpu()
+    _fold_standardisation(network, data.mean.cpu(), data.deviation.cpu())
     report = GateReport(
         pairs=len(training),
         held_out_pairs=len(held_out),
@@ -209,13 +247,39 @@ def fit_gate(
         start_scale=start_scale,
         logit_scale=float(network.logit_scale.detach()),
         accuracy=float((margins > 0).float().mean()),
-        loss=float(functional.softplus(-margins).mean()),
+        loss=loss,
         uniform_accuracy=float((uniform[held_out] > 0).mean()),
         mean_weights=weights.mean(0).tolist(),
         mean_entropy=entropy,
         history=history,
+        collapse=collapse_of(weights.double().numpy()),
     )
     return network, report
+
+
+def collapse_of(weights: np.ndarray) -> str:
+    """How a gate fails to read the prompt, in words; empty where it does not.
+
+    Args:
+        weights: (m, k) gating weights of different prompts.
+
+    Returns:
+        `uniform` (entropy within 0.5 percent of the most), `one objective for all prompts` (the same one leads for 99
+        percent of prompts, with nine tenths of the weight), `the same weights for every prompt` (no weight moves
+        by a thousandth), or an empty text.
+    """
+    m, k = weights.shape
+    if k < 2 or not m:
+        return ""
+    entropy = -(weights * np.log(np.clip(weights, 1e-12, None))).sum(1).mean()
+    if entropy >= (1 - _NEARLY_UNIFORM) * np.log(k):
+        return "uniform"
+    leader = int(np.bincount(weights.argmax(1), minlength=k).argmax())
+    if (weights.argmax(1) == leader).mean() >= 0.99 and weights[:, leader].mean() >= 0.9:
+        return "one objective for all prompts"
+    if m > 1 and weights.std(0).max() < 1e-3:
+        return "the same weights for every prompt"
+    return ""
 
 
 def bradley_terry_scale(margins: np.ndarray, fallback: float | None = None) -> float:
@@ -239,86 +303,6 @@ def bradley_terry_scale(margins: np.ndarray, fallback: float | None = None) -> f
     return float(np.exp(found.x) / spread)
 
 
-class _Tensors:
-    """Standardised prompt features and pair rewards, as tensors."""
-
-    def __init__(self, prompt_features: np.ndarray, pairs: RewardPairs, training: np.ndarray) -> None:
-        used = np.unique(np.concatenate([pairs.chosen_prompt[training], pairs.rejected_prompt[training]]))
-        features = torch.from_numpy(prompt_features.astype(np.float32))
-        self.mean = features[used].double().mean(0).float()
-        deviation = features[used].double().std(0, correction=0).float()
-        # What is constant in training carries nothing to learn; dividing by its rounding noise would let a
-        # prompt on which it differs drown all else.
-        self.deviation = torch.where(deviation > _CONSTANT, deviation, torch.ones(()))
-        self.prompts = (features - self.mean) / self.deviation
-        self.chosen = torch.from_numpy(pairs.chosen.astype(np.float32))
-        self.rejected = torch.from_numpy(pairs.rejected.astype(np.float32))
-        self.chosen_prompt = torch.from_numpy(pairs.chosen_prompt.astype(np.int64))
-        self.rejected_prompt = torch.from_numpy(pairs.rejected_prompt.astype(np.int64))
-
-    def margins(self, network: GatingNetwork, scale: torch.Tensor, rows: np.ndarray | torch.Tensor) -> torch.Tensor:
-        """Score differences (len(rows),); each distinct prompt goes through the network once."""
-        rows = torch.as_tensor(rows)
-        both = torch.cat([self.chosen_prompt[rows], self.rejected_prompt[rows]])
-        distinct, index = torch.unique(both, return_inverse=True)
-        weights = network.weights(self.prompts[distinct])
-        chosen, rejected = index[: len(rows)], index[len(rows) :]
-        scores = (weights[chosen] * self.chosen[rows]).sum(1) - (weights[rejected] * self.rejected[rows]).sum(1)
-        return scale * scores
-
-
-def _optimise(
-    network: GatingNetwork,
-    log_scale: torch.Tensor,
-    data: _Tensors,
-    training: np.ndarray,
-    held_out: np.ndarray,
-    settings: GateSettings,
-) -> tuple[int, list[tuple[int, float, float, float]]]:
-    """AdamW with a cosine schedule; leaves the best held-out weights in the network."""
-    generator = np.random.default_rng(settings.seed)
-    parameters = [p for p in network.parameters() if p.requires_grad]
-    learned = [*parameters, log_scale] if log_scale.requires_grad else parameters
-    optimiser = torch.optim.AdamW(learned, lr=settings.learning_rate, weight_decay=settings.weight_decay)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, settings.steps)
-    order = np.empty(0, np.int64)
-    history: list[tuple[int, float, float, float]] = []
-    best_loss, best_step, best = float("inf"), 0, copy.deepcopy(network.state_dict())
-    best_log_scale = log_scale.detach().clone()
-    size = min(settings.batch_size, len(training))
-    running = float("nan")
-    with progress("gate", settings.steps, "steps") as advance:
-        for step in range(settings.steps + 1):
-            if step % _EVALUATE_EVERY == 0 or step == settings.steps:
-                network.eval()
-                with torch.no_grad():
-                    margins = data.margins(network, log_scale.exp(), held_out)
-                    loss = float(functional.softplus(-margins).mean())
-                history.append((step, loss if step == 0 else running, loss, float((margins > 0).float().mean())))
-                if loss < best_loss:
-                    best_loss, best_step, best = loss, step, copy.deepcopy(network.state_dict())
-                    best_log_scale = log_scale.detach().clone()
-                elif step - best_step >= settings.patience * _EVALUATE_EVERY:
-                    break
-            if step == settings.steps:
-                break
-            network.train()
-            if len(order) < size:
-                order = generator.permutation(training)
-            rows, order = order[:size], order[size:]
-            batch_loss = functional.softplus(-data.margins(network, log_scale.exp(), rows)).mean()
-            optimiser.zero_grad(set_to_none=True)
-            batch_loss.backward()
-            optimiser.step()
-            schedule.step()
-            running = float(batch_loss.detach())
-            advance(1)
-    network.load_state_dict(best)
-    with torch.no_grad():
-        log_scale.copy_(best_log_scale)
-    return best_step, history
-
-
 @torch.no_grad()
 def _fold_standardisation(network: GatingNetwork, mean: torch.Tensor, deviation: torch.Tensor) -> None:
     """Let the first layer take plain features: W (x - mean) / deviation + b."""
@@ -327,3 +311,13 @@ def _fold_standardisation(network: GatingNetwork, mean: torch.Tensor, deviation:
     weight = first.weight.double() / deviation.double()
     first.bias.copy_((first.bias.double() - weight @ mean.double()).float())
     first.weight.copy_(weight.float())
+
+
+@torch.no_grad()
+def _unfold_standardisation(network: GatingNetwork, mean: torch.Tensor, deviation: torch.Tensor) -> None:
+    """The inverse of folding: let the first layer take standardised features."""
+    first = network.layers[0]
+    assert isinstance(first, nn.Linear)
+    weight = first.weight.double()
+    first.bias.copy_((first.bias.double() + weight @ mean.double()).float())
+    first.weight.copy_((weight * deviation.double()).float())

@@ -21,7 +21,7 @@ explains nothing.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -90,6 +90,7 @@ def fit_joint(
     *,
     pair_weights: Sequence[float] = PAIR_WEIGHTS,
     intercept: bool = False,
+    weights: Mapping[str, float] | None = None,
     r2_price: float = R2_PRICE,
 ) -> tuple[RegressionHead, JointReport]:
     """Train the heads on ratings and pairs.
@@ -101,6 +102,7 @@ def fit_joint(
         folds: (n,) fold of each row's prompt.
         pair_weights: betas to choose from; 0, stage 1 itself, is always among them.
         intercept: whether stage 1 had one; it follows the weights.
+        weights: of objectives against their penalties, as they were given to stage 1.
         r2_price: how far the mean held-out R^2 may fall.
 
     Returns:
@@ -115,7 +117,7 @@ def fit_joint(
     if len(np.unique(pairs.folds)) < 2:
         raise FitError("all pairs stand in one fold of prompts, expected some to hold out")
     grid = sorted({0.0, *map(float, pair_weights)})
-    alphas = np.array([report.alpha for report in head.reports])
+    alphas = np.array([report.alpha / (weights or {}).get(report.objective, 1.0) for report in head.reports])
     curvature = _Curvature(features, ratings, folds, alphas, fold_count, intercept)
     pairs = replace(pairs, differences=pairs.differences.astype(np.float32))
     k, d = head.weight.shape

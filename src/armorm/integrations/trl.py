@@ -126,7 +126,7 @@ class _SharedPass:
         return _Found(scores, rewards, columns, names)
 
     def _rid_of_bias(self, rewards: np.ndarray) -> np.ndarray:
-        transform = self._source.model.reward_transform_matrix.cpu().double().numpy()
+        transform = self._source.transform
         result: np.ndarray = rewards.astype(np.float64) @ transform
         return result
 

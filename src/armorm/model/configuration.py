@@ -32,7 +32,8 @@ class ArmoRMConfig(PretrainedConfig):
         reference: figures of the reference data: `score_mean`, `score_std` (of the score),
             `score_quantiles` (101 of them), `reward_means` (k), `gating_weights` (k means), `rows`.
         debiasing: what was debiased against: `against` (names), `metric`, `level`, `penalties` (k).
-        steering: explicit changes to the gating weights, empty for a model as trained.
+        uncertainty: how sure rewards are (`heads/uncertainty.py`), empty for a model that does not say.
+        steering: explicit changes to the weighing (`armorm.steering`), empty for a model as trained.
         quantiles: `objectives` (names) and `levels` of the quantile heads, empty for a model without.
         provenance: `backbone`, `armorm_version`, `recipe_hash`, `recipe_name`.
     """
@@ -56,6 +57,7 @@ class ArmoRMConfig(PretrainedConfig):
         limits: dict[str, Any] | None = None,
         reference: dict[str, Any] | None = None,
         debiasing: dict[str, Any] | None = None,
+        uncertainty: dict[str, Any] | None = None,
         steering: dict[str, Any] | None = None,
         quantiles: dict[str, Any] | None = None,
         provenance: dict[str, Any] | None = None,
@@ -75,6 +77,7 @@ class ArmoRMConfig(PretrainedConfig):
         self.limits = dict(limits or {})
         self.reference = dict(reference or {})
         self.debiasing = dict(debiasing or {})
+        self.uncertainty = dict(uncertainty or {})
         self.steering = dict(steering or {})
         self.quantiles = dict(quantiles or {})
         self.provenance = dict(provenance or {})

@@ -9,11 +9,12 @@ Out: `ArmoRMOutput`: rewards, gating output, score, the same score as logits (B,
     gating_output    = softmax(gating(prompt_embedding) / temperature) * logit_scale
     score            = sum over k of gating_output * (rewards @ reward_transform_matrix)
 
-Tensor names are those of the released checkpoint (FIELD 3). The heads stay in float32 whatever the
-backbone's dtype: they are small, and a score is a sum of differences. The attention mask decides what
-is real; where none is given, pads at the ends are taken off by the config's pad id. Real tokens are moved
-to the left before the backbone sees them: attention is causal, so what stands right of a token cannot
-change it, and every causal backbone, recurrent ones too, gives the same features on either side of padding.
+Steering (armorm.steering) changes gating_output and the transform by what the config says. Tensor names
+are those of the released checkpoint (FIELD 3). The heads stay in float32 whatever the backbone's dtype:
+they are small, and a score is a sum of differences. The attention mask decides what is real; where none is
+given, pads at the ends are taken off by the config's pad id. Real tokens are moved to the left before the
+backbone sees them: attention is causal, so what stands right of a token cannot change it, and every causal
+backbone, recurrent ones too, gives the same features on either side of padding.
 """
 
 from __future__ import annotations
@@ -39,11 +40,12 @@ from armorm.heads.gating import GatingNetwork
 from armorm.model.configuration import ArmoRMConfig
 from armorm.model.padding import ambiguous_ends, find_gate, infer_mask, to_the_left, with_one_bos
 from armorm.model.released import backbone_dtype, biases, is_released
-from armorm.steering import steering_factors
+from armorm.steering import weighing
 
 # Transformers 4 takes names of parameters only; there the transform, a buffer, keeps the dtype that it was made in.
 _HEADS = ["regression_layer", "gating", "quantile_layer"]
-_HEADS += ["reward_transform_matrix"] if int(transformers_version.partition(".")[0]) >= 5 else []
+UNCERTAINTY = ("uncertainty_basis", "uncertainty_eigenvalues", "uncertainty_center")
+_HEADS += ["reward_transform_matrix", *UNCERTAINTY] if int(transformers_version.partition(".")[0]) >= 5 else []
 
 
 @dataclass
@@ -101,7 +103,11 @@ class ArmoRMForSequenceClassification(PreTrainedModel):
         d, k = config.hidden_size, len(config.objectives)
         self.regression_layer = nn.Linear(d, k, bias=config.regression_bias, dtype=torch.float32)
         self.register_buffer("reward_transform_matrix", torch.eye(k, dtype=torch.float32))
-        self.steering_factors = _factors(config)
+        if config.uncertainty:  # a model without it, such as the released one, has no such tensors
+            g, q = len(config.uncertainty["rows"]), config.uncertainty["rank"]
+            for name, shape in zip(UNCERTAINTY, ((g, q, d), (g, q), (g, d)), strict=True):
+                self.register_buffer(name, torch.zeros(shape, dtype=torch.float32))
+        self.weighing = weighing(config.objective_set, config.steering)
         self.quantile_layer = _quantile_layer(config, d)
         self.gating = GatingNetwork(
             d,
@@ -203,7 +209,7 @@ class ArmoRMForSequenceClassification(PreTrainedModel):
         """The same weights under another config, such as another steering."""
         model = copy.copy(self)
         model.config = config
-        model.steering_factors = _factors(config)
+        model.weighing = weighing(config.objective_set, config.steering)
         return model
 
     def get_input_embeddings(self) -> nn.Module:
@@ -298,6 +304,14 @@ class ArmoRMForSequenceClassification(PreTrainedModel):
             )
         return infer_mask(input_ids, pad_id)
 
+    def transform(self) -> torch.Tensor:
+        """T (k, k) as it is applied: as trained, or with its debiasing steered."""
+        transform, strength = self.reward_transform_matrix, self.weighing[3]
+        if strength == 1:
+            return transform
+        identity = torch.eye(len(transform), dtype=transform.dtype, device=transform.device)
+        return identity + strength * (transform - identity)
+
     def score_features(self, hidden_state: torch.Tensor, prompt_embedding: torch.Tensor) -> ArmoRMOutput:
         """Everything after the backbone, in float32.
 
@@ -307,9 +321,13 @@ class ArmoRMForSequenceClassification(PreTrainedModel):
         """
         with torch.autocast(hidden_state.device.type, enabled=False):
             rewards = self.regression_layer(hidden_state.float())
-            factors = None if self.steering_factors is None else rewards.new_tensor(self.steering_factors)
-            gating_output = self.gating(prompt_embedding.float(), factors)
-            transform = self.reward_transform_matrix.to(rewards.device)
+            factors, fixed, gate_share, _ = self.weighing
+            gating_output = self.gating(
+                prompt_embedding.float(), None if factors is None else rewards.new_tensor(factors)
+            )
+            if fixed is not None:
+                gating_output = gate_share * gating_output + gating_output.new_tensor(fixed) * self.gating.logit_scale
+            transform = self.transform().to(rewards.device)
             score = (gating_output.to(rewards.device) * (rewards @ transform)).sum(1)
         return ArmoRMOutput(
             logits=score[:, None],
@@ -344,10 +362,6 @@ def _quantile_layer(config: ArmoRMConfig, d: int) -> nn.Linear | None:
         return None
     rows = len(config.quantiles["objectives"]) * len(config.quantiles["levels"])
     return nn.Linear(d, rows, dtype=torch.float32)
-
-
-def _factors(config: ArmoRMConfig) -> list[float] | None:
-    return steering_factors(config.objective_set, config.steering).tolist() if config.steering else None
 
 
 _HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", "token")

@@ -22,6 +22,7 @@ backbone sees them: attention is causal, so what stands right of a token cannot 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +39,9 @@ from transformers.utils import ModelOutput, cached_file
 _VERSION = tuple(int(part) for part in transformers.__version__.split(".")[:2])
 _HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 # Transformers 4 takes names of parameters only; there the transform stays in float32 since it was made so.
-_HEADS = ["regression_layer", "gating", "quantile_layer", *(["reward_transform_matrix"] if _VERSION >= (5, 0) else [])]
+_UNCERTAINTY = ("uncertainty_basis", "uncertainty_eigenvalues", "uncertainty_center")
+_BUFFERS = ["reward_transform_matrix", *_UNCERTAINTY]
+_HEADS = ["regression_layer", "gating", "quantile_layer", *(_BUFFERS if _VERSION >= (5, 0) else [])]
 # Ids from the gate to the start of the reply, for configs that do not say: those of the published models.
 _GATE_PATTERNS = {"llama": [128009, 128006, 78191, 128007, 271], "gemma2": [107, 108, 106, 2516, 108]}
 
@@ -52,7 +55,7 @@ class ArmoRMConfig(PretrainedConfig):
         gating_temperature, gating_hidden_dim, gating_n_hidden: shape of the gate.
         regression_bias: whether rewards have an intercept.
         gate_pattern: ids from the gate to the start of the reply.
-        steering: `multiply`, a factor by objective, and `drop`, a list of objectives.
+        steering: `multiply`, `drop`, `pin`, `blend`, `debias_strength`: explicit changes to the weighing.
         quantiles: `objectives` and `levels` of the quantile heads, which are loaded and saved; armorm reads them out.
     """
 
@@ -172,11 +175,16 @@ class RewardModel(PreTrainedModel):
         bias = getattr(config, "regression_bias", False)
         self.regression_layer = nn.Linear(d, k, bias=bias, dtype=torch.float32)
         self.register_buffer("reward_transform_matrix", torch.eye(k, dtype=torch.float32))
-        self.steering_factors = steering_factors(config)
+        uncertainty = getattr(config, "uncertainty", None)
+        if uncertainty:  # kept for the machines that read it; scores do without
+            g, q = len(uncertainty["rows"]), uncertainty["rank"]
+            for name, shape in zip(_UNCERTAINTY, ((g, q, d), (g, q), (g, d)), strict=True):
+                self.register_buffer(name, torch.zeros(shape, dtype=torch.float32))
         quantiles = getattr(config, "quantiles", None)
         if quantiles:
             rows = len(quantiles["objectives"]) * len(quantiles["levels"])
             self.quantile_layer = nn.Linear(d, rows, dtype=torch.float32)
+        self.weighing = weighing(config)
         self.gating = Gate([d, *[config.gating_hidden_dim] * config.gating_n_hidden, k], config.gating_temperature)
         self.post_init()
 
@@ -284,13 +292,25 @@ class RewardModel(PreTrainedModel):
             output = ArmoRMOutput(loss=mse_loss(output.score, labels.to(output.score).view(-1)), **output)
         return output.to_tuple() if return_dict is False else output
 
+    def transform(self) -> torch.Tensor:
+        """T (k, k) as it is applied: as trained, or with its debiasing steered."""
+        transform, strength = self.reward_transform_matrix, self.weighing[3]
+        if strength == 1:
+            return transform
+        identity = torch.eye(len(transform), dtype=transform.dtype, device=transform.device)
+        return identity + strength * (transform - identity)
+
     def score_features(self, hidden_state: torch.Tensor, prompt_embedding: torch.Tensor) -> ArmoRMOutput:
         """Everything after the backbone, in float32, of response and prompt features (B, d)."""
         with torch.autocast(hidden_state.device.type, enabled=False):
             rewards = self.regression_layer(hidden_state.float())
-            factors = None if self.steering_factors is None else rewards.new_tensor(self.steering_factors)
-            gating_output = self.gating(prompt_embedding.float(), factors)
-            transform = self.reward_transform_matrix.to(rewards.device)
+            factors, fixed, gate_share, _ = self.weighing
+            gating_output = self.gating(
+                prompt_embedding.float(), None if factors is None else rewards.new_tensor(factors)
+            )
+            if fixed is not None:
+                gating_output = gate_share * gating_output + gating_output.new_tensor(fixed) * self.gating.logit_scale
+            transform = self.transform().to(rewards.device)
             score = (gating_output.to(rewards.device) * (rewards @ transform)).sum(1)
         return ArmoRMOutput(
             logits=score[:, None],
@@ -432,17 +452,36 @@ def attention_options(text: PretrainedConfig) -> dict[str, str]:
     )
 
 
-def steering_factors(config: PretrainedConfig) -> list[float] | None:
-    """What steering multiplies each gating weight by, or None where nothing is steered."""
+def weighing(config: PretrainedConfig) -> tuple[list[float] | None, list[float] | None, float, float]:
+    """What steering does: weights = fixed + share * softmax(logits + log factors), T' = I + strength * (T - I).
+
+    Returns:
+        factors (k,) or None, fixed weights (k,) or None, the gate's share, the strength of debiasing.
+    """
     steering = getattr(config, "steering", None)
     if not steering:
-        return None
-    multiply, drop = steering.get("multiply", {}), steering.get("drop", ())
+        return None, None, 1.0, 1.0
+    unread = sorted(set(steering) - {"multiply", "drop", "pin", "blend", "debias_strength"})
+    if unread:
+        raise ValueError(f"the config steers by {unread}, which this file does not know")
+    multiply, drop, pin = steering.get("multiply", {}), steering.get("drop", ()), steering.get("pin", {})
+    share, weights = (steering.get("blend") or {}).get("share", 0.0), (steering.get("blend") or {}).get("weights", {})
     names = [objective["name"] for objective in config.objectives]
-    unknown = sorted({*multiply, *drop} - set(names))
+    unknown = sorted({*multiply, *drop, *pin, *weights} - set(names))
     if unknown:
         raise ValueError(f"the config steers objectives {unknown}, expected some of {names}")
-    return [0.0 if name in drop else float(multiply.get(name, 1.0)) for name in names]
+    pinned = math.fsum(pin.values())
+    rest, whole = (0.0, pinned) if pinned >= 1 - 1e-9 else (1.0 - pinned, 1.0)
+    blended = rest * share / math.fsum(weights.values()) if weights else 0.0
+    fixed = [pin.get(name, 0.0) / whole + blended * weights.get(name, 0.0) for name in names]
+    gate_share = rest * (1.0 - share) if weights else rest
+    factors = [0.0 if name in drop or name in pin else float(multiply.get(name, 1.0)) for name in names]
+    return (
+        factors if gate_share and set(factors) != {1.0} else None,
+        fixed if any(fixed) else None,
+        gate_share,
+        float(steering.get("debias_strength", 1.0)),
+    )
 
 
 def stored_dtype(name: str, options: dict[str, Any]) -> torch.dtype | str:

@@ -12,6 +12,7 @@ one more field, `armorm`, which other readers pass over.
 
 from __future__ import annotations
 
+import copy
 import json
 import struct
 from collections import Counter
@@ -23,6 +24,7 @@ import torch
 
 from armorm.errors import CheckpointError
 from armorm.objectives import Objective, ObjectiveSet
+from armorm.steering import weighing
 
 if TYPE_CHECKING:
     from armorm.model.configuration import ArmoRMConfig
@@ -39,6 +41,7 @@ _NOT_BACKBONE = {
     "architectures", "auto_map", "armorm", "dtype", "torch_dtype", "transformers_version", "_name_or_path",
     "id2label", "label2id", "num_labels", "problem_type", *GATE_FIELDS,
 }  # fmt: skip
+_NEVER = -1e30  # added to a logit of the gate, it leaves a weight of exactly 0
 _SAFETENSORS_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 # Ratings stand at bin centres (FIELD 1): 0..4 -> (x + 0.5) / 5, 1..10 -> (x - 0.5) / 10, by the same rule 1..5;
@@ -141,11 +144,40 @@ def obstacles(config: ArmoRMConfig) -> list[str]:
         found.append(f"its backbone is {family}, the layout has {' and '.join(ARCHITECTURES)}")
     if config.regression_bias:
         found.append("its rewards have an intercept, the layout has none")
-    if config.steering:
-        found.append("it is steered, the layout has no place for that")
+    fixed = [key for key in ("pin", "blend") if config.steering.get(key)]
+    if fixed:
+        found.append(
+            f"it is steered by {' and '.join(fixed)}, and the layout has no weights that the gate does not give"
+        )
     if config.quantiles:
         found.append("it has quantile heads, the layout has no place for them")
     return found
+
+
+def folded(config: ArmoRMConfig, state: Mapping[str, torch.Tensor]) -> tuple[ArmoRMConfig, dict[str, torch.Tensor]]:
+    """A steered model as a plain one: factors go into the gate's last bias, strength of debiasing into the transform.
+
+        softmax((W h + b) / temperature + log factor) = softmax((W h + b + temperature * log factor) / temperature)
+
+    What was steered stays on record in the config's `provenance`. Dropped objectives get a bias so low that their
+    weight is exactly 0.
+
+    Args:
+        config: without what `obstacles` names.
+        state: all tensors.
+    """
+    factors, _, _, strength = weighing(config.objective_set, config.steering)
+    config, state = copy.deepcopy(config), dict(state)
+    bias = f"gating.layers.{config.gating_n_hidden}.bias"
+    if factors is not None:
+        shift = config.gating_temperature * torch.tensor(factors, dtype=torch.float64).log()
+        state[bias] = (state[bias].cpu().double() + shift).clamp(min=_NEVER).float()
+    transform = state["reward_transform_matrix"].cpu().double()
+    identity = torch.eye(len(transform), dtype=torch.float64)
+    state["reward_transform_matrix"] = (identity + strength * (transform - identity)).float()
+    config.provenance |= {"steering": config.steering}
+    config.steering = {}
+    return config, state
 
 
 def to_released(config: ArmoRMConfig, dtype: torch.dtype) -> dict[str, Any]:

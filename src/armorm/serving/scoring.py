@@ -74,7 +74,7 @@ class Scorer:
         limits = (rm.model.config.limits.get("max_length"), rm.backbone.max_length, self.settings.max_length)
         self.max_length = min((limit for limit in limits if limit is not None), default=None)
         self._objectives = rm.objectives
-        self._transform = rm.model.reward_transform_matrix.cpu().double().numpy()
+        self._transform = rm.transform
         self._longest_token = max(map(len, rm.tokenizer.get_vocab()))
         self._max_characters = self._most_characters()
         self.reader = RenderedReader(

@@ -13,12 +13,15 @@ from typing import Any
 import numpy as np
 import torch
 
+from armorm.heads.accumulation import accumulate, blocks_of
 from armorm.heads.debias import Debiasing
 from armorm.heads.gating import GatingNetwork
-from armorm.heads.joint import JointPairs, fit_joint
+from armorm.heads.joint import JointPairs, JointReport, fit_joint
 from armorm.heads.quantile import fit_quantiles
 from armorm.heads.regression import RegressionHead
-from armorm.training.recipe import JointSection, QuantilesSection
+from armorm.heads.uncertainty import ENOUGH_LEVELS, Uncertainty, calibrate, error_correlation
+from armorm.training.recipe import JointSection, QuantilesSection, RegressionSection
+from armorm.training.stage1 import to_kept
 
 _HEAD_ARRAYS = ("weight", "bias", "fold_weight", "fold_bias")
 
@@ -32,14 +35,22 @@ def pair_coefficients(network: GatingNetwork, debiasing: Debiasing, prompt_featu
 
 def joint_stage(
     head: RegressionHead,
+    uncertainty: Uncertainty | None,
     features: np.ndarray,
     ratings: np.ndarray,
     folds: np.ndarray,
+    levels: Sequence[int],
     pairs: JointPairs,
     section: JointSection,
-    intercept: bool,
+    regression: RegressionSection,
 ) -> tuple[dict[str, np.ndarray], Any]:
-    """Heads trained on ratings and pairs together, float32 as they are served."""
+    """Heads trained on ratings and pairs together, float32 as they are served, kept in the form of stage 1.
+
+    Args:
+        head, uncertainty: stage 1's, of these rows.
+        levels: (k,) different values of each objective's ratings.
+        regression: as stage 1 was given it.
+    """
     joint, report = fit_joint(
         head,
         features,
@@ -47,16 +58,42 @@ def joint_stage(
         folds,
         pairs,
         pair_weights=section.pair_weights,
-        intercept=intercept,
+        intercept=regression.intercept,
+        weights=regression.weights,
         r2_price=section.r2_price,
     )
-    return {name: getattr(joint, name).astype(np.float32) for name in _HEAD_ARRAYS}, asdict(report)
+    rounded: dict[str, Any] = {
+        name: getattr(joint, name).astype(np.float32).astype(np.float64) for name in _HEAD_ARRAYS
+    }
+    joint = replace(joint, **rounded)
+    if uncertainty is not None:
+        uncertainty = _measured_again(uncertainty, joint, report, features, ratings, folds, levels)
+    arrays, kept = to_kept(joint, uncertainty)
+    return arrays, {**kept, "joint": asdict(report)}
 
 
-def joint_head(head: RegressionHead, arrays: dict[str, np.ndarray]) -> RegressionHead:
-    """Stage 1's head with the weights of the joint stage."""
-    wide: dict[str, Any] = {name: arrays[name].astype(np.float64) for name in _HEAD_ARRAYS}
-    return replace(head, **wide)
+def _measured_again(
+    uncertainty: Uncertainty,
+    joint: RegressionHead,
+    report: JointReport,
+    features: np.ndarray,
+    ratings: np.ndarray,
+    folds: np.ndarray,
+    levels: Sequence[int],
+) -> Uncertainty:
+    """Noise, correlation of errors and intervals of the joint heads, by their own errors on held-out folds.
+
+    Leverage stays that of the ratings: what the pairs say besides is left out, which errs on the large side.
+    """
+    names = [entry.objective for entry in joint.reports]
+    statistics = accumulate(blocks_of(features, ratings, folds), names, len(joint.fold_weight), features.shape[1])
+    growth = (1 - np.array(report.r2_after)) / (1 - np.array(report.r2_before))
+    measured = replace(
+        uncertainty,
+        noise=uncertainty.noise * np.sqrt(growth),
+        correlation=error_correlation(statistics, joint),
+    )
+    return calibrate(measured, joint, blocks_of(features, ratings, folds), np.asarray(levels) >= ENOUGH_LEVELS)
 
 
 def quantile_stage(

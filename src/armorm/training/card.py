@@ -25,7 +25,7 @@ tags: [reward-model, armorm, interpretable]
 # {{ recipe.name }}
 
 An interpretable reward model: {{ objectives|length }} objectives predicted from the features of
-`{{ metrics.backbone.name }}`, weighed by the prompt, summed to one score.
+`{{ metrics.backbone.name }}`{{ ", fine-tuned with them" if metrics.backbone.finetuned else "" }}, weighed by the prompt, summed to one score.
 Trained with armorm {{ metrics.armorm_version }}; recipe hash `{{ metrics.recipe.hash }}` (recipe.yaml beside this file).
 
 ```python
@@ -43,6 +43,10 @@ print(rm.explain([{"role": "user", "content": "..."}, {"role": "assistant", "con
 {% for reason, count in metrics.data.left_out.items() -%}
 - left out: {{ "{:,}".format(count) }} {{ reason }}
 {% endfor -%}
+{% if metrics.backbone.finetuned -%}
+- the backbone was fine-tuned on {{ "{:,}".format(metrics.backbone.finetuned.rated_rows) }} rated rows\
+{{ " and %s pairs"|format("{:,}".format(metrics.backbone.finetuned.pairs)) if metrics.backbone.finetuned.pairs else "" }}
+{% endif -%}
 - refused: {{ "{:,}".format(metrics.data.refused) }}, truncated: {{ "{:,}".format(metrics.data.truncated) }} \
 of {{ "{:,}".format(metrics.data.conversations) }} distinct conversations
 
@@ -83,10 +87,26 @@ Share of held-out ratings below each quantile, by folds of prompts; the score do
 
 {{ metrics.debiasing.metric|capitalize }} correlation with the predicted {{ metrics.debiasing.against }}, {{ metrics.debiasing.level.replace("_", " ") }}, on reference data.
 
+{% for bias, of in metrics.debiasing.biases.items() -%}
+{% if metrics.debiasing.biases|length > 1 -%}
+### {{ bias }}
+
+{% endif -%}
 | objective | penalty | before | after |
 |---|---|---|---|
-{% for name, penalty in metrics.debiasing.penalties.items() if name != metrics.debiasing.against -%}
-| {{ name }} | {{ number(penalty) }} | {{ number(metrics.debiasing.reference.before[name]) }} | {{ number(metrics.debiasing.reference.after[name], 4) }} |
+{% for name, penalty in of.penalties.items() if name not in metrics.debiasing.biases -%}
+| {{ name }} | {{ number(penalty) }} | {{ number(of.before[name]) }} | {{ number(of.after[name], 4) }} |
+{% endfor %}
+{% endfor -%}
+{% for bias, of in metrics.debiasing.get("stability", {}).items() -%}
+On held-out prompts the score's correlation with {{ of.measured_by }} is {{ number(of.actual.pooled.score.after) }} \
+({{ number(of.actual.pooled.score.before) }} without the transform), within prompts \
+{{ number(of.actual.within_prompt.score.after) }} ({{ number(of.actual.within_prompt.score.before) }}); \
+with the predicted {{ bias }} {{ number(of.predicted.pooled.score.after) }}.
+
+{% endfor -%}
+{% for warning in metrics.debiasing.warnings -%}
+- {{ warning }}
 {% endfor %}
 {% endif -%}
 ## Gate
@@ -94,6 +114,10 @@ Share of held-out ratings below each quantile, by folds of prompts; the score do
 Trained on {{ "{:,}".format(metrics.gate.pairs) }} pairs, stopped by {{ "{:,}".format(metrics.gate.held_out_pairs) }} held out by prompt: \
 accuracy {{ number(metrics.gate.accuracy) }} against {{ number(metrics.gate.uniform_accuracy) }} of uniform weights; \
 entropy {{ number(metrics.gate.mean_entropy) }} nats of {{ number(most) }} possible.
+{% if metrics.gate.collapse -%}
+
+**The gate has collapsed: {{ metrics.gate.collapse }}.** Its weights do not read the prompt.
+{% endif -%}
 
 {% if metrics.evaluation.get("pairs") -%}
 ## Preference pairs

@@ -189,9 +189,7 @@ def _sides(model: ArmoRM, pairs: list[PreferencePair], store: Path) -> tuple[Fea
 def _features(model: ArmoRM, conversations: list[Conversation], store: Path) -> Features:
     backbone = model.backbone
     encoded = [row for row in encode_rows(backbone.template, conversations, None).rows if row is not None]
-    return extract(
-        backbone, encoded, FeatureStore(store, fingerprint=backbone.fingerprint, hidden_size=backbone.hidden_size)
-    )
+    return extract(backbone, encoded, FeatureStore.of(store, backbone))
 
 
 def findings_table(findings: dict[str, Any]) -> RenderableType:

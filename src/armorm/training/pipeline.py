@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -26,29 +27,37 @@ import torch
 from rich.console import Console
 
 import armorm
-from armorm.backbone.decoder import Backbone
+from armorm.backbone.decoder import Backbone, resolve_device
 from armorm.backbone.overflow import encode_rows
 from armorm.backbone.template import EncodedConversation
 from armorm.conversation import Conversation
-from armorm.data.computed import computed_objective, measure
+from armorm.data.computed import OWN_FUNCTION, computed_objective, measure
 from armorm.data.preferences import PreferencePair
 from armorm.data.ratings import RatingTable
 from armorm.evaluation.metrics import pair_figures, rating_figures
+from armorm.evaluation.runner import evaluate
 from armorm.features.extract import Features, extract
 from armorm.features.store import FeatureStore
 from armorm.files import plain, read_arrays, write_arrays, write_json, write_text
-from armorm.heads.debias import Debiasing, correlation, fit_debiasing, no_debiasing
+from armorm.heads.accumulation import RatedBlock, blocks_of
+from armorm.heads.debias import Debiasing, fit_debiasing, no_debiasing
 from armorm.heads.gating import GateReport, GateSettings, GatingNetwork, RewardPairs, fit_gate
 from armorm.heads.joint import JointPairs
-from armorm.heads.regression import RegressionHead, RegressionReport, fit_regression, fold_of
+from armorm.heads.regression import RegressionHead, fold_of
+from armorm.heads.uncertainty import Uncertainty
 from armorm.model.configuration import ArmoRMConfig
 from armorm.model.modeling import ArmoRMForSequenceClassification
 from armorm.progress import progress
 from armorm.reward_model import ArmoRM
-from armorm.training.beyond import joint_head, joint_stage, pair_coefficients, quantile_stage
+from armorm.training.beyond import joint_stage, pair_coefficients, quantile_stage
 from armorm.training.card import model_card
+from armorm.training.finetuned import Finetuned, residuals, with_start, without_finetuned
 from armorm.training.plan import TrainingData, plan
 from armorm.training.recipe import Recipe
+from armorm.training.stability import MIN_ROWS, debiasing_figures, prompt_kind, quantity_behind, stability_figures
+from armorm.training.stage1 import STATISTICS, fit_stage1, from_kept, rating_levels, to_kept
+from armorm.training.tracking import Tracking
+from armorm.training.uncertainty_figures import uncertainty_figures
 
 HELD_OUT_PAIRS = 0.1
 QUANTILES = 101
@@ -112,13 +121,15 @@ class _Run:
         recipe = self.recipe
         write_text(self.folder / "recipe.yaml", recipe.to_yaml())
         section = recipe.backbone
+        finetuned = self._finetuned()
         backbone = Backbone.load(
-            section.model,
+            section.model if recipe.finetune is None else self.work / "backbone",
             dtype=section.dtype,
             device=section.device,
-            revision=section.revision,
+            revision=section.revision if recipe.finetune is None else None,
             trust_remote_code=section.trust_remote_code,
         )
+        backbone.name = section.model
         if backbone.template.forgeable:
             self.console.print(
                 "warning: this chat template closes turns with ordinary text, so a response can imitate a turn"
@@ -132,13 +143,16 @@ class _Run:
         key = blake2b(
             f"{recipe.hash} {backbone.fingerprint} {self._data_digest(corpus)}".encode(), digest_size=16
         ).hexdigest()
-        mapped = table.objectives.to_reward(table.ratings)
         folds = np.array(
             [fold_of(conversation.prompt_key, recipe.regression.folds) for conversation in table.conversations]
         )
         rated = corpus.features.response[corpus.indices(table.conversations)]
-        head = self._regression(rated[train_rows], mapped[train_rows], folds[train_rows], names, key)
+        start = finetuned.start(table.objectives) if finetuned else None
+        head, uncertainty = self._regression(rated, table, train_rows, folds, key, start)
+        computed = {objective.name for objective in table.objectives if objective.compute}
         for report in head.reports:
+            if report.objective in computed:
+                self.console.print(f"computed objective {report.objective}: R2 {report.r2:.2f} on held-out folds")
             if report.warning:
                 self.console.print(f"warning: objective {report.objective}: {report.warning}")
 
@@ -159,8 +173,8 @@ class _Run:
         debiasing = self._debiasing(reference, reference_rewards, names)
         extra: dict[str, Any] = {}
         if recipe.joint is not None:
-            stage_1 = (head, rated[train_rows], mapped[train_rows], folds[train_rows])
-            head, extra["joint"] = self._joint(stage_1, pairs, served, debiasing, corpus, key)
+            stage_1 = (head, uncertainty, rated[train_rows], table.take(train_rows), folds[train_rows])
+            head, uncertainty, extra["joint"] = self._joint(stage_1, pairs, served, debiasing, corpus, key)
             # From here on `served` gives the joint heads' rewards, out of fold for the pairs' prompts as well.
             trained_prompts |= {pair.prompt_key for pair in pairs}
             key = f"{key} joint"
@@ -168,11 +182,12 @@ class _Run:
             debiasing = self._debiasing(reference, reference_rewards, names)
         network, gate_report = self._gate(pairs, served, debiasing, corpus, key)
 
-        model = self._assemble(backbone, table, head, debiasing, network, reference, reference_rewards, corpus)
+        model = self._assemble(
+            backbone, table, head, uncertainty, debiasing, network, reference, reference_rewards, corpus
+        )
         if recipe.quantiles is not None:
-            rewards = head.predict_out_of_fold(rated[train_rows], folds[train_rows])
             extra["quantiles"] = self._quantiles(
-                model, rated[train_rows], mapped[train_rows], rewards, folds[train_rows], names, key
+                model, head, rated[train_rows], table.take(train_rows), folds[train_rows], key
             )
         metrics = {
             "recipe": {"name": recipe.name, "hash": recipe.hash},
@@ -181,6 +196,7 @@ class _Run:
                 "name": backbone.name,
                 "dtype": str(backbone.model.dtype).removeprefix("torch."),
                 "fingerprint": backbone.fingerprint,
+                "finetuned": finetuned.facts if finetuned else None,
             },
             "data": {
                 "counts": self.data.counts(),
@@ -191,13 +207,30 @@ class _Run:
                 "tokens": sum(len(encoded) for encoded in corpus.encoded),
             },
             "regression": [asdict(report) for report in head.reports],
-            "debiasing": self._debiasing_figures(debiasing, table, test_rows, corpus, head, names),
+            "uncertainty": self._uncertainty_figures(uncertainty, head, table, train_rows, test_rows, corpus),
+            "debiasing": self._debiasing_figures(debiasing, table, test_rows, corpus, head, network),
             "gate": asdict(gate_report),
             **extra,
             "evaluation": self._evaluation(model, table, test_rows, corpus, debiasing),
         }
         self._write(model, metrics, corpus)
         return model
+
+    def _finetuned(self) -> Finetuned | None:
+        """Fine-tune the backbone where the recipe asks for it; leave the prompts that it was fine-tuned on out."""
+        folder: str | Path = self.recipe.backbone.model
+        if self.recipe.finetune is not None:
+            from armorm.training.finetune import finetune
+
+            folder = finetune(self.recipe, self.data, self.work, self.console)
+        finetuned = Finetuned.read(folder)
+        if finetuned is not None:
+            before = dict(self.data.left_out)
+            self.data = without_finetuned(self.data, finetuned)
+            for reason, count in self.data.left_out.items():
+                if before.get(reason) != count:
+                    self.console.print(f"left out: {count:,} {reason}")
+        return finetuned
 
     # --- tokens and features ---------------------------------------------------------------------
 
@@ -217,7 +250,7 @@ class _Run:
             result = encode_rows(backbone.template, unique, section.max_length, section.overflow, advance)
         kept = [i for i, row in enumerate(result.rows) if row is not None]
         encoded = [row for row in result.rows if row is not None]
-        store = FeatureStore(self.features, fingerprint=backbone.fingerprint, hidden_size=backbone.hidden_size)
+        store = FeatureStore.of(self.features, backbone)
         features = extract(backbone, encoded, store, batch_tokens=section.batch_tokens)
         rows = {unique[i].key: row for row, i in enumerate(kept)}
         rejected = {unique[i].key: reason for i, reason in result.rejected}
@@ -241,6 +274,9 @@ class _Run:
     def _with_computed(self, table: RatingTable, train_rows: np.ndarray, corpus: _Corpus) -> RatingTable:
         tokens = [corpus.encoded[i].response_tokens for i in corpus.indices(table.conversations)]
         for name, measure_name in self.data.computed:
+            if measure_name.startswith(OWN_FUNCTION):
+                called = measure_name.removeprefix(OWN_FUNCTION)
+                self.console.print(f"computed objective {name}: calls {called}, code that the recipe names")
             raw = measure(measure_name, table.conversations, tokens)
             table = table.with_column(computed_objective(name, measure_name, raw[train_rows]), raw)
         return table
@@ -267,29 +303,53 @@ class _Run:
     # --- heads -----------------------------------------------------------------------------------
 
     def _regression(
-        self, features: np.ndarray, ratings: np.ndarray, folds: np.ndarray, names: list[str], key: str
-    ) -> RegressionHead:
+        self,
+        features: np.ndarray,
+        table: RatingTable,
+        rows: np.ndarray,
+        folds: np.ndarray,
+        key: str,
+        start: np.ndarray | None,
+    ) -> tuple[RegressionHead, Uncertainty | None]:
+        """Stage 1 on the training rows of the table, features (n, d) and folds (n,) of all of it; the penalty draws
+        towards the weights `start` (k, d), where a fine-tuned backbone brought some."""
+        names, mapped = table.objectives.names, table.objectives.to_reward(table.ratings)
         section = self.recipe.regression
+        ratings = mapped[rows] if start is None else residuals(start, features[rows], mapped[rows])
+        if start is not None:  # what is summed then are residuals, of no use to anyone who adds ratings later
+            section = section.model_copy(update={"keep_statistics": False})
+
+        def blocks() -> Iterator[RatedBlock]:
+            return blocks_of(features[rows], ratings, folds[rows])
 
         def compute() -> tuple[dict[str, np.ndarray], Any]:
-            head = fit_regression(features, ratings, folds, names, alphas=section.alphas, intercept=section.intercept)
-            # What is served is float32; train the gate on the very same numbers.
-            arrays = {
-                name: getattr(head, name).astype(np.float32) for name in ("weight", "bias", "fold_weight", "fold_bias")
-            }
-            return arrays, [asdict(report) for report in head.reports]
+            levels, file = rating_levels(table.ratings[rows]), self.work / STATISTICS
+            head, uncertainty = fit_stage1(section, blocks, names, features.shape[1], levels, file)
+            return to_kept(head if start is None else with_start(head, start, mapped[rows]), uncertainty)
 
-        arrays, reports = _kept(self.work / "regression.safetensors", key, compute)
-        wide = {name: array.astype(np.float64) for name, array in arrays.items()}
-        return RegressionHead(**wide, reports=[RegressionReport(**report) for report in reports])
+        return from_kept(*_kept(self.work / "regression.safetensors", key, compute))
 
     def _debiasing(self, reference: Sequence[Conversation], rewards: np.ndarray, names: list[str]) -> Debiasing:
         section = self.recipe.debias
         if section is None:
-            return no_debiasing(len(names))
+            return self._rounded(no_debiasing(len(names)), rewards)
         prompts = _group_index([conversation.prompt_key for conversation in reference])
-        bias = names.index(section.against[0])
-        debiasing = fit_debiasing(rewards, bias, metric=section.metric, level=section.level, groups=prompts)
+        debiasing = fit_debiasing(
+            rewards,
+            [names.index(name) for name in section.against],
+            metric=section.metric,
+            level=section.level,
+            groups=prompts,
+            method=section.method,
+        )
+        for warning in debiasing.warnings(names):
+            self.console.print(f"warning: {warning}")
+        return self._rounded(debiasing, rewards)
+
+    def _rounded(self, debiasing: Debiasing, rewards: np.ndarray) -> Debiasing:
+        """The transform as it is served: with the rewards' scales folded in if asked for, in float32."""
+        if self.recipe.gating.scale_rewards:
+            debiasing = debiasing.scaled(rewards)
         # The served matrix is float32: the same one trains the gate.
         return Debiasing(**{**vars(debiasing), "matrix": debiasing.matrix.astype(np.float32).astype(np.float64)})
 
@@ -302,7 +362,8 @@ class _Run:
         key: str,
     ) -> tuple[GatingNetwork, GateReport]:
         section = self.recipe.gating
-        settings = GateSettings(**section.model_dump(), seed=self.recipe.seed)
+        own = section.model_dump(exclude={"source_weights", "scale_rewards"})
+        settings = GateSettings(**own, seed=self.recipe.seed)
         chosen, rejected = [pair.chosen for pair in pairs], [pair.rejected for pair in pairs]
         prompt_rows = corpus.features.prompt_index
         d = corpus.features.prompt.shape[1]
@@ -314,8 +375,14 @@ class _Run:
                 chosen_prompt=prompt_rows[corpus.indices(chosen)],
                 rejected_prompt=prompt_rows[corpus.indices(rejected)],
                 held_out=held_out_prompts([pair.prompt_key for pair in pairs], HELD_OUT_PAIRS),
+                margin=relative_margins(pairs) if section.margin else None,
+                weight=np.array([section.source_weights.get(pair.source, 1.0) for pair in pairs]),
             )
-            network, report = fit_gate(corpus.features.prompt, reward_pairs, settings)
+            device = resolve_device(self.recipe.backbone.device)
+            settings_kept = self.recipe.model_dump(mode="json")
+            with Tracking(self.folder, self.recipe.report_to, self.recipe.name, settings_kept) as tracking:
+                log = partial(tracking.log, "gate")
+                network, report = fit_gate(corpus.features.prompt, reward_pairs, settings, device=device, log=log)
             return {name: tensor.numpy() for name, tensor in network.state_dict().items()}, asdict(report)
 
         arrays, report = _kept(self.work / "gate.safetensors", key, compute)
@@ -327,21 +394,29 @@ class _Run:
             temperature=section.temperature,
         )
         network.load_state_dict({name: torch.from_numpy(array) for name, array in arrays.items()})
-        return network.eval(), GateReport(**report)
+        found = GateReport(**report)
+        if found.collapse:
+            self.console.print(f"warning: the gate has collapsed: {found.collapse}; its weights do not read the prompt")
+        return network.eval(), found
 
     def _joint(
         self,
-        stage_1: tuple[RegressionHead, np.ndarray, np.ndarray, np.ndarray],
+        stage_1: tuple[RegressionHead, Uncertainty | None, np.ndarray, RatingTable, np.ndarray],
         pairs: list[PreferencePair],
         served: Callable[[Sequence[Conversation]], np.ndarray],
         debiasing: Debiasing,
         corpus: _Corpus,
         key: str,
-    ) -> tuple[RegressionHead, Any]:
-        """Heads trained on ratings and pairs together, from the coefficients that a first gate gives the pairs."""
+    ) -> tuple[RegressionHead, Uncertainty | None, Any]:
+        """Heads trained on ratings and pairs together, from the coefficients that a first gate gives the pairs.
+
+        Args:
+            stage_1: head and uncertainty, and the training rows: features (n, d), table, folds (n,).
+        """
         recipe = self.recipe
         assert recipe.joint is not None
         section = recipe.joint
+        head, uncertainty, rated, table, folds = stage_1
 
         def compute() -> tuple[dict[str, np.ndarray], Any]:
             network, _ = self._gate(pairs, served, debiasing, corpus, key)
@@ -352,30 +427,31 @@ class _Run:
                 pair_coefficients(network, debiasing, features.prompt[features.prompt_index[chosen]]),
                 np.array([fold_of(pair.prompt_key, recipe.regression.folds) for pair in pairs]),
             )
-            return joint_stage(*stage_1, joint_pairs, section, recipe.regression.intercept)
+            mapped, levels = table.objectives.to_reward(table.ratings), rating_levels(table.ratings)
+            return joint_stage(head, uncertainty, rated, mapped, folds, levels, joint_pairs, section, recipe.regression)
 
         arrays, report = _kept(self.work / "joint.safetensors", key, compute)
-        return joint_head(stage_1[0], arrays), report
+        return *from_kept(arrays, report), report["joint"]
 
     @torch.no_grad()
     def _quantiles(
         self,
         model: ArmoRM,
+        head: RegressionHead,
         features: np.ndarray,
-        ratings: np.ndarray,
-        rewards: np.ndarray,
+        table: RatingTable,
         folds: np.ndarray,
-        names: list[str],
         key: str,
     ) -> Any:
         """Fit quantile heads and put them into the model, beside the score."""
         section = self.recipe.quantiles
         assert section is not None
-        arrays, report = _kept(
-            self.work / "quantiles.safetensors",
-            key,
-            lambda: quantile_stage(features, ratings, rewards, folds, names, section),
-        )
+
+        def compute() -> tuple[dict[str, np.ndarray], Any]:
+            rewards, mapped = head.predict_out_of_fold(features, folds), table.objectives.to_reward(table.ratings)
+            return quantile_stage(features, mapped, rewards, folds, table.objectives.names, section)
+
+        arrays, report = _kept(self.work / "quantiles.safetensors", key, compute)
         model.model.add_quantiles(report["objectives"], report["levels"], arrays["weight"], arrays["bias"])
         return report
 
@@ -387,6 +463,7 @@ class _Run:
         backbone: Backbone,
         table: RatingTable,
         head: RegressionHead,
+        uncertainty: Uncertainty | None,
         debiasing: Debiasing,
         network: GatingNetwork,
         reference: Sequence[Conversation],
@@ -422,10 +499,13 @@ class _Run:
                 "against": [names[i] for i in debiasing.against],
                 "metric": debiasing.metric,
                 "level": debiasing.level,
-                "penalties": debiasing.penalties.tolist(),
+                "penalties": debiasing.penalties[0].tolist()
+                if len(debiasing.against) == 1
+                else debiasing.penalties.tolist(),
             }
             if debiasing.against
             else {},
+            uncertainty=uncertainty.settings() if uncertainty else {},
             provenance={
                 "backbone": backbone.name,
                 "recipe_name": recipe.name,
@@ -437,6 +517,8 @@ class _Run:
         model.regression_layer.weight.copy_(torch.from_numpy(head.weight))
         if recipe.regression.intercept:
             model.regression_layer.bias.copy_(torch.from_numpy(head.bias))
+        for name, tensor in (uncertainty.tensors() if uncertainty else {}).items():
+            getattr(model, f"uncertainty_{name}").copy_(torch.from_numpy(tensor))
         model.reward_transform_matrix.copy_(torch.from_numpy(debiasing.matrix))
         model.gating.load_state_dict(network.state_dict())
         return ArmoRM(model, backbone.tokenizer, recipe.name)
@@ -448,34 +530,52 @@ class _Run:
         test_rows: np.ndarray,
         corpus: _Corpus,
         head: RegressionHead,
-        names: list[str],
+        network: GatingNetwork,
     ) -> dict[str, Any] | None:
-        """Correlation with the bias before and after, on reference data and on held-out rated rows."""
+        """Correlation with the biases before and after, on reference data and on held-out rated rows."""
         if not debiasing.against:
             return None
-        bias = debiasing.against[0]
-        figures: dict[str, Any] = {
-            "against": names[bias],
-            "metric": debiasing.metric,
-            "level": debiasing.level,
-            "penalties": dict(zip(names, debiasing.penalties.tolist(), strict=True)),
-            "reference": {
-                "before": dict(zip(names, debiasing.before.tolist(), strict=True)),
-                "after": dict(zip(names, debiasing.after.tolist(), strict=True)),
-            },
-        }
-        if len(test_rows) >= 3:
-            rows = corpus.indices([table.conversations[i] for i in test_rows])
-            rewards = head.predict(corpus.features.response[rows])
-            debiased = debiasing.apply(rewards)
-            lengths = np.array([corpus.encoded[i].response_tokens for i in rows], np.float64)
-            measured = correlation(debiasing.metric)
-            for label, target in (("predicted", rewards[:, bias]), ("actual_length", lengths)):
-                figures[f"held_out_against_{label}"] = {
-                    "before": {name: measured(rewards[:, i], target) for i, name in enumerate(names)},
-                    "after": {name: measured(debiased[:, i], target) for i, name in enumerate(names) if i != bias},
-                }
+        figures = debiasing_figures(debiasing, table.objectives.names)
+        if len(test_rows) >= MIN_ROWS:
+            conversations = [table.conversations[i] for i in test_rows]
+            rows = corpus.indices(conversations)
+            tokens = [corpus.encoded[i].response_tokens for i in rows]
+            features = corpus.features.take(rows)
+            with torch.no_grad():
+                output = network(torch.from_numpy(features.prompt)).double().numpy()[features.prompt_index]
+            figures["stability"] = stability_figures(
+                debiasing,
+                head.predict(features.response),
+                output,
+                [quantity_behind(table.objectives[i], conversations, tokens) for i in debiasing.against],
+                table.objectives.names,
+                _group_index([conversation.prompt_key for conversation in conversations]),
+                [table.sources[i] for i in test_rows],
+                [prompt_kind(conversation) for conversation in conversations],
+            )
         return figures
+
+    def _uncertainty_figures(
+        self,
+        uncertainty: Uncertainty | None,
+        head: RegressionHead,
+        table: RatingTable,
+        train_rows: np.ndarray,
+        test_rows: np.ndarray,
+        corpus: _Corpus,
+    ) -> dict[str, Any] | None:
+        if uncertainty is None:
+            return None
+        features = corpus.features.response[corpus.indices([table.conversations[i] for i in test_rows])]
+        return uncertainty_figures(
+            uncertainty,
+            head.predict(features),
+            features,
+            table.ratings[test_rows],
+            rating_levels(table.ratings[train_rows]),
+            table.objectives,
+            [table.sources[i] for i in test_rows],
+        )
 
     def _evaluation(
         self, model: ArmoRM, table: RatingTable, test_rows: np.ndarray, corpus: _Corpus, debiasing: Debiasing
@@ -492,6 +592,12 @@ class _Run:
         sets += [(f"{source} (test)", [p for p in self.data.test_pairs if p.source == source]) for source in sources]
         for name, pairs in sets:
             figures.setdefault("pairs", {})[name] = self._pair_figures(model, pairs, corpus, debiasing, names)
+        for name, benchmark, places in self.data.benchmarks:
+            results = evaluate(benchmark, model, places, output=self.folder / "benchmarks" / f"{name}.json", quiet=True)
+            figures.setdefault("benchmarks", {})[name] = {
+                "counts": dict(results.counts),
+                "figures": [asdict(figure) for figure in results.figures],
+            }
         return figures
 
     def _pair_figures(
@@ -559,6 +665,17 @@ def _kept(
     arrays, report = compute()
     write_arrays(path, arrays, {"key": key, "report": json.dumps(plain(report))})
     return arrays, json.loads(json.dumps(plain(report)))
+
+
+def relative_margins(pairs: Sequence[PreferencePair]) -> np.ndarray:
+    """Margin (p,) of each pair over the mean margin of its source, 0 where it has none: sources have scales of their
+    own. A negative margin (the data says that rejected is better) counts as 0."""
+    margins = np.array([max(pair.margin or 0.0, 0.0) for pair in pairs])
+    for source in {pair.source for pair in pairs}:
+        rows = np.array([pair.source == source for pair in pairs]) & (margins > 0)
+        if rows.any():
+            margins[rows] /= margins[rows].mean()
+    return margins
 
 
 def held_out_prompts(prompt_keys: Sequence[str], share: float) -> np.ndarray:

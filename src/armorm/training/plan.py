@@ -5,13 +5,14 @@ Out: `TrainingData`: rated rows, preference pairs, reference conversations and e
      prompt; with the count of everything that was left out, and why.
 
 Splits. Rows of a set with a `split` column go where it says; of other sets, a share of the prompts
-(`test_share`, decided by the prompt's content) is held out. No prompt that is evaluated on, anywhere in
-the run, is trained on: such training rows are left out and counted.
+(`test_share`, decided by the prompt's content) is held out. No prompt that is evaluated on, anywhere in the
+run, or kept apart by the recipe, is trained on, however it is written (data/overlap.py): such training rows
+are left out and counted.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -19,14 +20,25 @@ from pathlib import Path
 import numpy as np
 
 from armorm.conversation import Conversation
-from armorm.data.computed import MEASURES
-from armorm.data.preferences import PreferencePair, cap_pairs, pairs_from_ratings, read_preferences
-from armorm.data.presets import rating_preset
+from armorm.data.computed import find_measure
+from armorm.data.layouts import renamed
+from armorm.data.overlap import KnownPrompts
+from armorm.data.preferences import (
+    PreferencePair,
+    cap_pairs,
+    pairs_from_ratings,
+    preference_pair,
+    read_preferences,
+)
+from armorm.data.presets import PREFERENCE_PRESETS, Preset, preference_preset, rating_preset
 from armorm.data.ratings import RatedSet, RatingTable, merge_objectives, objective_name, read_ratings, row_conversation
-from armorm.data.rows import Location
+from armorm.data.rows import Location, Row
 from armorm.errors import DataError, RecipeError, nearest
-from armorm.objectives import Objective
-from armorm.training.recipe import PreferencesSection, Recipe, SetSection
+from armorm.evaluation.loaders import READERS
+from armorm.evaluation.registry import BENCHMARKS
+from armorm.evaluation.sources import find_sources
+from armorm.objectives import Objective, ObjectiveError
+from armorm.training.recipe import EvaluationSection, PreferencesSection, Recipe, ReferenceSection, SetSection
 
 
 @dataclass
@@ -55,6 +67,7 @@ class TrainingData:
         reference: reference conversations, or None for the training rating rows.
         evaluations: sets of pairs to evaluate on.
         evaluate_ratings: whether held-out ratings are evaluated.
+        benchmarks: (name, benchmark, where its data is) of each published benchmark to evaluate on.
         left_out: count of rows left out, by reason.
     """
 
@@ -68,6 +81,7 @@ class TrainingData:
     evaluations: list[EvaluationSet]
     evaluate_ratings: bool
     left_out: dict[str, int] = field(default_factory=dict)
+    benchmarks: list[tuple[str, str, list[str]]] = field(default_factory=list)
 
     def counts(self) -> dict[str, int]:
         """Rows of each kind, for the plan and the metrics."""
@@ -94,17 +108,20 @@ def plan(recipe: Recipe) -> TrainingData:
     computed = _computed(recipe)
     _check_objectives(recipe, sets, computed)
     preference_locations = [_location(entry, root, f"preferences.{i}") for i, entry in enumerate(recipe.preferences)]
-    evaluation_locations = [_location(entry, root, f"evaluation.{i}") for i, entry in enumerate(recipe.evaluation)]
+    evaluation_locations = [
+        _location(entry, root, f"evaluation.{i}") if entry.benchmark == "pairs" else None
+        for i, entry in enumerate(recipe.evaluation)
+    ]
     reference = None
     if recipe.reference != "ratings":
         location = _location(recipe.reference, root, "reference")
         assert location is not None
-        reference = [row_conversation(row) for row in islice(location.rows(), recipe.limit)]
+        reference = [c for row in islice(location.rows(), recipe.limit) for c in _conversations(row)]
 
     table = read_ratings(sets, recipe.limit)
     keys = [conversation.prompt_key for conversation in table.conversations]
     rated_test = np.array(
-        [_is_test(split, key, recipe.test_share) for split, key in zip(table.splits, keys, strict=True)]
+        [is_test(split, key, recipe.test_share) for split, key in zip(table.splits, keys, strict=True)]
     )
     unused = np.array([split == "other" for split in table.splits])
 
@@ -116,14 +133,24 @@ def plan(recipe: Recipe) -> TrainingData:
                 raise DataError("no row has split 'test'", file=location.name, field="split")
             evaluations.append(EvaluationSet(evaluation.name or _stem(location), pairs))
 
+    benchmarks: list[tuple[str, str, list[str]]] = [
+        (entry.name or entry.benchmark, entry.benchmark, _benchmark_data(entry, root))
+        for entry in recipe.evaluation
+        if entry.benchmark not in ("pairs", "ratings")
+    ]
+    apart = KnownPrompts(c for c, test in zip(table.conversations, rated_test, strict=True) if test)
+    apart.add(pair.chosen for benchmark in evaluations for pair in benchmark.pairs)
+    for _, benchmark, places in benchmarks:
+        apart.add(_benchmark_conversations(benchmark, places))
+    for place, name in enumerate(recipe.keep_apart):
+        apart.add(_kept_apart(name, root, f"keep_apart.{place}"))
+
     train_pairs: list[PreferencePair] = []
     test_pairs: list[PreferencePair] = []
     capped = 0
-    test_prompts = {key for key, test in zip(keys, rated_test, strict=True) if test}
-    test_prompts |= {pair.prompt_key for benchmark in evaluations for pair in benchmark.pairs}
     for entry, location in zip(recipe.preferences, preference_locations, strict=True):
         pairs = _pairs(entry, location, table, recipe.limit)
-        held_out = [_is_test(pair.split, pair.prompt_key, recipe.test_share) for pair in pairs]
+        held_out = [is_test(pair.split, pair.prompt_key, recipe.test_share) for pair in pairs]
         test_pairs += cap_pairs(
             [p for p, test in zip(pairs, held_out, strict=True) if test], entry.max_pairs_per_prompt, recipe.seed
         )
@@ -131,16 +158,22 @@ def plan(recipe: Recipe) -> TrainingData:
         kept = cap_pairs(training, entry.max_pairs_per_prompt, recipe.seed)
         capped += len(training) - len(kept)
         train_pairs += kept
-    test_prompts |= {pair.prompt_key for pair in test_pairs}
+    apart.add(pair.chosen for pair in test_pairs)
 
-    overlapping = np.array([key in test_prompts for key in keys], bool)
+    overlapping = np.array([apart.holds(conversation) for conversation in table.conversations], bool)
     ties = sum(pair.is_tie for pair in train_pairs)
     train_pairs = [pair for pair in train_pairs if not pair.is_tie]
-    pairs = [pair for pair in train_pairs if pair.prompt_key not in test_prompts]
+    overlapping_pairs = [pair for pair in train_pairs if apart.holds(pair.chosen)]
+    pairs = [pair for pair in train_pairs if not apart.holds(pair.chosen)]
+    training = overlapping & ~rated_test & ~unused
+    written_alike = sum(keys[i] in apart.keys for i in np.flatnonzero(training))
+    pairs_alike = sum(pair.prompt_key in apart.keys for pair in overlapping_pairs)
     left_out = {
         "rated rows of other splits": int(unused.sum()),
-        "rated training rows whose prompt is evaluated on": int((overlapping & ~rated_test & ~unused).sum()),
-        "training pairs whose prompt is evaluated on": len(train_pairs) - len(pairs),
+        "rated training rows whose prompt is evaluated on": written_alike,
+        "rated training rows whose prompt is evaluated on, written otherwise": int(training.sum()) - written_alike,
+        "training pairs whose prompt is evaluated on": pairs_alike,
+        "training pairs whose prompt is evaluated on, written otherwise": len(overlapping_pairs) - pairs_alike,
         "training pairs over the cap of their prompt": capped,
         "training pairs of twice the same response": ties,
     }
@@ -155,6 +188,7 @@ def plan(recipe: Recipe) -> TrainingData:
         evaluations=evaluations,
         evaluate_ratings=any(entry.benchmark == "ratings" for entry in recipe.evaluation),
         left_out={reason: count for reason, count in left_out.items() if count},
+        benchmarks=benchmarks,
     )
 
 
@@ -165,9 +199,14 @@ def _rated_sets(recipe: Recipe, root: Path) -> list[RatedSet]:
         if entry.preset is not None:
             preset = rating_preset(entry.preset)
             source = entry.source or entry.preset
-            columns = preset.objectives(source)
-            location = Location.find(preset.hub_id, root, split=entry.split or preset.split, revision=entry.revision)
-            sets.append(RatedSet(location, columns, source, entry.split or preset.split))
+            sets.append(
+                RatedSet(
+                    preset_location(preset, entry, root),
+                    preset.objectives(source, entry.map),
+                    source,
+                    entry.split or preset.split,
+                )
+            )
         elif entry.data is not None:
             found = _location(entry, root, place)
             assert found is not None
@@ -194,10 +233,10 @@ def _computed(recipe: Recipe) -> list[tuple[str, str]]:
     computed = []
     for index, entry in enumerate(recipe.ratings):
         if entry.compute is not None:
-            if entry.compute not in MEASURES:
-                raise RecipeError(
-                    f"ratings.{index}.compute: unknown measure {entry.compute!r}{nearest(entry.compute, MEASURES)}"
-                )
+            try:
+                find_measure(entry.compute)
+            except ObjectiveError as error:
+                raise RecipeError(f"ratings.{index}.compute: {error}") from None
             computed.append((entry.name or entry.compute, entry.compute))
     return computed
 
@@ -205,12 +244,22 @@ def _computed(recipe: Recipe) -> list[tuple[str, str]]:
 def _check_objectives(recipe: Recipe, sets: Sequence[RatedSet], computed: Sequence[tuple[str, str]]) -> None:
     rated = merge_objectives(sets).names
     names = [*rated, *(name for name, _ in computed)]
+    sources = [
+        entry.source or entry.from_ratings or Path(entry.data or "").name.split(".")[0] for entry in recipe.preferences
+    ]
+    for source in recipe.gating.source_weights:
+        if source not in sources:
+            raise RecipeError(
+                f"gating.source_weights: no preference set is named {source!r}{nearest(source, sources)}; "
+                f"there are {', '.join(sources)}"
+            )
     doubled = next((name for name in names if names.count(name) > 1), None)
     if doubled is not None:
         raise RecipeError(f"ratings: objective {doubled!r} stands twice")
     wanted = [
         (f"preferences.{i}.from_ratings", entry.from_ratings, rated) for i, entry in enumerate(recipe.preferences)
     ]
+    wanted += [(f"regression.weights.{name}", name, names) for name in recipe.regression.weights]
     if recipe.debias is not None:
         wanted += [(f"debias.against.{i}", name, names) for i, name in enumerate(recipe.debias.against)]
     for place, name, known in wanted:
@@ -220,11 +269,54 @@ def _check_objectives(recipe: Recipe, sets: Sequence[RatedSet], computed: Sequen
             )
 
 
+def locations(recipe: Recipe) -> Iterator[tuple[str, str, Location, str]]:
+    """Place in the recipe, kind (ratings, pairs, reference), location and preset of every set that a run reads.
+
+    Raises:
+        RecipeError: for a missing file or an unknown preset, by its place in the recipe.
+    """
+    root = Path(recipe.data_root).expanduser()
+    for index, rated in enumerate(recipe.ratings):
+        place = f"ratings.{index}"
+        if rated.preset is not None:
+            yield place, "ratings", preset_location(rating_preset(rated.preset), rated, root), rated.preset
+        elif (location := _location(rated, root, place)) is not None:
+            yield place, "ratings", location, ""
+    for index, paired in enumerate(recipe.preferences):
+        place = f"preferences.{index}"
+        if (location := _location(paired, root, place)) is not None:
+            yield place, "pairs", location, paired.preset or ""
+    if recipe.reference != "ratings":
+        location = _location(recipe.reference, root, "reference")
+        assert location is not None
+        yield "reference", "reference", location, recipe.reference.preset or ""
+
+
+def preset_location(preset: Preset, entry: SetSection, root: Path) -> Location:
+    """Where the rows of a preset are: a folder of its name below the data root, or the hub; the entry overrides."""
+    return Location.find(
+        preset.hub_id,
+        root,
+        subset=entry.subset,
+        split=entry.split or preset.split,
+        revision=entry.revision or preset.revision,
+        data_dir=preset.data_dir,
+        layout=preset.layout,
+    )
+
+
 def _location(entry: SetSection, root: Path, place: str) -> Location | None:
+    if isinstance(entry, PreferencesSection) and entry.preset is not None:
+        return preset_location(preference_preset(entry.preset), entry, root)
+    if isinstance(entry, ReferenceSection) and entry.preset is not None:
+        return preset_location(PREFERENCE_PRESETS.get(entry.preset) or rating_preset(entry.preset), entry, root)
     if entry.data is None:
         return None
+    layout = renamed(entry.columns) if entry.columns else None
     try:
-        return Location.find(entry.data, root, subset=entry.subset, split=entry.split, revision=entry.revision)
+        return Location.find(
+            entry.data, root, subset=entry.subset, split=entry.split, revision=entry.revision, layout=layout
+        )
     except DataError as error:
         raise RecipeError(f"{place}.data: {error}") from None
 
@@ -233,12 +325,46 @@ def _pairs(
     entry: PreferencesSection, location: Location | None, table: RatingTable, limit: int | None
 ) -> list[PreferencePair]:
     if location is not None:
-        return read_preferences(location, entry.source or _stem(location), limit, entry.split or "train")
+        split = entry.split or (preference_preset(entry.preset).split if entry.preset else "train")
+        return read_preferences(location, entry.source or entry.preset or _stem(location), limit, split)
     assert entry.from_ratings is not None
     return pairs_from_ratings(table, entry.from_ratings, entry.margin)
 
 
-def _is_test(split: str, prompt_key: str, share: float) -> bool:
+def _conversations(row: Row) -> list[Conversation]:
+    """The conversation of a row, or of a row of pairs both."""
+    if row.values.get("chosen") is None:
+        return [row_conversation(row)]
+    pair = preference_pair(row)
+    return [pair.chosen, pair.rejected]
+
+
+def _benchmark_data(entry: EvaluationSection, root: Path) -> list[str]:
+    """What the benchmark's rows are read from: what the entry names, else a folder of its hub name below the data
+    root for each of its published sets, else the hub."""
+    if entry.data is not None:
+        return [str(root / entry.data) if (root / entry.data).exists() else entry.data]
+    published = [hub.id for hub in BENCHMARKS[entry.benchmark].published]
+    return [str(root / name) if (root / name).exists() else name for name in published]
+
+
+def _benchmark_conversations(benchmark: str, places: Sequence[str]) -> Iterator[Conversation]:
+    found = BENCHMARKS[benchmark]
+    for example in READERS[benchmark](find_sources(places, found.published, found.also)).examples:
+        yield from (conversation for conversation in example.conversations[:1] if conversation is not None)
+
+
+def _kept_apart(name: str, root: Path, place: str) -> Iterator[Conversation]:
+    if name in BENCHMARKS and BENCHMARKS[name].published:
+        entry = EvaluationSection.model_validate({"benchmark": name})
+        yield from _benchmark_conversations(name, _benchmark_data(entry, root))
+        return
+    location = _location(SetSection(data=name), root, place)
+    assert location is not None
+    yield from (pair.chosen for pair in read_preferences(location))
+
+
+def is_test(split: str, prompt_key: str, share: float) -> bool:
     """Whether a row is held out: by its own split, else by its prompt."""
     return split == "test" or (split == "" and int(prompt_key[16:24], 16) / 2**32 < share)
 

@@ -22,8 +22,10 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from armorm.errors import RecipeError, nearest, shown
+from armorm.files import UniqueKeys
 
 Range = tuple[float, float]
+OUR_COLUMNS = ("prompt", "response", "messages", "chosen", "rejected", "margin", "split")
 _VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
 
 
@@ -46,6 +48,43 @@ class BackboneSection(Section):
     batch_tokens: int = Field(8192, ge=64, description="tokens of a forward pass, padding included")
     revision: Optional[str] = Field(None, description="of a hub model")
     trust_remote_code: bool = Field(False, description="run code that comes with the model")
+
+
+class FinetuneSection(Section):
+    """The backbone trained with the heads before its features are read (finetune.py)."""
+
+    method: Literal["full", "lora"] = Field("full", description="every weight, or adapters that are merged at the end")
+    share: float = Field(
+        0.8, gt=0, lt=1, description="share of the prompts to train on; the others choose alpha and train the gate"
+    )
+    source_shares: dict[str, Annotated[float, Field(ge=0, lt=1)]] = Field(
+        default_factory=dict, description="share of a rated set's prompts, where it differs"
+    )
+    objective_weights: Literal["equal", "balanced"] = Field(
+        "balanced", description="equal: the paper's sum; balanced: by variance and the root of the number of ratings"
+    )
+    epochs: float = Field(2.0, gt=0, description="passes over the ratings")
+    preference_epochs: float = Field(0.0, ge=0, description="passes over the preference pairs before them")
+    learning_rate: float = Field(2e-5, gt=0)
+    head_learning_rate: float = Field(
+        0.003, gt=0, description="of the linear rewards, as the most that a step moves one on its scale of 0 to 1"
+    )
+    weight_decay: float = Field(0.01, ge=0)
+    schedule: Literal["cosine", "linear", "stable"] = Field(
+        "cosine", description="stable: constant, then a linear fall to zero"
+    )
+    decay: float = Field(0.4, gt=0, le=1, description="share of the steps over which a stable rate falls")
+    warmup: float = Field(0.05, ge=0, lt=1, description="share of the steps")
+    batch_tokens: int = Field(8192, ge=64, description="tokens of a batch, padding included")
+    tree_tokens: int = Field(1024, ge=64, description="most tokens of one prompt with its responses")
+    accumulation: int = Field(1, ge=1, description="batches of a step")
+    frozen_layers: int = Field(0, ge=0, description="first layers, with the embeddings, that stay as they are")
+    lora_rank: int = Field(16, ge=1)
+    lora_alpha: int = Field(32, ge=1)
+    lora_dropout: float = Field(0.0, ge=0, lt=1)
+    gradient_checkpointing: bool = Field(False, description="less memory for a third more time")
+    save_steps: int = Field(200, ge=1, description="steps between checkpoints")
+    report_to: tuple[str, ...] = Field((), description="tensorboard, wandb, ...: as for transformers' Trainer")
 
 
 class ObjectiveSection(Section):
@@ -81,6 +120,20 @@ class SetSection(Section):
     split: Optional[str] = Field(None, description="split to train on, by default train")
     revision: Optional[str] = Field(None, description="of a hub set")
     source: Optional[str] = Field(None, description="name of the set, by default that of its file")
+    columns: dict[str, str] = Field(
+        default_factory=dict,
+        description="the set's own column for prompt, response, messages, chosen, rejected or split, where it differs",
+    )
+
+    @field_validator("columns")
+    @classmethod
+    def _known_columns(cls, value: dict[str, str]) -> dict[str, str]:
+        for name in value:
+            if name not in OUR_COLUMNS:
+                raise ValueError(
+                    f"found {name!r}, expected one of {', '.join(OUR_COLUMNS)}{nearest(name, OUR_COLUMNS)}"
+                )
+        return value
 
 
 class RatingsSection(SetSection):
@@ -90,8 +143,14 @@ class RatingsSection(SetSection):
         default_factory=dict, description="rating columns with their ranges"
     )
     preset: Optional[str] = Field(None, description="a public set whose mapping is known")
-    compute: Optional[str] = Field(None, description="a measure of the response, such as response_length")
+    compute: Optional[str] = Field(
+        None,
+        description="response_length, list_density, markdown_density, or python:MODULE:FUNCTION",
+    )
     name: Optional[str] = Field(None, description="name of the computed objective")
+    map: Literal["min_max", "bin_centre"] = Field(
+        "min_max", description="of a preset's objectives; bin_centre as in the released model"
+    )
 
     @model_validator(mode="after")
     def _one_kind(self) -> RatingsSection:
@@ -104,23 +163,31 @@ class RatingsSection(SetSection):
             raise ValueError("name goes with compute; a rated objective is named under objectives")
         if self.data is None and self.objectives:
             raise ValueError(f"objectives go with data, not with {given[0]}")
+        if self.data is None and self.columns:
+            raise ValueError(f"columns go with data, not with {given[0]}")
+        if self.preset is None and self.map != "min_max":
+            raise ValueError("map goes with preset; that of an objective is written beside its range")
         return self
 
 
 class PreferencesSection(SetSection):
-    """A set of preference pairs, or pairs made from the ratings of one objective."""
+    """A set of preference pairs, a preset, or pairs made from the ratings of one objective."""
 
+    preset: Optional[str] = Field(None, description="a public set whose layout is known")
     from_ratings: Optional[str] = Field(None, description="objective whose ratings make pairs within a prompt")
     margin: float = Field(0.0, ge=0, description="least difference of two raw ratings that makes a pair")
     max_pairs_per_prompt: Optional[int] = Field(None, ge=1, description="cap, drawn at random with the seed")
 
     @model_validator(mode="after")
     def _one_kind(self) -> PreferencesSection:
-        if (self.data is None) == (self.from_ratings is None):
-            raise ValueError("expected exactly one of data and from_ratings")
+        given = [key for key in ("data", "preset", "from_ratings") if getattr(self, key) is not None]
+        if len(given) != 1:
+            raise ValueError(
+                f"expected exactly one of data, preset and from_ratings, found {' and '.join(given) or 'none'}"
+            )
         if self.from_ratings is not None and self.margin <= 0:
             raise ValueError("from_ratings needs a margin > 0, in raw units")
-        if self.data is not None and self.margin:
+        if self.from_ratings is None and self.margin:
             raise ValueError("margin goes with from_ratings; a pair's own margin is a column of its data")
         return self
 
@@ -128,7 +195,13 @@ class PreferencesSection(SetSection):
 class ReferenceSection(SetSection):
     """Conversations over which correlation with a bias, score mean and standard deviation are measured."""
 
-    data: str = Field(description="file or folder below data_root, or hub id; rows as for scoring, no labels needed")
+    preset: Optional[str] = Field(None, description="a public set, rated or of pairs (both sides are taken)")
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> ReferenceSection:
+        if (self.data is None) == (self.preset is None):
+            raise ValueError("expected exactly one of data and preset")
+        return self
 
 
 class RegressionSection(Section):
@@ -138,8 +211,16 @@ class RegressionSection(Section):
         tuple(10.0**e for e in range(-4, 5)), min_length=1, description="ridge penalties to choose from"
     )
     intercept: bool = Field(False, description="fit an unpenalised intercept")
-    validation: Literal["by_prompt"] = Field("by_prompt", description="folds are by prompt")
+    validation: Literal["by_prompt", "split"] = Field(
+        "by_prompt",
+        description="alpha is chosen on every fold in turn, or on one fold alone (split); folds are by prompt",
+    )
     folds: int = Field(5, ge=2, le=50, description="folds for choosing alpha and for out-of-fold rewards")
+    weights: dict[str, Annotated[float, Field(gt=0)]] = Field(
+        default_factory=dict, description="of an objective's squared errors against its penalty, 1 by default"
+    )
+    uncertainty: bool = Field(True, description="keep in the model what says how sure rewards are")
+    keep_statistics: bool = Field(True, description="keep the rows' sums, so that ratings can be added later")
 
     @field_validator("alphas")
     @classmethod
@@ -176,11 +257,23 @@ class QuantilesSection(Section):
 class DebiasSection(Section):
     """The transform that takes a bias out of the other objectives."""
 
-    against: tuple[str, ...] = Field(min_length=1, max_length=1, description="objective that is the bias")
+    against: tuple[str, ...] = Field(min_length=1, description="objectives that are biases")
     metric: Literal["spearman", "pearson"] = Field("spearman", description="correlation brought to zero")
     level: Literal["pooled", "within_prompt"] = Field(
         "pooled", description="over all rows, or only differences within a prompt"
     )
+    method: Literal["exact", "published"] = Field(
+        "exact", description="published: the grid search of the published script, for reproduction only"
+    )
+
+    @model_validator(mode="after")
+    def _published_way(self) -> DebiasSection:
+        doubled = [name for i, name in enumerate(self.against) if name in self.against[:i]]
+        if doubled:
+            raise ValueError(f"against names {doubled[0]!r} twice")
+        if self.method == "published" and (len(self.against), self.metric, self.level) != (1, "spearman", "pooled"):
+            raise ValueError("method published goes with one bias, metric spearman and level pooled")
+        return self
 
 
 class GatingSection(Section):
@@ -198,18 +291,38 @@ class GatingSection(Section):
     steps: int = Field(2000, ge=1)
     batch_size: int = Field(1024, ge=1)
     patience: int = Field(10, ge=1, description="evaluations (every 50 steps) without progress before stopping")
+    margin: float = Field(0.0, ge=0, description="times a pair's margin over its source's mean: least lead of chosen")
+    label_smoothing: float = Field(0.0, ge=0, lt=0.5, description="share of pairs taken as labelled the wrong way")
+    entropy: float = Field(0.0, ge=0, description="reward for weights that are spread over the objectives")
+    load_balance: float = Field(0.0, ge=0, description="penalty for mean weights that are not uniform")
+    source_weights: dict[str, Annotated[float, Field(gt=0)]] = Field(
+        default_factory=dict, description="how much a pair of a preference set counts, 1 by default"
+    )
+    scale_rewards: bool = Field(
+        False, description="debiased rewards of unit standard deviation on the reference data, folded into T"
+    )
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="of products in training; auto: bfloat16 where the hardware is fast at it"
+    )
+
+
+Benchmark = Literal["pairs", "ratings", "rewardbench", "rewardbench2", "rm-bench", "judgebench", "ppe"]
 
 
 class EvaluationSection(SetSection):
     """One evaluation after training."""
 
-    benchmark: Literal["pairs", "ratings"] = Field(description="pairs: preference rows; ratings: held-out ratings")
+    benchmark: Benchmark = Field(
+        description="pairs: preference rows; ratings: held-out ratings; or a published benchmark"
+    )
     name: Optional[str] = Field(None, description="name in the report, by default that of the data")
 
     @model_validator(mode="after")
     def _has_data(self) -> EvaluationSection:
         if self.benchmark == "ratings" and self.data is not None:
             raise ValueError("ratings are evaluated on the held-out rows of the recipe's own sets; expected no data")
+        if self.benchmark == "pairs" and self.data is None:
+            raise ValueError("pairs need data")
         return self
 
 
@@ -223,6 +336,7 @@ class Recipe(Section):
     name: str = Field("unnamed", description="of the model and its card")
     seed: int = Field(0, ge=0)
     backbone: BackboneSection = BackboneSection()
+    finetune: Optional[FinetuneSection] = None
     data_root: str = Field(
         ".", description="where every relative path starts, itself relative to the working directory"
     )
@@ -239,6 +353,19 @@ class Recipe(Section):
     debias: Optional[DebiasSection] = None
     gating: GatingSection = GatingSection()
     evaluation: tuple[EvaluationSection, ...] = ()
+    keep_apart: tuple[str, ...] = Field(
+        (), description="benchmarks, or files of pairs, whose prompts are never trained on, though not evaluated here"
+    )
+    report_to: tuple[Literal["tensorboard", "wandb"], ...] = Field(
+        (), description="trackers that get the figures of training beside metrics.jsonl"
+    )
+
+    @field_validator("report_to", mode="before")
+    @classmethod
+    def _trackers(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return () if value == "none" else (value,)
+        return () if value is None else value
 
     @classmethod
     def from_yaml(cls, path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -260,7 +387,7 @@ class Recipe(Section):
     def from_text(cls, text: str, overrides: Sequence[str] = (), *, name: str = "recipe") -> Recipe:
         """Read a recipe from YAML text; as `from_yaml`."""
         try:
-            values = yaml.load(text, Loader=_UniqueKeys)
+            values = yaml.load(text, Loader=UniqueKeys)
         except yaml.YAMLError as error:
             raise RecipeError(f"{name}: not valid YAML: {error}") from None
         if not isinstance(values, dict):
@@ -288,17 +415,6 @@ class Recipe(Section):
         return yaml.safe_dump(
             self.model_dump(mode="json", exclude_none=True), sort_keys=False, allow_unicode=True, width=100
         )
-
-
-class _UniqueKeys(yaml.SafeLoader):
-    """Safe YAML in which a key may stand once only."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        doubled = next((key for key in keys if keys.count(key) > 1), None)
-        if doubled is not None:
-            raise yaml.YAMLError(f"key {doubled!r} stands twice (line {node.start_mark.line + 1})")
-        return super().construct_mapping(node, deep)
 
 
 def _with_environment(value: Any) -> Any:
@@ -332,7 +448,7 @@ def _override(values: dict[str, Any], override: str) -> None:
         else:
             raise RecipeError(f"override {override!r}: {'.'.join(parents[:position])} holds a value, not keys")
     try:
-        value = yaml.load(text, Loader=_UniqueKeys)
+        value = yaml.load(text, Loader=UniqueKeys)
     except yaml.YAMLError as error:
         raise RecipeError(f"override {override!r}: {error}") from None
     if isinstance(place, list):
@@ -355,7 +471,7 @@ def _faults(error: ValidationError) -> list[str]:
         place = ".".join(
             str(part)
             for part in fault["loc"]
-            if not str(part).startswith(("literal[", "constrained", "ReferenceSection"))
+            if not str(part).startswith(("literal[", "constrained", "ReferenceSection", "function-after["))
         )
         if fault["type"] == "extra_forbidden":
             known = _known_keys(fault["loc"][:-1])
@@ -375,8 +491,8 @@ def _known_keys(path: Sequence[str | int]) -> list[str]:
     sections: dict[str, type[Section]] = {
         "backbone": BackboneSection, "ratings": RatingsSection, "preferences": PreferencesSection,
         "reference": ReferenceSection, "regression": RegressionSection, "debias": DebiasSection,
-        "gating": GatingSection, "evaluation": EvaluationSection, "joint": JointSection,
-        "quantiles": QuantilesSection,
+        "gating": GatingSection, "evaluation": EvaluationSection, "finetune": FinetuneSection,
+        "joint": JointSection, "quantiles": QuantilesSection,
     }  # fmt: skip
     section: type[Section] = Recipe
     if path:

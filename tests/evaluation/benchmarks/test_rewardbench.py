@@ -1,12 +1,8 @@
-"""RewardBench: sections by hand, on a fixture and on the published table, and by the package's own function."""
+"""RewardBench: sections by hand, on a fixture and on the published table (tests/compat asks the package itself)."""
 
 from __future__ import annotations
 
-import ast
 import math
-import subprocess
-import sys
-import zipfile
 
 import numpy as np
 import pytest
@@ -131,49 +127,3 @@ def test_llmbar_and_humanevalpack_make_a_partial_rewardbench(data_root):
         assert figure.interval[0] < figure.value < figure.interval[1]
     assert math.isnan(results.level("overall")[FOUR].value)
     assert "refusals-dangerous" in results.level("overall")[FOUR].lacking
-
-
-def package_functions(folder) -> dict:
-    """The scoring functions of the rewardbench package, without what else its modules import."""
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "rewardbench==0.1.4", "-d", str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        pytest.skip(f"the rewardbench package cannot be had: {done.stderr.strip()[-200:]}")
-    with zipfile.ZipFile(next(folder.glob("*.whl"))) as wheel:
-        utils = wheel.read("rewardbench/utils.py").decode()
-        constants = wheel.read("rewardbench/constants.py").decode()
-
-    class Table:
-        """Stands where the package's function hands out a table that is not looked at."""
-
-        @staticmethod
-        def from_dict(columns):
-            return columns
-
-    names = ("calculate_scores_per_section", "sample_stats", "process_single_model")
-    tree = ast.parse(utils)
-    tree.body = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name in names]
-    space = {"np": np, "math": math, "Dataset": Table}
-    exec(compile(tree, "rewardbench/utils.py", "exec"), space)
-    exec(compile(constants, "rewardbench/constants.py", "exec"), space)
-    return space
-
-
-@pytest.mark.slow
-def test_the_rewardbench_package_gives_the_same_scores_on_the_same_results(tmp_path):
-    package = package_functions(tmp_path)
-    assert package["EXAMPLE_COUNTS"] == dict(WEIGHTS)
-    assert {name: tuple(subsets) for name, subsets in package["SUBSET_MAPPING"].items()} == dict(SECTIONS)
-    results = evaluated("rewardbench", "rewardbench.jsonl")
-    metrics: dict[str, list[float]] = {}
-    for entry in results.examples:
-        chosen, rejected = entry["scores"]
-        metrics.setdefault(entry["subset"], []).append(float(chosen > rejected))
-    means = {subset: float(np.mean(right)) for subset, right in metrics.items()}
-    score = package["calculate_scores_per_section"]
-    assert values(results, "sections") == pytest.approx(score(WEIGHTS, package["SUBSET_MAPPING"], means))
-
-    ties = [entry for entry in evaluated("rewardbench2", "rewardbench2.jsonl").examples if entry["subset"] == "Ties"]
-    rows = [{"id": e["id"], "scores": e["scores"], "num_correct": int(sum(e["labels"]))} for e in ties]
-    _, whole = package["process_single_model"](rows)
-    assert whole == pytest.approx(values(evaluated("rewardbench2", "rewardbench2.jsonl"), "subsets")["Ties"], abs=0.01)

@@ -18,7 +18,8 @@ from armorm.evaluation.benchmarks.rewardbench2 import (
     ties_terms,
 )
 from armorm.evaluation.cells import totals
-from tests.evaluation.marked import evaluated, values
+from armorm.evaluation.runner import evaluate
+from tests.evaluation.marked import FIXTURES, evaluated, values
 
 FIRST = [("ref", "0", [3, 1, 0], 1), ("tied", "0", [2, 1.5, 1, 0, -1], 3)]
 SECOND = [("ref", "1", [1, 0.5], 1), ("tied", "1", [4, 1, 0.5], 2)]
@@ -113,6 +114,17 @@ def test_a_random_order_is_right_in_a_quarter_and_has_no_value_for_ties():
     assert "chance" not in results.level("overall")[OVERALL].baselines
     # All answers alike: no gap is above zero, and the spread is zero.
     assert results.level("subsets")[TIES].baselines["prompt_only"] == 0.0
+
+
+def test_what_the_rule_refuses_is_refused_before_anything_is_scored(tmp_path):
+    def never(conversations):
+        raise AssertionError("was asked for scores")
+
+    lines = (FIXTURES / "rewardbench2.jsonl").read_text().splitlines()
+    path = tmp_path / "refs.jsonl"
+    path.write_text("".join(line + "\n" for line in lines if '"tied:' not in line))
+    with pytest.raises(DataError, match="no number has both"):
+        evaluate("rewardbench2", never, path, quiet=True)
 
 
 def test_both_rows_of_a_number_are_resampled_together():

@@ -4,9 +4,7 @@ In:  the parts of an interpretable model's scores, comparisons, the subset of ea
 Out: accuracy of each objective alone; by subset, how often each is among those that decide wins and
      losses; by source, the gate against its own mean weights there.
 
-What decides a preference is the smallest set of objectives without which it would not hold: those that
-speak most for the preferred response, until what is left no longer favours it. It is found on each item's
-closest comparison.
+What decides (`attribution.deciding`) is found on each item's closest comparison.
 """
 
 from __future__ import annotations
@@ -16,29 +14,13 @@ from typing import Any
 
 import numpy as np
 
+from armorm.attribution import deciding
 from armorm.evaluation.audits.comparisons import Comparisons
 from armorm.evaluation.cells import Cells, Figure, Measured
 from armorm.evaluation.resampling import Clusters, intervals, value_of
 from armorm.evaluation.scorers import Parts
 
 ALL = "all"
-
-
-def deciding(differences: np.ndarray) -> np.ndarray:
-    """Mask (p, k) of the objectives that decide, of contributions (p, k) of one response minus the other's.
-
-    Each row's sum is its margin. A row whose margin is 0 is decided by none.
-    """
-    differences = np.atleast_2d(np.asarray(differences, np.float64))
-    margin = differences.sum(1)
-    support = differences * np.sign(margin)[:, None]
-    order = np.argsort(-support, axis=1, kind="stable")
-    ranked = np.take_along_axis(support, order, 1)
-    before = np.abs(margin)[:, None] - (np.cumsum(ranked, 1) - ranked)  # what is left when those above are gone
-    needed = (before > 0) & (ranked > 0)
-    mask = np.zeros(differences.shape, bool)
-    np.put_along_axis(mask, order, needed, 1)
-    return mask
 
 
 def alone(parts: Parts, comparisons: Comparisons) -> dict[str, dict[str, float]]:

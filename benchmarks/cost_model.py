@@ -1,0 +1,182 @@
+"""The cost model against the clock: hours, memory and disk of a small run, foreseen and measured.
+
+Run: `python benchmarks/cost_model.py [--output benchmarks/results/cost_model.json]`, on a quiet machine (2 minutes).
+
+One extraction fixes the share of the machine's peak that a forward pass reaches. From this share alone the model then
+foresees other extractions: other lengths, another width, another depth. In the same way one fit fixes the rate of
+stage 1, and another, of other rows and width, is foreseen. A figure is as good as the worst of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from transformers import LlamaConfig, LlamaModel
+
+from armorm.backbone.decoder import Backbone
+from armorm.backbone.template import EncodedConversation
+from armorm.features.extract import extract
+from armorm.features.store import FeatureStore
+from armorm.files import write_json
+from armorm.heads.regression import fit_regression
+from armorm.training.cost import Gate, Hardware, Shape, Workload, stages
+
+ALLOWED = 0.25
+# Name, (d, layers, heads, inner), conversations, shortest and longest length. The first fixes the share.
+RUNS = (
+    ("reference", (512, 8, 8, 1408), 90, 100, 300),
+    ("long", (512, 8, 8, 1408), 24, 600, 900),
+    ("short", (512, 8, 8, 1408), 220, 40, 120),
+    ("wide", (768, 6, 12, 2048), 66, 100, 300),
+    ("deep", (384, 16, 6, 1024), 90, 100, 300),
+)
+
+
+def main() -> None:
+    """Measure, foresee, compare."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "cost_model.json")
+    arguments = parser.parse_args()
+    peak = matmul_rate(torch.float32)
+    shape, backbone = build(*RUNS[0][1])
+    extraction(backbone, conversations(8, 100, 300, backbone))  # the first is slow for other reasons
+    share = None
+    results: list[dict[str, Any]] = []
+    for name, sizes, count, shortest, longest in RUNS:
+        shape, backbone = build(*sizes)
+        encoded = conversations(count, shortest, longest, backbone)
+        seconds, disk = extraction(backbone, encoded)
+        work = workload(encoded, rated=0)
+        flops = shape.forward_flops(work.tokens, work.squares)
+        if share is None:
+            share = flops / seconds / peak
+        foreseen = stages(shape, work, Hardware("this machine", peak, 0), share=share, weight_bytes=4)[0]
+        results.append(compared(f"features, {name}", seconds, foreseen.hours * 3600) | {"tokens": work.tokens})
+        results.append(compared(f"disk, {name}", disk, foreseen.disk, "bytes"))
+    rate = 1.0
+    stage_1(4000, 256, rate)
+    for name, rows, hidden in (("reference", 16_000, 512), ("more and wider", 24_000, 768)):
+        seconds, foreseen_seconds = stage_1(rows, hidden, rate)
+        if name == "reference":
+            rate, foreseen_seconds = foreseen_seconds / seconds, seconds
+        results.append(compared(f"stage 1, {name}", seconds, foreseen_seconds))
+    worst = max(abs(entry["foreseen"] / entry["measured"] - 1) for entry in results)
+    assert share is not None
+    summary = {
+        "peak_float32": peak,
+        "rate_stage_1": rate,
+        "threads": torch.get_num_threads(),
+        "share": share,
+        "worst": worst,
+        "allowed": ALLOWED,
+        "peak_memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "runs": results,
+    }
+    print_table(summary)
+    write_json(arguments.output, summary)
+
+
+def matmul_rate(dtype: torch.dtype, size: int = 1536) -> float:
+    """FLOP/s of a large product of matrices on this machine: the best of several."""
+    a, b = (torch.randn(size, size, dtype=dtype) for _ in range(2))
+    best = float("inf")
+    for _ in range(6):
+        start = time.perf_counter()
+        a @ b
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best
+
+
+def build(hidden: int, layers: int, heads: int, inner: int) -> tuple[Shape, Backbone]:
+    """A random Llama of that shape with the embedded tokenizer."""
+    torch.manual_seed(0)
+    tokenizer = Backbone.load("armorm-tiny", dtype="float32", device="cpu").tokenizer
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=heads // 2,
+        intermediate_size=inner,
+        max_position_embeddings=2048,
+    )
+    return Shape.of_config(config), Backbone("random", LlamaModel(config).eval(), tokenizer)
+
+
+def conversations(count: int, shortest: int, longest: int, backbone: Backbone) -> list[EncodedConversation]:
+    """Conversations of random words, uniform in length, each with a prompt of its own."""
+    from armorm.conversation import Conversation
+
+    rng = np.random.default_rng(0)
+    made = []
+    for length in rng.integers(shortest, longest + 1, count):
+        words = [f"w{number}" for number in rng.integers(0, 1000, int(length) // 3 - 3)]
+        middle = max(1, len(words) // 3)
+        made.append(Conversation.from_prompt(" ".join(words[:middle]), " ".join(words[middle:])))
+    return backbone.template.encode(made)
+
+
+def extraction(backbone: Backbone, encoded: list[EncodedConversation]) -> tuple[float, float]:
+    """Seconds of an extraction, and the bytes that it leaves."""
+    with tempfile.TemporaryDirectory() as folder:
+        store = FeatureStore.of(folder, backbone)
+        start = time.perf_counter()
+        extract(backbone, encoded, store)
+        seconds = time.perf_counter() - start
+        return seconds, float(sum(path.stat().st_size for path in Path(folder).rglob("*.safetensors")))
+
+
+def workload(encoded: list[EncodedConversation], rated: int) -> Workload:
+    """What an extraction computes."""
+    lengths = [len(conversation) for conversation in encoded]
+    prompts = len({conversation.prompt_key for conversation in encoded})
+    return Workload(len(encoded), prompts, sum(lengths), sum(n * n for n in lengths), rated, 1, 1, 0)
+
+
+def stage_1(rows: int, d: int, rate: float, folds: int = 5) -> tuple[float, float]:
+    """Seconds of a fit on features of a set that is rated alike, and those foreseen at a rate."""
+    rng = np.random.default_rng(0)
+    features = rng.standard_normal((rows, d)).astype(np.float32)
+    ratings = features[:, :3] + rng.standard_normal((rows, 3))
+    start = time.perf_counter()
+    fit_regression(features, ratings, rng.integers(0, folds, rows), ["a", "b", "c"])
+    seconds = time.perf_counter() - start
+    work = Workload(0, 0, 0, 0, rows, 1, 3, 0)
+    shape = Shape(d, 1, 1, 1, 1, 1, 1)
+    foreseen = stages(shape, work, Hardware("", 1, 0), gate=Gate(1, 1, 1, 1), folds=folds, host_rate=rate)[1]
+    return seconds, foreseen.hours * 3600
+
+
+def compared(name: str, measured: float, foreseen: float, unit: str = "seconds") -> dict[str, Any]:
+    """One line of the table."""
+    return {"name": name, "measured": measured, "foreseen": foreseen, "ratio": foreseen / measured, "unit": unit}
+
+
+def print_table(summary: dict[str, Any]) -> None:
+    """The table."""
+    table = Table(box=None, header_style="bold")
+    for head in ("", "measured", "foreseen", "ratio"):
+        table.add_column(head, justify="left" if not head else "right")
+    for entry in summary["runs"]:
+        table.add_row(entry["name"], *(f"{entry[key]:,.4g}" for key in ("measured", "foreseen", "ratio")))
+    console = Console(highlight=False)
+    console.print(table)
+    console.print(
+        f"peak {summary['peak_float32'] / 1e9:.0f} GFLOP/s float32, share {summary['share']:.2f}, "
+        f"worst {summary['worst']:.0%} (allowed {summary['allowed']:.0%})"
+    )
+    print(json.dumps({"worst": summary["worst"], "within": summary["worst"] <= summary["allowed"]}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,116 @@
+"""Stage 1 at a size that no memory holds: synthetic features, shard by shard, one pass, sums only.
+
+Run: `python benchmarks/scale.py [--rows 10000000] [--hidden 1024] [--output benchmarks/results/scale.json]`
+(10,000,000 rows take about a quarter of an hour on two cores; --rows 200000 takes seconds.)
+
+Each shard is drawn, added to the statistics and forgotten. The ratings follow known weights with known noise, so what
+comes out can be checked: R2 against its expected value, weights against the true ones, and, for the first rows, the
+whole against the plain normal equations in float64.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+
+from armorm.files import write_json
+from armorm.heads.accumulation import RatedBlock, accumulate
+from armorm.heads.regression import fit_from_statistics
+
+NAMES = ["helpful", "correct", "safe"]
+NOISE = 0.5
+FOLDS = 5
+SHARD = 50_000
+# Objectives that a shard's source rates: two sources, so two sets of rows.
+SOURCES = ((0, 1), (2,))
+ALPHAS = (1e-2, 1.0, 1e2)
+
+
+def truth(hidden: int) -> np.ndarray:
+    """True weights (k, d), of unit length."""
+    weights = np.random.default_rng(1).standard_normal((len(NAMES), hidden))
+    return weights / np.linalg.norm(weights, axis=1, keepdims=True)
+
+
+def shards(rows: int, hidden: int, clock: dict[str, float]) -> Iterator[RatedBlock]:
+    """Shards of rows, drawn one after the other; `clock` counts the time it takes to draw them."""
+    weights = truth(hidden)
+    for number, start in enumerate(range(0, rows, SHARD)):
+        begin = time.perf_counter()
+        count = min(SHARD, rows - start)
+        rng = np.random.Generator(np.random.SFC64((2, number)))
+        features = rng.standard_normal((count, hidden), dtype=np.float32)
+        ratings = np.full((count, len(NAMES)), np.nan)
+        rated = list(SOURCES[number % len(SOURCES)])
+        ratings[:, rated] = features @ weights[rated].T.astype(np.float32) + NOISE * rng.standard_normal(
+            (count, len(rated))
+        )
+        clock["draw"] += time.perf_counter() - begin
+        yield RatedBlock(features, ratings, rng.integers(0, FOLDS, count))
+
+
+def main() -> None:
+    """Draw, add, solve, check."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=10_000_000)
+    parser.add_argument("--hidden", type=int, default=1024)
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "scale.json")
+    arguments = parser.parse_args()
+    rows, hidden = arguments.rows, arguments.hidden
+    clock = {"draw": 0.0}
+    start = time.perf_counter()
+    statistics = accumulate(shards(rows, hidden, clock), NAMES, FOLDS, hidden)
+    passed = time.perf_counter() - start
+    begin = time.perf_counter()
+    head = fit_from_statistics(statistics, alphas=ALPHAS)
+    solved = time.perf_counter() - begin
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    result = {
+        "rows": rows,
+        "hidden": hidden,
+        "objectives": len(NAMES),
+        "folds": FOLDS,
+        "features_bytes": rows * hidden * 4,
+        "seconds_drawing": clock["draw"],
+        "seconds_summing": passed - clock["draw"],
+        "seconds_solving": solved,
+        "peak_memory_bytes": peak,
+        "gram_flops": 2.0 * rows * hidden**2,
+        "r2": [report.r2 for report in head.reports],
+        "r2_expected": 1 / (1 + NOISE**2),
+        "largest_weight_error": float(np.abs(head.weight - truth(hidden)).max()),
+        "against_normal_equations": against_normal_equations(hidden),
+    }
+    write_json(arguments.output, result)
+    console = Console(highlight=False)
+    console.print(f"{rows:,} rows of {hidden}: {rows * hidden * 4 / 1e9:.1f} GB of features passed by")
+    for name in ("seconds_drawing", "seconds_summing", "seconds_solving"):
+        console.print(f"  {name.replace('_', ' ')}: {result[name]:,.1f}")
+    console.print(f"  peak memory: {peak / 1e9:.2f} GB")
+    console.print(f"  R2 {', '.join(f'{value:.4f}' for value in result['r2'])} (expected {result['r2_expected']:.4f})")
+    console.print(f"  largest error of a weight: {result['largest_weight_error']:.2e}")
+    console.print(f"  largest difference from the normal equations: {result['against_normal_equations']:.2e}")
+
+
+def against_normal_equations(hidden: int) -> float:
+    """Largest difference of a weight from the plain solution in float64, on two shards' rows."""
+    parts = list(shards(2 * SHARD, hidden, {"draw": 0.0}))
+    head = fit_from_statistics(accumulate(iter(parts), NAMES, FOLDS, hidden), alphas=(1.0,))
+    worst = 0.0
+    for block, rated in zip(parts, SOURCES, strict=True):
+        features = block.features.astype(np.float64)
+        gram = features.T @ features + np.eye(hidden)
+        for objective in rated:
+            direct = np.linalg.solve(gram, features.T @ block.ratings[:, objective])
+            worst = max(worst, float(np.abs(head.weight[objective] - direct).max()))
+    return worst
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,346 @@
+"""Sufficient statistics of rated rows: all that stage 1 needs of them, in memory that does not grow with their number.
+
+In:  sums over rows of one pattern and fold (`heads/accumulation.py` makes them from rows).
+Out: `RatingStatistics`: per fold and per set of rows, the Gram matrix, the products with ratings, the sums.
+
+They add up: statistics of several machines, or of old data and new, give by `+` those of all rows together,
+and by `-` those without a part; `save` and `load` keep them as safetensors.
+
+**Which Gram matrices.** A row belongs to the set of rows that rate exactly the same objectives as it does (its
+pattern). Most corpora have few patterns, about one a source, and a row is then multiplied once, however many
+objectives it rates; what an objective needs is the sum over the patterns that rate it. Where ratings are missing
+at random there may be 2^k patterns: as soon as there are more patterns than objectives, sums are kept by
+group of objectives that are rated on the very same rows instead, and such a row counts into each of its groups. So
+there are never more Gram matrices in a fold than objectives or patterns, whichever is fewer. The first form
+costs less time at equal memory and knows the products of any two objectives' ratings; the second bounds memory.
+
+Features enter relative to an origin near their mean; `RatingStatistics.moments` are about the origin 0 again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from armorm.errors import FitError
+from armorm.files import read_arrays, write_arrays
+
+Columns = tuple[int, ...]
+_FORMAT = "armorm-statistics-1"
+
+
+@dataclass
+class Moments:
+    """Sums over a set of rated rows, all float64. They add up: `a + b` are the sums over both sets.
+
+    Attributes:
+        count: rows.
+        gram: (d, d), X^T X.
+        feature_sum: (d,).
+        cross: (d, j), X^T R of the j objectives rated on these rows.
+        rating_sum: (j,).
+        rating_products: (j, j), R^T R.
+    """
+
+    count: int
+    gram: np.ndarray
+    feature_sum: np.ndarray
+    cross: np.ndarray
+    rating_sum: np.ndarray
+    rating_products: np.ndarray
+
+    @classmethod
+    def zero(cls, d: int, j: int) -> Moments:
+        """Sums over no rows."""
+        return cls(0, np.zeros((d, d)), np.zeros(d), np.zeros((d, j)), np.zeros(j), np.zeros((j, j)))
+
+    def __add__(self, other: Moments) -> Moments:
+        return Moments(*(mine + theirs for mine, theirs in zip(self._parts(), other._parts(), strict=True)))
+
+    def __sub__(self, other: Moments) -> Moments:
+        return Moments(*(mine - theirs for mine, theirs in zip(self._parts(), other._parts(), strict=True)))
+
+    def __iadd__(self, other: Moments) -> Moments:
+        self.count += other.count
+        for mine, theirs in zip(self._parts()[1:], other._parts()[1:], strict=True):
+            mine += theirs
+        return self
+
+    def _parts(self) -> tuple:
+        return self.count, self.gram, self.feature_sum, self.cross, self.rating_sum, self.rating_products
+
+    def wide(self) -> Moments:
+        """A copy in float64."""
+        return Moments(self.count, *(np.array(values, np.float64) for values in self._parts()[1:]))
+
+    def of_columns(self, columns: Sequence[int]) -> Moments:
+        """The sums for some of the j objectives; the features' own sums are shared, not copied."""
+        index = list(columns)
+        return Moments(
+            self.count,
+            self.gram,
+            self.feature_sum,
+            self.cross[:, index],
+            self.rating_sum[index],
+            self.rating_products[np.ix_(index, index)],
+        )
+
+    def moved(self, offset: np.ndarray) -> Moments:
+        """The sums of the same rows with `offset` (d,) added to every feature."""
+        outer = np.outer(offset, self.feature_sum + 0.5 * self.count * offset)
+        gram = self.gram + outer
+        gram += outer.T
+        return Moments(
+            self.count,
+            gram,
+            self.feature_sum + self.count * offset,
+            self.cross + np.outer(offset, self.rating_sum),
+            self.rating_sum.copy(),
+            self.rating_products.copy(),
+        )
+
+    def residual_products(self, weights: np.ndarray, bias: np.ndarray) -> np.ndarray:
+        """Sums of products of errors (j, j) of weights (j, d) and bias (j,) on these rows; squares on the diagonal."""
+        linear = weights @ self.cross + np.outer(bias, self.rating_sum)
+        offset = np.outer(bias, weights @ self.feature_sum)
+        fitted = weights @ self.gram @ weights.T + offset + offset.T + self.count * np.outer(bias, bias)
+        return fitted - linear - linear.T + self.rating_products
+
+    def squared_error(self, weights: np.ndarray, bias: np.ndarray) -> np.ndarray:
+        """Sum of squared errors (j,) of weights (j, d) and bias (j,) on these rows."""
+        fitted = np.einsum("jd,jd->j", weights @ self.gram, weights)
+        linear = np.einsum("jd,dj->j", weights, self.cross) - bias * (weights @ self.feature_sum)
+        squares = np.diagonal(self.rating_products)
+        return fitted - 2 * linear + squares - 2 * bias * self.rating_sum + self.count * bias**2
+
+
+class RatingStatistics:
+    """Sums of rated rows, by fold and by set of rows.
+
+    Attributes:
+        names: (k,) objectives.
+        folds: number of folds.
+        hidden_size: d.
+        by_pattern: True while each group of columns stands for rows that rate exactly these; False when it
+            stands for objectives that are rated on the very same rows, whatever else those rows rate.
+        groups: the sums of each group of columns and each fold, about the origin.
+        origin: (d,) what was taken off the features.
+    """
+
+    def __init__(self, names: Sequence[str], folds: int, hidden_size: int) -> None:
+        self.names = list(names)
+        self.folds = folds
+        self.hidden_size = hidden_size
+        self.by_pattern = True
+        self.groups: dict[Columns, list[Moments]] = {}
+        self.origin = np.zeros(hidden_size)
+
+    @property
+    def gram_count(self) -> int:
+        """Gram matrices of one fold."""
+        return len(self.groups)
+
+    def add(self, columns: Columns, fold: int, part: Moments) -> None:
+        """Add sums (about the origin) over rows that rate exactly these columns."""
+        if not columns:
+            return
+        if self.by_pattern and columns not in self.groups and self.gram_count >= len(self.names):
+            self._merge_patterns()
+        if self.by_pattern:
+            self._add_to(columns, fold, part)
+            return
+        self._split_groups(set(columns))
+        for group in [group for group in self.groups if set(group) <= set(columns)]:
+            self._add_to(group, fold, part.of_columns([columns.index(column) for column in group]))
+
+    def _add_to(self, columns: Columns, fold: int, part: Moments) -> None:
+        if columns not in self.groups:
+            self.groups[columns] = [Moments.zero(self.hidden_size, len(columns)) for _ in range(self.folds)]
+        here = self.groups[columns]
+        if here[fold].count:
+            here[fold] += part
+        else:
+            here[fold] = part.wide()
+
+    def _merge_patterns(self) -> None:
+        """From sums by pattern to sums by group of objectives that share all their rows."""
+        patterns, self.groups, self.by_pattern = self.groups, {}, False
+        for columns, parts in patterns.items():
+            self._split_groups(set(columns))
+            for group in [group for group in self.groups if set(group) <= set(columns)]:
+                for fold, part in enumerate(parts):
+                    self._add_to(group, fold, part.of_columns([columns.index(column) for column in group]))
+
+    def _split_groups(self, columns: set[int]) -> None:
+        """Make every group lie within the columns or outside of them, and every one of the columns lie in a group."""
+        for group in list(self.groups):
+            inside = tuple(column for column in group if column in columns)
+            if inside and len(inside) < len(group):
+                parts = self.groups.pop(group)
+                for half in (inside, tuple(column for column in group if column not in columns)):
+                    index = [group.index(column) for column in half]
+                    zero = [Moments.zero(self.hidden_size, len(half)) for _ in parts]
+                    self.groups[half] = [a + part.of_columns(index) for a, part in zip(zero, parts, strict=True)]
+        fresh = tuple(sorted(columns - {column for group in self.groups for column in group}))
+        if fresh:
+            self.groups[fresh] = [Moments.zero(self.hidden_size, len(fresh)) for _ in range(self.folds)]
+
+    def row_sets(self) -> list[list[int]]:
+        """Objectives that share all their rows, so one decomposition serves them; every rated objective is in one."""
+        if not self.by_pattern:
+            return sorted(list(group) for group in self.groups)
+        shared: dict[tuple[int, ...], list[int]] = {}
+        for column in range(len(self.names)):
+            rated = tuple(i for i, pattern in enumerate(self.groups) if column in pattern)
+            if rated:
+                shared.setdefault(rated, []).append(column)
+        return list(shared.values())
+
+    def moments(self, columns: Sequence[int], fold: int) -> Moments:
+        """Sums in one fold over the rows that rate these columns, one of `row_sets`, about the origin 0."""
+        wanted = set(columns)
+        parts = [
+            sums[fold].of_columns([group.index(column) for column in columns])
+            for group, sums in self.groups.items()
+            if wanted <= set(group)
+        ]
+        return sum(parts[1:], parts[0]).moved(self.origin)
+
+    def counts(self) -> np.ndarray:
+        """Ratings of each objective in each fold, (k, folds)."""
+        counts = np.zeros((len(self.names), self.folds), np.int64)
+        for group, parts in self.groups.items():
+            for column in group:
+                counts[column] += [part.count for part in parts]
+        return counts
+
+    def variances(self) -> np.ndarray:
+        """Variance (k,) of each objective's ratings; 0 where they do not vary but for rounding, NaN without any."""
+        sums = np.zeros((3, len(self.names)))
+        for group, parts in self.groups.items():
+            for part in parts:
+                sums[:, group] += np.stack(
+                    [np.full(len(group), part.count), part.rating_sum, np.diagonal(part.rating_products)]
+                )
+        with np.errstate(invalid="ignore", divide="ignore"):
+            mean, square = sums[1] / sums[0], sums[2] / sums[0]
+        variance = square - mean**2
+        return np.where(variance <= 1e-13 * square, 0.0, variance)
+
+    def with_names(self, names: Sequence[str]) -> RatingStatistics:
+        """The same sums (shared, not copied) among other objectives too.
+
+        Raises:
+            FitError: where `names` lacks one of these objectives.
+        """
+        absent = [name for name in self.names if name not in names]
+        if absent:
+            raise FitError(f"statistics hold objectives {', '.join(absent)}, which are not asked for")
+        place = {i: list(names).index(name) for i, name in enumerate(self.names)}
+        other = RatingStatistics(names, self.folds, self.hidden_size)
+        other.origin, other.by_pattern = self.origin, self.by_pattern
+        for group, parts in self.groups.items():
+            order = sorted(range(len(group)), key=lambda i: place[group[i]])
+            renamed = tuple(place[group[i]] for i in order)
+            other.groups[renamed] = [part.of_columns(order) for part in parts]
+        return other
+
+    def __add__(self, other: RatingStatistics) -> RatingStatistics:
+        return self._combined(other, 1)
+
+    def __sub__(self, other: RatingStatistics) -> RatingStatistics:
+        return self._combined(other, -1)
+
+    def _combined(self, other: RatingStatistics, sign: int) -> RatingStatistics:
+        if (self.folds, self.hidden_size) != (other.folds, other.hidden_size):
+            raise FitError(
+                f"statistics of {self.folds} folds and d = {self.hidden_size}, and of {other.folds} folds and "
+                f"d = {other.hidden_size}: expected the same"
+            )
+        names = [*self.names, *(name for name in other.names if name not in self.names)]
+        total = RatingStatistics(names, self.folds, self.hidden_size)
+        total.origin = self.origin.copy()
+        for part, factor in ((self, 1), (other, sign)):
+            renamed = part.with_names(names)
+            if not renamed.by_pattern and total.by_pattern:
+                total._merge_patterns()
+            for group, sums in renamed.groups.items():
+                if not renamed.by_pattern:
+                    total._split_groups(set(group))
+                for fold, moments in enumerate(sums):
+                    moved = moments.moved(part.origin - total.origin)
+                    total.add(
+                        group, fold, moved if factor == 1 else Moments.zero(total.hidden_size, len(group)) - moved
+                    )
+        return total
+
+    # --- on disk and between machines ------------------------------------------------------------
+
+    def to_arrays(self) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+        """Arrays and metadata that say everything; of each Gram matrix, the upper triangle."""
+        upper = np.triu_indices(self.hidden_size)
+        arrays = {"origin": self.origin}
+        for number, parts in enumerate(self.groups.values()):
+            arrays[f"{number}.count"] = np.array([part.count for part in parts], np.int64)
+            for name in ("feature_sum", "cross", "rating_sum", "rating_products"):
+                arrays[f"{number}.{name}"] = np.stack([getattr(part, name) for part in parts])
+            arrays[f"{number}.gram"] = np.stack([part.gram[upper] for part in parts])
+        head = {
+            "format": _FORMAT,
+            "names": self.names,
+            "folds": self.folds,
+            "by_pattern": self.by_pattern,
+            "groups": list(self.groups),
+        }
+        return arrays, {"statistics": json.dumps(head)}
+
+    @classmethod
+    def from_arrays(cls, arrays: dict[str, np.ndarray], metadata: dict[str, str]) -> RatingStatistics:
+        """Inverse of `to_arrays`."""
+        head = json.loads(metadata["statistics"])
+        found = cls(head["names"], head["folds"], len(arrays["origin"]))
+        found.origin, found.by_pattern = np.array(arrays["origin"]), head["by_pattern"]
+        d = found.hidden_size
+        upper = np.triu_indices(d)
+        for number, columns in enumerate(head["groups"]):
+            parts = []
+            for fold in range(found.folds):
+                gram = np.zeros((d, d))
+                gram[upper] = arrays[f"{number}.gram"][fold]
+                gram = gram + np.triu(gram, 1).T
+                rest = (
+                    np.array(arrays[f"{number}.{name}"][fold])
+                    for name in ("feature_sum", "cross", "rating_sum", "rating_products")
+                )
+                parts.append(Moments(int(arrays[f"{number}.count"][fold]), gram, *rest))
+            found.groups[tuple(columns)] = parts
+        return found
+
+    def save(self, path: Path, metadata: dict[str, str] | None = None) -> None:
+        """Write one safetensors file, whole: 4 d^2 bytes for each fold and Gram matrix."""
+        arrays, head = self.to_arrays()
+        write_arrays(path, arrays, {**head, **(metadata or {})})
+
+    @classmethod
+    def load(cls, path: Path) -> RatingStatistics:
+        """Read what `save` wrote.
+
+        Raises:
+            FitError: for a file that holds something else.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(path, framework="np") as file:
+                metadata = file.metadata() or {}
+            if json.loads(metadata["statistics"])["format"] != _FORMAT:
+                raise FitError(f"{path}: statistics of another format, expected {_FORMAT}")
+            return cls.from_arrays(read_arrays(path), metadata)
+        except (SafetensorError, KeyError, ValueError, OSError) as error:
+            if isinstance(error, FitError):
+                raise
+            raise FitError(f"{path}: holds no statistics of rated rows ({error})") from None

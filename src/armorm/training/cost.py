@@ -1,0 +1,266 @@
+"""The cost of a run, on paper: FLOPs, bytes, hours and money from counts alone.
+
+In:  `Shape` of the backbone, `Workload` (tokens, rows, pairs), `Hardware` and the share of its peak that is reached.
+Out: `Cost` of each stage: FLOPs, hours, memory, disk.
+
+Forward FLOPs of a decoder, per layer and token: 2 for each weight of a matrix product, and for attention, being
+causal, 2 * h * hd * t for a token of a conversation of t tokens on the average over its positions (half of the square).
+The language-model head is never computed and the embedding is a look-up, so neither counts. Stage 1 is one Gram
+matrix a set of rows (2 * n * d^2) and an eigendecomposition for each fold and the whole (27 * d^3);
+stage 2 is an MLP. What a share of the peak hides (kernel launches, padding, the tokenizer) is measured by
+benchmarks/cost_model.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+GIB = 2**30
+# d^3 each: tridiagonal reduction and back-transformation with vectors are 9 (LAPACK syevd), half of them products of
+# a matrix and a vector, which wait for memory; counted at the rate of matrix products they are about three times that.
+EIGEN_FLOPS = 27
+STAGE_1_RATE = 2e11  # float64 FLOP/s of a server's processors, stated low: eight cores of 25 GFLOP/s
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What the cost of a decoder depends on.
+
+    Attributes:
+        hidden: d.
+        layers, heads, kv_heads, head_size: of attention.
+        inner: width of the gated feed-forward.
+        vocabulary: rows of the embedding.
+    """
+
+    hidden: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_size: int
+    inner: int
+    vocabulary: int
+
+    @classmethod
+    def of_config(cls, config: Any) -> Shape:
+        """From a transformers config."""
+        text = config.get_text_config()
+        heads = text.num_attention_heads
+        return cls(
+            text.hidden_size,
+            text.num_hidden_layers,
+            heads,
+            getattr(text, "num_key_value_heads", None) or heads,
+            getattr(text, "head_dim", None) or text.hidden_size // heads,
+            text.intermediate_size,
+            text.vocab_size,
+        )
+
+    @property
+    def layer_weights(self) -> int:
+        """Weights of the matrix products of a layer."""
+        attention = self.hidden * self.head_size * (2 * self.heads + 2 * self.kv_heads)
+        return attention + 3 * self.hidden * self.inner
+
+    @property
+    def parameters(self) -> int:
+        """All weights, without a language-model head."""
+        return self.layers * self.layer_weights + self.vocabulary * self.hidden
+
+    def forward_flops(self, tokens: float, squares: float) -> float:
+        """FLOPs of a forward pass.
+
+        Args:
+            tokens: sum of the conversations' lengths.
+            squares: sum of their squares.
+        """
+        return 2.0 * self.layers * (self.layer_weights * tokens + self.heads * self.head_size * squares)
+
+
+# Public shapes, so that a plan needs no download: (d, layers, heads, kv heads, head size, inner, vocabulary).
+KNOWN_SHAPES = {
+    "sfairXC/FsfairX-LLaMA3-RM-v0.1": Shape(4096, 32, 32, 8, 128, 14336, 128257),
+    "RLHFlow/ArmoRM-Llama3-8B-v0.1": Shape(4096, 32, 32, 8, 128, 14336, 128257),
+    "Skywork/Skywork-Reward-V2-Llama-3.1-8B": Shape(4096, 32, 32, 8, 128, 14336, 128256),
+    "Skywork/Skywork-Reward-V2-Qwen3-8B": Shape(4096, 36, 32, 8, 128, 12288, 151936),
+    "Qwen/Qwen3-8B": Shape(4096, 36, 32, 8, 128, 12288, 151936),
+    "Qwen/Qwen3-4B": Shape(2560, 36, 32, 8, 128, 9728, 151936),
+    "Qwen/Qwen3-0.6B": Shape(1024, 28, 16, 8, 128, 3072, 151936),
+    "google/gemma-2-9b-it": Shape(3584, 42, 16, 8, 256, 14336, 256000),
+    "mistralai/Mistral-7B-Instruct-v0.3": Shape(4096, 32, 32, 8, 128, 14336, 32768),
+}
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """Devices of one kind.
+
+    Attributes:
+        name: for people.
+        peak: dense FLOP/s of one device in the dtype that is used, by its data sheet.
+        memory: bytes of one device.
+        devices: how many work at once.
+        price: of a device for an hour, or None where it is not stated.
+    """
+
+    name: str
+    peak: float
+    memory: float
+    devices: int = 1
+    price: float | None = None
+
+
+# Dense bfloat16 with float32 sums, by the makers' data sheets.
+DEVICES = {
+    "h100": Hardware("NVIDIA H100 SXM", 989e12, 80e9),
+    "h200": Hardware("NVIDIA H200 SXM", 989e12, 141e9),
+    "a100": Hardware("NVIDIA A100", 312e12, 80e9),
+    "l4": Hardware("NVIDIA L4", 121e12, 24e9),
+    "rtx4090": Hardware("NVIDIA RTX 4090", 165e12, 24e9),
+}
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What is to be computed.
+
+    Attributes:
+        conversations: distinct ones, n.
+        prompts: distinct ones, m.
+        tokens: to compute, after sharing what is shared.
+        squares: sum of the squared lengths.
+        rated: training rows of stage 1.
+        groups: sets of rows that are rated alike: one Gram matrix each.
+        objectives: k.
+        pairs: training pairs of stage 2.
+    """
+
+    conversations: float
+    prompts: float
+    tokens: float
+    squares: float
+    rated: float
+    groups: int
+    objectives: int
+    pairs: float
+
+
+@dataclass(frozen=True)
+class Gate:
+    """What stage 2 costs depends on: the recipe's section of that name."""
+
+    hidden_size: int = 1024
+    hidden_layers: int = 3
+    steps: int = 2000
+    batch_size: int = 1024
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage.
+
+    Attributes:
+        name: of it.
+        flops: floating-point operations.
+        hours: on the hardware.
+        memory: bytes in the memory of one machine (host) or device.
+        where: `device` or `host`.
+        disk: bytes that it leaves.
+        money: None where no price is stated.
+        fits: whether the memory is there.
+    """
+
+    name: str
+    flops: float
+    hours: float
+    memory: float
+    where: str
+    disk: float = 0.0
+    money: float | None = None
+    fits: bool = True
+
+
+def stages(
+    shape: Shape,
+    work: Workload,
+    hardware: Hardware,
+    *,
+    share: float = 0.4,
+    gate: Gate = Gate(),
+    folds: int = 5,
+    batch_tokens: int = 8192,
+    weight_bytes: int = 2,
+    host_memory: float = 256e9,
+    host_rate: float = STAGE_1_RATE,
+) -> list[Stage]:
+    """Features, stage 1 and stage 2 on some hardware.
+
+    Args:
+        share: of the peak that the forward pass reaches, 0 to 1.
+        weight_bytes: of the backbone's dtype.
+        host_rate: float64 FLOP/s of stage 1's processors.
+    """
+    d = shape.hidden
+    flops = shape.forward_flops(work.tokens, work.squares)
+    hours = flops / (hardware.peak * share * hardware.devices) / 3600
+    # States of a layer alive at once: input, norm, q and output of attention, two inner ones of the feed-forward.
+    states = batch_tokens * (4 * d + 2 * shape.heads * shape.head_size + 2 * shape.inner) * weight_bytes
+    device_memory = shape.parameters * weight_bytes + states
+    stored = (work.conversations + work.prompts) * d * 4
+    price = hardware.price
+    features = Stage(
+        "features", flops, hours, device_memory, "device", stored,
+        None if price is None else hours * hardware.devices * price, device_memory <= hardware.memory,
+    )  # fmt: skip
+    gram = 2.0 * work.rated * d * d
+    eigen = float(EIGEN_FLOPS) * d**3 * work.groups * (folds + 1)
+    # The rated rows' features at once, and of each group a Gram matrix a fold, in float64.
+    held = work.rated * d * 4 + work.groups * (folds + 1) * d * d * 8
+    regression = Stage(
+        "stage 1", gram + eigen, (gram + eigen) / host_rate / 3600, held, "host", fits=held <= host_memory
+    )
+    weights = d * gate.hidden_size + (gate.hidden_layers - 1) * gate.hidden_size**2 + gate.hidden_size * work.objectives
+    gate_flops = 6.0 * weights * gate.steps * gate.batch_size
+    gate_held = work.prompts * d * 4 + work.pairs * 2 * work.objectives * 8
+    gating = Stage(
+        "stage 2", gate_flops, gate_flops / host_rate / 3600, gate_held, "host", fits=gate_held <= host_memory
+    )
+    return [features, regression, gating]
+
+
+def streamed_memory(shape: Shape, work: Workload, folds: int = 5, shard_rows: int = 10_000) -> float:
+    """Bytes of stage 1 when shards of features pass by and only sums stay: Gram matrices and one shard."""
+    d = shape.hidden
+    return work.groups * (folds + 1) * d * d * 8 + shard_rows * d * 4
+
+
+def readable_bytes(count: float) -> str:
+    """A size with three digits."""
+    for unit, size in (("PB", 1e15), ("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return f"{count:.0f} B"
+
+
+def readable_hours(hours: float) -> str:
+    """A time with two or three digits."""
+    if hours >= 48:
+        return f"{hours / 24:.3g} days"
+    if hours >= 1:
+        return f"{hours:.3g} h"
+    return f"{hours * 60:.3g} min" if hours >= 1 / 60 else f"{hours * 3600:.2g} s"
+
+
+def fleets(device: Hardware, nodes: int = 4) -> Sequence[tuple[str, Hardware]]:
+    """One device, a machine of eight, and a Ray cluster of such machines."""
+    return [
+        (f"1 x {device.name}", device),
+        (f"8 x {device.name}", _times(device, 8)),
+        (f"Ray, {nodes} machines of 8", _times(device, 8 * nodes)),
+    ]
+
+
+def _times(device: Hardware, devices: int) -> Hardware:
+    return Hardware(device.name, device.peak, device.memory, devices, device.price)

@@ -1,0 +1,110 @@
+"""The draft of a recipe, from files that were inspected.
+
+In:  `Inspection`s of rated files and of files of pairs.
+Out: the text of a recipe (YAML with comments) that trains on them as it stands.
+
+Where there are no pairs, responses to one prompt whose ratings differ make them. The response's length is measured
+and taken out of every rating, since people and models alike rate length. Small sets get a small gate.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from armorm.data.inspection import Inspection, ScaleGuess
+from armorm.data.ratings import objective_name
+from armorm.errors import DataError
+
+_SMALL = 20_000  # rows
+_PART_OF_SCALE = 0.25  # two ratings that differ by so much of the scale make a pair
+
+
+def draft_recipe(sets: Sequence[Inspection], name: str, backbone: str) -> str:
+    """The text of a recipe for these files.
+
+    Raises:
+        DataError: where nothing is rated, or nothing tells which of two responses is better.
+    """
+    rated = [found for found in sets if found.kind == "ratings"]
+    pairs = [found for found in sets if found.kind == "pairs"]
+    if not any(found.guesses for found in rated):
+        raise DataError("no file has a column of ratings; expected at least one", file=sets[0].location.name)
+    if not pairs and not any(found.several and found.guesses for found in rated):
+        raise DataError(
+            "every prompt has one response only, so nothing tells which of two is better; expected several responses "
+            "to a prompt, or a file of pairs with chosen and rejected",
+            file=rated[0].location.name,
+        )
+    sources = _sources(sets)
+    lines = [
+        f"name: {json.dumps(name)}",
+        "seed: 0",
+        f"backbone: {{model: {json.dumps(backbone)}, max_length: 2048, overflow: truncate_prompt}}",
+        "",
+        "ratings:",
+    ]
+    for found in rated:
+        if found.guesses:
+            lines += _rated(found, sources[found.location.name])
+    lines += ["  - {compute: response_length, name: verbosity}", "", "preferences:"]
+    for found in pairs:
+        lines += [f"  - {{data: {_quoted(found)}{_columns(found)}}}"]
+    if not pairs:
+        for found in rated:
+            for guess in found.guesses if found.several else ():
+                objective = objective_name(guess.column, sources[found.location.name])
+                margin = (guess.high - guess.low) * _PART_OF_SCALE
+                if guess.direction != "neutral":
+                    lines.append(
+                        f"  - {{from_ratings: {json.dumps(objective)}, margin: {margin:g}, max_pairs_per_prompt: 16}}"
+                    )
+    lines += ["", "reference: ratings", "debias: {against: [verbosity], metric: spearman, level: pooled}"]
+    if sum(found.rows for found in sets) < _SMALL:
+        lines.append("gating: {hidden_size: 64, hidden_layers: 1, temperature: 1, steps: 600, batch_size: 512}")
+    lines += ["evaluation:", "  - {benchmark: ratings}"]
+    return "\n".join(lines) + "\n"
+
+
+def _rated(found: Inspection, source: str) -> list[str]:
+    lines = [f"  - data: {_quoted(found)}", f"    source: {json.dumps(source)}"]
+    if found.columns:
+        lines.append(f"    columns: {json.dumps(found.columns)}")
+    lines.append("    objectives:")
+    for guess in found.guesses:
+        span = f"[{guess.low:g}, {guess.high:g}]"
+        value = span if guess.direction == "higher" else f"{{range: {span}, direction: {guess.direction}}}"
+        lines.append(f"      {json.dumps(guess.column)}: {value}  # {evidence(guess)}")
+    return lines
+
+
+def evidence(guess: ScaleGuess) -> str:
+    """What a scale rests on, in a few words."""
+    seen = f"{guess.rated:,} ratings, {guess.levels:,} levels, from {guess.lowest:g} to {guess.highest:g}"
+    if guess.stated:
+        return f"stated; {seen}"
+    others = "".join(f", or {low:g} to {high:g}" for low, high in guess.others)
+    return f"guessed from {seen}{others}"
+
+
+def _columns(found: Inspection) -> str:
+    return f", columns: {json.dumps(found.columns)}" if found.columns else ""
+
+
+def _quoted(found: Inspection) -> str:
+    return json.dumps(found.location.name, ensure_ascii=False)
+
+
+def _sources(sets: Sequence[Inspection]) -> dict[str, str]:
+    """A name for each file that says where a rating comes from; no two are alike, and none has a hyphen."""
+    names: dict[str, str] = {}
+    for found in sets:
+        stem = Path(found.location.name).name.split(".")[0].replace("-", "_").replace(" ", "_")
+        taken = set(names.values())
+        count = 2
+        name = stem
+        while name in taken:
+            name, count = f"{stem}{count}", count + 1
+        names[found.location.name] = name
+    return names

@@ -1,0 +1,135 @@
+"""Whether a model is as sure as it should be: figures on held-out rated rows.
+
+In:  predicted rewards with their uncertainty, raw ratings, sources.
+Out: by objective: for two levels, a reliability diagram and the Brier score; for five or more, the coverage and
+     width of intervals; for all, how far responses lie from the rated ones.
+
+Between two levels and five an interval would cover by the rating's own steps whatever the model knows, so nothing
+is claimed there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from armorm.heads.debias import spearman
+from armorm.heads.uncertainty import ENOUGH_LEVELS, LEVELS, Uncertainty
+from armorm.objectives import ObjectiveSet
+
+BINS = 10
+_MIN_ROWS = 3
+
+
+def uncertainty_figures(
+    uncertainty: Uncertainty,
+    rewards: np.ndarray,
+    features: np.ndarray,
+    ratings: np.ndarray,
+    levels: Sequence[int],
+    objectives: ObjectiveSet,
+    sources: Sequence[str],
+) -> dict[str, Any]:
+    """Figures on n held-out rows.
+
+    Args:
+        rewards: (n, k), mapped scale.
+        features: (n, d) response features.
+        ratings: (n, k) raw ratings, NaN where missing.
+        levels: (k,) different training ratings of each objective.
+        sources: (n,) set of each row.
+
+    Returns:
+        `rank`, `objectives` (by name), and `unusual`: by source, the share of rows whose leverage is above the 99th
+        percentile of the rated rows for every objective that rates none of them.
+    """
+    leverage = uncertainty.leverage(features)
+    spread = uncertainty.predictive_std(leverage)
+    epistemic = uncertainty.epistemic_std(leverage)
+    mapped = objectives.to_reward(ratings)
+    figures: dict[str, Any] = {}
+    for column, objective in enumerate(objectives):
+        rows = np.flatnonzero(~np.isnan(mapped[:, column]))
+        entry: dict[str, Any] = {
+            "levels": int(levels[column]),
+            "n": len(rows),
+            "noise": float(uncertainty.noise[column] * abs(objective.scale)),
+            "error_bound": float(uncertainty.error_bound[column]),
+        }
+        if len(rows) >= _MIN_ROWS:
+            predicted, given = rewards[rows, column], mapped[rows, column]
+            entry["epistemic_std"] = float(epistemic[rows, column].mean() * abs(objective.scale))
+            entry["error_against_leverage"] = spearman(np.abs(predicted - given), leverage[rows, column])
+            entry["unusual"] = float((leverage[rows, column] > uncertainty.usual_leverage[column]).mean())
+            if levels[column] == 2:
+                entry |= binary_figures(predicted, given)
+            elif levels[column] >= ENOUGH_LEVELS:
+                entry["intervals"] = _intervals(
+                    uncertainty, column, np.abs(predicted - given) / spread[rows, column], spread[rows, column]
+                )
+                for interval in entry["intervals"].values():
+                    interval["width"] *= abs(objective.scale)
+        figures[objective.name] = entry
+    return {
+        "rank": int(uncertainty.basis.shape[1]),
+        "objectives": figures,
+        "unusual": _unusual(leverage, uncertainty, mapped, sources),
+    }
+
+
+def binary_figures(predicted: np.ndarray, outcome: np.ndarray, bins: int = BINS) -> dict[str, Any]:
+    """Is what is predicted as 0.7 good seven times in ten?
+
+    Args:
+        predicted: (n,) rewards; taken as probabilities, cut to 0..1.
+        outcome: (n,) 0 or 1.
+
+    Returns:
+        `brier` of the predictions, `brier_of_base_rate`, and `reliability`: of bins of equal width, `predicted`
+        (mean), `observed` (share of ones) and `n`; empty bins are left out.
+    """
+    probability = np.clip(predicted, 0.0, 1.0)
+    place = np.minimum((probability * bins).astype(np.int64), bins - 1)
+    count = np.bincount(place, minlength=bins)
+    filled = np.flatnonzero(count)
+    return {
+        "brier": float(((probability - outcome) ** 2).mean()),
+        "brier_of_base_rate": float(outcome.var()),
+        "reliability": [
+            {
+                "predicted": float(probability[place == bin].mean()),
+                "observed": float(outcome[place == bin].mean()),
+                "n": int(count[bin]),
+            }
+            for bin in filled
+        ],
+    }
+
+
+def _intervals(uncertainty: Uncertainty, column: int, errors: np.ndarray, spread: np.ndarray) -> dict[str, Any]:
+    """Coverage, and mean width on the mapped scale, of each level's interval."""
+    found = {}
+    for level in LEVELS:
+        factor = uncertainty.conformal.get(level, np.full(len(uncertainty.groups), np.nan))[column]
+        if not np.isnan(factor):
+            found[str(level)] = {
+                "coverage": float((errors <= factor).mean()),
+                "width": float(2 * factor * spread.mean()),
+            }
+    return found
+
+
+def _unusual(
+    leverage: np.ndarray, uncertainty: Uncertainty, mapped: np.ndarray, sources: Sequence[str]
+) -> dict[str, float]:
+    """By source: how often its rows lie beyond what objectives of other sources were rated on."""
+    beyond = leverage > uncertainty.usual_leverage
+    found = {}
+    for source in dict.fromkeys(sources):
+        rows = np.array([name == source for name in sources])
+        others = np.isnan(mapped[rows]).all(0)
+        if others.any():
+            found[source] = float(beyond[np.ix_(rows, others)].mean())
+    return found

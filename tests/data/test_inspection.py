@@ -1,0 +1,149 @@
+"""Inspection and the draft of a recipe: guesses are the narrowest common scale, are shown, and never taken silently."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import sys
+
+import pytest
+
+from armorm import Recipe
+from armorm.cli.app import main
+from armorm.data.inspection import inspect_set
+from armorm.data.overlap import normalised
+from armorm.data.rows import Location
+from armorm.errors import DataError
+from armorm.training.draft import draft_recipe
+from armorm.training.plan import plan
+
+
+def table(path, header: list[str], *rows: list) -> Location:
+    out = io.StringIO()
+    writer = csv.writer(out)
+    writer.writerows([header, *rows])
+    path.write_text(out.getvalue())
+    return Location.find(path)
+
+
+def rows_of(ratings: list[list]) -> list[list]:
+    return [[f"q{i // 2}", f"a{i}", *values] for i, values in enumerate(ratings)]
+
+
+@pytest.mark.parametrize(
+    ("values", "scale", "others"),
+    [
+        ([0, 1, 1, 0], (0, 1), {(0, 2), (-1, 1)}),
+        (["true", "false", "true"], (0, 1), {(0, 2), (-1, 1)}),
+        ([1, 2, 4, 5], (1, 5), {(1, 6), (0, 5)}),
+        ([2, 3, 4], (1, 4), {(0, 4), (1, 5)}),  # nobody gave a 1 or a 5: the scale of five is named too
+        ([0, 4, 2], (0, 4), {(0, 5)}),
+        ([1, 10, 7.5], (1, 10), {(0, 10)}),
+        ([0.25, 0.5], (0, 1), {(0, 2), (-1, 1)}),
+        ([88, 12, 100], (1, 100), {(0, 100)}),
+        ([-3, 3, 0], (-3, 3), set()),
+    ],
+)
+def test_the_guess_is_the_narrowest_common_scale_and_names_its_neighbours(tmp_path, values, scale, others):
+    location = table(tmp_path / "a.csv", ["prompt", "response", "x"], *rows_of([[value] for value in values]))
+    (guess,) = inspect_set(location).guesses
+    assert (guess.low, guess.high) == scale
+    assert others <= set(guess.others)
+    assert (guess.rated, guess.levels) == (len(values), len(set(values)))
+    assert not guess.stated
+
+
+def test_columns_are_found_by_their_names_and_what_is_no_rating_is_set_aside_with_the_reason(tmp_path):
+    header = ["Question", "answer", "harm", "verbosity", "user_id", "words", "same", "note"]
+    rows = [[f"q{i // 2}", f"a{i}", i % 2, i % 5, i, 1000 + i, 3, "x"] for i in range(30)]
+    found = inspect_set(table(tmp_path / "a.csv", header, *rows))
+    assert found.columns == {"prompt": "Question", "response": "answer"}
+    assert [(guess.column, guess.direction) for guess in found.guesses] == [("harm", "lower"), ("verbosity", "neutral")]
+    assert set(found.aside) == {"user_id", "words", "same"}
+    assert (found.rows, found.prompts, found.several) == (30, 15, 15)
+
+
+def test_what_the_user_states_wins(tmp_path):
+    location = table(tmp_path / "a.csv", ["p", "r", "x", "y"], *rows_of([[2, 1], [3, 0]]))
+    found = inspect_set(
+        location, columns={"prompt": "p", "response": "r"}, scales={"x": (0, 10, "lower")}, skipped=["y"]
+    )
+    (guess,) = found.guesses
+    assert (guess.column, guess.low, guess.high, guess.direction, guess.stated) == ("x", 0, 10, "lower", True)
+    with pytest.raises(DataError, match="field 'z'"):
+        inspect_set(location, columns={"prompt": "p", "response": "r"}, skipped=["z"])
+    with pytest.raises(DataError, match="expected a prompt and a response"):
+        inspect_set(location)
+
+
+def test_the_draft_is_a_recipe_that_plans(tmp_path):
+    ratings = [[1 + i % 5, i % 2] for i in range(120)]
+    location = table(tmp_path / "my team.csv", ["question", "answer", "helpful", "harm"], *rows_of(ratings))
+    text = draft_recipe([inspect_set(location)], "mine", "armorm-tiny")
+    data = plan(Recipe.from_text(text))
+    assert data.table.objectives.names == ["my_team-helpful", "my_team-harm"]
+    assert data.table.objectives[1].direction == "lower"
+    assert data.pairs
+    harmful = [pair for pair in data.pairs if pair.source == "my_team-harm"]
+    rated = {c.response: row for c, row in zip(data.table.conversations, data.table.ratings, strict=True)}
+    assert all(rated[pair.chosen.response][1] < rated[pair.rejected.response][1] for pair in harmful)
+
+
+def test_pairs_beside_ratings_are_used_instead_of_pairs_from_ratings(tmp_path):
+    ratings = table(tmp_path / "a.csv", ["prompt", "response", "x"], *[[f"q{i}", "a", i % 5] for i in range(9)])
+    pairs = table(tmp_path / "b.csv", ["prompt", "winner", "loser"], ["q", "good", "bad"])
+    text = draft_recipe([inspect_set(ratings), inspect_set(pairs)], "mine", "armorm-tiny")
+    recipe = Recipe.from_text(text)
+    assert [entry.data for entry in recipe.preferences] == [str(tmp_path / "b.csv")]
+    assert plan(recipe).counts()["pairs_train"] + plan(recipe).counts()["pairs_test"] == 1
+    with pytest.raises(DataError, match="every prompt has one response only"):
+        draft_recipe([inspect_set(ratings)], "mine", "armorm-tiny")
+
+
+def run(*arguments) -> int:
+    with pytest.raises(SystemExit) as stopped:
+        main([str(argument) for argument in arguments])
+    return stopped.value.code or 0
+
+
+def test_init_writes_nothing_until_its_guesses_are_confirmed_or_stated(tmp_path, capsys, monkeypatch):
+    table(tmp_path / "a.csv", ["question", "answer", "x"], *rows_of([[1 + i % 5] for i in range(60)]))
+    recipe = tmp_path / "mine.yaml"
+    monkeypatch.setattr(sys, "stdin", io.StringIO("y\n"))  # not a terminal: nobody is asked
+    assert run("init", tmp_path / "a.csv", "-o", recipe, "--json") == 2
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)[0]["scales"][0]["high"] == 5
+    assert "1 to 5" in captured.err
+    assert "--yes" in captured.err
+    assert not recipe.exists()
+    assert run("init", tmp_path / "a.csv", "-o", recipe, "--scale", "x=0:10") == 0
+    assert Recipe.from_yaml(recipe).ratings[0].objectives["x"].range == (0, 10)
+    assert run("init", tmp_path / "a.csv", "-o", recipe, "--yes") == 0
+    assert Recipe.from_yaml(recipe).ratings[0].objectives["x"].range == (1, 5)
+    assert run("init", tmp_path / "a.csv", "-o", recipe, "--scale", "x=5:1") == 2
+
+
+def test_a_terminal_is_asked(tmp_path, monkeypatch):
+    table(tmp_path / "a.csv", ["question", "answer", "x"], *rows_of([[1 + i % 5] for i in range(60)]))
+    for answer, expected in (("n\n", False), ("y\n", True)):
+        terminal = io.StringIO(answer)
+        terminal.isatty = lambda: True  # type: ignore[method-assign]
+        monkeypatch.setattr(sys, "stdin", terminal)
+        assert run("init", tmp_path / "a.csv", "-o", tmp_path / "r.yaml") == (0 if expected else 2)
+        assert (tmp_path / "r.yaml").exists() == expected
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("What's up, Doc?", "what's  up\ndoc", True),
+        ("\u201cHi\u201d", '"hi"', True),
+        ("2+2?", "2-2?", False),
+        ("1.5", "15", False),
+        ("ｆｕｌｌ", "full", True),
+        ("?", "!", False),
+    ],
+)
+def test_the_normal_form_ignores_writing_and_keeps_meaning(one, other, same):
+    assert (normalised(one) == normalised(other)) == same

@@ -1,0 +1,70 @@
+"""The arithmetic of a report, against slow and obvious versions."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.stats import entropy, spearmanr
+
+from armorm.report import figures
+
+
+@pytest.fixture
+def values() -> np.ndarray:
+    rng = np.random.default_rng(0)
+    return np.round(rng.normal(size=(60, 4)) @ rng.normal(size=(4, 4)), 1)
+
+
+def test_the_matrix_is_spearman_of_every_two_columns(values):
+    found = figures.correlation_matrix(values)
+    expected = [[spearmanr(a, b).statistic for b in values.T] for a in values.T]
+    np.testing.assert_allclose(found, expected, atol=1e-12)
+    still = figures.correlation_matrix(np.column_stack([values, np.ones(60)]))
+    assert np.isnan(still[4]).all() and np.isnan(still[:, 4]).all()
+
+
+def test_length_is_correlated_over_all_rows_and_within_prompts(values):
+    lengths = np.arange(60.0)[::-1] + 3 * values[:, 0]
+    prompts = [f"p{i // 4}" for i in range(60)]
+    found = figures.length_correlations(values, lengths, prompts)
+    for column in range(4):
+        assert found["pooled"][column] == pytest.approx(spearmanr(values[:, column], lengths).statistic)
+        inside, sizes = values[:, column].copy(), lengths.copy()
+        for start in range(0, 60, 4):
+            inside[start : start + 4] -= inside[start : start + 4].mean()
+            sizes[start : start + 4] -= sizes[start : start + 4].mean()
+        assert found["within"][column] == pytest.approx(spearmanr(inside, sizes).statistic, abs=0.02)
+    alone = figures.length_correlations(values, lengths, [str(i) for i in range(60)])
+    assert np.isnan(alone["within"]).all()
+
+
+def test_entropy_is_that_of_each_row():
+    weights = np.array([[1.0, 0.0, 0.0], [0.5, 0.25, 0.25], [1 / 3, 1 / 3, 1 / 3]])
+    np.testing.assert_allclose(figures.entropies(weights), [entropy(row) for row in weights], atol=1e-12)
+
+
+def test_extremes_and_group_means():
+    weights = np.array([[0.1, 0.9], [0.8, 0.2], [0.5, 0.5]])
+    assert figures.extremes(weights, 2) == [[1, 2], [0, 2]]
+    found = figures.mean_by_group(weights, ["a", "b", "a"])
+    assert list(found) == ["a", "b"]
+    np.testing.assert_allclose(found["a"], [0.3, 0.7])
+
+
+def test_bins_hold_every_row_once_along_x():
+    x, y = np.arange(40.0)[::-1], np.arange(40.0) ** 2
+    bins = figures.binned_means(x, y, bins=4)
+    assert [count for _, _, count in bins] == [10] * 4
+    assert bins[0] == (pytest.approx(4.5), pytest.approx(np.mean(np.arange(30.0, 40) ** 2)), 10)
+
+
+def test_errors_are_shares_of_the_variance():
+    report = {"validation_errors": [0.4, 0.3, 0.6, None], "r2": 0.25}
+    np.testing.assert_allclose(figures.relative_errors(report), [1.0, 0.75, 1.5, np.nan])
+
+
+def test_thinning_is_seeded_and_in_order():
+    assert figures.thinned(5, 10).tolist() == [0, 1, 2, 3, 4]
+    drawn = figures.thinned(1000, 50)
+    assert len(set(drawn.tolist())) == 50 and (np.diff(drawn) > 0).all()
+    np.testing.assert_array_equal(drawn, figures.thinned(1000, 50))

@@ -1,0 +1,76 @@
+"""Warnings: said where they apply, with the figure, and not where they do not."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from armorm.report import notices
+
+NAMES = ["help", "safe", "long"]
+
+
+def titles(found) -> list[str]:
+    return [notice.title for notice in found]
+
+
+def test_a_gate_is_collapsed_blind_or_neither():
+    rng = np.random.default_rng(0)
+    steady = np.tile([0.97, 0.02, 0.01], (50, 1))
+    assert titles(notices.of_gate(NAMES, steady, ["long"])) == ["The gate has collapsed"]
+    assert "help has 97% of the weight" in notices.of_gate(NAMES, steady, [])[0].text
+    blind = np.tile([0.5, 0.3, 0.2], (50, 1))
+    assert titles(notices.of_gate(NAMES, blind, [])) == ["The gate does not look at the prompt"]
+    assert notices.of_gate(NAMES, blind[:5], []) == [], "too few prompts to tell"
+    assert notices.of_gate(NAMES, rng.dirichlet([2, 2, 2], 50), []) == []
+
+
+def test_an_objective_that_nobody_needs_is_named_unless_it_is_the_bias():
+    weights = np.column_stack([np.linspace(0.3, 0.7, 50), np.linspace(0.699, 0.299, 50), np.full(50, 0.001)])
+    assert titles(notices.of_gate(NAMES, weights, [])) == ["Nobody needs long"]
+    assert notices.of_gate(NAMES, weights, ["long"]) == []
+    weights[0] = [0.3, 0.66, 0.04]  # one prompt needs it
+    assert notices.of_gate(NAMES, weights, []) == []
+
+
+def test_length_is_warned_of_where_it_is_and_where_it_stays():
+    before, after = np.array([0.8, 0.4, 0.99]), np.array([0.02, 0.1, 0.0])
+    found = notices.of_length(NAMES, before, after, ["long"])
+    assert titles(found) == ["help is mostly length"]
+    assert "+0.80" in found[0].text and "after debiasing +0.02" in found[0].text
+    found = notices.of_length(NAMES, before, before, [])
+    assert titles(found) == ["long is mostly length", "help is mostly length", "safe goes with length"]
+    assert all("nothing takes it out" in notice.text for notice in found)
+    assert notices.of_length(NAMES, -after, -after, []) == []
+
+
+def test_a_score_that_goes_with_length_is_warned_of_with_its_remedy():
+    found = notices.of_score(0.5, (0.8, 0.6, 100), debiased=False)
+    assert titles(found) == [
+        "The score goes with length (+0.50)",
+        "It is right more often where the longer response is better",
+    ]
+    assert "Longer responses" in found[0].text and "drop what is mostly length" in found[0].text
+    assert "80.0%" in found[1].text and "60.0%" in found[1].text
+    assert "debias_strength" in notices.of_score(-0.5, None, debiased=True)[0].text
+    assert titles(notices.of_score(0.0, (0.5, 0.7, 100), debiased=True)) == [
+        "It is right more often where the shorter response is better"
+    ]
+    assert notices.of_score(0.1, (0.8, 0.6, 10), debiased=True) == [], "too few pairs to tell"
+    assert notices.of_score(0.1, (0.7, 0.65, 100), debiased=True) == []
+
+
+def test_poor_fits_chance_and_lost_rows_are_said():
+    reports = [
+        {"objective": "a", "r2": 0.01},
+        {"objective": "b", "r2": 0.4, "warning": "alpha at the end of its range"},
+    ]
+    assert titles(notices.of_objectives(reports)) == ["Hardly predicted: a", "b: a fit to distrust"]
+    assert notices.of_accuracy(0.7, (0.6, 0.8), 100) == [] == notices.of_accuracy(0.5, None, 10)
+    assert "49.0% to 61.0%" in notices.of_accuracy(0.55, (0.49, 0.61), 100)[0].text
+    assert titles(notices.of_rows(2, 1, 1000)) == [
+        "2 of 1,000 responses were refused",
+        "1 of 1,000 conversations were cut",
+    ]
+    assert titles(notices.of_training({"accuracy": 0.6, "uniform_accuracy": 0.6}))
+    assert notices.of_training({"accuracy": 0.7, "uniform_accuracy": 0.6}) == [] == notices.of_training({})
+    assert notices.of_rows(0, 0, 10) == [] == notices.of_steering([])

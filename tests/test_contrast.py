@@ -1,0 +1,107 @@
+"""Two responses compared: differences that sum to the margin, what decides, and how it reads."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+from rich.console import Console
+
+from armorm.contrast import contrast, contrast_of_scores
+from armorm.conversation import Conversation
+from armorm.errors import ConversationError
+from tests.conftest import chat
+from tests.small_models import reward_model
+
+PROMPT = "How do I learn to juggle?"
+A, B = chat(PROMPT, "Start with one ball, and throw it in an arc."), chat(PROMPT, "No.")
+
+
+@pytest.fixture(scope="module")
+def rm():
+    return reward_model()
+
+
+@pytest.fixture(scope="module")
+def found(rm):
+    return rm.compare(A, B)
+
+
+def test_differences_of_contributions_sum_to_the_margin(rm, found):
+    batch = rm.score([A, B])
+    assert found.scores == pytest.approx({"A": batch.scores[0], "B": batch.scores[1]}, abs=1e-5)
+    assert found.margin == pytest.approx(float(batch.scores[0] - batch.scores[1]), abs=1e-5)
+    assert sum(share.difference for share in found.shares) == pytest.approx(found.margin, abs=1e-5)
+    assert found.better == ("A" if found.margin > 0 else "B")
+    raw = rm.objectives.to_raw(batch.rewards)
+    for column, share in enumerate(found.shares):
+        assert share.ratings == pytest.approx(tuple(raw[:, column]), abs=1e-4)
+        difference = batch.contributions[0, column] - batch.contributions[1, column]
+        assert share.difference == pytest.approx(float(difference), abs=1e-5)
+        assert share.weight == pytest.approx(float(batch.gating_weights[0, column]), abs=1e-5)
+
+
+def test_without_what_decides_the_preference_would_not_hold(found):
+    sign = 1 if found.margin > 0 else -1
+    deciding = [share.difference * sign for share in found.shares if share.decides]
+    assert deciding and min(deciding) > 0
+    assert found.margin * sign - sum(deciding) <= 1e-6
+    assert len(deciding) == 1 or found.margin * sign - sum(deciding) + min(deciding) > 0
+
+
+def test_turned_round_it_says_the_same(rm, found):
+    other = rm.compare(B, A)
+    assert other.margin == pytest.approx(-found.margin, abs=1e-6)
+    assert other.decided_by == found.decided_by
+    assert other.probability_of_a == pytest.approx(1 - found.probability_of_a)
+
+
+def test_the_same_response_is_a_tie_and_two_prompts_are_refused(rm):
+    tie = rm.compare(A, A)
+    assert (tie.better, tie.margin, tie.decided_by, tie.verdict) == (None, 0.0, [], "a tie")
+    assert "decides" not in str(tie)
+    with pytest.raises(ConversationError, match="two prompts, expected two responses to the same one"):
+        rm.compare(A, chat("Why?", "Because."))
+
+
+def test_scores_alone_are_compared_too():
+    found = contrast_of_scores(2.0, -1.0, "plain")
+    assert found.probability_of_a == pytest.approx(1 / (1 + math.exp(-3)))
+    assert contrast_of_scores(-800.0, 800.0).probability_of_a == 0.0
+    assert "contributions" not in found.to_dict()
+    assert str(found).startswith("A is better") and "objective" not in str(found) + found.to_html()
+
+
+def test_text_json_and_page_say_the_same(found):
+    entry = json.loads(json.dumps(found.to_dict(), allow_nan=False))
+    page = found.to_html([Conversation.from_messages(side) for side in (A, B)])
+    text = str(found)
+    assert text.startswith(found.verdict) and f"<h1>{found.verdict}</h1>" in page
+    for share in found.shares:
+        assert entry["contributions"][share.name] == share.difference
+        assert f"{share.difference:+.4f}" in text and f"{share.difference:+.4f}" in page
+        assert f"{share.ratings[0]:.2f}" in text and f"{share.ratings[1]:.2f}" in page
+    assert page.count(">decides</span>") == len(found.decided_by) == text.count("decides")
+    assert "Start with one ball" in page
+
+
+def test_texts_are_text_on_the_page(rm):
+    sides = [chat(PROMPT, "<script>alert(1)</script>"), chat("How do I learn to juggle?", "</div><img src=x>")]
+    page = rm.compare(*sides).to_html([Conversation.from_messages(side) for side in sides])
+    assert "<script" not in page and "<img" not in page and "&lt;img src=x&gt;" in page
+
+
+def test_it_fits_eighty_columns(found):
+    console = Console(width=80, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(found)
+    text = console.export_text()
+    assert max(len(line.rstrip()) for line in text.splitlines()) <= 80
+    assert "…" not in text
+
+
+def test_a_steered_model_says_so(rm):
+    found = rm.steer({"code-style": 2.0}).compare(A, B)
+    assert "steered: code-style counts 2 times" in str(found)
+    assert "code-style counts 2 times" in found.to_html()
+    assert contrast(rm.explain(A), rm.explain(B)).steered == {}

@@ -1,0 +1,138 @@
+"""The pages: every command and every program on them is run, or says why not; the site builds, strictly."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.docs_blocks import DOCS, Block, blocks
+
+ROOT = DOCS.parent
+PAGES = sorted(DOCS.rglob("*.md"))
+# What the pages speak of as being there: a model, files, a scorer.
+BEFORE = """
+import json
+from armorm import ArmoRM
+from armorm.conversation import Conversation
+
+rm = ArmoRM.from_pretrained("armorm-tiny-rm")
+folder = DIR = path = "runs/real"
+conversation = messages = [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}]
+conversations = [conversation, conversation]
+"""
+FILES = {
+    "preferences.jsonl": '{"prompt": "2+2?", "chosen": "4", "rejected": "5"}\n' * 3,
+    "responses.jsonl": '{"prompt": "2+2?", "response": "4"}\n',
+    "samples.jsonl": '{"prompt": "2+2?", "responses": ["4", "5", "22"]}\n',
+    "candidates.jsonl": '{"prompt": "2+2?", "responses": ["4", "5", "22"]}\n',
+    "my_module.py": "def my_function(conversations):\n    return [float(len(c[-1]['content'])) for c in conversations]\n",
+}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory, small_run) -> Path:
+    """A folder with what the pages speak of."""
+    folder = tmp_path_factory.mktemp("pages")
+    for name in ("docs", "recipes", "benchmarks", "tools"):
+        (folder / name).symlink_to(ROOT / name)
+    for name, text in FILES.items():
+        (folder / name).write_text(text)
+    for name in ("real", "other"):
+        shutil.copytree(small_run, folder / "runs" / name, ignore=shutil.ignore_patterns("work"))
+    # Read in place of the hub's set, as any folder of that name is.
+    (folder / "allenai" / "reward-bench").mkdir(parents=True)
+    rows = DOCS.parent / "tests" / "evaluation" / "fixtures" / "rewardbench.jsonl"
+    shutil.copy(rows, folder / "allenai" / "reward-bench" / "filtered-00000.jsonl")
+    (folder / "MODEL").symlink_to(folder / "runs" / "real")
+    return folder
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.relative_to(DOCS).as_posix())
+def test_blocks_that_are_not_run_say_why_and_programs_are_programs(path):
+    text = path.read_text(encoding="utf-8")
+    found = blocks(path)
+    assert text.count("<!-- not run:") == sum(bool(block.reason) for block in found), "a mark without a block below it"
+    for block in found:
+        assert block.text.strip(), f"{block.page}:{block.line} is empty: lines of a console block begin with '$ '"
+        if block.reason:
+            assert len(block.reason) > 10
+        if block.language == "python":
+            ast.parse(block.text)
+
+
+def test_the_pages_have_blocks():
+    assert sum(len(blocks(path)) for path in PAGES) > 20
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", [p for p in PAGES if blocks(p)], ids=lambda path: path.relative_to(DOCS).as_posix())
+def test_every_command_of_a_page_runs(path, place):
+    program = BEFORE
+    for block in blocks(path):
+        if block.reason:
+            continue
+        if block.language == "python":
+            program += f"\n{block.text}"
+            done = run(place, [sys.executable, "-c", program])
+        else:
+            done = run(place, ["bash", "-e", "-o", "pipefail", "-c", block.text])
+        assert done.returncode == 0, f"{where(block)}\n{block.text}\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
+
+
+def where(block: Block) -> str:
+    return f"docs/{block.page}, line {block.line}"
+
+
+def run(place: Path, command: list[str]) -> subprocess.CompletedProcess[str]:
+    """The command in that folder, with the programs of this interpreter first and no network for hub calls."""
+    paths = [str(ROOT / "src"), str(place), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = os.environ | {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": os.pathsep.join(paths),
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "2",
+    }
+    return subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True, timeout=300, check=False)
+
+
+@pytest.mark.slow
+def test_the_site_builds_strictly_with_every_page_in_its_navigation(tmp_path):
+    pytest.importorskip("mkdocs")
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")],
+        cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT / "src")}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    front = (tmp_path / "site" / "index.html").read_text()
+    for page in PAGES:
+        name = page.relative_to(DOCS).with_suffix("").as_posix()
+        assert name == "index" or f'href="{name}/"' in front, f"{name} is not in the navigation"
+    reference = (tmp_path / "site" / "reference" / "recipe" / "index.html").read_text()
+    assert "max_pairs_per_prompt" in reference
+    command_line = (tmp_path / "site" / "reference" / "cli" / "index.html").read_text()
+    assert "armorm init" in command_line
+    assert "nvidia/HelpSteer" in (tmp_path / "site" / "datasets" / "index.html").read_text()
+    outside = re.findall(r'(?:src|href)="(https?://[^"]+)"', front)
+    assert not [link for link in outside if link.endswith((".js", ".css", ".woff2"))], "the site fetches from elsewhere"
+
+
+def test_references_name_every_key_and_every_command():
+    sys.path.insert(0, str(ROOT / "tools"))
+    try:
+        import docs_hooks
+    finally:
+        sys.path.pop(0)
+    from armorm.cli.app import app
+    from armorm.training.recipe import GatingSection, Recipe
+
+    recipe, commands = docs_hooks.recipe_reference(), docs_hooks.cli_reference()
+    assert all(f"`{key}`" in recipe for key in (*Recipe.model_fields, *GatingSection.model_fields))
+    assert all(f"## armorm {command.name}" in commands for command in app.registered_commands)
+    assert "1,000,000,000" in docs_hooks.scale_table()

@@ -1,0 +1,142 @@
+"""The cost model: its FLOPs are those that torch counts, its bytes those that a store takes; the dry run needs no network."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoModel, Gemma2Config, LlamaConfig, Qwen3Config
+
+from armorm import Recipe
+from armorm.cli.app import main
+from armorm.data.presets import NINETEEN
+from armorm.errors import RecipeError
+from armorm.training.cost import DEVICES, KNOWN_SHAPES, Gate, Hardware, Shape, Workload, fleets, stages, streamed_memory
+from armorm.training.outlook import outlook
+
+RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
+SMALL = {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 160, "vocab_size": 100}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "config", [LlamaConfig(**SMALL), Qwen3Config(**SMALL, head_dim=32), Gemma2Config(**SMALL, head_dim=32)]
+)
+def test_forward_flops_are_those_that_torch_counts(config):
+    config._attn_implementation = "eager"
+    model, shape, length = AutoModel.from_config(config), Shape.of_config(config), 40
+    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+        model(input_ids=torch.zeros((2, length), dtype=torch.long))
+    # Eager attention computes the whole square, of which the half above the diagonal is not needed.
+    square = 2 * shape.layers * shape.heads * shape.head_size * 2 * length**2
+    rotary = counter.get_total_flops() - shape.forward_flops(2 * length, 2 * length**2) - square
+    assert 0 <= rotary < 0.002 * counter.get_total_flops()
+    assert shape.parameters == pytest.approx(sum(p.numel() for p in model.parameters()), rel=0.01)
+
+
+def test_known_shapes_have_the_sizes_in_their_names():
+    sizes = {
+        "LLaMA3-RM": 7.5,
+        "Llama3-8B": 7.5,
+        "3.1-8B": 7.5,
+        "Qwen3-8B": 7.6,
+        "Qwen3-4B": 4.0,
+        "0.6B": 0.6,
+        "9b": 9.2,
+        "7B": 7.1,
+    }
+    for name, shape in KNOWN_SHAPES.items():
+        expected = next(size for part, size in sizes.items() if part in name)
+        assert shape.parameters / 1e9 == pytest.approx(expected, rel=0.02), name
+
+
+def test_costs_scale_as_they_must():
+    shape, work = KNOWN_SHAPES["Qwen/Qwen3-8B"], Workload(1000, 500, 1e6, 1e9, 900, 2, 7, 100)
+    one, eight, cluster = (stages(shape, work, fleet) for _, fleet in fleets(Hardware("x", 1e15, 80e9, price=2.0)))
+    assert one[0].hours == pytest.approx(8 * eight[0].hours) == pytest.approx(32 * cluster[0].hours)
+    assert one[0].money == pytest.approx(eight[0].money) == pytest.approx(2.0 * one[0].hours)
+    assert one[0].hours == pytest.approx(one[0].flops / 4e14 / 3600)
+    assert one[0].disk == 1500 * 4096 * 4
+    assert one[0].fits
+    assert not stages(shape, work, Hardware("y", 1e15, 8e9))[0].fits
+    big = Workload(1e9, 1e9, 1e12, 1e15, 1e9, 2, 7, 1e6)
+    assert not stages(shape, big, DEVICES["h100"])[1].fits
+    assert streamed_memory(shape, big) < 3e9
+    assert stages(shape, work, DEVICES["h100"], gate=Gate(steps=10))[2].flops < one[2].flops
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_is_valid(path):
+    assert Recipe.from_yaml(path).name == path.stem
+
+
+def test_the_published_run_has_its_nineteen_objectives_in_order_with_the_released_maps():
+    from armorm.data.presets import rating_preset
+    from armorm.model.released import RELEASED_OBJECTIVES
+
+    recipe = Recipe.from_yaml(Path(__file__).parents[2] / "recipes" / "armorm-llama3-8b.yaml")
+    (rated,) = recipe.ratings
+    made = list(rating_preset(rated.preset).objectives("armorm", rated.map).values())
+    assert [o.name for o in made] == list(NINETEEN) == RELEASED_OBJECTIVES.names
+    assert [(o.scale, o.offset) for o in made] == [(o.scale, o.offset) for o in RELEASED_OBJECTIVES]
+    gating = recipe.gating
+    assert (gating.hidden_size, gating.hidden_layers, gating.temperature, gating.dropout) == (1024, 3, 10, 0.2)
+    assert (gating.learning_rate, gating.weight_decay, gating.steps, gating.batch_size) == (1e-3, 0, 2000, 1024)
+    assert not recipe.regression.intercept
+    assert [entry.benchmark for entry in recipe.evaluation] == ["rewardbench"]
+
+
+def test_four_domains_hold_twenty_three_objectives_of_their_own():
+    recipe = Recipe.from_yaml(Path(__file__).parents[2] / "recipes" / "four-domains.yaml")
+    rated = [entry for entry in recipe.ratings if entry.data]
+    assert [entry.data.split(".")[0] for entry in rated] == ["coherence", "commonsense", "empathy", "multicultural"]
+    assert sum(len(entry.objectives) for entry in rated) == 23
+
+
+def test_the_dry_run_of_the_published_run_asks_nothing_of_the_network(capsys, tmp_path, monkeypatch):
+    import socket
+    import urllib.request
+
+    def refused(*_args, **_kwargs):
+        raise AssertionError("the dry run asked the network")
+
+    monkeypatch.setattr(socket, "create_connection", refused)
+    monkeypatch.setattr(urllib.request, "urlopen", refused)
+    recipe = Path(__file__).parents[2] / "recipes" / "armorm-llama3-8b.yaml"
+    with pytest.raises(SystemExit) as stopped:
+        main(["train", str(recipe), "--dry-run", "--json", "--set", f"data_root={tmp_path}", "--price", "2"])
+    assert not stopped.value.code
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["work"]["objectives"] == 19
+    assert shown["work"]["conversations"] == 600_000 + 2 * 800_000 + 2 * 340_000
+    assert set(shown["costs"]) == {"1 x NVIDIA H100 SXM", "8 x NVIDIA H100 SXM", "Ray, 4 machines of 8"}
+    one = shown["costs"]["1 x NVIDIA H100 SXM"]
+    assert [stage["name"] for stage in one] == ["features", "stage 1", "stage 2"]
+    assert one[0]["money"] == pytest.approx(2 * one[0]["hours"])
+    assert any("RLHFlow/pair_data_v2_80K_wsafety" in name for name in shown["missing"])
+    assert any("allenai/reward-bench" in name for name in shown["missing"])
+
+
+def test_the_dry_run_counts_tokens_of_what_is_at_hand(small_recipe):
+    from armorm.backbone.decoder import Backbone
+    from armorm.training.outlook import conversations_of, workload_of
+    from armorm.training.plan import plan
+
+    found = outlook(small_recipe, DEVICES["l4"])
+    assert not found.missing
+    assert found.tokens_from == "counted by the backbone's tokenizer"
+    data = plan(small_recipe)
+    unique = list({c.key: c for c in conversations_of(data)}.values())
+    encoded = Backbone.load("armorm-tiny", dtype="float32", device="cpu").template.encode(unique)
+    lengths = {c.key: len(row) for c, row in zip(unique, encoded, strict=True)}
+    assert found.work == workload_of(data, lengths, len(data.table.objectives) + len(data.computed))
+    assert found.work.tokens == sum(lengths.values())
+
+
+def test_unknown_hardware_is_refused_with_what_there_is(small_recipe, tmp_path):
+    from armorm.training.outlook import require_known_device
+
+    with pytest.raises(RecipeError, match="unknown hardware 'h1000'; there are h100, h200"):
+        require_known_device("h1000", list(DEVICES))

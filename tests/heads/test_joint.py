@@ -36,7 +36,13 @@ def stage_one(features: np.ndarray, ratings: np.ndarray, folds: np.ndarray, inte
 
 
 def slow_loss(
-    flat: np.ndarray, features: np.ndarray, ratings: np.ndarray, pairs: JointPairs, beta: float, intercept: bool
+    flat: np.ndarray,
+    features: np.ndarray,
+    ratings: np.ndarray,
+    pairs: JointPairs,
+    beta: float,
+    intercept: bool,
+    alphas: tuple[float, ...] = (3.0, 3.0, 3.0),
 ) -> float:
     values = flat.reshape(3, -1)
     weight, bias = values[:, :-1], values[:, -1] if intercept else np.zeros(3)
@@ -44,7 +50,7 @@ def slow_loss(
     for j in range(3):
         rated = ~np.isnan(ratings[:, j])
         error = features[rated] @ weight[j] + bias[j] - ratings[rated, j]
-        total += (error @ error + 3.0 * weight[j] @ weight[j]) / (rated.sum() * ratings[rated, j].var())
+        total += (error @ error + alphas[j] * weight[j] @ weight[j]) / (rated.sum() * ratings[rated, j].var())
     margins = [c @ (weight @ x) for c, x in zip(pairs.coefficients, pairs.differences, strict=True)]
     return float(total + beta * np.mean(np.log1p(np.exp(-np.array(margins)))))
 
@@ -66,6 +72,16 @@ def test_the_weights_are_those_of_a_minimisation_of_the_written_loss(intercept):
     if intercept:
         np.testing.assert_allclose(joint.bias, slow[:, -1], atol=5e-3)
     assert np.abs(joint.weight - head.weight).max() > 0.01
+
+
+def test_an_objective_that_counts_more_keeps_its_weaker_penalty():
+    features, ratings, folds, pairs = corpus()
+    weights = {"b": 30.0}
+    head = fit_regression(features, ratings, folds, ["a", "b", "c"], alphas=[30.0], weights=weights)
+    joint, _ = fit_joint(head, features, ratings, folds, pairs, pair_weights=[0.5], weights=weights, r2_price=np.inf)
+    arguments = (features, ratings, pairs, 0.5, False, (30.0, 1.0, 30.0))
+    slow = minimize(slow_loss, np.zeros(3 * 6), args=arguments, method="BFGS").x.reshape(3, 6)
+    np.testing.assert_allclose(joint.weight, slow[:, :-1], atol=1e-3)
 
 
 def test_fold_weights_saw_neither_ratings_nor_pairs_of_their_fold():

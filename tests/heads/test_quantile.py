@@ -80,6 +80,7 @@ def test_quantiles_never_cross():
     assert (np.diff(head.predict(far, np.zeros((len(far), 1))), axis=2) >= 0).all()
 
 
+@pytest.mark.slow
 def test_a_spread_that_depends_on_nothing_is_found_constant():
     rng = np.random.default_rng(0)
     features, noise = rng.normal(size=(600, 40)), rng.normal(size=(600, 1))

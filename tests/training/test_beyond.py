@@ -10,7 +10,14 @@ import pytest
 from armorm import ArmoRM, Recipe, train
 from armorm.errors import CheckpointError, RecipeError
 from armorm.heads import quantile
+from armorm.heads.accumulation import accumulate, blocks_of
+from armorm.heads.regression import fit_from_statistics
+from armorm.heads.uncertainty import calibrate, fit_uncertainty
 from armorm.model import portable
+from armorm.training.beyond import joint_stage
+from armorm.training.recipe import JointSection, RegressionSection
+from armorm.training.stage1 import from_kept
+from tests.heads.test_joint import FOLDS, corpus
 from tests.training.test_recipe import MINIMAL
 
 CONVERSATIONS = [
@@ -33,6 +40,7 @@ def run(small_recipe, small_run, tmp_path_factory):
     patch.undo()
 
 
+@pytest.mark.slow
 def test_quantiles_are_stored_with_the_model_and_the_score_stays_a_sum(run):
     model = ArmoRM.from_pretrained(run, dtype="float32")
     batch = model.score(CONVERSATIONS)
@@ -49,6 +57,7 @@ def test_quantiles_are_stored_with_the_model_and_the_score_stays_a_sum(run):
     assert (np.diff(inside, axis=2) >= 0).all()
 
 
+@pytest.mark.slow
 def test_quantiles_are_the_reward_and_what_it_leaves_open(run):
     model = ArmoRM.from_pretrained(run, dtype="float32")
     encoded = model.backbone.template.encode([_conversation(c) for c in CONVERSATIONS])
@@ -63,6 +72,7 @@ def test_quantiles_are_the_reward_and_what_it_leaves_open(run):
     np.testing.assert_allclose(batch.quantiles[:, place], expected, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_heads_were_trained_jointly(run, small_run):
     report = json.loads((run / "metrics.json").read_text())["joint"]
     joint, plain = (ArmoRM.from_pretrained(folder, dtype="float32") for folder in (run, small_run))
@@ -71,6 +81,32 @@ def test_the_heads_were_trained_jointly(run, small_run):
     assert report["losses"][report["pair_weights"].index(report["pair_weight"])] == min(report["losses"])
 
 
+def test_joint_heads_say_how_sure_they_are_by_their_own_errors():
+    features, ratings, folds, pairs = corpus(n=1200, p=600)
+    statistics = accumulate(blocks_of(features, ratings, folds), ["a", "b", "c"], FOLDS, features.shape[1])
+    head = fit_from_statistics(statistics, alphas=[3.0])
+    before = fit_uncertainty(statistics, head)
+    before = calibrate(before, head, blocks_of(features, ratings, folds), np.ones(3, bool))
+    section, regression = JointSection(pair_weights=(30.0,), r2_price=10.0), RegressionSection(folds=FOLDS)
+    arrays, report = joint_stage(head, before, features, ratings, folds, [9, 9, 2], pairs, section, regression)
+    joint, uncertainty = from_kept(arrays, report)
+    assert report["joint"]["pair_weight"] == 30.0
+    errors = ratings - joint.predict_out_of_fold(features, folds)
+    np.testing.assert_allclose(uncertainty.noise, np.sqrt(np.nanmean(errors**2, axis=0)), rtol=1e-3)
+    assert (uncertainty.noise > 1.02 * before.noise).any()
+    first, second = errors[:600, 0], errors[:600, 1]
+    alike = first @ second / np.sqrt((first @ first) * (second @ second))
+    assert uncertainty.correlation[0, 1] == pytest.approx(alike, abs=1e-3)
+    widths = np.abs(errors) / uncertainty.predictive_std(uncertainty.leverage(features))
+    for column in (0, 1):
+        smallest = np.sort(widths[~np.isnan(ratings[:, column]), column])
+        assert uncertainty.conformal[0.8][column] == pytest.approx(
+            smallest[480], rel=0.0025
+        )  # ceil(601 * 0.8)-th of 600
+    assert np.isnan(uncertainty.conformal[0.8][2])  # two levels
+
+
+@pytest.mark.slow
 def test_the_card_says_what_they_brought(run):
     card, metrics = (run / "README.md").read_text(), json.loads((run / "metrics.json").read_text())
     row = next(line for line in card.splitlines() if line.startswith("| market-overall | 0") and line.count("|") == 5)
@@ -79,6 +115,7 @@ def test_the_card_says_what_they_brought(run):
     assert f"pair loss {metrics['joint']['losses'][0]:.4f} ->" in card
 
 
+@pytest.mark.slow
 def test_a_run_with_them_resumes_to_the_same_model(run, small_run, tmp_path):
     before = (run / "model.safetensors").read_bytes()
     (run / "work" / "gate.safetensors").unlink()
@@ -86,6 +123,7 @@ def test_a_run_with_them_resumes_to_the_same_model(run, small_run, tmp_path):
     assert (run / "model.safetensors").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_machines_without_armorm_load_such_a_model(run):
     model = portable.ArmoRMForSequenceClassification.from_pretrained(run)
     ours = ArmoRM.from_pretrained(run, dtype="float32")
@@ -96,6 +134,7 @@ def test_machines_without_armorm_load_such_a_model(run):
     assert str(model.quantile_layer.weight.dtype) == "torch.float32"
 
 
+@pytest.mark.slow
 def test_the_released_layout_refuses_quantile_heads(run, tmp_path):
     with pytest.raises(CheckpointError, match="quantile heads"):
         ArmoRM.from_pretrained(run, dtype="float32").save_pretrained(tmp_path, layout="released")

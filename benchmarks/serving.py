@@ -1,47 +1,95 @@
 """How many samples a second does the server score for clients that send one at a time, and what does each wait?
 
 In:  nothing: texts of the generated corpus, in ChatML, as OpenRLHF sends them: `POST /get_reward` with one query, its
-     prompt and its label, a new connection for each call.
+     prompt and its label, a new connection for each call. Samples come in groups of 16 responses to one prompt, as in
+     GRPO. Two loads: `long prompts` (a passage and a question about it, short replies) and `short prompts`.
 Out: a table and `benchmarks/results/serving.json`: throughput and latency (median, 99th percentile) at 1, 16, 64 and
      256 clients, of `armorm serve` and of a server that runs each request alone (below: FastAPI, a lock around the
-     model, `score` of one conversation); then what `armorm serve` does when far more comes than it can take: how many
-     were scored, how many turned away, whether it stayed up, and what a request takes when the storm is over.
+     model, `score` of one conversation), for the embedded model and for a random one of 100 million parameters. Then
+     a minute of ten times more than `armorm serve` can take: what became of every request, the server's memory over
+     time, and how soon it takes and answers requests again.
 
-    python benchmarks/serving.py                # the embedded model; --model and --device for others
-    python benchmarks/serving.py --quick        # a look, without a file
+    python benchmarks/serving.py                        # all of it
+    python benchmarks/serving.py --models armorm-tiny-rm --parts crowds --quick          # a look, without a file
+
+Clients and server share the machine's processors.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import os
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
+import urllib.error
+import urllib.request
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import httpx
 import numpy as np
+import torch
 import uvicorn
 from fastapi import FastAPI
 from rich.console import Console
 from rich.table import Table
+from transformers import AutoModel, LlamaConfig
 
 from armorm import ArmoRM
 from armorm.data.demo import generate
 from armorm.embedded import EMBEDDED_REWARD_MODEL
 from armorm.files import write_json
+from armorm.model.configuration import ArmoRMConfig
+from armorm.model.modeling import ArmoRMForSequenceClassification
 from armorm.serving.rendered import RenderedReader
 
 CLIENTS = (1, 16, 64, 256)
-STORM_CLIENTS, STORM_QUEUE = 512, 64
+GROUP = 16  # responses to one prompt
+RANDOM = "random-100m"
+# Words of a passage before the question, words of a reply, by load and model.
+LOADS = {
+    EMBEDDED_REWARD_MODEL: {"long prompts": (340, 30), "short prompts": (0, 100)},
+    RANDOM: {"long prompts": (160, 15)},
+}
+OVERLOAD, OVERLOAD_SECONDS, OVERLOAD_QUEUE, PATIENCE = 10, 60, 32, 60.0
+
+
+def random_model(folder: Path) -> None:
+    """A reward model of random weights, about 100 million, on a Llama of 12 layers."""
+    base = ArmoRM.from_pretrained(EMBEDDED_REWARD_MODEL)
+    torch.manual_seed(0)
+    backbone = AutoModel.from_config(
+        LlamaConfig(
+            vocab_size=8192,
+            hidden_size=768,
+            intermediate_size=2304,
+            num_hidden_layers=12,
+            num_attention_heads=12,
+            num_key_value_heads=4,
+            max_position_embeddings=2048,
+            pad_token_id=base.tokenizer.pad_token_id,
+            bos_token_id=base.tokenizer.bos_token_id,
+            eos_token_id=base.tokenizer.eos_token_id,
+        )
+    )
+    config = ArmoRMConfig(
+        backbone_config=backbone.config,
+        objectives=base.objectives.to_dicts(),
+        gating_hidden_dim=256,
+        gating_n_hidden=1,
+        pad_token_id=base.tokenizer.pad_token_id,
+        gate_pattern=base.model.config.gate_pattern,
+        provenance={"backbone": "random"},
+    )
+    ArmoRM(ArmoRMForSequenceClassification.assemble(backbone, config), base.tokenizer).save_pretrained(folder)
 
 
 def alone(model: str, device: str, port: int) -> None:
@@ -64,116 +112,179 @@ def alone(model: str, device: str, port: int) -> None:
     uvicorn.run(app, host="127.0.0.1", port=port, log_level="warning", access_log=False)
 
 
-def calls(count: int) -> list[dict[str, Any]]:
-    """Bodies of different samples: some 170 prompts in turn, their responses made different by their number."""
+def requests(count: int, load: tuple[int, int], first: int = 0) -> list[bytes]:
+    """Whole HTTP requests of different samples, in groups of one prompt.
+
+    Args:
+        load: words of the passage before the question, and of a reply.
+        first: number of the first group, for prompts that no other crowd has.
+    """
+    passage_words, reply_words = load
     rows = generate(0)
-    bodies = []
+    replies = [row.messages[-1]["content"] for row in rows]
+    questions = list(dict.fromkeys(row.messages[0]["content"] for row in rows))
+    words = " ".join(replies).split()
+    found = []
     for number in range(count):
-        row = rows[number % len(rows)]
-        user, reply = row.messages[0]["content"], row.messages[-1]["content"]
+        group = first + number // GROUP
+        start = group * 97 % (len(words) - passage_words)
+        passage = " ".join(words[start : start + passage_words])
+        question = f"{questions[group % len(questions)]} ({group})"
+        user = f"{passage}\n\n{question}" if passage else question
+        reply = " ".join(f"{number} {replies[(group * 31 + number) % len(replies)]}".split()[:reply_words])
         prompt = f"<|im_start|>user\n{user}<|im_end|>\n<|im_start|>assistant\n"
-        text = f"{prompt}{reply} ({number})<|im_end|>"
-        bodies.append({"query": [text], "prompts": [prompt], "labels": [None]})
-    return bodies
+        body = json.dumps({"query": [f"{prompt}{reply}<|im_end|>"], "prompts": [prompt], "labels": [None]}).encode()
+        head = "POST /get_reward HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: application/json\r\n"
+        found.append(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+    return found
 
 
-@contextmanager
-def server(command: list[str], port: int) -> Iterator[str]:
-    """A server in a process of its own, once it is up."""
-    url = f"http://127.0.0.1:{port}"
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, env=os.environ | {"TOKENIZERS_PARALLELISM": "true"})
+async def call(port: int, request: bytes) -> tuple[int, float]:
+    """Status and first reward (NaN without one) of one request on a connection of its own; status 0 if that broke."""
     try:
-        while True:
-            try:
-                httpx.get(f"{url}/health", timeout=5).raise_for_status()
-                break
-            except httpx.TransportError:
-                if process.poll() is not None:
-                    sys.exit(f"the server ended: {' '.join(command)}")
-                time.sleep(0.1)
-        yield url
-    finally:
-        process.terminate()
-        process.wait(60)
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        try:
+            writer.write(request)
+            answer = await reader.read()
+        finally:
+            writer.close()
+    except OSError:
+        return 0, float("nan")
+    head, _, body = answer.partition(b"\r\n\r\n")
+    status = int(head.split(b" ", 2)[1]) if head.startswith(b"HTTP/1.1 ") else 0
+    return status, json.loads(body)["rewards"][0] if status == 200 else float("nan")
 
 
-async def crowd(
-    url: str, bodies: list[dict[str, Any]], clients: int
-) -> tuple[float, np.ndarray, Counter[int], list[float]]:
-    """Send every body once, `clients` at a time.
+async def crowd(port: int, todo: Sequence[bytes], clients: int) -> tuple[float, list[float], Counter[int], list[float]]:
+    """Send every request once, `clients` at a time.
 
     Returns:
-        seconds in all, seconds of each scored call, calls by status, rewards in order (NaN where there is none).
+        seconds in all, seconds of each call, calls by status, rewards.
     """
-    todo = iter(enumerate(bodies))
+    waiting = iter(todo)
     seconds: list[float] = []
     statuses: Counter[int] = Counter()
-    rewards = [float("nan")] * len(bodies)
-    # (One client without kept connections: as a new connection for each call, without making a TLS context for each.)
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
+    rewards: list[float] = []
 
-    async def client(http: httpx.AsyncClient) -> None:
-        for number, body in todo:
+    async def client() -> None:
+        for request in waiting:
             began = time.perf_counter()
-            answer = await http.post(f"{url}/get_reward", json=body)
-            statuses[answer.status_code] += 1
-            if answer.status_code == 200:
-                seconds.append(time.perf_counter() - began)
-                rewards[number] = answer.json()["rewards"][0]
+            status, reward = await call(port, request)
+            seconds.append(time.perf_counter() - began)
+            statuses[status] += 1
+            rewards.append(reward)
 
-    async with httpx.AsyncClient(timeout=180, limits=limits, trust_env=False) as http:
-        start = time.perf_counter()
-        await asyncio.gather(*(client(http) for _ in range(clients)))
-        return time.perf_counter() - start, np.array(seconds), statuses, rewards
+    start = time.perf_counter()
+    await asyncio.gather(*(client() for _ in range(clients)))
+    return time.perf_counter() - start, seconds, statuses, rewards
 
 
-def measured(url: str, bodies: list[dict[str, Any]], clients: int) -> dict[str, Any]:
+def measured(port: int, todo: Sequence[bytes], clients: int) -> dict[str, Any]:
     """Throughput and latency of one crowd."""
-    took, seconds, statuses, rewards = asyncio.run(crowd(url, bodies, clients))
+    took, seconds, statuses, rewards = asyncio.run(crowd(port, todo, clients))
     if set(statuses) != {200} or not np.isfinite(rewards).all():
-        sys.exit(f"{url}: found statuses {dict(statuses)}, expected every call to be scored")
+        sys.exit(f"found statuses {dict(statuses)}, expected every call to be scored")
     return {
         "clients": clients,
-        "samples": len(bodies),
-        "samples_per_second": len(bodies) / took,
+        "samples": len(todo),
+        "samples_per_second": len(todo) / took,
         "median_ms": float(np.median(seconds)) * 1e3,
         "p99_ms": float(np.percentile(seconds, 99)) * 1e3,
     }
 
 
-async def watched(url: str, ended: asyncio.Event) -> list[tuple[int, float]]:
-    """Status and seconds of `GET /health`, asked ten times a second."""
-    found = []
-    async with httpx.AsyncClient(timeout=30, trust_env=False) as http:
-        while not ended.is_set():
+async def overload(port: int, process: int, load: tuple[int, int], capacity: float, seconds: float) -> dict[str, Any]:
+    """Requests at ten times the capacity, each on time whatever became of those before."""
+    rate = OVERLOAD * capacity
+    pool = requests(4096, load, first=100_000)
+    start = time.perf_counter()
+    statuses: Counter[int] = Counter()
+    without_reward = 0
+    memory: list[tuple[float, float]] = []
+    health: list[tuple[int, float]] = []
+
+    async def one(request: bytes) -> None:
+        nonlocal without_reward
+        try:
+            status, reward = await asyncio.wait_for(call(port, request), PATIENCE)
+        except (asyncio.TimeoutError, TimeoutError):
+            status, reward = -1, float("nan")
+        statuses[status] += 1
+        without_reward += status == 200 and not np.isfinite(reward)
+
+    async def watch() -> None:
+        while True:
+            memory.append((time.perf_counter() - start, resident_mib(process)))
             began = time.perf_counter()
-            status = (await http.get(f"{url}/health")).status_code
-            found.append((status, time.perf_counter() - began))
-            await asyncio.sleep(0.1)
-    return found
+            status, _ = await call(port, b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            health.append((status if status else 0, time.perf_counter() - began))
+            await asyncio.sleep(0.5)
 
-
-async def storm(url: str, bodies: list[dict[str, Any]]) -> dict[str, Any]:
-    """Far more at once than the queue takes."""
-    ended = asyncio.Event()
-    watching = asyncio.create_task(watched(url, ended))
-    took, seconds, statuses, _ = await crowd(url, bodies, STORM_CLIENTS)
-    ended.set()
-    health = await watching
-    _, after, after_statuses, _ = await crowd(url, bodies[:20], 1)
+    watching = asyncio.create_task(watch())
+    calls: set[asyncio.Task[None]] = set()
+    sent = 0
+    while (now := time.perf_counter() - start) < seconds:
+        while sent < rate * now:
+            task = asyncio.create_task(one(pool[sent % len(pool)]))
+            calls.add(task)
+            task.add_done_callback(calls.discard)
+            sent += 1
+        await asyncio.sleep(0.005)
+    watching.cancel()
+    stormed = time.perf_counter() - start
+    fresh = requests(GROUP, load, first=200_000)
+    end = time.perf_counter()
+    taken_again = None
+    while taken_again is None and time.perf_counter() - end < PATIENCE:
+        status, _ = await call(port, fresh[0])
+        if status == 200:
+            taken_again = time.perf_counter() - end
+        else:
+            await asyncio.sleep(0.02)
+    await asyncio.gather(*calls)
+    _, after, after_statuses, _ = await crowd(port, fresh[1:], 1)
+    settled = [mib for at, mib in memory if at >= 10] or [mib for _, mib in memory]
     return {
-        "clients": STORM_CLIENTS,
-        "queue": STORM_QUEUE,
-        "samples": len(bodies),
-        "seconds": took,
+        "requests_per_second": sent / stormed,
+        "capacity": capacity,
+        "seconds": stormed,
+        "queue": OVERLOAD_QUEUE,
+        "requests": sent,
         "statuses": {str(status): count for status, count in sorted(statuses.items())},
-        "scored_p99_ms": float(np.percentile(seconds, 99)) * 1e3 if len(seconds) else None,
+        "accepted_without_reward": without_reward,
+        "memory_mib": {"at_10_s": settled[0], "most": max(settled), "at_the_end": settled[-1]},
         "health_asked": len(health),
         "health_ok": sum(status == 200 for status, _ in health),
-        "health_slowest_ms": max(seconds for _, seconds in health) * 1e3,
+        "health_slowest_ms": max(took for _, took in health) * 1e3,
+        "answers_again_after_s": taken_again,
         "after_median_ms": float(np.median(after)) * 1e3,
         "after_statuses": {str(status): count for status, count in after_statuses.items()},
     }
+
+
+def resident_mib(process: int) -> float:
+    """Memory that a process holds."""
+    pages = int(Path(f"/proc/{process}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+@contextmanager
+def server(command: list[str], port: int) -> Iterator[subprocess.Popen[bytes]]:
+    """A server in a process of its own, once it is up."""
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, env=os.environ | {"TOKENIZERS_PARALLELISM": "true"})
+    try:
+        while True:
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5).read()
+                break
+            except (urllib.error.URLError, OSError):
+                if process.poll() is not None:
+                    sys.exit(f"the server ended: {' '.join(command)}")
+                time.sleep(0.1)
+        yield process
+    finally:
+        process.terminate()
+        process.wait(60)
 
 
 def free_port() -> int:
@@ -184,51 +295,104 @@ def free_port() -> int:
         return port
 
 
+def served(model: str, device: str, port: int) -> list[str]:
+    return [*(sys.executable, "-m", "armorm", "serve", "--port", str(port)), "--model", model, "--device", device]
+
+
+def crowds(
+    model: str, device: str, loads: dict[str, tuple[int, int]], clients: Sequence[int], smallest: int
+) -> dict[str, Any]:
+    """All crowds on both servers, by load and server; every crowd has prompts of its own."""
+    found: dict[str, Any] = {load: {} for load in loads}
+    for name in ("each request alone", "armorm serve"):
+        port = free_port()
+        command = served(model, device, port)
+        if name != "armorm serve":
+            command = [sys.executable, __file__, "--alone", str(port), "--model", model, "--device", device]
+        with server(command, port):
+            for load, words in loads.items():
+                measured(port, requests(8, words, first=10_000), 4)  # the first passes are slower
+                found[load][name] = [
+                    measured(port, requests(max(smallest, count), words, first=1000 * place), count)
+                    for place, count in enumerate(clients)
+                ]
+    return found
+
+
+def table_of(found: dict[str, Any]) -> Table:
+    table = Table(
+        *("load", "clients", "server", "samples/s", "gain", "median ms", "p99 ms"),
+        box=None,
+        pad_edge=False,
+        header_style="bold",
+    )
+    for load, servers in found.items():
+        for before, after in zip(servers["each request alone"], servers["armorm serve"], strict=True):
+            gain = after["samples_per_second"] / before["samples_per_second"]
+            for name, row, times in (("alone", before, ""), ("armorm serve", after, f"{gain:.1f}x")):
+                numbers = [f"{row[key]:,.1f}" for key in ("samples_per_second", "median_ms", "p99_ms")]
+                table.add_row(load, str(row["clients"]), name, numbers[0], times, *numbers[1:])
+    return table
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--model", default=EMBEDDED_REWARD_MODEL)
+    parser.add_argument("--models", nargs="+", default=[EMBEDDED_REWARD_MODEL, RANDOM], choices=list(LOADS))
+    parser.add_argument("--parts", nargs="+", default=["crowds", "overload"], choices=["crowds", "overload"])
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--samples", type=int, default=2048, help="for each crowd")
-    parser.add_argument("--quick", action="store_true", help="64 samples, 1 and 16 clients, no file")
+    parser.add_argument("--samples", type=int, default=64, help="fewest of a crowd")
+    parser.add_argument("--quick", action="store_true", help="1, 16 and 64 clients, 32 samples at least, no file")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/serving.json"))
+    parser.add_argument("--model", help=argparse.SUPPRESS)
     parser.add_argument("--alone", type=int, metavar="PORT", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.alone is not None:
         alone(arguments.model, arguments.device, arguments.alone)
         return
-    samples, crowds = (64, CLIENTS[:2]) if arguments.quick else (arguments.samples, CLIENTS)
-    bodies = calls(samples)
-    options = ["--model", arguments.model, "--device", arguments.device]
-    console = Console(highlight=False)
-    table = Table(
-        "server", "clients", "samples/s", "median ms", "p99 ms", box=None, pad_edge=False, header_style="bold"
-    )
-    found: dict[str, Any] = {"model": arguments.model, "processors": os.cpu_count(), "device": arguments.device}
-    for name in ("each request alone", "armorm serve"):
-        port = free_port()
-        serving = [sys.executable, "-m", "armorm", "serve", "--port", str(port)]
-        command = [sys.executable, __file__, "--alone", str(port)] if name != "armorm serve" else serving
-        with server([*command, *options], port) as url:
-            measured(url, bodies[:32], 4)  # the first passes are slower
-            found[name] = [measured(url, bodies, clients) for clients in crowds]
-        for row in found[name]:
-            numbers = (f"{row[key]:,.1f}" for key in ("samples_per_second", "median_ms", "p99_ms"))
-            table.add_row(name, str(row["clients"]), *numbers)
-    console.print(table)
-    port = free_port()
-    limited = [sys.executable, "-m", "armorm", "serve", "--port", str(port), "--max-waiting-rows", str(STORM_QUEUE)]
-    with server([*limited, *options], port) as url:
-        found["overload"] = asyncio.run(storm(url, calls(256 if arguments.quick else 4 * samples)))
-    overload = found["overload"]
-    console.print(
-        f"overload: {overload['samples']:,} samples from {STORM_CLIENTS} clients, queue of {STORM_QUEUE}: by status "
-        f"{overload['statuses']} in {overload['seconds']:.1f} s; /health {overload['health_ok']} of "
-        f"{overload['health_asked']} times 200, slowest {overload['health_slowest_ms']:.0f} ms; afterwards a request "
-        f"takes {overload['after_median_ms']:.1f} ms"
-    )
+    console = Console(highlight=False, width=100)
+    # (Parts may be measured one by one: what is in the file already stays.)
+    results = json.loads(arguments.output.read_text()) if arguments.output.exists() else {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name in arguments.models:
+            model = name
+            if name == RANDOM:
+                model = str(Path(folder) / RANDOM)
+                random_model(Path(model))
+            result = results.setdefault(name, {})
+            result |= {"processors": os.cpu_count(), "device": arguments.device}
+            if "crowds" in arguments.parts:
+                clients, smallest = (CLIENTS[:3], 32) if arguments.quick else (CLIENTS, arguments.samples)
+                result["crowds"] = crowds(model, arguments.device, LOADS[name], clients, smallest)
+                console.print(f"\n{name}, {GROUP} responses to a prompt", table_of(result["crowds"]), sep="\n")
+            if "overload" in arguments.parts and name == EMBEDDED_REWARD_MODEL:
+                result["overload"] = overloaded(model, arguments.device, 10 if arguments.quick else OVERLOAD_SECONDS)
+                console.print(said(result["overload"]))
     if not arguments.quick:
-        write_json(arguments.output, found)
+        write_json(arguments.output, results)
         console.print(f"wrote {arguments.output}")
+
+
+def overloaded(model: str, device: str, seconds: float) -> dict[str, Any]:
+    """Capacity, then ten times that."""
+    port, load = free_port(), LOADS[EMBEDDED_REWARD_MODEL]["short prompts"]
+    with server([*served(model, device, port), "--max-waiting-rows", str(OVERLOAD_QUEUE)], port) as process:
+        measured(port, requests(8, load, first=10_000), 4)
+        capacity = measured(port, requests(64, load), 16)["samples_per_second"]
+        return asyncio.run(overload(port, process.pid, load, capacity, seconds))
+
+
+def said(found: dict[str, Any]) -> str:
+    memory, again = found["memory_mib"], found["answers_again_after_s"]
+    return (
+        f"\noverload: {found['requests']:,} requests in {found['seconds']:.0f} s ({found['requests_per_second']:.0f} a "
+        f"second, capacity {found['capacity']:.1f}), queue of {found['queue']}: by status {found['statuses']}, "
+        f"{found['accepted_without_reward']} of the 200 without a reward; "
+        f"memory {memory['at_10_s']:.0f} MiB after 10 s, "
+        f"{memory['most']:.0f} at most, {memory['at_the_end']:.0f} at the end; /health {found['health_ok']} of "
+        f"{found['health_asked']} times 200, slowest {found['health_slowest_ms']:.0f} ms; afterwards the first request "
+        f"was answered after {'never' if again is None else f'{again:.2f} s'}, the next took "
+        f"{found['after_median_ms']:.1f} ms"
+    )
 
 
 if __name__ == "__main__":

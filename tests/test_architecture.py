@@ -23,7 +23,7 @@ FLOORS = [
     {"heads"},
     {"model"},
     {"reward_model"},
-    {"evaluation", "serving", "report", "integrations"},
+    {"evaluation", "serving", "report", "monitoring", "integrations"},
     {"training"},
     {"cli"},
     {"__main__"},

@@ -1,4 +1,5 @@
-"""Files that are whole or absent: everything that armorm writes appears under its name only when complete.
+"""Files that are whole or absent: everything that armorm writes appears under its name only when complete. Logs grow by
+whole lines.
 
 In:  a path and what to write.
 Out: the file, written beside its place and moved there in one step, so that a kill at any moment leaves
@@ -68,6 +69,16 @@ def _mode() -> int:
 def write_text(path: Path, text: str) -> None:
     """Write a text file whole."""
     write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def append_text(path: Path, text: str) -> None:
+    """Append whole lines to a log, in one write; a line that a killed writer left unfinished is ended first."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "ab+", buffering=0) as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            text = text if file.read(1) == b"\n" else "\n" + text
+        file.write(text.encode())
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -69,6 +69,7 @@ class ScoreBatch:
         predictive_std: (n, k) of one rating: what raters and features leave open included.
         leverage: (n, k), how far the response lies from what each objective was rated on.
         score_std: (n,) epistemic standard deviation of the plain score, the gate taken as fixed.
+        response_tokens: (n,) int64 tokens of each response's text, or None for features whose texts are not at hand.
         quantiles: (n, k, q) of each rating, mapped scale, ascending; NaN for objectives without, None where none has.
         quantile_levels: (q,) between 0 and 1.
     """
@@ -88,6 +89,7 @@ class ScoreBatch:
     predictive_std: np.ndarray | None = None
     leverage: np.ndarray | None = None
     score_std: np.ndarray | None = None
+    response_tokens: np.ndarray | None = None
     quantiles: np.ndarray | None = None
     quantile_levels: tuple[float, ...] = ()
 
@@ -236,7 +238,8 @@ class ArmoRM:
         batch = self.score_features(
             features, normalize=normalize, lower_confidence=lower_confidence, rows=rows, rejected=sorted(rejected)
         )
-        return replace(batch, truncated=[valid[i][0] for i in encoded.truncated])
+        tokens = np.array([row.response_tokens for row in encoded.rows if row is not None], np.int64)
+        return replace(batch, truncated=[valid[i][0] for i in encoded.truncated], response_tokens=tokens)
 
     @torch.inference_mode()
     def score_features(

@@ -162,7 +162,7 @@ def test_stage_1_from_given_weights_is_ridge_towards_them():
     folds = np.arange(200) % 4
 
     def fit(*arrays):
-        return fit_regression(*arrays, alphas=[50.0])
+        return fit_regression(*arrays, alphas=[50.0], precision="float64")
 
     head = fit_from(start, fit, x, ratings, folds, ["a", "b"])
     for j in range(2):

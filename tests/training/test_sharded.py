@@ -22,7 +22,7 @@ def stored(tmp_path) -> tuple[StoredRows, np.ndarray]:
     ratings = rng.random((N, 2))
     ratings[:40, 1] = ratings[60:, 0] = np.nan
     keys = [number.to_bytes(16, "little") for number in range(N)]
-    store = FeatureStore(tmp_path, fingerprint="one", hidden_size=D)
+    store = FeatureStore(tmp_path, fingerprint={"weights": "one"}, hidden_size=D)
     for shard in range(3):
         part = slice(30 * shard, 30 * shard + 30)
         store.write_shard(shard_name("0123", shard), keys[part], features[part], [], np.empty((0, D), np.float32))

@@ -21,6 +21,7 @@ from armorm.cli import (
     exporting,
     extending,
     inspecting,
+    monitoring,
     ranking,
     reporting,
     scoring,
@@ -70,6 +71,7 @@ app.command("evaluate")(evaluating.evaluate)
 app.command("report")(reporting.report)
 app.command("export")(exporting.export)
 app.command("inspect")(inspecting.inspect)
+app.command("monitor")(monitoring.monitor)
 app.command("serve")(serving.serve)
 
 

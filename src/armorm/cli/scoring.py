@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from armorm.reward_model import ScoreBatch
 
 _CHUNK = 2048
+_KEPT = ("id", "step", "group")  # columns that go along; the last two are what `armorm monitor` reads
 # What the commands run on where nothing is given: two answers to one question.
 _EXAMPLE = [
     {"prompt": "How do I get a wine stain out of a cotton shirt?", "response": reply}
@@ -58,8 +59,9 @@ def score(
 ) -> None:
     """Score conversations, one a line: `{"messages": [...]}`, or `{"prompt": ..., "response": ...}`.
 
-    Writes one JSON line for each: `{"row": 1, "score": 0.12}`. Rows that cannot be scored are reported with
-    the reason, and listed in the rejected file; the others keep their number.
+    Writes one JSON line for each: `{"row": 1, "score": 0.12}`, with the row's `id`, `step` and `group` where it has
+    them: samples of an RL run, scored with --details, are a log for `armorm monitor`. Rows that cannot be scored are
+    reported with the reason, and listed in the rejected file; the others keep their number.
 
     Example: `armorm score responses.jsonl --output scores.jsonl --details`
     """
@@ -82,8 +84,7 @@ def score(
             for place, index in enumerate(batch.rows):
                 row = valid[index][0]
                 entry: dict[str, Any] = {"row": row.number, "score": float(batch.scores[place])}
-                if "id" in row.values:
-                    entry["id"] = row.values["id"]
+                entry |= {name: row.values[name] for name in _KEPT if row.values.get(name) is not None}
                 if index in cut:
                     entry["truncated"] = True
                 if details:
@@ -184,6 +185,11 @@ def _valid(chunk: list[Row | DataError]) -> tuple[list[tuple[Row, Conversation]]
     return valid, faults
 
 
-def _details(batch: ScoreBatch, place: int) -> dict[str, dict[str, float]]:
+def _details(batch: ScoreBatch, place: int) -> dict[str, Any]:
     columns = {"rewards": batch.rewards, "gating_weights": batch.gating_weights, "contributions": batch.contributions}
-    return {label: dict(zip(batch.names, values[place].tolist(), strict=True)) for label, values in columns.items()}
+    if batch.uncertainty is not None:
+        columns["uncertainty"] = batch.uncertainty
+    length = {} if batch.response_tokens is None else {"length": int(batch.response_tokens[place])}
+    return length | {
+        label: dict(zip(batch.names, values[place].tolist(), strict=True)) for label, values in columns.items()
+    }

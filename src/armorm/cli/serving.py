@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Annotated, Any, Optional
 
 import typer
@@ -48,12 +49,20 @@ def serve(
         Optional[float], typer.Option(help="Score of an empty response, outside /v1/reward; refused if absent.")
     ] = None,
     batch_tokens: Annotated[Optional[int], typer.Option(help="Most tokens of a forward pass.")] = None,
+    prompt_cache: Annotated[
+        Optional[int],
+        typer.Option(metavar="MIB", help="Memory for recent prompts' keys and values, in MiB; 0 for none."),
+    ] = None,
     max_length: Annotated[Optional[int], typer.Option(help="Most tokens of a conversation.")] = None,
     max_rows: Annotated[Optional[int], typer.Option(help="Most conversations of a request.")] = None,
     max_waiting_rows: Annotated[
         Optional[int], typer.Option(help="Conversations that may wait before requests are turned away.")
     ] = None,
     request_seconds: Annotated[Optional[float], typer.Option(help="Time limit of a request.")] = None,
+    ui: Annotated[bool, typer.Option("--ui", help="Also serve the playground, a page at /ui.")] = False,
+    score_log: Annotated[
+        Optional[Path], typer.Option(help="Append the numbers of every scored row, no texts, for armorm monitor.")
+    ] = None,
     log_texts: Annotated[bool, typer.Option(help="Write every scored conversation to standard error.")] = False,
     dtype: DtypeOption = "auto",
     device: DeviceOption = "auto",
@@ -65,17 +74,21 @@ def serve(
     """
     missing = [package for package in _NEEDED if find_spec(package) is None]
     if missing:
-        raise MissingExtraError(f"serving needs {', '.join(missing)}, expected: pip install 'armorm[serve]'")
+        extras = "serve,ui" if ui else "serve"
+        raise MissingExtraError(f"serving needs {', '.join(missing)}, expected: pip install 'armorm[{extras}]'")
+    if ui and find_spec("gradio") is None:
+        raise MissingExtraError("the playground needs gradio, expected: pip install 'armorm[serve,ui]'")
     from armorm.reward_model import ArmoRM
     from armorm.serving import server
     from armorm.serving.scoring import Scorer
-    from armorm.serving.settings import ServingSettings
+    from armorm.serving.settings import MEBIBYTE, ServingSettings
 
     given: dict[str, Any] = {
         "batch_tokens": batch_tokens,
         "max_rows": max_rows,
         "max_waiting_rows": max_waiting_rows,
         "request_seconds": request_seconds,
+        "prompt_cache": None if prompt_cache is None else prompt_cache * MEBIBYTE,
     }
     settings = ServingSettings(
         name=name or server.served_name(model),
@@ -85,6 +98,8 @@ def serve(
         empty_score=empty_score,
         max_length=max_length,
         log_texts=log_texts,
+        score_log=score_log,
+        ui=ui,
         **{option: value for option, value in given.items() if value is not None},
     )
     console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
@@ -99,6 +114,8 @@ def serve(
         if warning is not None:
             console.print(f"warning: {warning}")
         console.print(f"{settings.name} ({len(rm.objectives)} objectives) on {server.address_of(sock)}")
+        if ui:
+            console.print(f"the playground is at {server.address_of(sock)}/ui")
         console.print(f"POST {_ROUTES}; GET /health, /ready, /metrics, /v1/models; Ctrl-C stops it")
         server.serve(scorer, sock)
 

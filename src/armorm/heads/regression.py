@@ -12,8 +12,8 @@ folds but one (for rewards of rows that stage 1 was trained on). Folds are by pr
 
 Objectives that are rated on the same rows share a decomposition. A Cholesky factor serves one alpha, an
 eigendecomposition every alpha, at the cost of ten to seventeen factors (measured: 9 factors take 0.89 of its time
-at d = 256, 0.54 at d = 1024): up to `CHOLESKY_ALPHAS` alphas are solved by Cholesky, more by eigendecomposition, and
-so is what Cholesky finds not to be positive definite (more features than rows, and an alpha below the rounding).
+at d = 256, 0.54 at d = 1024): up to `CHOLESKY_ALPHAS` alphas are solved by Cholesky, more by eigendecomposition,
+and so is what Cholesky finds not to be positive definite (more features than rows, and an alpha below the rounding).
 """
 
 from __future__ import annotations

@@ -11,6 +11,8 @@ Out: functions that TRL calls; each gives one number a completion. All of one ca
 The functions for single objectives give predicted rewards (mapped scale, 0 worst and 1 best). Their sum would
 bring back the taste for length that the score is rid of; `debiased=True` gives the debiased rewards, which are
 what the gate weighs (`rewards @ T`).
+
+`log_file=` appends a line of numbers for each scored completion, for `armorm monitor` (`monitoring/log.py`).
 """
 
 from __future__ import annotations
@@ -18,6 +20,8 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, Union, overload
 
 import numpy as np
@@ -25,6 +29,7 @@ import numpy as np
 from armorm.conversation import Conversation, prompt_messages
 from armorm.errors import ConversationError, nearest
 from armorm.integrations.source import IntegrationError, biases_of, objective_names, required_list, source_of
+from armorm.monitoring.log import append_samples, sample_line
 
 RewardFunction = Callable[..., list[Union[float, None]]]
 Refused = Union[float, None, Literal["error"]]
@@ -32,11 +37,23 @@ Refused = Union[float, None, Literal["error"]]
 
 @overload
 def reward_funcs(
-    model: Any, objectives: None = ..., *, normalize: bool = ..., debiased: bool = ..., refused: Refused = ...
+    model: Any,
+    objectives: None = ...,
+    *,
+    normalize: bool = ...,
+    debiased: bool = ...,
+    refused: Refused = ...,
+    log_file: str | Path | None = ...,
 ) -> RewardFunction: ...
 @overload
 def reward_funcs(
-    model: Any, objectives: Sequence[str], *, normalize: bool = ..., debiased: bool = ..., refused: Refused = ...
+    model: Any,
+    objectives: Sequence[str],
+    *,
+    normalize: bool = ...,
+    debiased: bool = ...,
+    refused: Refused = ...,
+    log_file: str | Path | None = ...,
 ) -> list[RewardFunction]: ...
 def reward_funcs(
     model: Any,
@@ -45,6 +62,7 @@ def reward_funcs(
     normalize: bool = False,
     debiased: bool = False,
     refused: Refused = "error",
+    log_file: str | Path | None = None,
 ) -> RewardFunction | list[RewardFunction]:
     """Reward functions of a model.
 
@@ -55,15 +73,17 @@ def reward_funcs(
         debiased: single objectives without what they owe to the bias (verbosity).
         refused: value of a completion that cannot be scored, such as an empty one: a number, None (TRL then leaves
             the completion out), or `error`.
+        log_file: log of all scored completions, with the trainer's step; every process of a run may name the same.
 
     Raises:
         IntegrationError: for an unknown objective, with the nearest right name, or one that nothing is left of.
         ConversationError: when called, for a completion that cannot be scored.
     """
     source = source_of(model)
-    shared = _SharedPass(source, normalize, debiased, refused)
+    shared = _SharedPass(source, normalize, debiased, refused, contributions=log_file is not None)
+    log = None if log_file is None else _SampleLog(log_file)
     if objectives is None:
-        return _function("armorm", lambda found: found.scores, shared, logs=True)
+        return _function("armorm", lambda found: found.scores, shared, logs=True, log=log)
     if isinstance(objectives, str) or not objectives:
         raise IntegrationError(f"objectives: found {objectives!r}, expected a list of names, or None for the score")
     names = objective_names(source)
@@ -77,23 +97,40 @@ def reward_funcs(
             )
         column = names.index(name)
         functions.append(
-            _function(name, lambda found, i=column: found.columns[:, i], shared, logs=not functions)  # type: ignore[misc]
+            _function(
+                name,
+                lambda found, i=column: found.columns[:, i],  # type: ignore[misc]
+                shared,
+                logs=not functions,
+                log=None if functions else log,
+            )
         )
     return functions
 
 
+@dataclass(frozen=True)
 class _Found:
-    """Scores (n,) and rewards (n, k) of one call's completions; NaN for those that were refused."""
+    """Scores (n,) and rewards (n, k) of one call's completions; NaN for those that were refused.
 
-    def __init__(self, scores: np.ndarray, rewards: np.ndarray, columns: np.ndarray, names: list[str]) -> None:
-        self.scores, self.rewards, self.columns, self.names = scores, rewards, columns, names
+    Attributes:
+        columns: (n, k) what the functions for single objectives give.
+        batch: what was scored, None where nothing was; `rows`: the completion of each of its rows.
+    """
+
+    scores: np.ndarray
+    rewards: np.ndarray
+    columns: np.ndarray
+    names: list[str]
+    batch: Any = None
+    rows: Sequence[int] = ()
 
 
 class _SharedPass:
     """Scores a batch once, however many functions ask for it."""
 
-    def __init__(self, source: Any, normalize: bool, debiased: bool, refused: Refused) -> None:
+    def __init__(self, source: Any, normalize: bool, debiased: bool, refused: Refused, *, contributions: bool) -> None:
         self._source, self._normalize, self._debiased, self.refused = source, normalize, debiased, refused
+        self._parts = ["rewards", "debiased_rewards", *(["contributions"] if contributions else [])]
         self._lock = threading.Lock()
         self._last: tuple[list[str], _Found] | None = None
 
@@ -110,11 +147,13 @@ class _SharedPass:
         scores = np.full(len(conversations), math.nan)
         rewards = np.full((len(conversations), len(names)), math.nan)
         columns = rewards.copy()
+        batch: Any = None
+        rows: list[int] = []
         if places:
             options: dict[str, Any] = {"on_refused": "error" if self.refused == "error" else "skip"}
             remote = hasattr(self._source, "info")
             if remote:
-                options["include"] = ["rewards", "debiased_rewards"]
+                options["include"] = self._parts
             batch = self._source.score([conversations[p] for p in places], normalize=self._normalize, **options)
             if len(batch.scores) + len(batch.rejected) != len(places):
                 raise IntegrationError(f"found {len(batch.scores)} scores, expected {len(places)}")
@@ -123,7 +162,7 @@ class _SharedPass:
             columns[rows] = batch.rewards
             if self._debiased:
                 columns[rows] = batch.parts["debiased_rewards"] if remote else self._rid_of_bias(batch.rewards)
-        return _Found(scores, rewards, columns, names)
+        return _Found(scores, rewards, columns, names, batch, rows)
 
     def _rid_of_bias(self, rewards: np.ndarray) -> np.ndarray:
         transform = self._source.transform
@@ -131,7 +170,48 @@ class _SharedPass:
         return result
 
 
-def _function(name: str, take: Callable[[_Found], np.ndarray], shared: _SharedPass, *, logs: bool) -> RewardFunction:
+class _SampleLog:
+    """Appends every scored completion of a call to a log."""
+
+    def __init__(self, path: str | Path) -> None:
+        self._path, self._calls = Path(path), 0
+
+    def add(self, found: _Found, prompts: Sequence[Any], completion_ids: Any, state: Any) -> None:
+        """A call's completions; its number stands for the step where the trainer says none."""
+        step = self._calls if state is None else int(state.global_step)
+        self._calls += 1
+        groups: dict[str, int] = {}
+        numbers = [groups.setdefault(repr(prompt), len(groups)) for prompt in prompts]
+        tokens = getattr(found.batch, "response_tokens", None)
+        uncertainty = getattr(found.batch, "uncertainty", None)
+        lines = []
+        for place, row in enumerate(found.rows):
+            contributions = found.batch.contributions[place].tolist()
+            measured = None if tokens is None else int(tokens[place])
+            length = measured if completion_ids is None else len(completion_ids[row])
+            lines.append(
+                sample_line(
+                    found.names,
+                    contributions=contributions,
+                    score=sum(contributions),
+                    step=step,
+                    group=numbers[row],
+                    length=length,
+                    rewards=found.batch.rewards[place].tolist(),
+                    uncertainty=None if uncertainty is None else uncertainty[place].tolist(),
+                )
+            )
+        append_samples(self._path, lines)
+
+
+def _function(
+    name: str,
+    take: Callable[[_Found], np.ndarray],
+    shared: _SharedPass,
+    *,
+    logs: bool,
+    log: _SampleLog | None = None,
+) -> RewardFunction:
     def reward(
         prompts: Sequence[Any], completions: Sequence[Any], completion_ids: Any = None, **columns: Any
     ) -> list[float | None]:
@@ -139,6 +219,8 @@ def _function(name: str, take: Callable[[_Found], np.ndarray], shared: _SharedPa
         log_metric = columns.get("log_metric")
         if logs and log_metric is not None:
             _log(found, log_metric)
+        if log is not None:
+            log.add(found, prompts, completion_ids, columns.get("trainer_state"))
         other = None if shared.refused == "error" else shared.refused
         return [other if math.isnan(value) else value for value in take(found).tolist()]
 

@@ -79,6 +79,10 @@ def make_app(scorer: Scorer) -> FastAPI:
     app.add_exception_handler(RequestError, _answer_failure)
     app.add_exception_handler(HTTPException, _answer_http)
     app.add_exception_handler(Exception, _answer_unexpected)
+    if scorer.settings.ui:
+        from armorm.serving.playground.mount import add_playground
+
+        add_playground(app, scorer)
     paths = frozenset(route.path for route in app.routes if hasattr(route, "path"))
     app.add_middleware(Guard, settings=scorer.settings, metrics=scorer.metrics, paths=paths)
     return app

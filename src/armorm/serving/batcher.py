@@ -3,11 +3,11 @@
 In:  encoded conversations of a request, each with a variant (how the model weighs its objectives).
 Out: their results, in order, through one future a request.
 
-One thread owns the model. It takes the row that has waited longest and those nearest to it in length, as many
-as the token budget holds with padding counted, so neighbours in a batch are of about one length and no row
-starves. Identical conversations, waiting or under way, are computed once. While the model is busy rows gather
-by themselves; while it is idle a row waits at most a few milliseconds, and only for as many others as the last
-batch had: a lone client never waits.
+One thread owns the model. It takes the row that has waited longest, those of its prompt, and then those nearest to it
+in length, prompt by prompt, as many as the token budget holds with padding counted and shared prompts counted once.
+So neighbours in a batch are of about one length, groups stay together, and no row starves. Identical conversations,
+waiting or under way, are computed once. While the model is busy rows gather by themselves; while it is idle a row
+waits at most a few milliseconds, and only for as many others as the last batch had: a lone client never waits.
 
 What goes wrong stays small. A batch that the model fails on is halved until the faulty row stands alone; it
 gets an error, the others their scores. Out of memory halves the budget too, for good. Rows of clients that have
@@ -29,6 +29,7 @@ import torch
 
 from armorm.backbone.template import EncodedConversation
 from armorm.serving.failures import RequestError
+from armorm.serving.sizes import BatchSize, group_of
 
 _LOG = logging.getLogger("armorm.serving")
 _WINDOW = 512  # rows among which those of like length are looked for
@@ -97,6 +98,8 @@ class Batcher:
         budget: most tokens of a batch, padding included.
         wait: seconds that a row waits at most while the model is idle.
         max_rows, max_tokens: what may wait.
+        shares: whether a prompt that several rows of a batch have is computed once.
+        relieve: gives back memory that is kept for speed alone, and says whether there was any.
     """
 
     def __init__(
@@ -107,9 +110,12 @@ class Batcher:
         wait: float = 0.004,
         max_rows: int = 8192,
         max_tokens: int = 4_000_000,
+        shares: Callable[[], bool] = lambda: False,
+        relieve: Callable[[], bool] = lambda: False,
         events: BatcherEvents | None = None,
     ) -> None:
         self.budget = budget
+        self._shares, self._relieve = shares, relieve
         self._compute, self._wait = compute, wait
         self._max_rows, self._max_tokens = max_rows, max_tokens
         self._events = events or BatcherEvents()
@@ -234,14 +240,25 @@ class Batcher:
         return int(min(max(self._waiting_tokens / 2 / self._tokens_per_second, 1), 30))
 
     def _take(self) -> list[_Entry]:
-        """The next batch: the oldest row and those nearest to it in length, within the budget."""
+        """The next batch: the oldest row, those of its prompt, and those nearest to it in length, within the budget."""
         window = [entry for entry, _ in zip(self._waiting.values(), range(_WINDOW), strict=False)]
-        first = len(window[0].encoded)
+        first, shares = window[0].encoded, self._shares()
+        nearest: dict[bytes, int] = {}
+        for entry in window:
+            key, far = group_of(entry.encoded, shares), abs(len(entry.encoded) - len(first))
+            nearest[key] = -1 if key == group_of(first, shares) else min(far, nearest.get(key, far))
+        places = {key: place for place, key in enumerate(sorted(nearest, key=nearest.__getitem__))}
+        window.sort(
+            key=lambda entry: (
+                entry.encoded is not first,
+                places[group_of(entry.encoded, shares)],
+                abs(len(entry.encoded) - len(first)),
+            )
+        )
         batch: list[_Entry] = []
-        longest = 0
-        for entry in sorted(window, key=lambda entry: (entry is not window[0], abs(len(entry.encoded) - first))):
-            longest = max(longest, len(entry.encoded))
-            if batch and longest * (len(batch) + 1) > self.budget:
+        size = BatchSize(shares)
+        for entry in window:
+            if size.with_row(entry.encoded) > self.budget and batch:
                 break
             batch.append(entry)
         for entry in batch:
@@ -280,7 +297,7 @@ class Batcher:
         start = time.monotonic()
         outcomes = self._settle(batch)
         seconds = max(time.monotonic() - start, 1e-9)
-        tokens = len(batch) * max(len(entry.encoded) for entry in batch)
+        tokens = self._size(batch)
         rate = tokens / seconds
         deliveries: dict[asyncio.AbstractEventLoop, list[Ticket]] = {}
         with self._changed:
@@ -297,7 +314,7 @@ class Batcher:
         for loop, tickets in deliveries.items():
             _call(loop, _deliver, tickets)
 
-    def _settle(self, batch: list[_Entry]) -> list[Mapping[Variant, Any]]:
+    def _settle(self, batch: list[_Entry], *, relieved: bool = False) -> list[Mapping[Variant, Any]]:
         """Results of a batch; where the model fails on it, of its halves, down to the row at fault."""
         try:
             outcomes = list(self._compute([e.encoded for e in batch], [e.variants for e in batch]))
@@ -310,6 +327,8 @@ class Batcher:
             self._failures = 0
             return outcomes
         # (Only here, with the error gone, is the memory free that its frames held.)
+        if exhausted and not relieved and self._relieve():
+            return self._settle(batch, relieved=True)
         if exhausted:
             self._shrink(batch)
         if len(batch) > 1:
@@ -322,13 +341,17 @@ class Batcher:
 
     def _shrink(self, batch: list[_Entry]) -> None:
         """Free memory, and halve the budget; a row that is too large alone says nothing about batches."""
-        used = len(batch) * max(len(entry.encoded) for entry in batch)
+        used = self._size(batch)
         if len(batch) > 1:
             self.budget = min(self.budget, max(used // 2, _SMALLEST_BUDGET))
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         _LOG.warning("out of memory in a batch of %d tokens; batches hold at most %d from now on", used, self.budget)
         self._events.out_of_memory(self.budget)
+
+    def _size(self, batch: Sequence[_Entry]) -> int:
+        size = BatchSize(self._shares())
+        return [size.with_row(entry.encoded) for entry in batch][-1]
 
     def _abandon(self, message: str) -> None:
         """Fail whatever is left."""

@@ -30,6 +30,7 @@ from armorm.serving.settings import ServingSettings
 
 OPEN_PATHS = frozenset({"/health", "/ready"})  # load balancers ask here, without a key
 CLIENT_GONE = 499
+UI_PATH = "/ui"  # of the playground, where a browser asks for the key
 _LONGEST_MESSAGE = 1000
 T = TypeVar("T")
 
@@ -48,11 +49,15 @@ class Guard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or refuse it."""
+        if scope["type"] == "websocket":  # no route has one
+            await send({"type": "websocket.close", "code": 1008})
+            return
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         start, status = time.monotonic(), 500
-        route = scope["path"] if scope["path"] in self._paths else "other"
+        page = _is_page(scope["path"])
+        route = scope["path"] if scope["path"] in self._paths else UI_PATH if page else "other"
 
         async def counted(message: Message) -> None:
             nonlocal status
@@ -74,7 +79,7 @@ class Guard:
         if self._key is not None and not _shows(Headers(scope=scope).get("authorization", ""), self._key):
             failure = RequestError(401, "no valid API key, expected 'Authorization: Bearer KEY'")
             response = failure_response(failure)
-            response.headers["WWW-Authenticate"] = "Bearer"
+            response.headers["WWW-Authenticate"] = 'Basic realm="armorm"' if _is_page(scope["path"]) else "Bearer"
             return response
         if self._under_way > self._settings.max_requests:
             return failure_response(
@@ -162,6 +167,10 @@ def failure_response(failure: RequestError) -> Response:
 def overload_status(path: str) -> int:
     """429; but 503 where verl calls, which gives a sample up at any 4xx and tries again after a 5xx."""
     return 503 if path in ("/classify", "/v1/embeddings") else 429
+
+
+def _is_page(path: str) -> bool:
+    return path == UI_PATH or path.startswith(f"{UI_PATH}/")
 
 
 def _too_large(limit: int) -> RequestError:

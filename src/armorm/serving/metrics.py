@@ -7,6 +7,8 @@ For drift: histograms of the score and of every objective's predicted reward, an
 contribution, over plain (not steered) results; beside them, as gauges, what the model's reference data had.
 `rate(armorm_gating_weight_sum[1h]) / rate(armorm_gating_weight_count[1h])` is a mean to compare with
 `armorm_reference_gating_weight`; sums of signed values (scores, contributions) take `delta` for `rate`.
+The gauges `armorm_recent_*` are means that fade over about the last thousand rows: score, response length, contribution
+of each objective. They need no query, and what they show against each other is what `armorm monitor` looks at.
 """
 
 from __future__ import annotations
@@ -121,7 +123,7 @@ class Metrics:
             name: np.array(
                 [getattr(batch, name)[place] for batch, place in zip(batches, places, strict=True)], np.float64
             )
-            for name in ("scores", "rewards", "gating_weights", "contributions")
+            for name in ("scores", "rewards", "gating_weights", "contributions", "response_tokens")
         }
         self._scores.add(**parts)
 
@@ -156,6 +158,26 @@ class _Tally:
         family.add_sample(f"{family.name}_sum", dict(labels), float(self.sums[column]))
 
 
+class _Recent:
+    """Means of columns that fade: a row counts by (1 - 1/`rows`) for each row that came after it."""
+
+    def __init__(self, columns: int, rows: int = 1000) -> None:
+        self._keep = 1 - 1 / rows
+        self._sums, self._weight = np.zeros(columns), 0.0
+
+    def add(self, values: np.ndarray) -> None:
+        """Rows (n, columns), the oldest first."""
+        ages = self._keep ** np.arange(len(values) - 1, -1, -1)
+        fade = self._keep ** len(values)
+        self._sums = self._sums * fade + ages @ values
+        self._weight = self._weight * fade + ages.sum()
+
+    @property
+    def means(self) -> np.ndarray:
+        """(columns,), or nothing before the first row."""
+        return self._sums / self._weight if self._weight else np.zeros(0)
+
+
 class _Scores(Collector):
     """What scored rows look like."""
 
@@ -168,12 +190,19 @@ class _Scores(Collector):
         mean, deviation = (mean, deviation) if mean is not None and deviation else (0.0, 0.5)
         self._score = _Tally(1, np.round(mean + deviation * _DEVIATIONS, 6))
         self._sums = {name: np.zeros(len(self._names)) for name in ("gating_weight", "contribution")}
+        self._recent = _Recent(2 + len(self._names))
 
     def add(
-        self, scores: np.ndarray, rewards: np.ndarray, gating_weights: np.ndarray, contributions: np.ndarray
+        self,
+        scores: np.ndarray,
+        rewards: np.ndarray,
+        gating_weights: np.ndarray,
+        contributions: np.ndarray,
+        response_tokens: np.ndarray,
     ) -> None:
         """Rows (n,) and (n, k)."""
         with self._lock:
+            self._recent.add(np.column_stack([scores, response_tokens, contributions]))
             self._count += len(scores)
             self._score.add(scores[:, None])
             self._rewards.add(rewards)
@@ -191,7 +220,17 @@ class _Scores(Collector):
             for i, name in enumerate(self._names):
                 self._rewards.show(rewards, i, {"objective": name})
             count, sums = self._count, {name: values.tolist() for name, values in self._sums.items()}
+            recent = self._recent.means.tolist()
         yield from (score, rewards)
+        if recent:
+            yield GaugeMetricFamily("armorm_recent_score", "Mean score of about the last thousand rows.", recent[0])
+            yield GaugeMetricFamily("armorm_recent_response_tokens", "Mean length of their responses.", recent[1])
+            gauge = GaugeMetricFamily(
+                "armorm_recent_contribution", "Mean contribution to their score.", labels=["objective"]
+            )
+            for objective, value in zip(self._names, recent[2:], strict=True):
+                gauge.add_metric([objective], value)
+            yield gauge
         for name, values in sums.items():
             summary = SummaryMetricFamily(f"armorm_{name}", f"Their {name}s.", labels=["objective"])
             for objective, value in zip(self._names, values, strict=True):

@@ -12,7 +12,8 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Callable, Hashable, Mapping, Sequence
+import time
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -26,10 +27,12 @@ from armorm.backbone.template import EncodedConversation
 from armorm.conversation import Conversation
 from armorm.errors import ArmormError, ConversationError
 from armorm.features.extract import Features
+from armorm.monitoring.log import append_samples, sample_line
 from armorm.reward_model import ArmoRM
 from armorm.serving.batcher import Batcher, BatcherEvents, RowFailure
 from armorm.serving.exchange import Exchange, Outcome, Read, RefusedRow, Result, ScoredRow, parsed_body
 from armorm.serving.failures import RequestError
+from armorm.serving.forward import Forward
 from armorm.serving.metrics import Metrics
 from armorm.serving.rendered import EmptyResponseError, RenderedReader
 from armorm.serving.settings import ServingSettings, SettingsError
@@ -63,6 +66,7 @@ class Scorer:
         settings: of the server.
         metrics: what is counted.
         batcher: where rows of all requests meet.
+        forward: the model's passes.
         max_length: most tokens of a conversation, None for no limit.
     """
 
@@ -85,17 +89,25 @@ class Scorer:
             self._max_characters,
         )
         self.metrics = Metrics(self._objectives.names, rm.reference)
+        self.forward = Forward(rm.backbone, self.settings.prompt_cache, share=self.settings.share_prompts)
         self.batcher = Batcher(
             self._compute,
             budget=self.settings.batch_tokens,
             wait=self.settings.batch_wait,
             max_rows=self.settings.max_waiting_rows,
             max_tokens=self.settings.max_waiting_tokens,
+            shares=lambda: not self.forward.refusal,
+            relieve=self.forward.forget,
             events=BatcherEvents(self._count_batch, self.metrics.shared, self.metrics.out_of_memory),
         )
         self.metrics.watch_queue(self.batcher)
         self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="armorm-reader")
         self._steered = lru_cache(maxsize=64)(self._steer)
+
+    @property
+    def transform(self) -> np.ndarray:
+        """T (k, k) float64 as the model applies it."""
+        return self._transform
 
     def start(self) -> None:
         """Start the model's thread."""
@@ -140,7 +152,7 @@ class Scorer:
         variant = json.dumps(exchange.steering, sort_keys=True) if exchange.steering else ""
         try:
             self._steered(variant)
-        except (ArmormError, OverflowError) as error:
+        except (ArmormError, OverflowError, TypeError) as error:  # the last: a key that this model's `steer` lacks
             raise RequestError(400, f"steer: {error}") from None
         return _Prepared(exchange, self._encode(exchange), variant)
 
@@ -199,18 +211,18 @@ class Scorer:
         """The model under a steering, which replaces that of its config."""
         if not variant:
             return self.rm
-        steering = json.loads(variant)
-        return self.rm.steer(steering["multiply"], drop=steering["drop"])
+        return self.rm.steer(**json.loads(variant))
 
     def _compute(
         self, rows: Sequence[EncodedConversation], variants: Sequence[Sequence[Hashable]]
     ) -> list[dict[Hashable, ScoredRow | RowFailure]]:
-        prompt, response = self.rm.backbone.features(rows)
+        prompt, response = self.forward.features(rows, self.batcher.budget)
         outcomes: list[dict[Hashable, ScoredRow | RowFailure]] = [{} for _ in rows]
         for variant in dict.fromkeys(v for wanted in variants for v in wanted):
             places = [i for i, wanted in enumerate(variants) if variant in wanted]
             features = Features(response[places], prompt[places], np.arange(len(places)))
-            batch = self._steered(str(variant)).score_features(features)
+            tokens = np.array([rows[place].response_tokens for place in places], np.int64)
+            batch = replace(self._steered(str(variant)).score_features(features), response_tokens=tokens)
             finite = np.isfinite(batch.scores) & np.isfinite(batch.contributions).all(1)
             for at, place in enumerate(places):
                 row = rows[place]
@@ -255,6 +267,8 @@ class Scorer:
         self.metrics.rows(len(results) - refused, refused)
         if self.settings.log_texts:
             _log_texts(exchange, outcome)
+        if self.settings.score_log is not None and not exchange.steering:
+            append_samples(self.settings.score_log, _sample_lines(prepared.rows, results, self._objectives.names))
         if not exchange.partial:
             outcome.require_something()
         return json.dumps(exchange.answer(outcome), allow_nan=False, separators=(",", ":")).encode()
@@ -270,6 +284,26 @@ def _vocabulary(rm: ArmoRM) -> int:
     weight = rm.model.get_input_embeddings().weight
     assert isinstance(weight, torch.Tensor)
     return len(weight)
+
+
+def _sample_lines(
+    rows: Sequence[EncodedConversation | RefusedRow], results: Sequence[Result], names: Sequence[str]
+) -> Iterator[str]:
+    """Lines of the score log; a request's prompts are its groups."""
+    now, groups = round(time.time(), 3), dict[bytes, int]()
+    for row, result in zip(rows, results, strict=True):
+        if isinstance(row, EncodedConversation) and isinstance(result, ScoredRow):
+            batch, place = result.batch, result.place
+            yield sample_line(
+                names,
+                contributions=batch.contributions[place].tolist(),
+                score=result.score,
+                group=groups.setdefault(row.prompt_key, len(groups)),
+                length=row.response_tokens,
+                rewards=batch.rewards[place].tolist(),
+                uncertainty=None if batch.uncertainty is None else batch.uncertainty[place].tolist(),
+                time=now,
+            )
 
 
 def _log_texts(exchange: Exchange, outcome: Outcome) -> None:

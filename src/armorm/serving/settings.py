@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, get_args
 
 from armorm.errors import ArmormError
@@ -34,6 +35,8 @@ class ServingSettings:
         api_key: what clients must show; None lets everyone in.
         batch_tokens: most tokens of a forward pass, padding included.
         batch_wait: seconds that a row waits at most for others while the model is idle.
+        share_prompts: compute a prompt once for all rows of a batch that have it.
+        prompt_cache: most bytes of recent prompts' keys and values, 0 to keep none between batches.
         max_length: most tokens of a conversation, on top of the model's own limit.
         max_rows: most conversations of a request.
         max_body: most bytes of a request.
@@ -43,6 +46,9 @@ class ServingSettings:
         request_seconds: time limit of a request, from its first byte to its answer.
         shutdown_seconds: how long a stopping server works on what it has accepted.
         log_texts: write every scored conversation to the log.
+        score_log: file to which a line of numbers is appended for each plain (not steered) scored row, for
+            `armorm monitor`; None writes none.
+        ui: the playground at /ui; needs the extra `ui`.
     """
 
     name: str = "armorm"
@@ -52,6 +58,8 @@ class ServingSettings:
     api_key: str | None = None
     batch_tokens: int = BATCH_TOKENS
     batch_wait: float = 0.004
+    share_prompts: bool = True
+    prompt_cache: int = 256 * MEBIBYTE
     max_length: int | None = None
     max_rows: int = 1024
     max_body: int = 16 * MEBIBYTE
@@ -62,6 +70,8 @@ class ServingSettings:
     request_seconds: float = 150.0
     shutdown_seconds: float = 30.0
     log_texts: bool = False
+    score_log: Path | None = None
+    ui: bool = False
 
     def __post_init__(self) -> None:
         for name in (
@@ -71,8 +81,9 @@ class ServingSettings:
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise SettingsError(f"{name} {value}, expected a number above 0")
-        if self.batch_wait < 0:
-            raise SettingsError(f"batch_wait {self.batch_wait}, expected seconds >= 0")
+        for name, unit in (("batch_wait", "seconds"), ("prompt_cache", "bytes")):
+            if getattr(self, name) < 0:
+                raise SettingsError(f"{name} {getattr(self, name)}, expected {unit} >= 0")
         if self.empty_score is not None and not math.isfinite(self.empty_score):
             raise SettingsError(f"empty_score {self.empty_score}, expected a finite number")
         if self.rendered_turns not in get_args(RenderedTurns):

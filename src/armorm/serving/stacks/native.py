@@ -1,7 +1,7 @@
 """armorm's own format: `POST /v1/reward`.
 
 In:  `{"conversations": [[message, ...], ...]}`, or `{"prompt": text or messages, "responses": [...]}`; optionally
-     `normalize`, `steer` ({"multiply": {objective: factor}, "drop": [objective]}), and `include`, the parts wanted.
+     `normalize`, `steer` (the arguments of `ArmoRM.steer`), and `include`, the parts wanted.
 Out: `{"model", "objectives", "normalized", "steering", "results": [...], "usage"}`. A result holds `index`,
      `score`, `tokens`, and each part as a list in the order of `objectives`; or `index` and `error`.
 
@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from armorm.conversation import Conversation
 from armorm.serving.exchange import Exchange, Outcome, RefusedRow, Result, RowInput, filled, read_row
+from armorm.serving.failures import RequestError
 from armorm.serving.rendered import RenderedReader
 
 Part = Literal[
@@ -29,8 +30,18 @@ Part = Literal[
     "coefficients",
     "contributions",
     "relative",
+    "uncertainty",
 ]
 PARTS: tuple[Part, ...] = ("rewards", "gating_weights", "coefficients", "contributions")
+
+
+class Blend(BaseModel):
+    """Fixed weights for a share of the whole."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    share: float = Field(description="0 to 1.")
+    weights: dict[str, float] = Field(default_factory=dict, description="By objective; equal ones where none is given.")
 
 
 class Steer(BaseModel):
@@ -40,6 +51,9 @@ class Steer(BaseModel):
 
     multiply: dict[str, float] = Field(default_factory=dict, description="Factor of each named gating weight, >= 0.")
     drop: list[str] = Field(default_factory=list, description="Objectives whose weight is shared out.")
+    pin: dict[str, float] = Field(default_factory=dict, description="Fixed share of the weight, 0 to 1, by objective.")
+    blend: Union[Blend, None] = Field(None, description="A share of the weight that goes by fixed weights.")
+    debias_strength: float = Field(1.0, description="0 takes the debiasing back, 1 leaves it as trained.")
 
 
 class RewardRequest(BaseModel):
@@ -53,7 +67,11 @@ class RewardRequest(BaseModel):
     responses: Union[list[Any], None] = Field(None, description="Texts, or assistant messages.")
     normalize: Union[bool, None] = Field(None, description="Scores in standard deviations from the reference mean.")
     steer: Steer = Field(default_factory=Steer)
-    include: list[Part] = Field(list(PARTS), description="Parts of each score to send.")
+    include: Union[list[Part], None] = Field(
+        None,
+        description=f"Parts of each score to send; by default {', '.join(PARTS)}, and uncertainty where the model "
+        "carries it.",
+    )
 
     @model_validator(mode="after")
     def _one_way(self) -> RewardRequest:
@@ -80,8 +98,10 @@ def read(body: Mapping[str, Any], reader: RenderedReader) -> Exchange:
             read_row(lambda reply=reply: Conversation.from_prompt(prompt, reply))  # type: ignore[misc]
             for reply in request.responses
         ]
-    include = list(dict.fromkeys(request.include))
-    steering = request.steer.model_dump() if request.steer.multiply or request.steer.drop else {}
+    include = None if request.include is None else list(dict.fromkeys(request.include))
+    # (What is given, and no more: it goes to `ArmoRM.steer` as it stands.)
+    asked = request.steer.model_dump(exclude_unset=True)
+    steering = {key: value for key, value in asked.items() if value not in ({}, [], None)}
 
     def answer(outcome: Outcome) -> dict[str, Any]:
         return {
@@ -96,12 +116,14 @@ def read(body: Mapping[str, Any], reader: RenderedReader) -> Exchange:
     return Exchange(rows, answer, normalize=request.normalize, steering=steering, partial=True)
 
 
-def _entry(index: int, result: Result, outcome: Outcome, include: list[Part]) -> dict[str, Any]:
+def _entry(index: int, result: Result, outcome: Outcome, include: list[Part] | None) -> dict[str, Any]:
     if isinstance(result, RefusedRow):
         return {"index": index, "error": result.reason}
     entry: dict[str, Any] = {"index": index, "score": outcome.score(result), "tokens": result.tokens}
     if result.truncated:
         entry["truncated_tokens"] = result.truncated
+    if include is None:
+        include = [*PARTS, "uncertainty"] if result.batch.uncertainty is not None else list(PARTS)
     for part in include:
         entry[part] = _part(part, result.batch, result.place, outcome).tolist()
     return entry
@@ -112,5 +134,8 @@ def _part(part: Part, batch: Any, place: int, outcome: Outcome) -> np.ndarray:
         return outcome.objectives.to_raw(batch.rewards[place])
     if part == "debiased_rewards":
         return batch.rewards[place].astype(np.float64) @ outcome.transform
-    values: np.ndarray = getattr(batch, part)[place]
-    return values
+    values = getattr(batch, part)
+    if values is None:
+        raise RequestError(400, f"include: this model carries no {part}")
+    found: np.ndarray = values[place]
+    return found

@@ -1,0 +1,109 @@
+"""rewardbench: a self-contained model in its own program.
+
+    python -m armorm.integrations.rewardbench --model DIR --trust_remote_code --dataset pairs.jsonl --load_json
+
+In:  a folder that `armorm export --self-contained` wrote; rewardbench's own arguments.
+Out: what rewardbench writes. `register(DIR)` does the same for programs that call rewardbench themselves.
+
+rewardbench pins transformers 4.51, which armorm itself does not run on, so the model is the one in the folder's own
+code; of armorm only this file is used. rewardbench's default entry would not do: it sends everything to `cuda`, loads
+in 8 bits or in float16, and marks a doubled BOS instead of writing one. Here texts keep their length (a longer one
+than `--max_length` is an error where truncation was asked for, and else goes in whole), BOS stands once, and the
+weights keep the dtype that they are stored in.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from armorm.errors import ArmormError
+
+
+class TruncationError(ArmormError, ValueError):
+    """A text that would have to be cut."""
+
+
+class RewardPipeline:
+    """What rewardbench calls: rendered texts in, their scores (n,) out.
+
+    Attributes:
+        model, tokenizer: rewardbench sets them anew after placing the model.
+    """
+
+    def __init__(self, task: str, model: Any, tokenizer: Any) -> None:
+        self.model, self.tokenizer = model.eval(), tokenizer
+
+    @torch.no_grad()
+    def __call__(self, samples: str | Sequence[str], **options: Any) -> torch.Tensor:
+        """Scores of rendered texts.
+
+        Raises:
+            TruncationError: for a text beyond `max_length`, where `truncation` asks for cutting it.
+        """
+        texts = [samples] if isinstance(samples, str) else list(samples)
+        rows = [self._ids(text) for text in texts]
+        limit = options.get("max_length")
+        if options.get("truncation") and limit is not None:
+            for row, ids in enumerate(rows):
+                if len(ids) > limit:
+                    raise TruncationError(
+                        f"text {row} of a batch: found {len(ids)} tokens, expected at most {limit} (--max_length)"
+                    )
+        size = int(options.get("batch_size") or len(rows) or 1)
+        scores = [self._scores(rows[start : start + size]) for start in range(0, len(rows), size)]
+        return torch.cat(scores) if scores else torch.empty(0)
+
+    def _ids(self, text: str) -> list[int]:
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        bos = self.tokenizer.bos_token_id
+        adds = bos is not None and self.tokenizer("a")["input_ids"][:1] == [bos]
+        while bos is not None and ids[:2] == [bos, bos]:
+            ids = ids[1:]
+        return [bos, *ids] if adds and ids[:1] != [bos] else ids
+
+    def _scores(self, rows: list[list[int]]) -> torch.Tensor:
+        longest = max(map(len, rows))
+        ids = torch.zeros((len(rows), longest), dtype=torch.long)
+        mask = torch.zeros_like(ids)
+        for place, row in enumerate(rows):
+            ids[place, : len(row)], mask[place, : len(row)] = torch.tensor(row), 1
+        device = next(self.model.parameters()).device
+        scores: torch.Tensor = self.model(input_ids=ids.to(device), attention_mask=mask.to(device)).score.float()
+        return scores
+
+
+def register(model: str) -> None:
+    """Enter a self-contained model among rewardbench's, under the folder or hub id it is loaded from.
+
+    Raises:
+        ImportError: where rewardbench is not installed.
+    """
+    from rewardbench import REWARD_MODEL_CONFIG
+    from transformers import AutoModelForSequenceClassification
+
+    REWARD_MODEL_CONFIG[model] = {
+        "model_builder": AutoModelForSequenceClassification.from_pretrained,
+        "pipeline_builder": RewardPipeline,
+        "quantized": False,
+        "custom_dialogue": False,
+        "model_type": "Seq. Classifier",
+        "torch_dtype": "auto",
+    }
+
+
+def main() -> None:
+    """rewardbench's program, with the model that `--model` names registered."""
+    from rewardbench import rewardbench as program
+
+    for place, argument in enumerate(sys.argv[:-1]):
+        if argument == "--model":
+            register(sys.argv[place + 1])
+    program.main()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,147 @@
+"""Samples to blocks: a run as some dozens of stretches of steps, each with its means and spread.
+
+In:  a `RunLog`.
+Out: `Blocks`: means of every column, the spread of samples inside steps, the sums that give slopes on length.
+
+A block is made of whole steps, and blocks hold about equally many samples: their means are then about equally
+exact, near normal, and nearly independent even where neighbouring steps are not. What moves inside a step (between
+samples of one policy) is kept apart from what moves between steps (the policy).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from armorm.monitoring.log import MonitorError, RunLog
+
+MOST_BLOCKS, FEWEST_BLOCKS = 48, 12
+_FEWEST_SAMPLES = 8  # of a block on average: their mean is what is judged
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """A run in b blocks; all arrays float64.
+
+    Attributes:
+        first, last: (b,) first and last step of each block.
+        counts: (b,) samples.
+        contributions: (b, k) means.
+        length: (b,) mean of log1p of the length, or None where the log has no lengths.
+        tokens: (b,) mean length, or None.
+        rewards: (b, k) means, or None.
+        uncertainty: (b, k) means, or None.
+        covariance: (k, k) of contributions inside steps, over the whole run.
+        spread: standard deviation of the score inside steps.
+        length_variance: of log1p of the length inside steps, 0 without lengths.
+        length_sums: (b, 3) sums of squares and products of length and score inside prompts (or steps): LL, LS, SS.
+        freedom: (b,) degrees of freedom of these sums.
+        step_of: (m,) the distinct steps of the run.
+        step_contributions, step_length, step_counts: (m, k), (m,) or None, (m,) means and counts of each step.
+    """
+
+    first: np.ndarray
+    last: np.ndarray
+    counts: np.ndarray
+    contributions: np.ndarray
+    length: np.ndarray | None
+    tokens: np.ndarray | None
+    rewards: np.ndarray | None
+    uncertainty: np.ndarray | None
+    covariance: np.ndarray
+    spread: float
+    length_variance: float
+    length_sums: np.ndarray
+    freedom: np.ndarray
+    step_of: np.ndarray
+    step_contributions: np.ndarray
+    step_length: np.ndarray | None
+    step_counts: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.first)
+
+    @property
+    def scores(self) -> np.ndarray:
+        """(b,) mean scores."""
+        total: np.ndarray = self.contributions.sum(1)
+        return total
+
+
+def in_blocks(log: RunLog) -> Blocks:
+    """Cut a run into blocks.
+
+    Raises:
+        MonitorError: for a run of too few samples or steps to say anything about.
+    """
+    steps, step_index, step_counts = np.unique(log.steps, return_inverse=True, return_counts=True)
+    most = min(MOST_BLOCKS, len(log) // _FEWEST_SAMPLES, len(steps))
+    if most < FEWEST_BLOCKS:
+        what = f"{len(log):,} samples of {len(steps):,} steps" if log.by_step else f"{len(log):,} samples"
+        wanted = f"{FEWEST_BLOCKS} steps and {FEWEST_BLOCKS * _FEWEST_SAMPLES} samples"
+        raise MonitorError(f"found {what}, expected at least {wanted}: too short a run to judge")
+    middles = np.cumsum(step_counts) - step_counts / 2
+    _, block_of_step = np.unique((middles * most / len(log)).astype(np.int64), return_inverse=True)
+    block = block_of_step[step_index]
+    b = int(block_of_step[-1]) + 1
+    if b < FEWEST_BLOCKS:
+        raise MonitorError(
+            f"found most of {len(log):,} samples in few of {len(steps):,} steps, expected them spread over the run"
+        )
+    if not log.by_step:  # a row is no step: neighbours in the log are what one policy wrote
+        step_index, steps, step_counts = block, np.arange(b, dtype=np.float64), np.bincount(block)
+    length = None if log.lengths is None else np.log1p(log.lengths)
+    inside = _centred(log.contributions, step_index)
+    freedom = max(len(log) - len(step_counts), 1)
+    covariance = inside.T @ inside / freedom
+    cells = step_index if log.groups is None else _cells(step_index, log.groups)
+    sums, degrees, length_variance = np.zeros((b, 3)), np.zeros(b), 0.0
+    if length is not None:
+        length_variance = float((_centred(length, step_index) ** 2).sum() / freedom)
+        long, score = _centred(length, cells), _centred(log.scores, cells)
+        for column, product in enumerate((long * long, long * score, score * score)):
+            sums[:, column] = np.bincount(block, product, b)
+        _, starts = np.unique(cells, return_index=True)
+        degrees = (np.bincount(block, minlength=b) - np.bincount(block[starts], minlength=b)).astype(np.float64)
+    ends = np.flatnonzero(np.diff(block, append=b))
+    starts_of_blocks = np.concatenate([[0], ends[:-1] + 1])
+    return Blocks(
+        first=log.steps[starts_of_blocks],
+        last=log.steps[ends],
+        counts=np.bincount(block, minlength=b).astype(np.float64),
+        contributions=means(log.contributions, block),
+        length=None if length is None else means(length, block),
+        tokens=None if log.lengths is None else means(log.lengths, block),
+        rewards=None if log.rewards is None else means(log.rewards, block),
+        uncertainty=None if log.uncertainty is None else means(log.uncertainty, block),
+        covariance=covariance,
+        spread=float(np.sqrt(max(covariance.sum(), 0.0))),
+        length_variance=length_variance,
+        length_sums=sums,
+        freedom=degrees,
+        step_of=steps if log.by_step else log.steps[starts_of_blocks],
+        step_contributions=means(log.contributions, step_index),
+        step_length=None if length is None else means(length, step_index),
+        step_counts=step_counts.astype(np.float64),
+    )
+
+
+def means(values: np.ndarray, index: np.ndarray) -> np.ndarray:
+    """Means of the rows (n,) or (n, c) that share an index, which is 0, 1, ... without gaps."""
+    counts = np.bincount(index)
+    if values.ndim == 1:
+        result: np.ndarray = np.bincount(index, values) / counts
+        return result
+    return np.stack([np.bincount(index, column) / counts for column in values.T], 1)
+
+
+def _centred(values: np.ndarray, index: np.ndarray) -> np.ndarray:
+    centred: np.ndarray = values - means(values, index)[index]
+    return centred
+
+
+def _cells(step_index: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """One index for each prompt of each step."""
+    _, cells = np.unique(np.stack([step_index, groups], 1), axis=0, return_inverse=True)
+    return cells.reshape(-1)

@@ -1,0 +1,218 @@
+"""The log of an RL run: one JSON line for each scored sample, numbers only.
+
+In:  scored samples, as a scorer has them; or the lines of a log.
+Out: lines; or `RunLog`, the samples as arrays.
+
+    {"step": 12, "group": 3, "score": 0.83, "length": 57, "contributions": {...}, "rewards": {...},
+     "uncertainty": {...}}
+
+`contributions` is required and names the objectives; its sum is what counts as the score. `step` is the training
+step; a log that has none is read in its order. `length` is the response's, in tokens. `group` numbers the prompts
+of a step. What a log lacks is not judged, and said to be absent. No text of a conversation is in it.
+
+Lines are appended whole, so that several processes may write one log, and a killed one leaves it readable.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from armorm.data.rows import Row
+from armorm.errors import ArmormError, DataError, shown
+from armorm.files import append_text
+
+_CHUNK = 4096
+
+
+class MonitorError(ArmormError, ValueError):
+    """A log from which nothing can be learned, or a row that does not fit it."""
+
+
+@dataclass(frozen=True)
+class RunLog:
+    """Samples of a run, ordered by step.
+
+    Attributes:
+        names: the k objectives.
+        steps: (n,) float64 training steps, not decreasing; the line's number where the log has no steps.
+        contributions: (n, k) float64.
+        lengths: (n,) float64 tokens of the response, or None where the log has none.
+        rewards, uncertainty: (n, k) float64, or None likewise.
+        groups: (n,) int64 prompts within a step, or None likewise.
+        by_step: whether the log has steps.
+        skipped: (row, reason) of lines that were left out.
+    """
+
+    names: list[str]
+    steps: np.ndarray
+    contributions: np.ndarray
+    lengths: np.ndarray | None = None
+    rewards: np.ndarray | None = None
+    uncertainty: np.ndarray | None = None
+    groups: np.ndarray | None = None
+    by_step: bool = True
+    skipped: list[tuple[int, str]] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    @property
+    def scores(self) -> np.ndarray:
+        """(n,) float64 sums of the contributions."""
+        total: np.ndarray = self.contributions.sum(1)
+        return total
+
+
+def sample_line(
+    names: Sequence[str],
+    *,
+    contributions: Sequence[float],
+    score: float,
+    step: int | None = None,
+    group: int | None = None,
+    length: int | None = None,
+    rewards: Sequence[float] | None = None,
+    uncertainty: Sequence[float] | None = None,
+    **columns: float | None,
+) -> str:
+    """One line of a log, with its newline; what is None is left out.
+
+    Args:
+        columns: further numbers for other readers, such as the time.
+    """
+    entry: dict[str, Any] = {"step": step, **columns, "group": group, "score": score, "length": length}
+    entry = {name: value for name, value in entry.items() if value is not None}
+    for name, values in (("contributions", contributions), ("rewards", rewards), ("uncertainty", uncertainty)):
+        if values is not None:
+            entry[name] = dict(zip(names, (_short(value) for value in values), strict=True))
+    return json.dumps(entry, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def append_samples(path: str | Path, lines: Iterable[str]) -> None:
+    """Append the lines of one batch, in one write."""
+    text = "".join(lines)
+    if text:
+        append_text(Path(path), text)
+
+
+def read_log(rows: Iterable[Row | DataError], file: str) -> RunLog:
+    """Read a log.
+
+    Args:
+        rows: its lines, broken ones as their errors.
+
+    Raises:
+        MonitorError: for a log without a usable line, or one whose lines do not agree on the objectives.
+    """
+    names: list[str] = []
+    first_row = 0
+    skipped: list[tuple[int, str]] = []
+    parts: list[dict[str, np.ndarray]] = []
+    held: list[tuple[float, ...]] = []
+    for row in rows:
+        if isinstance(row, DataError):
+            skipped.append((row.row or 0, row.problem))
+            continue
+        found = row.values.get("contributions")
+        if not isinstance(found, Mapping) or not found:
+            skipped.append(
+                (row.number, f"contributions: found {shown(found)}, expected an object, as of score --details")
+            )
+            continue
+        if not names:
+            names, first_row = [str(name) for name in found], row.number
+        if len(found) != len(names) or any(name not in found for name in names):
+            odd = sorted(set(found) ^ set(names))
+            raise MonitorError(
+                f"{file}, row {row.number}: found other objectives than in row {first_row} ({', '.join(odd[:3])}), "
+                "expected one model in one log"
+            )
+        try:
+            held.append(_numbers(row, names))
+        except DataError as error:
+            skipped.append((row.number, f"{error.field}: {error.problem}"))
+        if len(held) == _CHUNK:
+            parts.append(_columns(held, len(names)))
+            held = []
+    if held:
+        parts.append(_columns(held, len(names)))
+    if not parts:
+        reason = f"; row {skipped[0][0]}: {skipped[0][1]}" if skipped else ""
+        raise MonitorError(f"{file}: found no scored samples{reason}")
+    whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    return _ordered(names, whole, skipped, file)
+
+
+def _ordered(names: list[str], columns: dict[str, np.ndarray], skipped: list[tuple[int, str]], file: str) -> RunLog:
+    steps = columns["step"]
+    missing = np.isnan(steps)
+    if missing.any() and not missing.all():
+        raise MonitorError(
+            f"{file}, row {int(columns['row'][missing][0])}: found no step, expected one in every row or in none"
+        )
+    by_step = not missing.any()
+    steps = steps if by_step else columns["row"]
+    order = np.argsort(steps, kind="stable")
+
+    def whole(name: str) -> np.ndarray | None:
+        values = columns[name][order]
+        return None if np.isnan(values).any() else values
+
+    groups = whole("group")
+    return RunLog(
+        names,
+        steps[order],
+        columns["contributions"][order],
+        whole("length"),
+        whole("rewards"),
+        whole("uncertainty"),
+        None if groups is None else groups.astype(np.int64),
+        by_step,
+        skipped,
+    )
+
+
+def _numbers(row: Row, names: Sequence[str]) -> tuple[float, ...]:
+    """Row number, step, group, length, then k contributions, k rewards, k uncertainties; NaN for what is absent."""
+    values = [
+        float(row.number),
+        *(_number(row, row.values.get(name), name, True) for name in ("step", "group", "length")),
+    ]
+    if values[3] < 0:
+        raise row.error(f"found {values[3]:g}, expected a length >= 0", "length")
+    for part in ("contributions", "rewards", "uncertainty"):
+        found = row.values.get(part)
+        if found is None:
+            values += [math.nan] * len(names)
+        elif isinstance(found, Mapping):
+            values += [_number(row, found.get(name), f"{part}.{name}", False) for name in names]
+        else:
+            raise row.error(f"found {shown(found)}, expected an object of numbers", part)
+    return tuple(values)
+
+
+def _number(row: Row, value: Any, field: str, optional: bool) -> float:
+    if value is None and optional:
+        return math.nan
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise row.error(f"found {shown(value)}, expected a finite number", field)
+    return float(value)
+
+
+def _columns(held: Sequence[tuple[float, ...]], k: int) -> dict[str, np.ndarray]:
+    table = np.array(held, np.float64)
+    columns = {name: table[:, i] for i, name in enumerate(("row", "step", "group", "length"))}
+    parts = np.split(table[:, 4:], [k, 2 * k], axis=1)
+    return columns | dict(zip(("contributions", "rewards", "uncertainty"), parts, strict=True))
+
+
+def _short(value: float) -> float:
+    """Seven digits: what a float32 holds."""
+    return float(f"{value:.7g}")

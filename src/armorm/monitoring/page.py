@@ -1,0 +1,151 @@
+"""A run as one HTML file: opens from disk, asks no network, light and dark, readable on a phone and in print.
+
+In:  `MonitorOutcome`. Out: the text of the page.
+
+The score and every series are drawn as small charts of one shape, named where they stand, so that nothing has to be
+looked up in a legend. Where a flag began is a line through all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+
+from armorm.monitoring.outcome import Drift, MonitorOutcome
+from armorm.monitoring.terminal import number
+
+_WIDTH, _HEIGHT = 320, 84
+_STYLE = """
+:root { color-scheme: light dark; --ink: #1d2230; --soft: #667085; --line: #d9dde5; --back: #fbfbfd; --card: #fff;
+  --blue: #2563eb; --red: #c8321f; --green: #1c7c4a; --wash: #2563eb14; --alarm: #c8321f12; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e6e9f0; --soft: #98a2b3; --line: #2f3646; --back: #12151d;
+  --card: #1a1f2b; --blue: #7aa5ff; --red: #ff8a75; --green: #63cf95; --wash: #7aa5ff1c; --alarm: #ff8a7518; } }
+* { box-sizing: border-box; }
+body { margin: 0 auto; max-width: 72rem; padding: 2rem 1.25rem 4rem; background: var(--back); color: var(--ink);
+  font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; }
+h1 { font-size: 1.5rem; margin: 0; letter-spacing: -.01em; overflow-wrap: anywhere; }
+h2 { font-size: 1rem; margin: 2.25rem 0 .75rem; }
+.under { color: var(--soft); margin: .25rem 0 1.5rem; }
+.flag, .fine { border-left: 4px solid var(--red); background: var(--alarm); padding: .75rem 1rem; margin: .75rem 0;
+  border-radius: 0 .5rem .5rem 0; }
+.fine { border-color: var(--green); background: none; }
+.flag strong, .fine strong { display: block; }
+.flag strong { color: var(--red); } .fine strong { color: var(--green); }
+.charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(15.5rem, 1fr)); gap: .75rem; }
+figure { margin: 0; padding: .75rem .9rem .6rem; background: var(--card); border: 1px solid var(--line);
+  border-radius: .6rem; break-inside: avoid; }
+figure.flagged { border-color: var(--red); }
+figcaption { display: flex; justify-content: space-between; gap: .75rem; font-size: .875rem; font-weight: 600; }
+figcaption span:first-child { overflow-wrap: anywhere; }
+.change { font-variant-numeric: tabular-nums; white-space: nowrap; }
+.grew { color: var(--blue); } .fell { color: var(--red); } .flat { color: var(--soft); }
+svg { display: block; width: 100%; height: auto; margin-top: .4rem; overflow: visible; }
+.curve { fill: none; stroke: var(--blue); stroke-width: 1.8; stroke-linejoin: round; }
+.area { fill: var(--wash); } .began { stroke: var(--red); stroke-width: 1.2; stroke-dasharray: 4 3; }
+.range { fill: var(--alarm); }
+.ends { display: flex; justify-content: space-between; color: var(--soft); font-size: .75rem;
+  font-variant-numeric: tabular-nums; }
+ul { color: var(--soft); font-size: .875rem; padding-left: 1.1rem; }
+@media print { body { max-width: none; padding: 0; background: none; } .charts { grid-template-columns: 1fr 1fr 1fr; } }
+"""
+_TITLES = {
+    "one_objective": "Only one objective grows",
+    "length": "Only length grows",
+    "out_of_distribution": "Out of what the model knows",
+}
+
+
+def monitor_page(outcome: MonitorOutcome, title: str = "run") -> str:
+    """The page of a run."""
+    unit = "steps" if outcome.by_step else "rows"
+    flagged = {flag.objective for flag in outcome.flags if flag.objective}
+    kinds = {flag.kind for flag in outcome.flags}
+    verdicts = [
+        f'<p class="flag"><strong>{_TITLES[flag.kind]}</strong>{escape(outcome.sentence(flag))}</p>'
+        for flag in outcome.flags
+    ] or [f'<p class="fine"><strong>Nothing flagged</strong>{escape(outcome.verdict)}</p>']
+    overview = [_chart(outcome, outcome.score, "score", in_deviations=True)]
+    if outcome.length is not None:
+        overview.append(_chart(outcome, outcome.length, "length, tokens", red="length" in kinds))
+    if outcome.uncertainty is not None:
+        red = "out_of_distribution" in kinds
+        overview.append(_chart(outcome, outcome.uncertainty, "uncertainty, 1 at the start", red=red))
+    if outcome.distance is not None:
+        overview.append(_chart(outcome, outcome.distance, outcome.distance_title))
+    span = max(max(drift.series) - min(drift.series) for drift in outcome.objectives)
+    charts = [
+        _chart(outcome, drift, drift.name, in_deviations=True, red=drift.name in flagged, span=span)
+        for drift in outcome.objectives
+    ]
+    notes = [
+        "Changes are from the first tenth of the run to the last, in standard deviations of the scores inside a step. "
+        "The charts of objectives have one scale: as high is as much.",
+        f"Of runs in which nothing is wrong, at most {outcome.false_alarms:.0%} get a flag of each kind. "
+        "A dashed line is where a flag began, the band around it the range of that place at 95%.",
+        *(note[0].upper() + note[1:] + "." for note in outcome.notes),
+    ]
+    return "\n".join(
+        [
+            '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
+            '<meta name="viewport" content="width=device-width, initial-scale=1">',
+            f"<title>{escape(title)}: armorm monitor</title>\n<style>{_STYLE}</style>\n</head>\n<body>",
+            f"<h1>{escape(title)}</h1>",
+            f'<p class="under">{outcome.samples:,} scored samples, {unit} {outcome.first_step:,.0f} to '
+            f"{outcome.last_step:,.0f}</p>",
+            *verdicts,
+            f'<h2>The run</h2>\n<div class="charts">{"".join(overview)}</div>',
+            f'<h2>What each objective contributes</h2>\n<div class="charts">{"".join(charts)}</div>',
+            f"<h2>Notes</h2>\n<ul>{''.join(f'<li>{escape(note)}</li>' for note in notes)}</ul>",
+            "</body>\n</html>\n",
+        ]
+    )
+
+
+def _chart(
+    outcome: MonitorOutcome,
+    drift: Drift,
+    title: str,
+    *,
+    in_deviations: bool = False,
+    red: bool = False,
+    span: float | None = None,
+) -> str:
+    kind = "flat" if abs(drift.change) < 0.05 else "grew" if drift.change > 0 else "fell"
+    change = f"{drift.change:+.2f} sd" if in_deviations else f"{number(drift.start)} → {number(drift.end)}"
+    label = f"{title}: from {number(drift.start)} to {number(drift.end)}"
+    return (
+        f"<figure{' class=flagged' if red else ''}><figcaption><span>{escape(title)}</span>"
+        f'<span class="change {kind if in_deviations else "flat"}">{change}</span></figcaption>'
+        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(label)}">'
+        f"{_marks(outcome)}{_curve(drift.series, span)}</svg>"
+        f'<div class="ends"><span>{outcome.first_step:,.0f}</span>'
+        f"<span>{number(min(drift.series))} to {number(max(drift.series))}</span>"
+        f"<span>{outcome.last_step:,.0f}</span></div></figure>"
+    )
+
+
+def _curve(series: Sequence[float], span: float | None) -> str:
+    low, high = min(series), max(series)
+    height = span or (high - low) or 1.0
+    low -= (height - (high - low)) / 2
+    points = [
+        f"{i * _WIDTH / (len(series) - 1):.1f},{_HEIGHT - 4 - (value - low) / height * (_HEIGHT - 8):.1f}"
+        for i, value in enumerate(series)
+    ]
+    line = " ".join(points)
+    area = f'<polygon class="area" points="0,{_HEIGHT} {line} {_WIDTH},{_HEIGHT}"/>'
+    return f'{area}<polyline class="curve" points="{line}"/>'
+
+
+def _marks(outcome: MonitorOutcome) -> str:
+    span = (outcome.last_step - outcome.first_step) or 1.0
+
+    def across(step: float) -> float:
+        return (step - outcome.first_step) / span * _WIDTH
+
+    return "".join(
+        f'<rect class="range" x="{across(flag.earliest):.1f}" y="0" height="{_HEIGHT}" '
+        f'width="{max(across(flag.latest) - across(flag.earliest), 1):.1f}"/>'
+        f'<line class="began" x1="{across(flag.began):.1f}" x2="{across(flag.began):.1f}" y1="0" y2="{_HEIGHT}"/>'
+        for flag in outcome.flags
+    )

@@ -1,0 +1,124 @@
+"""Sliders do what steering does, without the model; uploaded rows become prompts and responses."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import yaml
+
+from armorm.errors import DataError
+from armorm.serving.playground.files import read_examples, read_prompt
+from armorm.serving.playground.pictures import results
+from armorm.serving.playground.weighing import Scored, Weigher
+from armorm.steering import SteeringError
+from tests.serving.conftest import question
+from tests.small_models import reward_model
+
+VALUES = [2.0, 0.0, 0.35, 1.5]
+
+
+def weigher_of(rm):
+    return Weigher(
+        rm.objectives,
+        rm.model.reward_transform_matrix.double().numpy(),
+        np.array(rm.reference["reward_means"]),
+        rm.model.config.debiasing["against"],
+        rm.model.config.steering,
+    )
+
+
+def scored_by(rm, conversations):
+    batch = rm.score(conversations)
+    scale = float(rm.model.gating.logit_scale.detach())
+    letters = list("ABCD"[: len(batch)])
+    return Scored(letters, batch.rewards.astype(float), batch.gating_weights.astype(float), scale)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return reward_model()
+
+
+@pytest.fixture(scope="module")
+def conversations():
+    return [question(7, words=n) for n in (1, 4, 9, 16)]
+
+
+def test_a_slider_gives_the_scores_of_the_steered_model(model, conversations):
+    weighed = weigher_of(model).weigh(scored_by(model, conversations), VALUES)
+    steered = model.steer(dict(zip(model.objectives.names, VALUES, strict=True))).score(conversations)
+    assert weighed.scores == pytest.approx(steered.scores, abs=1e-5)
+    assert weighed.gating_weights == pytest.approx(steered.gating_weights, abs=1e-5)
+    assert weighed.contributions == pytest.approx(steered.contributions, abs=1e-5)
+    assert weighed.relative == pytest.approx(steered.relative, abs=1e-5)
+    assert weighed.order == np.argsort(-steered.scores).tolist()
+
+
+def test_the_policy_that_is_copied_is_that_steering(model, conversations):
+    weigher = weigher_of(model)
+    weighed = weigher.weigh(scored_by(model, conversations), VALUES)
+    policy = yaml.safe_load(weigher.policy(weighed.settings))
+    steered = model.steer(policy.get("multiply"), drop=policy.get("drop", ())).score(conversations)
+    assert weighed.scores == pytest.approx(steered.scores, abs=1e-5)
+
+
+def test_sliders_on_a_steered_model_come_on_top_of_its_steering(model, conversations):
+    served = model.steer({"ultra-helpful": 3.0}, drop=["code-style"])
+    weighed = weigher_of(served).weigh(scored_by(served, conversations), [0.5, 1.0, 1.0, 2.0])
+    again = model.steer(weighed.settings["multiply"], drop=weighed.settings["drop"]).score(conversations)
+    assert weighed.settings == {"multiply": {"ultra-helpful": 1.5, "verbosity": 2.0}, "drop": ["code-style"]}
+    assert weighed.scores == pytest.approx(again.scores, abs=1e-5)
+
+
+def test_what_decides_is_what_the_first_would_not_win_without(model, conversations):
+    weighed = weigher_of(model).weigh(scored_by(model, conversations), [1.0] * 4)
+    difference = weighed.contributions[weighed.order[0]] - weighed.contributions[weighed.order[1]]
+    assert weighed.margin == pytest.approx(difference.sum())
+    assert difference.sum() - difference[weighed.deciding].sum() <= 0 < weighed.margin
+
+
+def test_the_bias_cannot_be_dropped_nor_everything(model, conversations):
+    weigher, scored = weigher_of(model), scored_by(model, conversations)
+    with pytest.raises(SteeringError, match="verbosity cannot be dropped"):
+        weigher.weigh(scored, [1, 1, 1, 0])
+
+
+def test_results_escape_what_they_show(model, conversations):
+    weighed = weigher_of(model).weigh(scored_by(model, conversations), [1.0] * 4)
+    names = ["<b>one</b>", "two", "three", "four"]
+    html = results(Scored(["A"], *[np.zeros((1, 4))] * 2, 1.0, {"D": "<i>no</i>"}), weighed, names, (0.0, 1.0))
+    assert "<b>" not in html
+    assert "<i>" not in html
+    assert "&lt;i&gt;no" in html
+    assert html.count('<article class="card') == 5
+
+
+def test_rows_of_every_layout_are_read_and_others_counted(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    turns = [
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "Hello"},
+        {"role": "user", "content": "Bye"},
+    ]
+    rows = [
+        {"prompt": "Name a river.", "responses": ["Rhine", "Elbe", "Oder", "Main", "Isar"]},
+        {"prompt": "Hi", "response": "Hello"},
+        {"messages": [*turns, {"role": "assistant", "content": "See you"}]},
+        {"prompt": turns[:1], "chosen": turns[1:2], "rejected": [{"role": "assistant", "content": "No"}]},
+        {"prompt": "Hi"},
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows) + "{broken\n")
+    examples, unusable = read_examples(path)
+    assert unusable == 2
+    assert [example.responses for example in examples] == [
+        ["Rhine", "Elbe", "Oder", "Main"],
+        ["Hello"],
+        ["See you"],
+        ["Hello", "No"],
+    ]
+    assert read_prompt(examples[2].prompt) == turns
+    assert read_prompt("[sic] is Latin") == "[sic] is Latin"
+    with pytest.raises(DataError):
+        read_examples(tmp_path / "absent.jsonl")

@@ -70,6 +70,8 @@ class ScoreBatch:
         leverage: (n, k), how far the response lies from what each objective was rated on.
         score_std: (n,) epistemic standard deviation of the plain score, the gate taken as fixed.
         response_tokens: (n,) int64 tokens of each response's text, or None for features whose texts are not at hand.
+        quantiles: (n, k, q) of each rating, mapped scale, ascending; NaN for objectives without, None where none has.
+        quantile_levels: (q,) between 0 and 1.
     """
 
     scores: np.ndarray
@@ -88,6 +90,8 @@ class ScoreBatch:
     leverage: np.ndarray | None = None
     score_std: np.ndarray | None = None
     response_tokens: np.ndarray | None = None
+    quantiles: np.ndarray | None = None
+    quantile_levels: tuple[float, ...] = ()
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -253,6 +257,7 @@ class ArmoRM:
         output = self.model.score_features(
             torch.from_numpy(features.response).to(device), torch.from_numpy(prompt).to(device)
         )
+        quantiles = self.model.quantiles(output)
         rewards = output.rewards.cpu().double().numpy()
         gating_output = output.gating_output.cpu().double().numpy()
         transform = self.transform
@@ -276,6 +281,8 @@ class ArmoRM:
             names=self.objectives.names,
             rows=np.arange(len(scores)) if rows is None else rows,
             rejected=list(rejected),
+            quantiles=None if quantiles is None else quantiles.cpu().numpy(),
+            quantile_levels=tuple(self.model.config.quantiles.get("levels", ())),
             **sureness,
         )
 

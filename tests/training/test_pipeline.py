@@ -108,6 +108,7 @@ def test_early_stopping_of_the_gate_is_by_prompt():
     assert not inside & {key for key, out in zip(keys, held, strict=True) if not out}
 
 
+@pytest.mark.slow
 def test_the_same_recipe_gives_the_same_model_bit_for_bit(small_recipe, small_run, tmp_path):
     train(small_recipe, tmp_path)
     assert (small_run / "model.safetensors").read_bytes() == (tmp_path / "model.safetensors").read_bytes()
@@ -254,6 +255,7 @@ def test_without_debiasing_the_transform_is_the_identity(small_recipe, small_run
     assert "Debiasing" not in (tmp_path / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_reference_data_of_its_own_decides_mean_and_standard_deviation(small_recipe, small_run, tmp_path):
     data = plan(small_recipe)
     conversations = [data.table.conversations[i] for i in data.test_rows]
@@ -295,6 +297,7 @@ def test_figures_while_the_gate_trains_are_kept_a_line_each(small_run):
     np.testing.assert_allclose([line["held_out_accuracy"] for line in gate], [entry[3] for entry in history])
 
 
+@pytest.mark.slow
 def test_a_collapsed_gate_is_said_in_the_terminal_in_the_figures_and_in_the_card(
     small_recipe, small_run, tmp_path, capsys
 ):

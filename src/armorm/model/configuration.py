@@ -34,6 +34,7 @@ class ArmoRMConfig(PretrainedConfig):
         debiasing: what was debiased against: `against` (names), `metric`, `level`, `penalties` (k).
         uncertainty: how sure rewards are (`heads/uncertainty.py`), empty for a model that does not say.
         steering: explicit changes to the weighing (`armorm.steering`), empty for a model as trained.
+        quantiles: `objectives` (names) and `levels` of the quantile heads, empty for a model without.
         provenance: `backbone`, `armorm_version`, `recipe_hash`, `recipe_name`.
     """
 
@@ -58,6 +59,7 @@ class ArmoRMConfig(PretrainedConfig):
         debiasing: dict[str, Any] | None = None,
         uncertainty: dict[str, Any] | None = None,
         steering: dict[str, Any] | None = None,
+        quantiles: dict[str, Any] | None = None,
         provenance: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
@@ -77,6 +79,7 @@ class ArmoRMConfig(PretrainedConfig):
         self.debiasing = dict(debiasing or {})
         self.uncertainty = dict(uncertainty or {})
         self.steering = dict(steering or {})
+        self.quantiles = dict(quantiles or {})
         self.provenance = dict(provenance or {})
         kwargs.pop("auto_map", None)  # of the folder it was read from; another may have no such file
         # One score: consumers that build a head from the config must not apply a softmax or count two labels.

@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn.functional import mse_loss
@@ -42,7 +43,7 @@ from armorm.model.released import backbone_dtype, biases, is_released
 from armorm.steering import weighing
 
 # Transformers 4 takes names of parameters only; there the transform, a buffer, keeps the dtype that it was made in.
-_HEADS = ["regression_layer", "gating"]
+_HEADS = ["regression_layer", "gating", "quantile_layer"]
 UNCERTAINTY = ("uncertainty_basis", "uncertainty_eigenvalues", "uncertainty_center")
 _HEADS += ["reward_transform_matrix", *UNCERTAINTY] if int(transformers_version.partition(".")[0]) >= 5 else []
 
@@ -107,6 +108,7 @@ class ArmoRMForSequenceClassification(PreTrainedModel):
             for name, shape in zip(UNCERTAINTY, ((g, q, d), (g, q), (g, d)), strict=True):
                 self.register_buffer(name, torch.zeros(shape, dtype=torch.float32))
         self.weighing = weighing(config.objective_set, config.steering)
+        self.quantile_layer = _quantile_layer(config, d)
         self.gating = GatingNetwork(
             d,
             k,
@@ -185,6 +187,23 @@ class ArmoRMForSequenceClassification(PreTrainedModel):
             names = model.config.objective_set.names
             model.config.debiasing["against"] = biases(model.reward_transform_matrix.cpu(), names)
         return (model, report) if wants_report else model  # type: ignore[return-value]  # as transformers has it
+
+    @torch.no_grad()
+    def add_quantiles(self, objectives: list[str], levels: list[float], weight: np.ndarray, bias: np.ndarray) -> None:
+        """Put quantile heads beside the score.
+
+        Args:
+            objectives: (j,) names.
+            levels: (q,) ascending, between 0 and 1.
+            weight: (j * q, d), of what each reward leaves open, objective after objective.
+            bias: (j * q,).
+        """
+        self.config.quantiles = {"objectives": list(objectives), "levels": [float(level) for level in levels]}
+        with torch.device(self.regression_layer.weight.device):
+            self.quantile_layer = _quantile_layer(self.config, self.config.hidden_size)
+        assert self.quantile_layer is not None
+        self.quantile_layer.weight.copy_(torch.from_numpy(weight))
+        self.quantile_layer.bias.copy_(torch.from_numpy(bias))
 
     def with_config(self, config: ArmoRMConfig) -> ArmoRMForSequenceClassification:
         """The same weights under another config, such as another steering."""
@@ -318,6 +337,31 @@ class ArmoRMForSequenceClassification(PreTrainedModel):
             hidden_state=hidden_state,
             prompt_embedding=prompt_embedding,
         )
+
+    def quantiles(self, output: ArmoRMOutput) -> torch.Tensor | None:
+        """Quantiles (B, k, q) of the rating of each objective, mapped scale, ascending along the last axis.
+
+        They stand beside the score and change nothing in it. NaN for objectives without quantile heads; None for a
+        model without any.
+        """
+        if self.quantile_layer is None:
+            return None
+        settings, names = self.config.quantiles, self.config.objective_set.names
+        columns = [names.index(name) for name in settings["objectives"]]
+        with torch.autocast(output.hidden_state.device.type, enabled=False):
+            left_open = self.quantile_layer(output.hidden_state.float()).to(output.rewards.device)
+        rewards, q = output.rewards, len(settings["levels"])
+        result = rewards.new_full((*rewards.shape, q), float("nan"))
+        result[:, columns] = (rewards[:, columns, None] + left_open.view(len(rewards), -1, q)).sort(-1).values
+        return result
+
+
+def _quantile_layer(config: ArmoRMConfig, d: int) -> nn.Linear | None:
+    """Quantiles of what each reward leaves open, objective after objective; None for a model without."""
+    if not config.quantiles:
+        return None
+    rows = len(config.quantiles["objectives"]) * len(config.quantiles["levels"])
+    return nn.Linear(d, rows, dtype=torch.float32)
 
 
 _HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", "token")

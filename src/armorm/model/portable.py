@@ -41,7 +41,7 @@ _HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "r
 # Transformers 4 takes names of parameters only; there the transform stays in float32 since it was made so.
 _UNCERTAINTY = ("uncertainty_basis", "uncertainty_eigenvalues", "uncertainty_center")
 _BUFFERS = ["reward_transform_matrix", *_UNCERTAINTY]
-_HEADS = ["regression_layer", "gating", *(_BUFFERS if _VERSION >= (5, 0) else [])]
+_HEADS = ["regression_layer", "gating", "quantile_layer", *(_BUFFERS if _VERSION >= (5, 0) else [])]
 # Ids from the gate to the start of the reply, for configs that do not say: those of the published models.
 _GATE_PATTERNS = {"llama": [128009, 128006, 78191, 128007, 271], "gemma2": [107, 108, 106, 2516, 108]}
 
@@ -56,6 +56,7 @@ class ArmoRMConfig(PretrainedConfig):
         regression_bias: whether rewards have an intercept.
         gate_pattern: ids from the gate to the start of the reply.
         steering: `multiply`, `drop`, `pin`, `blend`, `debias_strength`: explicit changes to the weighing.
+        quantiles: `objectives` and `levels` of the quantile heads, which are loaded and saved; armorm reads them out.
     """
 
     model_type = "armorm"
@@ -75,6 +76,7 @@ class ArmoRMConfig(PretrainedConfig):
         regression_bias: bool = False,
         gate_pattern: list[int] | None = None,
         steering: dict[str, Any] | None = None,
+        quantiles: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         if isinstance(backbone_config, dict):
@@ -88,6 +90,7 @@ class ArmoRMConfig(PretrainedConfig):
         self.regression_bias = regression_bias
         self.gate_pattern = list(gate_pattern or [])
         self.steering = dict(steering or {})
+        self.quantiles = dict(quantiles or {})
         kwargs = {"num_labels": 1, "problem_type": "regression", "pad_token_id": None, **kwargs}
         if _VERSION < (4, 56):
             if "dtype" in kwargs:  # a field of that name would swallow the argument of `from_pretrained`
@@ -177,6 +180,10 @@ class RewardModel(PreTrainedModel):
             g, q = len(uncertainty["rows"]), uncertainty["rank"]
             for name, shape in zip(_UNCERTAINTY, ((g, q, d), (g, q), (g, d)), strict=True):
                 self.register_buffer(name, torch.zeros(shape, dtype=torch.float32))
+        quantiles = getattr(config, "quantiles", None)
+        if quantiles:
+            rows = len(quantiles["objectives"]) * len(quantiles["levels"])
+            self.quantile_layer = nn.Linear(d, rows, dtype=torch.float32)
         self.weighing = weighing(config)
         self.gating = Gate([d, *[config.gating_hidden_dim] * config.gating_n_hidden, k], config.gating_temperature)
         self.post_init()

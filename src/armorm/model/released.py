@@ -149,6 +149,8 @@ def obstacles(config: ArmoRMConfig) -> list[str]:
         found.append(
             f"it is steered by {' and '.join(fixed)}, and the layout has no weights that the gate does not give"
         )
+    if config.quantiles:
+        found.append("it has quantile heads, the layout has no place for them")
     return found
 
 

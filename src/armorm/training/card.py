@@ -63,6 +63,25 @@ Validation is by prompt; R2 and the ridge penalty alpha come from held-out folds
 | {{ "%g"|format(report.alpha) }} | {{ number(report.r2) }} | {{ t.get("n", "") }} | {{ number(t.get("spearman")) }} \
 | {{ number(t.get("within_prompt")) }} | {{ number(t.get("mae")) }} |
 {% endfor %}
+{% if metrics.get("joint") -%}
+## Ratings and pairs together
+
+The regression heads minimise the ratings' error and {{ "%g"|format(metrics.joint.pair_weight) }} times the pair loss; chosen on held-out \
+folds: pair loss {{ number(metrics.joint.losses[0], 4) }} -> {{ number(metrics.joint.losses[metrics.joint.pair_weights.index(metrics.joint.pair_weight)], 4) }}, \
+mean R2 {{ number(metrics.joint.mean_r2[0]) }} -> {{ number(metrics.joint.mean_r2[metrics.joint.pair_weights.index(metrics.joint.pair_weight)]) }}.
+
+{% endif -%}
+{% if metrics.get("quantiles") -%}
+## Quantiles
+
+Share of held-out ratings below each quantile, by folds of prompts; the score does not use them.
+
+| objective | {% for level in metrics.quantiles.levels %}{{ "%g"|format(level) }} | {% endfor %}
+|---|{% for level in metrics.quantiles.levels %}---|{% endfor %}
+{% for head in metrics.quantiles.heads -%}
+| {{ head.objective }} | {% for share in head.below %}{{ number(share) }} | {% endfor %}
+{% endfor %}
+{% endif -%}
 {% if metrics.debiasing -%}
 ## Debiasing against {{ metrics.debiasing.against }}
 

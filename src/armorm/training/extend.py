@@ -297,6 +297,7 @@ def _assemble(
     config = copy.deepcopy(rm.model.config)
     config.objectives = objectives.to_dicts()
     config.uncertainty = uncertainty.settings() if uncertainty else {}
+    config.quantiles = {}  # those were fitted around the rewards as they were
     if config.debiasing.get("penalties"):
         given = np.atleast_2d(config.debiasing["penalties"])
         both = np.concatenate([given, penalties], 1)

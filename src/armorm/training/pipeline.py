@@ -42,12 +42,14 @@ from armorm.files import plain, read_arrays, write_arrays, write_json, write_tex
 from armorm.heads.accumulation import RatedBlock, blocks_of
 from armorm.heads.debias import Debiasing, fit_debiasing, no_debiasing
 from armorm.heads.gating import GateReport, GateSettings, GatingNetwork, RewardPairs, fit_gate
+from armorm.heads.joint import JointPairs
 from armorm.heads.regression import RegressionHead, fold_of
 from armorm.heads.uncertainty import Uncertainty
 from armorm.model.configuration import ArmoRMConfig
 from armorm.model.modeling import ArmoRMForSequenceClassification
 from armorm.progress import progress
 from armorm.reward_model import ArmoRM
+from armorm.training.beyond import joint_stage, pair_coefficients, quantile_stage
 from armorm.training.card import model_card
 from armorm.training.finetuned import Finetuned, residuals, with_start, without_finetuned
 from armorm.training.plan import TrainingData, plan
@@ -169,11 +171,24 @@ class _Run:
         reference = self._reference_conversations(table, train_rows, corpus)
         reference_rewards = served(reference)
         debiasing = self._debiasing(reference, reference_rewards, names)
+        extra: dict[str, Any] = {}
+        if recipe.joint is not None:
+            stage_1 = (head, uncertainty, rated[train_rows], table.take(train_rows), folds[train_rows])
+            head, uncertainty, extra["joint"] = self._joint(stage_1, pairs, served, debiasing, corpus, key)
+            # From here on `served` gives the joint heads' rewards, out of fold for the pairs' prompts as well.
+            trained_prompts |= {pair.prompt_key for pair in pairs}
+            key = f"{key} joint"
+            reference_rewards = served(reference)
+            debiasing = self._debiasing(reference, reference_rewards, names)
         network, gate_report = self._gate(pairs, served, debiasing, corpus, key)
 
         model = self._assemble(
             backbone, table, head, uncertainty, debiasing, network, reference, reference_rewards, corpus
         )
+        if recipe.quantiles is not None:
+            extra["quantiles"] = self._quantiles(
+                model, head, rated[train_rows], table.take(train_rows), folds[train_rows], key
+            )
         metrics = {
             "recipe": {"name": recipe.name, "hash": recipe.hash},
             "armorm_version": armorm.__version__,
@@ -195,6 +210,7 @@ class _Run:
             "uncertainty": self._uncertainty_figures(uncertainty, head, table, train_rows, test_rows, corpus),
             "debiasing": self._debiasing_figures(debiasing, table, test_rows, corpus, head, network),
             "gate": asdict(gate_report),
+            **extra,
             "evaluation": self._evaluation(model, table, test_rows, corpus, debiasing),
         }
         self._write(model, metrics, corpus)
@@ -382,6 +398,62 @@ class _Run:
         if found.collapse:
             self.console.print(f"warning: the gate has collapsed: {found.collapse}; its weights do not read the prompt")
         return network.eval(), found
+
+    def _joint(
+        self,
+        stage_1: tuple[RegressionHead, Uncertainty | None, np.ndarray, RatingTable, np.ndarray],
+        pairs: list[PreferencePair],
+        served: Callable[[Sequence[Conversation]], np.ndarray],
+        debiasing: Debiasing,
+        corpus: _Corpus,
+        key: str,
+    ) -> tuple[RegressionHead, Uncertainty | None, Any]:
+        """Heads trained on ratings and pairs together, from the coefficients that a first gate gives the pairs.
+
+        Args:
+            stage_1: head and uncertainty, and the training rows: features (n, d), table, folds (n,).
+        """
+        recipe = self.recipe
+        assert recipe.joint is not None
+        section = recipe.joint
+        head, uncertainty, rated, table, folds = stage_1
+
+        def compute() -> tuple[dict[str, np.ndarray], Any]:
+            network, _ = self._gate(pairs, served, debiasing, corpus, key)
+            chosen, rejected = (corpus.indices([getattr(p, side) for p in pairs]) for side in ("chosen", "rejected"))
+            features = corpus.features
+            joint_pairs = JointPairs(
+                features.response[chosen] - features.response[rejected],
+                pair_coefficients(network, debiasing, features.prompt[features.prompt_index[chosen]]),
+                np.array([fold_of(pair.prompt_key, recipe.regression.folds) for pair in pairs]),
+            )
+            mapped, levels = table.objectives.to_reward(table.ratings), rating_levels(table.ratings)
+            return joint_stage(head, uncertainty, rated, mapped, folds, levels, joint_pairs, section, recipe.regression)
+
+        arrays, report = _kept(self.work / "joint.safetensors", key, compute)
+        return *from_kept(arrays, report), report["joint"]
+
+    @torch.no_grad()
+    def _quantiles(
+        self,
+        model: ArmoRM,
+        head: RegressionHead,
+        features: np.ndarray,
+        table: RatingTable,
+        folds: np.ndarray,
+        key: str,
+    ) -> Any:
+        """Fit quantile heads and put them into the model, beside the score."""
+        section = self.recipe.quantiles
+        assert section is not None
+
+        def compute() -> tuple[dict[str, np.ndarray], Any]:
+            rewards, mapped = head.predict_out_of_fold(features, folds), table.objectives.to_reward(table.ratings)
+            return quantile_stage(features, mapped, rewards, folds, table.objectives.names, section)
+
+        arrays, report = _kept(self.work / "quantiles.safetensors", key, compute)
+        model.model.add_quantiles(report["objectives"], report["levels"], arrays["weight"], arrays["bias"])
+        return report
 
     # --- model and figures -----------------------------------------------------------------------
 

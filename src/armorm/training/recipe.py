@@ -230,6 +230,30 @@ class RegressionSection(Section):
         return value
 
 
+class JointSection(Section):
+    """Regression heads trained on ratings and preference pairs together, after a first gate."""
+
+    pair_weights: tuple[Annotated[float, Field(ge=0)], ...] = Field(
+        (0.0, 0.1, 0.3, 1.0, 3.0), min_length=1, description="weights of the pair loss to choose from; 0 is stage 1"
+    )
+    r2_price: float = Field(0.02, ge=0, description="how far the mean held-out R^2 of the ratings may fall")
+
+
+class QuantilesSection(Section):
+    """A distribution for each objective that is rated in levels enough."""
+
+    levels: tuple[float, ...] = Field(
+        (0.025, 0.1, 0.25, 0.5, 0.75, 0.9, 0.975), min_length=1, description="ascending, between 0 and 1"
+    )
+
+    @field_validator("levels")
+    @classmethod
+    def _ascending(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if not all(a < b for a, b in zip((0.0, *value), (*value, 1.0), strict=True)):
+            raise ValueError(f"found {list(value)}, expected ascending numbers between 0 and 1")
+        return value
+
+
 class DebiasSection(Section):
     """The transform that takes a bias out of the other objectives."""
 
@@ -324,6 +348,8 @@ class Recipe(Section):
     preferences: tuple[PreferencesSection, ...] = Field(min_length=1)
     reference: Union[Literal["ratings"], ReferenceSection] = "ratings"
     regression: RegressionSection = RegressionSection()
+    joint: Optional[JointSection] = None
+    quantiles: Optional[QuantilesSection] = None
     debias: Optional[DebiasSection] = None
     gating: GatingSection = GatingSection()
     evaluation: tuple[EvaluationSection, ...] = ()
@@ -466,6 +492,7 @@ def _known_keys(path: Sequence[str | int]) -> list[str]:
         "backbone": BackboneSection, "ratings": RatingsSection, "preferences": PreferencesSection,
         "reference": ReferenceSection, "regression": RegressionSection, "debias": DebiasSection,
         "gating": GatingSection, "evaluation": EvaluationSection, "finetune": FinetuneSection,
+        "joint": JointSection, "quantiles": QuantilesSection,
     }  # fmt: skip
     section: type[Section] = Recipe
     if path:

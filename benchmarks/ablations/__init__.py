@@ -1,0 +1,1 @@
+"""Parts of the ablation: its data, its methods, its tables and pictures."""

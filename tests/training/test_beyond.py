@@ -1,0 +1,169 @@
+"""Joint and quantile heads as stages of a run: what they make is in the model, and the score stays an exact sum."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from armorm import ArmoRM, Recipe, train
+from armorm.errors import CheckpointError, RecipeError
+from armorm.heads import quantile
+from armorm.heads.accumulation import accumulate, blocks_of
+from armorm.heads.regression import fit_from_statistics
+from armorm.heads.uncertainty import calibrate, fit_uncertainty
+from armorm.model import portable
+from armorm.training.beyond import joint_stage
+from armorm.training.recipe import JointSection, RegressionSection
+from armorm.training.stage1 import from_kept
+from tests.heads.test_joint import FOLDS, corpus
+from tests.training.test_recipe import MINIMAL
+
+CONVERSATIONS = [
+    [{"role": "user", "content": "How do I learn to juggle?"}, {"role": "assistant", "content": text}]
+    for text in ("Start with one ball.", "No idea. " * 9, "Throw two, then three; practise daily.")
+]
+LEVELS = [0.1, 0.5, 0.9]
+
+
+@pytest.fixture(scope="module")
+def run(small_recipe, small_run, tmp_path_factory):
+    """The small run with joint heads and quantile heads on the market's ratings from 1 to 10."""
+    patch = pytest.MonkeyPatch()
+    patch.setattr(quantile, "MIN_RATINGS", 40)  # the corpus is small
+    values = small_recipe.model_dump(mode="json", exclude_none=True)
+    values |= {"joint": {"pair_weights": [1.0], "r2_price": 10.0}, "quantiles": {"levels": LEVELS}}
+    folder = tmp_path_factory.mktemp("beyond")
+    train(Recipe.from_dict(values), folder, features=small_run / "work" / "features", quiet=True)
+    yield folder
+    patch.undo()
+
+
+@pytest.mark.slow
+def test_quantiles_are_stored_with_the_model_and_the_score_stays_a_sum(run):
+    model = ArmoRM.from_pretrained(run, dtype="float32")
+    batch = model.score(CONVERSATIONS)
+    np.testing.assert_allclose(batch.contributions.sum(1), batch.scores, atol=1e-5)
+    settings = model.model.config.quantiles
+    assert settings["levels"] == LEVELS
+    assert batch.quantile_levels == tuple(LEVELS)
+    assert "market-overall" in settings["objectives"]
+    assert batch.quantiles.shape == (3, len(model.objectives), 3)
+    has = [name in settings["objectives"] for name in model.objectives.names]
+    assert np.isnan(batch.quantiles[:, ~np.array(has)]).all()
+    inside = batch.quantiles[:, has]
+    assert np.isfinite(inside).all()
+    assert (np.diff(inside, axis=2) >= 0).all()
+
+
+@pytest.mark.slow
+def test_quantiles_are_the_reward_and_what_it_leaves_open(run):
+    model = ArmoRM.from_pretrained(run, dtype="float32")
+    encoded = model.backbone.template.encode([_conversation(c) for c in CONVERSATIONS])
+    states = model.backbone.features(encoded)[1].astype(np.float64)
+    layer = model.model.quantile_layer
+    column = model.model.config.quantiles["objectives"].index("market-overall")
+    rows = slice(3 * column, 3 * column + 3)
+    open_part = states @ layer.weight[rows].double().detach().numpy().T + layer.bias[rows].double().detach().numpy()
+    batch = model.score(CONVERSATIONS)
+    place = model.objectives.position("market-overall")
+    expected = np.sort(batch.rewards[:, place, None] + open_part, axis=1)
+    np.testing.assert_allclose(batch.quantiles[:, place], expected, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_the_heads_were_trained_jointly(run, small_run):
+    report = json.loads((run / "metrics.json").read_text())["joint"]
+    joint, plain = (ArmoRM.from_pretrained(folder, dtype="float32") for folder in (run, small_run))
+    moved = (joint.model.regression_layer.weight - plain.model.regression_layer.weight).detach().abs().max()
+    assert (report["pair_weight"] == 1.0) == (float(moved) > 1e-4)
+    assert report["losses"][report["pair_weights"].index(report["pair_weight"])] == min(report["losses"])
+
+
+def test_joint_heads_say_how_sure_they_are_by_their_own_errors():
+    features, ratings, folds, pairs = corpus(n=1200, p=600)
+    statistics = accumulate(blocks_of(features, ratings, folds), ["a", "b", "c"], FOLDS, features.shape[1])
+    head = fit_from_statistics(statistics, alphas=[3.0])
+    before = fit_uncertainty(statistics, head)
+    before = calibrate(before, head, blocks_of(features, ratings, folds), np.ones(3, bool))
+    section, regression = JointSection(pair_weights=(30.0,), r2_price=10.0), RegressionSection(folds=FOLDS)
+    arrays, report = joint_stage(head, before, features, ratings, folds, [9, 9, 2], pairs, section, regression)
+    joint, uncertainty = from_kept(arrays, report)
+    assert report["joint"]["pair_weight"] == 30.0
+    errors = ratings - joint.predict_out_of_fold(features, folds)
+    np.testing.assert_allclose(uncertainty.noise, np.sqrt(np.nanmean(errors**2, axis=0)), rtol=1e-3)
+    assert (uncertainty.noise > 1.02 * before.noise).any()
+    first, second = errors[:600, 0], errors[:600, 1]
+    alike = first @ second / np.sqrt((first @ first) * (second @ second))
+    assert uncertainty.correlation[0, 1] == pytest.approx(alike, abs=1e-3)
+    widths = np.abs(errors) / uncertainty.predictive_std(uncertainty.leverage(features))
+    for column in (0, 1):
+        smallest = np.sort(widths[~np.isnan(ratings[:, column]), column])
+        assert uncertainty.conformal[0.8][column] == pytest.approx(
+            smallest[480], rel=0.0025
+        )  # ceil(601 * 0.8)-th of 600
+    assert np.isnan(uncertainty.conformal[0.8][2])  # two levels
+
+
+@pytest.mark.slow
+def test_the_card_says_what_they_brought(run):
+    card, metrics = (run / "README.md").read_text(), json.loads((run / "metrics.json").read_text())
+    row = next(line for line in card.splitlines() if line.startswith("| market-overall | 0") and line.count("|") == 5)
+    head = next(h for h in metrics["quantiles"]["heads"] if h["objective"] == "market-overall")
+    assert row == "| market-overall | " + " | ".join(f"{share:.3f}" for share in head["below"]) + " | "
+    assert f"pair loss {metrics['joint']['losses'][0]:.4f} ->" in card
+
+
+@pytest.mark.slow
+def test_a_run_with_them_resumes_to_the_same_model(run, small_run, tmp_path):
+    before = (run / "model.safetensors").read_bytes()
+    (run / "work" / "gate.safetensors").unlink()
+    train(Recipe.from_yaml(run / "recipe.yaml"), run, features=small_run / "work" / "features", quiet=True)
+    assert (run / "model.safetensors").read_bytes() == before
+
+
+@pytest.mark.slow
+def test_machines_without_armorm_load_such_a_model(run):
+    model = portable.ArmoRMForSequenceClassification.from_pretrained(run)
+    ours = ArmoRM.from_pretrained(run, dtype="float32")
+    np.testing.assert_array_equal(
+        model.quantile_layer.weight.detach().numpy(), ours.model.quantile_layer.weight.detach().numpy()
+    )
+    assert model.bfloat16().quantile_layer.weight.dtype == ours.model.bfloat16().quantile_layer.weight.dtype
+    assert str(model.quantile_layer.weight.dtype) == "torch.float32"
+
+
+@pytest.mark.slow
+def test_the_released_layout_refuses_quantile_heads(run, tmp_path):
+    with pytest.raises(CheckpointError, match="quantile heads"):
+        ArmoRM.from_pretrained(run, dtype="float32").save_pretrained(tmp_path, layout="released")
+
+
+def test_a_model_without_quantile_heads_has_none(small_run):
+    batch = ArmoRM.from_pretrained(small_run, dtype="float32").score(CONVERSATIONS)
+    assert batch.quantiles is None
+    assert batch.quantile_levels == ()
+
+
+@pytest.mark.parametrize(
+    ("section", "parts"),
+    [
+        ("quantiles: {levels: [0.9, 0.1]}", ["quantiles.levels", "ascending"]),
+        ("quantiles: {levels: [0, 0.1]}", ["quantiles.levels", "between 0 and 1"]),
+        ("quantiles: {level: [0.1]}", ["quantiles.level", "did you mean levels?"]),
+        ("joint: {pair_weights: [-1]}", ["joint.pair_weights", "greater than or equal to 0"]),
+        ("joint: {r2_prize: 1}", ["joint.r2_prize", "did you mean r2_price?"]),
+    ],
+)
+def test_a_faulty_section_is_refused_by_its_path(section, parts):
+    with pytest.raises(RecipeError) as caught:
+        Recipe.from_text(MINIMAL + section)
+    for part in parts:
+        assert part in str(caught.value)
+
+
+def _conversation(messages):
+    from armorm.conversation import Conversation
+
+    return Conversation.from_messages(messages)

@@ -72,7 +72,8 @@ def test_a_visitor_scores_reweighs_without_the_model_and_copies_the_policy(brows
     before = server.passes
     page.get_by_role("button", name="Score", exact=True).click()
     page.get_by_role("heading", name=re.compile("is better than")).wait_for(timeout=60_000)
-    assert server.passes == before + 1
+    asked = server.passes
+    assert asked > before
     assert page.locator("article.card").count() == 2
     assert page.locator(".verdict").get_by_text("decides").count() >= 1
     first = [text.strip() for text in page.locator("article .score").all_inner_texts()]
@@ -84,7 +85,7 @@ def test_a_visitor_scores_reweighs_without_the_model_and_copies_the_policy(brows
     status(page, "1 of")
     page.wait_for_timeout(500)
     assert [text.strip() for text in page.locator("article .score").all_inner_texts()] != first
-    assert server.passes == before + 1, "the model was asked again"
+    assert server.passes == asked, "the model was asked again"
     policy = yaml.safe_load("\n".join(page.locator("#take .cm-content").first.locator(".cm-line").all_inner_texts()))
     assert policy["multiply"]["diasafety-is_safe"] == pytest.approx(2.0)
     rm = server.scorer.rm.steer(policy["multiply"])

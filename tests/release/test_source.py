@@ -48,7 +48,7 @@ def unsafe(module: ast.Module) -> list[str]:
             loader = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}.get("Loader", "")
             if pair == ("torch", "load") and "weights_only=True" in ast.unparse(node):
                 continue
-            if pair in UNSAFE_ATTRIBUTES or (pair == ("yaml", "load") and loader not in ("_UniqueKeys", "SafeLoader")):
+            if pair in UNSAFE_ATTRIBUTES or (pair == ("yaml", "load") and loader not in ("UniqueKeys", "SafeLoader")):
                 found.append(f"line {node.lineno}: {'.'.join(pair)}()")
             if any(keyword.arg == "shell" and ast.unparse(keyword.value) == "True" for keyword in node.keywords):
                 found.append(f"line {node.lineno}: shell=True")

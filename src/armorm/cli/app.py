@@ -17,6 +17,7 @@ from rich.console import Console
 
 import armorm
 from armorm.cli import (
+    embedding,
     evaluating,
     exporting,
     extending,
@@ -69,6 +70,7 @@ app.command("rank")(ranking.rank)
 app.command("steer")(steering.steer)
 app.command("evaluate")(evaluating.evaluate)
 app.command("report")(reporting.report)
+app.command("embed")(embedding.embed)
 app.command("export")(exporting.export)
 app.command("inspect")(inspecting.inspect)
 app.command("monitor")(monitoring.monitor)

@@ -1,0 +1,51 @@
+"""`armorm embed`: everything once, refused rows listed, a second run computes nothing."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from armorm.cli.app import app, main
+from armorm.features.shard import Shard
+
+
+def embed(capsys, *arguments: str) -> dict:
+    main_arguments = ["embed", *arguments, "--dtype", "float32", "--json"]
+    with pytest.raises(SystemExit) as stopped:
+        main(main_arguments)
+    assert stopped.value.code == 0
+    return json.loads(capsys.readouterr().out)
+
+
+@pytest.fixture
+def rows(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    lines = [{"prompt": f"What is {n % 3}?", "response": f"It is {n}."} for n in range(9)]
+    lines += [lines[0], {"prompt": "No reply", "response": ""}, {"messages": "no list"}]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def test_features_are_computed_once_and_refused_rows_are_listed(rows, tmp_path, capsys):
+    folder = tmp_path / "features"
+    found = embed(capsys, str(rows), "--output", str(folder))
+    assert (found["conversations"], found["unique"], found["prompts"], found["refused"]) == (10, 9, 3, 2)
+    assert found["stored_before"] == 0
+    assert found["tokens_computed"] < found["tokens_asked"]
+    rejected = [json.loads(line) for line in (folder / "rejected.jsonl").read_text().splitlines()]
+    assert [entry["row"] for entry in rejected] == [11, 12]
+    shards = [Shard(path) for path in folder.glob("shard-*")]
+    assert sum(len(shard.keys) for shard in shards) == 9
+    assert sum(len(shard.prompt_keys) for shard in shards) == 3
+    before = {path.name: path.read_bytes() for path in folder.glob("shard-*")}
+    again = embed(capsys, str(rows), "--output", str(folder))
+    assert (again["stored_before"], again["tokens_computed"]) == (9, 0)
+    assert {path.name: path.read_bytes() for path in folder.glob("shard-*")} == before
+
+
+def test_a_policy_that_would_lose_a_run_is_refused(rows, tmp_path):
+    result = CliRunner().invoke(app, ["embed", str(rows), "--output", str(tmp_path / "f"), "--overflow", "error"])
+    assert "expected skip or truncate_prompt" in str(result.exception)
+    assert not (tmp_path / "f").exists()

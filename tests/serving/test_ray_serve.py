@@ -44,7 +44,7 @@ def test_two_replicas_answer_every_request_with_the_scores_of_the_model(tmp_path
         with ThreadPoolExecutor(16) as pool:
             started = set(pool.map(lambda _: httpx.get(f"{url}/v1/models", timeout=60).text, range(60)))
         replicas = serve.status().applications["armorm"].deployments["armorm"].replica_states
-        assert {str(state.value): count for state, count in replicas.items()} == {"RUNNING": 2}
+        assert {str(getattr(state, "value", state)): count for state, count in replicas.items()} == {"RUNNING": 2}
         assert all("ultra-helpful" in text for text in started)
         assert httpx.post(f"{url}/v1/reward", content=b"[]", timeout=60).status_code == 400
     finally:

@@ -72,6 +72,9 @@ types: $(READY)  ## Types, checked.
 bench: $(READY)  ## The benchmarks; tables here, JSON under benchmarks/results/.
 	$(BIN)/python benchmarks/real_ratings.py
 	$(BIN)/python benchmarks/loading.py
+	$(BIN)/python benchmarks/extraction.py
+	$(BIN)/python benchmarks/heads.py
+	$(BIN)/python benchmarks/evaluation.py
 	$(BIN)/python benchmarks/serving.py
 
 docs: $(FULL)  ## The documentation site, strictly: build/site.

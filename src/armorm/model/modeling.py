@@ -43,9 +43,10 @@ from armorm.model.released import backbone_dtype, biases, is_released
 from armorm.steering import weighing
 
 # Transformers 4 takes names of parameters only; there the transform, a buffer, keeps the dtype that it was made in.
-_HEADS = ["regression_layer", "gating", "quantile_layer"]
+_HEADS = ["regression_layer", "gating"]
 UNCERTAINTY = ("uncertainty_basis", "uncertainty_eigenvalues", "uncertainty_center")
-_HEADS += ["reward_transform_matrix", *UNCERTAINTY] if int(transformers_version.partition(".")[0]) >= 5 else []
+_BUFFERS = ["reward_transform_matrix", *UNCERTAINTY]
+_HEADS += ["quantile_layer", *_BUFFERS] if int(transformers_version.partition(".")[0]) >= 5 else []
 
 
 @dataclass
@@ -97,6 +98,10 @@ class ArmoRMForSequenceClassification(PreTrainedModel):
             raise CheckpointError("the config holds no backbone_config, expected that of a decoder")
         self.model = AutoModel.from_config(config.backbone_config)
         self._build_heads(config)
+        if (
+            self.quantile_layer is not None and "quantile_layer" not in _HEADS
+        ):  # transformers 4 wants only what is there
+            self._keep_in_fp32_modules = self._keep_in_fp32_modules_strict = [*_HEADS, "quantile_layer"]
         self.post_init()
 
     def _build_heads(self, config: ArmoRMConfig) -> None:

@@ -41,7 +41,7 @@ _HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "r
 # Transformers 4 takes names of parameters only; there the transform stays in float32 since it was made so.
 _UNCERTAINTY = ("uncertainty_basis", "uncertainty_eigenvalues", "uncertainty_center")
 _BUFFERS = ["reward_transform_matrix", *_UNCERTAINTY]
-_HEADS = ["regression_layer", "gating", "quantile_layer", *(_BUFFERS if _VERSION >= (5, 0) else [])]
+_HEADS = ["regression_layer", "gating", *(["quantile_layer", *_BUFFERS] if _VERSION >= (5, 0) else [])]
 # Ids from the gate to the start of the reply, for configs that do not say: those of the published models.
 _GATE_PATTERNS = {"llama": [128009, 128006, 78191, 128007, 271], "gemma2": [107, 108, 106, 2516, 108]}
 
@@ -184,6 +184,8 @@ class RewardModel(PreTrainedModel):
         if quantiles:
             rows = len(quantiles["objectives"]) * len(quantiles["levels"])
             self.quantile_layer = nn.Linear(d, rows, dtype=torch.float32)
+            if "quantile_layer" not in _HEADS:  # transformers 4 wants only what is there
+                self._keep_in_fp32_modules = self._keep_in_fp32_modules_strict = [*_HEADS, "quantile_layer"]  # type: ignore[misc]
         self.weighing = weighing(config)
         self.gating = Gate([d, *[config.gating_hidden_dim] * config.gating_n_hidden, k], config.gating_temperature)
         self.post_init()

@@ -16,7 +16,7 @@ from ablations.methods import Bench
 from armorm.evaluation.metrics import within_prompt_accuracy
 from armorm.heads.bradley_terry import fit_bradley_terry
 from armorm.heads.debias import no_debiasing, spearman
-from armorm.heads.quantile import fit_quantiles, half_width, pinball, share_below
+from armorm.heads.quantile import fit_quantiles, half_width, has_quantiles, pinball, share_below
 from armorm.heads.regression import RegressionHead
 from armorm.training.pipeline import HELD_OUT_PAIRS, held_out_prompts
 
@@ -81,7 +81,7 @@ def references(bench: Bench) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         for place, (values, _) in on.items():
             debiased = debiasing.apply(values)
             left[place] = float(np.mean([abs(spearman(debiased[:, i], values[:, corpus.bias])) for i in others]))
-        table[name] = {"penalties": debiasing.penalties.tolist(), "left": left}
+        table[name] = {"penalties": np.atleast_2d(debiasing.penalties).sum(0).tolist(), "left": left}
     return margins, table
 
 
@@ -169,10 +169,13 @@ def quantiles(bench: Bench) -> dict[str, Any]:
     """Quantile heads on held-out prompts: calibration, coverage, pinball loss against simpler spreads, and as a reward.
 
     Compared: one spread for all responses around the reward; the quantiles of the training ratings, whatever the
-    response. As a reward: the mean of the quantiles against the ridge reward, by Spearman.
+    response. As a reward: the mean of the quantiles against the ridge reward, by Spearman. Nothing where no objective
+    has levels and ratings enough.
     """
     corpus = bench.corpus
     train, test = corpus.train, corpus.test
+    if not any(has_quantiles(column) for column in train.ratings.T):
+        return {}
     rewards = bench.rewards.reference
     features = corpus.responses(train.rows)
     fit = lambda penalties: fit_quantiles(  # noqa: E731

@@ -67,6 +67,17 @@ def test_steering_and_normalisation_are_those_of_the_library_for_this_request_on
     assert [r["score"] for r in plain["results"]] == pytest.approx(rm.score(CONVERSATIONS).scores.tolist(), abs=1e-5)
 
 
+def test_debiased_rewards_follow_the_strength_that_the_request_asks_for(server, rm):
+    steered = rm.steer(debias_strength=0.25)
+    answer = server.post(
+        "/v1/reward", conversations=CONVERSATIONS, steer={"debias_strength": 0.25}, include=["debiased_rewards"]
+    ).json()
+    expected = steered.score(CONVERSATIONS).rewards @ steered.transform
+    assert np.abs(steered.transform - rm.transform).max() > 0.1
+    for result, values in zip(answer["results"], expected, strict=True):
+        assert result["debiased_rewards"] == pytest.approx(values.tolist(), abs=1e-4)
+
+
 def test_one_bad_row_stands_at_its_place_and_the_others_are_scored(server, rm):
     bad = [
         [{"role": "user", "content": "no reply"}],

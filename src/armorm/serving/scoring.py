@@ -259,7 +259,7 @@ class Scorer:
             results,
             self.settings.name,
             self._objectives,
-            self._transform,
+            self._steered(prepared.variant).transform,
             self._scale() if normalize else None,
             None if exchange.partial else self.settings.empty_score,
         )

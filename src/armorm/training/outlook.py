@@ -82,7 +82,7 @@ def outlook(
                 "kind": kind,
                 "rows": rows,
                 "conversations": (rows or 0) * (2 if isinstance(known, PreferencePreset) else 1),
-                "from": "at hand" if at_hand else "as published" + (", rounded" if known and known.rounded else ""),
+                "from": "at hand" if at_hand else "as stated" + (", rounded" if known and known.rounded else ""),
             }
         )
         if not at_hand:

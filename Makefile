@@ -12,7 +12,10 @@ INTEGRATIONS := $(COMPAT)/trl
 FULL := $(VENV)/.full
 PURELIB := import sysconfig; print(sysconfig.get_path('purelib'))
 
-.PHONY: demo test test-full test-compat test-integrations lint types bench docs clean
+# Tests run on every core, up to eight, one thread each.
+WORKERS := -n auto --maxprocesses 8 --dist worksteal
+
+.PHONY: demo test test-slow test-full test-compat test-integrations lint types bench docs clean
 .DEFAULT_GOAL := help
 
 help:  ## Show the targets.
@@ -34,7 +37,7 @@ demo: $(READY)  ## The whole method on a generated corpus, offline, in about a m
 	$(BIN)/armorm demo --output runs/demo
 
 test: $(READY)  ## The fast tests.
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(WORKERS)
 
 # The packages of its own stand before the shared ones, which a path file adds at the end.
 $(COMPAT)/%/.ready: tests/compat/%.txt | $(READY)
@@ -47,9 +50,11 @@ $(COMPAT)/%/.ready: tests/compat/%.txt | $(READY)
 test-compat: $(READY) $(COMPAT_READY)  ## Self-contained models, and armorm, on older versions of transformers; rewardbench.
 	$(BIN)/python -m pytest -m "slow or not slow" tests/compat
 
-test-full: $(READY) $(FULL) $(COMPAT_READY) $(INTEGRATIONS)/.ready  ## All tests, the slow ones and those of other environments too.
-	$(BIN)/python -m pytest -m "slow or not slow" --ignore tests/integrations
-	$(INTEGRATIONS)/bin/python -m pytest -m "slow or not slow" tests/integrations
+test-slow: $(READY) $(FULL) $(COMPAT_READY) $(INTEGRATIONS)/.ready  ## The slow tests, and those of other environments.
+	$(BIN)/python -m pytest -m slow $(WORKERS) --ignore tests/integrations
+	$(INTEGRATIONS)/bin/python -m pytest -m slow $(WORKERS) tests/integrations
+
+test-full: test test-slow  ## All tests.
 
 SITE_OF = import site; print(site.getsitepackages()[0])
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -9,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from armorm import ArmoRM
 from armorm.cli.app import main
@@ -205,6 +208,26 @@ def test_inspect_says_what_is_in_data(capsys, tmp_path):
     _, text, _ = run(capsys, "inspect", path)
     assert "quality" in text
     assert "row 7" in text
+
+
+def test_inspect_says_what_is_in_a_file_of_the_published_scripts(capsys, tmp_path):
+    ratings = torch.tensor([[0.0, math.nan], [1.0, math.nan], [0.5, math.nan]])
+    save_file({"embeddings": torch.ones(3, 4), "labels": ratings}, tmp_path / "ratings.safetensors")
+    pairs = torch.ones(3, 2, 4)
+    pairs[1, 0, 2] = math.inf
+    save_file({"embeddings": pairs, "prompt_embeddings": torch.ones(3, 4)}, tmp_path / "pairs.safetensors")
+    _, out, _ = run(capsys, "inspect", tmp_path / "ratings.safetensors", "--json")
+    found = json.loads(out)
+    assert (found["rows"], found["hidden_size"], found["labels"]) == (3, 4, "3 x 2")
+    assert found["numbers"]["label 1"] == {
+        "rated": 3, "missing": 0, "lowest": 0.0, "highest": 1.0, "mean": 0.5, "levels": 3
+    }  # fmt: skip
+    assert found["numbers"]["label 2"]["rated"] == 0
+    _, out, _ = run(capsys, "inspect", tmp_path / "pairs.safetensors")
+    assert "preference pairs" in out and "3 x 2 x 4" in out
+    assert "embeddings: 1 rows that are not finite" in out
+    code, _, err = run(capsys, "inspect", tmp_path / "absent.safetensors")
+    assert code == 1 and "cannot be read" in err
 
 
 def test_inspect_says_what_is_in_pairs_models_and_features(capsys, small_recipe, small_run):

@@ -49,3 +49,31 @@ def test_a_policy_that_would_lose_a_run_is_refused(rows, tmp_path):
     result = CliRunner().invoke(app, ["embed", str(rows), "--output", str(tmp_path / "f"), "--overflow", "error"])
     assert "expected skip or truncate_prompt" in str(result.exception)
     assert not (tmp_path / "f").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--engine", "dask"], "--engine: found 'dask', expected local or ray"),
+        (["--workers", "2"], "belong to --engine ray"),
+        (["--gpus-per-worker", "1"], "belong to --engine ray"),
+    ],
+)
+def test_options_of_engines_are_checked_before_anything_is_read(tmp_path, options, told):
+    result = CliRunner().invoke(app, ["embed", str(tmp_path / "absent"), "--output", str(tmp_path / "f"), *options])
+    assert told in str(result.exception)
+
+
+@pytest.mark.slow
+def test_ray_workers_give_the_same_store(rows, tmp_path, capsys, monkeypatch):
+    ray = pytest.importorskip("ray")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # as many threads here as a worker of one core has
+    here, there = tmp_path / "here", tmp_path / "there"
+    embed(capsys, str(rows), "--output", str(here))
+    found = embed(
+        capsys, str(rows), "--output", str(there), "--engine", "ray", "--workers", "1", "--cpus-per-worker", "1"
+    )
+    ray.shutdown()
+    assert (found["unique"], found["refused"]) == (9, 2)
+    for path in here.glob("*.safetensors"):
+        assert (there / path.name).read_bytes() == path.read_bytes()

@@ -80,6 +80,8 @@ evaluation:
         ("evaluation: [{benchmark: ratings, data: x.jsonl}]", ["evaluation.0", "expected no data"]),
         ("reference: {dat: x}", ["reference.dat", "did you mean data?"]),
         ("backbone: {overflow: truncate}", ["backbone.overflow", "truncate_prompt"]),
+        ("backbone: {workers: 2}", ["backbone", "workers and gpus_per_worker go with engine: ray"]),
+        ("backbone: {engine: dask}", ["backbone.engine", "'dask'", "local"]),
         ("limit: 0", ["limit", "0"]),
     ],
 )

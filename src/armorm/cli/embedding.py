@@ -36,12 +36,19 @@ def embed(
     compiled: Annotated[
         Optional[bool], typer.Option("--compile/--no-compile", help="By default where it pays.")
     ] = None,
+    engine: Annotated[str, typer.Option(help="local, or ray: workers on this machine or a cluster.")] = "local",
+    workers: Annotated[
+        Optional[int], typer.Option(min=1, help="Of the ray engine; by default one for each GPU.")
+    ] = None,
+    gpus_per_worker: Annotated[Optional[float], typer.Option(min=0, help="By default 1 where there are any.")] = None,
+    cpus_per_worker: Annotated[Optional[float], typer.Option(min=0, help="By default an equal share.")] = None,
     dtype: DtypeOption = "auto",
     device: DeviceOption = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Compute the features of conversations into a store; a run that was stopped goes on where it was.
 
+    With `--engine ray`, the cluster is that of RAY_ADDRESS or of this machine, and DIR one that all its machines see.
     Refused rows are listed in `rejected.jsonl` of the store. `armorm inspect DIR` says what is in it.
 
     Example: `armorm embed conversations.jsonl --backbone armorm-tiny --output features`
@@ -52,6 +59,7 @@ def embed(
     from armorm.data.ratings import row_conversation
     from armorm.data.rows import Location
     from armorm.features.extract import fill_store
+    from armorm.features.ray import BackboneSource, RayWorkers
     from armorm.features.store import FeatureStore
     from armorm.features.tokens import TokenTable
     from armorm.features.work import Settings
@@ -59,10 +67,21 @@ def embed(
 
     if overflow not in ("skip", "truncate_prompt"):
         raise RecipeError(f"--overflow: found {overflow!r}, expected skip or truncate_prompt")
+    if engine not in ("local", "ray"):
+        raise RecipeError(f"--engine: found {engine!r}, expected local or ray")
+    if engine == "local" and (workers, gpus_per_worker, cpus_per_worker) != (None, None, None):
+        raise RecipeError("--workers, --gpus-per-worker and --cpus-per-worker belong to --engine ray")
     console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
     rows = Location.find(input).rows()
-    loaded = Backbone.load(backbone, dtype=dtype, device=device)
-    store = FeatureStore.of(output, loaded, store_dtype)
+    source = BackboneSource(backbone, dtype, device)
+    runner: Backbone | RayWorkers
+    if engine == "ray":
+        runner = RayWorkers(source, workers, gpus_per_worker, cpus_per_worker)
+        template = source.template()
+    else:
+        runner = source.load()
+        template = runner.template
+    store = FeatureStore.of(output, runner, store_dtype)
     refused: list[dict[str, Any]] = []
 
     def chunks() -> Iterator[list[EncodedConversation]]:
@@ -74,7 +93,7 @@ def embed(
                         valid.append((row, row_conversation(row)))
                     except (DataError, ConversationError) as error:
                         refused.append({"row": row.number, "reason": str(error)})
-                encoded = encode_rows(loaded.template, [c for _, c in valid], max_length, overflow)  # type: ignore[arg-type]
+                encoded = encode_rows(template, [c for _, c in valid], max_length, overflow)  # type: ignore[arg-type]
                 refused.extend({"row": valid[i][0].number, "reason": reason} for i, reason in encoded.rejected)
                 advance(len(chunk))
                 yield [entry for entry in encoded.rows if entry is not None]
@@ -84,7 +103,7 @@ def embed(
         write_text(output / "rejected.jsonl", "".join(json.dumps(entry) + "\n" for entry in refused))
         console.print(f"refused: {len(refused):,} rows, listed in {output / 'rejected.jsonl'}")
     start = time.perf_counter()
-    figures = fill_store(loaded, table, store, Settings(batch_tokens, sharing, compiled))
+    figures = fill_store(runner, table, store, Settings(batch_tokens, sharing, compiled))
     seconds = time.perf_counter() - start
     found = {
         "conversations": figures.conversations,
@@ -96,7 +115,7 @@ def embed(
         "saving": figures.saving,
         "seconds": seconds,
         "refused": len(refused),
-        "sharing": "unknown" if loaded.sharing_fault is None else loaded.sharing_fault or "exact",
+        "sharing": "unknown" if runner.sharing_fault is None else runner.sharing_fault or "exact",
         "store": str(output),
     }
     if as_json:

@@ -8,6 +8,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -32,7 +33,9 @@ def inspect(
     Example: `armorm inspect ratings.jsonl`
     """
     folder = embedded_path(what) or Path(what)
-    if (folder / "manifest.json").is_file():
+    if folder.suffix == ".safetensors":
+        found = _published(folder)
+    elif (folder / "manifest.json").is_file():
         found = _store(folder)
     elif (folder / "config.json").is_file():
         found = _model(folder)
@@ -153,6 +156,63 @@ def _store(folder: Path) -> dict[str, Any]:
     }
 
 
+def _published(path: Path) -> dict[str, Any]:
+    """A file of embeddings of the published scripts, or a shard of a store by itself."""
+    from armorm.features.published import read_published
+
+    if path.name.startswith("shard-") and path.is_file():
+        shard = Shard(path)
+        fault = _fault(shard)
+        return {
+            "kind": "one shard of features",
+            "name": str(path),
+            "conversations": len(shard.keys),
+            "prompts": len(shard.prompt_keys),
+            "problems": [fault] if fault else [],
+        }
+    file = read_published([path])
+    found: dict[str, Any] = {
+        "kind": "features of the published scripts",
+        "name": str(path),
+        "rows": len(file.embeddings),
+        "hidden_size": file.embeddings.shape[-1],
+        "layout": "preference pairs" if file.labels is None else "conversations",
+        "megabytes": round(path.stat().st_size / 1e6, 1),
+    }
+    numbers = {"embeddings": file.embeddings, "labels": file.labels, "prompt_embeddings": file.prompts}
+    for name, array in numbers.items():
+        if array is not None:
+            found[name] = " x ".join(str(size) for size in array.shape)
+    problems = [
+        f"{name}: {int((~np.isfinite(array)).any(-1).sum()):,} rows that are not finite"
+        for name, array in numbers.items()
+        if array is not None and name != "labels" and not np.isfinite(array).all()
+    ]
+    if file.labels is None:
+        return found | {"problems": problems}
+    rated = {f"label {column + 1}": file.labels[:, column] for column in range(file.labels.shape[1])}
+    found["numbers"] = {
+        name: {
+            "rated": int(np.isfinite(values).sum()),
+            "missing": int((~np.isfinite(values)).sum()),
+            **_extent(values[np.isfinite(values)]),
+        }
+        for name, values in rated.items()
+    }
+    return found | {"problems": problems}
+
+
+def _extent(values: np.ndarray) -> dict[str, float | None]:
+    if not len(values):
+        return {"lowest": None, "highest": None, "mean": None, "levels": 0}
+    return {
+        "lowest": float(values.min()),
+        "highest": float(values.max()),
+        "mean": float(values.mean(dtype=np.float64)),
+        "levels": len(np.unique(values)),
+    }
+
+
 def _fault(shard: Shard) -> str:
     """What is wrong with a shard; empty where its checksums hold."""
     try:
@@ -180,7 +240,7 @@ def _tables(found: dict[str, Any]) -> list[Any]:
                 name,
                 f"{entry['rated']:,}",
                 f"{entry['missing']:,}",
-                *(f"{entry[k]:.4g}" for k in ("lowest", "highest", "mean")),
+                *("-" if entry[k] is None else f"{entry[k]:.4g}" for k in ("lowest", "highest", "mean")),
                 f"{entry['levels']:,}",
             )
         parts.append(table)

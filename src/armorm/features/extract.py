@@ -59,10 +59,12 @@ def extract(
     description: str = "features",
     sharing: bool | None = None,
     compiled: bool | None = None,
+    runner: Runner | None = None,
 ) -> Features:
     """Compute features, or read those the store has.
 
     Args:
+        runner: what computes the shards of the store; by default the backbone, here.
         batch_tokens: most tokens of a forward pass: of a tree of shared beginnings, or of a padded batch.
         sharing, compiled: as in `Settings`.
 
@@ -74,7 +76,7 @@ def extract(
     keys, prompt_keys = keys_of(encoded), prompt_keys_of(encoded)
     unique_prompts, prompt_index = _unique(prompt_keys)
     if store is not None:
-        fill_store(backbone, encoded, store, settings)
+        fill_store(runner or backbone, encoded, store, settings)
         return Features(store.responses(keys), store.prompts(unique_prompts), prompt_index)
     _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
     plan = plan_extraction(encoded, first)
@@ -149,7 +151,8 @@ def _fill(
     work = Work(
         stored,
         todo,
-        lambda number: [encoded[i] for i in places[number]],
+        encoded,
+        places,
         owned,
         store,
         settings,

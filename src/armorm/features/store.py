@@ -22,11 +22,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
-from armorm.backbone.decoder import Backbone
 from armorm.errors import StoreError
 from armorm.features.shard import DTYPES, KEY, Shard, write_shard
 from armorm.files import read_arrays, write_arrays, write_json
@@ -34,6 +33,18 @@ from armorm.progress import say
 
 FORMAT = "armorm-features"
 VERSION = 2
+
+
+class Fingerprinted(Protocol):
+    """A backbone, here or elsewhere."""
+
+    @property
+    def fingerprint_parts(self) -> Mapping[str, str]:
+        """What decides a feature beside the token ids."""
+
+    @property
+    def hidden_size(self) -> int:
+        """d."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +73,7 @@ class FeatureStore:
 
     Attributes:
         folder: where it lies.
+        fingerprint: as above.
         hidden_size: d.
         dtype: what features are stored in.
 
@@ -73,6 +85,7 @@ class FeatureStore:
         self, folder: str | Path, *, fingerprint: Mapping[str, str], hidden_size: int, dtype: str | None = None
     ) -> None:
         self.folder = Path(folder)
+        self.fingerprint = dict(fingerprint)
         self.hidden_size = hidden_size
         own = str(fingerprint.get("dtype"))
         wanted = dtype or (own if own in DTYPES else "float32")
@@ -98,7 +111,7 @@ class FeatureStore:
         self._make_index()
 
     @classmethod
-    def of(cls, folder: str | Path, backbone: Backbone, dtype: str | None = None) -> FeatureStore:
+    def of(cls, folder: str | Path, backbone: Fingerprinted, dtype: str | None = None) -> FeatureStore:
         """The store of a backbone's features in a folder; as the constructor."""
         return cls(folder, fingerprint=backbone.fingerprint_parts, hidden_size=backbone.hidden_size, dtype=dtype)
 
@@ -110,8 +123,7 @@ class FeatureStore:
             raise StoreError(
                 f"{self.folder}: a feature store of version {version}, expected {VERSION}; use a new folder"
             )
-        theirs, ours = (dict(entry["fingerprint"]) for entry in (found, manifest))
-        differing = [part for part in sorted({*theirs, *ours}) if theirs.get(part) != ours.get(part)]
+        differing = differing_parts(found["fingerprint"], self.fingerprint)
         if found.get("hidden_size") != manifest["hidden_size"]:
             differing.append("hidden_size")
         if differing:
@@ -321,6 +333,11 @@ class _Index:
             return np.full(len(keys), -1)
         places = np.minimum(np.searchsorted(self.keys, keys), len(self.keys) - 1)
         return np.where(self.keys[places] == keys, places, -1)
+
+
+def differing_parts(one: Mapping[str, str], other: Mapping[str, str]) -> list[str]:
+    """Parts of two fingerprints that differ."""
+    return [part for part in sorted({*one, *other}) if one.get(part) != other.get(part)]
 
 
 def shard_name(plan: str, number: int) -> str:

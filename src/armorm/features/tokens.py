@@ -30,6 +30,7 @@ class TokenTable(Sequence[EncodedConversation]):
     """Encoded conversations in a folder.
 
     Attributes:
+        folder: where it lies.
         keys: (n,) 16 bytes each, of the response features.
         prompt_keys: (n,) 16 bytes each, of the prompt features.
         lengths: (n,) int64, tokens of each conversation.
@@ -39,6 +40,7 @@ class TokenTable(Sequence[EncodedConversation]):
     """
 
     def __init__(self, folder: Path) -> None:
+        self.folder = folder
         try:
             index = read_arrays(folder / INDEX)
             size = (folder / IDS).stat().st_size

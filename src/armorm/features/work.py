@@ -50,7 +50,8 @@ class Work:
     Attributes:
         plan: as the store keeps it.
         numbers: of the shards to compute, at least one.
-        conversations: of each of them, in order.
+        encoded: all conversations that were asked for.
+        places: of each shard, the positions of its conversations among them, in order.
         owned: of each of them, the keys of the prompts that it stores.
         store: where they go.
         settings: how they are computed, where the plan says nothing.
@@ -60,12 +61,17 @@ class Work:
 
     plan: StoredPlan
     numbers: list[int]
-    conversations: Callable[[int], list[EncodedConversation]]
+    encoded: Sequence[EncodedConversation]
+    places: Sequence[np.ndarray]
     owned: Callable[[int], np.ndarray]
     store: FeatureStore
     settings: Settings
     figures: PlanFigures
     tokens: dict[int, int]
+
+    def conversations(self, number: int) -> list[EncodedConversation]:
+        """The conversations of a shard, in order."""
+        return [self.encoded[i] for i in self.places[number]]
 
     @property
     def unit(self) -> str:
@@ -135,16 +141,21 @@ def compute_shard(
 
 
 class Rows(Sequence[EncodedConversation]):
-    """Some conversations of a sequence, each read when it is asked for."""
+    """Some conversations of a sequence, each read when it is asked for.
+
+    Attributes:
+        encoded: the sequence.
+        rows: (n,) positions in it.
+    """
 
     def __init__(self, encoded: Sequence[EncodedConversation], rows: np.ndarray) -> None:
-        self._encoded, self._rows = encoded, rows
+        self.encoded, self.rows = encoded, rows
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self.rows)
 
     def __getitem__(self, place: Any) -> Any:
-        return self._encoded[int(self._rows[place])]
+        return self.encoded[int(self.rows[place])]
 
 
 def keys_of(encoded: Sequence[EncodedConversation]) -> np.ndarray:

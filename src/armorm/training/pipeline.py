@@ -38,6 +38,7 @@ from armorm.evaluation.metrics import pair_figures, rating_figures
 from armorm.evaluation.runner import evaluate
 from armorm.features.extract import Features, extract
 from armorm.features.store import FeatureStore
+from armorm.features.work import Runner
 from armorm.files import plain, read_arrays, write_arrays, write_json, write_text
 from armorm.heads.accumulation import RatedBlock, blocks_of
 from armorm.heads.debias import Debiasing, fit_debiasing, no_debiasing
@@ -251,7 +252,7 @@ class _Run:
         kept = [i for i, row in enumerate(result.rows) if row is not None]
         encoded = [row for row in result.rows if row is not None]
         store = FeatureStore.of(self.features, backbone)
-        features = extract(backbone, encoded, store, batch_tokens=section.batch_tokens)
+        features = extract(backbone, encoded, store, batch_tokens=section.batch_tokens, runner=self._runner(backbone))
         rows = {unique[i].key: row for row, i in enumerate(kept)}
         rejected = {unique[i].key: reason for i, reason in result.rejected}
         if rejected:
@@ -259,6 +260,19 @@ class _Run:
         if result.truncated:
             self.console.print(f"truncated: the prompts of {len(result.truncated):,} of {len(unique):,} conversations")
         return _Corpus(rows, encoded, features, rejected, len(result.truncated))
+
+    def _runner(self, backbone: Backbone) -> Runner | None:
+        """Who extracts features, where that is not this process."""
+        section = self.recipe.backbone
+        if section.engine == "local":
+            return None
+        from armorm.features.ray import BackboneSource, RayWorkers
+
+        # (Workers load what this process did: after fine-tuning that is another backbone than the recipe's.)
+        source = BackboneSource(
+            backbone.name, section.dtype, section.device, section.revision, section.trust_remote_code
+        )
+        return RayWorkers(source, section.workers, section.gpus_per_worker)
 
     def _usable_ratings(self, corpus: _Corpus) -> tuple[RatingTable, np.ndarray, np.ndarray]:
         """The table of rows that were not refused, with the rows to train and to test on."""

@@ -46,8 +46,19 @@ class BackboneSection(Section):
     max_length: int = Field(2048, ge=8, description="most tokens of a conversation")
     overflow: Literal["error", "truncate_prompt", "skip"] = Field("error", description="what happens to longer ones")
     batch_tokens: int = Field(8192, ge=64, description="tokens of a forward pass, padding included")
+    engine: Literal["local", "ray"] = Field("local", description="who extracts features: this process, or Ray workers")
+    workers: Optional[int] = Field(None, ge=1, description="of the ray engine; one for each GPU if empty")
+    gpus_per_worker: Optional[float] = Field(
+        None, ge=0, description="of the ray engine; 1 if there are any and it is empty"
+    )
     revision: Optional[str] = Field(None, description="of a hub model")
     trust_remote_code: bool = Field(False, description="run code that comes with the model")
+
+    @model_validator(mode="after")
+    def _workers_of_ray(self) -> BackboneSection:
+        if self.engine == "local" and (self.workers is not None or self.gpus_per_worker is not None):
+            raise ValueError("workers and gpus_per_worker go with engine: ray")
+        return self
 
 
 class FinetuneSection(Section):

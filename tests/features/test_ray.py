@@ -1,0 +1,151 @@
+"""The Ray engine: two workers, one of them killed in the middle, and the shards of one process."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from armorm.backbone.decoder import Backbone
+from armorm.backbone.template import EncodedConversation
+from armorm.conversation import Conversation
+from armorm.errors import BackboneError, StoreError
+from armorm.features import plan as planning
+from armorm.features.extract import extract, fill_store
+from armorm.features.store import FeatureStore
+from armorm.features.tokens import TokenTable
+from armorm.features.work import Settings
+from tests.conftest import chat
+
+pytestmark = pytest.mark.slow
+ray = pytest.importorskip("ray")
+psutil = pytest.importorskip("psutil")
+
+SHARD_TOKENS = 1500
+WORDS = ["sun", "rain", "wind", "snow", "fog", "hail", "frost", "heat"]
+DIALOGUES = [
+    chat(f"Tell me about {WORDS[prompt % 8]} {prompt}.", f"{WORDS[reply]} and more " * (10 + (7 * prompt + reply) % 30))
+    for reply in range(4)
+    for prompt in range(50)
+]
+
+
+@pytest.fixture(scope="module")
+def two_cores():
+    """Ray on this machine, with two cores for workers of one thread each, as in this process."""
+    ray.init(num_cpus=2, num_gpus=0, include_dashboard=False, log_to_driver=False, logging_level="error")
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def backbone() -> Backbone:
+    return Backbone.load("armorm-tiny", dtype="float32", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def encoded(backbone) -> list[EncodedConversation]:
+    return backbone.template.encode([Conversation.from_messages(dialogue) for dialogue in DIALOGUES])
+
+
+@pytest.fixture(scope="module")
+def source():
+    from armorm.features.ray import BackboneSource
+
+    return BackboneSource("armorm-tiny", dtype="float32", device="cpu")
+
+
+def shards_of(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.glob("*.safetensors"))}
+
+
+class Killer(threading.Thread):
+    """Kills one of the workers, without a word, as soon as two shards are there."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(daemon=True)
+        self.folder, self.seen, self.killed, self.shards_then = folder, set(), 0, 0
+        self.over = threading.Event()
+
+    def run(self) -> None:
+        while not self.over.is_set():
+            workers = [p for p in psutil.Process().children(recursive=True) if _is_worker(p)]
+            self.seen |= {p.pid for p in workers}
+            done = len(list(self.folder.glob("shard-*")))
+            if not self.killed and done >= 2 and len(workers) == 2:
+                self.killed, self.shards_then = workers[0].pid, done
+                workers[0].kill()
+            time.sleep(0.05)
+
+
+def _is_worker(process) -> bool:
+    try:
+        return "MapWorker" in " ".join(process.cmdline())
+    except psutil.Error:
+        return False
+
+
+def test_a_worker_killed_in_the_middle_is_replaced_and_the_bytes_are_those_of_one_process(
+    two_cores, backbone, encoded, source, tmp_path, monkeypatch
+):
+    from armorm.features.ray import RayWorkers
+
+    monkeypatch.setattr(planning, "SHARD_TOKENS", SHARD_TOKENS)
+    here, there = tmp_path / "here", tmp_path / "there"
+    fill_store(backbone, encoded, FeatureStore.of(here, backbone), Settings(1024))
+    table = TokenTable.write(tmp_path / "tokens", [encoded])
+    runner = RayWorkers(source, workers=2)
+    store = FeatureStore.of(there, runner)
+    killer = Killer(there)
+    killer.start()
+    figures = fill_store(runner, table, store, Settings(1024))
+    killer.over.set()
+    killer.join()
+    expected = shards_of(here)
+    assert len(expected) > 8
+    assert killer.killed
+    assert killer.shards_then < len(expected) - 2  # it had work in hand
+    assert len(killer.seen) >= 3  # two, and the one that came instead
+    assert shards_of(there) == expected
+    assert figures.unique == len(store) == len(encoded)
+
+
+def test_features_read_through_workers_are_those_of_the_backbone(two_cores, backbone, encoded, source, tmp_path):
+    from armorm.features.ray import RayWorkers
+
+    few = encoded[:6]
+    store = FeatureStore.of(tmp_path, backbone)
+    found = extract(backbone, few, store, runner=RayWorkers(source, workers=1, cpus=1))
+    alone = np.concatenate([backbone.features([one])[1] for one in few])
+    np.testing.assert_allclose(found.response, alone, rtol=1e-4, atol=1e-5)
+    assert not list(tmp_path.glob("tokens-*"))  # what was written for the workers is taken away
+
+
+def test_more_workers_than_there_is_room_for_are_refused_before_anything_is_loaded(two_cores, source):
+    from armorm.features.ray import RayWorkers
+
+    with pytest.raises(BackboneError, match="3 workers of 1 CPU each: the cluster has 2"):
+        RayWorkers(source, workers=3, cpus=1)
+    with pytest.raises(BackboneError, match="1 workers of 1 GPU each: the cluster has 0"):
+        RayWorkers(source, workers=1, gpus=1)
+
+
+def test_a_backbone_that_does_not_load_is_one_clear_line(two_cores, tmp_path):
+    from armorm.features.ray import BackboneSource, RayWorkers
+
+    runner = RayWorkers(BackboneSource(str(tmp_path / "nothing")), workers=1, cpus=1)
+    with pytest.raises(BackboneError, match="nothing") as caught:
+        FeatureStore.of(tmp_path / "store", runner)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_store_of_another_backbone_is_refused(two_cores, backbone, encoded, source, tmp_path):
+    from armorm.features.ray import BackboneSource, RayWorkers
+
+    store = FeatureStore.of(tmp_path, backbone)
+    runner = RayWorkers(BackboneSource("armorm-tiny", dtype="bfloat16", device="cpu"), workers=1, cpus=1)
+    with pytest.raises(StoreError, match="dtype, weights differ"):
+        fill_store(runner, encoded[:4], store)

@@ -119,6 +119,15 @@ def test_bad_usage_is_two_and_a_fault_in_data_is_one_line(capsys, tmp_path):
             assert len([line for line in err.splitlines() if line.strip()]) == 1, err
 
 
+def test_a_function_and_a_model_for_one_place_are_refused(capsys, tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    path.write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n')
+    arguments = ("evaluate", "pairs", "--data", path, "--scorer", "json:dumps", "--model", "armorm-tiny-rm")
+    code, _, err = run(capsys, *arguments)
+    assert code == 2
+    assert "--scorer stands in place of --model" in " ".join(err.split())
+
+
 def test_every_command_has_help_with_an_example(capsys):
     for command in ("evaluate", "rank", "compare"):
         code, out, _ = run(capsys, command, "--help")

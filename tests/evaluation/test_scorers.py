@@ -406,6 +406,40 @@ def test_an_over_long_conversation_of_a_classifier_is_refused(classifier):
     assert np.isfinite(scored.scores[1])
 
 
+def test_what_a_function_raises_is_one_line_with_the_place_where():
+    def broken(conversations):
+        return [1 / 0 for _ in conversations]
+
+    with pytest.raises(ScorerError) as caught:
+        CallableScorer(broken, "mine:broken").score([Conversation.from_prompt("a", "b")])
+    line = broken.__code__.co_firstlineno + 1
+    assert str(caught.value).startswith("scorer mine:broken: raised ZeroDivisionError: division by zero (")
+    assert str(caught.value).endswith(f"test_scorers.py, line {line})")
+    assert isinstance(caught.value.__cause__, ZeroDivisionError)
+
+
+def test_a_scorer_of_ones_own_keeps_its_parts_and_is_measured_on_ratings(rm, tmp_path):
+    class Own:
+        """Delegates; no class of this library."""
+
+        objectives = rm.objectives
+
+        def describe(self):
+            return {"name": "own", "kind": "own"}
+
+        def score(self, conversations):
+            return ArmoRMScorer(rm).score(conversations)
+
+    name = rm.objectives.names[0]
+    rows = [{"prompt": f"p{i}", "response": "word " * (i + 1), name: 1.0 + i % 5} for i in range(12)]
+    path = tmp_path / "rated.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    own, usual = (evaluate("ratings", scorer, path, quiet=True) for scorer in (Own(), rm))
+    assert list(own.objectives) == list(usual.objectives) == [name]
+    assert own.raw
+    assert own.examples == usual.examples
+
+
 def test_names_lead_to_the_right_kind_of_scorer(classifier, rm, tmp_path, monkeypatch):
     rm.save_pretrained(tmp_path / "rm")
     assert is_classifier(str(classifier))

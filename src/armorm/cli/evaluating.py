@@ -28,6 +28,7 @@ def evaluate(
     benchmark: Annotated[
         str, typer.Argument(help="pairs, ratings, rewardbench, rewardbench2, rm-bench, judgebench or ppe.")
     ],
+    context: typer.Context,
     model: ModelOption = EMBEDDED_REWARD_MODEL,
     data: Annotated[
         Optional[list[str]],
@@ -76,6 +77,9 @@ def evaluate(
     from armorm.evaluation.runner import evaluate as run
     from armorm.evaluation.scorers import CallableScorer
 
+    source = context.get_parameter_source("model")
+    if scorer is not None and source is not None and source.name == "COMMANDLINE":
+        raise typer.BadParameter("--scorer stands in place of --model; expected one of them (the other as --against)")
     # What cannot be compared is refused before any work.
     beside = None if against is None else _beside(against)
     if isinstance(beside, Results) and beside.benchmark != benchmark:

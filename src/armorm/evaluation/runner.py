@@ -97,7 +97,7 @@ def evaluate(
         # (Another model's stopped run may have left its own features there.)
         scorer = ArmoRMScorer(scorer.rm, partial_folder / f"features-{scorer.rm.backbone.fingerprint[:16]}")
     if loaded is None:
-        loaded = load_ratings(sources, scorer.objectives if isinstance(scorer, ArmoRMScorer) else None)
+        loaded = load_ratings(sources, getattr(scorer, "objectives", None))
     examples = numbered(_limited(loaded.examples, limit))
     measured = find_benchmark(benchmark, loaded.names, loaded.raw)
     items = [example.item for example in examples]

@@ -15,6 +15,7 @@ import importlib
 import inspect
 import math
 import sys
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -100,7 +101,8 @@ class Scored:
 
 
 class Scorer(Protocol):
-    """What scores conversations."""
+    """What scores conversations. One of an interpretable model returns `Scored.parts`, and has `objectives`
+    (an `ObjectiveSet`) to be measured on held-out ratings."""
 
     def describe(self) -> dict[str, Any]:
         """Name, kind and fingerprint, for a result."""
@@ -252,9 +254,17 @@ class CallableScorer:
         """Call it once; a list of another length is refused, never broadcast.
 
         Raises:
-            ScorerError: for what is no list of numbers, one a conversation.
+            ScorerError: for what is no list of numbers, one a conversation; and for whatever the function raises,
+                with the place where.
         """
-        returned = self.function([conversation.to_list() for conversation in conversations])
+        try:
+            returned = self.function([conversation.to_list() for conversation in conversations])
+        except Exception as error:  # (it is not our function)
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            raise ScorerError(
+                f"scorer {self.name}: raised {type(error).__name__}: {str(error) or 'no message'} "
+                f"({place.filename}, line {place.lineno})"
+            ) from error
         values = returned.tolist() if hasattr(returned, "tolist") else returned
         if not isinstance(values, Sequence) or isinstance(values, str) or len(values) != len(conversations):
             found = f"{len(values)} values" if isinstance(values, Sequence) else shown(values)

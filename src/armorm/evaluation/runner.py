@@ -144,8 +144,9 @@ def distinct(examples: Sequence[Example]) -> tuple[list[Conversation], list[np.n
 
 
 def score_once(scorer: Scorer, conversations: Sequence[Conversation], folder: Path | None) -> Scored:
-    """Score conversations; models without a feature store go chunk by chunk, each kept in `folder` when done."""
-    if isinstance(scorer, ArmoRMScorer):
+    """Score conversations: an interpretable model in one call, which returns the parts; others chunk by chunk, each
+    kept in `folder` when done."""
+    if hasattr(scorer, "objectives"):
         return scorer.score(conversations)
     identity = json.dumps(plain(scorer.describe()), sort_keys=True)
     scores: list[float] = []

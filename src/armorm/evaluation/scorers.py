@@ -101,8 +101,8 @@ class Scored:
 
 
 class Scorer(Protocol):
-    """What scores conversations. One of an interpretable model returns `Scored.parts`, and has `objectives`
-    (an `ObjectiveSet`) to be measured on held-out ratings."""
+    """What scores conversations. One of an interpretable model has `objectives` (an `ObjectiveSet`) and returns
+    `Scored.parts`; it is called once, with all conversations."""
 
     def describe(self) -> dict[str, Any]:
         """Name, kind and fingerprint, for a result."""

@@ -15,6 +15,8 @@ from armorm.heads.regression import fit_from_statistics
 from armorm.heads.uncertainty import calibrate, fit_uncertainty
 from armorm.model import portable
 from armorm.training.beyond import joint_stage
+from armorm.training.extend import extend
+from armorm.training.extension_data import rated_sets
 from armorm.training.recipe import JointSection, RegressionSection
 from armorm.training.stage1 import from_kept
 from tests.heads.test_joint import FOLDS, corpus
@@ -104,6 +106,28 @@ def test_joint_heads_say_how_sure_they_are_by_their_own_errors():
             smallest[480], rel=0.0025
         )  # ceil(601 * 0.8)-th of 600
     assert np.isnan(uncertainty.conformal[0.8][2])  # two levels
+
+
+@pytest.mark.slow
+def test_a_model_with_them_is_extended_and_what_is_left_behind_is_said(run, tmp_path, capsys):
+    rows = [
+        {"prompt": f"What is {number}?", "response": "It is. " * (1 + number % 7), "length": float(1 + number % 7)}
+        | {"market-overall": float(1 + number % 7)}
+        for number in range(60)
+    ]
+    path = tmp_path / "more.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    before = ArmoRM.from_pretrained(run, dtype="float32")
+    after = extend(run, rated_sets(run, [str(path)], ["length=1:7", "market-overall=1:10"])[0], tmp_path / "extended")
+    told = " ".join(capsys.readouterr().err.split())
+    assert "quantile heads (" in told and "not carried over" in told
+    assert "trained on pairs as well; market-overall will be fitted to ratings alone" in told
+    assert after.objectives.names == [*before.objectives.names, "more-length"]
+    old, new = (model.score(CONVERSATIONS).rewards for model in (before, after))
+    same = [i for i, name in enumerate(before.objectives.names) if name != "market-overall"]
+    np.testing.assert_allclose(new[:, same], old[:, same], atol=1e-5)
+    position = before.objectives.position("market-overall")
+    assert not np.allclose(new[:, position], old[:, position], atol=1e-3)
 
 
 @pytest.mark.slow

@@ -71,15 +71,17 @@ class PrefixTree:
 def lexicographic_order(sequences: Sequence[np.ndarray]) -> np.ndarray:
     """Indices (n,) of the sequences in the order of their ids, so that what begins alike stands together.
 
-    All are compared by their first ids, then those that are alike so far by all of theirs: memory is 256 bytes a
-    sequence, whatever their lengths.
+    All are compared by their first ids, then those that are alike so far by all of theirs: memory is 512 bytes a
+    sequence for a moment, whatever their lengths.
     """
     heads = np.zeros((len(sequences), _HEAD), ">i4")
     for row, sequence in enumerate(sequences):
         heads[row, : len(sequence)] = sequence[:_HEAD]
     keys = heads.reshape(-1).view(f"S{4 * _HEAD}") if len(sequences) else np.empty(0, "S1")
     order = np.argsort(keys, kind="stable")
-    new = np.flatnonzero(np.concatenate([[True], keys[order][1:] != keys[order][:-1]])[: len(order)]).tolist()
+    ordered = keys[order]
+    new = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]])[: len(order)]).tolist()
+    del heads, keys, ordered
     for start, stop in zip(new, [*new[1:], len(order)], strict=True) if new else ():
         if stop - start > 1:
             alike = order[start:stop]

@@ -17,6 +17,7 @@ are not at hand either.
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -109,6 +110,8 @@ def extend(
     again = [name for name in table.objectives.names if name in old.names]
     console.print(f"new objectives: {', '.join(added) or 'none'}; more ratings of: {', '.join(again) or 'none'}")
 
+    for warning in _left_behind(rm, Path(model), again):
+        console.print(f"warning: {warning}")
     head, uncertainty, statistics = _stage1(rm, Path(model), rows, objectives, again)
     uncertainty = _with_old_intervals(uncertainty, rm, objectives, table.objectives.names)
     weight, bias, reports = rows_of_w(rm, head, table.objectives.names, len(objectives))
@@ -158,6 +161,18 @@ def extend(
     write_text(folder / "README.md", extended_card(extended, metrics))
     console.print(f"done: {folder}")
     return ArmoRM.from_pretrained(folder)
+
+
+def _left_behind(rm: ArmoRM, folder: Path, again: Sequence[str]) -> list[str]:
+    """What the old model has beyond the paper's form that the new one will not have."""
+    found = []
+    if rm.model.config.quantiles:
+        names = ", ".join(rm.model.config.quantiles["objectives"])
+        found.append(f"quantile heads ({names}) are not carried over; train anew to have them")
+    metrics = folder / "metrics.json"
+    if again and metrics.is_file() and json.loads(metrics.read_text(encoding="utf-8")).get("joint"):
+        found.append(f"the heads were trained on pairs as well; {', '.join(again)} will be fitted to ratings alone")
+    return found
 
 
 def _rated_rows(rm: ArmoRM, table: RatingTable, store: FeatureStore) -> _Rows:

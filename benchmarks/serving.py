@@ -10,9 +10,14 @@ Out: a table and `benchmarks/results/serving.json`: throughput and latency (medi
      time, and how soon it takes and answers requests again.
 
     python benchmarks/serving.py                        # all of it
+    python benchmarks/serving.py --models random-100m --parts crowds --clients 64 --servers serve --seconds 60
+    python benchmarks/serving.py --models armorm-tiny-rm --parts overload --overload-seconds 60
     python benchmarks/serving.py --models armorm-tiny-rm --parts crowds --quick          # a look, without a file
 
-Clients and server share the machine's processors.
+What is measured replaces what the file has for the same model, load, server and number of clients; the rest stays. With
+`--seconds` a crowd sends nothing new after that time, and the calls under way are waited for. Clients and server share
+the machine's processors; the server's own processor time for a sample, which other programs disturb less, stands in
+the table too.
 """
 
 from __future__ import annotations
@@ -59,6 +64,7 @@ LOADS = {
     EMBEDDED_REWARD_MODEL: {"long prompts": (340, 30), "short prompts": (0, 100)},
     RANDOM: {"long prompts": (160, 15)},
 }
+SERVERS = ("alone", "serve")
 OVERLOAD, OVERLOAD_SECONDS, OVERLOAD_QUEUE, PATIENCE = 10, 60, 32, 60.0
 
 
@@ -152,11 +158,14 @@ async def call(port: int, request: bytes) -> tuple[int, float]:
         return 0, float("nan")
     head, _, body = answer.partition(b"\r\n\r\n")
     status = int(head.split(b" ", 2)[1]) if head.startswith(b"HTTP/1.1 ") else 0
-    return status, json.loads(body)["rewards"][0] if status == 200 else float("nan")
+    rewards = json.loads(body).get("rewards") if status == 200 else None  # (`/health` has none.)
+    return status, rewards[0] if rewards else float("nan")
 
 
-async def crowd(port: int, todo: Sequence[bytes], clients: int) -> tuple[float, list[float], Counter[int], list[float]]:
-    """Send every request once, `clients` at a time.
+async def crowd(
+    port: int, todo: Sequence[bytes], clients: int, seconds_at_most: float = float("inf")
+) -> tuple[float, list[float], Counter[int], list[float]]:
+    """Send every request once, `clients` at a time; nothing new after `seconds_at_most`.
 
     Returns:
         seconds in all, seconds of each call, calls by status, rewards.
@@ -169,6 +178,8 @@ async def crowd(port: int, todo: Sequence[bytes], clients: int) -> tuple[float, 
     async def client() -> None:
         for request in waiting:
             began = time.perf_counter()
+            if began - start > seconds_at_most:
+                return
             status, reward = await call(port, request)
             seconds.append(time.perf_counter() - began)
             statuses[status] += 1
@@ -179,17 +190,21 @@ async def crowd(port: int, todo: Sequence[bytes], clients: int) -> tuple[float, 
     return time.perf_counter() - start, seconds, statuses, rewards
 
 
-def measured(port: int, todo: Sequence[bytes], clients: int) -> dict[str, Any]:
+def measured(
+    port: int, todo: Sequence[bytes], clients: int, process: int, seconds_at_most: float = float("inf")
+) -> dict[str, Any]:
     """Throughput and latency of one crowd."""
-    took, seconds, statuses, rewards = asyncio.run(crowd(port, todo, clients))
+    before = processor_seconds(process)
+    took, seconds, statuses, rewards = asyncio.run(crowd(port, todo, clients, seconds_at_most))
     if set(statuses) != {200} or not np.isfinite(rewards).all():
         sys.exit(f"found statuses {dict(statuses)}, expected every call to be scored")
     return {
         "clients": clients,
-        "samples": len(todo),
-        "samples_per_second": len(todo) / took,
+        "samples": len(seconds),
+        "samples_per_second": len(seconds) / took,
         "median_ms": float(np.median(seconds)) * 1e3,
         "p99_ms": float(np.percentile(seconds, 99)) * 1e3,
+        "processor_ms": (processor_seconds(process) - before) / len(seconds) * 1e3,
     }
 
 
@@ -230,6 +245,8 @@ async def overload(port: int, process: int, load: tuple[int, int], capacity: flo
             task.add_done_callback(calls.discard)
             sent += 1
         await asyncio.sleep(0.005)
+    if watching.done():
+        watching.result()
     watching.cancel()
     stormed = time.perf_counter() - start
     fresh = requests(GROUP, load, first=200_000)
@@ -268,6 +285,12 @@ def resident_mib(process: int) -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
+def processor_seconds(process: int) -> float:
+    """Processor time that a process has used, its threads' included."""
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 @contextmanager
 def server(command: list[str], port: int) -> Iterator[subprocess.Popen[bytes]]:
     """A server in a process of its own, once it is up."""
@@ -299,39 +322,34 @@ def served(model: str, device: str, port: int) -> list[str]:
     return [*(sys.executable, "-m", "armorm", "serve", "--port", str(port)), "--model", model, "--device", device]
 
 
-def crowds(
-    model: str, device: str, loads: dict[str, tuple[int, int]], clients: Sequence[int], smallest: int
-) -> dict[str, Any]:
-    """All crowds on both servers, by load and server; every crowd has prompts of its own."""
-    found: dict[str, Any] = {load: {} for load in loads}
-    for name in ("each request alone", "armorm serve"):
+def crowds(model: str, loads: dict[str, tuple[int, int]], found: dict[str, Any], asked: argparse.Namespace) -> None:
+    """Crowds on the servers asked for, into `found` by load, server and clients; every crowd has prompts of its own."""
+    for name in asked.servers:
         port = free_port()
-        command = served(model, device, port)
-        if name != "armorm serve":
-            command = [sys.executable, __file__, "--alone", str(port), "--model", model, "--device", device]
-        with server(command, port):
+        command = served(model, asked.device, port)
+        if name == "alone":
+            command = [sys.executable, __file__, "--alone", str(port), "--model", model, "--device", asked.device]
+        with server(command, port) as process:
             for load, words in loads.items():
-                measured(port, requests(8, words, first=10_000), 4)  # the first passes are slower
-                found[load][name] = [
-                    measured(port, requests(max(smallest, count), words, first=1000 * place), count)
-                    for place, count in enumerate(clients)
-                ]
-    return found
+                measured(port, requests(8, words, first=10_000), 4, process.pid)  # the first passes are slower
+                rows = found.setdefault(load, {}).setdefault(name, {})
+                for count in asked.clients:
+                    todo = requests(max(asked.samples, count), words, first=1000 * count)
+                    rows[str(count)] = measured(port, todo, count, process.pid, asked.seconds)
 
 
 def table_of(found: dict[str, Any]) -> Table:
-    table = Table(
-        *("load", "clients", "server", "samples/s", "gain", "median ms", "p99 ms"),
-        box=None,
-        pad_edge=False,
-        header_style="bold",
-    )
+    columns = ("load", "clients", "server", "samples/s", "gain", "median ms", "p99 ms", "processor ms a sample")
+    table = Table(*columns, box=None, pad_edge=False, header_style="bold")
     for load, servers in found.items():
-        for before, after in zip(servers["each request alone"], servers["armorm serve"], strict=True):
-            gain = after["samples_per_second"] / before["samples_per_second"]
-            for name, row, times in (("alone", before, ""), ("armorm serve", after, f"{gain:.1f}x")):
-                numbers = [f"{row[key]:,.1f}" for key in ("samples_per_second", "median_ms", "p99_ms")]
-                table.add_row(load, str(row["clients"]), name, numbers[0], times, *numbers[1:])
+        for count in sorted({int(count) for rows in servers.values() for count in rows}):
+            before, after = (servers.get(name, {}).get(str(count)) for name in SERVERS)
+            gain = f"{after['samples_per_second'] / before['samples_per_second']:.1f}x" if before and after else ""
+            for name, row, times in (("alone", before, ""), ("armorm serve", after, gain)):
+                if row:
+                    keys = ("samples_per_second", "median_ms", "p99_ms", "processor_ms")
+                    numbers = [f"{row[key]:,.1f}" for key in keys]
+                    table.add_row(load, str(count), name, numbers[0], times, *numbers[1:])
     return table
 
 
@@ -340,7 +358,12 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=[EMBEDDED_REWARD_MODEL, RANDOM], choices=list(LOADS))
     parser.add_argument("--parts", nargs="+", default=["crowds", "overload"], choices=["crowds", "overload"])
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--clients", nargs="+", type=int, default=list(CLIENTS))
+    parser.add_argument("--servers", nargs="+", default=list(SERVERS), choices=list(SERVERS))
+    parser.add_argument("--loads", nargs="+", choices=sorted({load for loads in LOADS.values() for load in loads}))
     parser.add_argument("--samples", type=int, default=64, help="fewest of a crowd")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="time in which a crowd sends")
+    parser.add_argument("--overload-seconds", type=float, default=OVERLOAD_SECONDS)
     parser.add_argument("--quick", action="store_true", help="1, 16 and 64 clients, 32 samples at least, no file")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/serving.json"))
     parser.add_argument("--model", help=argparse.SUPPRESS)
@@ -349,7 +372,9 @@ def main() -> None:
     if arguments.alone is not None:
         alone(arguments.model, arguments.device, arguments.alone)
         return
-    console = Console(highlight=False, width=100)
+    if arguments.quick:
+        arguments.clients, arguments.samples, arguments.overload_seconds = list(CLIENTS[:3]), 32, 10.0
+    console = Console(highlight=False, width=120)
     # (Parts may be measured one by one: what is in the file already stays.)
     results = json.loads(arguments.output.read_text()) if arguments.output.exists() else {}
     with tempfile.TemporaryDirectory() as folder:
@@ -361,11 +386,11 @@ def main() -> None:
             result = results.setdefault(name, {})
             result |= {"processors": os.cpu_count(), "device": arguments.device}
             if "crowds" in arguments.parts:
-                clients, smallest = (CLIENTS[:3], 32) if arguments.quick else (CLIENTS, arguments.samples)
-                result["crowds"] = crowds(model, arguments.device, LOADS[name], clients, smallest)
+                loads = {load: words for load, words in LOADS[name].items() if load in (arguments.loads or LOADS[name])}
+                crowds(model, loads, result.setdefault("crowds", {}), arguments)
                 console.print(f"\n{name}, {GROUP} responses to a prompt", table_of(result["crowds"]), sep="\n")
             if "overload" in arguments.parts and name == EMBEDDED_REWARD_MODEL:
-                result["overload"] = overloaded(model, arguments.device, 10 if arguments.quick else OVERLOAD_SECONDS)
+                result["overload"] = overloaded(model, arguments.device, arguments.overload_seconds)
                 console.print(said(result["overload"]))
     if not arguments.quick:
         write_json(arguments.output, results)
@@ -376,8 +401,8 @@ def overloaded(model: str, device: str, seconds: float) -> dict[str, Any]:
     """Capacity, then ten times that."""
     port, load = free_port(), LOADS[EMBEDDED_REWARD_MODEL]["short prompts"]
     with server([*served(model, device, port), "--max-waiting-rows", str(OVERLOAD_QUEUE)], port) as process:
-        measured(port, requests(8, load, first=10_000), 4)
-        capacity = measured(port, requests(64, load), 16)["samples_per_second"]
+        measured(port, requests(8, load, first=10_000), 4, process.pid)
+        capacity = measured(port, requests(64, load), 16, process.pid)["samples_per_second"]
         return asyncio.run(overload(port, process.pid, load, capacity, seconds))
 
 

@@ -10,8 +10,7 @@ Connections are kept. Many conversations go out in several requests at once, and
 again. A server that is full, restarting or out of reach is asked again, with growing pauses, as long as it says
 itself where it says so; any other refusal is raised at once. What comes back is checked: one finite score for
 each conversation, at its place, or its error; never a list of another length.
-
-It needs httpx (`armorm[client]`), and neither torch nor transformers.
+It needs httpx (`armorm[client]`), neither torch nor transformers.
 """
 
 from __future__ import annotations
@@ -39,6 +38,7 @@ if TYPE_CHECKING:
 
 KEY_VARIABLE = "ARMORM_API_KEY"
 PARTS = ("rewards", "gating_weights", "coefficients", "contributions")
+UNCERTAINTY = "uncertainty"
 _AGAIN = frozenset({429, 502, 503, 504})
 _LONGEST_PAUSE = 30.0
 
@@ -63,10 +63,11 @@ class ServedScores:
         scores: (n,) float32, normalised if that was asked for.
         rewards, gating_weights, coefficients, contributions: (n, k) float32, as in `ScoreBatch`; other parts that
             were asked for stand in `parts`.
+        uncertainty: (n, k) float32, as in `ScoreBatch`; None where the model carries none, or it was not asked for.
         names: (k,) objectives.
         rows: (n,) int64, index of each scored conversation in what was given.
         rejected: (index, reason) of each conversation that was not scored.
-        truncated: index of each conversation that lost the beginning of its prompt to the length limit.
+        truncated: index of each that lost the beginning of its prompt to the length limit.
         model: the server's name of its model.
         parts: further parts by name, (n, k).
     """
@@ -81,6 +82,7 @@ class ServedScores:
     rejected: list[tuple[int, str]] = field(default_factory=list)
     truncated: list[int] = field(default_factory=list)
     model: str = ""
+    uncertainty: np.ndarray | None = None
     parts: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -179,23 +181,28 @@ class RewardClient(_Settings):
         *,
         normalize: bool = False,
         steer: Mapping[str, float] | None = None,
-        drop: Sequence[str] = (),
+        drop: str | Sequence[str] = (),
+        pin: Mapping[str, float] | None = None,
+        blend: Mapping[str, Any] | None = None,
+        debias_strength: float | None = None,
         on_refused: Literal["error", "skip"] = "error",
-        include: Sequence[str] = PARTS,
+        include: Sequence[str] | None = None,
     ) -> ServedScores:
         """Score conversations.
 
         Args:
             normalize: scores in standard deviations from the reference mean.
-            steer, drop: as for `ArmoRM.steer`, for this call.
+            steer, drop, pin, blend, debias_strength: as for `ArmoRM.steer`, for this call; `steer` is its `multiply`.
             on_refused: what happens to a conversation that cannot be scored: an error, or an entry in `rejected`.
-            include: parts of the scores to send.
+            include: parts of the scores to send; by default the four that `ServedScores` names, and the uncertainty
+                where the model carries it.
 
         Raises:
             ConversationError: naming the first conversation that cannot be scored, and why.
             RewardServerError: where the server refuses, stays out of reach, or answers nonsense.
         """
-        bodies = self._bodies(conversations, _options(normalize, steer, drop, include))
+        steering = {"pin": pin, "blend": blend, "debias_strength": debias_strength}
+        bodies = self._bodies(conversations, _options(normalize, include, steer, drop, **steering))
         answers = list(self._pool.map(self._ask, bodies)) if len(bodies) > 1 else [self._ask(body) for body in bodies]
         return _joined(answers, len(conversations), on_refused, include, self)
 
@@ -250,12 +257,16 @@ class AsyncRewardClient(_Settings):
         *,
         normalize: bool = False,
         steer: Mapping[str, float] | None = None,
-        drop: Sequence[str] = (),
+        drop: str | Sequence[str] = (),
+        pin: Mapping[str, float] | None = None,
+        blend: Mapping[str, Any] | None = None,
+        debias_strength: float | None = None,
         on_refused: Literal["error", "skip"] = "error",
-        include: Sequence[str] = PARTS,
+        include: Sequence[str] | None = None,
     ) -> ServedScores:
         """Score conversations, as `RewardClient.score`."""
-        bodies = self._bodies(conversations, _options(normalize, steer, drop, include))
+        steering = {"pin": pin, "blend": blend, "debias_strength": debias_strength}
+        bodies = self._bodies(conversations, _options(normalize, include, steer, drop, **steering))
         answers = await asyncio.gather(*(self._attempt("POST", "/v1/reward", body) for body in bodies))
         return _joined(answers, len(conversations), on_refused, include, self)
 
@@ -302,11 +313,18 @@ def _plain(conversation: ConversationLike, index: int) -> list[Any]:
 
 
 def _options(
-    normalize: bool, steer: Mapping[str, float] | None, drop: Sequence[str], include: Sequence[str]
+    normalize: bool,
+    include: Sequence[str] | None,
+    multiply: Mapping[str, float] | None,
+    drop: str | Sequence[str],
+    **others: Any,
 ) -> dict[str, Any]:
-    drop = [drop] if isinstance(drop, str) else list(drop)
-    steering = {"steer": {"multiply": dict(steer or {}), "drop": drop}} if steer or drop else {}
-    return {"normalize": normalize, "include": list(include), **steering}
+    """What is asked for, and no more: without a steering the server keeps that of its model."""
+    asked = {"multiply": multiply, "drop": [drop] if isinstance(drop, str) else list(drop), **others}
+    plain = {name: dict(value) if isinstance(value, Mapping) else value for name, value in asked.items()}
+    steering = {name: value for name, value in plain.items() if value not in (None, {}, [])}
+    parts = {} if include is None else {"include": list(include)}
+    return {"normalize": normalize, **parts, **({"steer": steering} if steering else {})}
 
 
 def _reason(response: httpx.Response) -> str:
@@ -330,7 +348,7 @@ def _joined(
     answers: Sequence[Mapping[str, Any]],
     size: int,
     on_refused: Literal["error", "skip"],
-    include: Sequence[str],
+    include: Sequence[str] | None,
     client: _Settings,
 ) -> ServedScores:
     """One result from the answers to all requests of a call."""
@@ -340,6 +358,8 @@ def _joined(
         raise ConversationError(rejected[0][1], f"conversation {rejected[0][0]}")
     kept = [(index, result) for index, result in enumerate(found) if "error" not in result]
     names = list(answers[0]["objectives"]) if answers else []
+    if include is None:
+        include = [*PARTS, UNCERTAINTY] if kept and UNCERTAINTY in kept[0][1] else PARTS
     try:
         values = {
             part: np.array([result[part] for _, result in kept], np.float32).reshape(len(kept), len(names))
@@ -351,21 +371,20 @@ def _joined(
     return ServedScores(
         scores=np.array([result["score"] for _, result in kept], np.float32),
         **{part: values.get(part, nothing) for part in PARTS},
+        uncertainty=values.get(UNCERTAINTY),
         names=names,
         rows=np.array([index for index, _ in kept], np.int64),
         rejected=rejected,
         truncated=[index for index, result in kept if result.get("truncated_tokens")],
         model=str(answers[0].get("model", "")) if answers else "",
-        parts={part: value for part, value in values.items() if part not in PARTS},
+        parts={part: value for part, value in values.items() if part not in (*PARTS, UNCERTAINTY)},
     )
 
 
 def _results(answers: Sequence[Mapping[str, Any]], size: int, client: _Settings) -> Iterator[Mapping[str, Any]]:
     """Results in order, each checked to be a score or an error at its place."""
-    left = size
-    for answer in answers:
-        expected = min(client.rows_per_request, left)
-        left -= expected
+    for number, answer in enumerate(answers):
+        expected = min(client.rows_per_request, size - number * client.rows_per_request)
         results = answer.get("results")
         count = len(results) if isinstance(results, list) else 0
         if not isinstance(results, list) or count != expected:

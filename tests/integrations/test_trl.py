@@ -1,16 +1,21 @@
-"""TRL trainers take a reward model by its folder or as an object, and log its scores (`make test-integrations`)."""
+"""TRL trainers take a reward model by its folder, as an object or as our functions, and log its scores (`make test-integrations`)."""
 
 from __future__ import annotations
 
 import shutil
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+import torch
 from datasets import Dataset
 from transformers import AutoTokenizer
 
 from armorm import ArmoRM
+from armorm.client import RewardClient
+from armorm.integrations.trl import reward_funcs
 from tests.backbones_for_tests import save_backbone
+from tests.serving.conftest import served
 from tests.small_models import reward_model
 
 trl = pytest.importorskip("trl")
@@ -32,19 +37,13 @@ def policy(tmp_path_factory) -> Path:
     return save_backbone(tmp_path_factory.mktemp("policy"), seed=1)
 
 
-@pytest.mark.parametrize("method", ["GRPO", "RLOO"])
-def test_the_rewards_that_a_trainer_logs_are_the_scores(rm, policy, tmp_path, method):
-    copied = shutil.copytree(rm.name, tmp_path / "object")
-    by_object = ArmoRM.from_pretrained(copied, dtype="float32", device="cpu").model
-    scored_rows = []
+def dataset() -> Dataset:
+    return Dataset.from_list([{"prompt": [{"role": "user", "content": text}]} for text in PROMPTS])
 
-    def scored(prompts, completions, **_):
-        conversations = [prompt + completion for prompt, completion in zip(prompts, completions, strict=True)]
-        scored_rows.extend(conversations)
-        return rm.score(conversations).scores.tolist()
 
-    arguments = getattr(trl, f"{method}Config")(
-        output_dir=str(tmp_path / "run"),
+def arguments(method: str, folder: Path, **settings):
+    return getattr(trl, f"{method}Config")(
+        output_dir=str(folder / "run"),
         max_steps=2,
         per_device_train_batch_size=4,
         num_generations=2,
@@ -56,12 +55,26 @@ def test_the_rewards_that_a_trainer_logs_are_the_scores(rm, policy, tmp_path, me
         use_cpu=True,
         bf16=False,
         disable_tqdm=True,
+        **settings,
     )
+
+
+@pytest.mark.parametrize("method", ["GRPO", "RLOO"])
+def test_the_rewards_that_a_trainer_logs_are_the_scores(rm, policy, tmp_path, method):
+    copied = shutil.copytree(rm.name, tmp_path / "object")
+    by_object = ArmoRM.from_pretrained(copied, dtype="float32", device="cpu").model
+    scored_rows = []
+
+    def scored(prompts, completions, **_):
+        conversations = [prompt + completion for prompt, completion in zip(prompts, completions, strict=True)]
+        scored_rows.extend(conversations)
+        return rm.score(conversations).scores.tolist()
+
     trainer = getattr(trl, f"{method}Trainer")(
         model=str(policy),
         reward_funcs=[rm.name, by_object, scored],
-        args=arguments,
-        train_dataset=Dataset.from_list([{"prompt": [{"role": "user", "content": text}]} for text in PROMPTS]),
+        args=arguments(method, tmp_path),
+        train_dataset=dataset(),
         processing_class=AutoTokenizer.from_pretrained(policy),
     )
     trainer.train()
@@ -76,3 +89,45 @@ def test_the_rewards_that_a_trainer_logs_are_the_scores(rm, policy, tmp_path, me
             expected = pytest.approx(log[f"rewards/scored/{figure}"], abs=1e-5)
             for name in trainer.reward_func_names[:2]:
                 assert log[f"rewards/{name}/{figure}"] == expected
+
+
+@pytest.mark.parametrize("objectives", [None, ["code-style", "ultra-helpful"]])
+@pytest.mark.parametrize("where", ["here", "server"])
+def test_grpo_trains_on_our_reward_functions_and_logs_the_models_own_scores(rm, policy, tmp_path, where, objectives):
+    generated = []
+
+    def kept(prompts, completions, **_):
+        generated.append([prompt + completion for prompt, completion in zip(prompts, completions, strict=True)])
+        return [0.0] * len(prompts)
+
+    with ExitStack() as stack:
+        source = rm
+        if where == "server":
+            source = stack.enter_context(RewardClient(stack.enter_context(served(rm)).url))
+        functions = reward_funcs(source, objectives) if objectives else [reward_funcs(source)]
+        trainer = trl.GRPOTrainer(
+            model=str(policy),
+            reward_funcs=[*functions, kept],
+            args=arguments("GRPO", tmp_path, multi_objective_aggregation="normalize_then_sum" if objectives else "sum_then_normalize"),
+            train_dataset=dataset(),
+            processing_class=AutoTokenizer.from_pretrained(policy),
+        )  # fmt: skip
+        before = {name: value.clone() for name, value in trainer.model.named_parameters()}
+        trainer.train()
+
+    names = objectives or ["armorm"]
+    assert trainer.reward_func_names == [*names, "kept"]
+    logs = [log for log in trainer.state.log_history if "reward" in log]
+    assert len(logs) == len(generated) == 2
+    for log, conversations in zip(logs, generated, strict=True):
+        expected = rm.score(conversations)
+        values = {"armorm": expected.scores} | dict(zip(expected.names, expected.rewards.T, strict=True))
+        for name in names:
+            assert values[name].std() > 1e-3, "rewards should differ for the comparison to mean something"
+            assert log[f"rewards/{name}/mean"] == pytest.approx(float(values[name].mean()), abs=1e-4)
+            assert log[f"rewards/{name}/std"] == pytest.approx(float(values[name].std(ddof=1)), abs=1e-4)
+        assert log["armorm/score"] == pytest.approx(float(expected.scores.mean()), abs=1e-4)
+        for name in expected.names:
+            assert log[f"armorm/{name}"] == pytest.approx(float(values[name].mean()), abs=1e-4)
+    after = dict(trainer.model.named_parameters())
+    assert any(not torch.equal(value.cpu(), after[name].cpu()) for name, value in before.items())

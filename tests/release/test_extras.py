@@ -21,6 +21,7 @@ EXTRAS = (
     "accelerate",
     "mkdocs",
     "tensorboard",
+    "distilabel",
 )
 # Rooms that belong to an extra; every other module is the core's.
 OF_EXTRAS = (
@@ -33,6 +34,7 @@ OF_EXTRAS = (
     "cli/playing",
     "cli/ui",
     "client",
+    "integrations/distilabel",
 )
 BLOCK = f"""
 import importlib.machinery

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import MappingProxyType
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from armorm.conversation import Conversation
 from armorm.errors import ConversationError
 from tests.conftest import chat
 from tests.serving.conftest import before_each_pass, question, served
+from tests.test_uncertain_model import measured, with_uncertainty
 
 CONVERSATIONS = [question(n, words=1 + n % 5) for n in range(23)]
 
@@ -64,6 +66,58 @@ def test_steering_normalisation_and_parts_are_asked_for_by_call(server, rm, asyn
     assert found.scores == pytest.approx(expected.scores, abs=1e-4)
     assert found.parts["relative"] == pytest.approx(expected.relative, abs=1e-5)
     assert found.rewards.shape == (23, 0)
+
+
+@both
+@pytest.mark.parametrize(
+    "steering",
+    [
+        {"pin": {"code-style": 0.25}},
+        {"blend": {"share": 0.5, "weights": {"ultra-helpful": 3.0, "verbosity": 1.0}}},
+        {"blend": MappingProxyType({"share": 0.25})},
+        {"debias_strength": 0.5},
+        {"debias_strength": 0},
+        {"multiply": {"beaver-harm": 3.0}, "pin": {"code-style": 0.1}, "debias_strength": 2.0},
+    ],
+)
+def test_every_steering_of_the_library_can_be_asked_for(server, rm, asynchronous, steering):
+    expected = rm.steer(**steering).score(CONVERSATIONS)
+    assert np.abs(expected.scores - rm.score(CONVERSATIONS).scores).max() > 0.01
+    asked = {"steer" if name == "multiply" else name: value for name, value in steering.items()}
+    found = ask(server.url, asynchronous, CONVERSATIONS, {"rows_per_request": 5}, **asked)
+    assert found.scores == pytest.approx(expected.scores, abs=1e-5)
+    assert found.coefficients == pytest.approx(expected.coefficients, abs=1e-5)
+    assert found.contributions.sum(1) == pytest.approx(found.scores, abs=1e-5)
+
+
+@both
+def test_a_steering_that_cannot_be_meant_is_refused_by_its_name(server, asynchronous):
+    for bad, message in (
+        ({"pin": {"code-stile": 0.1}}, "did you mean code-style"),
+        ({"pin": {"code-style": 1.5}}, "expected a share from 0 to 1"),
+        ({"blend": {"weights": {}}}, "steer.blend.share: Field required"),
+        ({"debias_strength": "much"}, "steer.debias_strength"),
+    ):
+        with pytest.raises(RewardServerError, match=message) as refused:
+            ask(server.url, asynchronous, CONVERSATIONS[:1], **bad)
+        assert refused.value.status == 400
+
+
+@both
+def test_uncertainty_comes_where_the_model_carries_it_and_is_none_elsewhere(server, rm, asynchronous):
+    assert ask(server.url, asynchronous, CONVERSATIONS).uncertainty is None
+    sure = with_uncertainty(rm, measured(rm.model.config.hidden_size))
+    expected = sure.score(CONVERSATIONS)
+    with served(sure) as surely:
+        for include in (None, ["uncertainty"]):
+            found = ask(surely.url, asynchronous, CONVERSATIONS, {"rows_per_request": 5}, include=include)
+            assert found.uncertainty == pytest.approx(expected.uncertainty, abs=1e-5)
+            assert found.parts == {}
+        assert found.rewards.shape == (23, 0)
+        assert ask(surely.url, asynchronous, CONVERSATIONS, include=["rewards"]).uncertainty is None
+    assert expected.uncertainty.std() > 1e-3
+    with pytest.raises(RewardServerError, match="this model carries no uncertainty"):
+        ask(server.url, asynchronous, CONVERSATIONS, include=["uncertainty"])
 
 
 @both

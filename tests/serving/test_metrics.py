@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from armorm.conversation import Conversation
 from tests.serving.conftest import question, served
 from tests.small_models import REFERENCE
 
@@ -67,3 +68,26 @@ def test_requests_rows_batches_and_the_queue_are_counted(rm):
     assert found["armorm_batch_token_budget",] == 777
     assert found["armorm_waiting_rows",] == found["armorm_waiting_tokens",] == 0
     assert found["armorm_requests_under_way",] == 1  # this one
+
+
+def test_prompts_kept_between_batches_are_counted(rm):
+    def ask(server, prompt, *replies):
+        for reply in replies:
+            server.post("/v1/reward", prompt=prompt, responses=[reply])
+        found = samples(server)
+        kinds = ("hits_total", "misses_total", "entries", "bytes")
+        return *(found[f"armorm_prompt_cache_{kind}",] for kind in kinds), found["armorm_spared_tokens_total",]
+
+    long, other = "Tell me all about rivers, lakes and seas. " * 4, "And what of mountains, hills and valleys? " * 4
+    layers, heads, width, floats = 2, 2, 8, 4
+    tokens = rm.backbone.template.encode([Conversation.from_prompt(long, "a")])[0].gate_position + 1
+    with served(rm) as server:
+        assert ask(server, long, "a") == (0, 1, 0, 0, 0)
+        size = tokens * layers * 2 * heads * width * floats
+        assert ask(server, long, "b") == (0, 2, 1, size, 0)  # (kept from its second coming on)
+        assert ask(server, long, "c", "d") == (2, 2, 1, size, 2 * tokens)
+        assert ask(server, other, "a") == (2, 3, 1, size, 2 * tokens)
+    with served(rm, prompt_cache=0) as server:
+        assert ask(server, long, "a", "b", "c") == (0, 3, 0, 0, 0)
+    with served(rm, share_prompts=False) as server:
+        assert ask(server, long, "a", "b", "c") == (0, 0, 0, 0, 0)

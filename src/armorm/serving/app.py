@@ -3,55 +3,33 @@
 In:  a scorer. Out: a FastAPI application.
 
 Bodies are read here, bounded in size and time; what is in them is read in threads. A request whose client has
-gone is dropped where it stands. Every error is `{"error": {"message", "type", "code"}}` with one sentence.
-
-vLLM and SGLang share the path `/classify`: a body with `text` is SGLang's, one with `input` or `messages` vLLM's.
+gone is dropped where it stands. Every error is `{"error": {"message", "type", "code"}}` with one sentence. What goes in
+and comes out is described at `/openapi.json`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from armorm.serving.exchange import Exchange, Read
+from armorm.serving import openapi
+from armorm.serving.answers import ModelList, State
+from armorm.serving.exchange import Read
 from armorm.serving.failures import RequestError
 from armorm.serving.guard import CLIENT_GONE, Bodies, Guard, failure_response, overload_status, unless_gone, within_time
 from armorm.serving.metrics import CONTENT_TYPE
-from armorm.serving.rendered import RenderedReader
+from armorm.serving.routes import ROUTES
 from armorm.serving.scoring import Scorer
-from armorm.serving.stacks import llamafactory, native, nim, openrlhf, sglang, vllm
 from armorm.version import __version__
 
 _SENTENCES = {404: "no such route", 405: "this route takes another method"}
-
-
-def read_classify(body: Mapping[str, Any], reader: RenderedReader) -> Exchange:
-    """A request on the path that vLLM and SGLang share."""
-    if "text" in body and "input" not in body and "messages" not in body:
-        return sglang.read_classify(body, reader)
-    return vllm.read_classify(body, reader)
-
-
-# Path, reader, forms of its body, summary.
-ROUTES: tuple[tuple[str, Read, tuple[type[BaseModel], ...], str], ...] = (
-    ("/v1/reward", native.read, (native.RewardRequest,), "Scores with everything they are made of."),
-    ("/get_reward", openrlhf.read, (openrlhf.GetRewardRequest,), "OpenRLHF's remote reward model."),
-    ("/classify", read_classify, (vllm.PoolingRequest, sglang.ClassifyRequest), "vLLM's or SGLang's classification."),
-    ("/pooling", vllm.read_pooling, (vllm.PoolingRequest,), "vLLM's pooling."),
-    ("/score", vllm.read_score, (vllm.ScoreRequest,), "vLLM's score of text pairs."),
-    ("/v1/embeddings", sglang.read_embeddings, (sglang.EmbeddingsRequest,), "SGLang's reward, as verl calls it."),
-    ("/v1/score/evaluation", llamafactory.read, (llamafactory.ScoreEvaluationRequest,), "LLaMA-Factory's scores."),
-    ("/v1/chat/completions", nim.read, (nim.ChatCompletionRequest,), "NIM's reward format."),
-)
 
 
 def make_app(scorer: Scorer) -> FastAPI:
@@ -65,17 +43,18 @@ def make_app(scorer: Scorer) -> FastAPI:
 
     app = FastAPI(title="armorm", version=__version__, docs_url=None, redoc_url=None, lifespan=lifespan)
     bodies = Bodies(scorer.settings)
-    for path, read, forms, summary in ROUTES:
+    for route in ROUTES:
         app.add_api_route(
-            path,
-            _endpoint(scorer, bodies, read),
+            route.path,
+            _endpoint(scorer, bodies, route.read),
             methods=["POST"],
-            summary=summary,
-            openapi_extra={
-                "requestBody": {"required": True, "content": {"application/json": {"schema": _schema(forms)}}}
-            },
+            name=route.path,
+            summary=route.summary,
+            responses=openapi.answers_of(route),
+            openapi_extra=openapi.request_of(route),
         )
     _add_state_routes(app, scorer)
+    openapi.describe(app, keyed=scorer.settings.api_key is not None)
     app.add_exception_handler(RequestError, _answer_failure)
     app.add_exception_handler(HTTPException, _answer_http)
     app.add_exception_handler(Exception, _answer_unexpected)
@@ -105,22 +84,26 @@ def _endpoint(scorer: Scorer, bodies: Bodies, read: Read) -> Callable[[Request],
 def _add_state_routes(app: FastAPI, scorer: Scorer) -> None:
     started = int(time.time())
 
-    @app.get("/health", summary="Whether the model still answers.")
+    @app.get(
+        "/health", summary="Whether the model still answers.", responses=openapi.state_of(State, 503, guarded=False)
+    )
     async def health() -> Response:
         healthy = scorer.batcher.healthy
         return JSONResponse({"status": "ok" if healthy else "the model has failed"}, 200 if healthy else 503)
 
-    @app.get("/ready", summary="Whether a request would be taken now.")
+    @app.get(
+        "/ready", summary="Whether a request would be taken now.", responses=openapi.state_of(State, 503, guarded=False)
+    )
     async def ready() -> Response:
         accepting = scorer.batcher.accepting
         return JSONResponse({"status": "ready" if accepting else "not ready"}, 200 if accepting else 503)
 
-    @app.get("/metrics", summary="Metrics for Prometheus.")
+    @app.get("/metrics", summary="Metrics for Prometheus.", responses=openapi.metrics_answers())
     async def metrics() -> Response:
         return Response(scorer.metrics.text(), media_type=CONTENT_TYPE)
 
-    @app.get("/v1/models", summary="The model and its objectives.")
-    async def models() -> dict[str, Any]:
+    @app.get("/v1/models", summary="The model and its objectives.", responses=openapi.state_of(ModelList))
+    async def models() -> Response:
         config = scorer.rm.model.config
         card = {
             "id": scorer.settings.name,
@@ -133,12 +116,7 @@ def _add_state_routes(app: FastAPI, scorer: Scorer) -> None:
             "steering": config.steering,
             "reference": {key: scorer.rm.reference.get(key) for key in ("score_mean", "score_std")},
         }
-        return {"object": "list", "data": [card]}
-
-
-def _schema(forms: tuple[type[BaseModel], ...]) -> dict[str, Any]:
-    schemas = [form.model_json_schema(ref_template="#/components/schemas/{model}") for form in forms]
-    return schemas[0] if len(schemas) == 1 else {"anyOf": schemas}
+        return JSONResponse({"object": "list", "data": [card]})
 
 
 async def _answer_failure(request: Request, failure: Exception) -> Response:

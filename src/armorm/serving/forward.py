@@ -66,6 +66,7 @@ class Forward:
     Attributes:
         refusal: why prompts are not shared; empty where they are, or until that is known.
         computed, spared: tokens that went through the model, and that did not have to.
+        hits, misses: prompts of batches that were kept from earlier ones, and that were not.
     """
 
     def __init__(self, backbone: Backbone, max_bytes: int = 0, *, share: bool = True) -> None:
@@ -78,6 +79,7 @@ class Forward:
         self._seen: OrderedDict[bytes, None] = OrderedDict()
         self._bytes = 0
         self.computed, self.spared = 0, 0
+        self.hits, self.misses = 0, 0
         self._tried = False
         self.refusal = "" if share else "it was told not to"
         if share and _turns_with_length(config):
@@ -171,7 +173,9 @@ class Forward:
             if len(group) * size < self._worth:
                 return None
             self.spared += len(group) * size
+            self.hits += 1
             return known
+        self.misses += 1
         again = key in self._seen
         self._seen[key] = None
         self._seen.move_to_end(key)

@@ -19,13 +19,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily, SummaryMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, SummaryMetricFamily
 from prometheus_client.registry import Collector
 
 from armorm.reward_model import ScoreBatch
 
 if TYPE_CHECKING:
     from armorm.serving.batcher import Batcher
+    from armorm.serving.forward import Forward
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 # Rewards live on 0..1, predictions somewhat beyond.
@@ -84,6 +85,10 @@ class Metrics:
         ):
             Gauge(f"armorm_{name}", text, registry=self.registry).set_function(value)
 
+    def watch_prompts(self, forward: Forward) -> None:
+        """Show how often a prompt was kept from an earlier batch, and what is kept, as it is when asked for."""
+        self.registry.register(_Prompts(forward))
+
     def request_began(self) -> None:
         """A request has begun."""
         self._under_way.inc()
@@ -126,6 +131,25 @@ class Metrics:
             for name in ("scores", "rewards", "gating_weights", "contributions", "response_tokens")
         }
         self._scores.add(**parts)
+
+
+class _Prompts(Collector):
+    """Prompts kept between batches."""
+
+    def __init__(self, forward: Forward) -> None:
+        self._forward = forward
+
+    def collect(self) -> Iterable[Any]:
+        """The metric families."""
+        forward, (entries, size) = self._forward, self._forward.kept
+        name = "armorm_prompt_cache"
+        yield CounterMetricFamily(f"{name}_hits", "Prompts of batches kept from earlier ones.", forward.hits)
+        yield CounterMetricFamily(f"{name}_misses", "Prompts of batches that were not.", forward.misses)
+        yield GaugeMetricFamily(f"{name}_entries", "Prompts that are kept.", entries)
+        yield GaugeMetricFamily(f"{name}_bytes", "Bytes of their keys and values.", size)
+        yield CounterMetricFamily(
+            "armorm_spared_tokens", "Tokens of shared prompts that did not go through the model again.", forward.spared
+        )
 
 
 class _Tally:

@@ -101,6 +101,7 @@ class Scorer:
             events=BatcherEvents(self._count_batch, self.metrics.shared, self.metrics.out_of_memory),
         )
         self.metrics.watch_queue(self.batcher)
+        self.metrics.watch_prompts(self.forward)
         self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="armorm-reader")
         self._steered = lru_cache(maxsize=64)(self._steer)
 

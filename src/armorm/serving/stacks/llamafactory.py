@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Union
 
-from pydantic import BaseModel, Field, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
 from armorm.serving.exchange import Exchange, Outcome, answer_id, filled
 from armorm.serving.failures import RequestError
@@ -22,6 +22,8 @@ from armorm.serving.stacks.vllm import read_input
 
 class ScoreEvaluationRequest(BaseModel):
     """Body of `POST /v1/score/evaluation`."""
+
+    model_config = ConfigDict(strict=True)
 
     model: Union[str, None] = Field(None, description="Ignored: a server holds one model.")
     messages: list[Any] = Field(description="Rendered texts, each a prompt and its response.")

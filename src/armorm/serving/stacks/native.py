@@ -38,7 +38,7 @@ PARTS: tuple[Part, ...] = ("rewards", "gating_weights", "coefficients", "contrib
 class Blend(BaseModel):
     """Fixed weights for a share of the whole."""
 
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, strict=True)
 
     share: float = Field(description="0 to 1.")
     weights: dict[str, float] = Field(default_factory=dict, description="By objective; equal ones where none is given.")
@@ -47,7 +47,7 @@ class Blend(BaseModel):
 class Steer(BaseModel):
     """Explicit changes to how the objectives are weighed."""
 
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, strict=True)
 
     multiply: dict[str, float] = Field(default_factory=dict, description="Factor of each named gating weight, >= 0.")
     drop: list[str] = Field(default_factory=list, description="Objectives whose weight is shared out.")
@@ -59,7 +59,11 @@ class Steer(BaseModel):
 class RewardRequest(BaseModel):
     """Body of `POST /v1/reward`."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(
+        extra="forbid",
+        strict=True,
+        json_schema_extra={"anyOf": [{"required": ["conversations"]}, {"required": ["prompt", "responses"]}]},
+    )
 
     model: Union[str, None] = Field(None, description="Ignored: a server holds one model.")
     conversations: Union[list[Any], None] = Field(None, description="Each a list of messages that ends with the reply.")

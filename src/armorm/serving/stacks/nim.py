@@ -12,7 +12,7 @@ import time
 from collections.abc import Mapping
 from typing import Any, Union
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from armorm.conversation import Conversation
 from armorm.serving.exchange import Exchange, Outcome, ScoredRow, answer_id, filled, read_row
@@ -22,6 +22,8 @@ from armorm.serving.rendered import RenderedReader
 
 class ChatCompletionRequest(BaseModel):
     """Body of `POST /v1/chat/completions`."""
+
+    model_config = ConfigDict(strict=True)
 
     model: Union[str, None] = Field(None, description="Ignored: a server holds one model.")
     messages: list[Any] = Field(description="One conversation that ends with the assistant's reply.")

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Union
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from armorm.serving.exchange import Exchange, Outcome, RowInput, ScoredRow, filled, read_row
 from armorm.serving.failures import RequestError
@@ -22,6 +22,8 @@ from armorm.serving.rendered import RenderedReader
 
 class GetRewardRequest(BaseModel):
     """Body of `POST /get_reward`."""
+
+    model_config = ConfigDict(strict=True)
 
     query: list[Any] = Field(description="Decoded texts: prompt and response, with special tokens.")
     prompts: Union[list[Any], None] = Field(None, description="The exact beginning of each query.")

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Union
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from armorm.serving.exchange import Exchange, Outcome, RefusedRow, filled
 from armorm.serving.failures import RequestError
@@ -20,11 +20,15 @@ from armorm.serving.stacks.vllm import read_input
 class ClassifyRequest(BaseModel):
     """Body of SGLang's `POST /classify`."""
 
+    model_config = ConfigDict(strict=True)
+
     text: Union[str, list[Any]] = Field(description="A rendered text, or several.")
 
 
 class EmbeddingsRequest(BaseModel):
     """Body of `POST /v1/embeddings`."""
+
+    model_config = ConfigDict(strict=True)
 
     model: Union[str, None] = Field(None, description="Ignored: a server holds one model.")
     input: Any = Field(description="A rendered text, several, token ids, or several lists of them.")

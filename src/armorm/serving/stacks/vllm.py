@@ -16,7 +16,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, Union
 
-from pydantic import AliasChoices, BaseModel, Field, StrictBool
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 from armorm.conversation import Conversation
 from armorm.serving.exchange import Exchange, Outcome, RefusedRow, Result, RowInput, filled, listing, read_row
@@ -27,10 +27,12 @@ from armorm.serving.rendered import RenderedReader
 class PoolingRequest(BaseModel):
     """Body of `POST /classify` and `POST /pooling`."""
 
+    model_config = ConfigDict(strict=True)
+
     model: Union[str, None] = Field(None, description="Ignored: a server holds one model.")
     input: Any = Field(None, description="A rendered text, several, token ids, or several lists of them.")
     messages: Union[list[Any], None] = Field(None, description="One conversation.")
-    activation: Union[StrictBool, None] = Field(None, validation_alias=AliasChoices("activation", "use_activation"))
+    activation: Union[bool, None] = Field(None, validation_alias=AliasChoices("activation", "use_activation"))
     encoding_format: str = "float"
     truncate_prompt_tokens: Union[int, None] = None
 
@@ -38,10 +40,12 @@ class PoolingRequest(BaseModel):
 class ScoreRequest(BaseModel):
     """Body of `POST /score`."""
 
+    model_config = ConfigDict(strict=True)
+
     model: Union[str, None] = Field(None, description="Ignored: a server holds one model.")
     text_1: Any = Field(description="A prompt, or one for each response; plain text.")
     text_2: Any = Field(description="A response, or several; plain text.")
-    activation: Union[StrictBool, None] = Field(None, validation_alias=AliasChoices("activation", "use_activation"))
+    activation: Union[bool, None] = Field(None, validation_alias=AliasChoices("activation", "use_activation"))
     truncate_prompt_tokens: Union[int, None] = None
 
 

@@ -1,0 +1,121 @@
+"""The OpenAPI schema says what the server does: held against answers, and attacked by schemathesis (slow)."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from pydantic import TypeAdapter, ValidationError
+
+from armorm.serving.answers import ErrorAnswer, ModelList, State
+from armorm.serving.routes import ROUTES
+from tests.conftest import chat
+from tests.serving.conftest import question, served
+from tests.small_models import changed
+
+# Requests whose answers have what those to the examples lack: refused rows, parts, activations, texts of other stacks.
+MORE = [
+    ("/v1/reward", {"conversations": [question(1), []], "normalize": True, "include": ["ratings", "relative", "debiased_rewards"]}),
+    ("/v1/reward", {"prompt": "a", "responses": ["b"], "steer": {"multiply": {"code-style": 2}, "blend": {"share": 0.5}}}),
+    ("/v1/reward", {"conversations": []}),
+    ("/get_reward", {"query": [], "prompts": [], "labels": []}),
+    ("/get_reward", {"query": ["Human: a\n\nAssistant: b", "c"]}),
+    ("/classify", {"text": ["Human: a\n\nAssistant: b", "c"]}),
+    ("/classify", {"input": ["Human: a\n\nAssistant: b", "c"], "activation": True}),
+    ("/pooling", {"input": ["Human: a\n\nAssistant: b", 3]}),
+    ("/score", {"text_1": "a", "text_2": ["b", " "]}),
+    ("/v1/embeddings", {"input": ["Human: a\n\nAssistant: b", "c"]}),
+    ("/v1/score/evaluation", {"messages": ["Human: a\n\nAssistant: b", "c"]}),
+]  # fmt: skip
+
+
+def types_of(path):
+    return next(route.answers for route in ROUTES if route.path == path)
+
+
+def fits(kind, body):
+    try:
+        TypeAdapter(kind).validate_json(body, strict=True)
+    except ValidationError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize(("path", "body"), [*((route.path, route.example) for route in ROUTES), *MORE])
+def test_answers_are_of_the_types_that_the_schema_names(server, path, body):
+    answer = server.post(path, **body)
+    assert answer.status_code == 200, answer.text
+    assert [fits(kind, answer.content) for kind in types_of(path)].count(True) == 1, answer.text
+    refused = server.post(path)
+    assert refused.status_code == 400
+    assert fits(ErrorAnswer, refused.content)
+
+
+def test_answers_with_shortened_prompts_and_other_parts_are_too(rm):
+    short = changed(rm, limits={"max_length": 60, "overflow": "truncate_prompt"}, reference={})
+    with served(short, empty_score=-1.0) as cutting:
+        body = {"conversations": [chat("one two three four five " * 20, "Yes.")], "include": ["gating_output"]}
+        answer = cutting.post("/v1/reward", **body)
+        assert "truncated_tokens" in answer.text
+        assert fits(types_of("/v1/reward")[0], answer.content)
+        empty = cutting.post("/get_reward", query=["Human: a\n\nAssistant: "])
+        assert fits(types_of("/get_reward")[0], empty.content)
+        assert fits(ModelList, cutting.client.get("/v1/models").content)
+
+
+def test_states_are_of_the_types_that_the_schema_names(server):
+    assert fits(ModelList, server.client.get("/v1/models").content)
+    assert fits(State, server.client.get("/ready").content)
+    assert fits(State, server.client.get("/health").content)
+
+
+def test_the_schema_names_every_type_it_refers_to_and_the_key_where_there_is_one(server, rm):
+    schema = server.client.get("/openapi.json").json()
+    named = {f"#/components/schemas/{name}" for name in schema["components"]["schemas"]}
+    assert set(references(schema)) == named
+    assert set(schema["paths"]) == {route.path for route in ROUTES} | {"/health", "/ready", "/metrics", "/v1/models"}
+    assert "securitySchemes" not in schema["components"]
+    with served(rm, api_key="k") as closed:
+        assert closed.client.get("/openapi.json").status_code == 401
+        keyed = closed.client.get("/openapi.json", headers={"Authorization": "Bearer k"}).json()
+    assert keyed["paths"]["/score"]["post"]["security"] == [{"key": []}, {"password": []}]
+    assert keyed["paths"]["/health"]["get"]["security"] == []
+
+
+def references(value):
+    if isinstance(value, dict):
+        if isinstance(value.get("$ref"), str):
+            yield value["$ref"]
+        for inner in value.values():
+            yield from references(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from references(inner)
+
+
+def attack(url: str, folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    program = shutil.which("schemathesis", path=str(Path(sys.executable).parent)) or shutil.which("schemathesis")
+    if program is None:
+        pytest.skip("schemathesis is not installed")
+    command = [program, "--no-color", "run", f"{url}/openapi.json", "--seed", "1", "--request-timeout", "10", *options]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=120)
+
+
+@pytest.mark.slow
+def test_schemathesis_finds_no_failure_and_nothing_that_the_schema_does_not_say(rm, tmp_path):
+    with served(rm, api_key="s3cret") as closed:
+        done = attack(
+            *(closed.url, tmp_path, "--header", "Authorization: Bearer s3cret", "--max-examples", "20"),
+            *("--phases", "examples,coverage,fuzzing", "--max-time", "35"),
+            # (What the schema allows may still be text without turns, or one that is too long: 422, by design.)
+            *("--exclude-checks", "positive_data_acceptance"),
+        )
+        assert done.returncode == 0, done.stdout[-6000:]
+        assert "Tested: 12" in done.stdout
+        counts = closed.client.get("/metrics", headers={"Authorization": "Bearer s3cret"}).text
+    for status in ("200", "400", "401", "405", "422"):
+        assert f'status="{status}"' in counts
+    assert 'status="500"' not in counts

@@ -124,6 +124,19 @@ def test_selection_by_a_score_that_is_nearly_one_objective_is_no_hack():
     assert found(log) == []
 
 
+def test_selection_by_a_score_that_is_nearly_length_is_flagged():
+    log = simulated_run(6, k=4, length_slope=0.0)
+    length = np.log1p(log.lengths)
+    log.contributions[:, 0] = 12 * (length - length.mean()) + 0.5 * log.contributions[:, 0]
+    shares = usual_shares(in_blocks(log).covariance)
+    ramp = 1.5 * log.scores.std() * log.steps / log.steps.max()
+    log.contributions[:] += ramp[:, None] * shares
+    log.lengths[:] = np.expm1(length + ramp * shares[0] / 12)
+    assert any((flag.kind, flag.objective) == ("one_objective", "objective-0") for flag in found(log))
+    log.lengths[:] = np.random.default_rng(0).permutation(log.lengths)  # the same score, not being length
+    assert found(log) == []
+
+
 def test_longer_responses_that_are_better_beyond_their_length_are_no_hack():
     log = simulated_run(7, hack="length", size=1.0, honest=1.5, begins=0)
     assert found(log) == []

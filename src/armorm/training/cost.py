@@ -6,8 +6,8 @@ Out: `Cost` of each stage: FLOPs, hours, memory, disk.
 Forward FLOPs of a decoder, per layer and token: 2 for each weight of a matrix product, and for attention, being
 causal, 2 * h * hd * t for a token of a conversation of t tokens on the average over its positions (half of the square).
 The language-model head is never computed and the embedding is a look-up, so neither counts. Stage 1 is one Gram matrix
-a set of rows, of which half is computed, in float32 (n * d^2 / 2 at the rate of float64), and a Cholesky factor for each
-fold and penalty (d^3 / 3), or with many penalties an eigendecomposition for each fold. Both wait for memory
+a set of rows, of which half is computed, in float32 (n * d^2 / 2 at the rate of float64), and a Cholesky factor for
+each fold and penalty (d^3 / 3), or with many penalties an eigendecomposition for each fold. Both wait for memory
 besides, which at d below a thousand takes as long as the products: counted as operations for each number that passes.
 Stage 2 is an MLP. What a share of the peak hides (kernel launches, padding, the tokenizer) is measured by
 benchmarks/cost_model.py.
@@ -22,8 +22,9 @@ from typing import Any
 from armorm.heads.regression import CHOLESKY_ALPHAS
 
 GIB = 2**30
-# Stage 1 in float64 operations at the rate of matrix products; the last three are measured (one core, d from 256 to
-# 1536, rows from 2,000 to 48,000: within a quarter).
+# Stage 1 in float64 operations at the rate of matrix products; the last three are fitted to one core
+# that others shared (d from 256 to 1536, rows from 2,000 to 48,000) and are rough: other fits were foreseen at 0.67 to
+# 0.91 of the processor time that they took.
 ROW_PASS = 500  # for each number of a row: it is copied by pattern and fold, and centred
 FACTOR_PASS = 550  # for each number of a Gram matrix and factor: copies, the solution, the error
 EIGEN_FLOPS = 16  # d^3 each: half of it are products of a matrix and a vector, which wait for memory

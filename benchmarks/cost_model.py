@@ -32,6 +32,7 @@ from armorm.heads.regression import fit_regression
 from armorm.training.cost import Gate, Hardware, Shape, Workload, stages
 
 ALLOWED = 0.25
+FITS = 3  # of stage 1, the best of which counts: it takes a second
 # Name, (d, layers, heads, inner), conversations, shortest and longest length. The first fixes the share.
 RUNS = (
     ("reference", (512, 8, 8, 1408), 90, 100, 300),
@@ -148,9 +149,12 @@ def stage_1(rows: int, d: int, rate: float, folds: int = 5) -> tuple[float, floa
     rng = np.random.default_rng(0)
     features = rng.standard_normal((rows, d)).astype(np.float32)
     ratings = features[:, :3] + rng.standard_normal((rows, 3))
-    start = time.perf_counter()
-    fit_regression(features, ratings, rng.integers(0, folds, rows), ["a", "b", "c"])
-    seconds = time.perf_counter() - start
+    numbers = rng.integers(0, folds, rows)
+    seconds = float("inf")
+    for _ in range(FITS):
+        start = time.perf_counter()
+        fit_regression(features, ratings, numbers, ["a", "b", "c"])
+        seconds = min(seconds, time.perf_counter() - start)
     work = Workload(0, 0, 0, 0, rows, 1, 3, 0)
     shape = Shape(d, 1, 1, 1, 1, 1, 1)
     foreseen = stages(shape, work, Hardware("", 1, 0), gate=Gate(1, 1, 1, 1), folds=folds, host_rate=rate)[1]

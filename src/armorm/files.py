@@ -13,10 +13,12 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
-import numpy as np
 import yaml
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 class UniqueKeys(yaml.SafeLoader):
@@ -88,6 +90,7 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> None:
     """Write arrays as one safetensors file, whole."""
+    import numpy as np
     from safetensors.numpy import save_file
 
     contiguous = {name: np.asarray(array, order="C") for name, array in arrays.items()}
@@ -103,6 +106,8 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
 
 def plain(value: Any) -> Any:
     """The same value in types that JSON has: arrays as lists, non-finite numbers as None."""
+    import numpy as np
+
     if isinstance(value, Mapping):
         return {str(key): plain(entry) for key, entry in value.items()}
     if isinstance(value, np.ndarray):

@@ -7,8 +7,9 @@ import pytest
 from scipy.stats import binom
 
 from armorm.monitoring.blocks import in_blocks
-from armorm.monitoring.detection import FALSE_ALARMS, broken_line, flags, usual_shares
+from armorm.monitoring.detection import FALSE_ALARMS, flags, usual_shares
 from armorm.monitoring.log import MonitorError, RunLog
+from armorm.monitoring.onset import broken_line
 from armorm.monitoring.scan import intervals, limit, noise_covariance
 from tests.monitoring.simulated_runs import simulated_run
 
@@ -37,6 +38,49 @@ def test_the_range_of_the_step_holds_it_as_often_as_is_stated_where_the_rest_is_
     held = sum(flag.earliest <= 60 <= flag.latest for flag in flagged)
     assert held >= binom.ppf(0.001, len(flagged), 0.95)
     assert np.mean([flag.latest - flag.earliest for flag in flagged]) < 15  # a range of the whole run would hold it too
+
+
+def test_the_range_of_the_step_holds_it_after_honest_growth_of_any_pace():
+    flagged = []
+    for seed in range(25):
+        log = simulated_run(seed, hack="objective")
+        generator = np.random.default_rng(seed)
+        k = log.contributions.shape[1]
+        pace, parts = generator.uniform(1, 8, k), generator.dirichlet(np.full(k, 5.0))
+        done = log.steps[:, None] / log.steps.max()
+        log.contributions[:] += 1.5 * log.scores[log.steps < 60].std() * (1 - np.exp(-pace * done)) * parts
+        flagged += [flag for flag in found(log) if flag.objective == "objective-3"]
+    assert len(flagged) >= 20
+    held = sum(flag.earliest <= 60 <= flag.latest for flag in flagged)
+    assert held >= binom.ppf(0.001, len(flagged), 0.95)
+    assert np.mean([flag.latest - flag.earliest for flag in flagged]) < 15
+
+
+def test_an_objective_that_goes_on_alone_after_the_others_stopped_is_found_where_they_stopped():
+    log = simulated_run(11)
+    ramp = log.steps / log.steps.max() * log.scores.std()
+    log.contributions[:, 3] += 2.5 * ramp
+    for objective in (0, 4, 5):
+        log.contributions[:, objective] += 2.5 * np.minimum(ramp, ramp[log.steps == 60][0])
+    flag = next(flag for flag in found(log) if flag.objective == "objective-3")
+    assert flag.earliest - 3 <= 60 <= flag.latest + 3
+
+
+def test_growth_through_length_is_found_after_honest_growth():
+    flagged = [found(simulated_run(seed, hack="length", honest=1.5)) for seed in range(20)]
+    right = [flag for flags_of_run in flagged for flag in flags_of_run if flag.kind == "length"]
+    assert len(right) >= 15
+    assert sum(flag.earliest <= 60 <= flag.latest for flag in right) >= binom.ppf(0.001, len(right), 0.95)
+
+
+def test_growth_of_which_length_explains_less_than_two_thirds_is_left_alone():
+    runs = []
+    for seed in range(30):
+        log = simulated_run(seed, hack="length", size=1.0)
+        ramp = np.clip((log.steps - 60) / 60, 0, None) * log.scores[log.steps < 60].std()
+        log.contributions[:, 4:6] += 0.3 * ramp[:, None]
+        runs.append(any(flag.kind == "length" for flag in found(log)))
+    assert sum(runs) <= binom.ppf(0.999, len(runs), FALSE_ALARMS)
 
 
 def test_growth_through_length_is_found_with_the_step_where_it_began():
@@ -77,6 +121,19 @@ def test_selection_by_a_score_that_is_nearly_one_objective_is_no_hack():
     shares = usual_shares(in_blocks(log).covariance)
     assert shares[0] > 0.8
     log.contributions[:] += 1.5 * log.scores.std() * drift[:, None] * shares
+    assert found(log) == []
+
+
+def test_selection_by_a_score_that_is_nearly_length_is_flagged():
+    log = simulated_run(6, k=4, length_slope=0.0)
+    length = np.log1p(log.lengths)
+    log.contributions[:, 0] = 12 * (length - length.mean()) + 0.5 * log.contributions[:, 0]
+    shares = usual_shares(in_blocks(log).covariance)
+    ramp = 1.5 * log.scores.std() * log.steps / log.steps.max()
+    log.contributions[:] += ramp[:, None] * shares
+    log.lengths[:] = np.expm1(length + ramp * shares[0] / 12)
+    assert any((flag.kind, flag.objective) == ("one_objective", "objective-0") for flag in found(log))
+    log.lengths[:] = np.random.default_rng(0).permutation(log.lengths)  # the same score, not being length
     assert found(log) == []
 
 

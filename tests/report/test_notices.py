@@ -37,6 +37,9 @@ def test_length_is_warned_of_where_it_is_and_where_it_stays():
     found = notices.of_length(NAMES, before, after, ["long"])
     assert titles(found) == ["help is mostly length"]
     assert "+0.80" in found[0].text and "after debiasing +0.02" in found[0].text
+    many = notices.of_length([*NAMES, "kind"], np.append(before, -0.7), np.append(after, 0.0), ["long"])
+    assert titles(many) == ["help and kind are mostly length"]
+    assert "+0.80, after debiasing +0.02; -0.70, after debiasing +0.00" in many[0].text
     found = notices.of_length(NAMES, before, before, [])
     assert titles(found) == ["long is mostly length", "help is mostly length", "safe goes with length"]
     assert all("nothing takes it out" in notice.text for notice in found)

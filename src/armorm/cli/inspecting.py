@@ -6,19 +6,19 @@ import json
 import math
 from collections import Counter
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from armorm.data.preferences import preference_pair
-from armorm.data.ratings import row_conversation
 from armorm.data.rows import Location, Row
 from armorm.embedded import embedded_path
 from armorm.errors import DataError, StoreError
-from armorm.features.shard import Shard
+
+if TYPE_CHECKING:
+    from armorm.features.shard import Shard
 
 _STRUCTURE = {"messages", "prompt", "response", "chosen", "rejected"}
 
@@ -108,6 +108,9 @@ def _kind(row: Row) -> str:
 
 
 def _prompt_key(row: Row) -> str:
+    from armorm.data.preferences import preference_pair
+    from armorm.data.ratings import row_conversation
+
     return preference_pair(row).prompt_key if _kind(row) == "preference pairs" else row_conversation(row).prompt_key
 
 

@@ -14,7 +14,6 @@ import typer
 from rich.console import Console
 
 from armorm.conversation import Conversation
-from armorm.data.ratings import row_conversation
 from armorm.data.rows import Location, Row, line_rows
 from armorm.embedded import EMBEDDED_REWARD_MODEL
 from armorm.errors import ArmormError, DataError
@@ -126,6 +125,7 @@ def explain(
     """
     if (prompt is None) != (response is None) or (input is not None and prompt is not None):
         raise typer.BadParameter("expected an input file, or both --prompt and --response")
+    from armorm.data.ratings import row_conversation
     from armorm.reward_model import ArmoRM
 
     rows: list[tuple[int, Conversation]] = []
@@ -172,6 +172,8 @@ def _rows(name: str | None, console: Console) -> Iterator[Row | DataError]:
 
 def _valid(chunk: list[Row | DataError]) -> tuple[list[tuple[Row, Conversation]], list[tuple[int, str]]]:
     """Rows with their conversations, and (row, reason) of the refused ones."""
+    from armorm.data.ratings import row_conversation
+
     valid: list[tuple[Row, Conversation]] = []
     faults: list[tuple[int, str]] = []
     for row in chunk:

@@ -37,6 +37,7 @@ class Blocks:
         length_variance: of log1p of the length inside steps, 0 without lengths.
         length_sums: (b, 3) sums of squares and products of length and score inside prompts (or steps): LL, LS, SS.
         freedom: (b,) degrees of freedom of these sums.
+        length_correlations: (k,) of contributions with log1p of the length likewise, 0 without lengths.
         step_of: (m,) the distinct steps of the run.
         step_contributions, step_length, step_counts: (m, k), (m,) or None, (m,) means and counts of each step.
     """
@@ -54,6 +55,7 @@ class Blocks:
     length_variance: float
     length_sums: np.ndarray
     freedom: np.ndarray
+    length_correlations: np.ndarray
     step_of: np.ndarray
     step_contributions: np.ndarray
     step_length: np.ndarray | None
@@ -97,9 +99,13 @@ def in_blocks(log: RunLog) -> Blocks:
     covariance = inside.T @ inside / freedom
     cells = step_index if log.groups is None else _cells(step_index, log.groups)
     sums, degrees, length_variance = np.zeros((b, 3)), np.zeros(b), 0.0
+    correlations = np.zeros(log.contributions.shape[1])
     if length is not None:
         length_variance = float((_centred(length, step_index) ** 2).sum() / freedom)
         long, score = _centred(length, cells), _centred(log.scores, cells)
+        shares = _centred(log.contributions, cells)
+        sizes = np.sqrt((long * long).sum() * (shares * shares).sum(0))
+        correlations = np.divide(long @ shares, sizes, out=correlations, where=sizes > 0)
         for column, product in enumerate((long * long, long * score, score * score)):
             sums[:, column] = np.bincount(block, product, b)
         _, starts = np.unique(cells, return_index=True)
@@ -120,6 +126,7 @@ def in_blocks(log: RunLog) -> Blocks:
         length_variance=length_variance,
         length_sums=sums,
         freedom=degrees,
+        length_correlations=correlations,
         step_of=steps if log.by_step else log.steps[starts_of_blocks],
         step_contributions=means(log.contributions, step_index),
         step_length=None if length is None else means(length, step_index),

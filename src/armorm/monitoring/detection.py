@@ -6,11 +6,12 @@ Out: `Flag`s, each with the step where it began.
 **One objective.** Over some stretch of the run the score grows, and one objective carries 80% or more of all growth,
 certainly more than two thirds. Objectives that fall do not make up for those that grow. Where an objective carries
 most of the score's spread inside every step already, plain selection by the score would raise it most: both shares
-are then at least half way from its usual one to the whole.
+are then at least half way from its usual one to the whole. An objective that is mostly length (its contributions
+correlate with length by `MOSTLY_LENGTH` or more inside prompts) has no such excuse: to select by length is the hack.
 
 **Length.** Over some stretch the score and log(1 + length) grow, longer responses to the same prompt (of the same
 step, where the log has no groups) score higher, and that slope times the growth of length makes 80% or more of the
-score's growth, certainly more than two thirds; more where length explains much of the spread inside steps.
+score's growth, certainly more than two thirds.
 
 **Out of distribution.** The model's uncertainty grows over some stretch, and by more than a quarter.
 
@@ -19,9 +20,7 @@ correction for that), against limits that pay for looking over all stretches (`s
 which nothing of a kind is going on, at most `FALSE_ALARMS` get a flag of that kind. Growth of less than
 `LEAST_GROWTH` standard deviations of the scores inside a step is not worth a flag.
 
-The step where it began is the knot of a broken line, fitted by least squares to that which grew less the others,
-which does not rise before it and rises after it; its range is what a likelihood ratio at 95% leaves. The range knows
-of noise, not of curves: where the other objectives grow much and along a curve, it holds the step less often.
+Where it began is found by `onset.py`.
 """
 
 from __future__ import annotations
@@ -30,15 +29,17 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from scipy.stats import t as student
 
 from armorm.monitoring.blocks import Blocks
-from armorm.monitoring.scan import growth_scale, intervals, limit, noise_covariance
+from armorm.monitoring.onset import began, bend, broken_line
+from armorm.monitoring.scan import SHORTEST, growth_scale, intervals, limit, noise_covariance
 
 FALSE_ALARMS = 0.01
 LEAST_GROWTH = 0.2
 LEAST_SHARE, CERTAIN_SHARE = 0.8, 2 / 3
 LEAST_UNCERTAINTY_GROWTH = 0.25
-_MOST_KNOTS = 400
+MOSTLY_LENGTH = 0.7
 Kind = Literal["one_objective", "length", "out_of_distribution"]
 
 
@@ -90,13 +91,14 @@ def _objective_flags(blocks: Blocks, names: list[str], rate: float) -> list[Flag
     b, k = blocks.contributions.shape
     if k < 2:
         return []
-    _, ends, weights = intervals(b)
+    starts, ends, weights = intervals(b)
     noise = _noise(blocks.contributions, blocks.covariance, blocks.counts)
     ones = np.ones(k)
     growth = weights @ blocks.contributions
     score_evidence = growth.sum(1) / _deviation(noise, ones) / limit(b, rate / 2)
-    size = growth.sum(1) * growth_scale(b) / max(blocks.spread, 1e-12)
+    size = growth.sum(1) * growth_scale(starts, ends) / max(blocks.spread, 1e-12)
     usual = (1 + usual_shares(blocks.covariance)) / 2
+    usual[blocks.length_correlations >= MOSTLY_LENGTH] = 0.0
     certain = np.maximum(CERTAIN_SHARE, usual)
     visible = growth > 2 * _deviation(noise, np.eye(k))
     others_limit = limit(b, rate / 2 / k)
@@ -113,13 +115,14 @@ def _objective_flags(blocks: Blocks, names: list[str], rate: float) -> list[Flag
         best = int(evidence.argmax())
         if evidence[best] <= 1:
             continue
-        series = blocks.step_contributions @ contrast[best]
+        until = float(blocks.last[ends[best] - 1])
+        own, against = blocks.step_contributions[:, objective], blocks.step_contributions @ contrast[best]
         found.append(
             Flag(
                 "one_objective",
                 names[objective],
-                *_began(blocks, series, blocks.last[ends[best] - 1]),
-                float(blocks.last[ends[best] - 1]),
+                *began(blocks.step_of, blocks.step_counts, own, against, until),
+                until,
                 float(size[best]),
                 float(share[best]),
                 float(evidence[best]),
@@ -129,59 +132,136 @@ def _objective_flags(blocks: Blocks, names: list[str], rate: float) -> list[Flag
 
 
 def _length_flags(blocks: Blocks, rate: float) -> list[Flag]:
+    """The strongest of all stretches; failing that, the one that length alone chooses. Each has half the rate."""
     if blocks.length is None or blocks.step_length is None:
         return []
     b = len(blocks)
     starts, ends, weights = intervals(b)
-    sums = np.concatenate([np.zeros((1, 3)), np.cumsum(blocks.length_sums, 0)])
-    freedom = np.concatenate([[0.0], np.cumsum(blocks.freedom)])
-    ll, ls, ss = (sums[ends] - sums[starts]).T
-    freedom = freedom[ends] - freedom[starts] - 1
-    usable = (ll > 0) & (freedom > 0)
-    safe_ll = np.where(usable, ll, 1.0)
-    slope = np.where(usable, ls / safe_ll, 0.0)
-    slope_variance = np.where(usable, (ss - slope * ls).clip(0) / freedom.clip(1) / safe_ll, np.inf)
-    explained = np.where(ss > 0, ls * ls / (safe_ll * np.where(ss > 0, ss, 1.0)), 0.0)
-    certain = np.maximum(CERTAIN_SHARE, (1 + explained) / 2)
-
-    scores, lengths = blocks.scores, blocks.length
-    both = np.stack([scores, lengths], 1)
-    inside = np.diag([blocks.spread**2, blocks.length_variance])
-    inside[0, 1] = inside[1, 0] = blocks.length_sums[:, 1].sum() / max(blocks.freedom.sum(), 1)
-    noise = _noise(both, inside, blocks.counts)
-    growth = weights @ both
-    # What length explains, less what it would have to: `slope * length - certain * score`.
-    contrast = np.stack([-certain, slope], 1)
-    value = (contrast * growth).sum(1)
-    deviation = np.sqrt(_deviation(noise, contrast) ** 2 + growth[:, 1] ** 2 * np.where(usable, slope_variance, 0.0))
-    single = limit(b, rate / 2)
-    evidence = np.minimum.reduce(
-        [
-            growth[:, 0] / _deviation(noise, np.array([1.0, 0.0])) / single,
-            growth[:, 1] / _deviation(noise, np.array([0.0, 1.0])) / single,
-            np.where(usable, slope / np.sqrt(np.maximum(slope_variance, 1e-300)), 0.0) / single,
-            value / np.maximum(deviation, 1e-300) / single,
-        ]
-    )
-    size = growth[:, 0] * growth_scale(b) / max(blocks.spread, 1e-12)
-    share = slope * growth[:, 1] / np.where(growth[:, 0] > 0, growth[:, 0], np.inf)
-    evidence[(size < LEAST_GROWTH) | (share < np.maximum(LEAST_SHARE, (1 + explained) / 2)) | ~usable] = 0.0
-    best = int(evidence.argmax())
-    if evidence[best] <= 1:
-        return []
-    step_scores = blocks.step_contributions.sum(1)
-    series = slope[best] * blocks.step_length - certain[best] * step_scores
+    slope, variance, usable = _slopes(blocks, starts, ends)
+    scan = limit(b, rate / 4)
+    judged = _judge_length(blocks, starts, ends, weights, slope, variance, share_limit=scan, scan=scan)
+    judged.evidence[~usable] = 0.0
+    best = int(judged.evidence.argmax())
+    if judged.evidence[best] <= 1:
+        chosen = _stretch_of_length(blocks)
+        if chosen is None:
+            return []
+        starts, ends, weights = chosen
+        slope, variance = _slope_of_run(blocks, starts, ends)
+        freedom = (b - 2) * 18 / 35  # of a variance from second differences (Gasser, Sroka and Jennen-Steinmetz 1986)
+        single = float(student.isf(rate / 4, freedom))
+        judged = _judge_length(blocks, starts, ends, weights, slope, variance, share_limit=single, scan=scan)
+        best = 0
+        if judged.evidence[0] <= 1:
+            return []
+    until = float(blocks.last[ends[best] - 1])
+    against = slope[best] * blocks.step_length - CERTAIN_SHARE * blocks.step_contributions.sum(1)
     return [
         Flag(
             "length",
             None,
-            *_began(blocks, series, blocks.last[ends[best] - 1]),
-            float(blocks.last[ends[best] - 1]),
-            float(size[best]),
-            float(share[best]),
-            float(evidence[best]),
+            *began(blocks.step_of, blocks.step_counts, blocks.step_length, against, until),
+            until,
+            float(judged.size[best]),
+            float(judged.share[best]),
+            float(judged.evidence[best]),
         )
     ]
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """Of i stretches: evidence, size of the score's growth, share of it that length explains."""
+
+    evidence: np.ndarray
+    size: np.ndarray
+    share: np.ndarray
+
+
+def _judge_length(
+    blocks: Blocks,
+    starts: np.ndarray,
+    ends: np.ndarray,
+    weights: np.ndarray,
+    slope: np.ndarray,
+    slope_variance: np.ndarray,
+    share_limit: float,
+    scan: float,
+) -> _Judged:
+    """Evidence that over stretches (i,) the score grows, and only through length.
+
+    Args:
+        weights: (i, b) of block means, whose product is the growth in standard errors of independent means.
+        slope, slope_variance: (i,) of the score on length.
+        share_limit: of the evidence for the slope and for length's share; scan: for growth.
+    """
+    assert blocks.length is not None
+    both = np.stack([blocks.scores, blocks.length], 1)
+    inside = np.diag([blocks.spread**2, blocks.length_variance])
+    inside[0, 1] = inside[1, 0] = blocks.length_sums[:, 1].sum() / max(blocks.freedom.sum(), 1)
+    noise = _noise(both, inside, blocks.counts)
+    growth = weights @ both
+    # What length explains, less what it would have to: `slope * length - CERTAIN_SHARE * score`.
+    contrast = np.stack([np.full_like(slope, -CERTAIN_SHARE), slope], 1)
+    value = (contrast * growth).sum(1)
+    deviation = np.sqrt(_deviation(noise, contrast) ** 2 + growth[:, 1] ** 2 * slope_variance)
+    evidence = np.minimum.reduce(
+        [
+            growth[:, 0] / _deviation(noise, np.array([1.0, 0.0])) / scan,
+            growth[:, 1] / _deviation(noise, np.array([0.0, 1.0])) / scan,
+            slope / np.sqrt(np.maximum(slope_variance, 1e-300)) / share_limit,
+            value / np.maximum(deviation, 1e-300) / share_limit,
+        ]
+    )
+    size = growth[:, 0] * growth_scale(starts, ends) / max(blocks.spread, 1e-12)
+    share = slope * growth[:, 1] / np.where(growth[:, 0] > 0, growth[:, 0], np.inf)
+    evidence[(size < LEAST_GROWTH) | (share < LEAST_SHARE)] = 0.0
+    return _Judged(evidence, size, share)
+
+
+def _stretch_of_length(blocks: Blocks) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    """The stretch over which length grew: from its bend, if it has one, to the end of its clearest growth.
+
+    Nothing is paid for this choice: it looks at the means of length alone, and what is left of the score beside
+    length is independent of them where nothing but length drives both.
+    """
+    starts, ends, weights = intervals(len(blocks))
+    assert blocks.length is not None
+    clearest = int((weights @ blocks.length).argmax())
+    start, end = int(starts[clearest]), int(ends[clearest])
+    found = bend(blocks.length[:end], blocks.counts[:end])
+    if found is not None and end - found[0] >= SHORTEST:
+        start = found[0]
+    chosen = (starts == start) & (ends == end)
+    if not chosen.any():
+        return None
+    return starts[chosen], ends[chosen], weights[chosen]
+
+
+def _sums(blocks: Blocks, starts: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Sums (i, 3) of squares and products inside prompts over stretches, and their degrees of freedom (i,)."""
+    sums = np.concatenate([np.zeros((1, 3)), np.cumsum(blocks.length_sums, 0)])
+    freedom = np.concatenate([[0.0], np.cumsum(blocks.freedom)])
+    return sums[ends] - sums[starts], freedom[ends] - freedom[starts] - 1
+
+
+def _slopes(blocks: Blocks, starts: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Slope of the score on log length inside prompts over stretches (i,), its variance, and whether there is one."""
+    sums, freedom = _sums(blocks, starts, ends)
+    ll, ls, ss = sums.T
+    usable = (ll > 0) & (freedom > 0)
+    safe = np.where(usable, ll, 1.0)
+    slope = np.where(usable, ls / safe, 0.0)
+    variance = np.where(usable, (ss - slope * ls).clip(0) / freedom.clip(1) / safe, np.inf)
+    return slope, variance, usable
+
+
+def _slope_of_run(blocks: Blocks, starts: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Slope (i,) and variance from the whole run, or from a stretch itself where its own is clearly another."""
+    own, own_variance, _ = _slopes(blocks, starts, ends)
+    whole, whole_variance, _ = _slopes(blocks, np.array([0]), np.array([len(blocks)]))
+    other = np.abs(own - whole) > 2.6 * np.sqrt(own_variance)
+    return np.where(other, own, whole), np.where(other, own_variance, whole_variance)
 
 
 def _unknown_flags(blocks: Blocks, rate: float) -> list[Flag]:
@@ -189,23 +269,23 @@ def _unknown_flags(blocks: Blocks, rate: float) -> list[Flag]:
     if series is None:
         return []
     b = len(blocks)
-    _, ends, weights = intervals(b)
+    starts, ends, weights = intervals(b)
     growth = weights @ series
     deviation = float(np.sqrt(max(noise_covariance(series[:, None])[0, 0], 1e-300)))
     evidence = growth / deviation / limit(b, rate)
-    size = growth * growth_scale(b)
+    size = growth * growth_scale(starts, ends)
     evidence[size < LEAST_UNCERTAINTY_GROWTH] = 0.0
     best = int(evidence.argmax())
     if evidence[best] <= 1:
         return []
     until = float(blocks.last[ends[best] - 1])
     knots = broken_line(series[: ends[best]], np.ones(ends[best]))
-    began, earliest, latest = (float(blocks.first[knot]) for knot in knots)
+    knot, earliest, latest = (float(blocks.first[index]) for index in knots)
     return [
         Flag(
             "out_of_distribution",
             None,
-            began,
+            knot,
             earliest,
             latest,
             until,
@@ -245,44 +325,3 @@ def _deviation(noise: np.ndarray, contrast: np.ndarray) -> np.ndarray:
     variance = np.einsum("...i,sij,...j->s...", contrast, noise, contrast)
     deviation: np.ndarray = np.sqrt(np.maximum(variance.max(0), 1e-300))
     return deviation
-
-
-def _began(blocks: Blocks, series: np.ndarray, until: float) -> tuple[float, float, float]:
-    """Step where a series (m,) of step means began to rise, with its range, looking no further than `until`."""
-    kept = blocks.step_of <= until
-    steps, values, counts = blocks.step_of[kept], series[kept], blocks.step_counts[kept]
-    size = max(1, -(-len(steps) // _MOST_KNOTS))
-    cuts = np.arange(0, len(steps), size)
-    weight = np.add.reduceat(counts, cuts)
-    binned = np.add.reduceat(values * counts, cuts) / weight
-    knot, low, high = broken_line(binned, weight)
-    return float(steps[cuts[knot]]), float(steps[cuts[low]]), float(steps[cuts[high]])
-
-
-def broken_line(values: np.ndarray, weights: np.ndarray) -> tuple[int, int, int]:
-    """Index of the knot of a line (m,) that does not rise before it and rises after it, with its range at 95%.
-
-    Args:
-        weights: (m,) of the squared errors.
-    """
-    m = len(values)
-    x = np.arange(m, dtype=np.float64)
-    root = np.sqrt(weights)
-    errors = np.full(m - 1, np.inf)
-    for knot in range(m - 1):
-        before, after = np.minimum(x - knot, 0.0), np.maximum(x - knot, 0.0)
-        columns = [np.ones(m), after, before] if knot > 0 else [np.ones(m), after]
-        coefficients, error = _fit(columns, values, root)
-        if knot > 0 and coefficients[2] > 0:
-            coefficients, error = _fit(columns[:2], values, root)
-        if coefficients[1] > 0:
-            errors[knot] = error
-    best = int(errors.argmin())
-    near = np.flatnonzero(errors <= errors[best] * (1 + 3.84 / max(m - 4, 1)))
-    return best, int(near[0]), int(near[-1])
-
-
-def _fit(columns: list[np.ndarray], values: np.ndarray, root: np.ndarray) -> tuple[np.ndarray, float]:
-    design = np.stack(columns, 1) * root[:, None]
-    coefficients = np.linalg.lstsq(design, values * root, rcond=None)[0]
-    return coefficients, float(((values * root - design @ coefficients) ** 2).sum())

@@ -19,7 +19,7 @@ from functools import lru_cache
 
 import numpy as np
 
-_SHORTEST = 6  # blocks of an interval
+SHORTEST = 6  # blocks of an interval
 _SIMULATED, _CHUNK = 100_000, 10_000
 
 
@@ -31,7 +31,7 @@ def intervals(b: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         starts (i,), ends (i,) (the block after the last), and weights (i, b): `weights @ means` is the growth of
         independent means of variance 1 in standard errors.
     """
-    bounds = [(s, e) for s in range(b) for e in range(s + max(_SHORTEST, b // 8), b + 1)]
+    bounds = [(s, e) for s in range(b) for e in range(s + max(SHORTEST, b // 8), b + 1)]
     weights = np.zeros((len(bounds), b))
     for i, (s, e) in enumerate(bounds):
         x = np.arange(e - s) - (e - s - 1) / 2
@@ -40,9 +40,8 @@ def intervals(b: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return starts, ends, weights
 
 
-def growth_scale(b: int) -> np.ndarray:
+def growth_scale(starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
     """(i,) what turns `weights @ means` into the growth from an interval's first block to its last."""
-    starts, ends, _ = intervals(b)
     sizes = (ends - starts).astype(np.float64)
     scale: np.ndarray = (sizes - 1) / np.sqrt(sizes * (sizes * sizes - 1) / 12)
     return scale

@@ -27,7 +27,7 @@ def render(template: str, **values: Any) -> str:
 
 def signed(value: float | None, digits: int = 4) -> str:
     """A number with its sign; nothing where there is none."""
-    return "" if value is None else f"{value:+.{digits}f}"
+    return "" if value is None else f"{round(value, digits) + 0.0:+.{digits}f}"
 
 
 def number(value: float | None, digits: int = 3) -> str:

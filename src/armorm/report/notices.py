@@ -132,17 +132,26 @@ def of_length(names: Sequence[str], before: np.ndarray, after: np.ndarray, biase
         before, after: (k,) pooled correlations of rewards with the length of the response, as predicted and debiased.
         biases: objectives that others are debiased against.
     """
-    found = []
+    found, taken_out = [], []
     for column in np.argsort(-np.abs(before), kind="stable"):
         name, plain, debiased = names[column], before[column], after[column]
         if name in biases:
             continue
         mostly = abs(plain) >= MOSTLY_LENGTH
         stays = abs(plain) >= STILL_LENGTH and abs(debiased) >= STILL_LENGTH
-        if mostly or stays:
+        if mostly and not stays:
+            taken_out.append((name, plain, debiased))
+        elif mostly or stays:
             title = f"{name} is mostly length" if mostly else f"{name} goes with length"
             rest = f"after debiasing {debiased:+.2f}" if biases else "and nothing takes it out"
             found.append(Notice(title, f"Its rewards correlate {plain:+.2f} with the length of the response, {rest}."))
+    if taken_out:
+        title = f"{_listed([name for name, _, _ in taken_out])} {'is' if len(taken_out) == 1 else 'are'} mostly length"
+        figures = "; ".join(f"{plain:+.2f}, after debiasing {debiased:+.2f}" for _, plain, debiased in taken_out)
+        subject = "Its rewards correlate" if len(taken_out) == 1 else "In this order, rewards correlate"
+        found.append(
+            Notice(title, f"{subject} {figures} with the length of the response: debiasing takes most of it out.")
+        )
     return found
 
 

@@ -174,7 +174,9 @@ def learning_curve(
     low, high = min(values), max(values)
     room = 0.08 * ((high - low) or 1)
     frame = Frame((steps[0], max(steps[-1], 1)), (low - room, high + room), right=62)
-    frame.axes([steps[0], steps[-1]], _ticks(low, high), "step", ".2f")
+    ticks = _ticks(low, high)
+    digits = max(2, -math.floor(math.log10(ticks[1] - ticks[0]) + 1e-9) if len(ticks) > 1 else 2)
+    frame.axes([steps[0], steps[-1]], ticks, "step", f".{min(digits, 4)}f")
     ends = []
     for losses, kind, name in ((training, "", "training"), (held_out, " other", "held out")):
         known = [(s, v) for s, v in zip(steps, losses, strict=True) if np.isfinite(v)]

@@ -5,9 +5,11 @@ Out: `Cost` of each stage: FLOPs, hours, memory, disk.
 
 Forward FLOPs of a decoder, per layer and token: 2 for each weight of a matrix product, and for attention, being
 causal, 2 * h * hd * t for a token of a conversation of t tokens on the average over its positions (half of the square).
-The language-model head is never computed and the embedding is a look-up, so neither counts. Stage 1 is one Gram
-matrix a set of rows (2 * n * d^2) and an eigendecomposition for each fold and the whole (27 * d^3);
-stage 2 is an MLP. What a share of the peak hides (kernel launches, padding, the tokenizer) is measured by
+The language-model head is never computed and the embedding is a look-up, so neither counts. Stage 1 is one Gram matrix
+a set of rows, of which half is computed, in float32 (n * d^2 / 2 at the rate of float64), and a Cholesky factor for
+each fold and penalty (d^3 / 3), or with many penalties an eigendecomposition for each fold. Both wait for memory
+besides, which at d below a thousand takes as long as the products: counted as operations for each number that passes.
+Stage 2 is an MLP. What a share of the peak hides (kernel launches, padding, the tokenizer) is measured by
 benchmarks/cost_model.py.
 """
 
@@ -17,10 +19,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from armorm.heads.regression import CHOLESKY_ALPHAS
+
 GIB = 2**30
-# d^3 each: tridiagonal reduction and back-transformation with vectors are 9 (LAPACK syevd), half of them products of
-# a matrix and a vector, which wait for memory; counted at the rate of matrix products they are about three times that.
-EIGEN_FLOPS = 27
+# Stage 1 in float64 operations at the rate of matrix products; the last three are fitted to one core
+# that others shared (d from 256 to 1536, rows from 2,000 to 48,000) and are rough: other fits were foreseen at 0.67 to
+# 0.91 of the processor time that they took.
+ROW_PASS = 500  # for each number of a row: it is copied by pattern and fold, and centred
+FACTOR_PASS = 550  # for each number of a Gram matrix and factor: copies, the solution, the error
+EIGEN_FLOPS = 16  # d^3 each: half of it are products of a matrix and a vector, which wait for memory
 STAGE_1_RATE = 2e11  # float64 FLOP/s of a server's processors, stated low: eight cores of 25 GFLOP/s
 
 
@@ -190,6 +197,7 @@ def stages(
     share: float = 0.4,
     gate: Gate = Gate(),
     folds: int = 5,
+    alphas: int = 9,
     batch_tokens: int = 8192,
     weight_bytes: int = 2,
     host_memory: float = 256e9,
@@ -199,6 +207,7 @@ def stages(
 
     Args:
         share: of the peak that the forward pass reaches, 0 to 1.
+        alphas: penalties to choose from.
         weight_bytes: of the backbone's dtype.
         host_rate: float64 FLOP/s of stage 1's processors.
     """
@@ -214,12 +223,16 @@ def stages(
         "features", flops, hours, device_memory, "device", stored,
         None if price is None else hours * hardware.devices * price, device_memory <= hardware.memory,
     )  # fmt: skip
-    gram = 2.0 * work.rated * d * d
-    eigen = float(EIGEN_FLOPS) * d**3 * work.groups * (folds + 1)
+    gram = work.rated * d * (d / 2 + ROW_PASS)
+    solving = float(work.groups) * (
+        (folds * alphas + 1) * (d**3 / 3 + FACTOR_PASS * d * d)
+        if alphas <= CHOLESKY_ALPHAS
+        else (folds + 1) * EIGEN_FLOPS * d**3
+    )
     # The rated rows' features at once, and of each group a Gram matrix a fold, in float64.
     held = work.rated * d * 4 + work.groups * (folds + 1) * d * d * 8
     regression = Stage(
-        "stage 1", gram + eigen, (gram + eigen) / host_rate / 3600, held, "host", fits=held <= host_memory
+        "stage 1", gram + solving, (gram + solving) / host_rate / 3600, held, "host", fits=held <= host_memory
     )
     weights = d * gate.hidden_size + (gate.hidden_layers - 1) * gate.hidden_size**2 + gate.hidden_size * work.objectives
     gate_flops = 6.0 * weights * gate.steps * gate.batch_size

@@ -112,6 +112,7 @@ def outlook(
                     share=share,
                     gate=gate,
                     folds=recipe.regression.folds,
+                    alphas=len(recipe.regression.alphas),
                     batch_tokens=recipe.backbone.batch_tokens,
                     weight_bytes=weight_bytes,
                 ),

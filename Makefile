@@ -52,7 +52,7 @@ test-compat: $(READY) $(COMPAT_READY)  ## Self-contained models, and armorm, on 
 
 test-slow: $(READY) $(FULL) $(COMPAT_READY) $(INTEGRATIONS)/.ready  ## The slow tests, and those of other environments.
 	$(BIN)/python -m pytest -m slow $(WORKERS) --ignore tests/integrations
-	$(INTEGRATIONS)/bin/python -m pytest -m slow $(WORKERS) tests/integrations
+	$(INTEGRATIONS)/bin/python -m pytest -m "slow or not slow" $(WORKERS) tests/integrations
 
 test-full: test test-slow  ## All tests.
 

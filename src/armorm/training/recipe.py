@@ -47,9 +47,9 @@ class BackboneSection(Section):
     overflow: Literal["error", "truncate_prompt", "skip"] = Field("error", description="what happens to longer ones")
     batch_tokens: int = Field(8192, ge=64, description="tokens of a forward pass, padding included")
     engine: Literal["local", "ray"] = Field("local", description="who extracts features: this process, or Ray workers")
-    workers: Optional[int] = Field(None, ge=1, description="of the ray engine; one for each GPU if empty")
+    workers: Optional[int] = Field(None, ge=1, description="of the ray engine; if empty, one for each GPU")
     gpus_per_worker: Optional[float] = Field(
-        None, ge=0, description="of the ray engine; 1 if there are any and it is empty"
+        None, ge=0, description="of the ray engine; if empty, 1 where there are any"
     )
     revision: Optional[str] = Field(None, description="of a hub model")
     trust_remote_code: bool = Field(False, description="run code that comes with the model")

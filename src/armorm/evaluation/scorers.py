@@ -36,6 +36,10 @@ if TYPE_CHECKING:
 
 BATCH_TOKENS = 8192
 NOT_A_NUMBER = "the model's score is not a finite number"
+# What a function of somebody else's raises by mistake; anything rarer keeps its traceback.
+_FAULTS = (
+    ArithmeticError, AssertionError, AttributeError, LookupError, NameError, OSError, RuntimeError, TypeError, ValueError,
+)  # fmt: skip
 ScoreFunction = Callable[[list[list[dict[str, Any]]]], Sequence[float]]
 
 
@@ -254,12 +258,12 @@ class CallableScorer:
         """Call it once; a list of another length is refused, never broadcast.
 
         Raises:
-            ScorerError: for what is no list of numbers, one a conversation; and for whatever the function raises,
-                with the place where.
+            ScorerError: for what is no list of numbers, one a conversation; and for a fault inside the function, with the
+                place where.
         """
         try:
             returned = self.function([conversation.to_list() for conversation in conversations])
-        except Exception as error:  # (it is not our function)
+        except _FAULTS as error:
             place = traceback.extract_tb(error.__traceback__)[-1]
             raise ScorerError(
                 f"scorer {self.name}: raised {type(error).__name__}: {str(error) or 'no message'} "

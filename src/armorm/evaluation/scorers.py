@@ -38,8 +38,9 @@ BATCH_TOKENS = 8192
 NOT_A_NUMBER = "the model's score is not a finite number"
 # What a function of somebody else's raises by mistake; anything rarer keeps its traceback.
 _FAULTS = (
-    ArithmeticError, AssertionError, AttributeError, LookupError, NameError, OSError, RuntimeError, TypeError, ValueError,
-)  # fmt: skip
+    *(ArithmeticError, AssertionError, AttributeError, LookupError),
+    *(NameError, OSError, RuntimeError, TypeError, ValueError),
+)
 ScoreFunction = Callable[[list[list[dict[str, Any]]]], Sequence[float]]
 
 
@@ -258,8 +259,8 @@ class CallableScorer:
         """Call it once; a list of another length is refused, never broadcast.
 
         Raises:
-            ScorerError: for what is no list of numbers, one a conversation; and for a fault inside the function, with the
-                place where.
+            ScorerError: for what is no list of numbers, one a conversation; and for a fault inside the function, with
+                the place where.
         """
         try:
             returned = self.function([conversation.to_list() for conversation in conversations])

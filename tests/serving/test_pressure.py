@@ -159,11 +159,15 @@ def test_a_stopping_server_answers_what_it_has_accepted(own_rm):
     with before_each_pass(own_rm, gate), ThreadPoolExecutor(20) as pool:
         with served(own_rm, batch_tokens=60) as server:
             url = server.url
-            calls = [
-                pool.submit(httpx.post, f"{url}/v1/reward", json={"conversations": [question(n)]}, timeout=20)
-                for n in range(12)
-            ]
-            until(lambda: gate.passes and server.scorer.batcher.waiting[0] >= 10)
+
+            def ask(number):
+                body = {"conversations": [question(number)]}
+                return pool.submit(httpx.post, f"{url}/v1/reward", json=body, timeout=20)
+
+            calls = [ask(0)]
+            until(lambda: gate.passes)
+            calls += [ask(number) for number in range(1, 12)]
+            until(lambda: server.scorer.batcher.waiting[0] == 11)
             threading.Timer(0.3, gate.open.set).start()
         answers = [call.result(60) for call in calls]
     scores = [answer.json()["results"][0]["score"] for answer in answers]

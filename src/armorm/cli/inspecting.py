@@ -8,7 +8,6 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import numpy as np
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -18,6 +17,8 @@ from armorm.embedded import embedded_path
 from armorm.errors import DataError, StoreError
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from armorm.features.shard import Shard
 
 _STRUCTURE = {"messages", "prompt", "response", "chosen", "rejected"}
@@ -161,7 +162,10 @@ def _store(folder: Path) -> dict[str, Any]:
 
 def _published(path: Path) -> dict[str, Any]:
     """A file of embeddings of the published scripts, or a shard of a store by itself."""
+    import numpy as np
+
     from armorm.features.published import read_published
+    from armorm.features.shard import Shard
 
     if path.name.startswith("shard-") and path.is_file():
         shard = Shard(path)
@@ -211,8 +215,8 @@ def _extent(values: np.ndarray) -> dict[str, float | None]:
     return {
         "lowest": float(values.min()),
         "highest": float(values.max()),
-        "mean": float(values.mean(dtype=np.float64)),
-        "levels": len(np.unique(values)),
+        "mean": float(values.mean(dtype="float64")),
+        "levels": len(set(values.tolist())),
     }
 
 

@@ -99,7 +99,7 @@ def run(place: Path, command: list[str]) -> subprocess.CompletedProcess[str]:
         "HF_HUB_OFFLINE": "1",
         "OMP_NUM_THREADS": "2",
     }
-    return subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    return subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True, timeout=900, check=False)
 
 
 @pytest.mark.slow

@@ -27,7 +27,7 @@ def test_a_tutorial_runs_and_says_what_it_promises(path, tmp_path):
         env=environment,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]

@@ -277,7 +277,7 @@ def test_fine_tuning_killed_and_started_again_ends_with_the_same_weights(recipe,
         return subprocess.Popen([sys.executable, "-c", _SCRIPT, str(path), str(folder)], env=environment)
 
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    assert start(whole).wait(timeout=300) == 0
+    assert start(whole).wait(timeout=900) == 0
     for kind in ("preferences", "ratings"):
         process = start(broken)
         deadline = time.monotonic() + 120
@@ -287,7 +287,7 @@ def test_fine_tuning_killed_and_started_again_ends_with_the_same_weights(recipe,
         process.send_signal(signal.SIGKILL)
         process.wait()
         assert not (broken / "work" / "backbone").exists()
-    assert start(broken).wait(timeout=300) == 0
+    assert start(broken).wait(timeout=900) == 0
     assert weights(broken).keys() == weights(whole).keys()
     assert all(tensor.equal(weights(broken)[name]) for name, tensor in weights(whole).items())
     assert ArmoRM.from_pretrained(broken).score(

@@ -149,3 +149,30 @@ def test_a_store_of_another_backbone_is_refused(two_cores, backbone, encoded, so
     runner = RayWorkers(BackboneSource("armorm-tiny", dtype="bfloat16", device="cpu"), workers=1, cpus=1)
     with pytest.raises(StoreError, match="dtype, weights differ"):
         fill_store(runner, encoded[:4], store)
+
+
+def test_a_shard_that_kills_every_worker_ends_the_run(two_cores, backbone, encoded, source, tmp_path):
+    from armorm.features.ray import ATTEMPTS, _Counter, _Task, _Worker
+
+    table = TokenTable.write(tmp_path / "tokens", [encoded[:2]])
+    counter = ray.remote(_Counter).options(num_cpus=0).remote()
+    settings = {"mechanism": "plain", "compiled": False, "budget": 512}
+    worker = _Worker(_Task(source, str(table.folder), str(tmp_path), "float32", settings), counter)
+    row = {"number": 3, "name": "shard-a-00003.safetensors", "places": np.arange(2).tobytes(), "owned": b""}
+    for _ in range(ATTEMPTS):  # workers that began it and were never heard of again
+        ray.get(counter.begin.remote(3))
+    with pytest.raises(BackboneError, match=f"shard-a-00003.safetensors: {ATTEMPTS} workers died on it"):
+        worker(row)
+    assert worker(row | {"number": 4, "name": "shard-a-00004.safetensors"})["number"] == 4
+    assert (tmp_path / "shard-a-00004.safetensors").exists()
+
+
+def test_a_recipe_is_trained_on_features_of_workers(two_cores, small_recipe, small_run, tmp_path, monkeypatch):
+    from armorm import ArmoRM, Recipe, train
+
+    monkeypatch.chdir(tmp_path)  # a relative folder of features is found by the workers too
+    settings = ["backbone.engine=ray", "backbone.workers=1"]
+    found = train(Recipe.from_text(small_recipe.to_yaml(), settings), Path("run"), quiet=True)
+    asked = [Conversation.from_messages(dialogue) for dialogue in DIALOGUES[:5]]
+    expected = ArmoRM.from_pretrained(small_run).score(asked)
+    np.testing.assert_allclose(found.score(asked).rewards, expected.rewards, atol=1e-3)

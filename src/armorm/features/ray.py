@@ -14,6 +14,7 @@ with as many threads, write the same bytes as one process.
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -34,6 +35,8 @@ from armorm.features.work import Here, Rows, Settings, Work, compute_shard, resu
 from armorm.progress import progress, say
 
 _MOST_BLOCKS = 4096
+# How often a shard is begun: machines may be lost, but a shard that kills every worker it meets has to end the run.
+ATTEMPTS = 5
 
 
 @dataclass(frozen=True)
@@ -177,9 +180,9 @@ class RayWorkers:
                 for number in work.numbers
             ]
             with _counter(advance) as counter:
-                task = _Task(
-                    self.source, str(table.folder), str(work.store.folder), work.store.dtype, work.plan.settings
-                )
+                # (Workers may stand in another folder.)
+                folders = str(table.folder.resolve()), str(work.store.folder.resolve())
+                task = _Task(self.source, *folders, work.store.dtype, work.plan.settings)
                 for done in self._computed(rows, task, counter):
                     if done["fault"]:
                         say(f"{self.source.name}: beginnings are not shared in {done['name']}: {done['fault']}")
@@ -292,6 +295,10 @@ class _Worker:
         number, name = int(row["number"]), str(row["name"])
         path = Path(self.task.store) / name
         if not path.exists():  # (else a worker before this one wrote it, and died)
+            if self._begun(number) > ATTEMPTS:
+                raise BackboneError(
+                    f"{name}: {ATTEMPTS} workers died on it; expected fewer batch_tokens or more memory a worker"
+                )
             conversations = list(Rows(self.encoded, np.frombuffer(row["places"], np.int64)))
             if self.engine is None:
                 self.engine = resumed_engine(self.backbone, dict(self.task.settings), conversations)
@@ -308,12 +315,23 @@ class _Worker:
             write_shard(path, arrays, self.task.dtype, metadata)
         return {"number": number, "name": name, "fault": self.backbone.sharing_fault or ""}
 
+    def _begun(self, number: int) -> int:
+        import ray
+
+        return int(ray.get(self.counter.begin.remote(number)))
+
 
 class _Counter:
-    """Tokens done of each shard."""
+    """Tokens done of each shard, and how often each was begun."""
 
     def __init__(self) -> None:
         self.tokens: dict[int, int] = {}
+        self.begun: Counter[int] = Counter()
+
+    def begin(self, number: int) -> int:
+        """A worker begins a shard; how often that was."""
+        self.begun[number] += 1
+        return self.begun[number]
 
     def set(self, number: int, tokens: int) -> None:
         """What a worker has done of a shard so far."""

@@ -9,7 +9,6 @@ the smallest set of objectives without which the preference would not hold (`att
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -22,7 +21,7 @@ from rich.text import Text
 
 from armorm.attribution import deciding
 from armorm.conversation import Conversation
-from armorm.explanation import Explanation, signed_bar
+from armorm.explanation import Explanation, as_text, signed_bar
 from armorm.pages import render
 from armorm.steering import sentences
 
@@ -124,10 +123,7 @@ class Contrast:
         )
 
     def __str__(self) -> str:
-        console = Console(width=120, file=io.StringIO())
-        with console.capture() as captured:
-            console.print(self)
-        return captured.get()
+        return as_text(self)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         head = Text.assemble(

@@ -96,10 +96,7 @@ class Explanation:
         return explanations_page([("", self, conversation)])
 
     def __str__(self) -> str:
-        console = Console(width=120, file=io.StringIO())
-        with console.capture() as captured:
-            console.print(self)
-        return captured.get()
+        return as_text(self)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         wide = options.max_width >= 112
@@ -174,6 +171,14 @@ def explanations_page(entries: Sequence[tuple[str, Explanation, Conversation | N
         ],
         sentences=[sentences(shown.steered or {}) for _, shown, _ in entries],
     )
+
+
+def as_text(printable: Any) -> str:
+    """What rich prints of it, 120 columns wide, without colours."""
+    console = Console(width=120, file=io.StringIO())
+    with console.capture() as captured:
+        console.print(printable)
+    return captured.get()
 
 
 def signed_bar(value: float, width: int) -> Text:

@@ -65,7 +65,7 @@ LOADS = {
     RANDOM: {"long prompts": (160, 15)},
 }
 SERVERS = ("alone", "serve")
-OVERLOAD, OVERLOAD_SECONDS, OVERLOAD_QUEUE, PATIENCE = 10, 60, 32, 60.0
+OVERLOAD, OVERLOAD_SECONDS, OVERLOAD_WAIT, PATIENCE = 10, 60, 0.5, 60.0
 
 
 def random_model(folder: Path) -> None:
@@ -265,7 +265,7 @@ async def overload(port: int, process: int, load: tuple[int, int], capacity: flo
         "requests_per_second": sent / stormed,
         "capacity": capacity,
         "seconds": stormed,
-        "queue": OVERLOAD_QUEUE,
+        "queue_seconds": OVERLOAD_WAIT,
         "requests": sent,
         "statuses": {str(status): count for status, count in sorted(statuses.items())},
         "accepted_without_reward": without_reward,
@@ -400,7 +400,7 @@ def main() -> None:
 def overloaded(model: str, device: str, seconds: float) -> dict[str, Any]:
     """Capacity, then ten times that."""
     port, load = free_port(), LOADS[EMBEDDED_REWARD_MODEL]["short prompts"]
-    with server([*served(model, device, port), "--max-waiting-rows", str(OVERLOAD_QUEUE)], port) as process:
+    with server([*served(model, device, port), "--max-waiting-seconds", str(OVERLOAD_WAIT)], port) as process:
         measured(port, requests(8, load, first=10_000), 4, process.pid)
         capacity = measured(port, requests(64, load), 16, process.pid)["samples_per_second"]
         return asyncio.run(overload(port, process.pid, load, capacity, seconds))
@@ -410,7 +410,7 @@ def said(found: dict[str, Any]) -> str:
     memory, again = found["memory_mib"], found["answers_again_after_s"]
     return (
         f"\noverload: {found['requests']:,} requests in {found['seconds']:.0f} s ({found['requests_per_second']:.0f} a "
-        f"second, capacity {found['capacity']:.1f}), queue of {found['queue']}: by status {found['statuses']}, "
+        f"second, capacity {found['capacity']:.1f}), queue of {found['queue_seconds']} s: by status {found['statuses']}, "
         f"{found['accepted_without_reward']} of the 200 without a reward; "
         f"memory {memory['at_10_s']:.0f} MiB after 10 s, "
         f"{memory['most']:.0f} at most, {memory['at_the_end']:.0f} at the end; /health {found['health_ok']} of "

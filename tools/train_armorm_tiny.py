@@ -111,12 +111,12 @@ def encode_corpus(corpus: Path, tokenizer: PreTrainedTokenizerFast) -> dict[str,
     texts = [tokenizer.apply_chat_template(row["messages"], tokenize=False) for row in rows]
     encoded = tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"]
     for row, ids in zip(rows, encoded, strict=True):
-        sequences["chat_held_out" if row["held_out"] else "chat"].append(np.array(ids[:CONTEXT], np.int32))
+        sequences["chat_held_out" if row["held_out"] else "chat"].append(np.array(ids[:CONTEXT], np.uint16))
     bos = tokenizer.bos_token_id
     for row in read_lines(corpus / "docs.jsonl"):
         ids = tokenizer(row["text"], add_special_tokens=False)["input_ids"]
         for start in range(0, len(ids), DOC_PIECE - 1):
-            piece = np.array([bos, *ids[start : start + DOC_PIECE - 1]], np.int32)
+            piece = np.array([bos, *ids[start : start + DOC_PIECE - 1]], np.uint16)
             if len(piece) > 32:
                 sequences["docs_held_out" if row["held_out"] else "docs"].append(piece)
     return sequences
@@ -170,15 +170,15 @@ class ChunkedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, hidden, weight, targets, pad_id, chunk):
-        total = torch.zeros(())
-        hidden_gradient, weight_gradient = torch.empty_like(hidden), torch.zeros(weight.shape)
+        total = torch.zeros((), device=hidden.device)
+        hidden_gradient, weight_gradient = torch.empty_like(hidden), torch.zeros(weight.shape, device=weight.device)
         for start in range(0, len(hidden), chunk):
             piece, target = hidden[start : start + chunk], targets[start : start + chunk]
             log_probabilities = (piece @ weight.T).float().log_softmax(dim=1)
             real = (target != pad_id).float()
             total -= (log_probabilities.gather(1, target[:, None])[:, 0] * real).sum()
             gradient = log_probabilities.exp_()
-            gradient[torch.arange(len(target)), target] -= 1
+            gradient[torch.arange(len(target), device=target.device), target] -= 1
             gradient *= real[:, None]
             gradient = gradient.to(weight.dtype)
             hidden_gradient[start : start + chunk] = gradient @ weight
@@ -196,10 +196,12 @@ def loss_sum(
     model: LlamaForCausalLM, backbone, ids: torch.Tensor, pad_id: int, dtype: torch.dtype
 ) -> tuple[torch.Tensor, int]:
     """Summed next-token loss of a padded batch (nats), and the number of targets; matrix products in `dtype`."""
-    with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+    with torch.autocast(ids.device.type, dtype, enabled=dtype != torch.float32):
         hidden = backbone(input_ids=ids[:, :-1], use_cache=False).last_hidden_state
     weight, targets = model.lm_head.weight.to(dtype), ids[:, 1:].flatten()
-    loss = ChunkedCrossEntropy.apply(hidden.flatten(0, 1).to(dtype), weight, targets, pad_id, 512)
+    loss = ChunkedCrossEntropy.apply(
+        hidden.flatten(0, 1).to(dtype), weight, targets, pad_id, 512 if ids.device.type == "cpu" else 8192
+    )
     return loss, int((targets != pad_id).sum())
 
 
@@ -211,7 +213,7 @@ def bits_per_byte(model, backbone, tokenizer, sequences: list[np.ndarray], budge
     batches._refill("chat")
     for indices in batches.ready["chat"]:
         batch = [sequences[index] for index in indices]
-        ids = padded(batch, tokenizer.pad_token_id, budget)
+        ids = padded(batch, tokenizer.pad_token_id, budget).to(model.device)
         nats += float(loss_sum(model, backbone, ids, tokenizer.pad_token_id, dtype)[0])
         size += sum(
             len(text.encode()) for text in tokenizer.batch_decode([list(s) for s in batch], skip_special_tokens=True)
@@ -302,19 +304,21 @@ def train(arguments: argparse.Namespace) -> None:
     if len(sequences) < len(KINDS):
         sequences = encode_corpus(arguments.corpus, tokenizer)
         for kind, pool in sequences.items():
-            np.savez(work / f"{kind}.npz", ids=np.concatenate(pool), ends=np.cumsum([len(ids) for ids in pool]))
+            np.savez_compressed(work / f"{kind}.npz", ids=np.concatenate(pool), ends=np.cumsum([len(ids) for ids in pool]))
     counts = {kind: sum(len(ids) for ids in pool) for kind, pool in sequences.items()}
     print("tokens:", {kind: f"{count:,}" for kind, count in counts.items()}, flush=True)
 
-    model = build_model(len(tokenizer), arguments)
+    device = torch.device(arguments.device)
+    model = build_model(len(tokenizer), arguments).to(device)
     print(f"parameters: {sum(p.numel() for p in model.parameters()):,}", flush=True)
-    dtype = torch.bfloat16 if arguments.bfloat16 else torch.float32
+    fast = device.type == "cuda" or fast_bfloat16()
+    dtype = torch.bfloat16 if (fast if arguments.bfloat16 is None else arguments.bfloat16) else torch.float32
     steppers = optimizers(model, arguments.rate, dtype)
     batches = Batches(sequences["chat"], sequences["docs"], arguments.batch, arguments.seed)
     done, step, average = 0, 0, None
     checkpoint = work / "checkpoint.pt"
     if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
+        state = torch.load(checkpoint, weights_only=True, map_location=device)
         model.load_state_dict(state["model"])
         for stepper, saved in zip(steppers, state["steppers"], strict=True):
             stepper.load_state_dict(saved)
@@ -331,7 +335,7 @@ def train(arguments: argparse.Namespace) -> None:
         for stepper in steppers:
             for group in stepper.param_groups:
                 group["lr"] = arguments.rate * factor
-        ids = padded(batches.next(share), tokenizer.pad_token_id, arguments.batch)
+        ids = padded(batches.next(share), tokenizer.pad_token_id, arguments.batch).to(device)
         loss, targets = loss_sum(model, backbone, ids, tokenizer.pad_token_id, dtype)
         (loss / targets).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -362,7 +366,7 @@ def train(arguments: argparse.Namespace) -> None:
                 f"  held-out bits per byte: chat {held['chat_held_out']:.4f}, docs {held['docs_held_out']:.4f}",
                 flush=True,
             )
-    model.to(torch.bfloat16).model.save_pretrained(arguments.output)
+    model.cpu().to(torch.bfloat16).model.save_pretrained(arguments.output)
     tokenizer.save_pretrained(arguments.output)
     facts = {"tokens_seen": done, "steps": step, "corpus_tokens": counts, "bits_per_byte": held,
              "hours": (time.time() - start) / 3600, "arguments": {k: str(v) for k, v in vars(arguments).items()}}  # fmt: skip
@@ -388,7 +392,8 @@ if __name__ == "__main__":
     parser.add_argument(
         "--bfloat16",
         action=argparse.BooleanOptionalAction,
-        default=fast_bfloat16(),
-        help="matrix products in bfloat16, weights in float32; by default where the processor is fast at it",
+        default=None,
+        help="matrix products in bfloat16, weights in float32; by default where the device is fast at it",
     )
+    parser.add_argument("--device", default="cpu")
     train(parser.parse_args())

@@ -174,6 +174,31 @@ def test_one_conversation_in_two_variants_is_computed_once_and_answered_twice():
     assert sorted(map(sorted, sums.batches)) == [[5, 9], [9]]
 
 
+def test_what_would_wait_too_long_at_the_speed_of_the_last_batches_is_turned_away():
+    sums = Sums()
+
+    async def work(batcher):
+        sums.free.clear()
+        held = batcher.submit([(row(10), "")])
+        await until(lambda: sums.batches)
+        await asyncio.sleep(0.1)
+        sums.free.set()
+        await held.future  # ten tokens took 0.1 s or more: at most a hundred a second
+        sums.free.clear()
+        running = batcher.submit([(row(10, start=1), "")])
+        await until(lambda: len(sums.batches) == 2)
+        kept = [batcher.submit([(row(10, start=2 + n), "")]) for n in range(4)]  # 40 tokens
+        with pytest.raises(RequestError) as full:
+            batcher.submit([(row(1000, start=50), "")])  # more than ten seconds
+        assert full.value.status == 429
+        sums.free.set()
+        for ticket in (running, *kept):
+            await ticket.future
+        await batcher.submit([(row(5000, start=100), "")]).future  # nothing waits: taken, however long
+
+    run(sums, work, max_seconds=9.0)
+
+
 def test_what_does_not_fit_into_the_queue_is_turned_away_and_what_never_would_is_told_so():
     sums = Sums()
     sums.free.clear()

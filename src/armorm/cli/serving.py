@@ -58,6 +58,10 @@ def serve(
     max_waiting_rows: Annotated[
         Optional[int], typer.Option(help="Conversations that may wait before requests are turned away.")
     ] = None,
+    max_waiting_seconds: Annotated[
+        Optional[float],
+        typer.Option(help="How long the model may need for what waits before requests are turned away."),
+    ] = None,
     request_seconds: Annotated[Optional[float], typer.Option(help="Time limit of a request.")] = None,
     ui: Annotated[bool, typer.Option("--ui", help="Also serve the playground, a page at /ui.")] = False,
     score_log: Annotated[
@@ -87,6 +91,7 @@ def serve(
         "batch_tokens": batch_tokens,
         "max_rows": max_rows,
         "max_waiting_rows": max_waiting_rows,
+        "max_waiting_seconds": max_waiting_seconds,
         "request_seconds": request_seconds,
         "prompt_cache": None if prompt_cache is None else prompt_cache * MEBIBYTE,
     }

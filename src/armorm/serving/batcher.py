@@ -98,6 +98,8 @@ class Batcher:
         budget: most tokens of a batch, padding included.
         wait: seconds that a row waits at most while the model is idle.
         max_rows, max_tokens: what may wait.
+        max_seconds: how long the model may need for it, at the speed of its last batches; a request that finds nothing
+            waiting is taken whatever its size.
         shares: whether a prompt that several rows of a batch have is computed once.
         relieve: gives back memory that is kept for speed alone, and says whether there was any.
     """
@@ -110,6 +112,7 @@ class Batcher:
         wait: float = 0.004,
         max_rows: int = 8192,
         max_tokens: int = 4_000_000,
+        max_seconds: float = float("inf"),
         shares: Callable[[], bool] = lambda: False,
         relieve: Callable[[], bool] = lambda: False,
         events: BatcherEvents | None = None,
@@ -117,13 +120,13 @@ class Batcher:
         self.budget = budget
         self._shares, self._relieve = shares, relieve
         self._compute, self._wait = compute, wait
-        self._max_rows, self._max_tokens = max_rows, max_tokens
+        self._max_rows, self._max_tokens, self._max_seconds = max_rows, max_tokens, max_seconds
         self._events = events or BatcherEvents()
         self._changed = threading.Condition()
         self._waiting: dict[bytes, _Entry] = {}  # in order of arrival
         self._running: dict[bytes, _Entry] = {}
         self._waiting_tokens = 0
-        self._tokens_per_second = 0.0
+        self._tokens_per_second = 0.0  # of whole rows, however little of them had to be computed
         self._last_rows = 0
         self._failures = 0
         self._stopping = False
@@ -212,7 +215,11 @@ class Batcher:
         return self._waiting.get(key)
 
     def _room_for(self, rows: int, tokens: int) -> bool:
-        return len(self._waiting) + rows <= self._max_rows and self._waiting_tokens + tokens <= self._max_tokens
+        if len(self._waiting) + rows > self._max_rows or self._waiting_tokens + tokens > self._max_tokens:
+            return False
+        if not self._waiting or not self._tokens_per_second:
+            return True
+        return (self._waiting_tokens + tokens) / self._tokens_per_second <= self._max_seconds
 
     def _admit(self, rows: int, tokens: int) -> None:
         if self._stopping:
@@ -298,7 +305,7 @@ class Batcher:
         outcomes = self._settle(batch)
         seconds = max(time.monotonic() - start, 1e-9)
         tokens = self._size(batch)
-        rate = tokens / seconds
+        rate = sum(len(entry.encoded) for entry in batch) / seconds
         deliveries: dict[asyncio.AbstractEventLoop, list[Ticket]] = {}
         with self._changed:
             self._tokens_per_second += 0.2 * (rate - self._tokens_per_second) if self._tokens_per_second else rate

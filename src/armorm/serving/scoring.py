@@ -96,6 +96,7 @@ class Scorer:
             wait=self.settings.batch_wait,
             max_rows=self.settings.max_waiting_rows,
             max_tokens=self.settings.max_waiting_tokens,
+            max_seconds=self.settings.max_waiting_seconds,
             shares=lambda: not self.forward.refusal,
             relieve=self.forward.forget,
             events=BatcherEvents(self._count_batch, self.metrics.shared, self.metrics.out_of_memory),

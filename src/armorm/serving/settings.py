@@ -41,6 +41,8 @@ class ServingSettings:
         max_rows: most conversations of a request.
         max_body: most bytes of a request.
         max_waiting_rows, max_waiting_tokens: what may wait for the model before requests are turned away.
+        max_waiting_seconds: how long what waits may take the model, by its speed so far, before requests are turned
+            away: under a storm it is also how soon after it a request is answered.
         max_requests: most requests under way, in whatever state.
         max_bytes: most bytes of the bodies under way.
         request_seconds: time limit of a request, from its first byte to its answer.
@@ -65,6 +67,7 @@ class ServingSettings:
     max_body: int = 16 * MEBIBYTE
     max_waiting_rows: int = 8192
     max_waiting_tokens: int = 4_000_000
+    max_waiting_seconds: float = 60.0
     max_requests: int = 4096
     max_bytes: int = 256 * MEBIBYTE
     request_seconds: float = 150.0
@@ -76,7 +79,7 @@ class ServingSettings:
     def __post_init__(self) -> None:
         for name in (
             *("batch_tokens", "max_length", "max_rows", "max_body", "max_waiting_rows", "max_waiting_tokens"),
-            *("max_requests", "max_bytes", "request_seconds", "shutdown_seconds"),
+            *("max_waiting_seconds", "max_requests", "max_bytes", "request_seconds", "shutdown_seconds"),
         ):
             value = getattr(self, name)
             if value is not None and value <= 0:

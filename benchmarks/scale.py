@@ -1,7 +1,7 @@
 """Stage 1 at a size that no memory holds: synthetic features, shard by shard, one pass, sums only.
 
 Run: `python benchmarks/scale.py [--rows 10000000] [--hidden 1024] [--output benchmarks/results/scale.json]`
-(10,000,000 rows take about a quarter of an hour on two cores; --rows 200000 takes seconds.)
+(10,000,000 rows take six minutes on two cores; --rows 200000 takes seconds.)
 
 Each shard is drawn, added to the statistics and forgotten. The ratings follow known weights with known noise, so what
 comes out can be checked: R2 against its expected value, weights against the true ones, and, for the first rows, the
@@ -22,6 +22,7 @@ from rich.console import Console
 from armorm.files import write_json
 from armorm.heads.accumulation import RatedBlock, accumulate
 from armorm.heads.regression import fit_from_statistics
+from armorm.progress import Advance, ignore, progress
 
 NAMES = ["helpful", "correct", "safe"]
 NOISE = 0.5
@@ -38,7 +39,7 @@ def truth(hidden: int) -> np.ndarray:
     return weights / np.linalg.norm(weights, axis=1, keepdims=True)
 
 
-def shards(rows: int, hidden: int, clock: dict[str, float]) -> Iterator[RatedBlock]:
+def shards(rows: int, hidden: int, clock: dict[str, float], advance: Advance) -> Iterator[RatedBlock]:
     """Shards of rows, drawn one after the other; `clock` counts the time it takes to draw them."""
     weights = truth(hidden)
     for number, start in enumerate(range(0, rows, SHARD)):
@@ -53,6 +54,7 @@ def shards(rows: int, hidden: int, clock: dict[str, float]) -> Iterator[RatedBlo
         )
         clock["draw"] += time.perf_counter() - begin
         yield RatedBlock(features, ratings, rng.integers(0, FOLDS, count))
+        advance(count)
 
 
 def main() -> None:
@@ -65,7 +67,8 @@ def main() -> None:
     rows, hidden = arguments.rows, arguments.hidden
     clock = {"draw": 0.0}
     start = time.perf_counter()
-    statistics = accumulate(shards(rows, hidden, clock), NAMES, FOLDS, hidden)
+    with progress("summing", rows, "rows") as advance:
+        statistics = accumulate(shards(rows, hidden, clock, advance), NAMES, FOLDS, hidden)
     passed = time.perf_counter() - start
     begin = time.perf_counter()
     head = fit_from_statistics(statistics, alphas=ALPHAS)
@@ -100,7 +103,7 @@ def main() -> None:
 
 def against_normal_equations(hidden: int) -> float:
     """Largest difference of a weight from the plain solution in float64, on two shards' rows."""
-    parts = list(shards(2 * SHARD, hidden, {"draw": 0.0}))
+    parts = list(shards(2 * SHARD, hidden, {"draw": 0.0}, ignore))
     head = fit_from_statistics(accumulate(iter(parts), NAMES, FOLDS, hidden), alphas=(1.0,))
     worst = 0.0
     for block, rated in zip(parts, SOURCES, strict=True):

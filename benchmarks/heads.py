@@ -29,7 +29,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import scipy.linalg
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -40,7 +39,8 @@ from armorm.files import plain, write_json
 from armorm.heads.accumulation import accumulate, blocks_of
 from armorm.heads.gate_training import PairTensors
 from armorm.heads.gating import GateSettings, GatingNetwork, RewardPairs
-from armorm.heads.regression import ALPHAS, fit_regression
+from armorm.heads.regression import ALPHAS, RidgePath, fit_regression
+from armorm.heads.statistics import Moments
 
 D = 1024
 SOURCES = (5, 5, 1, 1, 1, 1, 4, 1)  # objectives of each: nineteen in eight
@@ -76,7 +76,7 @@ def rated_rows(n: int, d: int, seed: int = 0, order: bool = True) -> tuple[np.nd
 
 def measure_gram() -> dict[str, Any]:
     """Rows a second, as floating point operations of X^T X, against a float32 product of the same shape."""
-    features, ratings, folds = rated_rows(32768, D)
+    features, ratings, folds = rated_rows(100_000, D)  # as for `stage1`
     block = features[:2048]
     other = np.array(block)
     torch_block, torch_other = torch.from_numpy(block), torch.from_numpy(other)
@@ -88,23 +88,22 @@ def measure_gram() -> dict[str, Any]:
 
 
 def measure_solvers() -> dict[str, Any]:
-    """Milliseconds: nine Cholesky factors with solutions, against one eigendecomposition with nine scalings."""
+    """Milliseconds of nine alphas for three objectives: a Cholesky factor for each, or one eigendecomposition."""
     found = {}
     for d in (256, 1024):
         x = np.random.default_rng(0).standard_normal((3 * d, d))
-        gram, cross = x.T @ x, x.T @ x[:, :3]
+        r = x[:, :3]
+        moments = Moments(len(x), x.T @ x, x.sum(0), x.T @ r, r.sum(0), r.T @ r)
+        milliseconds = {}
+        for solver in ("cholesky", "eigen"):
 
-        def cholesky(gram: np.ndarray = gram, cross: np.ndarray = cross, d: int = d) -> None:
-            for alpha in ALPHAS:
-                scipy.linalg.cho_solve(scipy.linalg.cho_factor(gram + alpha * np.eye(d), check_finite=False), cross)
+            def solve(moments: Moments = moments, solver: Any = solver) -> None:
+                path = RidgePath(moments, False, solver)
+                for alpha in ALPHAS:
+                    path.solve(np.full(3, alpha))
 
-        def eigen(gram: np.ndarray = gram, cross: np.ndarray = cross) -> None:
-            values, vectors = scipy.linalg.eigh(gram, driver="evd", check_finite=False)
-            rotated = vectors.T @ cross
-            for alpha in ALPHAS:
-                vectors @ (rotated / (values[:, None] + alpha))
-
-        found[str(d)] = {"cholesky_ms": best(cholesky, 3) * 1e3, "eigen_ms": best(eigen, 3) * 1e3}
+            milliseconds[f"{solver}_ms"] = best(solve, 5) * 1e3
+        found[str(d)] = milliseconds
     return found
 
 

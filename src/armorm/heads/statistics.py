@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import scipy.linalg
 
 from armorm.errors import FitError
 from armorm.files import read_arrays, write_arrays
@@ -91,9 +92,9 @@ class Moments:
 
     def moved(self, offset: np.ndarray) -> Moments:
         """The sums of the same rows with `offset` (d,) added to every feature."""
-        outer = np.outer(offset, self.feature_sum + 0.5 * self.count * offset)
-        gram = self.gram + outer
-        gram += outer.T
+        other = self.feature_sum + 0.5 * self.count * offset
+        left, right = np.column_stack([offset, other]), np.stack([other, offset])
+        gram = scipy.linalg.blas.dgemm(1.0, left, right, 1.0, self.gram.T).T  # (+ both outer products, in one pass)
         return Moments(
             self.count,
             gram,
@@ -111,9 +112,17 @@ class Moments:
         return fitted - linear - linear.T + self.rating_products
 
     def squared_error(self, weights: np.ndarray, bias: np.ndarray) -> np.ndarray:
-        """Sum of squared errors (j,) of weights (j, d) and bias (j,) on these rows."""
-        fitted = np.einsum("jd,jd->j", weights @ self.gram, weights)
-        linear = np.einsum("jd,dj->j", weights, self.cross) - bias * (weights @ self.feature_sum)
+        """Sums of squared errors (..., j) on these rows of weights (..., j, d) and bias (..., j).
+
+        Solvers are scipy's, so this is too: numpy brings matrix products of its own, whose threads keep the processors
+        for a while after each (a Cholesky factor that follows takes three times as long).
+        """
+        flat = weights.reshape(-1, weights.shape[-1])
+        # (The matrix is symmetric: its transpose is what BLAS, counting columns first, reads in place.)
+        products = scipy.linalg.blas.dsymm(1.0, self.gram.T, flat.T).T.reshape(weights.shape)
+        fitted = np.einsum("...jd,...jd->...j", products, weights)
+        linear = np.einsum("...jd,dj->...j", weights, self.cross)
+        linear -= bias * np.einsum("...jd,d->...j", weights, self.feature_sum)
         squares = np.diagonal(self.rating_products)
         return fitted - 2 * linear + squares - 2 * bias * self.rating_sum + self.count * bias**2
 

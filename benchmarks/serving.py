@@ -377,6 +377,11 @@ def main() -> None:
     console = Console(highlight=False, width=120)
     # (Parts may be measured one by one: what is in the file already stays.)
     results = json.loads(arguments.output.read_text()) if arguments.output.exists() else {}
+
+    def keep() -> None:
+        if not arguments.quick:
+            write_json(arguments.output, results)
+
     with tempfile.TemporaryDirectory() as folder:
         for name in arguments.models:
             model = name
@@ -389,20 +394,21 @@ def main() -> None:
                 loads = {load: words for load, words in LOADS[name].items() if load in (arguments.loads or LOADS[name])}
                 crowds(model, loads, result.setdefault("crowds", {}), arguments)
                 console.print(f"\n{name}, {GROUP} responses to a prompt", table_of(result["crowds"]), sep="\n")
+                keep()
             if "overload" in arguments.parts and name == EMBEDDED_REWARD_MODEL:
                 result["overload"] = overloaded(model, arguments.device, arguments.overload_seconds)
                 console.print(said(result["overload"]))
-    if not arguments.quick:
-        write_json(arguments.output, results)
-        console.print(f"wrote {arguments.output}")
+                keep()
 
 
 def overloaded(model: str, device: str, seconds: float) -> dict[str, Any]:
-    """Capacity, then ten times that."""
+    """Capacity, with as much waiting as there is; then ten times that, with little."""
     port, load = free_port(), LOADS[EMBEDDED_REWARD_MODEL]["short prompts"]
-    with server([*served(model, device, port), "--max-waiting-seconds", str(OVERLOAD_WAIT)], port) as process:
+    with server(served(model, device, port), port) as process:
         measured(port, requests(8, load, first=10_000), 4, process.pid)
-        capacity = measured(port, requests(64, load), 16, process.pid)["samples_per_second"]
+        capacity = measured(port, requests(128, load), 16, process.pid)["samples_per_second"]
+    with server([*served(model, device, port), "--max-waiting-seconds", str(OVERLOAD_WAIT)], port) as process:
+        measured(port, requests(16, load, first=10_000), 1, process.pid)
         return asyncio.run(overload(port, process.pid, load, capacity, seconds))
 
 

@@ -66,7 +66,10 @@ def test_a_full_queue_turns_requests_away_with_a_time_to_come_back_and_keeps_wha
             answer = server.client.post(path, json=body.get(path, {"input": text}))
             assert answer.status_code == status, path
             assert int(answer.headers["Retry-After"]) >= 1
-            assert "waiting already" in answer.json()["error"]["message"]
+            assert answer.json()["error"]["message"] == "the queue is full; try again later"
+        with socket.create_connection((httpx.URL(server.url).host, httpx.URL(server.url).port), 10) as unread:  # turned away by its head alone
+            unread.sendall(b"POST /v1/reward HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n")
+            assert unread.recv(100).startswith(b"HTTP/1.1 429 ")
         gate.open.set()
         scores = [call.result(60).json()["results"][0]["score"] for call in (held, *kept)]
         assert scores == pytest.approx(own_rm.score([question(n) for n in range(4)]).scores.tolist(), abs=1e-5)

@@ -63,7 +63,14 @@ def make_app(scorer: Scorer) -> FastAPI:
 
         add_playground(app, scorer)
     paths = frozenset(route.path for route in app.routes if hasattr(route, "path"))
-    app.add_middleware(Guard, settings=scorer.settings, metrics=scorer.metrics, paths=paths)
+    app.add_middleware(
+        Guard,
+        settings=scorer.settings,
+        metrics=scorer.metrics,
+        paths=paths,
+        scoring=frozenset(route.path for route in ROUTES),
+        full=lambda: scorer.full,
+    )
     return app
 
 

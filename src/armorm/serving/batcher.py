@@ -127,6 +127,7 @@ class Batcher:
         self._running: dict[bytes, _Entry] = {}
         self._waiting_tokens = 0
         self._tokens_per_second = 0.0  # of whole rows, however little of them had to be computed
+        self._request_size = (1.0, 1.0)  # rows and tokens that a request lately added
         self._last_rows = 0
         self._failures = 0
         self._stopping = False
@@ -155,6 +156,11 @@ class Batcher:
         """Whether a further row would be taken."""
         return not self._stopping and self.healthy and self._room_for(1, 1)
 
+    def has_room_behind(self, requests: int) -> bool:
+        """Whether a further row would be taken when so many requests, of the usual size, have been queued before it."""
+        rows, tokens = self._request_size
+        return self._room_for(int(1 + requests * rows), int(1 + requests * tokens), behind=requests > 0)
+
     @property
     def waiting(self) -> tuple[int, int]:
         """Distinct rows and tokens that wait."""
@@ -174,7 +180,9 @@ class Batcher:
             fresh = {
                 encoded.key: len(encoded) for encoded, variant in rows if self._joinable(encoded.key, variant) is None
             }
-            self._admit(len(fresh), sum(fresh.values()))
+            size = (len(fresh), sum(fresh.values()))
+            self._request_size = tuple(0.9 * old + 0.1 * new for old, new in zip(self._request_size, size, strict=True))  # type: ignore[assignment]
+            self._admit(*size)
             now = time.monotonic()
             for place, (encoded, variant) in enumerate(rows):
                 entry = self._joinable(encoded.key, variant)
@@ -214,10 +222,11 @@ class Batcher:
             return running
         return self._waiting.get(key)
 
-    def _room_for(self, rows: int, tokens: int) -> bool:
+    def _room_for(self, rows: int, tokens: int, *, behind: bool = False) -> bool:
+        """Whether so much more may wait; what has nothing before it, and will have nothing, has room at any length."""
         if len(self._waiting) + rows > self._max_rows or self._waiting_tokens + tokens > self._max_tokens:
             return False
-        if not self._waiting or not self._tokens_per_second:
+        if not (self._waiting or behind) or not self._tokens_per_second:
             return True
         return (self._waiting_tokens + tokens) / self._tokens_per_second <= self._max_seconds
 

@@ -36,14 +36,26 @@ T = TypeVar("T")
 
 
 class Guard:
-    """ASGI middleware: key, count of requests, metrics.
+    """ASGI middleware: key, count of requests, room in the queue, metrics.
 
     Args:
         paths: of the routes, for the metrics' labels.
+        scoring: those of them that queue rows.
+        full: seconds after which to try again while the queue is full, None while it is not. What is turned away for it
+            costs nothing but its head: under a storm, bodies that nobody will score are neither read nor tokenized.
     """
 
-    def __init__(self, app: ASGIApp, settings: ServingSettings, metrics: Metrics, paths: frozenset[str]) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        settings: ServingSettings,
+        metrics: Metrics,
+        paths: frozenset[str],
+        scoring: frozenset[str],
+        full: Callable[[], int | None],
+    ) -> None:
         self._app, self._settings, self._metrics, self._paths = app, settings, metrics, paths
+        self._scoring, self._full = scoring, full
         self._key = settings.api_key.encode() if settings.api_key is not None else None
         self._under_way = 0
 
@@ -84,6 +96,10 @@ class Guard:
         if self._under_way > self._settings.max_requests:
             return failure_response(
                 RequestError(overload_status(scope["path"]), "too many requests are under way; try again later", 1)
+            )
+        if scope["path"] in self._scoring and (seconds := self._full()) is not None:
+            return failure_response(
+                RequestError(overload_status(scope["path"]), "the queue is full; try again later", seconds)
             )
         return None
 

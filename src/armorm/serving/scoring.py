@@ -103,6 +103,7 @@ class Scorer:
         )
         self.metrics.watch_queue(self.batcher)
         self.metrics.watch_prompts(self.forward)
+        self._reading = 0  # requests that are read and not queued yet
         self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="armorm-reader")
         self._steered = lru_cache(maxsize=64)(self._steer)
 
@@ -110,6 +111,11 @@ class Scorer:
     def transform(self) -> np.ndarray:
         """T (k, k) float64 as the model applies it."""
         return self._transform
+
+    @property
+    def full(self) -> int | None:
+        """Seconds after which to try again, where a request would be turned away however it reads; None otherwise."""
+        return None if self.batcher.has_room_behind(self._reading) else self.batcher.retry_after()
 
     def start(self) -> None:
         """Start the model's thread."""
@@ -126,7 +132,11 @@ class Scorer:
         Raises:
             RequestError: where there is no answer but an error.
         """
-        prepared = await self._in_thread(self._prepare, read, body)
+        self._reading += 1
+        try:
+            prepared = await self._in_thread(self._prepare, read, body)
+        finally:
+            self._reading -= 1
         jobs = [(row, prepared.variant) for row in prepared.rows if isinstance(row, EncodedConversation)]
         ticket = self.batcher.submit(jobs)
         try:

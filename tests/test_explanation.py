@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from armorm.conversation import Conversation
-from armorm.explanation import Explanation, explain_row, explanations_page, signed_bar
+from armorm.explanation import Explanation, explain_row, explanations_page, signed, signed_bar
 from armorm.objectives import Objective
 
 NAMES = ["ultra-helpful", "beaver-harm", "code[style]", "verbosity"]
@@ -196,6 +196,13 @@ def test_a_bar_is_as_long_as_its_value_and_never_wider_than_its_place(value, wid
 
 
 # --- HTML ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"), [(-0.00004, "+0.0000"), (0.0, "+0.0000"), (-0.00006, "-0.0001"), (1.5, "+1.5000")]
+)
+def test_nothing_is_minus_zero(value, shown):
+    assert signed(value) == shown
 
 
 def test_the_page_holds_the_table_in_colours_and_stands_alone():

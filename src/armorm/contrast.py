@@ -21,7 +21,7 @@ from rich.text import Text
 
 from armorm.attribution import deciding
 from armorm.conversation import Conversation
-from armorm.explanation import Explanation, as_text, signed_bar
+from armorm.explanation import Explanation, as_text, signed, signed_bar
 from armorm.pages import render
 from armorm.steering import sentences
 
@@ -128,7 +128,7 @@ class Contrast:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         head = Text.assemble(
             (self.verdict, "bold cyan"),
-            f"  A {self.scores['A']:+.4f}, B {self.scores['B']:+.4f}, margin {self.margin:+.4f}",
+            f"  A {signed(self.scores['A'])}, B {signed(self.scores['B'])}, margin {signed(self.margin)}",
             f", probability {self.likelihood:.0%}" if self.better else "",
         )
         if self.percentiles["A"] is not None and self.percentiles["B"] is not None:
@@ -149,7 +149,7 @@ class Contrast:
         table.add_column("weight", justify="right", no_wrap=True)
         half = 11 if wide else 6
         table.add_column("for B".center(half) + "│" + "for A".center(half), no_wrap=True)
-        table.add_column("differs", f"{self.margin:+.4f}", justify="right", no_wrap=True)
+        table.add_column("differs", signed(self.margin), justify="right", no_wrap=True)
         table.add_column("")
         largest = max(abs(share.difference) for share in self.shares) or 1.0
         for share in self.ranked:
@@ -160,7 +160,7 @@ class Contrast:
                 *([f"{share.low:.3g}..{share.high:.3g}"] if wide else []),
                 f"{share.weight:.1%}",
                 signed_bar(share.difference / largest, 2 * half),
-                f"{share.difference:+.4f}",
+                signed(share.difference),
                 Text("decides" if share.decides else "", style="bold"),
             )
         return table

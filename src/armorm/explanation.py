@@ -121,9 +121,9 @@ class Explanation:
             add_column("average", justify="right", style="dim")
         add_column("against an average response" if wide else "")  # centring would strip the bars' blanks
         add_column(
-            "relative" if wide else "rel.", f"{sum(share.relative for share in self.shares):+.4f}", justify="right"
+            "relative" if wide else "rel.", signed(sum(share.relative for share in self.shares)), justify="right"
         )
-        add_column("contribution" if wide else "contr.", f"{self.score:+.4f}", justify="right")
+        add_column("contribution" if wide else "contr.", signed(self.score), justify="right")
         largest = max(abs(share.relative) for share in self.shares) or 1.0
         for share in self.ranked:
             cells: list[Any] = [Text(share.name), f"{share.rating:.2f}"]
@@ -137,14 +137,14 @@ class Explanation:
                 cells.append("" if share.average_weight is None else f"{share.average_weight:.1%}")
             cells += [
                 signed_bar(share.relative / largest, _BAR if wide else _SHORT_BAR),
-                f"{share.relative:+.4f}",
-                f"{share.contribution:+.4f}",
+                signed(share.relative),
+                signed(share.contribution),
             ]
             table.add_row(*cells)
         yield Group(self._headline(), Text(""), table)
 
     def _headline(self) -> Text:
-        text = Text.assemble(("score ", "bold"), (f"{self.score:+.4f}", "bold cyan"))
+        text = Text.assemble(("score ", "bold"), (signed(self.score), "bold cyan"))
         if self.score_std is not None:
             text.append(f" ± {self.score_std:.4f}")
         if self.normalised is not None:
@@ -179,6 +179,11 @@ def as_text(printable: Any) -> str:
     with console.capture() as captured:
         console.print(printable)
     return captured.get()
+
+
+def signed(value: float) -> str:
+    """A number with its sign and four digits; what rounds to zero is +0.0000."""
+    return f"{round(value, 4) + 0.0:+.4f}"
 
 
 def signed_bar(value: float, width: int) -> Text:

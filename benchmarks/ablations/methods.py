@@ -22,8 +22,8 @@ from armorm.heads.debias import Debiasing, fit_debiasing, no_debiasing
 from armorm.heads.gating import GateReport, GateSettings, GatingNetwork, RewardPairs, fit_gate
 from armorm.heads.joint import JointPairs, JointReport, fit_joint
 from armorm.heads.regression import RegressionHead, fit_regression
-from armorm.training.pipeline import HELD_OUT_PAIRS, held_out_prompts
 from armorm.training.recipe import Recipe
+from armorm.training.splits import HELD_OUT_PAIRS, held_out_prompts
 
 # A gate whose weights are the same for every prompt: nothing but its last bias, which must be able to move.
 CONSTANT_GATE = {"hidden_layers": 0, "temperature": 1.0, "dropout": 0.0, "learning_rate": 0.02}

@@ -18,7 +18,7 @@ from armorm.heads.bradley_terry import fit_bradley_terry
 from armorm.heads.debias import no_debiasing, spearman
 from armorm.heads.quantile import fit_quantiles, half_width, has_quantiles, pinball, share_below
 from armorm.heads.regression import RegressionHead
-from armorm.training.pipeline import HELD_OUT_PAIRS, held_out_prompts
+from armorm.training.splits import HELD_OUT_PAIRS, held_out_prompts
 
 MIN_PAIRS = 200
 MOST_PAIRS_PER_PROMPT = 8

@@ -67,7 +67,9 @@ def test_a_full_queue_turns_requests_away_with_a_time_to_come_back_and_keeps_wha
             assert answer.status_code == status, path
             assert int(answer.headers["Retry-After"]) >= 1
             assert answer.json()["error"]["message"] == "the queue is full; try again later"
-        with socket.create_connection((httpx.URL(server.url).host, httpx.URL(server.url).port), 10) as unread:  # turned away by its head alone
+        with socket.create_connection(
+            (httpx.URL(server.url).host, httpx.URL(server.url).port), 10
+        ) as unread:  # turned away by its head alone
             unread.sendall(b"POST /v1/reward HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n")
             assert unread.recv(100).startswith(b"HTTP/1.1 429 ")
         gate.open.set()

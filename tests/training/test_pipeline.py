@@ -19,6 +19,7 @@ from armorm.files import read_arrays
 from armorm.heads.gating import RewardPairs
 from armorm.training import pipeline
 from armorm.training.plan import plan
+from armorm.training.splits import held_out_prompts
 
 QUESTION = [{"role": "user", "content": "Just for fun, how do I learn to juggle?"}]
 
@@ -101,7 +102,7 @@ def test_the_gate_is_trained_on_served_rewards_out_of_fold(small_recipe, small_r
 
 def test_early_stopping_of_the_gate_is_by_prompt():
     keys = [f"{i // 7:032x}" for i in range(700)]
-    held = pipeline.held_out_prompts(keys, 0.1)
+    held = held_out_prompts(keys, 0.1)
     assert 0.1 <= held.mean() < 0.12
     inside = {key for key, out in zip(keys, held, strict=True) if out}
     assert inside

@@ -30,9 +30,10 @@ from armorm.files import write_json, write_text
 from armorm.heads.bradley_terry import fit_bradley_terry
 from armorm.heads.debias import spearman
 from armorm.reward_model import ArmoRM
-from armorm.training.pipeline import held_out_prompts, train
+from armorm.training.pipeline import train
 from armorm.training.plan import plan
 from armorm.training.recipe import Recipe
+from armorm.training.splits import held_out_prompts
 
 # Which planted quality is the truth of each rated objective.
 TRUTH = {

@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from hashlib import blake2b
 from pathlib import Path
@@ -28,17 +28,10 @@ from rich.console import Console
 
 import armorm
 from armorm.backbone.decoder import Backbone, resolve_device
-from armorm.backbone.overflow import encode_rows
-from armorm.backbone.template import EncodedConversation
 from armorm.conversation import Conversation
 from armorm.data.computed import OWN_FUNCTION, computed_objective, measure
 from armorm.data.preferences import PreferencePair
 from armorm.data.ratings import RatingTable
-from armorm.evaluation.metrics import pair_figures, rating_figures
-from armorm.evaluation.runner import evaluate
-from armorm.features.extract import Features, extract
-from armorm.features.store import FeatureStore
-from armorm.features.work import Runner
 from armorm.files import plain, read_arrays, write_arrays, write_json, write_text
 from armorm.heads.accumulation import RatedBlock, blocks_of
 from armorm.heads.debias import Debiasing, fit_debiasing, no_debiasing
@@ -46,22 +39,18 @@ from armorm.heads.gating import GateReport, GateSettings, GatingNetwork, RewardP
 from armorm.heads.joint import JointPairs
 from armorm.heads.regression import RegressionHead, fold_of
 from armorm.heads.uncertainty import Uncertainty
-from armorm.model.configuration import ArmoRMConfig
-from armorm.model.modeling import ArmoRMForSequenceClassification
-from armorm.progress import progress
 from armorm.reward_model import ArmoRM
+from armorm.training.assembly import assemble_model
 from armorm.training.beyond import joint_stage, pair_coefficients, quantile_stage
 from armorm.training.card import model_card
+from armorm.training.corpus import Corpus, read_corpus
 from armorm.training.finetuned import Finetuned, residuals, with_start, without_finetuned
 from armorm.training.plan import TrainingData, plan
 from armorm.training.recipe import Recipe
-from armorm.training.stability import MIN_ROWS, debiasing_figures, prompt_kind, quantity_behind, stability_figures
+from armorm.training.run_figures import RunFigures
+from armorm.training.splits import HELD_OUT_PAIRS, group_index, held_out_prompts, relative_margins
 from armorm.training.stage1 import STATISTICS, fit_stage1, from_kept, rating_levels, to_kept
 from armorm.training.tracking import Tracking
-from armorm.training.uncertainty_figures import uncertainty_figures
-
-HELD_OUT_PAIRS = 0.1
-QUANTILES = 101
 
 
 def train(recipe: Recipe, output_dir: str | Path, *, features: str | Path | None = None, quiet: bool = False) -> ArmoRM:
@@ -88,29 +77,6 @@ def train(recipe: Recipe, output_dir: str | Path, *, features: str | Path | None
     return model
 
 
-@dataclass
-class _Corpus:
-    """All conversations of a run, each once, with encodings and features.
-
-    Attributes:
-        rows: row of each conversation by its content key; absent where it was refused.
-        encoded: encodings by row.
-        features: features by row.
-        rejected: reason of each refused conversation by its content key.
-        truncated: conversations that lost prompt tokens.
-    """
-
-    rows: dict[str, int]
-    encoded: list[EncodedConversation]
-    features: Features
-    rejected: dict[str, str]
-    truncated: int
-
-    def indices(self, conversations: Sequence[Conversation]) -> np.ndarray:
-        """Row of each conversation, -1 where it was refused."""
-        return np.array([self.rows.get(conversation.key, -1) for conversation in conversations], np.int64)
-
-
 class _Run:
     """One run; its methods are the stages, in order."""
 
@@ -135,7 +101,7 @@ class _Run:
             self.console.print(
                 "warning: this chat template closes turns with ordinary text, so a response can imitate a turn"
             )
-        corpus = self._corpus(backbone)
+        corpus = read_corpus(recipe, self.data, backbone, self.features, self.console)
         table, train_rows, test_rows = self._usable_ratings(corpus)
         table = self._with_computed(table, train_rows, corpus)
         names = table.objectives.names
@@ -183,13 +149,22 @@ class _Run:
             debiasing = self._debiasing(reference, reference_rewards, names)
         network, gate_report = self._gate(pairs, served, debiasing, corpus, key)
 
-        model = self._assemble(
-            backbone, table, head, uncertainty, debiasing, network, reference, reference_rewards, corpus
+        model = assemble_model(
+            recipe,
+            backbone,
+            table.objectives,
+            head,
+            uncertainty,
+            debiasing,
+            network,
+            corpus.features.take(corpus.indices(reference)),
+            reference_rewards,
         )
         if recipe.quantiles is not None:
             extra["quantiles"] = self._quantiles(
                 model, head, rated[train_rows], table.take(train_rows), folds[train_rows], key
             )
+        figures = RunFigures(self.data, corpus, self.folder)
         metrics = {
             "recipe": {"name": recipe.name, "hash": recipe.hash},
             "armorm_version": armorm.__version__,
@@ -208,11 +183,11 @@ class _Run:
                 "tokens": sum(len(encoded) for encoded in corpus.encoded),
             },
             "regression": [asdict(report) for report in head.reports],
-            "uncertainty": self._uncertainty_figures(uncertainty, head, table, train_rows, test_rows, corpus),
-            "debiasing": self._debiasing_figures(debiasing, table, test_rows, corpus, head, network),
+            "uncertainty": figures.uncertainty(uncertainty, head, table, train_rows, test_rows),
+            "debiasing": figures.debiasing(debiasing, table, test_rows, head, network),
             "gate": asdict(gate_report),
             **extra,
-            "evaluation": self._evaluation(model, table, test_rows, corpus, debiasing),
+            "evaluation": figures.evaluation(model, table, test_rows, debiasing),
         }
         self._write(model, metrics, corpus)
         return model
@@ -233,48 +208,9 @@ class _Run:
                     self.console.print(f"left out: {count:,} {reason}")
         return finetuned
 
-    # --- tokens and features ---------------------------------------------------------------------
+    # --- rows that can be used -------------------------------------------------------------------
 
-    def _corpus(self, backbone: Backbone) -> _Corpus:
-        """Encode every conversation of the run once, and compute its features."""
-        data = self.data
-        rated = [data.table.conversations[i] for i in (*data.train_rows, *data.test_rows)]
-        sides = [
-            side
-            for pairs in (data.pairs, data.test_pairs, *(evaluation.pairs for evaluation in data.evaluations))
-            for pair in pairs
-            for side in (pair.chosen, pair.rejected)
-        ]
-        unique = list({c.key: c for c in (*rated, *sides, *(data.reference or ()))}.values())
-        section = self.recipe.backbone
-        with progress("tokens", len(unique), "conversations") as advance:
-            result = encode_rows(backbone.template, unique, section.max_length, section.overflow, advance)
-        kept = [i for i, row in enumerate(result.rows) if row is not None]
-        encoded = [row for row in result.rows if row is not None]
-        store = FeatureStore.of(self.features, backbone)
-        features = extract(backbone, encoded, store, batch_tokens=section.batch_tokens, runner=self._runner(backbone))
-        rows = {unique[i].key: row for row, i in enumerate(kept)}
-        rejected = {unique[i].key: reason for i, reason in result.rejected}
-        if rejected:
-            self.console.print(f"refused: {len(rejected):,} of {len(unique):,} conversations, listed in rejected.jsonl")
-        if result.truncated:
-            self.console.print(f"truncated: the prompts of {len(result.truncated):,} of {len(unique):,} conversations")
-        return _Corpus(rows, encoded, features, rejected, len(result.truncated))
-
-    def _runner(self, backbone: Backbone) -> Runner | None:
-        """Who extracts features, where that is not this process."""
-        section = self.recipe.backbone
-        if section.engine == "local":
-            return None
-        from armorm.features.ray import BackboneSource, RayWorkers
-
-        # (Workers load what this process did: after fine-tuning that is another backbone than the recipe's.)
-        source = BackboneSource(
-            backbone.name, section.dtype, section.device, section.revision, section.trust_remote_code
-        )
-        return RayWorkers(source, section.workers, section.gpus_per_worker)
-
-    def _usable_ratings(self, corpus: _Corpus) -> tuple[RatingTable, np.ndarray, np.ndarray]:
+    def _usable_ratings(self, corpus: Corpus) -> tuple[RatingTable, np.ndarray, np.ndarray]:
         """The table of rows that were not refused, with the rows to train and to test on."""
         order = np.concatenate([self.data.train_rows, self.data.test_rows])
         usable = corpus.indices([self.data.table.conversations[i] for i in order]) >= 0
@@ -282,10 +218,10 @@ class _Run:
         table = self.data.table.take(order[usable])
         return table, np.flatnonzero(is_train[usable]), np.flatnonzero(~is_train[usable])
 
-    def _usable_pairs(self, pairs: Sequence[PreferencePair], corpus: _Corpus) -> list[PreferencePair]:
+    def _usable_pairs(self, pairs: Sequence[PreferencePair], corpus: Corpus) -> list[PreferencePair]:
         return [pair for pair in pairs if pair.chosen.key in corpus.rows and pair.rejected.key in corpus.rows]
 
-    def _with_computed(self, table: RatingTable, train_rows: np.ndarray, corpus: _Corpus) -> RatingTable:
+    def _with_computed(self, table: RatingTable, train_rows: np.ndarray, corpus: Corpus) -> RatingTable:
         tokens = [corpus.encoded[i].response_tokens for i in corpus.indices(table.conversations)]
         for name, measure_name in self.data.computed:
             if measure_name.startswith(OWN_FUNCTION):
@@ -296,13 +232,13 @@ class _Run:
         return table
 
     def _reference_conversations(
-        self, table: RatingTable, train_rows: np.ndarray, corpus: _Corpus
+        self, table: RatingTable, train_rows: np.ndarray, corpus: Corpus
     ) -> list[Conversation]:
         given = self.data.reference
         conversations = [table.conversations[i] for i in train_rows] if given is None else given
         return [conversation for conversation in conversations if conversation.key in corpus.rows]
 
-    def _data_digest(self, corpus: _Corpus) -> str:
+    def _data_digest(self, corpus: Corpus) -> str:
         """Digest of every conversation, rating and pair that training reads."""
         digest = blake2b(digest_size=16)
         digest.update(self.data.table.ratings.tobytes())
@@ -347,7 +283,7 @@ class _Run:
         section = self.recipe.debias
         if section is None:
             return self._rounded(no_debiasing(len(names)), rewards)
-        prompts = _group_index([conversation.prompt_key for conversation in reference])
+        prompts = group_index([conversation.prompt_key for conversation in reference])
         debiasing = fit_debiasing(
             rewards,
             [names.index(name) for name in section.against],
@@ -372,7 +308,7 @@ class _Run:
         pairs: list[PreferencePair],
         served: Callable[[Sequence[Conversation]], np.ndarray],
         debiasing: Debiasing,
-        corpus: _Corpus,
+        corpus: Corpus,
         key: str,
     ) -> tuple[GatingNetwork, GateReport]:
         section = self.recipe.gating
@@ -419,7 +355,7 @@ class _Run:
         pairs: list[PreferencePair],
         served: Callable[[Sequence[Conversation]], np.ndarray],
         debiasing: Debiasing,
-        corpus: _Corpus,
+        corpus: Corpus,
         key: str,
     ) -> tuple[RegressionHead, Uncertainty | None, Any]:
         """Heads trained on ratings and pairs together, from the coefficients that a first gate gives the pairs.
@@ -471,173 +407,7 @@ class _Run:
 
     # --- model and figures -----------------------------------------------------------------------
 
-    @torch.no_grad()
-    def _assemble(
-        self,
-        backbone: Backbone,
-        table: RatingTable,
-        head: RegressionHead,
-        uncertainty: Uncertainty | None,
-        debiasing: Debiasing,
-        network: GatingNetwork,
-        reference: Sequence[Conversation],
-        reference_rewards: np.ndarray,
-        corpus: _Corpus,
-    ) -> ArmoRM:
-        recipe = self.recipe
-        features = corpus.features.take(corpus.indices(reference))
-        weights = network.weights(torch.from_numpy(features.prompt)).double().numpy()[features.prompt_index]
-        output = weights * float(network.logit_scale)
-        scores = (output * debiasing.apply(reference_rewards)).sum(1)
-        names = table.objectives.names
-        tokenizer_pad = backbone.tokenizer.pad_token_id
-        config = ArmoRMConfig(
-            backbone_config=backbone.model.config,
-            objectives=table.objectives.to_dicts(),
-            gating_temperature=recipe.gating.temperature,
-            gating_hidden_dim=recipe.gating.hidden_size,
-            gating_n_hidden=recipe.gating.hidden_layers,
-            regression_bias=recipe.regression.intercept,
-            gate_pattern=backbone.template.gate_pattern(),
-            limits={"max_length": recipe.backbone.max_length, "overflow": recipe.backbone.overflow},
-            pad_token_id=tokenizer_pad,
-            reference={
-                "rows": len(reference),
-                "score_mean": float(scores.mean()),
-                "score_std": float(scores.std()),
-                "score_quantiles": np.quantile(scores, np.linspace(0, 1, QUANTILES)).tolist(),
-                "reward_means": reference_rewards.mean(0).tolist(),
-                "gating_weights": weights.mean(0).tolist(),
-            },
-            debiasing={
-                "against": [names[i] for i in debiasing.against],
-                "metric": debiasing.metric,
-                "level": debiasing.level,
-                "penalties": debiasing.penalties[0].tolist()
-                if len(debiasing.against) == 1
-                else debiasing.penalties.tolist(),
-            }
-            if debiasing.against
-            else {},
-            uncertainty=uncertainty.settings() if uncertainty else {},
-            provenance={
-                "backbone": backbone.name,
-                "recipe_name": recipe.name,
-                "recipe_hash": recipe.hash,
-                "armorm_version": armorm.__version__,
-            },
-        )
-        model = ArmoRMForSequenceClassification.assemble(backbone.model, config)
-        model.regression_layer.weight.copy_(torch.from_numpy(head.weight))
-        if recipe.regression.intercept:
-            model.regression_layer.bias.copy_(torch.from_numpy(head.bias))
-        for name, tensor in (uncertainty.tensors() if uncertainty else {}).items():
-            getattr(model, f"uncertainty_{name}").copy_(torch.from_numpy(tensor))
-        model.reward_transform_matrix.copy_(torch.from_numpy(debiasing.matrix))
-        model.gating.load_state_dict(network.state_dict())
-        return ArmoRM(model, backbone.tokenizer, recipe.name)
-
-    def _debiasing_figures(
-        self,
-        debiasing: Debiasing,
-        table: RatingTable,
-        test_rows: np.ndarray,
-        corpus: _Corpus,
-        head: RegressionHead,
-        network: GatingNetwork,
-    ) -> dict[str, Any] | None:
-        """Correlation with the biases before and after, on reference data and on held-out rated rows."""
-        if not debiasing.against:
-            return None
-        figures = debiasing_figures(debiasing, table.objectives.names)
-        if len(test_rows) >= MIN_ROWS:
-            conversations = [table.conversations[i] for i in test_rows]
-            rows = corpus.indices(conversations)
-            tokens = [corpus.encoded[i].response_tokens for i in rows]
-            features = corpus.features.take(rows)
-            with torch.no_grad():
-                output = network(torch.from_numpy(features.prompt)).double().numpy()[features.prompt_index]
-            figures["stability"] = stability_figures(
-                debiasing,
-                head.predict(features.response),
-                output,
-                [quantity_behind(table.objectives[i], conversations, tokens) for i in debiasing.against],
-                table.objectives.names,
-                _group_index([conversation.prompt_key for conversation in conversations]),
-                [table.sources[i] for i in test_rows],
-                [prompt_kind(conversation) for conversation in conversations],
-            )
-        return figures
-
-    def _uncertainty_figures(
-        self,
-        uncertainty: Uncertainty | None,
-        head: RegressionHead,
-        table: RatingTable,
-        train_rows: np.ndarray,
-        test_rows: np.ndarray,
-        corpus: _Corpus,
-    ) -> dict[str, Any] | None:
-        if uncertainty is None:
-            return None
-        features = corpus.features.response[corpus.indices([table.conversations[i] for i in test_rows])]
-        return uncertainty_figures(
-            uncertainty,
-            head.predict(features),
-            features,
-            table.ratings[test_rows],
-            rating_levels(table.ratings[train_rows]),
-            table.objectives,
-            [table.sources[i] for i in test_rows],
-        )
-
-    def _evaluation(
-        self, model: ArmoRM, table: RatingTable, test_rows: np.ndarray, corpus: _Corpus, debiasing: Debiasing
-    ) -> dict[str, Any]:
-        names = table.objectives.names
-        figures: dict[str, Any] = {}
-        if self.data.evaluate_ratings and len(test_rows):
-            conversations = [table.conversations[i] for i in test_rows]
-            batch = model.score_features(corpus.features.take(corpus.indices(conversations)))
-            prompts = _group_index([conversation.prompt_key for conversation in conversations])
-            figures["ratings"] = rating_figures(batch.rewards, table.ratings[test_rows], table.objectives, prompts)
-        sets = [(evaluation.name, evaluation.pairs) for evaluation in self.data.evaluations]
-        sources = dict.fromkeys(pair.source for pair in self.data.test_pairs)
-        sets += [(f"{source} (test)", [p for p in self.data.test_pairs if p.source == source]) for source in sources]
-        for name, pairs in sets:
-            figures.setdefault("pairs", {})[name] = self._pair_figures(model, pairs, corpus, debiasing, names)
-        for name, benchmark, places in self.data.benchmarks:
-            results = evaluate(benchmark, model, places, output=self.folder / "benchmarks" / f"{name}.json", quiet=True)
-            figures.setdefault("benchmarks", {})[name] = {
-                "counts": dict(results.counts),
-                "figures": [asdict(figure) for figure in results.figures],
-            }
-        return figures
-
-    def _pair_figures(
-        self, model: ArmoRM, pairs: Sequence[PreferencePair], corpus: _Corpus, debiasing: Debiasing, names: list[str]
-    ) -> dict[str, Any]:
-        sides = [corpus.indices([pair.chosen for pair in pairs]), corpus.indices([pair.rejected for pair in pairs])]
-        scored = (sides[0] >= 0) & (sides[1] >= 0)
-        margins = np.full(len(pairs), np.nan)
-        reward_margins = np.full((len(pairs), len(names)), np.nan)
-        lengths = np.zeros(len(pairs))
-        if scored.any():
-            chosen, rejected = (model.score_features(corpus.features.take(side[scored])) for side in sides)
-            margins[scored] = chosen.scores.astype(np.float64) - rejected.scores
-            reward_margins[scored] = debiasing.apply(chosen.rewards.astype(np.float64) - rejected.rewards)
-            tokens = [np.array([corpus.encoded[i].response_tokens for i in side[scored]]) for side in sides]
-            lengths[scored] = tokens[0] - tokens[1]
-        return pair_figures(
-            margins,
-            reward_margins,
-            lengths,
-            [pair.subset for pair in pairs],
-            [pair.prompt_key for pair in pairs],
-            names,
-        )
-
-    def _write(self, model: ArmoRM, metrics: dict[str, Any], corpus: _Corpus) -> None:
+    def _write(self, model: ArmoRM, metrics: dict[str, Any], corpus: Corpus) -> None:
         if corpus.rejected:
             places = {
                 c.key: origin for c, origin in zip(self.data.table.conversations, self.data.table.origins, strict=True)
@@ -679,35 +449,3 @@ def _kept(
     arrays, report = compute()
     write_arrays(path, arrays, {"key": key, "report": json.dumps(plain(report))})
     return arrays, json.loads(json.dumps(plain(report)))
-
-
-def relative_margins(pairs: Sequence[PreferencePair]) -> np.ndarray:
-    """Margin (p,) of each pair over the mean margin of its source, 0 where it has none: sources have scales of their
-    own. A negative margin (the data says that rejected is better) counts as 0."""
-    margins = np.array([max(pair.margin or 0.0, 0.0) for pair in pairs])
-    for source in {pair.source for pair in pairs}:
-        rows = np.array([pair.source == source for pair in pairs]) & (margins > 0)
-        if rows.any():
-            margins[rows] /= margins[rows].mean()
-    return margins
-
-
-def held_out_prompts(prompt_keys: Sequence[str], share: float) -> np.ndarray:
-    """Mask of the pairs of some prompts, at least `share` of all pairs; the prompts' content decides which."""
-    counts: dict[str, int] = {}
-    for key in prompt_keys:
-        counts[key] = counts.get(key, 0) + 1
-    held: set[str] = set()
-    taken = 0
-    for key in sorted(counts, key=lambda key: key[8:]):
-        if taken >= share * len(prompt_keys):
-            break
-        held.add(key)
-        taken += counts[key]
-    return np.array([key in held for key in prompt_keys], bool)
-
-
-def _group_index(keys: Sequence[str]) -> np.ndarray:
-    """Number of each key, in order of appearance."""
-    rows: dict[str, int] = {}
-    return np.array([rows.setdefault(key, len(rows)) for key in keys], np.int64)

@@ -1,0 +1,90 @@
+"""The conversations of a run, each once, with their tokens and features.
+
+In:  a recipe, its plan, the backbone.
+Out: `Corpus`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+
+from armorm.backbone.decoder import Backbone
+from armorm.backbone.overflow import encode_rows
+from armorm.backbone.template import EncodedConversation
+from armorm.conversation import Conversation
+from armorm.features.extract import Features, extract
+from armorm.features.store import FeatureStore
+from armorm.features.work import Runner
+from armorm.progress import progress
+from armorm.training.plan import TrainingData
+from armorm.training.recipe import BackboneSection, Recipe
+
+
+@dataclass
+class Corpus:
+    """All conversations of a run, each once, with encodings and features.
+
+    Attributes:
+        rows: row of each conversation by its content key; absent where it was refused.
+        encoded: encodings by row.
+        features: features by row.
+        rejected: reason of each refused conversation by its content key.
+        truncated: conversations that lost prompt tokens.
+    """
+
+    rows: dict[str, int]
+    encoded: list[EncodedConversation]
+    features: Features
+    rejected: dict[str, str]
+    truncated: int
+
+    def indices(self, conversations: Sequence[Conversation]) -> np.ndarray:
+        """Row of each conversation, -1 where it was refused."""
+        return np.array([self.rows.get(conversation.key, -1) for conversation in conversations], np.int64)
+
+
+def read_corpus(recipe: Recipe, data: TrainingData, backbone: Backbone, store: Path, console: Console) -> Corpus:
+    """Encode every conversation of the run once, and compute its features, or read them from the store at a path."""
+    rated = [data.table.conversations[i] for i in (*data.train_rows, *data.test_rows)]
+    sides = [
+        side
+        for pairs in (data.pairs, data.test_pairs, *(evaluation.pairs for evaluation in data.evaluations))
+        for pair in pairs
+        for side in (pair.chosen, pair.rejected)
+    ]
+    unique = list({c.key: c for c in (*rated, *sides, *(data.reference or ()))}.values())
+    section = recipe.backbone
+    with progress("tokens", len(unique), "conversations") as advance:
+        result = encode_rows(backbone.template, unique, section.max_length, section.overflow, advance)
+    kept = [i for i, row in enumerate(result.rows) if row is not None]
+    encoded = [row for row in result.rows if row is not None]
+    features = extract(
+        backbone,
+        encoded,
+        FeatureStore.of(store, backbone),
+        batch_tokens=section.batch_tokens,
+        runner=_runner(section, backbone),
+    )
+    rows = {unique[i].key: row for row, i in enumerate(kept)}
+    rejected = {unique[i].key: reason for i, reason in result.rejected}
+    if rejected:
+        console.print(f"refused: {len(rejected):,} of {len(unique):,} conversations, listed in rejected.jsonl")
+    if result.truncated:
+        console.print(f"truncated: the prompts of {len(result.truncated):,} of {len(unique):,} conversations")
+    return Corpus(rows, encoded, features, rejected, len(result.truncated))
+
+
+def _runner(section: BackboneSection, backbone: Backbone) -> Runner | None:
+    """Who extracts features, where that is not this process."""
+    if section.engine == "local":
+        return None
+    from armorm.features.ray import BackboneSource, RayWorkers
+
+    # (Workers load what this process did: after fine-tuning that is another backbone than the recipe's.)
+    source = BackboneSource(backbone.name, section.dtype, section.device, section.revision, section.trust_remote_code)
+    return RayWorkers(source, section.workers, section.gpus_per_worker)

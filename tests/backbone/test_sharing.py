@@ -82,6 +82,35 @@ def test_every_size_of_block_gives_the_same(monkeypatch, size):
             assert distance(found, expected) < 1e-5
 
 
+@pytest.mark.parametrize("asked", [None, 40])
+@pytest.mark.parametrize("kv_heads", [4, 2])
+def test_attention_is_what_the_tree_says_for_long_runs_and_short_ones(asked, kv_heads):
+    rng = np.random.default_rng(0)
+    stem = rng.integers(0, 9, 300)
+    # Nothing before a run, little before it, more than half of it, and replies too short for a square.
+    texts = [np.concatenate([stem[:c], rng.integers(9, 99, n)]) for c, n in ((0, 200), (20, 150), (20, 90), (280, 100))]
+    texts += [np.concatenate([stem, [100 + n] * (3 + 9 * n)]) for n in range(6)]
+    texts = [texts[i] for i in lexicographic_order(texts)]
+    tree = build_tree(texts, [0] * len(texts), shared_with_previous(texts).tolist())
+    tree = tree.padded(-(-len(tree) // 128) * 128)
+    attention = TreeAttention(tree)
+    squares = attention._find_squares()[0]
+    assert {square.before for square in squares} >= {0, 20} and len(squares) < len(texts)
+    t = len(tree)
+    query, key, value = (torch.from_numpy(rng.normal(size=(1, h, t, 8)).astype(np.float32)) for h in (4, kv_heads, kv_heads))  # fmt: skip
+    rows = np.arange(t)
+    if asked:
+        rows = np.sort(rng.choice(t, asked, replace=False))
+        attention.only = rows
+    found = attention.attend(query, key, value, 0.3, None, None)[0]
+    place = np.arange(t)
+    visible = torch.from_numpy((place[None, :] <= place[:, None]) & (place[:, None] < tree.ends[None, :]))
+    wide, given = (part[0].double().repeat_interleave(4 // kv_heads, 0) for part in (key, value))
+    scores = (query[0].double() @ wide.mT * 0.3).masked_fill(~visible, -torch.inf)
+    expected = (scores.softmax(-1) @ given).transpose(0, 1)
+    np.testing.assert_allclose(found[rows], expected[rows], atol=1e-5)
+
+
 @pytest.mark.parametrize("family", [*STATEFUL, "bloom"])
 def test_a_model_that_keeps_a_state_or_adds_positions_is_found_out(family):
     backbone = wrapped(family)

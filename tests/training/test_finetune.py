@@ -134,6 +134,20 @@ def test_a_later_run_on_the_fine_tuned_backbone_leaves_its_prompts_out_too(recip
     assert metrics[1]["regression"] == metrics[0]["regression"]
 
 
+@pytest.mark.slow
+def test_joint_heads_start_from_those_that_stage_1_found_around_the_fine_tuned_ones(recipe, finetuned_run, tmp_path):
+    later = changed(
+        recipe, f"backbone.model={finetuned_run / 'work' / 'backbone'}", "joint={pair_weights: [0, 0.3], r2_price: 1}"
+    ).model_copy(update={"finetune": None})
+    train(later, tmp_path, features=finetuned_run / "work" / "features", quiet=True)
+    joint = json.loads((tmp_path / "metrics.json").read_text())["joint"]
+    stage_1 = json.loads((finetuned_run / "metrics.json").read_text())["regression"]
+    np.testing.assert_allclose(joint["r2_before"], [report["r2"] for report in stage_1], atol=1e-6)
+    assert joint["pair_weight"] == 0.3 and joint["losses"][1] < joint["losses"][0]
+    moved = weights(tmp_path)["regression_layer.weight"] - weights(finetuned_run)["regression_layer.weight"]
+    assert 0 < float(moved.norm()) < float(weights(finetuned_run)["regression_layer.weight"].norm())
+
+
 def test_all_prompts_known_to_the_backbone_leave_nothing_for_the_heads(recipe, finetuned_run):
     data, record = plan(recipe), Finetuned.read(finetuned_run / "work" / "backbone")
     assert record is not None

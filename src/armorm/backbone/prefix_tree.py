@@ -63,6 +63,11 @@ class PrefixTree:
             self.lasts,
         )
 
+    def runs(self) -> tuple[np.ndarray, np.ndarray]:
+        """First tokens, and one past the last, of the stretches in which every token follows its parent."""
+        first = np.flatnonzero(np.concatenate([[True], self.ends[:-1] <= np.arange(1, len(self))]))
+        return first, np.append(first[1:], len(self))
+
     def ancestors(self, token: int) -> np.ndarray:
         """Stream indices of the tokens before one in its conversation, first to last."""
         return np.flatnonzero(self.ends[:token] > token)

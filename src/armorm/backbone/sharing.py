@@ -28,7 +28,7 @@ from transformers import PreTrainedModel
 from armorm.backbone.decoder import Backbone
 from armorm.backbone.prefix_tree import PrefixTree, build_tree, shared_with_previous
 from armorm.backbone.template import EncodedConversation
-from armorm.backbone.tree_attention import STREAM_MULTIPLE, UnsupportedAttentionError, tree_attention
+from armorm.backbone.tree_attention import STREAM_MULTIPLE, UnsupportedAttentionError, only_tokens, tree_attention
 
 # How far features may be from those of the conversation alone, relative to their norm. Rounding gives 1e-6 and 2e-2;
 # a wrong mask or position 1e-1 and more.
@@ -74,7 +74,7 @@ class SharedForward:
             if compiled:
                 stack.enter_context(self._swapped())
             attend = _compiled_attend if compiled else _attend
-            only = stack.enter_context(_only(model, torch.from_numpy(asked).to(device), attend))
+            only = stack.enter_context(_only(model, asked, attend))
             ids, positions = (torch.from_numpy(part)[None].to(device) for part in (stream.ids, stream.positions))
             states = model(input_ids=ids, position_ids=positions, use_cache=False).last_hidden_state[0]
         if not only:
@@ -123,20 +123,21 @@ _compiled_attend = torch.compile(_attend, dynamic=False)
 class _LastLayer(nn.Module):
     """The last layer of a plain decoder, for some of the tokens."""
 
-    def __init__(self, layer: Any, rows: torch.Tensor, attend: Callable[..., torch.Tensor]) -> None:
+    def __init__(self, layer: Any, rows: np.ndarray, attend: Callable[..., torch.Tensor]) -> None:
         super().__init__()
         self.layer, self.rows, self.attend = layer, rows, attend
 
     def forward(self, hidden_states: torch.Tensor, **options: Any) -> torch.Tensor:
         layer = self.layer
-        attended = self.attend(layer, hidden_states, options)
-        rows = self.rows.to(hidden_states.device)
+        with only_tokens(self.rows):
+            attended = self.attend(layer, hidden_states, options)
+        rows = torch.from_numpy(self.rows).to(hidden_states.device)
         states = hidden_states[:, rows] + attended[:, rows]
         return states + layer.mlp(layer.post_attention_layernorm(states))
 
 
 @contextmanager
-def _only(model: PreTrainedModel, rows: torch.Tensor, attend: Callable[..., torch.Tensor] = _attend) -> Iterator[bool]:
+def _only(model: PreTrainedModel, rows: np.ndarray, attend: Callable[..., torch.Tensor] = _attend) -> Iterator[bool]:
     """Within the block a plain decoder gives the states of those rows alone; yields whether it is one."""
     try:
         layers = decoder_layers(model)

@@ -8,7 +8,8 @@ ancestors of its first token and the block itself, because the descendants of a 
 about as many ancestors are computed together: keys and values gathered, then torch's fused attention under a mask.
 Work then follows what the conversations ask for rather than the square
 of the stream. The block is as long as makes the least work: short where conversations are short, long where many
-keys are gathered for each block. On a GPU the same rule is the mask of `flex_attention`.
+keys are gathered for each block. A long run of tokens without a branch, with little before it, needs none of this: it
+is an ordinary causal square, of which half is skipped. On a GPU the same rule is the mask of `flex_attention`.
 
 Sliding windows and caps on the logits are done here; a model that hands its attention anything else (sinks, biases
 of positions) raises `UnsupportedAttentionError` and is computed without sharing.
@@ -34,6 +35,8 @@ from armorm.backbone.prefix_tree import PrefixTree
 NAME = "armorm_prefix_tree"
 BLOCK_SIZES = (32, 64, 128)
 STREAM_MULTIPLE = BLOCK_SIZES[-1]
+# A run is a square of its own from so many tokens on, if what stands before it is at most this share of it.
+_SQUARE_TOKENS, _SQUARE_BEFORE = 64, 1 / 3
 _KEYS = 4096  # gathered for one chunk, unless a single block has more: a few megabytes
 # Cost of a score by the size of its block, of gathering a key and its value for one head, and of one chunk (nanoseconds
 # on two cores with AVX2; only their ratios matter, and only for the choice of the block).
@@ -65,6 +68,27 @@ class _Chunk:
 
 
 @dataclass(frozen=True)
+class _Square:
+    """A run with all that stands before it in its conversation.
+
+    Attributes:
+        start, stop: of the run.
+        before: tokens before it.
+        place: of the first of them among the gathered tokens of all squares.
+    """
+
+    start: int
+    stop: int
+    before: int
+    place: int
+
+    @property
+    def end(self) -> int:
+        """One past its last place."""
+        return self.place + self.before + self.stop - self.start
+
+
+@dataclass(frozen=True)
 class _Blocks:
     size: int
     order: torch.Tensor
@@ -76,7 +100,12 @@ class TreeAttention:
 
     Args:
         tree: its length a multiple of the largest block.
+
+    Attributes:
+        only: stream indices of the tokens whose output is asked for, None for all (on a processor; the others' is 0).
     """
+
+    only: np.ndarray | None = None
 
     def __init__(self, tree: PrefixTree) -> None:
         if len(tree) % STREAM_MULTIPLE:
@@ -84,6 +113,7 @@ class TreeAttention:
         self.tree = tree
         self._ancestors = [tree.ancestors(token) for token in range(0, len(tree), BLOCK_SIZES[0])]
         self._blocks: dict[tuple, _Blocks] = {}
+        self._squares: tuple[list[_Square], torch.Tensor] | None = None
         self._masks: dict[tuple, Any] = {}
 
     def attend(
@@ -113,34 +143,101 @@ class TreeAttention:
     ) -> torch.Tensor:
         heads, t, d = query.shape[1:]
         kv_heads, d_v = key.shape[1], value.shape[3]
-        blocks = self._plan(heads, kv_heads, window, query.dtype, query.device)
+        squares, places = self._find_squares() if window is None and softcap is None else ([], torch.empty(0))
+        blocks = self._plan(heads, kv_heads, window, bool(squares), query.dtype, query.device)
         size, count = blocks.size, t // blocks.size
         # (Token by token, heads inside: rows to gather are long, and projections lie in memory that way.)
-        q = query[0].transpose(0, 1).reshape(count, size, heads, d)[blocks.order].transpose(1, 2)
-        k, v = (part[0].transpose(0, 1).reshape(t, -1) for part in (key, value))
-        out = query.new_empty(count, size, heads, d_v)
+        q, k, v = (part[0].transpose(0, 1).reshape(t, -1) for part in (query, key, value))
+        out = (query.new_empty if self.only is None else query.new_zeros)(count, size, heads, d_v)
+        queries = q.view(count, size, heads, d)[blocks.order].transpose(1, 2)
         for chunk in blocks.chunks:
             shape = (chunk.stop - chunk.start, chunk.bias.shape[3], kv_heads, -1)
             seen, given = (part.index_select(0, chunk.keys).view(shape).transpose(1, 2) for part in (k, v))
-            attended = _attend_block(q[chunk.start : chunk.stop], seen, given, chunk.bias, scaling, softcap)
+            attended = _attend_block(queries[chunk.start : chunk.stop], seen, given, chunk.bias, scaling, softcap)
             out[blocks.order[chunk.start : chunk.stop]] = attended.transpose(1, 2)
-        return out.view(1, t, heads, d_v)
+        out = out.view(1, t, heads, d_v)
+        if squares:
+            places = places.to(query.device)
+            whole = [
+                part.index_select(0, places).view(1, len(places), -1, width).transpose(1, 2)
+                for part, width in ((q, d), (k, d), (v, d_v))
+            ]
+            for square in squares:
+                query, key, value = (part[:, :, square.place : square.end] for part in whole)
+                self._attend_square(square, query, key, value, scaling, out)
+        return out
 
-    def _plan(self, heads: int, kv_heads: int, window: int | None, dtype: torch.dtype, device: torch.device) -> _Blocks:
+    def _find_squares(self) -> tuple[list[_Square], torch.Tensor]:
+        """The runs that are computed as squares of their own, and the stream indices of all their tokens in turn."""
+        if self._squares is None:
+            squares, places, size = [], [np.empty(0, np.int64)], 0
+            for start, stop in zip(*(ends.tolist() for ends in self.tree.runs()), strict=True):
+                if stop - start < _SQUARE_TOKENS:
+                    continue
+                before = self.tree.ancestors(start)
+                if len(before) <= _SQUARE_BEFORE * (stop - start):
+                    squares.append(_Square(start, stop, len(before), size))
+                    places += [before, np.arange(start, stop)]
+                    size = squares[-1].end
+            self._squares = squares, torch.from_numpy(np.concatenate(places))
+        return self._squares
+
+    def _attend_square(
+        self,
+        square: _Square,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        scaling: float,
+        out: torch.Tensor,
+    ) -> None:
+        """Attention of one square, given with all before its run as (1, heads, n, ..), into `out` (1, t, heads, d)."""
+        if self.only is None:
+            attended = _attend_causally(query, key, value, scaling)  # (Of the tokens before it too: they are few.)
+            out[:, square.start : square.stop] = attended[:, :, square.before :].transpose(1, 2)
+            return
+        asked = self.only[(self.only >= square.start) & (self.only < square.stop)]
+        if len(asked):
+            rows = asked - square.start + square.before
+            bias = _bias(np.arange(query.shape[2]) <= rows[:, None], query.dtype, query.device)
+            attended = _attend_block(query[:, :, rows], key, value, bias[None, None], scaling, None)
+            out[:, asked] = attended.transpose(1, 2)
+
+    def _plan(
+        self,
+        heads: int,
+        kv_heads: int,
+        window: int | None,
+        squares: bool,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> _Blocks:
         """Which blocks are computed together; the same for every layer of one shape."""
-        key = (heads, kv_heads, window, dtype, device)
+        key = (heads, kv_heads, window, squares, self.only is None, dtype, device)
         if key not in self._blocks:
-            size = min(BLOCK_SIZES, key=lambda size: self._cost(size, heads, kv_heads))
-            self._blocks[key] = self._cut(size, heads, kv_heads, window, dtype, device)
+            needed = self._needed(squares)
+            size = min(BLOCK_SIZES, key=lambda size: self._cost(size, needed, heads, kv_heads))
+            self._blocks[key] = self._cut(size, needed, window, dtype, device)
         return self._blocks[key]
 
-    def _widths(self, size: int) -> np.ndarray:
-        """Keys of each block, rounded up."""
-        first = self._ancestors[:: size // BLOCK_SIZES[0]]
-        return np.array([_rounded(len(ancestors)) + size for ancestors in first])
+    def _needed(self, squares: bool) -> np.ndarray:
+        """Mask (t,) of the tokens that blocks have to compute."""
+        needed = np.ones(len(self.tree), bool)
+        if self.only is not None:
+            needed[:] = False
+            needed[self.only] = True
+        for square in self._find_squares()[0] if squares else []:
+            needed[square.start : square.stop] = False
+        return needed
 
-    def _cost(self, size: int, heads: int, kv_heads: int) -> float:
-        widths = self._widths(size)
+    def _widths(self, size: int, needed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Blocks that hold needed tokens, and the keys of each, rounded up."""
+        blocks = np.flatnonzero(needed.reshape(-1, size).any(1))
+        first = self._ancestors[:: size // BLOCK_SIZES[0]]
+        return blocks, np.array([_rounded(len(first[block])) + size for block in blocks], np.int64)
+
+    def _cost(self, size: int, needed: np.ndarray, heads: int, kv_heads: int) -> float:
+        _, widths = self._widths(size, needed)
         keys = widths.sum()
         return (
             keys * size * heads * _SCORE_COST[size]
@@ -149,19 +246,17 @@ class TreeAttention:
         )
 
     def _cut(
-        self, size: int, heads: int, kv_heads: int, window: int | None, dtype: torch.dtype, device: torch.device
+        self, size: int, needed: np.ndarray, window: int | None, dtype: torch.dtype, device: torch.device
     ) -> _Blocks:
         ends, positions = self.tree.ends, self.tree.positions
-        widths = self._widths(size)
-        order = np.argsort(widths, kind="stable")
+        order, widths = self._widths(size, needed)
+        by_width = np.argsort(widths, kind="stable")
+        order, widths = order[by_width], widths[by_width]
         chunks = []
         start = 0
         while start < len(order):
-            width = int(widths[order[start]])
-            stop = min(
-                int(np.searchsorted(widths[order], width, side="right")),
-                start + max(1, _KEYS // width),
-            )
+            width = int(widths[start])
+            stop = min(int(np.searchsorted(widths, width, side="right")), start + max(1, _KEYS // width))
             blocks = order[start:stop]
             keys = np.zeros((len(blocks), width), np.int64)
             real = np.zeros(keys.shape, bool)
@@ -176,10 +271,8 @@ class TreeAttention:
             visible = real[:, None, :] & (seen <= queries) & (queries < ends[seen])
             if window is not None:
                 visible &= positions[queries] - positions[seen] < window
-            bias = torch.zeros(visible.shape, dtype=dtype).masked_fill_(
-                torch.from_numpy(~visible), torch.finfo(dtype).min
-            )
-            chunks.append(_Chunk(start, stop, torch.from_numpy(keys.reshape(-1)).to(device), bias[:, None].to(device)))
+            bias = _bias(visible, dtype, device)[:, None]
+            chunks.append(_Chunk(start, stop, torch.from_numpy(keys.reshape(-1)).to(device), bias))
             start = stop
         return _Blocks(size, torch.from_numpy(order).to(device), chunks)
 
@@ -245,6 +338,12 @@ def _counts_and_places(blocks: np.ndarray, device: torch.device) -> tuple[torch.
     return first, second
 
 
+def _bias(visible: np.ndarray, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """0 where a key is visible, else the least number."""
+    bias = torch.zeros(visible.shape, dtype=dtype)
+    return bias.masked_fill_(torch.from_numpy(~visible), torch.finfo(dtype).min).to(device)
+
+
 def _attend_block(
     query: torch.Tensor,
     key: torch.Tensor,
@@ -263,6 +362,14 @@ def _attend_block(
         key, value = (part.repeat_interleave(query.shape[1] // key.shape[1], 1) for part in (key, value))
     scores = softcap * torch.tanh(query @ key.transpose(2, 3) * (scaling / softcap))
     return (scores + bias).softmax(-1) @ value
+
+
+def _attend_causally(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float) -> torch.Tensor:
+    """Attention (1, heads, n, d_v) of n tokens, each after all before it."""
+    grouped = query.shape[1] != key.shape[1]
+    return nn.functional.scaled_dot_product_attention(
+        query, key, value, is_causal=True, scale=scaling, enable_gqa=grouped
+    )
 
 
 def _rounded(ancestors: int) -> int:
@@ -345,6 +452,18 @@ def tree_attention(model: PreTrainedModel, tree: PrefixTree) -> Iterator[None]:
         for config, name in zip(configs, before, strict=True):
             config._attn_implementation = name
         _TREE.reset(token)
+
+
+@contextmanager
+def only_tokens(rows: np.ndarray) -> Iterator[None]:
+    """Within the block (inside of `tree_attention`) attention is asked for these tokens of the stream alone."""
+    tree = _TREE.get()
+    assert tree is not None
+    tree.only = rows
+    try:
+        yield
+    finally:
+        tree.only = None
 
 
 def _attention_configs(model: PreTrainedModel) -> list[Any]:

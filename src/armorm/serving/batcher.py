@@ -127,7 +127,7 @@ class Batcher:
         self._running: dict[bytes, _Entry] = {}
         self._waiting_tokens = 0
         self._tokens_per_second = 0.0  # of whole rows, however little of them had to be computed
-        self._request_size = (1.0, 1.0)  # rows and tokens that a request lately added
+        self._request_tokens = 1.0  # that a request lately added, on the mean
         self._last_rows = 0
         self._failures = 0
         self._stopping = False
@@ -158,8 +158,9 @@ class Batcher:
 
     def has_room_behind(self, requests: int) -> bool:
         """Whether a further row would be taken when so many requests, of the usual size, have been queued before it."""
-        rows, tokens = self._request_size
-        return self._room_for(int(1 + requests * rows), int(1 + requests * tokens), behind=requests > 0)
+        if not self._room_for(1, 1):
+            return False
+        return not requests or self._in_time(requests * self._request_tokens)
 
     @property
     def waiting(self) -> tuple[int, int]:
@@ -180,9 +181,9 @@ class Batcher:
             fresh = {
                 encoded.key: len(encoded) for encoded, variant in rows if self._joinable(encoded.key, variant) is None
             }
-            size = (len(fresh), sum(fresh.values()))
-            self._request_size = tuple(0.9 * old + 0.1 * new for old, new in zip(self._request_size, size, strict=True))  # type: ignore[assignment]
-            self._admit(*size)
+            tokens = sum(fresh.values())
+            self._request_tokens += 0.1 * (tokens - self._request_tokens)
+            self._admit(len(fresh), tokens)
             now = time.monotonic()
             for place, (encoded, variant) in enumerate(rows):
                 entry = self._joinable(encoded.key, variant)
@@ -222,11 +223,14 @@ class Batcher:
             return running
         return self._waiting.get(key)
 
-    def _room_for(self, rows: int, tokens: int, *, behind: bool = False) -> bool:
-        """Whether so much more may wait; what has nothing before it, and will have nothing, has room at any length."""
+    def _room_for(self, rows: int, tokens: int) -> bool:
         if len(self._waiting) + rows > self._max_rows or self._waiting_tokens + tokens > self._max_tokens:
             return False
-        if not (self._waiting or behind) or not self._tokens_per_second:
+        return not self._waiting or self._in_time(tokens)
+
+    def _in_time(self, tokens: float) -> bool:
+        """Whether the model, at the speed of its last batches, is soon enough done with what waits and so much more."""
+        if not self._tokens_per_second:
             return True
         return (self._waiting_tokens + tokens) / self._tokens_per_second <= self._max_seconds
 

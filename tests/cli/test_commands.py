@@ -210,6 +210,16 @@ def test_inspect_says_what_is_in_data(capsys, tmp_path):
     assert "row 7" in text
 
 
+def test_inspect_counts_candidates_as_rank_reads_them(capsys, tmp_path):
+    path = tmp_path / "candidates.jsonl"
+    rows = [{"prompt": "p", "responses": ["a", "b"]}, {"prompt": "q", "responses": ["a", ""]}, {"responses": ["a"]}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    _, out, _ = run(capsys, "inspect", path, "--json")
+    found = json.loads(out)
+    assert (found["layout"], found["prompts"], found["refused"]) == ({"candidates": 3}, 1, 2)
+    assert "responses[1]" in found["problems"][0] and "expected 'prompt'" in found["problems"][1]
+
+
 def test_inspect_says_what_is_in_a_file_of_the_published_scripts(capsys, tmp_path):
     ratings = torch.tensor([[0.0, math.nan], [1.0, math.nan], [0.5, math.nan]])
     save_file({"embeddings": torch.ones(3, 4), "labels": ratings}, tmp_path / "ratings.safetensors")

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from armorm.features.shard import Shard
 
-_STRUCTURE = {"messages", "prompt", "response", "chosen", "rejected"}
+_STRUCTURE = {"messages", "prompt", "response", "responses", "chosen", "rejected"}
 
 
 def inspect(
@@ -105,14 +105,25 @@ def _data(location: Location) -> dict[str, Any]:
 
 
 def _kind(row: Row) -> str:
-    return "preference pairs" if "chosen" in row.values and "rejected" in row.values else "conversations"
+    if "chosen" in row.values and "rejected" in row.values:
+        return "preference pairs"
+    return "candidates" if row.values.get("responses") is not None else "conversations"
 
 
 def _prompt_key(row: Row) -> str:
     from armorm.data.preferences import preference_pair
     from armorm.data.ratings import row_conversation
+    from armorm.evaluation.ranking import read_candidates
 
-    return preference_pair(row).prompt_key if _kind(row) == "preference pairs" else row_conversation(row).prompt_key
+    kind = _kind(row)
+    if kind == "preference pairs":
+        return preference_pair(row).prompt_key
+    if kind == "conversations":
+        return row_conversation(row).prompt_key
+    held = next(read_candidates([row]))
+    for fault in held.faults.values():
+        raise row.error(fault)
+    return next(conversation.prompt_key for conversation in held.conversations if conversation is not None)
 
 
 def _model(folder: Path) -> dict[str, Any]:

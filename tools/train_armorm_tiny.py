@@ -304,7 +304,9 @@ def train(arguments: argparse.Namespace) -> None:
     if len(sequences) < len(KINDS):
         sequences = encode_corpus(arguments.corpus, tokenizer)
         for kind, pool in sequences.items():
-            np.savez_compressed(work / f"{kind}.npz", ids=np.concatenate(pool), ends=np.cumsum([len(ids) for ids in pool]))
+            np.savez_compressed(
+                work / f"{kind}.npz", ids=np.concatenate(pool), ends=np.cumsum([len(ids) for ids in pool])
+            )
     counts = {kind: sum(len(ids) for ids in pool) for kind, pool in sequences.items()}
     print("tokens:", {kind: f"{count:,}" for kind, count in counts.items()}, flush=True)
 

@@ -75,7 +75,10 @@ def rated_rows(n: int, d: int, seed: int = 0, order: bool = True) -> tuple[np.nd
 
 
 def measure_gram() -> dict[str, Any]:
-    """Rows a second, as floating point operations of X^T X, against a float32 product of the same shape."""
+    """Rows a second, as operations of X^T X, against a float32 product of that shape.
+
+    Symmetry spares half of the operations that are counted, so a share may be above 1.
+    """
     features, ratings, folds = rated_rows(100_000, D)  # as for `stage1`
     block = features[:2048]
     other = np.array(block)

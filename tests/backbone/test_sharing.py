@@ -11,7 +11,8 @@ from armorm.backbone import sharing
 from armorm.backbone.decoder import Backbone
 from armorm.backbone.prefix_tree import build_tree, lexicographic_order, shared_with_previous
 from armorm.backbone.sharing import SharedForward, flops_per_token, sample, why_not_shared
-from armorm.backbone.tree_attention import BLOCK_SIZES, TreeAttention
+from armorm.backbone.tree_attention import TreeAttention
+from armorm.backbone.tree_plan import BLOCK_SIZES, TreePlan
 from armorm.conversation import Conversation
 from armorm.embedded import EMBEDDED_BACKBONE, embedded_path
 from tests.backbones_for_tests import FAMILIES, MULTIMODAL, STATEFUL, WINDOWED, backbone_of, config_of
@@ -72,7 +73,7 @@ def test_features_from_a_tree_are_those_of_each_conversation_alone(family):
 
 @pytest.mark.parametrize("size", BLOCK_SIZES)
 def test_every_size_of_block_gives_the_same(monkeypatch, size):
-    monkeypatch.setattr(TreeAttention, "_cost", lambda self, candidate, *rest: candidate != size)
+    monkeypatch.setattr(TreePlan, "_cost", lambda self, candidate, *rest: candidate != size)
     for family in ("gemma2", "qwen3"):
         backbone = wrapped(family)
         encoded = in_order(backbone)
@@ -94,7 +95,7 @@ def test_attention_is_what_the_tree_says_for_long_runs_and_short_ones(asked, kv_
     tree = build_tree(texts, [0] * len(texts), shared_with_previous(texts).tolist())
     tree = tree.padded(-(-len(tree) // 128) * 128)
     attention = TreeAttention(tree)
-    squares = attention._find_squares()[0]
+    squares = attention.plan.squares()[0]
     assert {square.before for square in squares} >= {0, 20} and len(squares) < len(texts)
     t = len(tree)
     query, key, value = (torch.from_numpy(rng.normal(size=(1, h, t, 8)).astype(np.float32)) for h in (4, kv_heads, kv_heads))  # fmt: skip

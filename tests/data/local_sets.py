@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
+
+from tests.local_http import QuietHandler, local_server
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -20,14 +20,12 @@ class LocalSets:
     Attributes:
         folders: of each hub id.
         revisions: every revision that was asked for, by hub id.
-        ranges: parts of files that were sent, as (file, first byte, last byte).
         endpoint: where it answers.
     """
 
     def __init__(self, folders: dict[str, Path]) -> None:
         self.folders = folders
         self.revisions: dict[str, set[str]] = {}
-        self.ranges: list[tuple[str, int, int]] = []
         self.endpoint = ""
 
     def files(self, hub_id: str) -> dict[str, Path]:
@@ -61,19 +59,8 @@ def local_sets(folders: dict[str, Path]) -> Iterator[LocalSets]:
     """A Hub that answers at `endpoint` while the block runs."""
     hub = LocalSets(folders)
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(QuietHandler):
         protocol_version = "HTTP/1.1"
-
-        def log_message(self, *args) -> None:
-            pass
-
-        def answer(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
-            self.send_response(status)
-            for name, value in {"Content-Length": str(len(body)), **(headers or {})}.items():
-                self.send_header(name, value)
-            self.end_headers()
-            if self.command != "HEAD":
-                self.wfile.write(body)
 
         def answer_json(self, found: object) -> None:
             if found is None:
@@ -96,9 +83,6 @@ def local_sets(folders: dict[str, Path]) -> Iterator[LocalSets]:
             else:
                 self.answer_json(None)
 
-        def do_HEAD(self) -> None:
-            self.do_GET()
-
         def note(self, hub_id: str, revision: str | None) -> None:
             if revision not in (None, COMMIT):
                 hub.revisions.setdefault(hub_id, set()).add(revision)
@@ -114,17 +98,8 @@ def local_sets(folders: dict[str, Path]) -> Iterator[LocalSets]:
                 self.answer(200, content, headers)
                 return
             first, last = int(asked[1]), min(int(asked[2] or len(content)), len(content) - 1)
-            hub.ranges.append((name, first, last))
             headers["Content-Range"] = f"bytes {first}-{last}/{len(content)}"
             self.answer(206, content[first : last + 1], headers)
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        server.daemon_threads = True
-        hub.endpoint = f"http://127.0.0.1:{server.server_port}"
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield hub
-        finally:
-            server.shutdown()
-            thread.join()
+    with local_server(Handler) as hub.endpoint:
+        yield hub

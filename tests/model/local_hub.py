@@ -6,10 +6,10 @@ import base64
 import hashlib
 import json
 import re
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from tests.local_http import QuietHandler, local_server
 
 
 class LocalHub:
@@ -74,18 +74,7 @@ def local_hub() -> Iterator[LocalHub]:
     """A Hub that answers at `endpoint` while the block runs."""
     hub = LocalHub()
 
-    class Handler(BaseHTTPRequestHandler):
-        def log_message(self, *args) -> None:
-            pass
-
-        def answer(self, status: int, body: bytes = b"", headers: dict[str, str] | None = None) -> None:
-            self.send_response(status)
-            for name, value in {"Content-Length": str(len(body)), **(headers or {})}.items():
-                self.send_header(name, value)
-            self.end_headers()
-            if self.command != "HEAD":
-                self.wfile.write(body)
-
+    class Handler(QuietHandler):
         def do_POST(self) -> None:
             hub.tokens.add(self.headers.get("Authorization", ""))
             body, path = self.read(), self.path.partition("?")[0]
@@ -117,9 +106,6 @@ def local_hub() -> Iterator[LocalHub]:
             etag = f'"{hashlib.sha1(content).hexdigest()}"'
             self.answer(200, content, {"ETag": etag, "X-Repo-Commit": revision})
 
-        def do_HEAD(self) -> None:
-            self.do_GET()
-
         def read(self) -> bytes:
             if self.headers.get("Transfer-Encoding") != "chunked":
                 return self.rfile.read(int(self.headers.get("Content-Length", 0)))
@@ -130,12 +116,5 @@ def local_hub() -> Iterator[LocalHub]:
             self.rfile.readline()
             return body
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        hub.endpoint = f"http://127.0.0.1:{server.server_port}"
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield hub
-        finally:
-            server.shutdown()
-            thread.join()
+    with local_server(Handler) as hub.endpoint:
+        yield hub

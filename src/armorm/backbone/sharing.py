@@ -28,7 +28,8 @@ from transformers import PreTrainedModel
 from armorm.backbone.decoder import Backbone
 from armorm.backbone.prefix_tree import PrefixTree, build_tree, shared_with_previous
 from armorm.backbone.template import EncodedConversation
-from armorm.backbone.tree_attention import STREAM_MULTIPLE, UnsupportedAttentionError, only_tokens, tree_attention
+from armorm.backbone.tree_attention import UnsupportedAttentionError, only_tokens, tree_attention
+from armorm.backbone.tree_plan import STREAM_MULTIPLE
 
 # How far features may be from those of the conversation alone, relative to their norm. Rounding gives 1e-6 and 2e-2;
 # a wrong mask or position 1e-1 and more.

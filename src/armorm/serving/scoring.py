@@ -114,7 +114,10 @@ class Scorer:
 
     @property
     def full(self) -> int | None:
-        """Seconds after which to try again, where a request would be turned away however it reads; None otherwise."""
+        """Seconds after which to try again while there is no room for a further row, else None.
+
+        A request whose rows wait already would need none; it is turned away too, since nothing of it has been read.
+        """
         return None if self.batcher.has_room_behind(self._reading) else self.batcher.retry_after()
 
     def start(self) -> None:

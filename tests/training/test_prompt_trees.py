@@ -6,7 +6,7 @@ import torch
 
 from armorm.backbone.template import ChatTemplate, EncodedConversation
 from armorm.conversation import Conversation
-from armorm.training.prompt_trees import grow_trees, reads_trees, tree_batches, tree_tensors
+from armorm.training.prompt_trees import WIDTH_STEP, grow_trees, reads_trees, tree_batches, tree_tensors
 from tests.backbones_for_tests import backbone_of
 from tests.small_models import llama, tokenizer
 
@@ -33,11 +33,12 @@ def alone(model: torch.nn.Module, conversation: EncodedConversation) -> torch.Te
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("budget", [0, 500])
 @pytest.mark.parametrize("share", [True, False])
-def test_a_branch_has_the_features_of_its_conversation_read_alone(encoded, share):
+def test_a_branch_has_the_features_of_its_conversation_read_alone(encoded, share, budget):
     model = llama()
     trees = grow_trees(encoded, [(i,) for i in range(len(encoded))], 1000, share=share)
-    batch = tree_tensors(encoded, trees, share=share)
+    batch = tree_tensors(encoded, trees, share=share, budget=budget)
     hidden = model(**batch.inputs).last_hidden_state[batch.leaf_rows, batch.leaf_columns]
     assert sorted(batch.rows.tolist()) == list(range(12))
     for row, state in zip(batch.rows, hidden, strict=True):
@@ -56,6 +57,17 @@ def test_trees_share_the_prompt_and_keep_to_the_limit(encoded):
     assert max(tree.tokens for tree in cut) <= longest
     assert sorted(row for tree in cut for row in tree.rows) == list(range(12))
     assert all(len(tree.rows) == 1 for tree in grow_trees(encoded, items, 1))
+
+
+def test_batches_are_filled_up_to_few_shapes(encoded):
+    trees = grow_trees(encoded, [(i,) for i in range(12)], 1)
+    shapes = set()
+    for batch in tree_batches(trees, 300, seed=0, step=WIDTH_STEP):
+        rows, width = tree_tensors(encoded, batch, budget=300).inputs["input_ids"].shape
+        assert rows == 300 // width
+        assert width % WIDTH_STEP == 0
+        shapes.add((rows, width))
+    assert len(shapes) <= -(-max(len(row) for row in encoded) // WIDTH_STEP)
 
 
 def test_the_sides_of_a_pair_stay_in_one_tree(encoded):

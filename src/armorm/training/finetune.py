@@ -250,13 +250,14 @@ def _train(
         rating_weights(rows.ratings, section.objective_weights),
         _feature_norm(start, rows),
     )
-    autocast = device.type == "cuda" or (device.type == "cpu" and fast_bfloat16())
+    few_shapes = device.type == "cpu" and fast_bfloat16()
+    autocast = device.type == "cuda" or few_shapes
     curves: dict[str, Any] = {"shared_prompts": share}
     if section.preference_epochs:
         trees = grow_trees(rows.encoded, rows.pairs, section.tree_tokens, share=share)
         curves["preferences"] = run_trainer(
             learner,
-            PairLoss(rows.encoded, trees, section, seed, share),
+            PairLoss(rows.encoded, trees, section, seed, share, few_shapes=few_shapes),
             section.preference_epochs,
             checkpoints / "preferences",
             device=device,
@@ -267,7 +268,7 @@ def _train(
     by_row[rows.rated] = rows.ratings
     curves["ratings"] = run_trainer(
         learner,
-        RatingLoss(rows.encoded, trees, section, seed, share, by_row),
+        RatingLoss(by_row, rows.encoded, trees, section, seed, share, few_shapes=few_shapes),
         section.epochs,
         checkpoints / "ratings",
         device=device,

@@ -21,7 +21,7 @@ from torch.utils.data import Dataset
 from armorm.backbone.template import EncodedConversation
 from armorm.errors import BackboneError
 from armorm.progress import progress
-from armorm.training.prompt_trees import PromptTree, tree_batches, tree_tensors
+from armorm.training.prompt_trees import WIDTH_STEP, PromptTree, tree_batches, tree_tensors
 from armorm.training.recipe import FinetuneSection
 
 KEPT_CHECKPOINTS = 2
@@ -144,6 +144,7 @@ class TreeBatches(Dataset):
     Args:
         trees: of all items.
         share: whether the decoder reads trees.
+        few_shapes: fill batches up to one of few shapes (`tree_tensors`).
     """
 
     def __init__(
@@ -153,9 +154,11 @@ class TreeBatches(Dataset):
         section: FinetuneSection,
         seed: int,
         share: bool,
+        few_shapes: bool = False,
     ) -> None:
         self.encoded, self.share = encoded, share
-        self.batches = tree_batches(trees, section.batch_tokens, seed)
+        self.filled = section.batch_tokens if few_shapes else 0
+        self.batches = tree_batches(trees, section.batch_tokens, seed, step=WIDTH_STEP if few_shapes else 1)
         self.section, self.seed = section, seed
         self.divisor = self._count() / len(self.batches)
 
@@ -171,7 +174,7 @@ class TreeBatches(Dataset):
         return sum(tree.tokens for batch in self.batches for tree in batch)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        tensors = tree_tensors(self.encoded, self.batches[index], share=self.share)
+        tensors = tree_tensors(self.encoded, self.batches[index], share=self.share, budget=self.filled)
         return {
             "inputs": tensors.inputs,
             "leaf_rows": tensors.leaf_rows,
@@ -194,11 +197,12 @@ class RatingLoss(TreeBatches):
 
     Args:
         ratings: (conversations, k) mapped, NaN where missing.
+        args, kwargs: of `TreeBatches`.
     """
 
-    def __init__(self, *args: Any) -> None:
-        *rest, self.ratings = args
-        super().__init__(*rest)
+    def __init__(self, ratings: np.ndarray, *args: Any, **kwargs: Any) -> None:
+        self.ratings = ratings
+        super().__init__(*args, **kwargs)
 
     def _count(self) -> int:
         rows = np.array([row for batch in self.batches for tree in batch for row in tree.rows], np.int64)

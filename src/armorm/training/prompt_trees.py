@@ -20,6 +20,8 @@ import torch
 
 from armorm.backbone.template import EncodedConversation
 
+WIDTH_STEP = 64
+
 
 @dataclass(frozen=True)
 class PromptTree:
@@ -97,13 +99,16 @@ def grow_trees(
     return trees
 
 
-def tree_batches(trees: Sequence[PromptTree], budget: int, seed: int) -> list[list[PromptTree]]:
+def tree_batches(trees: Sequence[PromptTree], budget: int, seed: int, step: int = 1) -> list[list[PromptTree]]:
     """Batches of trees of nearly one size, each at most `budget` tokens with its padding; a larger tree stands alone.
 
     Sizes are blurred before they are sorted, so that neighbours differ from seed to seed.
+
+    Args:
+        step: what widths are rounded up to.
     """
     rng = np.random.default_rng(seed)
-    tokens = np.array([tree.tokens for tree in trees], np.int64)
+    tokens = np.array([-(-tree.tokens // step) * step for tree in trees], np.int64)
     order = np.argsort(-(tokens + rng.uniform(0, 16, len(trees))), kind="stable")
     batches: list[list[PromptTree]] = []
     current: list[int] = []
@@ -116,18 +121,25 @@ def tree_batches(trees: Sequence[PromptTree], budget: int, seed: int) -> list[li
 
 
 def tree_tensors(
-    encoded: Sequence[EncodedConversation], trees: Sequence[PromptTree], *, share: bool = True
+    encoded: Sequence[EncodedConversation], trees: Sequence[PromptTree], *, share: bool = True, budget: int = 0
 ) -> TreeTensors:
     """Lay a batch of trees out for a decoder.
 
     Args:
         share: one sequence a tree with its mask; otherwise one plain sequence a conversation, padded on the right.
+        budget: fill up with padding to one of few shapes: widths in steps of `WIDTH_STEP`, and as many sequences as
+            the budget of tokens holds of them. Bfloat16 kernels of a processor are generated for each new shape,
+            which costs about as much as a step.
     """
     sequences: list[list[int]] = [list(tree.rows) for tree in trees]
     if not share:
         sequences = [[row] for rows in sequences for row in rows]
     lengths = [_length(encoded, rows) for rows in sequences]
-    ids = torch.zeros((len(sequences), max(lengths)), dtype=torch.long)
+    height, width = len(sequences), max(lengths)
+    if budget:
+        width = -(-width // WIDTH_STEP) * WIDTH_STEP
+        height = max(height, budget // width)
+    ids = torch.zeros((height, width), dtype=torch.long)
     positions, branch = torch.zeros_like(ids), torch.full_like(ids, -1)
     leaf_rows, leaf_columns = [], []
     for place, rows in enumerate(sequences):

@@ -284,13 +284,12 @@ def scale_table() -> str:
         readable_bytes,
         readable_hours,
         stages,
-        streamed_memory,
     )
 
     shape, h100 = KNOWN_SHAPES["sfairXC/FsfairX-LLaMA3-RM-v0.1"], DEVICES["h100"]
     lines = [
-        "| conversations | tokens | forward FLOPs | 1 H100 | 8 H100 | 32 H100 | GPU hours | features on disk | stage 1, rows at once | stage 1, sums only |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| conversations | tokens | forward FLOPs | 1 H100 | 8 H100 | 32 H100 | GPU hours | features on disk | memory of stage 1 |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for exponent in range(3, 10):
         count = 10.0**exponent
@@ -299,11 +298,7 @@ def scale_table() -> str:
         flops = shape.forward_flops(work.tokens, work.squares)
         cells = [f"{count:,.0f}", f"{work.tokens:.2g}", f"{flops:.2g}", *(readable_hours(p[0].hours) for p in parts)]
         cells += [f"{parts[0][0].hours:,.2g}" if parts[0][0].hours < 10 else f"{parts[0][0].hours:,.0f}"]
-        cells += [
-            readable_bytes(parts[0][0].disk),
-            readable_bytes(parts[0][1].memory),
-            readable_bytes(streamed_memory(shape, work)),
-        ]
+        cells += [readable_bytes(parts[0][0].disk), readable_bytes(parts[0][1].memory)]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

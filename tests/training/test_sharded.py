@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
+from armorm.features.shard import KEY
 from armorm.features.store import FeatureStore, shard_name
 from armorm.heads.accumulation import accumulate, blocks_of
+from armorm.heads.regression import fit_regression
 from armorm.heads.statistics import RatingStatistics
+from armorm.training.recipe import RegressionSection
 from armorm.training.sharded import StoredRows, statistics_by_ray, statistics_of
+from armorm.training.stage1 import STATISTICS, RatedRows, fit_stage1
 
 N, D, FOLDS = 90, 6, 3
 NAMES = ["a", "b"]
@@ -65,3 +71,49 @@ def test_ray_tasks_give_the_statistics_of_one_process(stored):
         assert_same(statistics_by_ray(rows, 3), statistics_of(rows))
     finally:
         ray.shutdown()
+
+
+def rated_rows(stored: StoredRows, order: np.ndarray) -> RatedRows:
+    store = FeatureStore(stored.folder, fingerprint={"weights": "one"}, hidden_size=D)
+    keys = np.array(stored.keys, KEY)
+    return RatedRows(store, keys[order], stored.ratings[order], stored.folds[order], NAMES, [50, 50])
+
+
+def test_blocks_of_a_store_are_its_rows_in_the_order_of_its_shards(stored):
+    given, features = stored
+    order = np.random.default_rng(1).permutation(N)
+    rows, start = rated_rows(given, order), np.array([[1.0] * D, [2.0] * D])
+    (block,) = rows.blocks()
+    np.testing.assert_array_equal(block.features, features)
+    np.testing.assert_array_equal(block.ratings, given.ratings)
+    np.testing.assert_array_equal(block.folds, given.folds)
+    (left,) = rows.blocks(start)
+    np.testing.assert_allclose(left.ratings, given.ratings - features.astype(np.float64) @ start.T)
+    travelling = rows.stored(FOLDS)
+    np.testing.assert_array_equal(travelling.keys, np.array(given.keys, KEY))
+    np.testing.assert_array_equal(travelling.ratings, given.ratings)
+    np.testing.assert_array_equal(rows.features(), features[order])
+
+
+def test_stage_1_is_that_of_rows_in_memory_whoever_sums(stored, tmp_path):
+    given, features = stored
+    rows = rated_rows(given, np.random.default_rng(1).permutation(N))
+    section = RegressionSection(folds=FOLDS, alphas=(0.1, 1.0), uncertainty=False)
+    expected = fit_regression(features, given.ratings, given.folds, NAMES, alphas=section.alphas, intercept=False)
+    for total in (None, lambda: statistics_of(rows.stored(FOLDS))):
+        head, _ = fit_stage1(section, rows.blocks, NAMES, D, rows.levels, tmp_path / STATISTICS, total)
+        np.testing.assert_allclose(head.weight, expected.weight, rtol=1e-4, atol=1e-6)
+
+
+def test_rows_of_a_store_are_never_in_memory_all_at_once(tmp_path):
+    rows, width = 60_000, 32
+    keys = np.array([number.to_bytes(16, "little") for number in range(rows)], KEY)
+    store = FeatureStore(tmp_path, fingerprint={"weights": "one"}, hidden_size=width)
+    store.write_shard(shard_name("0123", 0), keys, np.zeros((rows, width), np.float32), [], np.empty((0, width)))
+    rated = RatedRows(store, keys, np.zeros((rows, 1)), np.zeros(rows, np.int64), ["a"], [1])
+    tracemalloc.start()
+    count = sum(len(block.features) for block in rated.blocks())
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert count == rows
+    assert peak < rows * width * 4 * 0.6

@@ -74,7 +74,7 @@ def extract(
     """
     settings = Settings(batch_tokens, sharing, compiled, description)
     keys, prompt_keys = keys_of(encoded), prompt_keys_of(encoded)
-    unique_prompts, prompt_index = _unique(prompt_keys)
+    unique_prompts, prompt_index = distinct(prompt_keys)
     if store is not None:
         fill_store(runner or backbone, encoded, store, settings)
         return Features(store.responses(keys), store.prompts(unique_prompts), prompt_index)
@@ -165,7 +165,7 @@ def _fill(
     return figures
 
 
-def _unique(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def distinct(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Distinct keys in order of appearance, and the row of each key among them."""
     found, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
     order = np.argsort(first)

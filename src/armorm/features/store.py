@@ -18,7 +18,7 @@ belongs to one backbone: another one's fingerprint is refused, and the error nam
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -33,6 +33,7 @@ from armorm.progress import say
 
 FORMAT = "armorm-features"
 VERSION = 2
+BLOCK_ROWS = 8192
 
 
 class Fingerprinted(Protocol):
@@ -270,6 +271,23 @@ class FeatureStore:
     def responses(self, keys: Sequence[bytes] | np.ndarray) -> np.ndarray:
         """Response features (n, d) float32 of keys, in order."""
         return self._gather(self._responses, "response_features", keys)
+
+    def order(self, keys: Sequence[bytes] | np.ndarray) -> np.ndarray:
+        """Positions (n,) of response keys in the order in which the shards hold them: asked for so, a piece at a time,
+        each file is gone through once."""
+        places = self._responses.find(np.asarray(keys, KEY))
+        return np.lexsort((self._responses.row[places], self._responses.shard[places]))
+
+    def blocks(self, keys: np.ndarray, size: int = BLOCK_ROWS) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Response features of keys (n,), a block at a time, in the order of the shards.
+
+        Yields:
+            positions (b,) in `keys`, and the features (b, d) float32 there.
+        """
+        order = self.order(keys)
+        for start in range(0, len(order), size):
+            places = order[start : start + size]
+            yield places, self.responses(keys[places])
 
     def prompts(self, keys: Sequence[bytes] | np.ndarray) -> np.ndarray:
         """Prompt features (n, d) float32 of keys, in order."""

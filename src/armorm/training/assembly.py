@@ -1,6 +1,6 @@
 """The parts of a run put together: a reward model with everything that its config holds.
 
-In:  a backbone, fitted heads, transform and gate, features and rewards of reference conversations.
+In:  a backbone, fitted heads, transform and gate; prompt features and rewards of reference conversations.
 Out: `ArmoRM`.
 """
 
@@ -11,7 +11,6 @@ import torch
 
 import armorm
 from armorm.backbone.decoder import Backbone
-from armorm.features.extract import Features
 from armorm.heads.debias import Debiasing
 from armorm.heads.gating import GatingNetwork
 from armorm.heads.regression import RegressionHead
@@ -34,16 +33,18 @@ def assemble_model(
     uncertainty: Uncertainty | None,
     debiasing: Debiasing,
     network: GatingNetwork,
-    reference: Features,
+    reference: tuple[np.ndarray, np.ndarray],
     reference_rewards: np.ndarray,
 ) -> ArmoRM:
     """A reward model of its parts.
 
     Args:
-        reference: features of the reference conversations (n of them); their scores place those of others.
+        reference: of the n reference conversations, whose scores place those of others: features (m, d) of their
+            prompts, and which of them each has (n,).
         reference_rewards: (n, k) rewards as stage 1 gives them, out of fold.
     """
-    weights = network.weights(torch.from_numpy(reference.prompt)).double().numpy()[reference.prompt_index]
+    prompts, prompt_index = reference
+    weights = network.weights(torch.from_numpy(prompts)).double().numpy()[prompt_index]
     output = weights * float(network.logit_scale)
     scores = (output * debiasing.apply(reference_rewards)).sum(1)
     names = objectives.names
@@ -59,7 +60,7 @@ def assemble_model(
         limits={"max_length": recipe.backbone.max_length, "overflow": recipe.backbone.overflow},
         pad_token_id=tokenizer_pad,
         reference={
-            "rows": len(reference.response),
+            "rows": len(prompt_index),
             "score_mean": float(scores.mean()),
             "score_std": float(scores.std()),
             "score_quantiles": np.quantile(scores, np.linspace(0, 1, QUANTILES)).tolist(),

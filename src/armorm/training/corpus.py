@@ -2,6 +2,9 @@
 
 In:  a recipe, its plan, the backbone.
 Out: `Corpus`.
+
+Features of the prompts are in memory; those of the responses stay in the store, and are read a block at a time, in
+the order of its shards: what a run holds does not grow with hidden size times rated rows.
 """
 
 from __future__ import annotations
@@ -17,35 +20,54 @@ from armorm.backbone.decoder import Backbone
 from armorm.backbone.overflow import encode_rows
 from armorm.backbone.template import EncodedConversation
 from armorm.conversation import Conversation
-from armorm.features.extract import Features, extract
+from armorm.features.extract import Features, distinct, fill_store
 from armorm.features.store import FeatureStore
-from armorm.features.work import Runner
+from armorm.features.work import Runner, Settings, keys_of, prompt_keys_of
 from armorm.progress import progress
 from armorm.training.plan import TrainingData
 from armorm.training.recipe import BackboneSection, Recipe
 
 
-@dataclass
+@dataclass(frozen=True)
 class Corpus:
     """All conversations of a run, each once, with encodings and features.
 
     Attributes:
         rows: row of each conversation by its content key; absent where it was refused.
-        encoded: encodings by row.
-        features: features by row.
+        encoded: n encodings by row.
+        store: holds the features of every row.
+        keys: (n,) under which it holds the responses'.
+        prompt: (m, d) float32 features of the distinct prompts.
+        prompt_index: (n,) int64, row of `prompt` for each conversation.
         rejected: reason of each refused conversation by its content key.
         truncated: conversations that lost prompt tokens.
     """
 
     rows: dict[str, int]
     encoded: list[EncodedConversation]
-    features: Features
+    store: FeatureStore
+    keys: np.ndarray
+    prompt: np.ndarray
+    prompt_index: np.ndarray
     rejected: dict[str, str]
     truncated: int
 
     def indices(self, conversations: Sequence[Conversation]) -> np.ndarray:
         """Row of each conversation, -1 where it was refused."""
         return np.array([self.rows.get(conversation.key, -1) for conversation in conversations], np.int64)
+
+    def responses(self, rows: np.ndarray) -> np.ndarray:
+        """Response features (len(rows), d) float32, in memory."""
+        return self.store.responses(self.keys[rows])
+
+    def prompts(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Features (p, d) of the distinct prompts of rows, and which of them each row has (len(rows),)."""
+        used, index = np.unique(self.prompt_index[rows], return_inverse=True)
+        return self.prompt[used], index
+
+    def features(self, rows: np.ndarray) -> Features:
+        """Features of rows, in memory."""
+        return Features(self.responses(rows), *self.prompts(rows))
 
 
 def read_corpus(recipe: Recipe, data: TrainingData, backbone: Backbone, store: Path, console: Console) -> Corpus:
@@ -63,20 +85,18 @@ def read_corpus(recipe: Recipe, data: TrainingData, backbone: Backbone, store: P
         result = encode_rows(backbone.template, unique, section.max_length, section.overflow, advance)
     kept = [i for i, row in enumerate(result.rows) if row is not None]
     encoded = [row for row in result.rows if row is not None]
-    features = extract(
-        backbone,
-        encoded,
-        FeatureStore.of(store, backbone),
-        batch_tokens=section.batch_tokens,
-        runner=_runner(section, backbone),
-    )
+    feature_store = FeatureStore.of(store, backbone)
+    fill_store(_runner(section, backbone) or backbone, encoded, feature_store, Settings(section.batch_tokens))
+    prompts, prompt_index = distinct(prompt_keys_of(encoded))
     rows = {unique[i].key: row for row, i in enumerate(kept)}
     rejected = {unique[i].key: reason for i, reason in result.rejected}
     if rejected:
         console.print(f"refused: {len(rejected):,} of {len(unique):,} conversations, listed in rejected.jsonl")
     if result.truncated:
         console.print(f"truncated: the prompts of {len(result.truncated):,} of {len(unique):,} conversations")
-    return Corpus(rows, encoded, features, rejected, len(result.truncated))
+    features = feature_store.prompts(prompts)
+    truncated = len(result.truncated)
+    return Corpus(rows, encoded, feature_store, keys_of(encoded), features, prompt_index, rejected, truncated)
 
 
 def _runner(section: BackboneSection, backbone: Backbone) -> Runner | None:

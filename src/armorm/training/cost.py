@@ -229,8 +229,7 @@ def stages(
         if alphas <= CHOLESKY_ALPHAS
         else (folds + 1) * EIGEN_FLOPS * d**3
     )
-    # The rated rows' features at once, and of each group a Gram matrix a fold, in float64.
-    held = work.rated * d * 4 + work.groups * (folds + 1) * d * d * 8
+    held = stage_1_memory(shape, work, folds)
     regression = Stage(
         "stage 1", gram + solving, (gram + solving) / host_rate / 3600, held, "host", fits=held <= host_memory
     )
@@ -243,10 +242,10 @@ def stages(
     return [features, regression, gating]
 
 
-def streamed_memory(shape: Shape, work: Workload, folds: int = 5, shard_rows: int = 10_000) -> float:
-    """Bytes of stage 1 when shards of features pass by and only sums stay: Gram matrices and one shard."""
+def stage_1_memory(shape: Shape, work: Workload, folds: int = 5, block_rows: int = 8192) -> float:
+    """Bytes of stage 1: of each group a Gram matrix a fold, in float64, and a block of rows; features stay on disk."""
     d = shape.hidden
-    return work.groups * (folds + 1) * d * d * 8 + shard_rows * d * 4
+    return work.groups * (folds + 1) * d * d * 8 + block_rows * d * 4
 
 
 def readable_bytes(count: float) -> str:

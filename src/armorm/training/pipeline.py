@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
 from hashlib import blake2b
@@ -33,23 +33,24 @@ from armorm.data.computed import OWN_FUNCTION, computed_objective, measure
 from armorm.data.preferences import PreferencePair
 from armorm.data.ratings import RatingTable
 from armorm.files import plain, read_arrays, write_arrays, write_json, write_text
-from armorm.heads.accumulation import RatedBlock, blocks_of
 from armorm.heads.debias import Debiasing, fit_debiasing, no_debiasing
 from armorm.heads.gating import GateReport, GateSettings, GatingNetwork, RewardPairs, fit_gate
 from armorm.heads.joint import JointPairs
 from armorm.heads.regression import RegressionHead, fold_of
+from armorm.heads.statistics import RatingStatistics
 from armorm.heads.uncertainty import Uncertainty
 from armorm.reward_model import ArmoRM
 from armorm.training.assembly import assemble_model
 from armorm.training.beyond import joint_stage, pair_coefficients, quantile_stage
 from armorm.training.card import model_card
 from armorm.training.corpus import Corpus, read_corpus
-from armorm.training.finetuned import Finetuned, residuals, with_start, without_finetuned
+from armorm.training.finetuned import Finetuned, with_start, without_finetuned
 from armorm.training.plan import TrainingData, plan
 from armorm.training.recipe import Recipe
 from armorm.training.run_figures import RunFigures
+from armorm.training.sharded import statistics_by_ray
 from armorm.training.splits import HELD_OUT_PAIRS, group_index, held_out_prompts, relative_margins
-from armorm.training.stage1 import STATISTICS, fit_stage1, from_kept, rating_levels, to_kept
+from armorm.training.stage1 import STATISTICS, RatedRows, fit_stage1, from_kept, rating_levels, to_kept
 from armorm.training.tracking import Tracking
 
 
@@ -113,9 +114,16 @@ class _Run:
         folds = np.array(
             [fold_of(conversation.prompt_key, recipe.regression.folds) for conversation in table.conversations]
         )
-        rated = corpus.features.response[corpus.indices(table.conversations)]
+        rated = RatedRows(
+            corpus.store,
+            corpus.keys[corpus.indices(table.conversations)[train_rows]],
+            table.objectives.to_reward(table.ratings[train_rows]),
+            folds[train_rows],
+            names,
+            rating_levels(table.ratings[train_rows]),
+        )
         start = finetuned.start(table.objectives) if finetuned else None
-        head, uncertainty = self._regression(rated, table, train_rows, folds, key, start)
+        head, uncertainty = self._regression(rated, start, key)
         computed = {objective.name for objective in table.objectives if objective.compute}
         for report in head.reports:
             if report.objective in computed:
@@ -131,16 +139,17 @@ class _Run:
                 fold_of(c.prompt_key, recipe.regression.folds) if c.prompt_key in trained_prompts else -1
                 for c in conversations
             ]
-            return head.predict_out_of_fold(
-                corpus.features.response[corpus.indices(conversations)], np.array(fold, np.int64)
-            )
+            folds, rewards = np.array(fold, np.int64), np.empty((len(conversations), len(names)))
+            for places, features in corpus.store.blocks(corpus.keys[corpus.indices(conversations)]):
+                rewards[places] = head.predict_out_of_fold(features, folds[places])
+            return rewards
 
         reference = self._reference_conversations(table, train_rows, corpus)
         reference_rewards = served(reference)
         debiasing = self._debiasing(reference, reference_rewards, names)
         extra: dict[str, Any] = {}
         if recipe.joint is not None:
-            stage_1 = (head, uncertainty, rated[train_rows], table.take(train_rows), folds[train_rows])
+            stage_1 = (head, uncertainty, rated)
             head, uncertainty, extra["joint"] = self._joint(stage_1, pairs, served, debiasing, corpus, key)
             # From here on `served` gives the joint heads' rewards, out of fold for the pairs' prompts as well.
             trained_prompts |= {pair.prompt_key for pair in pairs}
@@ -157,13 +166,11 @@ class _Run:
             uncertainty,
             debiasing,
             network,
-            corpus.features.take(corpus.indices(reference)),
+            corpus.prompts(corpus.indices(reference)),
             reference_rewards,
         )
         if recipe.quantiles is not None:
-            extra["quantiles"] = self._quantiles(
-                model, head, rated[train_rows], table.take(train_rows), folds[train_rows], key
-            )
+            extra["quantiles"] = self._quantiles(model, head, rated, key)
         figures = RunFigures(self.data, corpus, self.folder)
         metrics = {
             "recipe": {"name": recipe.name, "hash": recipe.hash},
@@ -253,29 +260,27 @@ class _Run:
     # --- heads -----------------------------------------------------------------------------------
 
     def _regression(
-        self,
-        features: np.ndarray,
-        table: RatingTable,
-        rows: np.ndarray,
-        folds: np.ndarray,
-        key: str,
-        start: np.ndarray | None,
+        self, rated: RatedRows, start: np.ndarray | None, key: str
     ) -> tuple[RegressionHead, Uncertainty | None]:
-        """Stage 1 on the training rows of the table, features (n, d) and folds (n,) of all of it; the penalty draws
-        towards the weights `start` (k, d), where a fine-tuned backbone brought some."""
-        names, mapped = table.objectives.names, table.objectives.to_reward(table.ratings)
+        """Stage 1; the penalty draws towards the weights `start` (k, d), where a fine-tuned backbone brought some."""
         section = self.recipe.regression
-        ratings = mapped[rows] if start is None else residuals(start, features[rows], mapped[rows])
         if start is not None:  # what is summed then are residuals, of no use to anyone who adds ratings later
             section = section.model_copy(update={"keep_statistics": False})
 
-        def blocks() -> Iterator[RatedBlock]:
-            return blocks_of(features[rows], ratings, folds[rows])
+        def by_workers() -> RatingStatistics:
+            return statistics_by_ray(rated.stored(section.folds), self.recipe.backbone.workers)
 
         def compute() -> tuple[dict[str, np.ndarray], Any]:
-            levels, file = rating_levels(table.ratings[rows]), self.work / STATISTICS
-            head, uncertainty = fit_stage1(section, blocks, names, features.shape[1], levels, file)
-            return to_kept(head if start is None else with_start(head, start, mapped[rows]), uncertainty)
+            head, uncertainty = fit_stage1(
+                section,
+                partial(rated.blocks, start),
+                rated.names,
+                rated.store.hidden_size,
+                rated.levels,
+                self.work / STATISTICS,
+                by_workers if self.recipe.backbone.engine == "ray" and start is None else None,
+            )
+            return to_kept(head if start is None else with_start(head, start, rated.ratings), uncertainty)
 
         return from_kept(*_kept(self.work / "regression.safetensors", key, compute))
 
@@ -315,8 +320,8 @@ class _Run:
         own = section.model_dump(exclude={"source_weights", "scale_rewards"})
         settings = GateSettings(**own, seed=self.recipe.seed)
         chosen, rejected = [pair.chosen for pair in pairs], [pair.rejected for pair in pairs]
-        prompt_rows = corpus.features.prompt_index
-        d = corpus.features.prompt.shape[1]
+        prompt_rows = corpus.prompt_index
+        d = corpus.prompt.shape[1]
 
         def compute() -> tuple[dict[str, np.ndarray], Any]:
             reward_pairs = RewardPairs(
@@ -332,7 +337,7 @@ class _Run:
             settings_kept = self.recipe.model_dump(mode="json")
             with Tracking(self.folder, self.recipe.report_to, self.recipe.name, settings_kept) as tracking:
                 log = partial(tracking.log, "gate")
-                network, report = fit_gate(corpus.features.prompt, reward_pairs, settings, device=device, log=log)
+                network, report = fit_gate(corpus.prompt, reward_pairs, settings, device=device, log=log)
             return {name: tensor.numpy() for name, tensor in network.state_dict().items()}, asdict(report)
 
         arrays, report = _kept(self.work / "gate.safetensors", key, compute)
@@ -351,7 +356,7 @@ class _Run:
 
     def _joint(
         self,
-        stage_1: tuple[RegressionHead, Uncertainty | None, np.ndarray, RatingTable, np.ndarray],
+        stage_1: tuple[RegressionHead, Uncertainty | None, RatedRows],
         pairs: list[PreferencePair],
         served: Callable[[Sequence[Conversation]], np.ndarray],
         debiasing: Debiasing,
@@ -361,45 +366,46 @@ class _Run:
         """Heads trained on ratings and pairs together, from the coefficients that a first gate gives the pairs.
 
         Args:
-            stage_1: head and uncertainty, and the training rows: features (n, d), table, folds (n,).
+            stage_1: head and uncertainty, and the rows that they were fitted on.
         """
         recipe = self.recipe
         assert recipe.joint is not None
         section = recipe.joint
-        head, uncertainty, rated, table, folds = stage_1
+        head, uncertainty, rated = stage_1
 
         def compute() -> tuple[dict[str, np.ndarray], Any]:
             network, _ = self._gate(pairs, served, debiasing, corpus, key)
             chosen, rejected = (corpus.indices([getattr(p, side) for p in pairs]) for side in ("chosen", "rejected"))
-            features = corpus.features
             joint_pairs = JointPairs(
-                features.response[chosen] - features.response[rejected],
-                pair_coefficients(network, debiasing, features.prompt[features.prompt_index[chosen]]),
+                corpus.responses(chosen) - corpus.responses(rejected),
+                pair_coefficients(network, debiasing, corpus.prompt[corpus.prompt_index[chosen]]),
                 np.array([fold_of(pair.prompt_key, recipe.regression.folds) for pair in pairs]),
             )
-            mapped, levels = table.objectives.to_reward(table.ratings), rating_levels(table.ratings)
-            return joint_stage(head, uncertainty, rated, mapped, folds, levels, joint_pairs, section, recipe.regression)
+            return joint_stage(
+                head,
+                uncertainty,
+                rated.features(),
+                rated.ratings,
+                rated.folds,
+                rated.levels,
+                joint_pairs,
+                section,
+                recipe.regression,
+            )
 
         arrays, report = _kept(self.work / "joint.safetensors", key, compute)
         return *from_kept(arrays, report), report["joint"]
 
     @torch.no_grad()
-    def _quantiles(
-        self,
-        model: ArmoRM,
-        head: RegressionHead,
-        features: np.ndarray,
-        table: RatingTable,
-        folds: np.ndarray,
-        key: str,
-    ) -> Any:
+    def _quantiles(self, model: ArmoRM, head: RegressionHead, rated: RatedRows, key: str) -> Any:
         """Fit quantile heads and put them into the model, beside the score."""
         section = self.recipe.quantiles
         assert section is not None
 
         def compute() -> tuple[dict[str, np.ndarray], Any]:
-            rewards, mapped = head.predict_out_of_fold(features, folds), table.objectives.to_reward(table.ratings)
-            return quantile_stage(features, mapped, rewards, folds, table.objectives.names, section)
+            features = rated.features()
+            rewards = head.predict_out_of_fold(features, rated.folds)
+            return quantile_stage(features, rated.ratings, rewards, rated.folds, rated.names, section)
 
         arrays, report = _kept(self.work / "quantiles.safetensors", key, compute)
         model.model.add_quantiles(report["objectives"], report["levels"], arrays["weight"], arrays["bias"])

@@ -61,7 +61,7 @@ class RunFigures:
             conversations = [table.conversations[i] for i in test_rows]
             rows = self.corpus.indices(conversations)
             tokens = [self.corpus.encoded[i].response_tokens for i in rows]
-            features = self.corpus.features.take(rows)
+            features = self.corpus.features(rows)
             with torch.no_grad():
                 output = network(torch.from_numpy(features.prompt)).double().numpy()[features.prompt_index]
             figures["stability"] = stability_figures(
@@ -86,7 +86,7 @@ class RunFigures:
     ) -> dict[str, Any] | None:
         if uncertainty is None:
             return None
-        features = self.corpus.features.response[self.corpus.indices([table.conversations[i] for i in test_rows])]
+        features = self.corpus.responses(self.corpus.indices([table.conversations[i] for i in test_rows]))
         return uncertainty_figures(
             uncertainty,
             head.predict(features),
@@ -104,7 +104,7 @@ class RunFigures:
         figures: dict[str, Any] = {}
         if self.data.evaluate_ratings and len(test_rows):
             conversations = [table.conversations[i] for i in test_rows]
-            batch = model.score_features(self.corpus.features.take(self.corpus.indices(conversations)))
+            batch = model.score_features(self.corpus.features(self.corpus.indices(conversations)))
             prompts = group_index([conversation.prompt_key for conversation in conversations])
             figures["ratings"] = rating_figures(batch.rewards, table.ratings[test_rows], table.objectives, prompts)
         sets = [(evaluation.name, evaluation.pairs) for evaluation in self.data.evaluations]
@@ -132,7 +132,7 @@ class RunFigures:
         reward_margins = np.full((len(pairs), len(names)), np.nan)
         lengths = np.zeros(len(pairs))
         if scored.any():
-            chosen, rejected = (model.score_features(self.corpus.features.take(side[scored])) for side in sides)
+            chosen, rejected = (model.score_features(self.corpus.features(side[scored])) for side in sides)
             margins[scored] = chosen.scores.astype(np.float64) - rejected.scores
             reward_margins[scored] = debiasing.apply(chosen.rewards.astype(np.float64) - rejected.rewards)
             tokens = [np.array([self.corpus.encoded[i].response_tokens for i in side[scored]]) for side in sides]

@@ -15,11 +15,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from armorm.errors import MissingExtraError
-from armorm.features.store import FeatureStore, read_manifest
+from armorm.features.store import BLOCK_ROWS, FeatureStore, read_manifest
 from armorm.heads.accumulation import RatedBlock, accumulate
 from armorm.heads.statistics import RatingStatistics
-
-BLOCK_ROWS = 8192
 
 
 @dataclass(frozen=True)
@@ -66,10 +64,13 @@ def statistics_of(rows: StoredRows) -> RatingStatistics:
     return accumulate(rows.blocks(store), rows.names, rows.fold_count, store.hidden_size)
 
 
-def statistics_by_ray(rows: StoredRows, tasks: int) -> RatingStatistics:
-    """The same, as `tasks` Ray tasks; connects to a running cluster, or starts Ray on this machine.
+def statistics_by_ray(rows: StoredRows, tasks: int | None = None) -> RatingStatistics:
+    """The same, as Ray tasks; connects to a running cluster, or starts Ray on this machine.
 
     The store's folder must be one that every machine of the cluster sees.
+
+    Args:
+        tasks: how many, with an equal share of the cluster's cores each; by default one for each machine.
 
     Raises:
         MissingExtraError: where Ray is not installed.
@@ -81,7 +82,9 @@ def statistics_by_ray(rows: StoredRows, tasks: int) -> RatingStatistics:
     if not ray.is_initialized():
         ray.init(log_to_driver=False)
 
-    task = ray.remote(_arrays_of)
+    tasks = tasks or sum(1 for node in ray.nodes() if node["Alive"])
+    cores = max(1, int(ray.cluster_resources().get("CPU", 1)) // tasks)
+    task = ray.remote(_arrays_of).options(num_cpus=cores)
     waiting = [task.remote(part) for part in rows.parts(tasks)]
     total: RatingStatistics | None = None
     while waiting:  # in order of completion, so that few parts are held at a time

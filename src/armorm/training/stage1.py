@@ -9,22 +9,67 @@ are kept beside the model, so that ratings can be added later without the old on
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from armorm.features.store import FeatureStore
 from armorm.heads.accumulation import RatedBlock, accumulate
 from armorm.heads.regression import RegressionHead, RegressionReport, fit_from_statistics
 from armorm.heads.statistics import RatingStatistics
 from armorm.heads.uncertainty import ENOUGH_LEVELS, Uncertainty, calibrate, fit_uncertainty
+from armorm.training.finetuned import residuals
 from armorm.training.recipe import RegressionSection
+from armorm.training.sharded import StoredRows
 
 Blocks = Callable[[], Iterable[RatedBlock]]
 STATISTICS = "statistics.safetensors"
 _HEAD = ("weight", "bias", "fold_weight", "fold_bias")
+
+
+@dataclass(frozen=True)
+class RatedRows:
+    """Rated rows whose features lie in a store.
+
+    Attributes:
+        store: of the features.
+        keys: (n,) key of each row there.
+        ratings: (n, k) mapped, NaN where missing.
+        folds: (n,) int.
+        names: (k,) objectives.
+        levels: (k,) different values of each objective's ratings.
+    """
+
+    store: FeatureStore
+    keys: np.ndarray
+    ratings: np.ndarray
+    folds: np.ndarray
+    names: list[str]
+    levels: list[int]
+
+    def features(self) -> np.ndarray:
+        """(n, d) float32, all of them in memory."""
+        return self.store.responses(self.keys)
+
+    def blocks(self, start: np.ndarray | None = None) -> Iterator[RatedBlock]:
+        """The rows, a block at a time, in the order of the store's shards.
+
+        Args:
+            start: (k, d) weights; what they leave of the ratings is what is given then.
+        """
+        for places, features in self.store.blocks(self.keys):
+            ratings = self.ratings[places]
+            left = ratings if start is None else residuals(start, features, ratings)
+            yield RatedBlock(features, left, self.folds[places])
+
+    def stored(self, fold_count: int) -> StoredRows:
+        """The rows as they travel to the tasks of a cluster, in the order of the store's shards."""
+        order = self.store.order(self.keys)
+        folder = str(self.store.folder.resolve())
+        return StoredRows(folder, self.keys[order], self.ratings[order], self.folds[order], self.names, fold_count)
 
 
 def fit_stage1(
@@ -34,6 +79,7 @@ def fit_stage1(
     hidden_size: int,
     levels: Sequence[int],
     file: Path,
+    total: Callable[[], RatingStatistics] | None = None,
 ) -> tuple[RegressionHead, Uncertainty | None]:
     """Statistics, weights, uncertainty.
 
@@ -42,11 +88,12 @@ def fit_stage1(
         names: (k,) objectives.
         levels: (k,) different values of each objective's ratings; intervals need `ENOUGH_LEVELS`.
         file: where the statistics are kept, if the section says so.
+        total: sums the same rows in some other way; by default they pass by here.
 
     Returns:
         the head, rounded to float32, as it is served and as it trains the gate; the uncertainty, if asked for.
     """
-    statistics = accumulate(blocks(), names, section.folds, hidden_size)
+    statistics = total() if total else accumulate(blocks(), names, section.folds, hidden_size)
     if section.keep_statistics:
         statistics.save(file)
     return fit_kept_statistics(section, statistics, blocks, levels)

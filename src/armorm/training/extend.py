@@ -28,6 +28,7 @@ import torch
 from rich.console import Console
 
 import armorm
+from armorm.backbone.decoder import settle_dtype
 from armorm.backbone.overflow import encode_rows
 from armorm.conversation import Conversation
 from armorm.data.preferences import read_preferences
@@ -99,7 +100,8 @@ def extend(
     folder = Path(output)
     if folder.resolve() == Path(model).resolve():
         raise FitError(f"{output}: is the model's own folder, expected another one")
-    rm = ArmoRM.from_pretrained(model)
+    rm = ArmoRM.from_pretrained(model, dtype="weights")  # those of the old objectives stay as they are, to the bit
+    settle_dtype(rm.model.model, "auto", rm.backbone.device)
     table = read_ratings(sets)
     store = FeatureStore.of(folder / "work" / "features", rm.backbone)
     pairs = [pair for place in preferences for pair in read_preferences(place) if not pair.is_tie]

@@ -65,15 +65,30 @@ def scored_as_text(rm: ArmoRM, conversations, side: str | None) -> torch.Tensor:
     return rm.model(**batch).score
 
 
+@torch.no_grad()
+def rounding(rm: ArmoRM) -> float:
+    """How far the last bit of every embedding moves a score: some families of random weights carry it far."""
+    embeddings = rm.model.model.get_input_embeddings().weight
+    before, scores, found = embeddings.clone(), rm.score(CONVERSATIONS).scores, 0.0
+    for seed in range(5):
+        signs = torch.rand(before.shape, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+        embeddings.copy_(before * (1 + signs * 2**-24))
+        found = max(found, float(np.abs(rm.score(CONVERSATIONS).scores - scores).max()))
+    embeddings.copy_(before)
+    return found
+
+
 @pytest.mark.parametrize("family", EVERY_FAMILY)
 def test_scores_depend_neither_on_company_nor_on_the_side_of_padding(folders, family):
     rm = loaded(folders(family)[0])
     scores = rm.score(CONVERSATIONS).scores
     assert scores.std() > 0.03, "scores should differ for the comparisons below to mean something"
-    np.testing.assert_allclose([rm.score([c]).scores[0] for c in CONVERSATIONS], scores, atol=1e-5)
-    np.testing.assert_allclose(rm.score(CONVERSATIONS[::-1]).scores[::-1], scores, atol=1e-5)
+    close = max(1e-5, 2 * rounding(rm))
+    assert close < 2e-4
+    np.testing.assert_allclose([rm.score([c]).scores[0] for c in CONVERSATIONS], scores, atol=close)
+    np.testing.assert_allclose(rm.score(CONVERSATIONS[::-1]).scores[::-1], scores, atol=close)
     for side in (None, "right", "left"):
-        np.testing.assert_allclose(scored_as_text(rm, CONVERSATIONS, side), scores, atol=1e-5, err_msg=str(side))
+        np.testing.assert_allclose(scored_as_text(rm, CONVERSATIONS, side), scores, atol=close, err_msg=str(side))
 
 
 @pytest.mark.parametrize("family", EVERY_FAMILY)

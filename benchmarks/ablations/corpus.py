@@ -25,6 +25,7 @@ from armorm.features.store import FeatureStore
 from armorm.heads.regression import fold_of
 from armorm.objectives import ObjectiveSet
 from armorm.progress import progress
+from armorm.training.finetuned import Finetuned, without_finetuned
 from armorm.training.plan import TrainingData, plan
 from armorm.training.recipe import Recipe
 
@@ -93,6 +94,7 @@ class Corpus:
         bias: column that is debiased against.
         refused: conversations that were left out.
         backbone: its name and fingerprint.
+        start: (k, d) weights that a fine-tuned backbone was trained with; the prompts of that training are left out.
     """
 
     objectives: ObjectiveSet
@@ -106,6 +108,7 @@ class Corpus:
     bias: int
     refused: int
     backbone: dict[str, str]
+    start: np.ndarray | None = None
 
     def responses(self, rows: np.ndarray) -> np.ndarray:
         """Response features (n, d)."""
@@ -134,8 +137,11 @@ def load(recipe: Recipe, store: Path, train_rows: int | None, benchmark_pairs: i
     """
     if recipe.debias is None:
         raise SystemExit("the recipe has no debias section, expected the objective that length is debiased against")
-    data = selected(plan(recipe), train_rows, benchmark_pairs)
-    section = recipe.backbone
+    section, data = recipe.backbone, plan(recipe)
+    finetuned = Finetuned.read(section.model)
+    if finetuned is not None:
+        data = without_finetuned(data, finetuned)
+    data = selected(data, train_rows, benchmark_pairs)
     backbone = Backbone.load(section.model, dtype=section.dtype, device=section.device)
     groups = conversations(data)
     unique = list({c.key: c for group in groups for c in group}.values())
@@ -199,6 +205,7 @@ def load(recipe: Recipe, store: Path, train_rows: int | None, benchmark_pairs: i
         table.objectives.names.index(recipe.debias.against[0]),
         len(unique) - len(kept),
         {"name": backbone.name, "fingerprint": backbone.fingerprint},
+        finetuned.start(table.objectives) if finetuned is not None else None,
     )
 
 

@@ -22,6 +22,7 @@ from armorm.heads.debias import Debiasing, fit_debiasing, no_debiasing
 from armorm.heads.gating import GateReport, GateSettings, GatingNetwork, RewardPairs, fit_gate
 from armorm.heads.joint import JointPairs, JointReport, fit_joint
 from armorm.heads.regression import RegressionHead, fit_regression
+from armorm.training.finetuned import fit_from
 from armorm.training.recipe import Recipe
 from armorm.training.splits import HELD_OUT_PAIRS, held_out_prompts
 
@@ -47,6 +48,8 @@ class Bench:
         tests: every evaluated pair: held-out ones of the training sets, then the benchmarks.
         sets: (e,) name of each evaluated pair's set.
         held_out: (p,) training pairs kept for early stopping and penalties, by prompt.
+        head: stage 1, from the weights that a fine-tuned backbone brought, where it did.
+        plain_head: stage 1 from nothing but these rows.
     """
 
     def __init__(self, corpus: Corpus, recipe: Recipe) -> None:
@@ -60,17 +63,26 @@ class Bench:
             [corpus.test_pairs.sources, *(np.full(len(pairs), name) for name, pairs in corpus.benchmarks.items())]
         )
         self.held_out = held_out_prompts(corpus.pairs.prompts.tolist(), HELD_OUT_PAIRS)
-        self.head = fit_regression(
-            corpus.responses(corpus.train.rows),
-            corpus.train.ratings,
-            corpus.train.folds,
-            self.names,
-            alphas=recipe.regression.alphas,
-            intercept=recipe.regression.intercept,
-            weights=recipe.regression.weights,
-        )
+        self.plain_head = self._regression(corpus.responses(corpus.train.rows), corpus.train.ratings)
+        self.head = self.plain_head if corpus.start is None else self._regression_from(corpus.start)
         self.rewards = self.rewards_of(self.head, set(corpus.train.prompts.tolist()))
         self.debiasing = self.debias(self.rewards.reference)
+
+    def _regression(self, features: np.ndarray, ratings: np.ndarray, *_: object) -> RegressionHead:
+        return fit_regression(
+            features,
+            ratings,
+            self.corpus.train.folds,
+            self.names,
+            alphas=self.recipe.regression.alphas,
+            intercept=self.recipe.regression.intercept,
+            weights=self.recipe.regression.weights,
+        )
+
+    def _regression_from(self, start: np.ndarray) -> RegressionHead:
+        train = self.corpus.train
+        features = self.corpus.responses(train.rows)
+        return fit_from(start, self._regression, features, train.ratings, train.folds, self.names)
 
     def rewards_of(self, head: RegressionHead, seen: set[str], *, out_of_fold: bool = True) -> Rewards:
         """Rewards by a head that was trained on the prompts `seen`."""

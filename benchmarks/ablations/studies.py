@@ -114,13 +114,14 @@ def domains(bench: Bench) -> dict[str, Any]:
 
 
 def ratings_against_pairs(bench: Bench) -> dict[str, Any]:
-    """Absolute ratings against the same ratings turned into pairs, objective by objective, same rows and features.
+    """Absolute ratings against the same ratings turned into pairs, objective by objective, same rows and features
+    (of a fine-tuned backbone neither sees the weights that were learned with it).
 
     Pairs within prompts are what preference data has; pairs across prompts give a pairwise head all that order holds.
     """
     corpus = bench.corpus
     train, test = corpus.train, corpus.test
-    rewards = bench.head.predict(corpus.responses(test.rows))
+    rewards = bench.plain_head.predict(corpus.responses(test.rows))
     table: dict[str, Any] = {}
     for column, name in enumerate(bench.names):
         rated = train.take(np.flatnonzero(~np.isnan(train.ratings[:, column])))

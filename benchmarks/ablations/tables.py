@@ -207,11 +207,11 @@ def _joint_ratings(results: Results) -> Table:
         for name in before
     ]
     if before:
-        means = [
-            number(sum(entry[figure] for entry in part.values()) / len(part))
-            for figure in ("spearman", "within_prompt")
-            for part in (before, after)
-        ]
+        means = []
+        for figure in ("spearman", "within_prompt"):
+            for part in (before, after):  # (an objective without two ratings of a prompt has no accuracy within prompts)
+                found = [entry[figure] for entry in part.values() if entry[figure] is not None]
+                means.append(number(sum(found) / len(found) if found else None))
         rows.append(["mean", *means])
     columns = ["", "Spearman: ratings alone", "Spearman: joint"]
     columns += ["within prompts: ratings alone", "within prompts: joint"]

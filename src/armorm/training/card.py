@@ -114,11 +114,9 @@ with the predicted {{ bias }} {{ number(of.predicted.pooled.score.after) }}.
 Trained on {{ "{:,}".format(metrics.gate.pairs) }} pairs, stopped by {{ "{:,}".format(metrics.gate.held_out_pairs) }} held out by prompt: \
 accuracy {{ number(metrics.gate.accuracy) }} against {{ number(metrics.gate.uniform_accuracy) }} of uniform weights; \
 entropy {{ number(metrics.gate.mean_entropy) }} nats of {{ number(most) }} possible.
-{% if metrics.gate.collapse -%}
-
+{% if metrics.gate.collapse %}
 **The gate has collapsed: {{ metrics.gate.collapse }}.** Its weights do not read the prompt.
-{% endif -%}
-
+{% endif %}
 {% if metrics.evaluation.get("pairs") -%}
 ## Preference pairs
 
@@ -150,4 +148,4 @@ def model_card(recipe: Recipe, metrics: Mapping[str, Any], objectives: Objective
 
 
 def _number(value: float | None, digits: int = 3) -> str:
-    return "" if value is None else f"{value:.{digits}f}"
+    return "" if value is None else f"{round(value, digits) + 0.0:.{digits}f}"  # (no -0.000)

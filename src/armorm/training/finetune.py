@@ -40,6 +40,7 @@ from armorm.conversation import Conversation
 from armorm.data.computed import computed_objective, measure
 from armorm.errors import FitError, MissingExtraError
 from armorm.files import write_json
+from armorm.heads.regression import MIN_RATINGS, fit_regression, fold_of
 from armorm.objectives import ObjectiveSet
 from armorm.progress import progress
 from armorm.training.finetuned import Finetuned, short_keys
@@ -49,7 +50,8 @@ from armorm.training.prompt_trees import grow_trees, reads_trees
 from armorm.training.recipe import FinetuneSection, Recipe
 
 START_RATINGS = 500
-START_PENALTY = 1e-3
+START_PENALTIES = (1e-3, 1e-2, 1e-1, 1.0)  # of the mean of the Gram matrix's diagonal
+START_FOLDS = 5
 PROBED = 64
 
 
@@ -286,7 +288,8 @@ def _feature_norm(start: Backbone, rows: _Rows) -> float:
 
 def _starting_weight(start: Backbone, rows: _Rows) -> np.ndarray:
     """W (k, d) float64 of a ridge on the features as they are, on rows taken prompt by prompt until each objective has
-    START_RATINGS ratings, or all it has."""
+    START_RATINGS ratings, or all it has. Penalties are chosen by folds of prompts: weights that fit so few rows too
+    well predict the others worse than their mean, and the first thing to be learned would be to undo them."""
     order = sorted(range(len(rows.rated)), key=lambda i: rows.encoded[rows.rated[i]].prompt_key)
     present = ~np.isnan(rows.ratings)
     needed = np.minimum(START_RATINGS, present.sum(0))
@@ -302,12 +305,20 @@ def _starting_weight(start: Backbone, rows: _Rows) -> np.ndarray:
             batch = [rows.encoded[rows.rated[row]] for row in taken[begin : begin + 16]]
             features[begin : begin + len(batch)] = start.features(batch)[1]
             advance(len(batch))
-    weight = np.zeros((rows.ratings.shape[1], features.shape[1]))
-    for column in range(len(weight)):
-        rated = present[taken, column]
-        x, r = features[rated], rows.ratings[np.array(taken)[rated], column]
-        if len(r):
-            gram = x.T @ x
-            penalty = START_PENALTY * np.trace(gram) / len(gram)
-            weight[column] = np.linalg.solve(gram + penalty * np.eye(len(gram)), x.T @ r)
-    return weight
+    folds = np.array([fold_of(rows.encoded[rows.rated[row]].prompt_key.hex(), START_FOLDS) for row in taken])
+    ratings = rows.ratings[taken]
+    return np.stack([_ridge(features, column, folds) for column in ratings.T])
+
+
+def _ridge(features: np.ndarray, ratings: np.ndarray, folds: np.ndarray) -> np.ndarray:
+    """Weights (d,) of one objective, its ratings (n,) NaN where missing; strongly penalised where they are too few to
+    choose by."""
+    rated = ~np.isnan(ratings)
+    x, r = features[rated], ratings[rated]
+    if not len(r):
+        return np.zeros(features.shape[1])
+    gram = x.T @ x
+    penalties = np.array(START_PENALTIES) * np.trace(gram) / len(gram)
+    if len(r) < MIN_RATINGS or len(np.unique(folds[rated])) < START_FOLDS or r.std() == 0:
+        return np.linalg.solve(gram + penalties[-1] * np.eye(len(gram)), x.T @ r)
+    return fit_regression(x, r[:, None], folds[rated], ["start"], alphas=penalties.tolist()).weight[0]

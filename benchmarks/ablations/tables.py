@@ -209,7 +209,7 @@ def _joint_ratings(results: Results) -> Table:
     if before:
         means = []
         for figure in ("spearman", "within_prompt"):
-            for part in (before, after):  # (an objective without two ratings of a prompt has no accuracy within prompts)
+            for part in (before, after):  # (no accuracy where no prompt has two ratings that differ)
                 found = [entry[figure] for entry in part.values() if entry[figure] is not None]
                 means.append(number(sum(found) / len(found) if found else None))
         rows.append(["mean", *means])

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from armorm import ArmoRM, Recipe, train
 from armorm.backbone.decoder import Backbone
 from armorm.errors import BackboneError, FitError, MissingExtraError, RecipeError
-from armorm.heads.regression import fit_regression
+from armorm.heads.regression import MIN_RATINGS, fit_regression
 from armorm.training import finetune as stage
 from armorm.training.finetuned import Finetuned, fit_from, without_finetuned
 from armorm.training.learner import last_whole_checkpoint, masked_squared_error
@@ -307,3 +307,21 @@ def test_fine_tuning_killed_and_started_again_ends_with_the_same_weights(recipe,
     assert ArmoRM.from_pretrained(broken).score(
         [[{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]]
     )
+
+
+def test_rewards_start_from_weights_that_hold_for_other_prompts():
+    """300 rows of 150 features that say nothing but the mean: fitted closely, other rows are predicted far worse."""
+    rng = np.random.default_rng(0)
+    x, ratings = rng.normal(size=(2, 300, 150)), 0.5 + 0.3 * rng.normal(size=(2, 300))
+    x[:, :, 0] = 10
+
+    def error(weight: np.ndarray) -> float:
+        return float(((x[1] @ weight - ratings[1]) ** 2).mean() / ratings[1].var())
+
+    close = np.linalg.solve(x[0].T @ x[0] + 0.3 * np.eye(150), x[0].T @ ratings[0])
+    assert error(close) > 1.8
+    folds = np.arange(300) % stage.START_FOLDS
+    assert error(stage._ridge(x[0], ratings[0], folds)) < 1.4
+    few = np.where(np.arange(300) < MIN_RATINGS - 1, ratings[0], np.nan)
+    assert np.abs(stage._ridge(x[0], few, folds)).max() < 0.2
+    assert not stage._ridge(x[0], np.full(300, np.nan), folds).any()

@@ -99,7 +99,10 @@ def test_the_run_fine_tunes_its_backbone_and_reads_it(recipe, backbone, finetune
     assert all(served[f"model.{name}"].equal(tensor) for name, tensor in after.items())
     curve = json.loads((folder / "training_curve.json").read_text())
     assert curve["shared_prompts"] is True
-    assert curve["ratings"][-1]["loss"] < 0.6 * curve["ratings"][0]["loss"]
+    losses = [entry["loss"] for entry in curve["ratings"]]
+    a_pass = len(losses) // 4
+    assert np.mean(losses[:a_pass]) < 1, "no worse than the ratings' mean from the start"
+    assert np.mean(losses[-a_pass:]) < 0.8 * np.mean(losses[:a_pass])
     assert not (finetuned_run / "work" / "finetune").exists()
     facts = json.loads((finetuned_run / "metrics.json").read_text())["backbone"]["finetuned"]
     assert facts["settings"]["share"] == 0.6 and facts["from"] == str(backbone)

@@ -114,10 +114,19 @@ replies = {
     "rude, with a step": "Not this again. Please unplug it and start it again.",
 }
 rm = ArmoRM.from_pretrained(folder / "model", dtype="float32", device="cpu")
-batch = rm.score([[question, {"role": "assistant", "content": text}] for text in replies.values()])
+conversations = [[question, {"role": "assistant", "content": text}] for text in replies.values()]
+batch = rm.score(conversations)
+with_length = rm.steer(debias_strength=0).score(conversations).scores
 ratings = rm.objectives.to_raw(batch.rewards)
+polite, step = (ratings[:, batch.names.index(name)] for name in ("support-polite", "support-next_step"))
 print("\n3. Replies that it never saw, on the scales of the form")
-for name, row, score in zip(replies, ratings, batch.scores, strict=True):
-    polite, step = (row[batch.names.index(objective)] for objective in ("support-polite", "support-next_step"))
-    print(f"   {name:20s} polite {polite:.1f} of 5, next step {step:.2f} of 1, score {score:+.2f}")
-assert batch.scores[0] == max(batch.scores)
+for row, name in enumerate(replies):
+    print(
+        f"   {name:20s} polite {polite[row]:.1f} of 5, next step {step[row]:.2f} of 1, "
+        f"score {batch.scores[row]:+.2f} (with the taste for length: {with_length[row]:+.2f})"
+    )
+assert min(polite[:2]) > polite[2] + 2 and min(step[0], step[2]) > step[1] + 0.3
+assert batch.scores[2] == min(batch.scores) and with_length[0] == max(with_length)
+
+# A next step makes a reply longer, and the transform takes out all that goes with length, wanted or not. Whether that
+# is too much is for the owner of the form to say: `debias_strength` of `rm.steer`, or no `debias` in the recipe.

@@ -123,6 +123,8 @@ class _Run:
             rating_levels(table.ratings[train_rows]),
         )
         start = finetuned.start(table.objectives) if finetuned else None
+        if start is not None and not start.any():  # it was fine-tuned on other objectives: ordinary sums, to add to
+            start = None
         head, uncertainty = self._regression(rated, start, key)
         computed = {objective.name for objective in table.objectives if objective.compute}
         for report in head.reports:

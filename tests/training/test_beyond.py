@@ -118,7 +118,8 @@ def test_a_model_with_them_is_extended_and_what_is_left_behind_is_said(run, tmp_
     path = tmp_path / "more.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     before = ArmoRM.from_pretrained(run, dtype="float32")
-    after = extend(run, rated_sets(run, [str(path)], ["length=1:7", "market-overall=1:10"])[0], tmp_path / "extended")
+    extend(run, rated_sets(run, [str(path)], ["length=1:7", "market-overall=1:10"])[0], tmp_path / "extended")
+    after = ArmoRM.from_pretrained(tmp_path / "extended", dtype="float32")
     told = " ".join(capsys.readouterr().err.split())
     assert "quantile heads (" in told and "not carried over" in told
     assert "trained on pairs as well; market-overall will be fitted to ratings alone" in told

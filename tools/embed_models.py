@@ -10,7 +10,7 @@ Out: `src/armorm/embedded_models/armorm-tiny` (weights, tokenizer, config, card)
 
 or, fine-tuned with its heads (`finetuned.safetensors` beside the weights says on which prompts):
 
-    armorm train recipes/armorm-tiny.yaml --output runs/armorm-tiny
+    armorm train recipes/armorm-tiny.yaml --set backbone.model=runs/tiny/armorm-tiny --output runs/armorm-tiny
     python tools/embed_models.py finetuned runs/armorm-tiny
     python tools/embed_models.py reward-model runs/armorm-tiny --recipe recipes/armorm-tiny.yaml
 """

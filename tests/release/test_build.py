@@ -52,7 +52,8 @@ def test_the_wheel_holds_types_models_and_licence_and_no_tests(built):
         about = email.message_from_bytes(wheel.read(f"armorm-{__version__}.dist-info/METADATA"))
     assert "armorm/py.typed" in names
     assert "armorm/embedded_models/armorm-tiny/model.safetensors" in names
-    assert "armorm/embedded_models/armorm-tiny/finetuned.safetensors" in names  # without it, heads would see its prompts
+    # Without the record of its prompts, heads would be trained on what the backbone has seen.
+    assert "armorm/embedded_models/armorm-tiny/finetuned.safetensors" in names
     assert any(name.endswith("LICENSE") for name in names)
     assert not [name for name in names if not name.startswith(("armorm/", f"armorm-{__version__}"))]
     assert about["Version"] == __version__

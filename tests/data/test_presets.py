@@ -21,7 +21,7 @@ from armorm.data.ratings import RatedSet, read_ratings
 from armorm.data.rows import Location
 from armorm.errors import DataError, RecipeError
 from armorm.training.plan import plan, preset_location
-from armorm.training.recipe import SetSection
+from armorm.training.sections import SetSection
 from tests.conftest import chat
 
 HELPSTEER = ["helpfulness", "correctness", "coherence", "complexity", "verbosity"]

@@ -17,7 +17,7 @@ from armorm.model import portable
 from armorm.training.beyond import joint_stage
 from armorm.training.extend import extend
 from armorm.training.extension_data import rated_sets
-from armorm.training.recipe import JointSection, RegressionSection
+from armorm.training.sections import JointSection, RegressionSection
 from armorm.training.stage1 import from_kept
 from tests.heads.test_joint import FOLDS, corpus
 from tests.training.test_recipe import MINIMAL

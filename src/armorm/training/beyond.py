@@ -20,7 +20,7 @@ from armorm.heads.joint import JointPairs, JointReport, fit_joint
 from armorm.heads.quantile import fit_quantiles
 from armorm.heads.regression import RegressionHead
 from armorm.heads.uncertainty import ENOUGH_LEVELS, Uncertainty, calibrate, error_correlation
-from armorm.training.recipe import JointSection, QuantilesSection, RegressionSection
+from armorm.training.sections import JointSection, QuantilesSection, RegressionSection
 from armorm.training.stage1 import to_kept
 
 _HEAD_ARRAYS = ("weight", "bias", "fold_weight", "fold_bias")

@@ -25,7 +25,8 @@ from armorm.features.store import FeatureStore
 from armorm.features.work import Runner, Settings, keys_of, prompt_keys_of
 from armorm.progress import progress
 from armorm.training.plan import TrainingData
-from armorm.training.recipe import BackboneSection, Recipe
+from armorm.training.recipe import Recipe
+from armorm.training.sections import BackboneSection
 
 
 @dataclass(frozen=True)

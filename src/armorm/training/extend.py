@@ -50,7 +50,7 @@ from armorm.reward_model import ArmoRM
 from armorm.training.assembly import QUANTILES
 from armorm.training.extension import extended_card, extended_transform, rows_of_w, wider_gate
 from armorm.training.plan import is_test
-from armorm.training.recipe import RegressionSection
+from armorm.training.sections import RegressionSection
 from armorm.training.splits import HELD_OUT_PAIRS, held_out_prompts
 from armorm.training.stage1 import STATISTICS, fit_kept_statistics, rating_levels
 from armorm.training.tracking import Tracking

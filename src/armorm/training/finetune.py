@@ -47,7 +47,8 @@ from armorm.training.finetuned import Finetuned, short_keys
 from armorm.training.learner import Learner, PairLoss, RatingLoss, last_whole_checkpoint, run_trainer
 from armorm.training.plan import TrainingData
 from armorm.training.prompt_trees import grow_trees, reads_trees
-from armorm.training.recipe import FinetuneSection, Recipe
+from armorm.training.recipe import Recipe
+from armorm.training.sections import FinetuneSection
 
 START_RATINGS = 500
 START_PENALTIES = (1e-3, 1e-2, 1e-1, 1.0)  # of the mean of the Gram matrix's diagonal

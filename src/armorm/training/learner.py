@@ -22,7 +22,7 @@ from armorm.backbone.template import EncodedConversation
 from armorm.errors import BackboneError
 from armorm.progress import progress
 from armorm.training.prompt_trees import WIDTH_STEP, PromptTree, tree_batches, tree_tensors
-from armorm.training.recipe import FinetuneSection
+from armorm.training.sections import FinetuneSection
 
 KEPT_CHECKPOINTS = 2
 LOGITS = 10  # a score is a logit: about so much wider than a reward's scale of 0 to 1

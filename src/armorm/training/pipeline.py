@@ -8,50 +8,40 @@ Out: in that folder: the model (config.json, model.safetensors, tokenizer), READ
 Stages: plan -> tokens -> features -> regression -> debiasing -> gate -> evaluation -> model. Data goes one
 way. Rewards of rows whose prompt stage 1 was trained on come from weights that never saw that prompt
 (out of fold), wherever they train the gate or measure correlation; all others come from the weights
-that are served. Each stage is seeded, and its result is kept under a key of all that decides it.
+that are served. Each stage is seeded, and its result is kept under a key of all that decides it (head_stages.py).
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
-from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from rich.console import Console
 
 import armorm
-from armorm.backbone.decoder import Backbone, resolve_device
+from armorm.backbone.decoder import Backbone
 from armorm.conversation import Conversation
 from armorm.data.computed import OWN_FUNCTION, computed_objective, measure
 from armorm.data.preferences import PreferencePair
 from armorm.data.ratings import RatingTable
-from armorm.files import plain, read_arrays, write_arrays, write_json, write_text
-from armorm.heads.debias import Debiasing, fit_debiasing, no_debiasing
-from armorm.heads.gating import GateReport, GateSettings, GatingNetwork, RewardPairs, fit_gate
-from armorm.heads.joint import JointPairs
-from armorm.heads.regression import RegressionHead, fold_of
-from armorm.heads.statistics import RatingStatistics
-from armorm.heads.uncertainty import Uncertainty
+from armorm.files import plain, write_json, write_text
+from armorm.heads.regression import fold_of
 from armorm.reward_model import ArmoRM
 from armorm.training.assembly import assemble_model
-from armorm.training.beyond import joint_stage, pair_coefficients, quantile_stage
 from armorm.training.card import model_card
 from armorm.training.corpus import Corpus, read_corpus
-from armorm.training.finetuned import Finetuned, with_start, without_finetuned
+from armorm.training.finetuned import Finetuned, without_finetuned
+from armorm.training.head_stages import HeadStages
 from armorm.training.plan import TrainingData, plan
 from armorm.training.recipe import Recipe
 from armorm.training.run_figures import RunFigures
-from armorm.training.sharded import statistics_by_ray
-from armorm.training.splits import HELD_OUT_PAIRS, group_index, held_out_prompts, relative_margins
-from armorm.training.stage1 import STATISTICS, RatedRows, fit_stage1, from_kept, rating_levels, to_kept
-from armorm.training.tracking import Tracking
+from armorm.training.stage1 import RatedRows, rating_levels
 
 
 def train(recipe: Recipe, output_dir: str | Path, *, features: str | Path | None = None, quiet: bool = False) -> ArmoRM:
@@ -84,6 +74,7 @@ class _Run:
     def __init__(self, recipe: Recipe, folder: Path, features: Path, data: TrainingData, console: Console) -> None:
         self.recipe, self.folder, self.features, self.data, self.console = recipe, folder, features, data, console
         self.work = folder / "work"
+        self.heads = HeadStages(recipe, folder, console)
 
     def train(self) -> ArmoRM:
         recipe = self.recipe
@@ -125,7 +116,7 @@ class _Run:
         start = finetuned.start(table.objectives) if finetuned else None
         if start is not None and not start.any():  # it was fine-tuned on other objectives: ordinary sums, to add to
             start = None
-        head, uncertainty = self._regression(rated, start, key)
+        head, uncertainty = self.heads.regression(rated, start, key)
         computed = {objective.name for objective in table.objectives if objective.compute}
         for report in head.reports:
             if report.objective in computed:
@@ -148,17 +139,17 @@ class _Run:
 
         reference = self._reference_conversations(table, train_rows, corpus)
         reference_rewards = served(reference)
-        debiasing = self._debiasing(reference, reference_rewards, names)
+        debiasing = self.heads.debiasing(reference, reference_rewards, names)
         extra: dict[str, Any] = {}
         if recipe.joint is not None:
             stage_1 = (head, uncertainty, rated)
-            head, uncertainty, extra["joint"] = self._joint(stage_1, pairs, served, debiasing, corpus, key)
+            head, uncertainty, extra["joint"] = self.heads.joint(stage_1, pairs, served, debiasing, corpus, key)
             # From here on `served` gives the joint heads' rewards, out of fold for the pairs' prompts as well.
             trained_prompts |= {pair.prompt_key for pair in pairs}
             key = f"{key} joint"
             reference_rewards = served(reference)
-            debiasing = self._debiasing(reference, reference_rewards, names)
-        network, gate_report = self._gate(pairs, served, debiasing, corpus, key)
+            debiasing = self.heads.debiasing(reference, reference_rewards, names)
+        network, gate_report = self.heads.gate(pairs, served, debiasing, corpus, key)
 
         model = assemble_model(
             recipe,
@@ -172,7 +163,7 @@ class _Run:
             reference_rewards,
         )
         if recipe.quantiles is not None:
-            extra["quantiles"] = self._quantiles(model, head, rated, key)
+            extra["quantiles"] = self.heads.quantiles(model, head, rated, key)
         figures = RunFigures(self.data, corpus, self.folder)
         metrics = {
             "recipe": {"name": recipe.name, "hash": recipe.hash},
@@ -259,160 +250,6 @@ class _Run:
             digest.update(conversation.key.encode())
         return digest.hexdigest()
 
-    # --- heads -----------------------------------------------------------------------------------
-
-    def _regression(
-        self, rated: RatedRows, start: np.ndarray | None, key: str
-    ) -> tuple[RegressionHead, Uncertainty | None]:
-        """Stage 1; the penalty draws towards the weights `start` (k, d), where a fine-tuned backbone brought some."""
-        section = self.recipe.regression
-        if start is not None:  # what is summed then are residuals, of no use to anyone who adds ratings later
-            section = section.model_copy(update={"keep_statistics": False})
-
-        def by_workers() -> RatingStatistics:
-            return statistics_by_ray(rated.stored(section.folds), self.recipe.backbone.workers)
-
-        def compute() -> tuple[dict[str, np.ndarray], Any]:
-            head, uncertainty = fit_stage1(
-                section,
-                partial(rated.blocks, start),
-                rated.names,
-                rated.store.hidden_size,
-                rated.levels,
-                self.work / STATISTICS,
-                by_workers if self.recipe.backbone.engine == "ray" and start is None else None,
-            )
-            return to_kept(head if start is None else with_start(head, start, rated.ratings), uncertainty)
-
-        return from_kept(*_kept(self.work / "regression.safetensors", key, compute))
-
-    def _debiasing(self, reference: Sequence[Conversation], rewards: np.ndarray, names: list[str]) -> Debiasing:
-        section = self.recipe.debias
-        if section is None:
-            return self._rounded(no_debiasing(len(names)), rewards)
-        prompts = group_index([conversation.prompt_key for conversation in reference])
-        debiasing = fit_debiasing(
-            rewards,
-            [names.index(name) for name in section.against],
-            metric=section.metric,
-            level=section.level,
-            groups=prompts,
-            method=section.method,
-        )
-        for warning in debiasing.warnings(names):
-            self.console.print(f"warning: {warning}")
-        return self._rounded(debiasing, rewards)
-
-    def _rounded(self, debiasing: Debiasing, rewards: np.ndarray) -> Debiasing:
-        """The transform as it is served: with the rewards' scales folded in if asked for, in float32."""
-        if self.recipe.gating.scale_rewards:
-            debiasing = debiasing.scaled(rewards)
-        # The served matrix is float32: the same one trains the gate.
-        return Debiasing(**{**vars(debiasing), "matrix": debiasing.matrix.astype(np.float32).astype(np.float64)})
-
-    def _gate(
-        self,
-        pairs: list[PreferencePair],
-        served: Callable[[Sequence[Conversation]], np.ndarray],
-        debiasing: Debiasing,
-        corpus: Corpus,
-        key: str,
-    ) -> tuple[GatingNetwork, GateReport]:
-        section = self.recipe.gating
-        own = section.model_dump(exclude={"source_weights", "scale_rewards"})
-        settings = GateSettings(**own, seed=self.recipe.seed)
-        chosen, rejected = [pair.chosen for pair in pairs], [pair.rejected for pair in pairs]
-        prompt_rows = corpus.prompt_index
-        d = corpus.prompt.shape[1]
-
-        def compute() -> tuple[dict[str, np.ndarray], Any]:
-            reward_pairs = RewardPairs(
-                chosen=debiasing.apply(served(chosen)),
-                rejected=debiasing.apply(served(rejected)),
-                chosen_prompt=prompt_rows[corpus.indices(chosen)],
-                rejected_prompt=prompt_rows[corpus.indices(rejected)],
-                held_out=held_out_prompts([pair.prompt_key for pair in pairs], HELD_OUT_PAIRS),
-                margin=relative_margins(pairs) if section.margin else None,
-                weight=np.array([section.source_weights.get(pair.source, 1.0) for pair in pairs]),
-            )
-            device = resolve_device(self.recipe.backbone.device)
-            settings_kept = self.recipe.model_dump(mode="json")
-            with Tracking(self.folder, self.recipe.report_to, self.recipe.name, settings_kept) as tracking:
-                log = partial(tracking.log, "gate")
-                network, report = fit_gate(corpus.prompt, reward_pairs, settings, device=device, log=log)
-            return {name: tensor.numpy() for name, tensor in network.state_dict().items()}, asdict(report)
-
-        arrays, report = _kept(self.work / "gate.safetensors", key, compute)
-        network = GatingNetwork(
-            d,
-            len(debiasing.matrix),
-            hidden_size=section.hidden_size,
-            hidden_layers=section.hidden_layers,
-            temperature=section.temperature,
-        )
-        network.load_state_dict({name: torch.from_numpy(array) for name, array in arrays.items()})
-        found = GateReport(**report)
-        if found.collapse:
-            self.console.print(f"warning: the gate has collapsed: {found.collapse}; its weights do not read the prompt")
-        return network.eval(), found
-
-    def _joint(
-        self,
-        stage_1: tuple[RegressionHead, Uncertainty | None, RatedRows],
-        pairs: list[PreferencePair],
-        served: Callable[[Sequence[Conversation]], np.ndarray],
-        debiasing: Debiasing,
-        corpus: Corpus,
-        key: str,
-    ) -> tuple[RegressionHead, Uncertainty | None, Any]:
-        """Heads trained on ratings and pairs together, from the coefficients that a first gate gives the pairs.
-
-        Args:
-            stage_1: head and uncertainty, and the rows that they were fitted on.
-        """
-        recipe = self.recipe
-        assert recipe.joint is not None
-        section = recipe.joint
-        head, uncertainty, rated = stage_1
-
-        def compute() -> tuple[dict[str, np.ndarray], Any]:
-            network, _ = self._gate(pairs, served, debiasing, corpus, key)
-            chosen, rejected = (corpus.indices([getattr(p, side) for p in pairs]) for side in ("chosen", "rejected"))
-            joint_pairs = JointPairs(
-                corpus.responses(chosen) - corpus.responses(rejected),
-                pair_coefficients(network, debiasing, corpus.prompt[corpus.prompt_index[chosen]]),
-                np.array([fold_of(pair.prompt_key, recipe.regression.folds) for pair in pairs]),
-            )
-            return joint_stage(
-                head,
-                uncertainty,
-                rated.features(),
-                rated.ratings,
-                rated.folds,
-                rated.levels,
-                joint_pairs,
-                section,
-                recipe.regression,
-            )
-
-        arrays, report = _kept(self.work / "joint.safetensors", key, compute)
-        return *from_kept(arrays, report), report["joint"]
-
-    @torch.no_grad()
-    def _quantiles(self, model: ArmoRM, head: RegressionHead, rated: RatedRows, key: str) -> Any:
-        """Fit quantile heads and put them into the model, beside the score."""
-        section = self.recipe.quantiles
-        assert section is not None
-
-        def compute() -> tuple[dict[str, np.ndarray], Any]:
-            features = rated.features()
-            rewards = head.predict_out_of_fold(features, rated.folds)
-            return quantile_stage(features, rated.ratings, rewards, rated.folds, rated.names, section)
-
-        arrays, report = _kept(self.work / "quantiles.safetensors", key, compute)
-        model.model.add_quantiles(report["objectives"], report["levels"], arrays["weight"], arrays["bias"])
-        return report
-
     # --- model and figures -----------------------------------------------------------------------
 
     def _write(self, model: ArmoRM, metrics: dict[str, Any], corpus: Corpus) -> None:
@@ -441,19 +278,3 @@ def _save_whole(model: ArmoRM, folder: Path) -> None:
     for path in sorted(temporary.iterdir(), key=lambda path: path.name == "config.json"):
         path.replace(folder / path.name)
     temporary.rmdir()
-
-
-def _kept(
-    path: Path, key: str, compute: Callable[[], tuple[dict[str, np.ndarray], Any]]
-) -> tuple[dict[str, np.ndarray], Any]:
-    """A stage's arrays and report: those on disk if they were made from the same things, else computed and kept."""
-    from safetensors import safe_open
-
-    if path.exists():
-        with safe_open(path, framework="np") as file:
-            metadata = file.metadata() or {}
-        if metadata.get("key") == key:
-            return read_arrays(path), json.loads(metadata["report"])
-    arrays, report = compute()
-    write_arrays(path, arrays, {"key": key, "report": json.dumps(plain(report))})
-    return arrays, json.loads(json.dumps(plain(report)))

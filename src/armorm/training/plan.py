@@ -38,7 +38,8 @@ from armorm.evaluation.loaders import READERS
 from armorm.evaluation.registry import BENCHMARKS
 from armorm.evaluation.sources import find_sources
 from armorm.objectives import Objective, ObjectiveError
-from armorm.training.recipe import EvaluationSection, PreferencesSection, Recipe, ReferenceSection, SetSection
+from armorm.training.recipe import Recipe
+from armorm.training.sections import EvaluationSection, PreferencesSection, ReferenceSection, SetSection
 
 
 @dataclass

@@ -22,7 +22,7 @@ from armorm.heads.regression import RegressionHead, RegressionReport, fit_from_s
 from armorm.heads.statistics import RatingStatistics
 from armorm.heads.uncertainty import ENOUGH_LEVELS, Uncertainty, calibrate, fit_uncertainty
 from armorm.training.finetuned import residuals
-from armorm.training.recipe import RegressionSection
+from armorm.training.sections import RegressionSection
 from armorm.training.sharded import StoredRows
 
 Blocks = Callable[[], Iterable[RatedBlock]]

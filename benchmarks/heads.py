@@ -1,10 +1,11 @@
 """Stage 1 and the gate: how fast, how exact, in how much memory, against the published way.
 
 In:  generated rows; for `exactness`, real ratings (docs/data.md) on the embedded backbone.
-Out: a table and benchmarks/results/heads.json, with the target of each figure.
+Out: a table and benchmarks/results/heads.json (heads_cuda.json on a GPU), with the target of each figure.
 
     python benchmarks/heads.py                       # every part
     python benchmarks/heads.py --part gram --part gate
+    python benchmarks/heads.py --device cuda         # gram and gate
 
 Parts:
     gram       accumulation of the statistics against the machine's own float32 matrix product
@@ -59,6 +60,12 @@ def best(work: Callable[[], object], times: int = 5) -> float:
     return min(seconds)
 
 
+def wait(device: str) -> None:
+    """Until the device has done all that it was given."""
+    if device != "cpu":
+        torch.cuda.synchronize()
+
+
 def rated_rows(n: int, d: int, seed: int = 0, order: bool = True) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """float32 features with a mean, ratings of one source a row with noise, folds; rows stand by source."""
     rng = np.random.default_rng(seed)
@@ -74,18 +81,26 @@ def rated_rows(n: int, d: int, seed: int = 0, order: bool = True) -> tuple[np.nd
     return features, ratings, rng.integers(0, FOLDS, n)
 
 
-def measure_gram() -> dict[str, Any]:
-    """Rows a second, as operations of X^T X, against a float32 product of that shape.
+def measure_gram(device: str) -> dict[str, Any]:
+    """Rows a second, as operations of X^T X, against a float32 product of that shape on the device.
 
-    Symmetry spares half of the operations that are counted, so a share may be above 1.
+    Symmetry spares half of the operations that are counted, so a share may be above 1. On an accelerator the rows
+    come from the host's memory, as in a run, and the product's operands lie on the device.
     """
     features, ratings, folds = rated_rows(100_000, D)  # as for `stage1`
     block = features[:2048]
     other = np.array(block)
-    torch_block, torch_other = torch.from_numpy(block), torch.from_numpy(other)
+    torch_block, torch_other = (torch.from_numpy(rows).to(device) for rows in (block, other))
     operations = 2 * len(block) * D * D
-    product = max(operations / best(lambda: block.T @ other), operations / best(lambda: torch_block.T @ torch_other))
-    seconds = best(lambda: accumulate(blocks_of(features, ratings, folds), OBJECTIVES, FOLDS, D), 3)
+
+    def torch_product() -> None:
+        torch_block.T @ torch_other
+        wait(device)
+
+    product = operations / best(torch_product)
+    if device == "cpu":
+        product = max(product, operations / best(lambda: block.T @ other))
+    seconds = best(lambda: accumulate(blocks_of(features, ratings, folds), OBJECTIVES, FOLDS, D, device=device), 3)
     rate = 2 * len(features) * D * D / seconds
     return {"product_gflops": product / 1e9, "accumulation_gflops": rate / 1e9, "share": rate / product, "target": 0.7}
 
@@ -253,23 +268,23 @@ def measure_memory(counts: tuple[int, ...]) -> dict[str, Any]:
     return {"peak_bytes": peaks, "growth": max(fitted) / min(fitted), "target": 1.2}
 
 
-def measure_gate(d: int = 4096, batch: int = 1024, k: int = 19, times: int = 8) -> dict[str, Any]:
+def measure_gate(device: str, d: int = 4096, batch: int = 1024, k: int = 19, times: int = 8) -> dict[str, Any]:
     """Median seconds of a step in float32, the two kinds in turn; every pair has a prompt of its own."""
     rng = np.random.default_rng(0)
     prompts = rng.standard_normal((batch, d), np.float32)
-    responses = torch.from_numpy(rng.standard_normal((batch, 2, d), np.float32))
-    regression = torch.from_numpy(rng.standard_normal((d, k), np.float32))
-    transform = torch.eye(k)
+    responses = torch.from_numpy(rng.standard_normal((batch, 2, d), np.float32)).to(device)
+    regression = torch.from_numpy(rng.standard_normal((d, k), np.float32)).to(device)
+    transform = torch.eye(k, device=device)
     index = np.arange(batch)
     chosen, rejected = rng.standard_normal((2, batch, k), np.float32)
     pairs = RewardPairs(chosen, rejected, index, index, held_out=np.zeros(batch, bool))
     settings = GateSettings(dtype="float32")
-    data = PairTensors(prompts, pairs, index, torch.device("cpu"))
-    both = torch.from_numpy(prompts)[:, None].expand(-1, 2, -1).contiguous()
+    data = PairTensors(prompts, pairs, index, torch.device(device))
+    both = torch.from_numpy(prompts).to(device)[:, None].expand(-1, 2, -1).contiguous()
 
     def network() -> tuple[GatingNetwork, torch.optim.Optimizer]:
         torch.manual_seed(0)
-        gate = GatingNetwork(d, k, dropout=0.2).train()
+        gate = GatingNetwork(d, k, dropout=0.2).to(device).train()
         return gate, torch.optim.AdamW(gate.parameters(), lr=1e-3)
 
     ours, ours_optimiser = network()
@@ -294,6 +309,7 @@ def measure_gate(d: int = 4096, batch: int = 1024, k: int = 19, times: int = 8) 
         for name, step in (("ours", our_step), ("theirs", their_step)):
             start = time.perf_counter()
             step()
+            wait(device)
             if turn:
                 seconds[name].append(time.perf_counter() - start)
     ours_s, theirs_s = (statistics.median(seconds[name]) for name in ("ours", "theirs"))
@@ -308,29 +324,35 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=1500, help="about how many real rows of each set, for exactness")
     parser.add_argument("--data", type=Path, default=Path(os.environ.get("ARMORM_DATA", "../shared/data")))
     parser.add_argument("--features", type=Path, default=Path("runs/heads-features"))
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/heads.json"))
+    parser.add_argument("--device", default="cpu", help="of gram and gate, the only parts with cuda")
+    parser.add_argument("--output", type=Path, default=None)
     arguments = parser.parse_args()
+    output = arguments.output or Path("benchmarks/results") / (
+        "heads.json" if arguments.device == "cpu" else "heads_cuda.json"
+    )
     work: dict[str, Callable[[], dict[str, Any]]] = {
-        "gram": measure_gram,
+        "gram": lambda: measure_gram(arguments.device),
         "solvers": measure_solvers,
         "stage1": lambda: measure_stage1(arguments.rows),
         "exactness": lambda: measure_exactness(arguments.data, arguments.features, arguments.limit),
         "memory": lambda: measure_memory((50_000, 200_000, 800_000)),
-        "gate": measure_gate,
+        "gate": lambda: measure_gate(arguments.device),
     }
     console = Console(highlight=False)
-    found = json.loads(arguments.output.read_text()) if arguments.output.exists() else {}
-    for part in arguments.part or parts:
+    found = json.loads(output.read_text()) if output.exists() else {}
+    if arguments.device != "cpu":
+        found["device"] = torch.cuda.get_device_name()
+    for part in arguments.part or (parts if arguments.device == "cpu" else ("gram", "gate")):
         if part == "exactness" and not (arguments.data / "ratings").is_dir():
             console.print(f"exactness: no real data at {arguments.data}, left out")
             continue
         found[part] = work[part]()
-        write_json(arguments.output, plain(found))
+        write_json(output, plain(found))
         table = Table("figure", "value", box=None, pad_edge=False, title=part, title_justify="left", show_header=False)
         for name, value in _flat(found[part]):
             table.add_row(name, f"{value:,}" if isinstance(value, int) else f"{value:.4g}")
         console.print(table, "")
-    console.print(f"wrote {arguments.output}")
+    console.print(f"wrote {output}")
 
 
 def _flat(figures: dict[str, Any], place: str = "") -> list[tuple[str, float]]:

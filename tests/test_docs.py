@@ -135,5 +135,9 @@ def test_references_name_every_key_and_every_command():
 
     recipe, commands = docs_hooks.recipe_reference(), docs_hooks.cli_reference()
     assert all(f"`{key}`" in recipe for key in (*Recipe.model_fields, *GatingSection.model_fields))
+    assert all(re.search(rf"^\| `{key}` \| .*\w", recipe, re.MULTILINE) for key in Recipe.model_fields), (
+        "a kind is missing"
+    )
+    assert recipe.index("## Backbone") < recipe.index("## Ratings") < recipe.index("## Gating")
     assert all(f"## armorm {command.name}" in commands for command in app.registered_commands)
     assert "1,000,000,000" in docs_hooks.scale_table()

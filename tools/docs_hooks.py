@@ -89,14 +89,15 @@ def plain_outside_links(markdown: str, page: str) -> str:
 
 def recipe_reference() -> str:
     """Every key of a recipe, from the models that check it."""
-    from armorm.training import recipe as module
+    from armorm.training import sections as module
+    from armorm.training.recipe import Recipe
 
     lines = ["# Recipe reference", "", "Made from the models that check a recipe. Unknown keys are refused.", ""]
-    sections: list[tuple[str, type]] = [("The recipe", module.Recipe)]
+    sections: list[tuple[str, type]] = [("The recipe", Recipe)]
     sections += [
         (name, entry)
         for name, entry in vars(module).items()
-        if inspect.isclass(entry) and issubclass(entry, module.Section) and entry not in (module.Section, module.Recipe)
+        if inspect.isclass(entry) and issubclass(entry, module.Section) and entry is not module.Section
     ]
     for name, section in sections:
         lines += [f"## {name.removesuffix('Section') if name.endswith('Section') else name}", ""]
@@ -119,7 +120,7 @@ def _default(field: Any) -> str:
     value = field.get_default(call_default_factory=True)
     if value is None:
         return ""
-    if hasattr(value, "model_fields"):
+    if hasattr(type(value), "model_fields"):
         return "as below"
     return f"`{list(value) if isinstance(value, tuple) else value}`"
 
@@ -145,7 +146,7 @@ def _kind(annotation: Any) -> str:
 
 
 def _is_bound(argument: Any) -> bool:
-    return type(argument).__module__.startswith(("annotated_types", "pydantic"))
+    return not isinstance(argument, type) and type(argument).__module__.startswith(("annotated_types", "pydantic"))
 
 
 def _bounds(metadata: list[Any]) -> str:

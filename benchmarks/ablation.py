@@ -82,6 +82,9 @@ def main() -> None:
     parser.add_argument("--published-steps", type=int, default=200, help="steps of the published script's gate")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/ablation.json"))
     parser.add_argument("--findings", type=Path, help="page whose marked parts are written anew, with its pictures")
+    parser.add_argument(
+        "--other", type=Path, action="append", help="results on another backbone that the page compares with"
+    )
     parser.add_argument("--from-json", action="store_true", help="measure nothing: tables and page from --output")
     arguments = parser.parse_args()
     if not arguments.from_json:
@@ -110,7 +113,8 @@ def main() -> None:
     results = json.loads(arguments.output.read_text(encoding="utf-8"))
     tables.show(results)
     if arguments.findings:
-        findings.write(arguments.findings, results)
+        others = [json.loads(path.read_text(encoding="utf-8")) for path in arguments.other or ()]
+        findings.write(arguments.findings, results, others)
         print(f"wrote {arguments.findings}")
 
 

@@ -10,10 +10,11 @@ last run bears out. Between marks nothing is written by hand; outside them stand
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ablations import backbones
 from ablations.measuring import LONGER, OWN
 from ablations.pictures import draw
 from ablations.tables import WAYS, difference, number, probability, spread, tables
@@ -29,8 +30,11 @@ CAPTIONS = {
 }
 
 
-def write(page: Path, results: Results) -> None:
+def write(page: Path, results: Results, others: Sequence[Results] = ()) -> None:
     """Write the marked parts of a page anew.
+
+    Args:
+        others: results of the same ablation on other backbones.
 
     Raises:
         SystemExit: for a mark that nothing belongs to.
@@ -42,6 +46,9 @@ def write(page: Path, results: Results) -> None:
         f"{name}_picture": f"![{said}]({PICTURES}/{name}.svg)" if name in drawn else ""
         for name, said in CAPTIONS.items()
     }
+    several = [results, *others]
+    parts["backbones"] = backbones.table(several).markdown()
+    parts["backbones_read"] = "\n".join(f"- {line}" for line in backbones.sentences(several))
     text = page.read_text(encoding="utf-8")
 
     def filled(found: re.Match[str]) -> str:

@@ -65,7 +65,10 @@ def number(value: float | None, digits: int = 3) -> str:
 
 def spread(interval: Sequence[float] | None) -> str:
     """An interval, or nothing where too few prompts carry one."""
-    return "" if interval is None else f"[{interval[0]:.3f}, {interval[1]:.3f}]"
+    if interval is None:
+        return ""
+    low, high = (round(bound, 3) + 0.0 for bound in interval)  # (no -0.000)
+    return f"[{low:.3f}, {high:.3f}]"
 
 
 def difference(entry: Mapping[str, Any]) -> str:

@@ -14,6 +14,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
+from ablations import backbones  # noqa: E402
 from ablations.findings import verdict  # noqa: E402
 from ablations.published import fit_published  # noqa: E402
 
@@ -64,6 +65,34 @@ def test_the_published_axis_gives_every_objective_one_half_and_the_right_one_lea
 )
 def test_a_verdict_says_no_more_than_its_p_value(entry, words):
     assert verdict(entry) == words
+
+
+def outcome(name: str, difference: float, p: float, ratings: float) -> dict:
+    """Results of a backbone on which `uniform weights` are that far from the gate."""
+    against = {"own sets": {"difference": difference, "interval": [difference - 0.02, difference + 0.02], "p": p}}
+    figures = {
+        "gate": {"own sets": {"value": 0.6}},
+        "uniform weights": {"own sets": {"value": 0.6 + difference}, "against": against},
+    }
+    ways = {way: {"spearman": 0.3, "within_prompt": 0.7} for way in ("pairs within prompts", "pairs across prompts")}
+    ways["ratings"] = {"spearman": ratings, "within_prompt": 0.7}
+    return {
+        "setting": {"backbone": {"name": name}},
+        "methods": {"figures": figures},
+        "joint": {"stage_1": {"a": {"spearman": 0.25}, "b": {"spearman": 0.75}}},
+        "ratings_against_pairs": {"a": ways},
+    }
+
+
+def test_verdicts_are_counted_over_backbones():
+    several = [outcome("one", -0.05, 0.01, 0.4), outcome("two", -0.01, 0.4, 0.25), outcome("three", 0.06, 0.02, 0.3)]
+    lines = backbones.sentences(several)
+    assert lines[0] == "**uniform weights** against the learned gate: better on 1, worse on 1 of 3."
+    assert "+0.100 (one), -0.050 (two), +0.000 (three)" in lines[1]
+    assert backbones.sentences(several[1:2])[0].endswith("told apart on none of 1.")
+    table = backbones.table(several).markdown().splitlines()
+    assert table[2].startswith(f"| {backbones.RATINGS} | 0.500 |")
+    assert "| uniform weights | 0.550 | -0.050 [-0.070, -0.030] | 0.010 | 0.590 |" in table[4]
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,81 @@
+"""The same ablation on several backbones: which of its answers hold on all of them.
+
+In:  results as they stand in the JSON files, the page's own first.
+Out: a `Table`, and sentences that count verdicts.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ablations.measuring import OWN
+from ablations.tables import WAYS, Table, difference, number, probability
+
+Results = Mapping[str, Any]
+GATE = "gate"
+RATINGS = "rated test rows, mean Spearman"
+
+
+def name_of(results: Results) -> str:
+    """Of the backbone: the last part of its folder or hub id."""
+    return results["setting"]["backbone"]["name"].rsplit("/", 1)[-1]
+
+
+def shared_methods(several: Sequence[Results]) -> list[str]:
+    """Methods that every result measured, in the order of the first."""
+    return [name for name in several[0]["methods"]["figures"] if all(name in r["methods"]["figures"] for r in several)]
+
+
+def table(several: Sequence[Results]) -> Table:
+    """Accuracy on the own sets and difference from the backbone's own gate, by method and backbone."""
+    columns = [""]
+    for results in several:
+        columns += [name_of(results), "less its gate", "p"]
+    rows = [[RATINGS]]
+    for results in several:
+        rows[0] += [number(mean_spearman(results)), "", ""]
+    for method in shared_methods(several):
+        row = [method]
+        for results in several:
+            entry = results["methods"]["figures"][method]
+            against = entry.get("against", {}).get(OWN)
+            row.append(number(entry[OWN]["value"]))
+            row += ["", ""] if against is None else [difference(against), probability(against["p"])]
+        rows.append(row)
+    return Table(f"Several backbones, {OWN}", columns, rows)
+
+
+def mean_spearman(results: Results) -> float | None:
+    """Of rewards with ratings of test rows, over objectives."""
+    found = [entry["spearman"] for entry in results["joint"]["stage_1"].values()]
+    return sum(found) / len(found) if found else None
+
+
+def sentences(several: Sequence[Results]) -> list[str]:
+    """For each method, on how many backbones it is better or worse than the gate; ratings against pairs likewise."""
+    lines = []
+    for method in shared_methods(several):
+        if method == GATE:
+            continue
+        verdicts = Counter(_verdict(results["methods"]["figures"][method]["against"][OWN]) for results in several)
+        told = [f"{word} on {count}" for word, count in sorted(verdicts.items()) if word != "not told apart"]
+        lines.append(
+            f"**{method}** against the learned gate: {', '.join(told) or 'told apart on none'} of {len(several)}."
+        )
+    for figure, label in (("spearman", "Spearman"), ("within_prompt", "accuracy within prompts")):
+        for way in WAYS[1:]:
+            means = []
+            for results in several:
+                found = results["ratings_against_pairs"].values()
+                means.append(sum(e["ratings"][figure] - e[way][figure] for e in found) / max(len(found), 1))
+            said = ", ".join(f"{mean:+.3f} ({name_of(r)})" for mean, r in zip(means, several, strict=True))
+            lines.append(f"{label}: ratings less {way}, mean over objectives: {said}.")
+    return lines
+
+
+def _verdict(entry: Mapping[str, Any]) -> str:
+    if entry["p"] is None or entry["p"] >= 0.05:
+        return "not told apart"
+    return "better" if entry["difference"] > 0 else "worse"

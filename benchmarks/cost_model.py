@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import tempfile
 import time
 from pathlib import Path
@@ -30,6 +29,7 @@ from armorm.features.store import FeatureStore
 from armorm.files import write_json
 from armorm.heads.regression import fit_regression
 from armorm.training.cost import Gate, Hardware, Shape, Workload, stages
+from peak import peak_bytes
 
 ALLOWED = 0.25
 FITS = 3  # of stage 1, the best of which counts: it takes a second
@@ -81,7 +81,7 @@ def main() -> None:
         "share": share,
         "worst": worst,
         "allowed": ALLOWED,
-        "peak_memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "peak_memory": peak_bytes(),
         "runs": results,
     }
     print_table(summary)

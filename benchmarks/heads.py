@@ -43,6 +43,7 @@ from armorm.heads.gating import GateSettings, GatingNetwork, RewardPairs
 from armorm.heads.regression import ALPHAS, RidgePath, fit_regression
 from armorm.heads.statistics import Moments
 
+HERE = Path(__file__).resolve().parent
 D = 1024
 SOURCES = (5, 5, 1, 1, 1, 1, 4, 1)  # objectives of each: nineteen in eight
 OBJECTIVES = [f"source{s}-objective{i}" for s, count in enumerate(SOURCES) for i in range(count)]
@@ -224,11 +225,12 @@ def real_rows(data_root: Path, store: Path, limit: int) -> tuple[np.ndarray, np.
 
 # Streams generated rows through `accumulate` and fits: run in a process of its own, as peak memory never falls.
 _STREAM = """
-import json, resource, sys
+import json, sys
 import numpy as np
+from peak import peak_bytes
 from armorm.heads.accumulation import RatedBlock, accumulate
 from armorm.heads.regression import fit_from_statistics
-from benchmarks.heads import D, FOLDS, OBJECTIVES, SOURCES
+from heads import D, FOLDS, OBJECTIVES, SOURCES
 
 rows = int(sys.argv[1])
 first = np.cumsum((0, *SOURCES))
@@ -246,9 +248,9 @@ def blocks():
 
 statistics = accumulate(blocks(), OBJECTIVES, FOLDS, D)
 assert statistics.counts().sum() > 0
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+peak = peak_bytes()
 fit_from_statistics(statistics, alphas=(1.0,), validation_folds=(0,))
-print(json.dumps({"accumulated": peak, "fitted": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}))
+print(json.dumps({"accumulated": peak, "fitted": peak_bytes()}))
 """
 
 
@@ -261,7 +263,7 @@ def measure_memory(counts: tuple[int, ...]) -> dict[str, Any]:
             check=True,
             capture_output=True,
             text=True,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(Path.cwd()), os.environ.get("PYTHONPATH", "")])},
+            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])},
         )
         peaks[str(count)] = json.loads(done.stdout.splitlines()[-1])
     fitted = [entry["fitted"] for entry in peaks.values()]

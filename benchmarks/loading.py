@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -25,17 +26,16 @@ from armorm.files import write_json
 from armorm.heads.gating import GatingNetwork
 from armorm.model.released import GATE_PATTERNS
 
+HERE = Path(__file__).resolve().parent
 # Run in a process of its own: peak resident memory never falls.
 _LOADER = """
 import json, resource, sys, time
 import torch
+from peak import peak_bytes as peak
 from armorm.model.modeling import ArmoRMForSequenceClassification
 
 def resident():
     return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
-
-def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 before, start = resident(), time.perf_counter()
 model = ArmoRMForSequenceClassification.from_pretrained(sys.argv[1])
@@ -83,7 +83,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         size = write_checkpoint(Path(folder), arguments.hidden, arguments.layers)
         done = subprocess.run(
-            [sys.executable, "-c", _LOADER, folder, json.dumps(ids)], check=True, capture_output=True, text=True
+            [sys.executable, "-c", _LOADER, folder, json.dumps(ids)],
+            check=True,
+            capture_output=True,
+            text=True,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])},
         )
     found = json.loads(done.stdout.splitlines()[-1])
     seconds = found.pop("seconds")

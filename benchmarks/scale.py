@@ -11,7 +11,6 @@ whole against the plain normal equations in float64.
 from __future__ import annotations
 
 import argparse
-import resource
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +22,7 @@ from armorm.files import write_json
 from armorm.heads.accumulation import RatedBlock, accumulate
 from armorm.heads.regression import fit_from_statistics
 from armorm.progress import Advance, ignore, progress
+from peak import peak_bytes
 
 NAMES = ["helpful", "correct", "safe"]
 NOISE = 0.5
@@ -73,7 +73,7 @@ def main() -> None:
     begin = time.perf_counter()
     head = fit_from_statistics(statistics, alphas=ALPHAS)
     solved = time.perf_counter() - begin
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = peak_bytes()
     result = {
         "rows": rows,
         "hidden": hidden,

@@ -17,7 +17,6 @@ import argparse
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -260,6 +259,17 @@ def print_table(model: str, results: dict[str, Any], console: Console) -> None:
     console.print(table)
 
 
+# The command, and at its end the peak memory of its process in a file.
+_EMBED = """
+import atexit, pathlib, sys
+from peak import peak_bytes
+
+atexit.register(lambda path=sys.argv.pop(1): pathlib.Path(path).write_text(str(peak_bytes())))
+from armorm.cli.app import main
+main()
+"""
+
+
 def peak_memory(conversations: int) -> dict[str, Any]:
     """Peak memory of `armorm embed` on generated conversations of a few prompts, in a process of its own."""
     with tempfile.TemporaryDirectory() as name:
@@ -270,11 +280,15 @@ def peak_memory(conversations: int) -> dict[str, Any]:
                 messages = [dict(m) for m in base[i % len(base)]]
                 messages[-1]["content"] = f"{i} {messages[-1]['content'][:80]}"
                 file.write(json.dumps({"messages": messages}) + "\n")
-        command = [sys.executable, "-m", "armorm", "embed", str(path), "--backbone", EMBEDDED_BACKBONE]
+        told = Path(name) / "peak"
+        command = [sys.executable, "-c", _EMBED, str(told), "embed", str(path), "--backbone", EMBEDDED_BACKBONE]
+        here = os.pathsep.join([str(Path(__file__).resolve().parent), os.environ.get("PYTHONPATH", "")])
         start = time.perf_counter()
-        subprocess.run([*command, "--output", str(Path(name) / "features")], check=True)
+        subprocess.run(
+            [*command, "--output", str(Path(name) / "features")], check=True, env={**os.environ, "PYTHONPATH": here}
+        )
         seconds = time.perf_counter() - start
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+        peak = int(told.read_text()) / 2**20
     return {"conversations": conversations, "seconds": seconds, "peak_megabytes": peak}
 
 
@@ -299,7 +313,6 @@ def main() -> None:
     output = arguments.output or Path(f"benchmarks/results/extraction{suffix}.json")
     results: dict[str, Any] = {"armorm_version": armorm.__version__, "torch": torch.__version__}
     if arguments.memory:
-        # (The smaller one first: the peak of the children is that of the largest so far.)
         results["memory"] = [peak_memory(count) for count in (5_000, 50_000)]
         for entry in results["memory"]:
             peak, seconds = entry["peak_megabytes"], entry["seconds"]

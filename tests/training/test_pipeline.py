@@ -17,7 +17,7 @@ from armorm.conversation import Conversation
 from armorm.errors import FitError
 from armorm.files import read_arrays
 from armorm.heads.gating import RewardPairs
-from armorm.training import pipeline
+from armorm.training import head_stages
 from armorm.training.plan import plan
 from armorm.training.splits import held_out_prompts
 
@@ -73,13 +73,13 @@ def test_the_transform_of_training_is_the_one_that_is_served(small_run):
 def test_the_gate_is_trained_on_served_rewards_out_of_fold(small_recipe, small_run, tmp_path, monkeypatch):
     """What reaches the gate is compared with rewards made here, from the kept weights and plain features."""
     seen: list[RewardPairs] = []
-    fit = pipeline.fit_gate
+    fit = head_stages.fit_gate
 
     def recorded(features, pairs, settings, **options):
         seen.append(pairs)
         return fit(features, pairs, settings, **options)
 
-    monkeypatch.setattr(pipeline, "fit_gate", recorded)
+    monkeypatch.setattr(head_stages, "fit_gate", recorded)
     model = train(small_recipe, tmp_path, features=small_run / "work" / "features")
     data = plan(small_recipe)
     weights = read_arrays(tmp_path / "work" / "regression.safetensors")
@@ -163,8 +163,8 @@ def test_a_finished_run_started_again_computes_nothing_and_says_the_same(small_r
         raise AssertionError("computed again")
 
     monkeypatch.setattr("armorm.backbone.decoder.Backbone.features", forbidden)
-    monkeypatch.setattr(pipeline, "fit_gate", forbidden)
-    monkeypatch.setattr(pipeline, "fit_stage1", forbidden)
+    monkeypatch.setattr(head_stages, "fit_gate", forbidden)
+    monkeypatch.setattr(head_stages, "fit_stage1", forbidden)
     before = metrics_of(small_run)
     train(small_recipe, small_run)
     assert metrics_of(small_run) == before

@@ -40,7 +40,7 @@ def _count(running):
 
 
 @pytest.fixture(scope="module")
-def browser():
+def browser(server):  # closed before the server, which would wait for its pages
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=_ARGUMENTS)
         yield browser

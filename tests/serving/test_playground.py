@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import time
 from urllib.parse import urlparse
 
 import pytest
@@ -166,3 +167,11 @@ def test_a_body_beyond_the_limit_is_refused_on_the_page_too():
         assert answer.status_code == 413
         chunks = small.client.post("/ui/gradio_api/queue/join", content=iter([b"x" * 600, b"x" * 600]))
         assert chunks.status_code >= 400
+
+
+def test_an_open_page_does_not_keep_the_server_from_stopping(browser):
+    with served(ArmoRM.from_pretrained("armorm-tiny-rm", dtype="float32", device="cpu"), ui=True) as running:
+        page = opened(browser, running)
+        page.wait_for_timeout(500)
+        begin = time.monotonic()
+    assert time.monotonic() - begin < running.scorer.settings.shutdown_seconds / 3

@@ -42,6 +42,7 @@ def make_app(scorer: Scorer) -> FastAPI:
         await asyncio.to_thread(scorer.stop)
 
     app = FastAPI(title="armorm", version=__version__, docs_url=None, redoc_url=None, lifespan=lifespan)
+    app.state.before_stop = []  # calls that end streams which would stay open for as long as a page does
     bodies = Bodies(scorer.settings)
     for route in ROUTES:
         app.add_api_route(

@@ -14,7 +14,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -100,10 +100,24 @@ def served_name(name: str) -> str:
     return Path(name).resolve().name if Path(name).exists() else name
 
 
+class _Server(uvicorn.Server):
+    """Ends the streams of open pages before it waits for the last answers, which they would outlast."""
+
+    def __init__(self, config: uvicorn.Config, before_stop: Sequence[Callable[[], None]]) -> None:
+        super().__init__(config)
+        self._before_stop = before_stop
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        for end in self._before_stop:
+            end()
+        await super().shutdown(sockets)
+
+
 def make_server(scorer: Scorer) -> uvicorn.Server:
     """A server for a scorer; it writes no line for a request."""
+    app = make_app(scorer)
     config = uvicorn.Config(
-        make_app(scorer),
+        app,
         log_level="warning",
         access_log=False,
         server_header=False,
@@ -111,7 +125,7 @@ def make_server(scorer: Scorer) -> uvicorn.Server:
         timeout_keep_alive=_KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=max(1, round(scorer.settings.shutdown_seconds)),
     )
-    return uvicorn.Server(config)
+    return _Server(config, app.state.before_stop)
 
 
 def serve(scorer: Scorer, sock: socket.socket) -> None:

@@ -45,6 +45,10 @@ def add_playground(app: FastAPI, scorer: Scorer) -> None:
         max_file_size=scorer.settings.max_body,
         app_kwargs={"docs_url": None, "redoc_url": None, "openapi_url": None},
     )
+    mounted = next(route for route in app.routes if getattr(route, "path", None) == UI_PATH)
+    stop = getattr(getattr(mounted, "app", None), "stop_event", None)  # Gradio's own: ends a page's heartbeat
+    if stop is not None:
+        app.state.before_stop.append(stop.set)
     app.add_middleware(PageBounds, most_bytes=scorer.settings.max_body)
 
 

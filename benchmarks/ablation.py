@@ -2,7 +2,7 @@
 
 In:  a recipe on real sets (docs/data.md), any backbone; features are computed once and kept in a store.
 Out: tables, `benchmarks/results/ablation.json`, and with --findings the tables, sentences and pictures of
-     docs/findings.md.
+     docs/findings.md. Results on other backbones, `ablation-NAME.json` beside it, are compared with it.
 
 Every method reads the same features and is tested on the same pairs of held-out prompts: the test pairs of the sets
 that the gate is trained on, and benchmarks that nothing is trained on. Intervals are over prompts. Questions:
@@ -27,15 +27,13 @@ from typing import Any
 import numpy as np
 
 import armorm
-from ablations import findings, studies, tables
+from ablations import backbones, findings, studies, tables
 from ablations.corpus import load
-from ablations.measuring import measure, measure_domains
+from ablations.measuring import GATE, measure, measure_domains
 from ablations.methods import Bench, compare
 from armorm import Recipe
 from armorm.files import plain, write_json
 from armorm.heads.regression import RegressionHead
-
-GATE = "gate"
 
 
 def run(bench: Bench, seeds: list[int], published_steps: int) -> dict[str, Any]:
@@ -70,6 +68,11 @@ def regression_figures(head: RegressionHead) -> dict[str, Any]:
     return {report.objective: {"r2": report.r2, "alpha": report.alpha} for report in head.reports}
 
 
+def beside(output: Path) -> list[Path]:
+    """Results on other backbones: `ablation-NAME.json` beside `ablation.json`."""
+    return sorted(output.parent.glob(f"{output.stem}-*.json"))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="What each part of the method is worth, on real data.")
     parser.add_argument("--recipe", type=Path, default=Path("recipes/real-small.yaml"))
@@ -82,9 +85,6 @@ def main() -> None:
     parser.add_argument("--published-steps", type=int, default=200, help="steps of the published script's gate")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/ablation.json"))
     parser.add_argument("--findings", type=Path, help="page whose marked parts are written anew, with its pictures")
-    parser.add_argument(
-        "--other", type=Path, action="append", help="results on another backbone that the page compares with"
-    )
     parser.add_argument("--from-json", action="store_true", help="measure nothing: tables and page from --output")
     arguments = parser.parse_args()
     if not arguments.from_json:
@@ -111,9 +111,9 @@ def main() -> None:
         write_json(arguments.output, plain(results))
         print(f"wrote {arguments.output}")
     results = json.loads(arguments.output.read_text(encoding="utf-8"))
-    tables.show(results)
+    others = [json.loads(path.read_text(encoding="utf-8")) for path in beside(arguments.output)]
+    tables.show([*tables.tables(results).values(), *([backbones.table([results, *others])] if others else [])])
     if arguments.findings:
-        others = [json.loads(path.read_text(encoding="utf-8")) for path in arguments.other or ()]
         findings.write(arguments.findings, results, others)
         print(f"wrote {arguments.findings}")
 

@@ -1,6 +1,7 @@
 """Evaluation of preference pairs: `armorm evaluate` against a plain loop that scores one response at a time.
 
     python benchmarks/evaluation.py --pairs 5000 --model armorm-tiny-rm
+    python benchmarks/evaluation.py --loop 300 --dtype float32 --output benchmarks/results/evaluation_float32.json
 
 Both score the same pairs with the same model. The loop is what people write first: the chat template, then each
 side of each pair through the model by itself. Printed are seconds, pairs per second, the ratio, the largest

@@ -45,6 +45,7 @@ from armorm.features.engine import Engine
 from armorm.features.plan import plan_extraction
 from armorm.files import write_json
 from armorm.progress import ignore, progress
+from peak import environment
 
 SETS = {
     "truthfulqa": "ratings/truthfulqa.jsonl.gz",
@@ -282,11 +283,8 @@ def peak_memory(conversations: int) -> dict[str, Any]:
                 file.write(json.dumps({"messages": messages}) + "\n")
         told = Path(name) / "peak"
         command = [sys.executable, "-c", _EMBED, str(told), "embed", str(path), "--backbone", EMBEDDED_BACKBONE]
-        here = os.pathsep.join([str(Path(__file__).resolve().parent), os.environ.get("PYTHONPATH", "")])
         start = time.perf_counter()
-        subprocess.run(
-            [*command, "--output", str(Path(name) / "features")], check=True, env={**os.environ, "PYTHONPATH": here}
-        )
+        subprocess.run([*command, "--output", str(Path(name) / "features")], check=True, env=environment())
         seconds = time.perf_counter() - start
         peak = int(told.read_text()) / 2**20
     return {"conversations": conversations, "seconds": seconds, "peak_megabytes": peak}

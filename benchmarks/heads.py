@@ -42,8 +42,8 @@ from armorm.heads.gate_training import PairTensors
 from armorm.heads.gating import GateSettings, GatingNetwork, RewardPairs
 from armorm.heads.regression import ALPHAS, RidgePath, fit_regression
 from armorm.heads.statistics import Moments
+from peak import environment
 
-HERE = Path(__file__).resolve().parent
 D = 1024
 SOURCES = (5, 5, 1, 1, 1, 1, 4, 1)  # objectives of each: nineteen in eight
 OBJECTIVES = [f"source{s}-objective{i}" for s, count in enumerate(SOURCES) for i in range(count)]
@@ -263,7 +263,7 @@ def measure_memory(counts: tuple[int, ...]) -> dict[str, Any]:
             check=True,
             capture_output=True,
             text=True,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])},
+            env=environment(),
         )
         peaks[str(count)] = json.loads(done.stdout.splitlines()[-1])
     fitted = [entry["fitted"] for entry in peaks.values()]

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -25,8 +24,8 @@ from transformers import AutoModel, LlamaConfig
 from armorm.files import write_json
 from armorm.heads.gating import GatingNetwork
 from armorm.model.released import GATE_PATTERNS
+from peak import environment
 
-HERE = Path(__file__).resolve().parent
 # Run in a process of its own: peak resident memory never falls.
 _LOADER = """
 import json, resource, sys, time
@@ -87,7 +86,7 @@ def main() -> None:
             check=True,
             capture_output=True,
             text=True,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])},
+            env=environment(),
         )
     found = json.loads(done.stdout.splitlines()[-1])
     seconds = found.pop("seconds")

@@ -10,11 +10,10 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ablations.measuring import OWN
-from ablations.tables import WAYS, Table, difference, number, probability
+from ablations.measuring import GATE, OWN
+from ablations.tables import WAYS, Table, difference, lead, number, probability, side
 
 Results = Mapping[str, Any]
-GATE = "gate"
 RATINGS = "rated test rows, mean Spearman"
 
 
@@ -59,23 +58,14 @@ def sentences(several: Sequence[Results]) -> list[str]:
     for method in shared_methods(several):
         if method == GATE:
             continue
-        verdicts = Counter(_verdict(results["methods"]["figures"][method]["against"][OWN]) for results in several)
-        told = [f"{word} on {count}" for word, count in sorted(verdicts.items()) if word != "not told apart"]
+        sides = Counter(side(results["methods"]["figures"][method]["against"][OWN]) for results in several)
+        told = [f"{word} on {sides[word]}" for word in ("better", "worse") if sides[word]]
         lines.append(
             f"**{method}** against the learned gate: {', '.join(told) or 'told apart on none'} of {len(several)}."
         )
     for figure, label in (("spearman", "Spearman"), ("within_prompt", "accuracy within prompts")):
         for way in WAYS[1:]:
-            means = []
-            for results in several:
-                found = results["ratings_against_pairs"].values()
-                means.append(sum(e["ratings"][figure] - e[way][figure] for e in found) / max(len(found), 1))
-            said = ", ".join(f"{mean:+.3f} ({name_of(r)})" for mean, r in zip(means, several, strict=True))
+            leads = [(lead(r["ratings_against_pairs"], way, figure), name_of(r)) for r in several]
+            said = ", ".join(f"{mean:+.3f} ({name})" for mean, name in leads)
             lines.append(f"{label}: ratings less {way}, mean over objectives: {said}.")
     return lines
-
-
-def _verdict(entry: Mapping[str, Any]) -> str:
-    if entry["p"] is None or entry["p"] >= 0.05:
-        return "not told apart"
-    return "better" if entry["difference"] > 0 else "worse"

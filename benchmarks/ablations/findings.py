@@ -17,7 +17,7 @@ from typing import Any
 from ablations import backbones
 from ablations.measuring import LONGER, OWN
 from ablations.pictures import draw
-from ablations.tables import WAYS, difference, number, probability, spread, tables
+from ablations.tables import WAYS, difference, lead, number, probability, side, spread, tables
 from armorm.files import write_text
 
 Results = Mapping[str, Any]
@@ -78,9 +78,7 @@ def verdict(entry: Mapping[str, Any], unit: str = "") -> str:
     """A difference in words: which side it is on, or that it cannot be told."""
     if entry["p"] is None:
         return f"too few prompts to tell ({entry['difference']:+.3f})"
-    words = "no difference that can be told"
-    if entry["p"] < 0.05:
-        words = "better" if entry["difference"] > 0 else "worse"
+    words = side(entry) or "no difference that can be told"
     return f"{words} ({difference(entry)}{unit}, p {_p(entry['p'])})"
 
 
@@ -198,9 +196,9 @@ def _ratings_against_pairs(results: Results) -> list[str]:
     for figure, label in (("spearman", "Spearman"), ("within_prompt", "accuracy within prompts")):
         for way in WAYS[1:]:
             ahead = sum(entry["ratings"][figure] > entry[way][figure] for entry in found.values())
-            mean = sum(entry["ratings"][figure] - entry[way][figure] for entry in found.values()) / max(len(found), 1)
             lines.append(
-                f"{label}: ratings ahead of {way} in {ahead} of {len(found)} objectives, mean difference {mean:+.3f}."
+                f"{label}: ratings ahead of {way} in {ahead} of {len(found)} objectives, mean difference "
+                f"{lead(found, way, figure):+.3f}."
             )
     return lines
 

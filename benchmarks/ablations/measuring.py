@@ -19,6 +19,7 @@ from ablations.methods import Bench
 from armorm.evaluation.cells import Cells, Figure, by_group, mean_figure, mean_of
 from armorm.evaluation.resampling import MIN_PROMPTS, Clusters, differences, intervals, value_of
 
+GATE = "gate"
 OWN = "own sets"
 LONGER = "picks the longer"
 

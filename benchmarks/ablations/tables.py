@@ -6,7 +6,7 @@ Out: `Table`s by name.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,9 +47,9 @@ def tables(results: Results) -> dict[str, Table]:
     }
 
 
-def show(results: Results) -> None:
+def show(shown: Iterable[Table]) -> None:
     console = Console(width=170, highlight=False)
-    for table in tables(results).values():
+    for table in shown:
         printed = Printed(title=table.title, title_justify="left", box=None, pad_edge=False, header_style="bold")
         for place, name in enumerate(table.columns):
             printed.add_column(name, justify="right" if place else "left", no_wrap=not place, overflow="fold")
@@ -74,6 +74,18 @@ def spread(interval: Sequence[float] | None) -> str:
 def difference(entry: Mapping[str, Any]) -> str:
     """A difference with its interval."""
     return f"{entry['difference']:+.3f} {spread(entry['interval'])}".strip()
+
+
+def side(entry: Mapping[str, Any]) -> str | None:
+    """`better` or `worse` where a difference can be told (p < 0.05), else None."""
+    if entry["p"] is None or entry["p"] >= 0.05:
+        return None
+    return "better" if entry["difference"] > 0 else "worse"
+
+
+def lead(found: Mapping[str, Any], way: str, figure: str) -> float:
+    """By how much ratings are ahead of `way` in a figure, mean over objectives."""
+    return sum(entry["ratings"][figure] - entry[way][figure] for entry in found.values()) / max(len(found), 1)
 
 
 def probability(p: float | None) -> str:

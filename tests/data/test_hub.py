@@ -14,7 +14,7 @@ from armorm.data.presets import PREFERENCE_PRESETS, RATING_PRESETS
 from armorm.training.plan import preset_location
 from armorm.training.sections import SetSection
 from tests.data.local_sets import local_sets
-from tests.data.test_presets import PAIRED, RATED, written
+from tests.data.raw_layouts import PAIRED, RATED, written
 
 pytestmark = pytest.mark.slow  # the endpoint is read when the libraries are imported: a process for each
 

@@ -22,8 +22,8 @@ from rich.console import Console
 from rich.table import Table
 from transformers import LlamaConfig, LlamaModel
 
+from armorm.backbone.chat_template import EncodedConversation
 from armorm.backbone.decoder import Backbone
-from armorm.backbone.template import EncodedConversation
 from armorm.features.extract import extract
 from armorm.features.store import FeatureStore
 from armorm.files import write_json

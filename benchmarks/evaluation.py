@@ -29,8 +29,8 @@ from rich.console import Console
 from rich.table import Table
 
 import armorm
-from armorm.data.demo import generate, write_corpus
 from armorm.data.rows import Location
+from armorm.data.synthetic import generate, write_corpus
 from armorm.embedded import EMBEDDED_REWARD_MODEL
 from armorm.evaluation.loaders import load_pairs
 from armorm.evaluation.runner import evaluate

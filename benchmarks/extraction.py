@@ -32,14 +32,14 @@ from rich.console import Console
 from rich.table import Table
 
 import armorm
+from armorm.backbone.chat_template import EncodedConversation
 from armorm.backbone.decoder import Backbone, resolve_device, resolve_dtype
-from armorm.backbone.overflow import encode_rows
+from armorm.backbone.encoding import encode_rows
 from armorm.backbone.packing import length_sorted_batches, padding_share
-from armorm.backbone.sharing import flops_per_token
-from armorm.backbone.template import EncodedConversation
+from armorm.backbone.prefix_forward import flops_per_token
 from armorm.conversation import Conversation
-from armorm.data.demo import generate
 from armorm.data.rows import Location
+from armorm.data.synthetic import generate
 from armorm.embedded import EMBEDDED_BACKBONE
 from armorm.features.engine import Engine
 from armorm.features.plan import plan_extraction

@@ -200,7 +200,7 @@ def measure_exactness(data_root: Path, store: Path, limit: int) -> dict[str, Any
 def real_rows(data_root: Path, store: Path, limit: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[str]]:
     """Training rows of `recipes/real-small.yaml` on the embedded backbone; features are kept in the store."""
     from armorm.backbone.decoder import Backbone
-    from armorm.backbone.overflow import encode_rows
+    from armorm.backbone.encoding import encode_rows
     from armorm.features.extract import extract
     from armorm.features.store import FeatureStore
     from armorm.heads.regression import fold_of

@@ -26,12 +26,12 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import Ridge
 
 from armorm import ArmoRM, Conversation, Recipe, train
-from armorm.backbone.overflow import encode_rows
+from armorm.backbone.encoding import encode_rows
 from armorm.evaluation.metrics import within_prompt_accuracy
 from armorm.features.extract import extract
 from armorm.features.store import FeatureStore
 from armorm.files import write_json
-from armorm.heads.debias import spearman
+from armorm.heads.debiasing import spearman
 from armorm.heads.regression import fold_of
 from armorm.progress import progress
 from armorm.training.plan import plan

@@ -49,12 +49,12 @@ from rich.table import Table
 from transformers import AutoModel, LlamaConfig
 
 from armorm import ArmoRM
-from armorm.data.demo import generate
+from armorm.backbone.rendered_text import RenderedReader
+from armorm.data.synthetic import generate
 from armorm.embedded import EMBEDDED_REWARD_MODEL
 from armorm.files import write_json
 from armorm.model.configuration import ArmoRMConfig
 from armorm.model.modeling import ArmoRMForSequenceClassification
-from armorm.serving.rendered import RenderedReader
 
 CLIENTS = (1, 16, 64, 256)
 GROUP = 16  # responses to one prompt

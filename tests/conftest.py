@@ -38,7 +38,7 @@ def chat(*turns: str) -> list[dict[str, str]]:
 def small_recipe(tmp_path_factory):
     """A recipe on a small part of the generated corpus: 48 prompts, 288 responses, the embedded backbone."""
     from armorm import Recipe
-    from armorm.data.demo import RECIPE, generate, write_corpus
+    from armorm.data.synthetic import RECIPE, generate, write_corpus
 
     folder = tmp_path_factory.mktemp("corpus")
     rows = [row for row in generate(0) if row.prompt % 5 == 0]

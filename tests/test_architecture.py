@@ -140,7 +140,7 @@ def test_the_doors_import_nothing_when_they_are_imported(path):
     module = tree(path)
     run = [node for node in module.body if isinstance(node, (ast.Import, ast.ImportFrom))]
     ours = {name for node in run for name, _ in imports(ast.Module([node], [])) if name.startswith("armorm.")}
-    assert ours <= {"armorm.registration.register_with_transformers", "armorm.version.__version__"}
+    assert ours <= {"armorm.model.auto.register_with_transformers", "armorm.version.__version__"}
 
 
 @pytest.mark.parametrize("path", [path for path in MODULES if room(path) not in NETWORK_ROOMS], ids=place)

@@ -8,9 +8,9 @@ import math
 import pytest
 from rich.console import Console
 
-from armorm.contrast import contrast, contrast_of_scores
 from armorm.conversation import Conversation
 from armorm.errors import ConversationError
+from armorm.explain.response_comparison import contrast, contrast_of_scores
 from tests.conftest import chat
 from tests.small_models import reward_model
 

@@ -131,7 +131,7 @@ def test_references_name_every_key_and_every_command():
         sys.path.pop(0)
     from armorm.cli.app import app
     from armorm.training.recipe import Recipe
-    from armorm.training.sections import GatingSection
+    from armorm.training.schema import GatingSection
 
     recipe, commands = docs_hooks.recipe_reference(), docs_hooks.cli_reference()
     assert all(f"`{key}`" in recipe for key in (*Recipe.model_fields, *GatingSection.model_fields))

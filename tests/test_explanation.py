@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from armorm.conversation import Conversation
-from armorm.explanation import Explanation, explain_row, explanations_page, signed, signed_bar
+from armorm.explain.explanation import Explanation, explain_row, explanations_page, signed, signed_bar
 from armorm.objectives import Objective
 
 NAMES = ["ultra-helpful", "beaver-harm", "code[style]", "verbosity"]

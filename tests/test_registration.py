@@ -19,7 +19,7 @@ assert not heavy, heavy
 assert armorm.__version__ and "ArmoRM" in dir(armorm)
 
 def waiting():
-    return sum(type(finder).__module__ == "armorm.registration" for finder in sys.meta_path)
+    return sum(type(finder).__module__ == "armorm.model.auto" for finder in sys.meta_path)
 
 assert waiting() == 2
 armorm.register_with_transformers()

@@ -15,7 +15,7 @@ from armorm.errors import CheckpointError
 from armorm.heads.accumulation import accumulate, blocks_of
 from armorm.heads.regression import fit_from_statistics
 from armorm.heads.uncertainty import Uncertainty, calibrate, fit_uncertainty
-from armorm.model import portable
+from armorm.model import remote_code as portable
 from armorm.model.modeling import UNCERTAINTY, ArmoRMForSequenceClassification
 from tests.conftest import chat
 from tests.small_models import OBJECTIVES, reward_model

@@ -89,7 +89,7 @@ def plain_outside_links(markdown: str, page: str) -> str:
 
 def recipe_reference() -> str:
     """Every key of a recipe, from the models that check it."""
-    from armorm.training import sections as module
+    from armorm.training import schema as module
     from armorm.training.recipe import Recipe
 
     lines = ["# Recipe reference", "", "Made from the models that check a recipe. Unknown keys are refused.", ""]

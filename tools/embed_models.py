@@ -26,7 +26,7 @@ from jinja2 import Environment, StrictUndefined
 from safetensors.torch import load_file, save_file
 
 from armorm.model.older_transformers import make_readable
-from armorm.training.finetuned import FILE, Finetuned
+from armorm.training.finetune.record import FILE, Finetuned
 
 TARGET = Path("src/armorm/embedded_models")
 BACKBONE_FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")

@@ -1,6 +1,6 @@
 """`docs/examples/ratings.csv`: what a team's own ratings look like, for the tutorial.
 
-In:  the texts of the demo and what they were put together from (`armorm.data.demo`).
+In:  the texts of the demo and what they were put together from (`armorm.data.synthetic`).
 Out: a CSV with a question, an answer, three ratings as a form would ask for them, and who rated. One rating in
      ten is missing.
 """
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from armorm.data.demo import generate
+from armorm.data.synthetic import generate
 from armorm.files import write_text
 
 PLACE = Path(__file__).parents[1] / "docs" / "examples" / "ratings.csv"

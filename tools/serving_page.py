@@ -18,7 +18,7 @@ import httpx
 
 from armorm.files import write_text
 from armorm.reward_model import ArmoRM
-from armorm.serving.scoring import Scorer
+from armorm.serving.engine import Scorer
 from armorm.serving.server import running
 from armorm.serving.settings import ServingSettings
 

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
+from armorm.backbone.chat_template import EncodedConversation
 from armorm.backbone.decoder import Backbone
-from armorm.backbone.overflow import encode_rows
-from armorm.backbone.template import EncodedConversation
+from armorm.backbone.encoding import encode_rows
 from armorm.conversation import Conversation
 from armorm.data.computed import computed_objective, measure
 from armorm.data.preferences import PreferencePair
@@ -25,7 +25,7 @@ from armorm.features.store import FeatureStore
 from armorm.heads.regression import fold_of
 from armorm.objectives import ObjectiveSet
 from armorm.progress import progress
-from armorm.training.finetuned import Finetuned, without_finetuned
+from armorm.training.finetune.record import Finetuned, without_finetuned
 from armorm.training.plan import TrainingData, plan
 from armorm.training.recipe import Recipe
 

@@ -18,11 +18,11 @@ import torch
 from ablations.corpus import Corpus, Pairs
 from ablations.published import fit_published
 from armorm.heads.bradley_terry import fit_bradley_terry
-from armorm.heads.debias import Debiasing, fit_debiasing, no_debiasing
+from armorm.heads.debiasing import Debiasing, fit_debiasing, no_debiasing
 from armorm.heads.gating import GateReport, GateSettings, GatingNetwork, RewardPairs, fit_gate
 from armorm.heads.joint import JointPairs, JointReport, fit_joint
 from armorm.heads.regression import RegressionHead, fit_regression
-from armorm.training.finetuned import fit_from
+from armorm.training.finetune.record import fit_from
 from armorm.training.recipe import Recipe
 from armorm.training.splits import HELD_OUT_PAIRS, held_out_prompts
 

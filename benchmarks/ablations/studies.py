@@ -15,8 +15,8 @@ from ablations.corpus import Rated
 from ablations.methods import Bench
 from armorm.evaluation.metrics import within_prompt_accuracy
 from armorm.heads.bradley_terry import fit_bradley_terry
-from armorm.heads.debias import no_debiasing, spearman
-from armorm.heads.quantile import fit_quantiles, half_width, has_quantiles, pinball, share_below
+from armorm.heads.debiasing import no_debiasing, spearman
+from armorm.heads.quantiles import fit_quantiles, half_width, has_quantiles, pinball, share_below
 from armorm.heads.regression import RegressionHead
 from armorm.training.splits import HELD_OUT_PAIRS, held_out_prompts
 

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from armorm import ArmoRM, evaluate
-from armorm.data.demo import generate
-from armorm.evaluation.comparison import compare
+from armorm.data.synthetic import generate
+from armorm.evaluation.model_comparison import compare
 
 # --- 1. Pairs whose truth is known ------------------------------------------------------------------------
 #

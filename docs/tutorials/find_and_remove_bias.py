@@ -21,9 +21,9 @@ import numpy as np
 from rich.console import Console
 
 from armorm import ArmoRM, Recipe, evaluate, train
-from armorm.data.demo import RECIPE, DemoRow, generate, utility, write_corpus
+from armorm.data.synthetic import RECIPE, DemoRow, generate, utility, write_corpus
 from armorm.evaluation.rendering_steered import preview_tables
-from armorm.evaluation.steered import preview
+from armorm.evaluation.steering_preview import preview
 from armorm.files import write_json, write_text
 from armorm.report.notices import MOSTLY_LENGTH
 from armorm.report.page import report

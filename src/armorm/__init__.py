@@ -13,14 +13,14 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from armorm.registration import register_with_transformers
+from armorm.model.auto import register_with_transformers
 from armorm.version import __version__
 
 if TYPE_CHECKING:
     from armorm.conversation import Conversation, Message
     from armorm.errors import ArmormError
     from armorm.evaluation.runner import evaluate
-    from armorm.explanation import Explanation
+    from armorm.explain.explanation import Explanation
     from armorm.model.configuration import ArmoRMConfig
     from armorm.model.modeling import ArmoRMForSequenceClassification
     from armorm.objectives import Objective, ObjectiveSet
@@ -35,7 +35,7 @@ _HOMES = {
     "ArmoRMForSequenceClassification": "armorm.model.modeling",
     "ArmormError": "armorm.errors",
     "Conversation": "armorm.conversation",
-    "Explanation": "armorm.explanation",
+    "Explanation": "armorm.explain.explanation",
     "Message": "armorm.conversation",
     "Objective": "armorm.objectives",
     "ObjectiveSet": "armorm.objectives",

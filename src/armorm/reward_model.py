@@ -26,12 +26,12 @@ import torch
 
 from armorm import attribution
 from armorm.backbone.decoder import Backbone, resolve_device, resolve_dtype, settle_dtype
-from armorm.backbone.overflow import encode_rows
-from armorm.contrast import Contrast, contrast
+from armorm.backbone.encoding import encode_rows
 from armorm.conversation import Conversation, ConversationLike
 from armorm.embedded import EMBEDDED_REWARD_MODEL, tokenizer_path
 from armorm.errors import CheckpointError, ConversationError
-from armorm.explanation import Explanation, explain_row
+from armorm.explain.explanation import Explanation, explain_row
+from armorm.explain.response_comparison import Contrast, contrast
 from armorm.features.extract import BATCH_TOKENS, Features, extract
 from armorm.files import write_json, write_text
 from armorm.heads.uncertainty import Uncertainty

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, BertConfig, BertModel, PreTrainedModel, T5Config, T5Model
 
+from armorm.backbone.chat_template import EncodedConversation
 from armorm.backbone.decoder import Backbone, fast_bfloat16
-from armorm.backbone.template import EncodedConversation
 from armorm.conversation import Conversation
 from armorm.embedded import embedded_path
 from armorm.errors import BackboneError

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from armorm.backbone.overflow import encode_rows
-from armorm.backbone.template import ChatTemplate, EncodedConversation
+from armorm.backbone.chat_template import ChatTemplate, EncodedConversation
+from armorm.backbone.encoding import encode_rows
 from armorm.conversation import Conversation
 from armorm.errors import ConversationError
 from tests import tokenizers_for_tests as families

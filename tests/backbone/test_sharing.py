@@ -7,12 +7,12 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from armorm.backbone import sharing
+from armorm.backbone import prefix_forward as sharing
 from armorm.backbone.decoder import Backbone
+from armorm.backbone.prefix_forward import SharedForward, flops_per_token, sample, why_not_shared
 from armorm.backbone.prefix_tree import build_tree, lexicographic_order, shared_with_previous
-from armorm.backbone.sharing import SharedForward, flops_per_token, sample, why_not_shared
 from armorm.backbone.tree_attention import TreeAttention
-from armorm.backbone.tree_plan import BLOCK_SIZES, TreePlan
+from armorm.backbone.tree_blocks import BLOCK_SIZES, TreePlan
 from armorm.conversation import Conversation
 from armorm.embedded import EMBEDDED_BACKBONE, embedded_path
 from tests.backbones_for_tests import FAMILIES, MULTIMODAL, STATEFUL, WINDOWED, backbone_of, config_of

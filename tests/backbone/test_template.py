@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
-from armorm.backbone.template import ChatTemplate, EncodedConversation
+from armorm.backbone.chat_template import ChatTemplate, EncodedConversation
 from armorm.conversation import Conversation
 from armorm.errors import ConversationError, TemplateError
 from tests import tokenizers_for_tests as families

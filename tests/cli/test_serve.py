@@ -89,7 +89,7 @@ def test_a_port_in_use_is_found_out_before_the_model_is_loaded(capsys):
 
 def test_a_missing_package_is_named_with_the_extra_that_brings_it(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "uvicorn", None)
-    monkeypatch.setattr("armorm.cli.serving.find_spec", lambda name: None if name == "uvicorn" else object())
+    monkeypatch.setattr("armorm.cli.serve.find_spec", lambda name: None if name == "uvicorn" else object())
     with pytest.raises(SystemExit):
         main(["serve"])
     assert capsys.readouterr().err.strip() == "armorm: serving needs uvicorn, expected: pip install 'armorm[serve]'"

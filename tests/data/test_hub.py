@@ -12,7 +12,7 @@ import pytest
 
 from armorm.data.presets import PREFERENCE_PRESETS, RATING_PRESETS
 from armorm.training.plan import preset_location
-from armorm.training.sections import SetSection
+from armorm.training.schema import SetSection
 from tests.data.local_sets import local_sets
 from tests.data.raw_layouts import PAIRED, RATED, written
 
@@ -23,7 +23,7 @@ import json, sys
 from pathlib import Path
 from armorm.data.presets import PREFERENCE_PRESETS, RATING_PRESETS
 from armorm.training.plan import preset_location
-from armorm.training.sections import SetSection
+from armorm.training.schema import SetSection
 
 presets = {**RATING_PRESETS, **PREFERENCE_PRESETS}
 for name in sys.argv[2:]:

@@ -11,12 +11,12 @@ import pytest
 
 from armorm import Recipe
 from armorm.cli.app import main
+from armorm.data.decontamination import normalised
 from armorm.data.inspection import inspect_set
-from armorm.data.overlap import normalised
 from armorm.data.rows import Location
 from armorm.errors import DataError
-from armorm.training.draft import draft_recipe
 from armorm.training.plan import plan
+from armorm.training.recipe_draft import draft_recipe
 
 
 def table(path, header: list[str], *rows: list) -> Location:

@@ -16,7 +16,7 @@ from armorm.data.ratings import RatedSet, read_ratings
 from armorm.data.rows import Location
 from armorm.errors import DataError, RecipeError
 from armorm.training.plan import plan, preset_location
-from armorm.training.sections import SetSection
+from armorm.training.schema import SetSection
 from tests.conftest import chat
 from tests.data.raw_layouts import HELPSTEER, PAIRED, RATED, SAFE, written
 

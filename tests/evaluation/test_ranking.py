@@ -11,7 +11,7 @@ from armorm.conversation import Conversation
 from armorm.data.preferences import read_preferences
 from armorm.data.rows import Location, Row
 from armorm.errors import DataError
-from armorm.evaluation.ranking import preference_row, rank, read_candidates
+from armorm.evaluation.best_of_n import preference_row, rank, read_candidates
 from armorm.evaluation.scorers import CallableScorer
 from tests.evaluation.marked import marked
 

@@ -13,7 +13,7 @@ from rich.console import Console
 from armorm import evaluate
 from armorm.errors import DataError
 from armorm.evaluation import runner
-from armorm.evaluation.comparison import compare
+from armorm.evaluation.model_comparison import compare
 from armorm.evaluation.reference import published, reference
 from armorm.evaluation.registry import BENCHMARKS, BenchmarkError
 from armorm.evaluation.rendering import as_json, comparison_table, results_tables

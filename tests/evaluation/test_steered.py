@@ -10,7 +10,7 @@ from scipy.stats import spearmanr
 
 from armorm import ArmoRM, evaluate
 from armorm.evaluation.rendering_steered import preview_tables
-from armorm.evaluation.steered import preview
+from armorm.evaluation.steering_preview import preview
 from tests.cli.test_commands import run
 from tests.small_models import reward_model
 

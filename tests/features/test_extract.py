@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
+from armorm.backbone.chat_template import EncodedConversation
 from armorm.backbone.decoder import Backbone
-from armorm.backbone.template import EncodedConversation
 from armorm.conversation import Conversation
 from armorm.errors import StoreError
 from armorm.features import plan as planning

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from armorm.backbone.template import EncodedConversation
+from armorm.backbone.chat_template import EncodedConversation
 from armorm.features import plan as planning
 from armorm.features.plan import plan_extraction, plan_figures
-from armorm.features.work import keys_of, lengths_of, prompt_keys_of
+from armorm.features.workers import keys_of, lengths_of, prompt_keys_of
 
 
 def conversation(*ids: int, gate: int = 1) -> EncodedConversation:

@@ -9,15 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from armorm.backbone.chat_template import EncodedConversation
 from armorm.backbone.decoder import Backbone
-from armorm.backbone.template import EncodedConversation
 from armorm.conversation import Conversation
 from armorm.errors import BackboneError, StoreError
 from armorm.features import plan as planning
 from armorm.features.extract import extract, fill_store
 from armorm.features.store import FeatureStore
-from armorm.features.tokens import TokenTable
-from armorm.features.work import Settings
+from armorm.features.token_table import TokenTable
+from armorm.features.workers import Settings
 from tests.conftest import chat
 
 pytestmark = pytest.mark.slow
@@ -53,7 +53,7 @@ def encoded(backbone) -> list[EncodedConversation]:
 
 @pytest.fixture(scope="module")
 def source():
-    from armorm.features.ray import BackboneSource
+    from armorm.features.ray_workers import BackboneSource
 
     return BackboneSource("armorm-tiny", dtype="float32", device="cpu")
 
@@ -91,7 +91,7 @@ def _is_worker(process) -> bool:
 def test_a_worker_killed_in_the_middle_is_replaced_and_the_bytes_are_those_of_one_process(
     two_cores, backbone, encoded, source, tmp_path, monkeypatch
 ):
-    from armorm.features.ray import RayWorkers
+    from armorm.features.ray_workers import RayWorkers
 
     monkeypatch.setattr(planning, "SHARD_TOKENS", SHARD_TOKENS)
     here, there = tmp_path / "here", tmp_path / "there"
@@ -114,7 +114,7 @@ def test_a_worker_killed_in_the_middle_is_replaced_and_the_bytes_are_those_of_on
 
 
 def test_features_read_through_workers_are_those_of_the_backbone(two_cores, backbone, encoded, source, tmp_path):
-    from armorm.features.ray import RayWorkers
+    from armorm.features.ray_workers import RayWorkers
 
     few = encoded[:6]
     store = FeatureStore.of(tmp_path, backbone)
@@ -125,7 +125,7 @@ def test_features_read_through_workers_are_those_of_the_backbone(two_cores, back
 
 
 def test_more_workers_than_there_is_room_for_are_refused_before_anything_is_loaded(two_cores, source):
-    from armorm.features.ray import RayWorkers
+    from armorm.features.ray_workers import RayWorkers
 
     with pytest.raises(BackboneError, match="3 workers of 1 CPU each: the cluster has 2"):
         RayWorkers(source, workers=3, cpus=1)
@@ -134,7 +134,7 @@ def test_more_workers_than_there_is_room_for_are_refused_before_anything_is_load
 
 
 def test_a_backbone_that_does_not_load_is_one_clear_line(two_cores, tmp_path):
-    from armorm.features.ray import BackboneSource, RayWorkers
+    from armorm.features.ray_workers import BackboneSource, RayWorkers
 
     runner = RayWorkers(BackboneSource(str(tmp_path / "nothing")), workers=1, cpus=1)
     with pytest.raises(BackboneError, match="nothing") as caught:
@@ -143,7 +143,7 @@ def test_a_backbone_that_does_not_load_is_one_clear_line(two_cores, tmp_path):
 
 
 def test_a_store_of_another_backbone_is_refused(two_cores, backbone, encoded, source, tmp_path):
-    from armorm.features.ray import BackboneSource, RayWorkers
+    from armorm.features.ray_workers import BackboneSource, RayWorkers
 
     store = FeatureStore.of(tmp_path, backbone)
     runner = RayWorkers(BackboneSource("armorm-tiny", dtype="bfloat16", device="cpu"), workers=1, cpus=1)
@@ -152,7 +152,7 @@ def test_a_store_of_another_backbone_is_refused(two_cores, backbone, encoded, so
 
 
 def test_a_shard_that_kills_every_worker_ends_the_run(two_cores, backbone, encoded, source, tmp_path):
-    from armorm.features.ray import ATTEMPTS, _Counter, _Task, _Worker
+    from armorm.features.ray_workers import ATTEMPTS, _Counter, _Task, _Worker
 
     table = TokenTable.write(tmp_path / "tokens", [encoded[:2]])
     counter = ray.remote(_Counter).options(num_cpus=0).remote()

@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import spearmanr
 
 from armorm.errors import FitError
-from armorm.heads.debias import fit_debiasing, no_debiasing, pearson, spearman, within_groups
+from armorm.heads.debiasing import fit_debiasing, no_debiasing, pearson, spearman, within_groups
 
 BIAS = 2
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from armorm.errors import FitError
-from armorm.heads.quantile import LEVELS, fit_quantiles, half_width, pinball, share_below
+from armorm.heads.quantiles import LEVELS, fit_quantiles, half_width, pinball, share_below
 
 FOLDS = 4
 

@@ -16,8 +16,9 @@ pytest.importorskip("fastapi")
 from armorm import ArmoRM, Conversation
 from armorm.client import RewardClient
 from armorm.errors import ConversationError
-from armorm.integrations import openrlhf, source, verl
-from armorm.integrations.source import IntegrationError, Settings
+from armorm.integrations import openrlhf, verl
+from armorm.integrations import rewards as source
+from armorm.integrations.rewards import IntegrationError, Settings
 from armorm.integrations.trl import reward_funcs
 from tests.backbones_for_tests import save_backbone
 from tests.conftest import chat

@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoTokenizer
 
 from armorm.heads.gating import GatingNetwork
-from armorm.model import modeling, portable, released
+from armorm.model import modeling, released
+from armorm.model import remote_code as portable
 from armorm.model.self_contained import PORTABLE
 from tests.conftest import chat
 from tests.small_models import llama, reward_model

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 
 from armorm import ArmoRM
-from armorm.backbone.overflow import encode_rows
+from armorm.backbone.encoding import encode_rows
 from armorm.conversation import Conversation
 from armorm.features.extract import extract
 from armorm.monitoring.log import RunLog
-from armorm.monitoring.outcome import examine
+from armorm.monitoring.summary import examine
 
 pytestmark = [pytest.mark.slow, pytest.mark.data]
 PROMPTS, RESPONSES = 30, 10

@@ -19,7 +19,7 @@ httpx = pytest.importorskip("httpx")
 pytest.importorskip("fastapi")
 
 from armorm.reward_model import ArmoRM  # noqa: E402
-from armorm.serving.scoring import Scorer  # noqa: E402
+from armorm.serving.engine import Scorer  # noqa: E402
 from armorm.serving.server import running  # noqa: E402
 from armorm.serving.settings import ServingSettings  # noqa: E402
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from armorm.backbone.template import EncodedConversation
+from armorm.backbone.chat_template import EncodedConversation
 from armorm.serving.batcher import Batcher, BatcherEvents, RowFailure, out_of_memory
-from armorm.serving.failures import RequestError
+from armorm.serving.errors import RequestError
 
 
 def row(length, start=0):

@@ -7,8 +7,8 @@ import re
 import httpx
 import pytest
 
-from armorm.serving.failures import RequestError
-from armorm.serving.scoring import Scorer
+from armorm.serving.engine import Scorer
+from armorm.serving.errors import RequestError
 from armorm.serving.server import (
     ServerError,
     address_of,

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from armorm.backbone.template import ChatTemplate
+from armorm.backbone.chat_formats import FAMILIES, learned_style
+from armorm.backbone.chat_template import ChatTemplate
+from armorm.backbone.rendered_text import EmptyResponseError, RenderedReader
 from armorm.conversation import Conversation
 from armorm.errors import ConversationError
-from armorm.serving.rendered import EmptyResponseError, RenderedReader
-from armorm.serving.turns import FAMILIES, learned_style
 from tests.conftest import chat
 from tests.small_models import tokenizer
 from tests.tokenizers_for_tests import STYLES, chatml, llama3, mistral, qwen3

@@ -9,9 +9,9 @@ import pytest
 import yaml
 
 from armorm.errors import DataError
+from armorm.serving.playground.cards import results
 from armorm.serving.playground.files import read_examples, read_prompt
-from armorm.serving.playground.pictures import results
-from armorm.serving.playground.weighing import Scored, Weigher
+from armorm.serving.playground.reweighting import Scored, Weigher
 from armorm.steering import SteeringError
 from tests.serving.conftest import question
 from tests.small_models import reward_model

@@ -9,15 +9,15 @@ import pytest
 
 from armorm import ArmoRM, Recipe, train
 from armorm.errors import CheckpointError, RecipeError
-from armorm.heads import quantile
+from armorm.heads import quantiles as quantile
 from armorm.heads.accumulation import accumulate, blocks_of
 from armorm.heads.regression import fit_from_statistics
 from armorm.heads.uncertainty import calibrate, fit_uncertainty
-from armorm.model import portable
+from armorm.model import remote_code as portable
 from armorm.training.beyond import joint_stage
 from armorm.training.extend import extend
 from armorm.training.extension_data import rated_sets
-from armorm.training.sections import JointSection, RegressionSection
+from armorm.training.schema import JointSection, RegressionSection
 from armorm.training.stage1 import from_kept
 from tests.heads.test_joint import FOLDS, corpus
 from tests.training.test_recipe import MINIMAL

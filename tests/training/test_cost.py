@@ -15,7 +15,7 @@ from armorm.cli.app import main
 from armorm.data.presets import NINETEEN
 from armorm.errors import RecipeError
 from armorm.training.cost import DEVICES, KNOWN_SHAPES, Gate, Hardware, Shape, Workload, fleets, stage_1_memory, stages
-from armorm.training.outlook import outlook
+from armorm.training.dry_run import outlook
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
 SMALL = {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 160, "vocab_size": 100}  # fmt: skip
@@ -120,7 +120,7 @@ def test_the_dry_run_of_the_published_run_asks_nothing_of_the_network(capsys, tm
 
 def test_the_dry_run_counts_tokens_of_what_is_at_hand(small_recipe):
     from armorm.backbone.decoder import Backbone
-    from armorm.training.outlook import conversations_of, workload_of
+    from armorm.training.dry_run import conversations_of, workload_of
     from armorm.training.plan import plan
 
     found = outlook(small_recipe, DEVICES["l4"])
@@ -135,7 +135,7 @@ def test_the_dry_run_counts_tokens_of_what_is_at_hand(small_recipe):
 
 
 def test_unknown_hardware_is_refused_with_what_there_is(small_recipe, tmp_path):
-    from armorm.training.outlook import require_known_device
+    from armorm.training.dry_run import require_known_device
 
     with pytest.raises(RecipeError, match="unknown hardware 'h1000'; there are h100, h200"):
         require_known_device("h1000", list(DEVICES))

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from armorm.backbone.template import ChatTemplate, EncodedConversation
+from armorm.backbone.chat_template import ChatTemplate, EncodedConversation
 from armorm.conversation import Conversation
-from armorm.training.prompt_trees import WIDTH_STEP, grow_trees, reads_trees, tree_batches, tree_tensors
+from armorm.training.finetune.collator import WIDTH_STEP, grow_trees, reads_trees, tree_batches, tree_tensors
 from tests.backbones_for_tests import backbone_of
 from tests.small_models import llama, tokenizer
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from armorm.data.demo import RECIPE
+from armorm.data.synthetic import RECIPE
 from armorm.errors import RecipeError
 from armorm.training.recipe import Recipe
 

@@ -12,7 +12,7 @@ from armorm.features.store import FeatureStore, shard_name
 from armorm.heads.accumulation import accumulate, blocks_of
 from armorm.heads.regression import fit_regression
 from armorm.heads.statistics import RatingStatistics
-from armorm.training.sections import RegressionSection
+from armorm.training.schema import RegressionSection
 from armorm.training.sharded import StoredRows, statistics_by_ray, statistics_of
 from armorm.training.stage1 import STATISTICS, RatedRows, fit_stage1
 

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from armorm.backbone.template import ChatTemplate, EncodedConversation
+from armorm.backbone.chat_template import ChatTemplate, EncodedConversation
 from armorm.embedded import embedded_path
 from armorm.errors import BackboneError, nearest
 

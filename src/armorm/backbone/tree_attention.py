@@ -30,7 +30,7 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.masking_utils import AttentionMaskInterface
 
 from armorm.backbone.prefix_tree import PrefixTree
-from armorm.backbone.tree_plan import STREAM_MULTIPLE, Square, TreePlan, visible_bias
+from armorm.backbone.tree_blocks import STREAM_MULTIPLE, Square, TreePlan, visible_bias
 
 NAME = "armorm_prefix_tree"
 _IGNORED = {"dropout", "is_causal", "position_ids", "position_embeddings", "output_attentions", "use_cache", "cache"}

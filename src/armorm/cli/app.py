@@ -17,19 +17,31 @@ from rich.console import Console
 
 import armorm
 from armorm.cli import (
-    embedding,
+    embed as embedding,
+)
+from armorm.cli import (
     evaluating,
-    exporting,
     extending,
-    inspecting,
-    monitoring,
     ranking,
     reporting,
     scoring,
-    serving,
-    starting,
     steering,
     training,
+)
+from armorm.cli import (
+    export as exporting,
+)
+from armorm.cli import (
+    init as starting,
+)
+from armorm.cli import (
+    inspect as inspecting,
+)
+from armorm.cli import (
+    monitor as monitoring,
+)
+from armorm.cli import (
+    serve as serving,
 )
 from armorm.errors import ArmormError, RecipeError
 

@@ -69,7 +69,7 @@ def evaluate(
 
     Example: `armorm evaluate pairs --data pairs.jsonl --model runs/real --against owner/other-reward-model`
     """
-    from armorm.evaluation.comparison import compare
+    from armorm.evaluation.model_comparison import compare
     from armorm.evaluation.registry import BenchmarkError
     from armorm.evaluation.rendering import as_json as result_json
     from armorm.evaluation.rendering import comparison_table, results_tables

@@ -12,7 +12,7 @@ from rich.table import Table
 from armorm.files import plain
 
 if TYPE_CHECKING:
-    from armorm.training.outlook import Outlook
+    from armorm.training.dry_run import Outlook
     from armorm.training.recipe import Recipe
 
 
@@ -27,7 +27,7 @@ def dry_run(
 ) -> None:
     """Print the outlook of a recipe."""
     from armorm.training.cost import DEVICES
-    from armorm.training.outlook import outlook, require_known_device
+    from armorm.training.dry_run import outlook, require_known_device
 
     require_known_device(hardware, list(DEVICES))
     device = replace(DEVICES[hardware], price=price)

@@ -47,8 +47,8 @@ def rank(
 
     Example: `armorm rank samples.jsonl --output ranked.jsonl --pairs dpo.jsonl`
     """
-    from armorm.evaluation.ranking import preference_row, read_candidates
-    from armorm.evaluation.ranking import rank as ranked_prompts
+    from armorm.evaluation.best_of_n import preference_row, read_candidates
+    from armorm.evaluation.best_of_n import rank as ranked_prompts
     from armorm.evaluation.scorers import CallableScorer, load_scorer
 
     function = CallableScorer.from_name(scorer) if scorer is not None else None
@@ -96,8 +96,8 @@ def compare(
 
     Example: `armorm compare --prompt "What is 2+2?" "4" "5, I think."`
     """
-    from armorm.contrast import contrast_of_scores
     from armorm.evaluation.scorers import ArmoRMScorer, load_scorer
+    from armorm.explain.response_comparison import contrast_of_scores
 
     conversations = [_conversation(prompt, text, name) for text, name in ((first, "A"), (second, "B"))]
     scorer = load_scorer(model, dtype=dtype, device=device)

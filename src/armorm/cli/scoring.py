@@ -151,7 +151,7 @@ def explain(
                 console.rule(f"row {number}", align="left")
             console.print(explanation)
     if html is not None:
-        from armorm.explanation import explanations_page
+        from armorm.explain.explanation import explanations_page
 
         labels = [f"row {number}" for number, _ in rows]
         conversations = [conversation for _, conversation in rows]

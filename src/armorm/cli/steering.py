@@ -81,7 +81,7 @@ def steer(
     found = None
     if pairs is not None:
         from armorm.evaluation.rendering_steered import preview_tables
-        from armorm.evaluation.steered import preview
+        from armorm.evaluation.steering_preview import preview
 
         found = preview(rm.steer(), steered, pairs, features=features)
         if not as_json:

@@ -23,7 +23,7 @@ from armorm.errors import CheckpointError
 from armorm.evaluation.scorers import BATCH_TOKENS, NOT_A_NUMBER, Scored
 
 if TYPE_CHECKING:
-    from armorm.backbone.template import ChatTemplate
+    from armorm.backbone.chat_template import ChatTemplate
 
 
 class ClassifierScorer:
@@ -39,7 +39,7 @@ class ClassifierScorer:
     def __init__(
         self, name: str, model: Any, tokenizer: Any, max_length: int | None = None, batch_tokens: int = BATCH_TOKENS
     ) -> None:
-        from armorm.backbone.template import ChatTemplate
+        from armorm.backbone.chat_template import ChatTemplate
 
         if getattr(model.config, "num_labels", 1) != 1:
             raise CheckpointError(f"{name}: has {model.config.num_labels} labels, expected one logit: a reward")
@@ -100,7 +100,7 @@ class ClassifierScorer:
         """Logits; over-long conversations are refused."""
         import torch
 
-        from armorm.backbone.overflow import encode_rows
+        from armorm.backbone.encoding import encode_rows
         from armorm.backbone.packing import length_sorted_batches
         from armorm.progress import progress
 

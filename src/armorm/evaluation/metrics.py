@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from armorm.heads.debias import spearman
+from armorm.heads.debiasing import spearman
 from armorm.objectives import ObjectiveSet
 
 MIN_ROWS = 3

@@ -18,12 +18,12 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from armorm.evaluation.audit_tables import audits_tables
 from armorm.evaluation.benchmarks import ratings
 from armorm.evaluation.cells import LEVELS
-from armorm.evaluation.comparison import Comparison
+from armorm.evaluation.model_comparison import Comparison
 from armorm.evaluation.reference import published
 from armorm.evaluation.registry import BENCHMARKS
-from armorm.evaluation.rendering_audits import audits_tables
 from armorm.evaluation.results import FigureResult, Results
 
 _NAME_WIDTH = 31

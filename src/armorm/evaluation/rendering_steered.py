@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from armorm.evaluation.rendering import number, span
-from armorm.evaluation.steered import AFTER, BEFORE, Preview
+from armorm.evaluation.steering_preview import AFTER, BEFORE, Preview
 from armorm.steering import sentences
 
 _FLIPS_SHOWN = 3

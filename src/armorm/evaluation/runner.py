@@ -31,12 +31,12 @@ from armorm.evaluation import baselines
 from armorm.evaluation.audits.audit import audits
 from armorm.evaluation.audits.comparisons import Comparisons
 from armorm.evaluation.audits.style import lengths
+from armorm.evaluation.bootstrap import RESAMPLES, Clusters, intervals, rows_of, value_of
 from armorm.evaluation.cells import Cells, Figure, totals
 from armorm.evaluation.examples import Example, Item, fingerprint, numbered
 from armorm.evaluation.loaders import READERS, Loaded
 from armorm.evaluation.rated import load_ratings
 from armorm.evaluation.registry import BENCHMARKS, Benchmark, BenchmarkError, find_benchmark
-from armorm.evaluation.resampling import RESAMPLES, Clusters, intervals, rows_of, value_of
 from armorm.evaluation.results import FigureResult, Results
 from armorm.evaluation.scorers import ArmoRMScorer, Scored, Scorer, load_scorer
 from armorm.evaluation.sources import find_sources

@@ -159,7 +159,7 @@ class ArmoRMScorer:
 
     def score(self, conversations: Sequence[Conversation]) -> Scored:
         """Features from the store where they are there, the heads on top."""
-        from armorm.backbone.overflow import encode_rows
+        from armorm.backbone.encoding import encode_rows
         from armorm.features.extract import extract
         from armorm.features.store import FeatureStore
         from armorm.progress import progress

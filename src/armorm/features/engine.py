@@ -3,7 +3,7 @@
 In:  a backbone, conversations in lexicographic order, a budget of tokens.
 Out: their prompt and response features, in order.
 
-Two ways. `tree`: one stream of tokens a forward pass, every shared beginning once (backbone/sharing.py). `plain`:
+Two ways. `tree`: one stream of tokens a forward pass, every shared beginning once (backbone/prefix_forward.py). `plain`:
 batches of similar length, padded on the right. The tree is chosen where the model passes the test on a sample of
 this very work; where it does not, the reason is printed and the run is plain. Streams of the coming batch are laid
 out while the model computes the present one. Where memory does not suffice, the budget halves and the run goes on;
@@ -21,11 +21,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from armorm.backbone.chat_template import EncodedConversation
 from armorm.backbone.decoder import Backbone
 from armorm.backbone.packing import length_sorted_batches
+from armorm.backbone.prefix_forward import SharedForward, can_compile, flops_per_token, sample, why_not_shared
 from armorm.backbone.prefix_tree import PrefixTree, build_tree, shared_with_previous, tree_batches
-from armorm.backbone.sharing import SharedForward, can_compile, flops_per_token, sample, why_not_shared
-from armorm.backbone.template import EncodedConversation
 from armorm.errors import BackboneError
 from armorm.progress import Advance, say
 

@@ -16,11 +16,21 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from armorm.backbone.chat_template import EncodedConversation
 from armorm.backbone.decoder import Backbone
-from armorm.backbone.template import EncodedConversation
 from armorm.features.plan import PlanFigures, plan_extraction, plan_figures
 from armorm.features.store import FeatureStore, shard_name
-from armorm.features.work import BATCH_TOKENS, Here, Rows, Runner, Settings, Work, keys_of, lengths_of, prompt_keys_of
+from armorm.features.workers import (
+    BATCH_TOKENS,
+    Here,
+    Rows,
+    Runner,
+    Settings,
+    Work,
+    keys_of,
+    lengths_of,
+    prompt_keys_of,
+)
 from armorm.progress import progress, say
 
 SAID_TOKENS = 200_000

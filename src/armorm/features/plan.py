@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from armorm.backbone.chat_template import EncodedConversation
 from armorm.backbone.prefix_tree import lexicographic_order, shared_with_previous
-from armorm.backbone.template import EncodedConversation
 
 SHARD_TOKENS = 400_000
 

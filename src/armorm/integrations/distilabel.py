@@ -26,7 +26,7 @@ from pydantic import Field, PrivateAttr
 from armorm.conversation import Conversation
 from armorm.embedded import EMBEDDED_REWARD_MODEL
 from armorm.errors import ArmormError, ConversationError, MissingExtraError, shown
-from armorm.integrations.source import IntegrationError, opened
+from armorm.integrations.rewards import IntegrationError, opened
 
 try:
     from distilabel.steps import Step, StepInput

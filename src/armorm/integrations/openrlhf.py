@@ -20,9 +20,9 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer
 
+from armorm.backbone.rendered_text import EmptyResponseError, RenderedReader
 from armorm.conversation import Conversation
-from armorm.integrations.source import IntegrationError, Settings, required_list, rewards_of
-from armorm.serving.rendered import EmptyResponseError, RenderedReader
+from armorm.integrations.rewards import IntegrationError, Settings, required_list, rewards_of
 
 
 def reward_func(queries: Sequence[str], prompts: Sequence[str], labels: Any = None, **_: Any) -> dict[str, Any]:

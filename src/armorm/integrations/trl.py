@@ -28,7 +28,7 @@ import numpy as np
 
 from armorm.conversation import Conversation, prompt_messages
 from armorm.errors import ConversationError, nearest
-from armorm.integrations.source import IntegrationError, biases_of, objective_names, required_list, source_of
+from armorm.integrations.rewards import IntegrationError, biases_of, objective_names, required_list, source_of
 from armorm.monitoring.log import append_samples, sample_line
 
 RewardFunction = Callable[..., list[Union[float, None]]]

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from armorm.conversation import Conversation
-from armorm.integrations.source import (
+from armorm.integrations.rewards import (
     IntegrationError,
     Rewards,
     Settings,

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
-from armorm.monitoring.outcome import Drift, MonitorOutcome
+from armorm.monitoring.summary import Drift, MonitorOutcome
 from armorm.monitoring.terminal import number
 
 _WIDTH, _HEIGHT = 320, 84

@@ -13,8 +13,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from armorm.explanation import signed_bar
-from armorm.monitoring.outcome import Drift, MonitorOutcome
+from armorm.explain.explanation import signed_bar
+from armorm.monitoring.summary import Drift, MonitorOutcome
 
 _LEVELS = "▁▂▃▄▅▆▇█"
 

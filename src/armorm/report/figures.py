@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import rankdata
 
-from armorm.heads.debias import spearman, within_groups
+from armorm.heads.debiasing import spearman, within_groups
 
 MIN_ROWS = 3
 

@@ -20,8 +20,8 @@ from armorm.evaluation.cells import LEVELS
 from armorm.evaluation.registry import BENCHMARKS
 from armorm.evaluation.rendering import number as in_unit
 from armorm.evaluation.results import FigureResult, Results
+from armorm.explain.html import render
 from armorm.files import plain
-from armorm.pages import render
 from armorm.report import notices, sections
 from armorm.report.evidence import Evidence, gather
 from armorm.steering import sentences

@@ -21,12 +21,20 @@ from starlette.requests import ClientDisconnect
 
 from armorm.serving import openapi
 from armorm.serving.answers import ModelList, State
-from armorm.serving.exchange import Read
-from armorm.serving.failures import RequestError
-from armorm.serving.guard import CLIENT_GONE, Bodies, Guard, failure_response, overload_status, unless_gone, within_time
+from armorm.serving.engine import Scorer
+from armorm.serving.errors import RequestError
 from armorm.serving.metrics import CONTENT_TYPE
+from armorm.serving.middleware import (
+    CLIENT_GONE,
+    Bodies,
+    Guard,
+    failure_response,
+    overload_status,
+    unless_gone,
+    within_time,
+)
+from armorm.serving.protocols.base import Read
 from armorm.serving.routes import ROUTES
-from armorm.serving.scoring import Scorer
 from armorm.version import __version__
 
 _SENTENCES = {404: "no such route", 405: "this route takes another method"}

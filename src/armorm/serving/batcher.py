@@ -27,8 +27,8 @@ from typing import Any
 
 import torch
 
-from armorm.backbone.template import EncodedConversation
-from armorm.serving.failures import RequestError
+from armorm.backbone.chat_template import EncodedConversation
+from armorm.serving.errors import RequestError
 from armorm.serving.sizes import BatchSize, group_of
 
 _LOG = logging.getLogger("armorm.serving")

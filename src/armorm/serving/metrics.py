@@ -26,7 +26,7 @@ from armorm.reward_model import ScoreBatch
 
 if TYPE_CHECKING:
     from armorm.serving.batcher import Batcher
-    from armorm.serving.forward import Forward
+    from armorm.serving.prefix_cache import Forward
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 # Rewards live on 0..1, predictions somewhat beyond.

@@ -61,7 +61,7 @@ def app(arguments: Arguments) -> Any:
     def build() -> Any:  # (in the replica)
         from armorm.reward_model import ArmoRM
         from armorm.serving.app import make_app
-        from armorm.serving.scoring import Scorer
+        from armorm.serving.engine import Scorer
         from armorm.serving.server import key_from_environment, served_name
 
         settings = ServingSettings(

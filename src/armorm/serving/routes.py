@@ -12,10 +12,11 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel
 
+from armorm.backbone.rendered_text import RenderedReader
 from armorm.serving import answers
-from armorm.serving.exchange import Exchange, Read
-from armorm.serving.rendered import RenderedReader
-from armorm.serving.stacks import llamafactory, native, nim, openrlhf, sglang, vllm
+from armorm.serving.protocols import armorm as native
+from armorm.serving.protocols import llamafactory, nim, openrlhf, sglang, vllm
+from armorm.serving.protocols.base import Exchange, Read
 
 _MESSAGES = [{"role": "user", "content": "What is 2+2?"}, {"role": "assistant", "content": "4"}]
 _PROMPT = "<|im_start|>user\nWhat is 2+2?<|im_end|>\n<|im_start|>assistant\n"

@@ -22,7 +22,7 @@ import uvicorn
 
 from armorm.errors import ArmormError
 from armorm.serving.app import make_app
-from armorm.serving.scoring import Scorer
+from armorm.serving.engine import Scorer
 from armorm.serving.settings import SettingsError
 
 _BACKLOG = 2048

@@ -6,7 +6,7 @@ Out: tokens that go through the model, padding included.
 
 from __future__ import annotations
 
-from armorm.backbone.template import EncodedConversation
+from armorm.backbone.chat_template import EncodedConversation
 
 
 def group_of(row: EncodedConversation, shares: bool) -> bytes:

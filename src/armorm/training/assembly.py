@@ -11,7 +11,7 @@ import torch
 
 import armorm
 from armorm.backbone.decoder import Backbone
-from armorm.heads.debias import Debiasing
+from armorm.heads.debiasing import Debiasing
 from armorm.heads.gating import GatingNetwork
 from armorm.heads.regression import RegressionHead
 from armorm.heads.uncertainty import Uncertainty

@@ -14,13 +14,13 @@ import numpy as np
 import torch
 
 from armorm.heads.accumulation import accumulate, blocks_of
-from armorm.heads.debias import Debiasing
+from armorm.heads.debiasing import Debiasing
 from armorm.heads.gating import GatingNetwork
 from armorm.heads.joint import JointPairs, JointReport, fit_joint
-from armorm.heads.quantile import fit_quantiles
+from armorm.heads.quantiles import fit_quantiles
 from armorm.heads.regression import RegressionHead
 from armorm.heads.uncertainty import ENOUGH_LEVELS, Uncertainty, calibrate, error_correlation
-from armorm.training.sections import JointSection, QuantilesSection, RegressionSection
+from armorm.training.schema import JointSection, QuantilesSection, RegressionSection
 from armorm.training.stage1 import to_kept
 
 _HEAD_ARRAYS = ("weight", "bias", "fold_weight", "fold_bias")

@@ -16,17 +16,17 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
+from armorm.backbone.chat_template import EncodedConversation
 from armorm.backbone.decoder import Backbone
-from armorm.backbone.overflow import encode_rows
-from armorm.backbone.template import EncodedConversation
+from armorm.backbone.encoding import encode_rows
 from armorm.conversation import Conversation
 from armorm.features.extract import Features, distinct, fill_store
 from armorm.features.store import FeatureStore
-from armorm.features.work import Runner, Settings, keys_of, prompt_keys_of
+from armorm.features.workers import Runner, Settings, keys_of, prompt_keys_of
 from armorm.progress import progress
 from armorm.training.plan import TrainingData
 from armorm.training.recipe import Recipe
-from armorm.training.sections import BackboneSection
+from armorm.training.schema import BackboneSection
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def _runner(section: BackboneSection, backbone: Backbone) -> Runner | None:
     """Who extracts features, where that is not this process."""
     if section.engine == "local":
         return None
-    from armorm.features.ray import BackboneSource, RayWorkers
+    from armorm.features.ray_workers import BackboneSource, RayWorkers
 
     # (Workers load what this process did: after fine-tuning that is another backbone than the recipe's.)
     source = BackboneSource(backbone.name, section.dtype, section.device, section.revision, section.trust_remote_code)

@@ -18,17 +18,17 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from armorm.backbone.overflow import encode_rows
+from armorm.backbone.encoding import encode_rows
 from armorm.conversation import Conversation
-from armorm.data.demo import RECIPE, DemoRow, generate, write_corpus
 from armorm.data.preferences import PreferencePair, read_preferences
 from armorm.data.ratings import RatingTable
 from armorm.data.rows import Location
+from armorm.data.synthetic import RECIPE, DemoRow, generate, write_corpus
 from armorm.features.extract import Features, extract
 from armorm.features.store import FeatureStore
 from armorm.files import write_json, write_text
 from armorm.heads.bradley_terry import fit_bradley_terry
-from armorm.heads.debias import spearman
+from armorm.heads.debiasing import spearman
 from armorm.reward_model import ArmoRM
 from armorm.training.pipeline import train
 from armorm.training.plan import plan

@@ -29,7 +29,7 @@ from rich.console import Console
 
 import armorm
 from armorm.backbone.decoder import settle_dtype
-from armorm.backbone.overflow import encode_rows
+from armorm.backbone.encoding import encode_rows
 from armorm.conversation import Conversation
 from armorm.data.preferences import read_preferences
 from armorm.data.ratings import RatedSet, RatingTable, read_ratings
@@ -50,7 +50,7 @@ from armorm.reward_model import ArmoRM
 from armorm.training.assembly import QUANTILES
 from armorm.training.extension import extended_card, extended_transform, rows_of_w, wider_gate
 from armorm.training.plan import is_test
-from armorm.training.sections import RegressionSection
+from armorm.training.schema import RegressionSection
 from armorm.training.splits import HELD_OUT_PAIRS, held_out_prompts
 from armorm.training.stage1 import STATISTICS, fit_kept_statistics, rating_levels
 from armorm.training.tracking import Tracking

@@ -16,7 +16,7 @@ import torch
 
 from armorm.conversation import Conversation
 from armorm.errors import FitError
-from armorm.heads.debias import fit_debiasing
+from armorm.heads.debiasing import fit_debiasing
 from armorm.heads.gating import GatingNetwork
 from armorm.heads.regression import RegressionHead
 from armorm.reward_model import ArmoRM

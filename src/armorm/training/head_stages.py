@@ -21,7 +21,7 @@ from armorm.backbone.decoder import resolve_device
 from armorm.conversation import Conversation
 from armorm.data.preferences import PreferencePair
 from armorm.files import plain, read_arrays, write_arrays
-from armorm.heads.debias import Debiasing, fit_debiasing, no_debiasing
+from armorm.heads.debiasing import Debiasing, fit_debiasing, no_debiasing
 from armorm.heads.gating import GateReport, GateSettings, GatingNetwork, RewardPairs, fit_gate
 from armorm.heads.joint import JointPairs
 from armorm.heads.regression import RegressionHead, fold_of
@@ -30,7 +30,7 @@ from armorm.heads.uncertainty import Uncertainty
 from armorm.reward_model import ArmoRM
 from armorm.training.beyond import joint_stage, pair_coefficients, quantile_stage
 from armorm.training.corpus import Corpus
-from armorm.training.finetuned import with_start
+from armorm.training.finetune.record import with_start
 from armorm.training.recipe import Recipe
 from armorm.training.sharded import statistics_by_ray
 from armorm.training.splits import HELD_OUT_PAIRS, group_index, held_out_prompts, relative_margins

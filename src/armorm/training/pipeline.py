@@ -34,13 +34,13 @@ from armorm.files import plain, write_json, write_text
 from armorm.heads.regression import fold_of
 from armorm.reward_model import ArmoRM
 from armorm.training.assembly import assemble_model
-from armorm.training.card import model_card
 from armorm.training.corpus import Corpus, read_corpus
-from armorm.training.finetuned import Finetuned, without_finetuned
+from armorm.training.evaluate import RunFigures
+from armorm.training.finetune.record import Finetuned, without_finetuned
 from armorm.training.head_stages import HeadStages
+from armorm.training.model_card import model_card
 from armorm.training.plan import TrainingData, plan
 from armorm.training.recipe import Recipe
-from armorm.training.run_figures import RunFigures
 from armorm.training.stage1 import RatedRows, rating_levels
 
 
@@ -196,7 +196,7 @@ class _Run:
         """Fine-tune the backbone where the recipe asks for it; leave the prompts that it was fine-tuned on out."""
         folder: str | Path = self.recipe.backbone.model
         if self.recipe.finetune is not None:
-            from armorm.training.finetune import finetune
+            from armorm.training.finetune.run import finetune
 
             folder = finetune(self.recipe, self.data, self.work, self.console)
         finetuned = Finetuned.read(folder)

@@ -6,7 +6,7 @@ Out: `TrainingData`: rated rows, preference pairs, reference conversations and e
 
 Splits. Rows of a set with a `split` column go where it says; of other sets, a share of the prompts
 (`test_share`, decided by the prompt's content) is held out. No prompt that is evaluated on, anywhere in the
-run, or kept apart by the recipe, is trained on, however it is written (data/overlap.py): such training rows
+run, or kept apart by the recipe, is trained on, however it is written (data/decontamination.py): such training rows
 are left out and counted.
 """
 
@@ -21,8 +21,8 @@ import numpy as np
 
 from armorm.conversation import Conversation
 from armorm.data.computed import find_measure
+from armorm.data.decontamination import KnownPrompts
 from armorm.data.layouts import renamed
-from armorm.data.overlap import KnownPrompts
 from armorm.data.preferences import (
     PreferencePair,
     cap_pairs,
@@ -39,7 +39,7 @@ from armorm.evaluation.registry import BENCHMARKS
 from armorm.evaluation.sources import find_sources
 from armorm.objectives import Objective, ObjectiveError
 from armorm.training.recipe import Recipe
-from armorm.training.sections import EvaluationSection, PreferencesSection, ReferenceSection, SetSection
+from armorm.training.schema import EvaluationSection, PreferencesSection, ReferenceSection, SetSection
 
 
 @dataclass

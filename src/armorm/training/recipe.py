@@ -23,7 +23,7 @@ from pydantic import Field, ValidationError, field_validator
 
 from armorm.errors import RecipeError, nearest, shown
 from armorm.files import UniqueKeys
-from armorm.training.sections import (
+from armorm.training.schema import (
     BackboneSection,
     DebiasSection,
     EvaluationSection,

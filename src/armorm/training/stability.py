@@ -17,7 +17,7 @@ import numpy as np
 
 from armorm.conversation import Conversation
 from armorm.data.computed import measure
-from armorm.heads.debias import Debiasing, Metric, correlation, within_groups
+from armorm.heads.debiasing import Debiasing, Metric, correlation, within_groups
 from armorm.objectives import Objective
 
 MIN_ROWS = 10

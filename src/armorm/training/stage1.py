@@ -21,8 +21,8 @@ from armorm.heads.accumulation import RatedBlock, accumulate
 from armorm.heads.regression import RegressionHead, RegressionReport, fit_from_statistics
 from armorm.heads.statistics import RatingStatistics
 from armorm.heads.uncertainty import ENOUGH_LEVELS, Uncertainty, calibrate, fit_uncertainty
-from armorm.training.finetuned import residuals
-from armorm.training.sections import RegressionSection
+from armorm.training.finetune.record import residuals
+from armorm.training.schema import RegressionSection
 from armorm.training.sharded import StoredRows
 
 Blocks = Callable[[], Iterable[RatedBlock]]

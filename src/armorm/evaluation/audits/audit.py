@@ -18,8 +18,8 @@ from armorm.evaluation.audits.calibration import calibration
 from armorm.evaluation.audits.comparisons import Comparisons
 from armorm.evaluation.audits.objectives import alone, decisions, gate
 from armorm.evaluation.audits.style import quantities
+from armorm.evaluation.bootstrap import Clusters
 from armorm.evaluation.examples import Item
-from armorm.evaluation.resampling import Clusters
 from armorm.evaluation.scorers import Parts, Scored
 
 SERVED, BEFORE = "as served", "before debiasing"

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from armorm.evaluation.audits.comparisons import Comparisons
-from armorm.heads.debias import spearman, within_groups
+from armorm.heads.debiasing import spearman, within_groups
 
 _MIN_ROWS = 3
 

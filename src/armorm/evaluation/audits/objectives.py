@@ -16,8 +16,8 @@ import numpy as np
 
 from armorm.attribution import deciding
 from armorm.evaluation.audits.comparisons import Comparisons
+from armorm.evaluation.bootstrap import Clusters, intervals, value_of
 from armorm.evaluation.cells import Cells, Figure, Measured
-from armorm.evaluation.resampling import Clusters, intervals, value_of
 from armorm.evaluation.scorers import Parts
 
 ALL = "all"

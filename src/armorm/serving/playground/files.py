@@ -17,7 +17,7 @@ from typing import Any
 from armorm.conversation import Conversation, Message
 from armorm.data.rows import Location, Row
 from armorm.errors import ConversationError, shown
-from armorm.serving.playground.weighing import LETTERS
+from armorm.serving.playground.reweighting import LETTERS
 
 MOST_ROWS = 1000
 

@@ -13,9 +13,9 @@ from fastapi import FastAPI
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from armorm.serving.failures import RequestError
-from armorm.serving.guard import UI_PATH, failure_response
-from armorm.serving.scoring import Scorer
+from armorm.serving.engine import Scorer
+from armorm.serving.errors import RequestError
+from armorm.serving.middleware import UI_PATH, failure_response
 
 _POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; style-src 'self' 'unsafe-inline'; "

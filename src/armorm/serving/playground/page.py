@@ -18,12 +18,12 @@ import numpy as np
 
 from armorm.errors import ArmormError
 from armorm.files import plain
-from armorm.serving.failures import RequestError
+from armorm.serving.engine import Scorer
+from armorm.serving.errors import RequestError
+from armorm.serving.playground.cards import results, status, welcome
 from armorm.serving.playground.files import MOST_ROWS, Example, read_examples, read_prompt
-from armorm.serving.playground.pictures import results, status, welcome
-from armorm.serving.playground.weighing import LETTERS, Scored, Weigher
-from armorm.serving.scoring import Scorer
-from armorm.serving.stacks import native
+from armorm.serving.playground.reweighting import LETTERS, Scored, Weigher
+from armorm.serving.protocols import armorm as native
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
 
@@ -307,7 +307,7 @@ def _usual(weight: float | None, bias: bool) -> str:
 
 
 def _nothing(k: int) -> Any:
-    from armorm.serving.playground.weighing import Weighed
+    from armorm.serving.playground.reweighting import Weighed
 
     none = np.zeros((0, k))
     return Weighed([], [], np.zeros(0), none, none, none, [], {})

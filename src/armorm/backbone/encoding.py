@@ -1,0 +1,154 @@
+"""What happens to conversations that are longer than the backbone may read.
+
+In:  conversations, a chat template, a length limit in tokens, a policy.
+Out: `EncodedRows`: one entry a row, None for refused rows, and each refusal with its reason.
+
+Policies. `error`: the first over-long row stops the run. `skip`: the row is refused and listed.
+`truncate_prompt`: the oldest turns of the prompt go first (system turns stay, the reply is never
+touched), then the beginning of the last prompt turn; the gate then sees what is left. A row whose
+reply alone does not fit is refused under every policy. The number of tokens taken away is kept.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Literal
+
+from armorm.backbone.chat_template import ChatTemplate, EncodedConversation
+from armorm.conversation import Conversation, Message
+from armorm.errors import ConversationError
+
+Overflow = Literal["error", "truncate_prompt", "skip"]
+_CHUNK = 512
+
+
+@dataclass(frozen=True)
+class EncodedRows:
+    """Conversations as the backbone reads them.
+
+    Attributes:
+        rows: one entry a conversation, in order; None where it was refused.
+        rejected: (index, reason) of every refused row.
+    """
+
+    rows: list[EncodedConversation | None]
+    rejected: list[tuple[int, str]]
+
+    @property
+    def truncated(self) -> list[int]:
+        """Indices of the rows that lost prompt tokens."""
+        return [i for i, row in enumerate(self.rows) if row is not None and row.truncated_tokens]
+
+
+def encode_rows(
+    template: ChatTemplate,
+    conversations: Sequence[Conversation],
+    max_length: int | None,
+    overflow: Overflow = "error",
+    advance: Callable[[int], None] = lambda count: None,
+) -> EncodedRows:
+    """Encode conversations under a length limit.
+
+    Args:
+        max_length: most tokens a conversation may have; None for no limit.
+        advance: called with the number of conversations done, for progress.
+
+    Raises:
+        ConversationError: for the first row that cannot be encoded, under the policy `error`.
+    """
+    rows: list[EncodedConversation | None] = []
+    rejected: list[tuple[int, str]] = []
+    for start in range(0, len(conversations), _CHUNK):
+        chunk = conversations[start : start + _CHUNK]
+        for offset, whole in enumerate(_encode_chunk(template, chunk)):
+            encoded = whole
+            if isinstance(whole, EncodedConversation) and max_length is not None and len(whole) > max_length:
+                encoded = _shorten(template, chunk[offset], whole, max_length, overflow)
+            if isinstance(encoded, ConversationError):
+                if overflow == "error":
+                    raise ConversationError(encoded.problem, f"conversation {start + offset}") from None
+                rejected.append((start + offset, encoded.problem))
+                rows.append(None)
+            else:
+                rows.append(encoded)
+        advance(len(chunk))
+    return EncodedRows(rows, rejected)
+
+
+def _encode_chunk(
+    template: ChatTemplate, chunk: Sequence[Conversation]
+) -> Sequence[EncodedConversation | ConversationError]:
+    """Encode together; where one is refused, one by one, so that only it is lost."""
+    try:
+        return template.encode(chunk)
+    except ConversationError as error:
+        if len(chunk) == 1:
+            return [error]
+        return [_encode_chunk(template, [conversation])[0] for conversation in chunk]
+
+
+def _shorten(
+    template: ChatTemplate,
+    conversation: Conversation,
+    encoded: EncodedConversation,
+    max_length: int,
+    overflow: Overflow,
+) -> EncodedConversation | ConversationError:
+    if overflow != "truncate_prompt":
+        return ConversationError(f"found {len(encoded)} tokens, expected at most {max_length}")
+    whole = len(encoded)
+    prompt = list(conversation.prompt)
+
+    @cache
+    def shortened(start: int) -> EncodedConversation | ConversationError:
+        return _encode_chunk(template, [Conversation((*_from_turn(prompt, start), conversation.messages[-1]))])[0]
+
+    def suffices(start: int) -> bool:
+        found = shortened(start)
+        return isinstance(found, ConversationError) or len(found) <= max_length
+
+    # (By bisection: a dialogue may have thousands of turns, and each look at what is left encodes it anew.)
+    starts = _later_exchanges(prompt)
+    first = bisect_left(starts, True, key=suffices)
+    rest: EncodedConversation | ConversationError = encoded
+    if starts:
+        start = starts[min(first, len(starts) - 1)]
+        prompt, rest = _from_turn(prompt, start), shortened(start)
+    while not isinstance(rest, ConversationError) and len(rest) > max_length:
+        shorter = _without_beginning(template, prompt, len(rest) - max_length)
+        if shorter is None:
+            return ConversationError(
+                f"found {whole} tokens, the reply and its frame alone {len(rest)}, expected at most {max_length}"
+            )
+        prompt = shorter
+        rest = _encode_chunk(template, [Conversation((*prompt, conversation.messages[-1]))])[0]
+    if isinstance(rest, ConversationError):
+        return ConversationError(f"found {whole} tokens, expected at most {max_length}; shortened: {rest.problem}")
+    return replace(rest, truncated_tokens=whole - len(rest))
+
+
+def _later_exchanges(prompt: Sequence[Message]) -> list[int]:
+    """Where the exchanges after the first one begin: at user turns."""
+    oldest = next((i for i, message in enumerate(prompt) if message.role != "system"), len(prompt))
+    return [i for i in range(oldest + 1, len(prompt)) if prompt[i].role == "user"]
+
+
+def _from_turn(prompt: Sequence[Message], start: int) -> list[Message]:
+    """A prompt from one of its turns on, with the system turns before it."""
+    return [*(message for message in prompt[:start] if message.role == "system"), *prompt[start:]]
+
+
+def _without_beginning(template: ChatTemplate, prompt: Sequence[Message], excess: int) -> list[Message] | None:
+    """Cut `excess` tokens off the beginning of the last prompt turn; None when nothing of it would be left."""
+    last = prompt[-1]
+    if last.role == "system":
+        return None
+    pieces = template.text_pieces(last.content)
+    if len(pieces) <= 1:
+        return None
+    cut = pieces[min(excess, len(pieces) - 1)][0]
+    rest = last.content[max(cut, 1) :]
+    return [*prompt[:-1], Message(last.role, rest, last.extra)] if rest.strip() else None

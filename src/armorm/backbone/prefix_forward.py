@@ -1,0 +1,231 @@
+"""Sharing: forward passes over prefix trees instead of padded batches, where they give the same features.
+
+In:  a backbone; encoded conversations in lexicographic order.
+Out: their features, each shared beginning computed once; or the reason why this model cannot do that.
+
+What a model does with positions, masks and states is its own affair, so nothing is taken on trust: before a large
+piece of work, features of a small sample of that work, taken from one tree, are compared with those of each
+conversation alone. A model that keeps a state of another kind (Mamba), adds positions to its attention (ALiBi) or
+reads past what it is handed fails that test and runs on plain batches.
+
+Layers can be compiled for one length of stream: norms, rotations and activations then cost one pass over memory
+each instead of many, which on a small model is a third of the time, and half a minute of compiling.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from armorm.backbone.chat_template import EncodedConversation
+from armorm.backbone.decoder import Backbone
+from armorm.backbone.prefix_tree import PrefixTree, build_tree, shared_with_previous
+from armorm.backbone.tree_attention import UnsupportedAttentionError, only_tokens, tree_attention
+from armorm.backbone.tree_blocks import STREAM_MULTIPLE
+
+# How far features may be from those of the conversation alone, relative to their norm. Rounding gives 1e-6 and 2e-2;
+# a wrong mask or position 1e-1 and more.
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 6e-2, torch.float16: 1e-2}
+SAMPLE_TOKENS = 1536
+# Layers that are no more than attention and a feed-forward part, each behind its norm and added to the stream: behind
+# the last one's attention, only the tokens whose state is asked for are computed.
+_PLAIN_LAYERS = {"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer"}
+
+
+@dataclass
+class SharedForward:
+    """Forward passes of one backbone over trees.
+
+    Args:
+        compiled: compile the layers; every stream is then filled up to `length`.
+        length: tokens of a compiled stream.
+    """
+
+    backbone: Backbone
+    compiled: bool = False
+    length: int = 0
+    _layers: list[nn.Module] = field(init=False)
+    _calls: list[Any] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.length = -(-self.length // STREAM_MULTIPLE) * STREAM_MULTIPLE
+        self._layers = list(decoder_layers(self.backbone.model)) if self.compiled else []
+        self._calls = [_compiled_call(layer) for layer in self._layers]
+
+    @torch.inference_mode()
+    def features(self, tree: PrefixTree) -> tuple[np.ndarray, np.ndarray]:
+        """Prompt and response features (m, d) float32 of a tree's conversations."""
+        # (On a GPU attention is compiled for one length, whatever the layers are.)
+        fixed = self.compiled or self.backbone.device.type == "cuda"
+        multiple = max(self.length, STREAM_MULTIPLE) if fixed else STREAM_MULTIPLE
+        stream = tree.padded(-(-len(tree) // multiple) * multiple)
+        model, device = self.backbone.model, self.backbone.device
+        asked = np.unique(np.concatenate([tree.gates, tree.lasts]))
+        with ExitStack() as stack:
+            stack.enter_context(tree_attention(model, stream))
+            compiled = self.compiled and len(stream) == self.length
+            if compiled:
+                stack.enter_context(self._swapped())
+            attend = _compiled_attend if compiled else _attend
+            only = stack.enter_context(_only(model, asked, attend))
+            ids, positions = (torch.from_numpy(part)[None].to(device) for part in (stream.ids, stream.positions))
+            states = model(input_ids=ids, position_ids=positions, use_cache=False).last_hidden_state[0]
+        if not only:
+            states = states[torch.from_numpy(asked).to(states.device)]
+        states = states.float().cpu().numpy()
+        return states[np.searchsorted(asked, tree.gates)], states[np.searchsorted(asked, tree.lasts)]
+
+    @contextmanager
+    def _swapped(self) -> Iterator[None]:
+        """Within the block the layers are the compiled ones."""
+        for layer, call in zip(self._layers, self._calls, strict=True):
+            layer._compiled_call_impl = call
+        try:
+            yield
+        finally:
+            for layer in self._layers:
+                layer._compiled_call_impl = None
+
+
+def _compiled_call(layer: nn.Module) -> Any:
+    layer.compile(dynamic=False)
+    call, layer._compiled_call_impl = layer._compiled_call_impl, None
+    return call
+
+
+def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
+    """The list of a decoder's layers: the first that is as long as the config says.
+
+    Raises:
+        UnsupportedAttentionError: where there is none.
+    """
+    count = model.config.get_text_config().num_hidden_layers
+    for module in model.modules():
+        if isinstance(module, nn.ModuleList) and len(module) == count:
+            return module
+    raise UnsupportedAttentionError("its layers stand in no list")
+
+
+def _attend(layer: Any, states: torch.Tensor, options: dict[str, Any]) -> torch.Tensor:
+    return layer.self_attn(hidden_states=layer.input_layernorm(states), **options)[0]
+
+
+_compiled_attend = torch.compile(_attend, dynamic=False)
+
+
+class _LastLayer(nn.Module):
+    """The last layer of a plain decoder, for some of the tokens."""
+
+    def __init__(self, layer: Any, rows: np.ndarray, attend: Callable[..., torch.Tensor]) -> None:
+        super().__init__()
+        self.layer, self.rows, self.attend = layer, rows, attend
+
+    def forward(self, hidden_states: torch.Tensor, **options: Any) -> torch.Tensor:
+        layer = self.layer
+        with only_tokens(self.rows):
+            attended = self.attend(layer, hidden_states, options)
+        rows = torch.from_numpy(self.rows).to(hidden_states.device)
+        states = hidden_states[:, rows] + attended[:, rows]
+        return states + layer.mlp(layer.post_attention_layernorm(states))
+
+
+@contextmanager
+def _only(model: PreTrainedModel, rows: np.ndarray, attend: Callable[..., torch.Tensor] = _attend) -> Iterator[bool]:
+    """Within the block a plain decoder gives the states of those rows alone; yields whether it is one."""
+    try:
+        layers = decoder_layers(model)
+    except UnsupportedAttentionError:
+        yield False
+        return
+    last = layers[-1]
+    if type(last).__name__ not in _PLAIN_LAYERS or hasattr(last, "_hf_hook"):
+        yield False
+        return
+    layers[-1] = _LastLayer(last, rows, attend)
+    try:
+        yield True
+    finally:
+        layers[-1] = last
+
+
+def why_not_shared(backbone: Backbone, conversations: Sequence[EncodedConversation]) -> str:
+    """Compare one tree of a sample with each of its conversations alone.
+
+    Args:
+        conversations: the sample, in lexicographic order, at least two.
+
+    Returns:
+        why the model must not share beginnings; empty where it may.
+    """
+    sequences = [conversation.ids for conversation in conversations]
+    gates = [conversation.gate_position for conversation in conversations]
+    tree = build_tree(sequences, gates, shared_with_previous(sequences).tolist())
+    alone = [backbone.features([conversation]) for conversation in conversations]
+    try:
+        shared = SharedForward(backbone).features(tree)
+    except (UnsupportedAttentionError, TypeError, IndexError) as error:
+        return str(error).splitlines()[0]
+    worst = 0.0
+    for found, pairs in zip(shared, zip(*alone, strict=True), strict=True):
+        expected = np.concatenate(pairs)
+        if not np.isfinite(found).all():
+            return "features from a shared sequence are not finite"
+        distance = np.linalg.norm(found - expected, axis=1) / np.linalg.norm(expected, axis=1)
+        worst = max(worst, float(distance.max()))
+    if worst > TOLERANCE.get(backbone.model.dtype, 6e-2):
+        return f"features from a shared sequence differ by {worst:.0%} of their norm"
+    return ""
+
+
+def sample(conversations: Sequence[EncodedConversation], shared: np.ndarray, window: int | None) -> list[int]:
+    """A few conversations to compare on: those that share the most, from several places, up to `SAMPLE_TOKENS`.
+
+    Args:
+        conversations: all of the work, in lexicographic order.
+        shared: (n,) tokens each has in common with the one before.
+        window: the model's sliding window; one conversation beyond it is among the sample, where there is one.
+
+    Returns:
+        rows in order.
+    """
+    lengths = np.array([len(conversation) for conversation in conversations])
+    chosen: set[int] = set()
+    total = 0
+    if window is not None and lengths.max(initial=0) > window:
+        longest = np.where(lengths > window, lengths, lengths.max() + 1).argmin()
+        chosen.add(int(longest))
+    for row in np.argsort(-shared, kind="stable").tolist():
+        pair = {row - 1, row} - chosen if row else set()
+        more = int(sum(lengths[i] for i in pair))
+        if pair and (total + more <= SAMPLE_TOKENS or len(chosen) < 2):
+            chosen |= pair
+            total += more
+        if total > SAMPLE_TOKENS // 2:
+            break
+    for row in np.linspace(0, len(lengths) - 1, 8).astype(int).tolist():
+        if total + lengths[row] <= SAMPLE_TOKENS:
+            chosen.add(row)
+            total += int(lengths[row])
+    return sorted(chosen)
+
+
+def can_compile(device: torch.device) -> bool:
+    """Whether layers can be compiled: on a processor that takes a C++ compiler."""
+    return device.type == "cuda" or any(shutil.which(name) for name in ("g++", "clang++", "c++"))
+
+
+def flops_per_token(model: nn.Module) -> int:
+    """Operations of a forward pass for one token: two for each weight of a matrix that tokens are multiplied with.
+
+    Attention between tokens is left out; an embedding is looked up, not multiplied with.
+    """
+    embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    return 2 * sum(p.numel() for p in model.parameters() if p.dim() >= 2 and id(p) not in embeddings)

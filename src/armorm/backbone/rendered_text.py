@@ -1,0 +1,196 @@
+"""Rendered text and token ids, back to conversations.
+
+In:  text as some chat template wrote it, with the template's tokens in it; or its prompt and what follows.
+Out: a `Conversation`, to be written again by the model's own template; or one clear sentence.
+
+Where the prompt is given beside the text, it is the exact prefix: all that follows is one response, whatever
+stands in it. Where it is not, the text is split by the first style that it begins like: that of the policy's
+tokenizer if the server knows it, the model's own, then the families of `turns.py`. Such text cannot tell a
+turn from a response that wrote one, so more than one assistant turn is refused unless the server was told how
+to read it (`ServingSettings.rendered_turns`). An end token that closes the reply is taken off, once.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from armorm.backbone.chat_formats import FAMILIES, Turn, learned_style
+from armorm.backbone.chat_template import ChatTemplate, EncodedConversation
+from armorm.conversation import Conversation
+from armorm.errors import ConversationError, shown
+from armorm.serving.settings import RenderedTurns
+
+# Template tokens of widespread models: a prompt that holds one was rendered by some template.
+_TOKEN = re.compile(r"<[|｜][^|｜<>\s]{1,40}[|｜]>|\[/?INST\]|</?s>|<(?:start|end)_of_turn>|<bos>|<eos>")
+_WHITE = re.compile(r"\s{0,4}")
+
+
+class EmptyResponseError(ConversationError):
+    """A response without text, which no model can rate."""
+
+    def __init__(self, field: str = "") -> None:
+        super().__init__("found an empty response, expected text", field)
+
+
+class RenderedReader:
+    """Reads what other templates wrote.
+
+    Args:
+        template: of the reward model.
+        vocabulary: rows of its embedding; ids outside are refused.
+        turns: what is done about text with several assistant turns.
+        policy_tokenizer: of the model whose text is read, where it is known.
+        max_characters: longer texts are refused unread, None for no limit.
+    """
+
+    def __init__(
+        self,
+        template: ChatTemplate,
+        vocabulary: int,
+        turns: RenderedTurns = "refuse",
+        policy_tokenizer: Any = None,
+        max_characters: int | None = None,
+    ) -> None:
+        self.vocabulary, self.turns, self.max_characters = vocabulary, turns, max_characters
+        learned = [
+            learned_style(policy_tokenizer, "the policy tokenizer's") if policy_tokenizer is not None else None,
+            learned_style(template.tokenizer, "the model's own"),
+        ]
+        self.styles = [style for style in learned if style is not None] + list(FAMILIES)
+        self._gate_pattern = template.gate_pattern()
+        sample = template.encode([Conversation.from_prompt("a", "b")])[0]
+        self._bos_id = template.bos_id if sample.ids[0] == template.bos_id else None
+
+    def conversation(self, text: object) -> Conversation:
+        """The conversation in a rendered text.
+
+        Raises:
+            ConversationError: for text that no style reads, that ends without a reply, or whose turns cannot be
+                told from text.
+        """
+        whole = self._checked(text, "text")
+        for style in self.styles:
+            turns = style.split(whole, first_reply_is_last=self.turns == "single")
+            if turns is not None:
+                self._require_certain(turns)
+                return _assembled(turns[:-1], turns[-1].content)
+        raise ConversationError(
+            f"found no turns of a known template ({', '.join(style.name for style in self.styles)}); "
+            "expected text rendered by one of them, or messages; --policy-tokenizer names another one"
+        )
+
+    def continuation(self, text: object, prompt: object) -> Conversation:
+        """The conversation of a rendered prompt and all that follows it in a text.
+
+        Raises:
+            ConversationError: for text that does not begin with its prompt, or a prompt of an unknown template.
+        """
+        whole, start = self._checked(text, "query"), self._checked(prompt, "prompt")
+        rest = self._after(whole, start)
+        white = _WHITE.match(rest)
+        space = white[0] if white else ""
+        for style in self.styles:
+            # (Mistral's template writes a space after the prompt, and so before the reply: it is the template's.)
+            turns = style.split(start + space)
+            if turns is None:
+                continue
+            if turns[-1].role == "assistant":
+                return _assembled(turns[:-1], style.without_end(turns[-1].content + rest[len(space) :]))
+            return _assembled(style.split(start) or turns, style.without_end(rest))
+        if _TOKEN.search(start):
+            raise ConversationError(
+                "found template tokens of no known template; expected one of "
+                f"{', '.join(style.name for style in self.styles)}; --policy-tokenizer names another one",
+                "prompt",
+            )
+        return _assembled([Turn("user", start)], self._without_any_end(rest))
+
+    def from_ids(self, ids: Sequence[Any]) -> EncodedConversation:
+        """A conversation in the model's own token ids.
+
+        Raises:
+            ConversationError: for ids that are none, or in which the gate cannot be placed.
+        """
+        for place, value in enumerate(ids):
+            if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < self.vocabulary:
+                raise ConversationError(
+                    f"found {shown(value)} at position {place}, expected ids from 0 to {self.vocabulary - 1}", "input"
+                )
+        if not self._gate_pattern:
+            raise ConversationError("this model's template has no turn tokens to find the gate by; send text", "input")
+        array = np.array(ids, np.int32)
+        while self._bos_id is not None and len(array) > 1 and array[0] == array[1] == self._bos_id:
+            array = array[1:]
+        if self._bos_id is not None and len(array) and array[0] != self._bos_id:
+            array = np.concatenate([np.array([self._bos_id], np.int32), array])
+        size = len(self._gate_pattern)
+        windows = np.lib.stride_tricks.sliding_window_view(array, size) if len(array) >= size else np.empty((0, size))
+        gates = np.flatnonzero((windows == np.array(self._gate_pattern)).all(1))
+        if not len(gates):
+            raise ConversationError(
+                f"found no gate pattern {self._gate_pattern}, expected ids rendered by the model's own template",
+                "input",
+            )
+        if len(gates) > 1 and self.turns == "refuse":
+            raise ConversationError(_several(len(gates)), "input")
+        gate = int(gates[0] if self.turns == "single" else gates[-1])
+        if gate + size >= len(array):
+            raise EmptyResponseError("input")
+        return EncodedConversation(array, gate, len(array) - gate - size)
+
+    def _checked(self, text: object, field: str) -> str:
+        if not isinstance(text, str):
+            raise ConversationError(f"found {shown(text)}, expected text", field)
+        if self.max_characters is not None and len(text) > self.max_characters:
+            raise ConversationError(f"found {len(text)} characters, more than this model can read", field)
+        return text
+
+    def _require_certain(self, turns: Sequence[Turn]) -> None:
+        replies = sum(turn.role == "assistant" for turn in turns)
+        if replies > 1 and self.turns == "refuse":
+            raise ConversationError(_several(replies))
+        if turns[-1].role != "assistant":
+            raise ConversationError(f"the text ends with a turn of role {turns[-1].role!r}, expected the reply last")
+
+    def _after(self, text: str, prompt: str) -> str:
+        """What follows the prompt; where decoding changed white space or BOS, those are overlooked."""
+        if text.startswith(prompt):
+            return text[len(prompt) :]
+        leads = sorted({lead for style in self.styles for lead in style.leads}, key=len, reverse=True)
+        pattern = re.compile(rf"\s*(?:(?:{'|'.join(map(re.escape, leads))})\s*)*")
+        i, j = (found.end() if (found := pattern.match(whole)) else 0 for whole in (prompt, text))
+        if text.startswith(prompt[i:], j):
+            return text[j + len(prompt) - i :]
+        while i < len(prompt):
+            if j < len(text) and prompt[i] == text[j]:
+                i, j = i + 1, j + 1
+            elif prompt[i].isspace():
+                i += 1
+            elif j < len(text) and text[j].isspace():
+                j += 1
+            else:
+                raise ConversationError("found a text that does not begin with its prompt", "query")
+        return text[j:]
+
+    def _without_any_end(self, reply: str) -> str:
+        return next((cut for style in self.styles if (cut := style.without_end(reply)) != reply), reply)
+
+
+def _several(replies: int) -> str:
+    return (
+        f"found {replies} assistant turns, and text cannot tell a turn from a response that writes one: send messages "
+        "(or the prompt beside it), or start the server with --rendered-turns single or multi"
+    )
+
+
+def _assembled(prompt: Sequence[Turn], reply: str) -> Conversation:
+    if not prompt:
+        raise ConversationError("found a reply without a prompt, expected at least one turn before it")
+    if not reply.strip():
+        raise EmptyResponseError
+    turns = [{"role": turn.role, "content": turn.content} for turn in prompt]
+    return Conversation.from_messages([*turns, {"role": "assistant", "content": reply}])

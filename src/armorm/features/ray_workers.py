@@ -1,0 +1,409 @@
+"""Extraction on Ray: the shards of a plan computed by a pool of workers, on one machine or a cluster.
+
+In:  a plan (work.py), a backbone by name, how many workers, what each takes of its machine.
+Out: the same shards in the same store.
+
+Each worker is an actor of Ray Data with its own copy of the backbone and its own share of devices; a row of the data
+set is one shard, so conversations that share a prompt stay together. Token ids and features do not travel through
+Ray: workers read a token table from disk and write their shards into the store, so both must lie in a folder that
+every machine sees under the same path. A worker that dies is started again by Ray and the shards it had not written are
+computed again; a shard is whole or absent, so it does not matter when that happens. Workers on machines of one kind,
+with as many threads, write the same bytes as one process.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from armorm.backbone.chat_template import ChatTemplate, EncodedConversation
+from armorm.backbone.decoder import Backbone
+from armorm.embedded import embedded_path
+from armorm.errors import ArmormError, BackboneError, MissingExtraError, StoreError
+from armorm.features.shard import KEY, write_shard
+from armorm.features.store import differing_parts, shard_name
+from armorm.features.token_table import TokenTable
+from armorm.features.workers import Here, Rows, Settings, Work, compute_shard, resumed_engine
+from armorm.progress import progress, say
+
+_MOST_BLOCKS = 4096
+# How often a shard is begun: machines may be lost, but a shard that kills every worker it meets has to end the run.
+ATTEMPTS = 5
+
+
+@dataclass(frozen=True)
+class BackboneSource:
+    """A backbone that is not loaded yet; plain data that travels to a worker.
+
+    Attributes:
+        name: hub id, folder or embedded.
+        dtype, device, revision, trust_remote_code: as for `Backbone.load`.
+    """
+
+    name: str
+    dtype: str = "auto"
+    device: str = "auto"
+    revision: str | None = None
+    trust_remote_code: bool = False
+
+    def load(self) -> Backbone:
+        """The backbone."""
+        return Backbone.load(
+            self.name,
+            dtype=self.dtype,
+            device=self.device,
+            revision=self.revision,
+            trust_remote_code=self.trust_remote_code,
+        )
+
+    def template(self) -> ChatTemplate:
+        """Its chat template, without the weights.
+
+        Raises:
+            BackboneError: where there is no tokenizer.
+        """
+        from transformers import AutoTokenizer
+
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(
+                str(embedded_path(self.name) or self.name),
+                revision=self.revision,
+                trust_remote_code=self.trust_remote_code,
+            )
+        except (OSError, ValueError) as error:
+            raise BackboneError(f"backbone {self.name}: {error}") from error
+        return ChatTemplate(tokenizer)
+
+
+@dataclass
+class RayWorkers:
+    """A `Runner` on Ray: connects to the cluster of `RAY_ADDRESS` or of this machine, or starts Ray here.
+
+    Args:
+        source: the backbone that each worker loads.
+        workers: how many; by default one for each GPU of the cluster, or for each machine where there is none.
+        gpus: GPUs of a worker; by default one where the cluster has any.
+        cpus: cores of a worker; by default an equal share of the cluster's.
+
+    Raises:
+        MissingExtraError: where Ray is not installed.
+        BackboneError: for a worker that the cluster has no room for.
+    """
+
+    source: BackboneSource
+    workers: int | None = None
+    gpus: float | None = None
+    cpus: float | None = None
+    _fault: str | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        ray = _started()
+        if Path(self.source.name).exists():  # (workers stand elsewhere)
+            self.source = replace(self.source, name=str(Path(self.source.name).resolve()))
+        have = ray.cluster_resources()
+        if self.gpus is None:
+            self.gpus = 1.0 if have.get("GPU") else 0.0
+        if self.workers is None:
+            machines = sum(1 for node in ray.nodes() if node["Alive"])
+            self.workers = max(1, int(have.get("GPU", 0) // self.gpus) if self.gpus else machines)
+        if self.cpus is None:
+            self.cpus = max(1.0, have.get("CPU", 1.0) // self.workers)
+        for kind, each in (("GPU", self.gpus), ("CPU", self.cpus)):
+            if each * self.workers > have.get(kind, 0):
+                raise BackboneError(
+                    f"{self.workers} workers of {each:g} {kind} each: the cluster has {have.get(kind, 0):g}; "
+                    "expected fewer workers, or less for each"
+                )
+
+    @property
+    def sharing_fault(self) -> str | None:
+        """As of the backbone, where a worker has tried it."""
+        return self._fault
+
+    @property
+    def fingerprint_parts(self) -> Mapping[str, str]:
+        """As of the backbone, found by a worker."""
+        return self._head_answer("describe")[0]
+
+    @property
+    def hidden_size(self) -> int:
+        """d."""
+        return self._head_answer("describe")[1]
+
+    def choose(
+        self, encoded: Sequence[EncodedConversation], shared: np.ndarray, settings: Settings
+    ) -> Mapping[str, Any]:
+        """As in `Runner`, tried by a worker."""
+        table = encoded.encoded if isinstance(encoded, Rows) else None
+        if isinstance(encoded, Rows) and isinstance(table, TokenTable):  # (read there, not sent)
+            chosen, fault = self._head_answer(
+                "choose_of_table", str(table.folder.resolve()), encoded.rows, shared, settings
+            )
+        else:
+            chosen, fault = self._head_answer("choose", list(encoded), shared, settings)
+        self._fault = fault
+        if fault:
+            say(f"{self.source.name}: beginnings are not shared: {fault}; plain batches instead")
+        return chosen
+
+    def run(self, work: Work) -> None:
+        """As in `Runner`.
+
+        Raises:
+            StoreError: for a store of another backbone than the workers have.
+            BackboneError: where a shard cannot be computed, or its workers keep dying.
+        """
+        differing = differing_parts(work.store.fingerprint, self.fingerprint_parts)
+        if differing:
+            raise StoreError(
+                f"{work.store.folder}: is of another backbone than the workers load ({', '.join(differing)} differ); "
+                "expected the same weights, dtype, tokenizer and template (name the dtype where machines differ)"
+            )
+        self._release_head()
+        total = sum(work.tokens.values())
+        with _table(work) as table, progress(work.settings.description, total, work.unit) as advance:
+            rows = [
+                {
+                    "number": number,
+                    "name": shard_name(work.plan.id, number),
+                    "places": np.asarray(work.places[number], np.int64).tobytes(),
+                    "owned": np.asarray(work.owned(number), KEY).tobytes(),
+                }
+                for number in work.numbers
+            ]
+            with _counter(advance) as counter:
+                # (Workers may stand in another folder.)
+                folders = str(table.folder.resolve()), str(work.store.folder.resolve())
+                task = _Task(self.source, *folders, work.store.dtype, work.plan.settings)
+                for done in self._computed(rows, task, counter):
+                    if done["fault"]:
+                        say(f"{self.source.name}: beginnings are not shared in {done['name']}: {done['fault']}")
+                    work.store.adopt(done["name"])
+        left = [number for number in work.numbers if not work.store.has_shard(shard_name(work.plan.id, number))]
+        if left:
+            raise StoreError(
+                f"{work.store.folder}: {len(left)} of {len(work.numbers)} shards that workers wrote are not here; "
+                "expected a folder that every machine of the cluster sees under the same path"
+            )
+
+    def _computed(self, rows: list[dict[str, Any]], task: _Task, counter: Any) -> Iterator[dict[str, Any]]:
+        """What workers say of each shard, as it is finished."""
+        import ray
+        from ray.exceptions import RayError
+
+        context = ray.data.DataContext.get_current()
+        context.enable_progress_bars = False
+        context.print_on_execution_start = False
+        dataset = ray.data.from_items(rows, override_num_blocks=min(len(rows), _MOST_BLOCKS)).map(
+            _Worker,
+            fn_constructor_args=(task, counter),
+            compute=ray.data.ActorPoolStrategy(size=min(self.workers or 1, len(rows))),
+            num_cpus=self.cpus,
+            num_gpus=self.gpus,
+        )
+        try:
+            for batch in dataset.iter_batches(batch_size=None, prefetch_batches=0, batch_format="numpy"):
+                for number, name, fault in zip(batch["number"], batch["name"], batch["fault"], strict=True):
+                    yield {"number": int(number), "name": str(name), "fault": str(fault)}
+        except RayError as error:
+            raise _own(error) from None
+
+    def _head_answer(self, method: str, *arguments: Any) -> Any:
+        """What the first worker answers; it is kept until the pool starts."""
+        import ray
+        from ray.exceptions import RayError
+
+        try:
+            if method == "describe":
+                return self._description
+            return ray.get(getattr(self._head, method).remote(*arguments))
+        except RayError as error:
+            raise _own(error) from None
+
+    @cached_property
+    def _description(self) -> tuple[Mapping[str, str], int]:
+        import ray
+
+        return ray.get(self._head.describe.remote())
+
+    @cached_property
+    def _head(self) -> Any:
+        import ray
+
+        return ray.remote(_Head).options(num_cpus=self.cpus, num_gpus=self.gpus, max_restarts=-1).remote(self.source)
+
+    def _release_head(self) -> None:
+        import ray
+
+        if "_head" in self.__dict__:
+            ray.kill(self.__dict__.pop("_head"))
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What every worker is told once."""
+
+    source: BackboneSource
+    table: str
+    store: str
+    dtype: str
+    settings: Mapping[str, Any]
+
+
+class _Head:
+    """The first worker: says what the backbone is and how it is best run."""
+
+    def __init__(self, source: BackboneSource) -> None:
+        self.backbone = source.load()
+
+    def describe(self) -> tuple[Mapping[str, str], int]:
+        """Fingerprint and width."""
+        return self.backbone.fingerprint_parts, self.backbone.hidden_size
+
+    def choose(
+        self, encoded: Sequence[EncodedConversation], shared: np.ndarray, settings: Settings
+    ) -> tuple[Mapping[str, Any], str | None]:
+        """Settings, and why beginnings are not shared."""
+        chosen = Here(self.backbone).choose(encoded, shared, settings)
+        return chosen, self.backbone.sharing_fault
+
+    def choose_of_table(
+        self, folder: str, rows: np.ndarray, shared: np.ndarray, settings: Settings
+    ) -> tuple[Mapping[str, Any], str | None]:
+        """The same, of some rows of a token table."""
+        return self.choose(Rows(TokenTable(Path(folder)), rows), shared, settings)
+
+
+class _Worker:
+    """Computes shards; `__call__` takes one row."""
+
+    def __init__(self, task: _Task, counter: Any) -> None:
+        self.task, self.counter = task, counter
+        self.backbone = task.source.load()
+        self.encoded = TokenTable(Path(task.table))
+        self.engine: Any = None
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        number, name = int(row["number"]), str(row["name"])
+        path = Path(self.task.store) / name
+        if not path.exists():  # (else a worker before this one wrote it, and died)
+            if self._begun(number) > ATTEMPTS:
+                raise BackboneError(
+                    f"{name}: {ATTEMPTS} workers died on it; expected fewer batch_tokens or more memory a worker"
+                )
+            conversations = list(Rows(self.encoded, np.frombuffer(row["places"], np.int64)))
+            if self.engine is None:
+                self.engine = resumed_engine(self.backbone, dict(self.task.settings), conversations)
+            done = 0
+
+            def advance(tokens: int) -> None:
+                nonlocal done
+                done += tokens
+                self.counter.set.remote(number, done)
+
+            shard = compute_shard(self.engine, conversations, np.frombuffer(row["owned"], KEY), advance)
+            metadata = shard.pop("metadata")
+            arrays = {key: np.asarray(value, KEY) if key.endswith("_keys") else value for key, value in shard.items()}
+            write_shard(path, arrays, self.task.dtype, metadata)
+        return {"number": number, "name": name, "fault": self.backbone.sharing_fault or ""}
+
+    def _begun(self, number: int) -> int:
+        import ray
+
+        return int(ray.get(self.counter.begin.remote(number)))
+
+
+class _Counter:
+    """Tokens done of each shard, and how often each was begun."""
+
+    def __init__(self) -> None:
+        self.tokens: dict[int, int] = {}
+        self.begun: Counter[int] = Counter()
+
+    def begin(self, number: int) -> int:
+        """A worker begins a shard; how often that was."""
+        self.begun[number] += 1
+        return self.begun[number]
+
+    def set(self, number: int, tokens: int) -> None:
+        """What a worker has done of a shard so far."""
+        self.tokens[number] = tokens
+
+    def total(self) -> int:
+        """Of all shards."""
+        return sum(self.tokens.values())
+
+
+@contextmanager
+def _counter(advance: Any) -> Iterator[Any]:
+    """An actor that workers report to, read once a second."""
+    import ray
+    from ray.exceptions import RayError
+
+    actor = ray.remote(_Counter).options(num_cpus=0).remote()
+    stop = threading.Event()
+
+    def follow() -> None:
+        shown, last = 0, False
+        while not last:
+            last = stop.wait(1.0)
+            try:
+                found = ray.get(actor.total.remote())
+            except RayError:  # progress is not worth a failure
+                return
+            advance(max(0, found - shown))
+            shown = max(shown, found)
+
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    try:
+        yield actor
+    finally:
+        stop.set()
+        thread.join()
+        ray.kill(actor)
+
+
+@contextmanager
+def _table(work: Work) -> Iterator[TokenTable]:
+    """The work's conversations on disk: where they are already, or for the time of the run beside the shards."""
+    if isinstance(work.encoded, TokenTable):
+        yield work.encoded
+        return
+    folder = work.store.folder / f"tokens-{work.plan.id}"
+    try:
+        yield TokenTable.write(folder, [work.encoded])
+    finally:
+        for path in sorted(folder.glob("*")):
+            path.unlink()
+        folder.rmdir()
+
+
+def _started() -> Any:
+    try:
+        import ray
+        import ray.data
+    except ImportError:
+        raise MissingExtraError("the ray engine needs Ray, expected: pip install 'armorm[ray]'") from None
+    if not ray.is_initialized():
+        ray.init(log_to_driver=False, logging_level="warning")
+    return ray
+
+
+def _own(error: BaseException) -> ArmormError:
+    """A failure of a worker as an error of ours, with the worker's own words where they are ours."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, ArmormError):
+            return cause
+        cause = getattr(cause, "cause", None) or cause.__cause__
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return BackboneError(f"a worker failed: {lines[-1]}")

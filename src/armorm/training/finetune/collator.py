@@ -1,0 +1,208 @@
+"""Prompt trees: the responses to one prompt as branches of one sequence, so that the prompt is computed once.
+
+In:  encoded conversations, and which of them must stand in one batch (a rated row alone, a pair together).
+Out: batches of `PromptTree`s, and the tensors a decoder reads.
+
+A tree is the prompt's ids, then the ids of each response. Positions of every response go on from the prompt, and the
+mask lets a token see the prompt and its own response up to itself: so each hidden state equals that of the
+conversation read alone. Where a decoder cannot read such a mask (recurrent ones, narrow windows, kernels without
+masks), the same trees are laid out as plain sequences, one a response. On the truthfulqa rows, 22 answers to a
+question, half of all tokens are saved; on code with long prompts, more than half.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from armorm.backbone.chat_template import EncodedConversation
+
+WIDTH_STEP = 64
+
+
+@dataclass(frozen=True)
+class PromptTree:
+    """One prompt and some of its responses.
+
+    Attributes:
+        rows: conversations of the tree, each once.
+        items: what is learned from, as positions in `rows`: one position for a rated row, two for a pair.
+        tokens: computed for it.
+    """
+
+    rows: tuple[int, ...]
+    items: tuple[tuple[int, ...], ...]
+    tokens: int
+
+
+@dataclass(frozen=True)
+class TreeTensors:
+    """A batch as the decoder reads it.
+
+    Attributes:
+        inputs: `input_ids` (B, t); for trees `position_ids` (B, t) and `attention_mask` (B, 1, t, t), additive.
+        leaf_rows, leaf_columns: (l,) where the last token of each conversation stands.
+        rows: (l,) the conversations, in the same order.
+        items: (m, 1 or 2) positions in `rows`.
+    """
+
+    inputs: dict[str, torch.Tensor]
+    leaf_rows: torch.Tensor
+    leaf_columns: torch.Tensor
+    rows: np.ndarray
+    items: torch.Tensor
+
+
+def grow_trees(
+    encoded: Sequence[EncodedConversation], items: Sequence[tuple[int, ...]], most_tokens: int, *, share: bool = True
+) -> list[PromptTree]:
+    """Gather items by prompt, up to a number of tokens a tree.
+
+    Args:
+        items: conversations that belong together, which must have one prompt; an item that is longer than the limit
+            stands alone.
+        most_tokens: of a tree.
+        share: count the prompt once a tree, or once a response.
+
+    Raises:
+        ValueError: for an item whose conversations have different prompts.
+    """
+    groups: dict[bytes, list[tuple[int, ...]]] = {}
+    for item in items:
+        keys = {encoded[row].prompt_key for row in item}
+        if len(keys) != 1:
+            raise ValueError(f"item {item} has conversations of {len(keys)} prompts")
+        groups.setdefault(keys.pop(), []).append(item)
+    trees = []
+    for group in groups.values():
+        prompt = encoded[group[0][0]].gate_position + 1
+        rows: dict[int, int] = {}
+        placed: list[tuple[int, ...]] = []
+        tokens = 0
+        for item in group:
+            while True:
+                new = [row for row in dict.fromkeys(item) if row not in rows]
+                added = sum(len(encoded[row]) - (prompt if share else 0) for row in new)
+                added += prompt if share and not rows else 0
+                if not rows or tokens + added <= most_tokens:
+                    break
+                trees.append(PromptTree(tuple(rows), tuple(placed), tokens))
+                rows, placed, tokens = {}, [], 0
+            for row in new:
+                rows[row] = len(rows)
+            placed.append(tuple(rows[row] for row in item))
+            tokens += added
+        trees.append(PromptTree(tuple(rows), tuple(placed), tokens))
+    return trees
+
+
+def tree_batches(trees: Sequence[PromptTree], budget: int, seed: int, step: int = 1) -> list[list[PromptTree]]:
+    """Batches of trees of nearly one size, each at most `budget` tokens with its padding; a larger tree stands alone.
+
+    Sizes are blurred before they are sorted, so that neighbours differ from seed to seed.
+
+    Args:
+        step: what widths are rounded up to.
+    """
+    rng = np.random.default_rng(seed)
+    tokens = np.array([-(-tree.tokens // step) * step for tree in trees], np.int64)
+    order = np.argsort(-(tokens + rng.uniform(0, 16, len(trees))), kind="stable")
+    batches: list[list[PromptTree]] = []
+    current: list[int] = []
+    for index in order.tolist():
+        if current and max(int(tokens[current].max()), int(tokens[index])) * (len(current) + 1) > budget:
+            batches.append([trees[i] for i in current])
+            current = []
+        current.append(index)
+    return [*batches, [trees[i] for i in current]] if current else batches
+
+
+def tree_tensors(
+    encoded: Sequence[EncodedConversation], trees: Sequence[PromptTree], *, share: bool = True, budget: int = 0
+) -> TreeTensors:
+    """Lay a batch of trees out for a decoder.
+
+    Args:
+        share: one sequence a tree with its mask; otherwise one plain sequence a conversation, padded on the right.
+        budget: fill up with padding to one of few shapes: widths in steps of `WIDTH_STEP`, and as many sequences as
+            the budget of tokens holds of them. Bfloat16 kernels of a processor are generated for each new shape,
+            which costs about as much as a step.
+    """
+    sequences: list[list[int]] = [list(tree.rows) for tree in trees]
+    if not share:
+        sequences = [[row] for rows in sequences for row in rows]
+    lengths = [_length(encoded, rows) for rows in sequences]
+    height, width = len(sequences), max(lengths)
+    if budget:
+        width = -(-width // WIDTH_STEP) * WIDTH_STEP
+        height = max(height, budget // width)
+    ids = torch.zeros((height, width), dtype=torch.long)
+    positions, branch = torch.zeros_like(ids), torch.full_like(ids, -1)
+    leaf_rows, leaf_columns = [], []
+    for place, rows in enumerate(sequences):
+        prompt = encoded[rows[0]].gate_position + 1
+        ids[place, :prompt] = torch.from_numpy(encoded[rows[0]].ids[:prompt].astype(np.int64))
+        positions[place, :prompt], branch[place, :prompt] = torch.arange(prompt), 0
+        end = prompt
+        for number, row in enumerate(rows, 1):
+            response = encoded[row].ids[prompt:].astype(np.int64)
+            span = slice(end, end + len(response))
+            ids[place, span] = torch.from_numpy(response)
+            positions[place, span] = torch.arange(prompt, prompt + len(response))
+            branch[place, span] = number
+            end += len(response)
+            leaf_rows.append(place)
+            leaf_columns.append(end - 1)
+    inputs = {"input_ids": ids}
+    if share:
+        same = (branch[:, None, :] == branch[:, :, None]) | (branch[:, None, :] == 0)
+        seen = same & torch.ones(ids.shape[1], ids.shape[1], dtype=torch.bool).tril()
+        # (A pad sees pads: no row of the mask is empty, so that no attention is 0 / 0.)
+        hidden = torch.finfo(torch.float32).min
+        inputs |= {"position_ids": positions, "attention_mask": (~seen)[:, None].float() * hidden}
+    starts = np.cumsum([0, *(len(tree.rows) for tree in trees)])
+    items = [
+        tuple(start + i for i in item) for tree, start in zip(trees, starts[:-1], strict=True) for item in tree.items
+    ]
+    return TreeTensors(
+        inputs=inputs,
+        leaf_rows=torch.tensor(leaf_rows),
+        leaf_columns=torch.tensor(leaf_columns),
+        rows=np.array([row for rows in sequences for row in rows], np.int64),
+        items=torch.tensor(items),
+    )
+
+
+def _length(encoded: Sequence[EncodedConversation], rows: Sequence[int]) -> int:
+    prompt = encoded[rows[0]].gate_position + 1
+    return prompt + sum(len(encoded[row]) - prompt for row in rows)
+
+
+@torch.no_grad()
+def reads_trees(model: torch.nn.Module, encoded: Sequence[EncodedConversation], trees: Sequence[PromptTree]) -> bool:
+    """Whether a decoder gives the branches of trees the states of the same conversations read alone, within rounding.
+
+    Args:
+        trees: a few, at least one with several conversations.
+    """
+    config = model.config.get_text_config()  # type: ignore[union-attr, operator]
+    window = getattr(config, "sliding_window", None)
+    if window is not None and max(len(encoded[row]) for tree in trees for row in tree.rows) > window:
+        return False
+    device = next(model.parameters()).device
+    states = []
+    for share in (False, True):
+        batch = tree_tensors(encoded, trees, share=share)
+        inputs = {name: tensor.to(device) for name, tensor in batch.inputs.items()}
+        try:
+            hidden = model(**inputs, use_cache=False).last_hidden_state
+        except (TypeError, ValueError, RuntimeError, IndexError, AttributeError, NotImplementedError):
+            if share:
+                return False  # decoders that cannot read such a mask say so in as many ways
+            raise
+        states.append(hidden[batch.leaf_rows.to(device), batch.leaf_columns.to(device)].float())
+    tolerance = 1e-3 if next(model.parameters()).dtype == torch.float32 else 5e-2
+    return bool((states[0] - states[1]).abs().max() < tolerance * states[0].abs().max())

@@ -1,0 +1,325 @@
+"""Fine-tuning: the backbone trained with the heads, before its features are read.
+
+In:  a recipe with a `finetune` section, its plan.
+Out: a backbone folder (weights, tokenizer, `finetuned.safetensors`: finetuned.py), which the rest of the run reads.
+
+    min over backbone f and W of  sum_j v_j sum over rows i rated on j  (f(x_i)^T w_j - r_ij)^2   (paper, section 3.1)
+
+Missing ratings are masked. `objective_weights: equal` is the paper's sum (v_j = 1); `balanced` takes v_j as one over
+the ratings' variance and the root of their number, so that a set of 2,000 rows is heard beside one of 20,000. Before
+it, on request, a Bradley-Terry stage on preference pairs, as the paper's backbone had:
+
+    min over f and u of  mean over pairs of -log sigmoid(u^T f(chosen) - u^T f(rejected))
+
+Every weight is trained, or LoRA adapters that are merged at the end. A share of the prompts is trained on; all others
+stay new to the backbone, and only they choose alpha, fit the transform and train the gate. W starts at a ridge fit on
+the features as they were: a random W would first tear down what the backbone knows. The responses of a prompt are
+branches of one sequence (prompt_trees.py) where the decoder can read that. Steps are those of transformers' `Trainer`
+over accelerate; checkpoints are its own, and a run that was killed goes on from the last whole one.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+
+from armorm.backbone.chat_template import EncodedConversation
+from armorm.backbone.decoder import Backbone, fast_bfloat16, resolve_device
+from armorm.backbone.encoding import encode_rows
+from armorm.conversation import Conversation
+from armorm.data.computed import computed_objective, measure
+from armorm.errors import FitError, MissingExtraError
+from armorm.files import write_json
+from armorm.heads.regression import MIN_RATINGS, fit_regression, fold_of
+from armorm.objectives import ObjectiveSet
+from armorm.progress import progress
+from armorm.training.finetune.collator import grow_trees, reads_trees
+from armorm.training.finetune.record import Finetuned, short_keys
+from armorm.training.finetune.trainer import Learner, PairLoss, RatingLoss, last_whole_checkpoint, run_trainer
+from armorm.training.plan import TrainingData
+from armorm.training.recipe import Recipe
+from armorm.training.schema import FinetuneSection
+
+START_RATINGS = 500
+START_PENALTIES = (1e-3, 1e-2, 1e-1, 1.0)  # of the mean of the Gram matrix's diagonal
+START_FOLDS = 5
+PROBED = 64
+
+
+def finetune(recipe: Recipe, data: TrainingData, work: Path, console: Console) -> Path:
+    """Fine-tune the backbone of a recipe, or find it already done.
+
+    Args:
+        work: of the run; the backbone goes to `work/backbone`, checkpoints to `work/finetune` until it is there.
+
+    Returns:
+        folder of the fine-tuned backbone.
+
+    Raises:
+        MissingExtraError: without peft or accelerate.
+        FitError: where the share leaves no rated row to learn from.
+        BackboneError: for a backbone that cannot be trained this way (learner.py).
+    """
+    section = recipe.finetune
+    assert section is not None
+    require_extra(section)
+    start = Backbone.load(
+        recipe.backbone.model,
+        dtype="weights",
+        device=recipe.backbone.device,
+        revision=recipe.backbone.revision,
+        trust_remote_code=recipe.backbone.trust_remote_code,
+    )
+    rows = _Rows.choose(recipe, data, start, console)
+    earlier = Finetuned.read(recipe.backbone.model)
+    key = blake2b(
+        json.dumps([section.model_dump(mode="json"), recipe.seed, start.fingerprint, rows.digest]).encode(),
+        digest_size=16,
+    ).hexdigest()
+    folder, checkpoints = work / "backbone", work / "finetune" / key
+    done = Finetuned.read(folder)
+    if done is not None and done.key == key:
+        return folder
+    stored = start.model.dtype
+    learner, curves = _train(start, rows, section, recipe.seed, checkpoints, console)
+    model = learner.merged().to(stored)
+    facts = {
+        "from": recipe.backbone.model,
+        "settings": section.model_dump(mode="json", exclude_defaults=True),
+        "rated_rows": len(rows.rated),
+        "pairs": len(rows.pairs) if section.preference_epochs else 0,
+        "tokens": sum(len(encoded) for encoded in rows.encoded),
+        "ratings": {n: int(c) for n, c in zip(rows.objectives.names, (~np.isnan(rows.ratings)).sum(0), strict=True)},
+        "before": earlier.facts if earlier else None,
+    }
+    temporary = work / "finetune" / "backbone"
+    shutil.rmtree(temporary, ignore_errors=True)
+    model.save_pretrained(temporary)
+    start.tokenizer.save_pretrained(temporary)
+    write_json(temporary / "training_curve.json", curves)
+    prompts = short_keys(rows.prompts) | (earlier.prompts if earlier else frozenset())
+    Finetuned(prompts, rows.objectives.to_dicts(), learner.rating_weight(), facts, key).write(temporary)
+    shutil.rmtree(folder, ignore_errors=True)
+    temporary.rename(folder)  # in one step: a folder with a record is whole
+    shutil.rmtree(work / "finetune")
+    return folder
+
+
+def require_extra(section: FinetuneSection) -> None:
+    """Refuse to start without what training needs.
+
+    Raises:
+        MissingExtraError: naming the packages and the extra.
+    """
+    needed = ["accelerate", *(["peft"] if section.method == "lora" else [])]
+    missing = [name for name in needed if importlib.util.find_spec(name) is None]
+    if missing:
+        raise MissingExtraError(f"finetune needs {' and '.join(missing)}, expected: pip install 'armorm[finetune]'")
+
+
+def is_chosen(prompt_key: str, share: float) -> bool:
+    """Whether a prompt is fine-tuned on: decided by its content, apart from folds and splits."""
+    return int(prompt_key[24:32], 16) / 2**32 < share
+
+
+@dataclass
+class _Rows:
+    """What is fine-tuned on.
+
+    Attributes:
+        encoded: every conversation once.
+        rated: (n,) positions of the rated rows in `encoded`.
+        ratings: (n, k) mapped, NaN where missing.
+        objectives: the k objectives, computed ones last.
+        pairs: (chosen, rejected) positions in `encoded`.
+        prompts: content keys of all prompts used.
+    """
+
+    encoded: list[EncodedConversation]
+    rated: np.ndarray
+    ratings: np.ndarray
+    objectives: ObjectiveSet
+    pairs: list[tuple[int, int]]
+    prompts: list[str]
+
+    @property
+    def digest(self) -> str:
+        digest = blake2b(digest_size=16)
+        for encoded in self.encoded:
+            digest.update(encoded.key)
+        for array in (self.rated, self.ratings, np.array(self.pairs, np.int64)):
+            digest.update(array.tobytes())
+        return digest.hexdigest()
+
+    @classmethod
+    def choose(cls, recipe: Recipe, data: TrainingData, backbone: Backbone, console: Console) -> _Rows:
+        section, table = recipe.finetune, data.table
+        assert section is not None
+        unknown = sorted(set(section.source_shares) - set(table.sources))
+        if unknown:
+            known = ", ".join(dict.fromkeys(table.sources))
+            raise FitError(f"finetune.source_shares: no set is named {unknown[0]!r}; there are {known}")
+        shares = [section.source_shares.get(source, section.share) for source in table.sources]
+        rows = [i for i in data.train_rows if is_chosen(table.conversations[i].prompt_key, shares[i])]
+        pairs = [p for p in data.pairs if section.preference_epochs and is_chosen(p.prompt_key, section.share)]
+        # A prompt's content decides, but a set may have a share of its own: what is used is what counts.
+        sides = [side for pair in pairs for side in (pair.chosen, pair.rejected)]
+        unique = list({c.key: c for c in (*(table.conversations[i] for i in rows), *sides)}.values())
+        limit, overflow = recipe.backbone.max_length, recipe.backbone.overflow
+        with progress("tokens to fine-tune on", len(unique), "conversations") as advance:
+            result = encode_rows(backbone.template, unique, limit, overflow, advance)
+        kept = [i for i, row in enumerate(result.rows) if row is not None]
+        encoded = [row for row in result.rows if row is not None]
+        place = {unique[i].key: position for position, i in enumerate(kept)}
+        rows = [i for i in rows if table.conversations[i].key in place]
+        if not rows:
+            raise FitError(f"finetune.share {section.share}: no rated row is left to fine-tune on")
+        usable = [
+            (place[pair.chosen.key], place[pair.rejected.key])
+            for pair in pairs
+            if pair.chosen.key in place and pair.rejected.key in place
+        ]
+        same = [(a, b) for a, b in usable if encoded[a].prompt_key == encoded[b].prompt_key]
+        if len(same) < len(pairs):
+            console.print(
+                f"fine-tuning leaves out {len(pairs) - len(same):,} pairs (refused, or truncated differently)"
+            )
+        if section.preference_epochs and not same:
+            raise FitError(f"finetune.share {section.share}: no preference pair is left for preference_epochs")
+        rated = np.array([place[table.conversations[i].key] for i in rows], np.int64)
+        ratings, objectives = _with_computed(data, rows, [encoded[i].response_tokens for i in rated])
+        used: Sequence[Conversation] = [unique[i] for i in kept]
+        return cls(encoded, rated, ratings, objectives, same, sorted({c.prompt_key for c in used}))
+
+
+def _with_computed(
+    data: TrainingData, rows: Sequence[int], response_tokens: Sequence[int]
+) -> tuple[np.ndarray, ObjectiveSet]:
+    """Mapped ratings (n, k) of rows, computed objectives included."""
+    table = data.table.take(rows)
+    for name, measure_name in data.computed:
+        raw = measure(measure_name, table.conversations, response_tokens)
+        table = table.with_column(computed_objective(name, measure_name, raw), raw)
+    return table.objectives.to_reward(table.ratings), table.objectives
+
+
+def rating_weights(ratings: np.ndarray, kind: str) -> np.ndarray:
+    """v_j of the objectives (k,), scaled so that predicting each mean costs 1 a rating, on average.
+
+    Args:
+        ratings: (n, k) mapped, NaN where missing; an objective without variance, or without ratings, gets 0.
+        kind: `equal` or `balanced`.
+    """
+    count = (~np.isnan(ratings)).sum(0)
+    variance = np.array([np.nanvar(column) if c > 1 else 0.0 for column, c in zip(ratings.T, count, strict=True)])
+    learnable = variance > 1e-12
+    weights = np.where(learnable, 1.0, 0.0)
+    if kind == "balanced":
+        weights[learnable] = 1 / (variance[learnable] * np.sqrt(count[learnable]))
+    total = float((weights * count * variance).sum())
+    if total == 0:
+        raise FitError("no objective has ratings that differ among the rows to fine-tune on")
+    return weights * count[learnable].sum() / total
+
+
+def _train(
+    start: Backbone, rows: _Rows, section: FinetuneSection, seed: int, checkpoints: Path, console: Console
+) -> tuple[Learner, dict[str, Any]]:
+    """Both stages; the learner with its trained weights, and the loss curves."""
+    model = start.model if section.method == "lora" else start.model.float()
+    device = resolve_device(str(start.device))
+    rating_items = [(int(row),) for row in rows.rated]
+    everything = grow_trees(rows.encoded, [(row,) for row in range(len(rows.encoded))], section.tree_tokens)
+    probe = sorted(everything, key=lambda tree: -len(tree.rows))[:2]
+    share = len(probe[0].rows) > 1 and reads_trees(model, rows.encoded, probe)
+    console.print(f"fine-tuning: prompts are computed once {'a prompt' if share else 'a response'}")
+    resumed = any(last_whole_checkpoint(checkpoints / stage) for stage in ("preferences", "ratings"))
+    shape = (rows.ratings.shape[1], start.hidden_size)
+    weight = np.zeros(shape) if resumed else _starting_weight(start, rows)  # a checkpoint holds them
+    learner = Learner(
+        model,
+        section,
+        torch.from_numpy(weight).float(),
+        rating_weights(rows.ratings, section.objective_weights),
+        _feature_norm(start, rows),
+    )
+    few_shapes = device.type == "cpu" and fast_bfloat16()
+    autocast = device.type == "cuda" or few_shapes
+    curves: dict[str, Any] = {"shared_prompts": share}
+    if section.preference_epochs:
+        trees = grow_trees(rows.encoded, rows.pairs, section.tree_tokens, share=share)
+        curves["preferences"] = run_trainer(
+            learner,
+            PairLoss(rows.encoded, trees, section, seed, share, few_shapes=few_shapes),
+            section.preference_epochs,
+            checkpoints / "preferences",
+            device=device,
+            bfloat16=autocast,
+        )
+    trees = grow_trees(rows.encoded, rating_items, section.tree_tokens, share=share)
+    by_row = np.full((len(rows.encoded), rows.ratings.shape[1]), np.nan, np.float32)
+    by_row[rows.rated] = rows.ratings
+    curves["ratings"] = run_trainer(
+        learner,
+        RatingLoss(by_row, rows.encoded, trees, section, seed, share, few_shapes=few_shapes),
+        section.epochs,
+        checkpoints / "ratings",
+        device=device,
+        bfloat16=autocast,
+    )
+    return learner, curves
+
+
+def _feature_norm(start: Backbone, rows: _Rows) -> float:
+    """Mean sum of absolute values of a feature: a step of r / norm on every weight moves a reward by r, at most."""
+    few = [rows.encoded[row] for row in rows.rated[:: max(1, len(rows.rated) // PROBED)]]
+    sums = [np.abs(start.features(few[i : i + 8])[1]).sum(1) for i in range(0, len(few), 8)]
+    return float(np.concatenate(sums).mean())
+
+
+def _starting_weight(start: Backbone, rows: _Rows) -> np.ndarray:
+    """W (k, d) float64 of a ridge on the features as they are, on rows taken prompt by prompt until each objective has
+    START_RATINGS ratings, or all it has. Penalties are chosen by folds of prompts: weights that fit so few rows too
+    well predict the others worse than their mean, and the first thing to be learned would be to undo them."""
+    order = sorted(range(len(rows.rated)), key=lambda i: rows.encoded[rows.rated[i]].prompt_key)
+    present = ~np.isnan(rows.ratings)
+    needed = np.minimum(START_RATINGS, present.sum(0))
+    taken: list[int] = []
+    for row in order:
+        if (present[row] & (needed > 0)).any():
+            taken.append(row)
+            needed = needed - present[row]
+    taken.sort(key=lambda row: -len(rows.encoded[rows.rated[row]]))
+    features = np.empty((len(taken), start.hidden_size))
+    with progress("features to start from", len(taken), "conversations") as advance:
+        for begin in range(0, len(taken), 16):
+            batch = [rows.encoded[rows.rated[row]] for row in taken[begin : begin + 16]]
+            features[begin : begin + len(batch)] = start.features(batch)[1]
+            advance(len(batch))
+    folds = np.array([fold_of(rows.encoded[rows.rated[row]].prompt_key.hex(), START_FOLDS) for row in taken])
+    ratings = rows.ratings[taken]
+    return np.stack([_ridge(features, column, folds) for column in ratings.T])
+
+
+def _ridge(features: np.ndarray, ratings: np.ndarray, folds: np.ndarray) -> np.ndarray:
+    """Weights (d,) of one objective, its ratings (n,) NaN where missing; strongly penalised where they are too few to
+    choose by."""
+    rated = ~np.isnan(ratings)
+    x, r = features[rated], ratings[rated]
+    if not len(r):
+        return np.zeros(features.shape[1])
+    gram = x.T @ x
+    penalties = np.array(START_PENALTIES) * np.trace(gram) / len(gram)
+    if len(r) < MIN_RATINGS or len(np.unique(folds[rated])) < START_FOLDS or r.std() == 0:
+        return np.linalg.solve(gram + penalties[-1] * np.eye(len(gram)), x.T @ r)
+    return fit_regression(x, r[:, None], folds[rated], ["start"], alphas=penalties.tolist()).weight[0]

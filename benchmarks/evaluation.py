@@ -29,12 +29,11 @@ from rich.console import Console
 from rich.table import Table
 
 import armorm
-from armorm.data.rows import Location
+from armorm.data.sources import Location, find_sources
 from armorm.data.synthetic import generate, write_corpus
 from armorm.embedded import EMBEDDED_REWARD_MODEL
 from armorm.evaluation.loaders import load_pairs
 from armorm.evaluation.runner import evaluate
-from armorm.evaluation.sources import find_sources
 from armorm.files import write_json
 from armorm.progress import progress
 from armorm.reward_model import ArmoRM

@@ -33,16 +33,15 @@ from rich.table import Table
 
 import armorm
 from armorm.backbone.chat_template import EncodedConversation
-from armorm.backbone.decoder import Backbone, resolve_device, resolve_dtype
+from armorm.backbone.decoder import Backbone, length_sorted_batches, padding_share, resolve_device, resolve_dtype
 from armorm.backbone.encoding import encode_rows
-from armorm.backbone.packing import length_sorted_batches, padding_share
 from armorm.backbone.prefix_forward import flops_per_token
 from armorm.conversation import Conversation
-from armorm.data.rows import Location
+from armorm.data.sources import Location
 from armorm.data.synthetic import generate
 from armorm.embedded import EMBEDDED_BACKBONE
 from armorm.features.engine import Engine
-from armorm.features.plan import plan_extraction
+from armorm.features.extraction_plan import plan_extraction
 from armorm.files import write_json
 from armorm.progress import ignore, progress
 from peak import environment

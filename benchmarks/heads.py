@@ -38,8 +38,8 @@ from torch import nn
 
 from armorm.files import plain, write_json
 from armorm.heads.accumulation import accumulate, blocks_of
-from armorm.heads.gate_training import PairTensors
-from armorm.heads.gating import GateSettings, GatingNetwork, RewardPairs
+from armorm.heads.gate_training import GateSettings, PairTensors, RewardPairs
+from armorm.heads.gating import GatingNetwork
 from armorm.heads.regression import ALPHAS, RidgePath, fit_regression
 from armorm.heads.statistics import Moments
 from peak import environment
@@ -204,7 +204,7 @@ def real_rows(data_root: Path, store: Path, limit: int) -> tuple[np.ndarray, np.
     from armorm.features.extract import extract
     from armorm.features.store import FeatureStore
     from armorm.heads.regression import fold_of
-    from armorm.training.plan import plan
+    from armorm.training.dataset import plan
     from armorm.training.recipe import Recipe
 
     recipe = Recipe.from_yaml("recipes/real-small.yaml", [f"data_root={data_root}", f"limit={limit}"])

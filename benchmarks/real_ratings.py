@@ -27,14 +27,14 @@ from sklearn.linear_model import Ridge
 
 from armorm import ArmoRM, Conversation, Recipe, train
 from armorm.backbone.encoding import encode_rows
-from armorm.evaluation.metrics import within_prompt_accuracy
+from armorm.correlation import spearman
 from armorm.features.extract import extract
 from armorm.features.store import FeatureStore
 from armorm.files import write_json
-from armorm.heads.debiasing import spearman
 from armorm.heads.regression import fold_of
 from armorm.progress import progress
-from armorm.training.plan import plan
+from armorm.training.dataset import plan
+from armorm.training.pair_metrics import within_prompt_accuracy
 
 ALPHAS = (0.1, 0.3, 1.0, 3.0, 10.0)
 FOLDS = 3

@@ -1,6 +1,6 @@
 """Count the lines of the package: modules, code, docstrings, comments and blank lines, by package.
 
-    python tools/count_lines.py [--source src/armorm] [--modules]
+python tools/count_lines.py [--source src/armorm] [--modules]
 """
 
 from __future__ import annotations
@@ -22,7 +22,11 @@ def count(path: Path) -> Counter[str]:
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)) and node.body:
             first = node.body[0]
-            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str):
+            if (
+                isinstance(first, ast.Expr)
+                and isinstance(first.value, ast.Constant)
+                and isinstance(first.value.value, str)
+            ):
                 docstrings.update(range(first.lineno, (first.end_lineno or first.lineno) + 1))
     with path.open("rb") as file:
         comments = {token.start[0] for token in tokenize.tokenize(file.readline) if token.type == tokenize.COMMENT}

@@ -25,7 +25,7 @@ from pathlib import Path
 from jinja2 import Environment, StrictUndefined
 from safetensors.torch import load_file, save_file
 
-from armorm.model.older_transformers import make_readable
+from armorm.model.export import make_readable
 from armorm.training.finetune.record import FILE, Finetuned
 
 TARGET = Path("src/armorm/embedded_models")

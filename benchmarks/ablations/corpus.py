@@ -17,7 +17,7 @@ from armorm.backbone.chat_template import EncodedConversation
 from armorm.backbone.decoder import Backbone
 from armorm.backbone.encoding import encode_rows
 from armorm.conversation import Conversation
-from armorm.data.computed import computed_objective, measure
+from armorm.data.measures import computed_objective, measure
 from armorm.data.preferences import PreferencePair
 from armorm.data.ratings import sample_by_prompt
 from armorm.features.extract import Features, extract
@@ -25,8 +25,8 @@ from armorm.features.store import FeatureStore
 from armorm.heads.regression import fold_of
 from armorm.objectives import ObjectiveSet
 from armorm.progress import progress
+from armorm.training.dataset import TrainingData, plan
 from armorm.training.finetune.record import Finetuned, without_finetuned
-from armorm.training.plan import TrainingData, plan
 from armorm.training.recipe import Recipe
 
 

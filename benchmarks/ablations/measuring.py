@@ -17,7 +17,7 @@ import numpy as np
 
 from ablations.methods import Bench
 from armorm.evaluation.bootstrap import MIN_PROMPTS, Clusters, differences, intervals, value_of
-from armorm.evaluation.cells import Cells, Figure, by_group, mean_figure, mean_of
+from armorm.evaluation.metrics import Cells, Figure, by_group, mean_figure, mean_of
 
 GATE = "gate"
 OWN = "own sets"

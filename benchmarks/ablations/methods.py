@@ -19,12 +19,13 @@ from ablations.corpus import Corpus, Pairs
 from ablations.published import fit_published
 from armorm.heads.bradley_terry import fit_bradley_terry
 from armorm.heads.debiasing import Debiasing, fit_debiasing, no_debiasing
-from armorm.heads.gating import GateReport, GateSettings, GatingNetwork, RewardPairs, fit_gate
+from armorm.heads.gate_training import GateReport, GateSettings, RewardPairs, fit_gate
+from armorm.heads.gating import GatingNetwork
 from armorm.heads.joint import JointPairs, JointReport, fit_joint
 from armorm.heads.regression import RegressionHead, fit_regression
+from armorm.training.dataset import HELD_OUT_PAIRS, held_out_prompts
 from armorm.training.finetune.record import fit_from
 from armorm.training.recipe import Recipe
-from armorm.training.splits import HELD_OUT_PAIRS, held_out_prompts
 
 # A gate whose weights are the same for every prompt: nothing but its last bias, which must be able to move.
 CONSTANT_GATE = {"hidden_layers": 0, "temperature": 1.0, "dropout": 0.0, "learning_rate": 0.02}

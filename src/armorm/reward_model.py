@@ -35,11 +35,9 @@ from armorm.explain.response_comparison import Contrast, contrast
 from armorm.features.extract import BATCH_TOKENS, Features, extract
 from armorm.files import write_json, write_text
 from armorm.heads.uncertainty import Uncertainty
-from armorm.model.hub import files_to_send, require_repo_id, upload
+from armorm.model.export import files_to_send, make_readable, require_repo_id, upload, write_portable
 from armorm.model.modeling import UNCERTAINTY, ArmoRMForSequenceClassification
-from armorm.model.older_transformers import make_readable
 from armorm.model.released import folded, to_released
-from armorm.model.self_contained import write_portable
 from armorm.objectives import ObjectiveSet
 from armorm.progress import progress
 from armorm.steering import steering_settings, with_steering_note

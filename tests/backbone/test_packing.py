@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from armorm.backbone.packing import length_sorted_batches, padding_share
+from armorm.backbone.decoder import length_sorted_batches, padding_share
 
 _lengths = st.lists(st.integers(0, 300), max_size=60)
 

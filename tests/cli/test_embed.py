@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from armorm.cli.app import app, main
-from armorm.features.shard import Shard
+from armorm.features.store import Shard
 
 
 def embed(capsys, *arguments: str) -> dict:

@@ -18,8 +18,8 @@ from huggingface_hub import save_torch_state_dict
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel
 
+from armorm.model.export import write_portable
 from armorm.model.modeling import ArmoRMForSequenceClassification
-from armorm.model.self_contained import write_portable
 from tests.backbones_for_tests import backbone_of, config_of
 from tests.compat.environments import CURRENT, NEWER, OLDER, results
 from tests.conftest import chat

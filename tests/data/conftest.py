@@ -10,7 +10,7 @@ import pytest
 
 from armorm.data.preferences import PreferencePair, read_preferences
 from armorm.data.ratings import RatedSet, RatingTable, read_ratings
-from armorm.data.rows import Location
+from armorm.data.sources import Location
 from armorm.objectives import Objective
 
 # Rows and scales as the data's own page states them (docs/data.md).

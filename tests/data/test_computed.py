@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from armorm.conversation import Conversation
-from armorm.data.computed import MEASURES, computed_objective, find_measure, measure
+from armorm.data.measures import MEASURES, computed_objective, find_measure, measure
 from armorm.errors import FitError
 from armorm.objectives import ObjectiveError
 from tests.conftest import chat

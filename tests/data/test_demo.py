@@ -13,7 +13,7 @@ from scipy.stats import spearmanr
 from armorm.conversation import Conversation
 from armorm.data.preferences import read_preferences
 from armorm.data.ratings import RatedSet, objective_name, read_ratings
-from armorm.data.rows import Location
+from armorm.data.sources import Location
 from armorm.data.synthetic import PAIRS, RECIPE, RESPONSES, TEST_SHARE, generate, utility, write_corpus
 from armorm.objectives import Objective
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from armorm.data.presets import PREFERENCE_PRESETS, RATING_PRESETS
-from armorm.training.plan import preset_location
+from armorm.training.dataset import preset_location
 from armorm.training.schema import SetSection
 from tests.data.local_sets import local_sets
 from tests.data.raw_layouts import PAIRED, RATED, written
@@ -22,7 +22,7 @@ READ = """
 import json, sys
 from pathlib import Path
 from armorm.data.presets import PREFERENCE_PRESETS, RATING_PRESETS
-from armorm.training.plan import preset_location
+from armorm.training.dataset import preset_location
 from armorm.training.schema import SetSection
 
 presets = {**RATING_PRESETS, **PREFERENCE_PRESETS}

@@ -13,9 +13,9 @@ from armorm import Recipe
 from armorm.cli.app import main
 from armorm.data.decontamination import normalised
 from armorm.data.inspection import inspect_set
-from armorm.data.rows import Location
+from armorm.data.sources import Location
 from armorm.errors import DataError
-from armorm.training.plan import plan
+from armorm.training.dataset import plan
 from armorm.training.recipe_draft import draft_recipe
 
 

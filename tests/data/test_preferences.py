@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from armorm.conversation import Conversation
 from armorm.data.preferences import PreferencePair, cap_pairs, pairs_from_ratings, preference_pair, read_preferences
 from armorm.data.ratings import RatingTable
-from armorm.data.rows import Location, Row
+from armorm.data.rows import Row
+from armorm.data.sources import Location
 from armorm.errors import DataError
 from armorm.objectives import Objective, ObjectiveError, ObjectiveSet
 from tests.conftest import chat

@@ -13,9 +13,9 @@ from armorm.data import hub
 from armorm.data.preferences import read_preferences
 from armorm.data.presets import PREFERENCE_PRESETS, RATING_PRESETS, preference_preset, rating_preset
 from armorm.data.ratings import RatedSet, read_ratings
-from armorm.data.rows import Location
+from armorm.data.sources import Location
 from armorm.errors import DataError, RecipeError
-from armorm.training.plan import plan, preset_location
+from armorm.training.dataset import plan, preset_location
 from armorm.training.schema import SetSection
 from tests.conftest import chat
 from tests.data.raw_layouts import HELPSTEER, PAIRED, RATED, SAFE, written

@@ -25,7 +25,8 @@ from armorm.data.ratings import (
     sample_by_prompt,
     split_role,
 )
-from armorm.data.rows import Location, Row
+from armorm.data.rows import Row
+from armorm.data.sources import Location
 from armorm.errors import DataError
 from armorm.objectives import Objective, ObjectiveSet
 from tests.conftest import chat

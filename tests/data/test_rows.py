@@ -12,7 +12,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from armorm.data.rows import Location, Row, line_rows
+from armorm.data.rows import Row, line_rows
+from armorm.data.sources import Location
 from armorm.errors import DataError
 from tests.conftest import chat
 

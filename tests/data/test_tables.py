@@ -7,7 +7,8 @@ import gzip
 import pytest
 
 from armorm.data.ratings import RatedSet, rating_value, read_ratings
-from armorm.data.rows import Location, Row
+from armorm.data.rows import Row
+from armorm.data.sources import Location
 from armorm.errors import DataError
 from armorm.objectives import Objective
 

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from armorm.data.rows import Location
+from armorm.data.sources import Location
 
 
 def write_rows(path: Path, *rows: dict[str, Any]) -> Location:

@@ -8,9 +8,9 @@ import shutil
 import pytest
 
 from armorm.conversation import Conversation
+from armorm.data.sources import HubSet, find_sources
 from armorm.errors import DataError
 from armorm.evaluation.examples import Item, fingerprint, make_example, numbered
-from armorm.evaluation.sources import HubSet, find_sources
 from tests.evaluation.marked import FIXTURES, evaluated, values
 
 

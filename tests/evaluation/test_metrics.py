@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
-from armorm.evaluation.metrics import pair_accuracy, pair_figures, rating_figures, within_prompt_accuracy
 from armorm.objectives import Objective, ObjectiveSet
+from armorm.training.pair_metrics import pair_accuracy, pair_figures, rating_figures, within_prompt_accuracy
 
 
 def test_a_tie_or_an_unscored_pair_is_wrong_and_no_pairs_have_no_accuracy():

@@ -9,7 +9,8 @@ import pytest
 
 from armorm.conversation import Conversation
 from armorm.data.preferences import read_preferences
-from armorm.data.rows import Location, Row
+from armorm.data.rows import Row
+from armorm.data.sources import Location
 from armorm.errors import DataError
 from armorm.evaluation.best_of_n import preference_row, rank, read_candidates
 from armorm.evaluation.scorers import CallableScorer

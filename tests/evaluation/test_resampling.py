@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from armorm.evaluation.bootstrap import MIN_PROMPTS, Clusters, differences, holm, intervals
-from armorm.evaluation.cells import Measured, by_group, mean_figure, mean_of, totals
+from armorm.evaluation.metrics import Measured, by_group, mean_figure, mean_of, totals
 
 FIGURE = mean_figure("overall", "accuracy", ("a", "right"))
 

@@ -14,11 +14,10 @@ from armorm import evaluate
 from armorm.errors import DataError
 from armorm.evaluation import runner
 from armorm.evaluation.model_comparison import compare
-from armorm.evaluation.reference import published, reference
 from armorm.evaluation.registry import BENCHMARKS, BenchmarkError
-from armorm.evaluation.rendering import as_json, comparison_table, results_tables
-from armorm.evaluation.results import Results
+from armorm.evaluation.results import Results, published, reference
 from armorm.evaluation.scorers import CallableScorer, ScorerError
+from armorm.evaluation.tables import as_json, comparison_table, results_tables
 from tests.evaluation.marked import FIXTURES, evaluated, marked, values
 
 ALL = {

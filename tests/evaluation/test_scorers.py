@@ -17,7 +17,6 @@ from armorm.errors import CheckpointError, DataError, StoreError
 from armorm.evaluation.audits.audit import BEFORE, SERVED
 from armorm.evaluation.baselines import prompt_words
 from armorm.evaluation.classifier import ClassifierScorer
-from armorm.evaluation.metrics import rating_figures
 from armorm.evaluation.results import Results
 from armorm.evaluation.runner import evaluate
 from armorm.evaluation.scorers import (
@@ -29,6 +28,7 @@ from armorm.evaluation.scorers import (
     is_classifier,
     load_scorer,
 )
+from armorm.training.pair_metrics import rating_figures
 from tests.evaluation.marked import marked, values
 from tests.small_models import OBJECTIVES, changed, llama, reward_model, tokenizer
 
@@ -205,7 +205,7 @@ def test_a_store_is_filled_once_and_read_again(rm, rows, results, tmp_path, monk
 
 
 def test_a_stopped_run_of_a_reward_model_goes_on_with_its_features(rm, rows, results, tmp_path, monkeypatch):
-    monkeypatch.setattr("armorm.features.plan.SHARD_TOKENS", 300)
+    monkeypatch.setattr("armorm.features.extraction_plan.SHARD_TOKENS", 300)
     output = tmp_path / "r.json"
     forward, tokens = type(rm.backbone).features, []
 

@@ -9,8 +9,8 @@ import pytest
 from scipy.stats import spearmanr
 
 from armorm import ArmoRM, evaluate
-from armorm.evaluation.rendering_steered import preview_tables
 from armorm.evaluation.steering_preview import preview
+from armorm.evaluation.tables import preview_tables
 from tests.cli.test_commands import run
 from tests.small_models import reward_model
 

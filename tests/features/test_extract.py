@@ -16,7 +16,7 @@ from armorm.backbone.chat_template import EncodedConversation
 from armorm.backbone.decoder import Backbone
 from armorm.conversation import Conversation
 from armorm.errors import StoreError
-from armorm.features import plan as planning
+from armorm.features import extraction_plan as planning
 from armorm.features.extract import Features, extract
 from armorm.features.store import FeatureStore
 from tests.backbones_for_tests import save_backbone

@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from armorm.backbone.chat_template import EncodedConversation
-from armorm.features import plan as planning
-from armorm.features.plan import plan_extraction, plan_figures
-from armorm.features.workers import keys_of, lengths_of, prompt_keys_of
+from armorm.features import extraction_plan as planning
+from armorm.features.extraction_plan import keys_of, lengths_of, plan_extraction, plan_figures, prompt_keys_of
 
 
 def conversation(*ids: int, gate: int = 1) -> EncodedConversation:

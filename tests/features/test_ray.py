@@ -13,11 +13,11 @@ from armorm.backbone.chat_template import EncodedConversation
 from armorm.backbone.decoder import Backbone
 from armorm.conversation import Conversation
 from armorm.errors import BackboneError, StoreError
-from armorm.features import plan as planning
+from armorm.features import extraction_plan as planning
 from armorm.features.extract import extract, fill_store
+from armorm.features.extraction_plan import Settings
 from armorm.features.store import FeatureStore
 from armorm.features.token_table import TokenTable
-from armorm.features.workers import Settings
 from tests.conftest import chat
 
 pytestmark = pytest.mark.slow

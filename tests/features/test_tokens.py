@@ -10,8 +10,8 @@ import pytest
 
 from armorm.backbone.chat_template import EncodedConversation
 from armorm.errors import StoreError
+from armorm.features.extraction_plan import Rows, keys_of, lengths_of, prompt_keys_of
 from armorm.features.token_table import IDS, TokenTable
-from armorm.features.workers import Rows, keys_of, lengths_of, prompt_keys_of
 
 
 def _conversations(count: int = 7) -> list[EncodedConversation]:

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
+from armorm.correlation import pearson, spearman
 from armorm.errors import FitError
-from armorm.heads.debiasing import fit_debiasing, no_debiasing, pearson, spearman, within_groups
+from armorm.heads.debiasing import fit_debiasing, no_debiasing, within_groups
 
 BIAS = 2
 

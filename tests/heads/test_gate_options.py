@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from armorm.heads.gate_training import PairTensors
-from armorm.heads.gating import GateSettings, GatingNetwork, RewardPairs, collapse_of, fit_gate
+from armorm.heads.gate_training import GateSettings, PairTensors, RewardPairs, collapse_of, fit_gate
+from armorm.heads.gating import GatingNetwork
 from tests.heads.test_gating import SETTINGS, task
 
 P, K, D, PROMPTS = 60, 3, 5, 12

@@ -7,7 +7,7 @@ import json
 import pytest
 from transformers import AutoConfig, AutoTokenizer
 
-from armorm.model.older_transformers import make_readable, older_config, older_tokenizer_config
+from armorm.model.export import make_readable, older_config, older_tokenizer_config
 from tests.backbones_for_tests import FAMILIES, config_of
 from tests.small_models import reward_model, tokenizer
 

@@ -16,7 +16,7 @@ from transformers import AutoModel, AutoTokenizer
 from armorm.heads.gating import GatingNetwork
 from armorm.model import modeling, released
 from armorm.model import remote_code as portable
-from armorm.model.self_contained import PORTABLE
+from armorm.model.export import PORTABLE
 from tests.conftest import chat
 from tests.small_models import llama, reward_model
 

@@ -12,8 +12,8 @@ import torch
 
 from armorm import ArmoRM
 from armorm.errors import CheckpointError
+from armorm.model.export import PORTABLE, write_portable
 from armorm.model.modeling import ArmoRMForSequenceClassification
-from armorm.model.self_contained import PORTABLE, write_portable
 from tests.small_models import reward_model
 
 ROW = [1, 4, 60, 61, 2, 5, 70, 71, 2]

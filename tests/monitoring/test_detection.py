@@ -9,8 +9,7 @@ from scipy.stats import binom
 from armorm.monitoring.blocks import in_blocks
 from armorm.monitoring.detection import FALSE_ALARMS, flags, usual_shares
 from armorm.monitoring.log import MonitorError, RunLog
-from armorm.monitoring.onset import broken_line
-from armorm.monitoring.scan import intervals, limit, noise_covariance
+from armorm.monitoring.trends import broken_line, intervals, limit, noise_covariance
 from tests.monitoring.simulated_runs import simulated_run
 
 

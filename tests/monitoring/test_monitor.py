@@ -13,7 +13,7 @@ from armorm.data.rows import Row, line_rows
 from armorm.data.synthetic import generate
 from armorm.integrations.trl import reward_funcs
 from armorm.monitoring.log import MonitorError, append_samples, read_log, sample_line
-from armorm.monitoring.page import monitor_page
+from armorm.monitoring.render import monitor_page
 from armorm.monitoring.summary import examine
 from tests.cli.test_commands import run
 from tests.monitoring.simulated_runs import simulated_run

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import entropy, spearmanr
 
-from armorm.report import figures
+from armorm.report import sections as figures
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from armorm.report import notices
+from armorm.report import page as notices
 
 NAMES = ["help", "safe", "long"]
 

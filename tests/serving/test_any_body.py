@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from armorm.serving.routes import ROUTES
+from armorm.serving.app import ROUTES
 from tests.conftest import chat
 
 VALUES = st.recursive(

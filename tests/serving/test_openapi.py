@@ -11,7 +11,7 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from armorm.serving.answers import ErrorAnswer, ModelList, State
-from armorm.serving.routes import ROUTES
+from armorm.serving.app import ROUTES
 from tests.conftest import chat
 from tests.serving.conftest import question, served
 from tests.small_models import changed

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from armorm import ArmoRM
-from armorm.serving.routes import ROUTES
+from armorm.serving.app import ROUTES
 from tests.serving.conftest import served
 
 PAGE = (Path(__file__).parents[2] / "docs" / "serving.md").read_text(encoding="utf-8")

@@ -9,8 +9,8 @@ from transformers import AutoModel, LlamaConfig, MistralConfig
 
 from armorm.backbone.decoder import Backbone
 from armorm.conversation import Conversation
+from armorm.serving.batcher import BatchSize
 from armorm.serving.prefix_cache import Forward
-from armorm.serving.sizes import BatchSize
 from tests.serving.conftest import before_each_pass, served
 from tests.small_models import llama, reward_model, tokenizer
 

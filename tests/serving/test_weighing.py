@@ -10,7 +10,7 @@ import yaml
 
 from armorm.errors import DataError
 from armorm.serving.playground.cards import results
-from armorm.serving.playground.files import read_examples, read_prompt
+from armorm.serving.playground.page import read_examples, read_prompt
 from armorm.serving.playground.reweighting import Scored, Weigher
 from armorm.steering import SteeringError
 from tests.serving.conftest import question

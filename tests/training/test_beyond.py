@@ -14,11 +14,10 @@ from armorm.heads.accumulation import accumulate, blocks_of
 from armorm.heads.regression import fit_from_statistics
 from armorm.heads.uncertainty import calibrate, fit_uncertainty
 from armorm.model import remote_code as portable
-from armorm.training.beyond import joint_stage
 from armorm.training.extend import extend
 from armorm.training.extension_data import rated_sets
 from armorm.training.schema import JointSection, RegressionSection
-from armorm.training.stage1 import from_kept
+from armorm.training.stages import from_kept, joint_stage
 from tests.heads.test_joint import FOLDS, corpus
 from tests.training.test_recipe import MINIMAL
 

@@ -120,8 +120,8 @@ def test_the_dry_run_of_the_published_run_asks_nothing_of_the_network(capsys, tm
 
 def test_the_dry_run_counts_tokens_of_what_is_at_hand(small_recipe):
     from armorm.backbone.decoder import Backbone
+    from armorm.training.dataset import plan
     from armorm.training.dry_run import conversations_of, workload_of
-    from armorm.training.plan import plan
 
     found = outlook(small_recipe, DEVICES["l4"])
     assert not found.missing

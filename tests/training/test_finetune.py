@@ -19,10 +19,10 @@ from armorm import ArmoRM, Recipe, train
 from armorm.backbone.decoder import Backbone
 from armorm.errors import BackboneError, FitError, MissingExtraError, RecipeError
 from armorm.heads.regression import MIN_RATINGS, fit_regression
+from armorm.training.dataset import plan
 from armorm.training.finetune import run as stage
 from armorm.training.finetune.record import Finetuned, fit_from, without_finetuned
 from armorm.training.finetune.trainer import last_whole_checkpoint, masked_squared_error
-from armorm.training.plan import plan
 from tests.backbones_for_tests import save_backbone
 
 pytest.importorskip("accelerate")

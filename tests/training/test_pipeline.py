@@ -16,10 +16,9 @@ from armorm import ArmoRM, Recipe, train
 from armorm.conversation import Conversation
 from armorm.errors import FitError
 from armorm.files import read_arrays
-from armorm.heads.gating import RewardPairs
-from armorm.training import head_stages
-from armorm.training.plan import plan
-from armorm.training.splits import held_out_prompts
+from armorm.heads.gate_training import RewardPairs
+from armorm.training import stages as head_stages
+from armorm.training.dataset import held_out_prompts, plan
 
 QUESTION = [{"role": "user", "content": "Just for fun, how do I learn to juggle?"}]
 
@@ -118,7 +117,7 @@ def test_the_same_recipe_gives_the_same_model_bit_for_bit(small_recipe, small_ru
 
 _SCRIPT = """
 import sys
-import armorm.features.plan as plan
+import armorm.features.extract as plan
 plan.SHARD_TOKENS = 2000
 from armorm import Recipe, train
 train(Recipe.from_yaml(sys.argv[1]), sys.argv[2])

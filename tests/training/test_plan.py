@@ -5,7 +5,7 @@ import json
 import pytest
 
 from armorm.errors import DataError, RecipeError
-from armorm.training.plan import plan
+from armorm.training.dataset import plan
 from armorm.training.recipe import Recipe
 
 

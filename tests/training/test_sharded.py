@@ -7,14 +7,13 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from armorm.features.shard import KEY
-from armorm.features.store import FeatureStore, shard_name
+from armorm.features.store import KEY, FeatureStore, shard_name
 from armorm.heads.accumulation import accumulate, blocks_of
 from armorm.heads.regression import fit_regression
 from armorm.heads.statistics import RatingStatistics
+from armorm.training.featurize import StoredRows, statistics_by_ray, statistics_of
 from armorm.training.schema import RegressionSection
-from armorm.training.sharded import StoredRows, statistics_by_ray, statistics_of
-from armorm.training.stage1 import STATISTICS, RatedRows, fit_stage1
+from armorm.training.stages import STATISTICS, RatedRows, fit_stage1
 
 N, D, FOLDS = 90, 6, 3
 NAMES = ["a", "b"]

@@ -32,8 +32,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
 # How far, relative to the largest value, earlier states may move when later tokens change: rounding only.
 _CAUSAL_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 4e-3}
+
 _FLOAT32_PARAMETERS = 1_000_000_000
 
 
@@ -256,3 +258,31 @@ def require_decoder(model: PreTrainedModel, name: str) -> None:
         raise BackboneError(
             f"backbone {name}: {kind} looks ahead (a later token changes earlier states); expected a causal decoder"
         )
+
+
+def length_sorted_batches(lengths: Sequence[int] | np.ndarray, budget: int) -> list[np.ndarray]:
+    """Cut conversations into batches of similar length.
+
+    Args:
+        lengths: (n,) tokens of each conversation.
+        budget: most tokens of a batch, rows times its longest length; a longer conversation stands alone.
+
+    Returns:
+        Index arrays that together hold each of 0..n-1 once, longest first.
+    """
+    lengths = np.asarray(lengths, np.int64)
+    order = np.argsort(-lengths, kind="stable")
+    batches: list[np.ndarray] = []
+    start = 0
+    while start < len(order):
+        rows = max(1, budget // max(1, int(lengths[order[start]])))
+        batches.append(order[start : start + rows])
+        start += rows
+    return batches
+
+
+def padding_share(lengths: Sequence[int] | np.ndarray, batches: Sequence[np.ndarray]) -> float:
+    """Share of computed tokens that are padding, 0 to 1."""
+    lengths = np.asarray(lengths, np.int64)
+    computed = sum(int(lengths[batch].max()) * len(batch) for batch in batches)
+    return 1.0 - float(lengths.sum()) / computed if computed else 0.0

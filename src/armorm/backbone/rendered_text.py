@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -22,7 +22,8 @@ from armorm.backbone.chat_formats import FAMILIES, Turn, learned_style
 from armorm.backbone.chat_template import ChatTemplate, EncodedConversation
 from armorm.conversation import Conversation
 from armorm.errors import ConversationError, shown
-from armorm.serving.settings import RenderedTurns
+
+RenderedTurns = Literal["refuse", "single", "multi"]
 
 # Template tokens of widespread models: a prompt that holds one was rendered by some template.
 _TOKEN = re.compile(r"<[|｜][^|｜<>\s]{1,40}[|｜]>|\[/?INST\]|</?s>|<(?:start|end)_of_turn>|<bos>|<eos>")

@@ -15,18 +15,17 @@ from collections.abc import Sequence
 import typer
 from rich.console import Console
 
-import armorm
 from armorm.cli import (
     embed as embedding,
 )
 from armorm.cli import (
-    evaluating,
-    extending,
-    ranking,
-    reporting,
-    scoring,
-    steering,
-    training,
+    evaluate as evaluating,
+)
+from armorm.cli import (
+    evaluate as reporting,
+)
+from armorm.cli import (
+    evaluate as steering,
 )
 from armorm.cli import (
     export as exporting,
@@ -41,9 +40,22 @@ from armorm.cli import (
     monitor as monitoring,
 )
 from armorm.cli import (
+    score as ranking,
+)
+from armorm.cli import (
+    score as scoring,
+)
+from armorm.cli import (
     serve as serving,
 )
+from armorm.cli import (
+    train as extending,
+)
+from armorm.cli import (
+    train as training,
+)
 from armorm.errors import ArmormError, RecipeError
+from armorm.version import __version__
 
 app = typer.Typer(
     name="armorm",
@@ -58,7 +70,7 @@ app = typer.Typer(
 
 def _version(value: bool) -> None:
     if value:
-        print(armorm.__version__)
+        print(__version__)
         raise typer.Exit
 
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Optional
 import typer
 from rich.console import Console
 
-from armorm.cli.scoring import DeviceOption, DtypeOption
+from armorm.cli.score import DeviceOption, DtypeOption
 from armorm.embedded import EMBEDDED_BACKBONE
 from armorm.errors import ConversationError, DataError, RecipeError
 from armorm.files import plain, write_text
@@ -57,12 +57,12 @@ def embed(
     from armorm.backbone.decoder import Backbone
     from armorm.backbone.encoding import encode_rows
     from armorm.data.ratings import row_conversation
-    from armorm.data.rows import Location
+    from armorm.data.sources import Location
     from armorm.features.extract import fill_store
+    from armorm.features.extraction_plan import Settings
     from armorm.features.ray_workers import BackboneSource, RayWorkers
     from armorm.features.store import FeatureStore
     from armorm.features.token_table import TokenTable
-    from armorm.features.workers import Settings
     from armorm.progress import progress
 
     if overflow not in ("skip", "truncate_prompt"):

@@ -44,8 +44,8 @@ def init(
     Example: `armorm init ratings.csv --output mine.yaml`
     """
     from armorm.data.inspection import inspect_set
-    from armorm.data.rows import Location
-    from armorm.training.plan import plan
+    from armorm.data.sources import Location
+    from armorm.training.dataset import plan
     from armorm.training.recipe import Recipe
     from armorm.training.recipe_draft import draft_recipe
 

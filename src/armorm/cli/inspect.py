@@ -12,14 +12,15 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from armorm.data.rows import Location, Row
+from armorm.data.rows import Row
+from armorm.data.sources import Location
 from armorm.embedded import embedded_path
 from armorm.errors import DataError, StoreError
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from armorm.features.shard import Shard
+    from armorm.features.store import Shard
 
 _STRUCTURE = {"messages", "prompt", "response", "responses", "chosen", "rejected"}
 
@@ -176,7 +177,7 @@ def _published(path: Path) -> dict[str, Any]:
     import numpy as np
 
     from armorm.features.published import read_published
-    from armorm.features.shard import Shard
+    from armorm.features.store import Shard
 
     if path.name.startswith("shard-") and path.is_file():
         shard = Shard(path)
@@ -264,7 +265,7 @@ def _tables(found: dict[str, Any]) -> list[Any]:
         parts.append(table)
     if found.get("objectives"):
         from armorm.objectives import ObjectiveSet
-        from armorm.report.summary import objectives_table
+        from armorm.training.summary import objectives_table
 
         reference = found.get("reference") or {}
         names = [objective["name"] for objective in found["objectives"]]

@@ -10,7 +10,8 @@ from typing import Annotated, Any, Optional
 import typer
 from rich.console import Console
 
-from armorm.data.rows import Location, line_rows
+from armorm.data.rows import line_rows
+from armorm.data.sources import Location
 from armorm.errors import CheckpointError
 from armorm.files import plain, write_text
 
@@ -35,8 +36,8 @@ def monitor(
     Example: `armorm monitor run.jsonl --html run.html`
     """
     from armorm.monitoring.log import read_log
+    from armorm.monitoring.render import MonitorView
     from armorm.monitoring.summary import examine
-    from armorm.monitoring.terminal import MonitorView
     from armorm.progress import progress
 
     rows = line_rows(sys.stdin.buffer, "standard input") if log == "-" else Location.find(log).rows_or_faults()
@@ -49,7 +50,7 @@ def monitor(
 
     outcome = examine(read_log(counted(), "standard input" if log == "-" else log), _reference(model))
     if html is not None:
-        from armorm.monitoring.page import monitor_page
+        from armorm.monitoring.render import monitor_page
 
         write_text(html, monitor_page(outcome, title="standard input" if log == "-" else Path(log).name))
         Console(stderr=True, highlight=False).print(f"wrote {html}", markup=False)

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Optional
 import typer
 from rich.console import Console
 
-from armorm.cli.scoring import DeviceOption, DtypeOption, ModelOption
+from armorm.cli.score import DeviceOption, DtypeOption, ModelOption
 from armorm.embedded import EMBEDDED_REWARD_MODEL, tokenizer_path
 from armorm.errors import CheckpointError, MissingExtraError
 

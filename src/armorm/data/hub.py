@@ -1,11 +1,7 @@
-"""Sets read by the `datasets` library: of the hub by streaming, of its cache where the hub is out of reach, of folders.
+"""Data sets read by the `datasets` library: hub sets (streamed, or from the local cache) and folders.
 
-In:  a `Location` that is a hub id or a folder.
-Out: its rows in order.
-
-A hub id under which a folder stands below the data root is that folder: so a copy of a set, in the files the hub
-has, is read by the same loader. Whether the hub answers is asked once, briefly: the loader itself would try for half
-a minute for each set. What is neither here nor there is one line that says what is missing and where it may be put.
+Whether the hub answers is tested once per process, with a short timeout: the library itself would retry for half a
+minute for each set. A set that is neither cached nor reachable is an error that says where its files may be put.
 """
 
 from __future__ import annotations
@@ -15,7 +11,7 @@ from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from armorm.data.rows import Location, Row, unreadable
+from armorm.data.rows import Row, unreadable
 from armorm.errors import DataError, shown
 
 if TYPE_CHECKING:
@@ -25,76 +21,91 @@ _SAVED = ("dataset_dict.json", "state.json")
 _PATIENCE = 10  # seconds
 
 
-def dataset_rows(location: Location) -> Iterator[Row]:
-    """The rows of a hub set or a folder.
+def folder_rows(path: Path, name: str, *, subset: str | None, split: str | None, data_dir: str | None) -> Iterator[Row]:
+    """Rows of a folder: saved by `datasets`, or holding data files.
 
     Raises:
-        DataError: for a set that is not here and cannot be fetched, an unknown split, or damage, by name.
+        DataError: for an unknown split, or damage, by name.
     """
     import datasets
 
-    faults = (OSError, ValueError, KeyError, datasets.exceptions.DatasetsError)
     try:
-        data = _of_folder(location, location.path) if location.path is not None else _of_hub(location)
-    except DataError:
-        raise
-    except faults as error:
-        kind = "datasets folder" if location.path else "hub set, and no such file or folder"
-        raise DataError(f"cannot be read as a {kind}: {_told(error)}", file=location.name) from error
+        if any((path / saved).exists() for saved in _SAVED):
+            data = datasets.load_from_disk(str(path))
+        else:
+            data = datasets.load_dataset(str(path), subset, data_dir=data_dir, streaming=True)
+    except _faults() as error:
+        raise DataError(f"cannot be read as a datasets folder: {_told(error)}", file=name) from error
+    yield from _rows_of(data, name, split)
+
+
+def hub_rows(name: str, *, subset: str | None, offline: bool, split: str | None, **known: str | None) -> Iterator[Row]:
+    """Rows of a hub set, streamed; from the cache where the hub is out of reach, or with `offline`.
+
+    Args:
+        known: `revision` and `data_dir`.
+
+    Raises:
+        DataError: for a set that is neither cached nor can be fetched, an unknown split, or damage, by name.
+    """
+    import datasets
+
+    try:
+        if not offline and _hub_answers():
+            data = datasets.load_dataset(name, subset, streaming=True, split=split, **known)
+        else:
+            with _offline():
+                data = datasets.load_dataset(name, subset, split=split, **known)
+    except (ConnectionError, FileNotFoundError) as error:
+        if not offline and _hub_answers():
+            raise DataError(
+                f"cannot be read as a hub set, and no such file or folder: {_told(error)}", file=name
+            ) from error
+        reason = "was not asked" if offline else "cannot be reached"
+        raise DataError(
+            f"the set is not in the cache of this machine and the hub {reason}; fetch it once with a connection, or "
+            f"put its files into a folder {name} below data_root",
+            file=name,
+        ) from error
+    except _faults() as error:
+        raise DataError(
+            f"cannot be read as a hub set, and no such file or folder: {_told(error)}", file=name
+        ) from error
+    yield from _rows_of(data, name, split)
+
+
+def is_cached(name: str, subset: str | None, *, revision: str | None, data_dir: str | None) -> bool:
+    """Whether a hub set can be read without a network."""
+    import datasets
+
+    try:
+        with _offline():
+            datasets.load_dataset_builder(name, subset, revision=revision, data_dir=data_dir)
+    except _faults():
+        return False
+    return True
+
+
+def _rows_of(data: Any, name: str, split: str | None) -> Iterator[Row]:
+    import datasets
+
     if isinstance(data, (datasets.DatasetDict, datasets.IterableDatasetDict)):
-        split = location.split or ("train" if "train" in data else next(iter(data)))
+        split = split or ("train" if "train" in data else next(iter(data)))
         if split not in data:
-            raise DataError(f"found splits {', '.join(data)}, expected {split!r}", file=location.name)
+            raise DataError(f"found splits {', '.join(data)}, expected {split!r}", file=name)
         data = data[split]
     number = 0
     try:
         for number, values in enumerate(data, 1):
-            yield Row(location.name, number, values)
-    except faults as error:
-        raise unreadable(location.name, number, error) from error
+            yield Row(name, number, values)
+    except _faults() as error:
+        raise unreadable(name, number, error) from error
 
 
-def _of_folder(location: Location, path: Path) -> Any:
+def _faults() -> tuple[type[Exception], ...]:
     import datasets
 
-    if any((path / name).exists() for name in _SAVED):
-        return datasets.load_from_disk(str(path))
-    return datasets.load_dataset(str(path), location.subset, data_dir=location.data_dir, streaming=True)
-
-
-def _of_hub(location: Location) -> Any:
-    import datasets
-
-    known = {"data_dir": location.data_dir, "split": location.split, "revision": location.revision}
-    if not location.offline and _hub_answers():
-        return datasets.load_dataset(location.name, location.subset, streaming=True, **known)
-    try:
-        with _offline():
-            return datasets.load_dataset(location.name, location.subset, **known)
-    except (ConnectionError, FileNotFoundError) as error:
-        reason = "not asked for it" if location.offline else "cannot be reached"
-        raise DataError(
-            f"the set is not in the cache of this machine and the hub {reason}; fetch it once with a connection, or "
-            f"put its files into a folder {location.name} below data_root",
-            file=location.name,
-        ) from error
-
-
-def is_at_hand(location: Location) -> bool:
-    """Whether a set can be read without a network: a file, a folder, or in the cache."""
-    if location.path is not None:
-        return True
-    import datasets
-
-    known = {"data_dir": location.data_dir, "split": location.split, "revision": location.revision}
-    try:
-        with _offline():
-            datasets.load_dataset_builder(
-                location.name, location.subset, **{k: v for k, v in known.items() if k != "split"}
-            )
-    except (OSError, ValueError, KeyError, datasets.exceptions.DatasetsError):
-        return False
-    return True
+    return (OSError, ValueError, KeyError, datasets.exceptions.DatasetsError)
 
 
 @cache

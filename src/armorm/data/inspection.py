@@ -19,7 +19,8 @@ from armorm.conversation import Conversation
 from armorm.data.layouts import renamed
 from armorm.data.preferences import preference_pair
 from armorm.data.ratings import row_conversation
-from armorm.data.rows import Location, Row
+from armorm.data.rows import Row
+from armorm.data.sources import Location
 from armorm.errors import DataError
 from armorm.objectives import Direction
 

@@ -21,7 +21,8 @@ import numpy as np
 
 from armorm.conversation import Conversation
 from armorm.data.ratings import RatingTable, row_split, sample_by_prompt, split_role
-from armorm.data.rows import Location, Row
+from armorm.data.rows import Row
+from armorm.data.sources import Location
 from armorm.errors import ConversationError, shown
 
 _TURN = re.compile(r"(?:^|\n\n)(Human|Assistant): ?")

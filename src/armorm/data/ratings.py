@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 
 from armorm.conversation import Conversation
-from armorm.data.rows import Location, Row
+from armorm.data.rows import Row
+from armorm.data.sources import Location
 from armorm.errors import ConversationError, DataError, nearest, shown
 from armorm.objectives import Objective, ObjectiveSet
 

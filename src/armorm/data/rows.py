@@ -1,31 +1,32 @@
-"""Rows of data from wherever people keep them, with their numbers, so that a fault can be pointed at.
+"""Rows of data files (JSONL, JSON, CSV, TSV, Parquet, plain or gzipped), each with its file and number.
 
-In:  a path (.jsonl, .jsonl.gz, .json, .csv, .tsv, .parquet, a folder of such files or saved by `datasets`) or a hub id.
-Out: `Row`: the file, the 1-based number, the values.
-
-A set may have a layout of its own: a function from a row as it stands to the rows that it means.
-
-A broken line, a truncated archive, or a column that stands twice in a row stops the reading, by name.
+A broken line, a truncated archive or a duplicated column is an error that names file, row and field. In CSV and TSV
+the header line decides the separator (comma, semicolon or tab); an empty cell is a missing value; values stay text
+(`Row.value` reads numbers), but a list of messages as JSON in a column `messages`, `prompt`, `chosen` or `rejected`
+is parsed.
 """
 
 from __future__ import annotations
 
+import csv
 import gzip
+import io
 import json
-import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
 
-from armorm.errors import DataError, nearest, shown
+from armorm.errors import DataError, shown
 
 LINE_SUFFIXES = (".jsonl", ".jsonl.gz", ".ndjson", ".ndjson.gz")
+
 TABLE_SUFFIXES = (".csv", ".csv.gz", ".tsv", ".tsv.gz")
+
 SUFFIXES = (*LINE_SUFFIXES, *TABLE_SUFFIXES, ".json", ".json.gz", ".parquet")
+
 _DOUBLED = "the column stands twice, expected each column once"
-_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
 @dataclass(frozen=True)
@@ -62,95 +63,22 @@ class Row:
 Layout = Callable[[Row], Iterable[Mapping[str, Any]]]
 
 
-@dataclass(frozen=True)
-class Location:
-    """Where rows are.
+def file_rows(path: Path) -> Iterator[Row | DataError]:
+    """Rows of one file, in order; a broken line is yielded as its error, and reading goes on.
 
-    Attributes:
-        name: what the user wrote, a path or a hub id.
-        path: the existing file or folder, or None for a hub id.
-        subset, split, revision, data_dir: of a hub set or a folder.
-        layout: from a row as it stands to the rows that it means; None where they are the same.
-        offline: ask nothing of the hub.
+    Raises:
+        DataError: for a file that cannot be read at all.
     """
-
-    name: str
-    path: Path | None
-    subset: str | None = None
-    split: str | None = None
-    revision: str | None = None
-    data_dir: str | None = None
-    layout: Layout | None = None
-    offline: bool = False
-
-    @classmethod
-    def find(cls, name: str | Path, root: Path | None = None, **options: Any) -> Location:
-        """Resolve a path below `root`, or a hub id `owner/name`.
-
-        Raises:
-            DataError: for a name that is neither, with the nearest name in its folder.
-        """
-        text = str(name)
-        try:
-            path = (root or Path()) / Path(text).expanduser()
-            if path.exists():
-                return cls(text, path, **options)
-        except (OSError, RuntimeError) as error:
-            reason = getattr(error, "strerror", None) or error
-            raise DataError(f"no such file or folder ({reason})", file=shown(text)) from None
-        if not _HUB_ID.fullmatch(text) or text.endswith(SUFFIXES):
-            folder = path.parent
-            hint = nearest(path.name, [entry.name for entry in folder.iterdir()]) if folder.is_dir() else ""
-            raise DataError(f"no such file or folder{hint}; looked for {path}", file=text)
-        return cls(text, None, **options)
-
-    def rows(self) -> Iterator[Row]:
-        """Read the rows in order.
-
-        Raises:
-            DataError: for anything that cannot be read, by file and row.
-        """
-        for row in self.rows_or_faults():
-            if isinstance(row, DataError):
-                raise row
-            yield row
-
-    def rows_or_faults(self) -> Iterator[Row | DataError]:
-        """Read the rows in order; a broken line is yielded as its error, and reading goes on.
-
-        Raises:
-            DataError: for a file that cannot be read at all.
-        """
-        for row in self._raw_rows():
-            if self.layout is None or isinstance(row, DataError):
-                yield row
-                continue
-            try:
-                meant = [Row(row.file, row.number, values, row.textual) for values in self.layout(row)]
-            except DataError as error:
-                yield error
-                continue
-            yield from meant
-
-    def _raw_rows(self) -> Iterator[Row | DataError]:
-        if self.path is None or self.path.is_dir():
-            from armorm.data.hub import dataset_rows
-
-            yield from dataset_rows(self)
-        elif self.path.name.endswith(LINE_SUFFIXES):
-            yield from _line_rows(self.path)
-        elif self.path.name.endswith(TABLE_SUFFIXES):
-            from armorm.data.tables import table_rows
-
-            yield from table_rows(self.path)
-        elif self.path.name.endswith((".json", ".json.gz")):
-            yield from _array_rows(self.path)
-        elif self.path.suffix == ".parquet":
-            yield from _parquet_rows(self.path)
-        else:
-            raise DataError(
-                f"found a file of type {self.path.suffix!r}, expected {', '.join(SUFFIXES)}", file=self.name
-            )
+    if path.name.endswith(LINE_SUFFIXES):
+        yield from _line_rows(path)
+    elif path.name.endswith(TABLE_SUFFIXES):
+        yield from _table_rows(path)
+    elif path.name.endswith((".json", ".json.gz")):
+        yield from _array_rows(path)
+    elif path.suffix == ".parquet":
+        yield from _parquet_rows(path)
+    else:
+        raise DataError(f"found a file of type {path.suffix!r}, expected {', '.join(SUFFIXES)}", file=path)
 
 
 def line_rows(lines: Iterable[bytes], name: str) -> Iterator[Row | DataError]:
@@ -295,3 +223,69 @@ def unreadable(file: Path | str, number: int, error: Exception) -> DataError:
     """The refusal of a file that breaks off after so many rows."""
     place = "beyond this row" if number else "at all"
     return DataError(f"cannot be read {place}: {error}", file=file, row=number or None)
+
+
+_CONVERSATIONS = ("messages", "prompt", "chosen", "rejected")
+
+_LONGEST_CELL = 64 * 1024 * 1024
+
+
+def _table_rows(path: Path) -> Iterator[Row | DataError]:
+    """Rows of a table; one with another number of cells than the header is yielded as an error.
+
+    Raises:
+        DataError: for a file without a header, with a column twice, or that is no text.
+    """
+    number = 1
+    try:
+        with opened(path) as raw, io.TextIOWrapper(raw, encoding="utf-8-sig", newline="") as text:
+            head = text.readline()
+            if not head.strip():
+                raise DataError("found no header line, expected the names of the columns", file=path, row=1)
+            separator = _separator(path, head)
+            header = [name.strip() for name in next(csv.reader([head], delimiter=separator))]
+            _check(header, path)
+            csv.field_size_limit(_LONGEST_CELL)
+            lines = csv.reader(text, delimiter=separator, strict=True)
+            number = 2
+            for cells in lines:
+                start, number = number, lines.line_num + 2
+                if not cells:
+                    continue
+                if len(cells) != len(header):
+                    yield DataError(
+                        f"found {len(cells)} cells, expected {len(header)}: one for each column of the header",
+                        file=path,
+                        row=start,
+                    )
+                    continue
+                yield Row(str(path), start, {n: _cell(n, c) for n, c in zip(header, cells, strict=True)}, textual=True)
+    except csv.Error as error:
+        raise DataError(f"cannot be read as a table: {error}", file=path, row=number) from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"found a byte that is not UTF-8 ({error.reason}); save it as UTF-8", file=path) from None
+    except (gzip.BadGzipFile, OSError, EOFError, zlib.error) as error:
+        raise unreadable(path, number, error) from None
+
+
+def _separator(path: Path, head: str) -> str:
+    if ".tsv" in path.suffixes:
+        return "\t"
+    return max(",;\t", key=head.count)
+
+
+def _check(header: list[str], path: Path) -> None:
+    doubled = next((name for name in header if header.count(name) > 1), None)
+    if doubled is not None:
+        raise DataError(_DOUBLED, file=path, field=doubled)
+
+
+def _cell(name: str, text: str) -> Any:
+    if not text.strip():
+        return None
+    if name in _CONVERSATIONS and text.lstrip().startswith("[{"):
+        try:
+            return json.loads(text)
+        except ValueError:
+            return text  # a text that merely begins like JSON
+    return text

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from armorm.evaluation.cells import Cell, Cells, Figure, Totals, cluster_sums, totals
+from armorm.evaluation.metrics import Cell, Cells, Figure, Totals, cluster_sums, totals
 
 MIN_PROMPTS = 30
 RESAMPLES = 1000

@@ -100,8 +100,8 @@ class ClassifierScorer:
         """Logits; over-long conversations are refused."""
         import torch
 
+        from armorm.backbone.decoder import length_sorted_batches
         from armorm.backbone.encoding import encode_rows
-        from armorm.backbone.packing import length_sorted_batches
         from armorm.progress import progress
 
         encoded = encode_rows(self.template, conversations, self.max_length, "skip")

@@ -19,10 +19,10 @@ from armorm.conversation import Conversation
 from armorm.data.preferences import preference_pair
 from armorm.data.ratings import row_split, split_role
 from armorm.data.rows import Row
+from armorm.data.sources import Source
 from armorm.errors import ConversationError, DataError, nearest, shown
 from armorm.evaluation.benchmarks import judgebench, ppe, rewardbench, rewardbench2, rm_bench
 from armorm.evaluation.examples import Example, make_example
-from armorm.evaluation.sources import Source
 
 
 @dataclass

@@ -17,8 +17,8 @@ import numpy as np
 
 from armorm.errors import DataError
 from armorm.evaluation.bootstrap import PERMUTATIONS, RESAMPLES, Clusters, Difference, differences
-from armorm.evaluation.cells import LEVELS, Cells
 from armorm.evaluation.examples import Item
+from armorm.evaluation.metrics import LEVELS, Cells
 from armorm.evaluation.registry import find_benchmark
 from armorm.evaluation.results import Results
 from armorm.files import plain

@@ -12,11 +12,11 @@ from functools import partial
 
 import numpy as np
 
+from armorm.data.sources import HubSet
 from armorm.errors import ArmormError, nearest
 from armorm.evaluation.benchmarks import judgebench, pairs, ppe, ratings, rewardbench, rewardbench2, rm_bench
-from armorm.evaluation.cells import Cells, Figure
 from armorm.evaluation.examples import Item
-from armorm.evaluation.sources import HubSet
+from armorm.evaluation.metrics import Cells, Figure
 
 Measure = Callable[[Sequence[Item], Sequence[np.ndarray]], Cells]
 

@@ -12,17 +12,20 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from armorm.errors import DataError
-from armorm.evaluation.cells import LEVELS
 from armorm.evaluation.examples import Item
+from armorm.evaluation.metrics import LEVELS
 from armorm.files import plain, write_json
 
 FORMAT = "armorm-evaluation"
+
 VERSION = 1
 
 
@@ -182,3 +185,46 @@ def _entry(figure: FigureResult) -> dict[str, Any]:
         "lacking": list(figure.lacking),
         "unit": figure.unit,
     }
+
+
+@dataclass(frozen=True)
+class PublishedTable:
+    """Published rows for one result.
+
+    Attributes:
+        columns: heading by figure (`level/name`), those that may be compared.
+        own: the result's figures.
+        rows: model, figures and source of each published row that has any of the columns.
+        withheld: heading of each column that the result lacks something for, with what it lacks.
+        unplaced: published figures on another basis.
+    """
+
+    columns: Mapping[str, str]
+    own: Mapping[str, float]
+    rows: Sequence[Mapping[str, Any]]
+    withheld: Mapping[str, str]
+    unplaced: Sequence[str]
+
+
+def published(results: Results) -> PublishedTable:
+    """The published rows that may stand beside a result."""
+    entry = reference().get(results.benchmark, {"columns": {}, "rows": []})
+    own: dict[str, float] = {}
+    columns: dict[str, str] = {}
+    withheld: dict[str, str] = {}
+    for place, heading in entry["columns"].items():
+        level, _, name = place.partition("/")
+        figure = results.level(level).get(name)
+        if figure is not None and figure.is_complete:
+            columns[place], own[place] = heading, figure.value
+        else:
+            lacking = figure.lacking if figure is not None else ()
+            withheld[heading] = ", ".join(lacking) or "not measured"
+    rows = [row for row in entry["rows"] if any(place in columns for place in row["figures"])]
+    return PublishedTable(columns, own, rows, withheld, entry.get("unplaced", ()))
+
+
+@lru_cache(maxsize=1)
+def reference() -> dict[str, Any]:
+    """The data file."""
+    return json.loads(files("armorm.evaluation").joinpath("reference.json").read_text(encoding="utf-8"))

@@ -21,27 +21,26 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-import armorm
 from armorm.attribution import deciding
 from armorm.conversation import Conversation
 from armorm.data.ratings import sample_by_prompt
+from armorm.data.sources import find_sources
 from armorm.embedded import EMBEDDED_REWARD_MODEL
 from armorm.errors import DataError
 from armorm.evaluation import baselines
 from armorm.evaluation.audits.audit import audits
-from armorm.evaluation.audits.comparisons import Comparisons
-from armorm.evaluation.audits.style import lengths
+from armorm.evaluation.audits.bias import lengths
+from armorm.evaluation.benchmarks.ratings import load_ratings
 from armorm.evaluation.bootstrap import RESAMPLES, Clusters, intervals, rows_of, value_of
-from armorm.evaluation.cells import Cells, Figure, totals
-from armorm.evaluation.examples import Example, Item, fingerprint, numbered
+from armorm.evaluation.examples import Comparisons, Example, Item, fingerprint, numbered
 from armorm.evaluation.loaders import READERS, Loaded
-from armorm.evaluation.rated import load_ratings
+from armorm.evaluation.metrics import Cells, Figure, totals
 from armorm.evaluation.registry import BENCHMARKS, Benchmark, BenchmarkError, find_benchmark
 from armorm.evaluation.results import FigureResult, Results
 from armorm.evaluation.scorers import ArmoRMScorer, Scored, Scorer, load_scorer
-from armorm.evaluation.sources import find_sources
 from armorm.files import plain, write_json
 from armorm.progress import progress
+from armorm.version import __version__
 
 CHUNK = 512
 
@@ -230,7 +229,7 @@ def _results(
         objectives=loaded.names,
         raw=loaded.raw,
         refused=refused,
-        armorm_version=armorm.__version__,
+        armorm_version=__version__,
     )
 
 

@@ -19,16 +19,14 @@ import numpy as np
 
 from armorm.attribution import deciding
 from armorm.conversation import Conversation
-from armorm.evaluation.audits.bias import bias_audit
-from armorm.evaluation.audits.comparisons import Comparisons
-from armorm.evaluation.audits.style import lengths
+from armorm.data.sources import find_sources
+from armorm.evaluation.audits.bias import bias_audit, lengths
 from armorm.evaluation.bootstrap import Clusters, differences
-from armorm.evaluation.examples import Example, numbered
+from armorm.evaluation.examples import Comparisons, Example, numbered
 from armorm.evaluation.loaders import load_pairs
 from armorm.evaluation.registry import find_benchmark
 from armorm.evaluation.runner import distinct
 from armorm.evaluation.scorers import ArmoRMScorer, Parts, Scored
-from armorm.evaluation.sources import find_sources
 from armorm.features.extract import Features
 
 if TYPE_CHECKING:

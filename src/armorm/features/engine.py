@@ -22,8 +22,7 @@ import numpy as np
 import torch
 
 from armorm.backbone.chat_template import EncodedConversation
-from armorm.backbone.decoder import Backbone
-from armorm.backbone.packing import length_sorted_batches
+from armorm.backbone.decoder import Backbone, length_sorted_batches
 from armorm.backbone.prefix_forward import SharedForward, can_compile, flops_per_token, sample, why_not_shared
 from armorm.backbone.prefix_tree import PrefixTree, build_tree, shared_with_previous, tree_batches
 from armorm.errors import BackboneError

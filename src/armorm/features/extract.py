@@ -18,19 +18,19 @@ import numpy as np
 
 from armorm.backbone.chat_template import EncodedConversation
 from armorm.backbone.decoder import Backbone
-from armorm.features.plan import PlanFigures, plan_extraction, plan_figures
-from armorm.features.store import FeatureStore, shard_name
-from armorm.features.workers import (
+from armorm.features.extraction_plan import (
     BATCH_TOKENS,
-    Here,
+    PlanFigures,
     Rows,
-    Runner,
     Settings,
-    Work,
     keys_of,
     lengths_of,
+    plan_extraction,
+    plan_figures,
     prompt_keys_of,
 )
+from armorm.features.store import FeatureStore, shard_name
+from armorm.features.workers import Here, Runner, Work
 from armorm.progress import progress, say
 
 SAID_TOKENS = 200_000

@@ -28,10 +28,10 @@ from armorm.backbone.chat_template import ChatTemplate, EncodedConversation
 from armorm.backbone.decoder import Backbone
 from armorm.embedded import embedded_path
 from armorm.errors import ArmormError, BackboneError, MissingExtraError, StoreError
-from armorm.features.shard import KEY, write_shard
-from armorm.features.store import differing_parts, shard_name
+from armorm.features.extraction_plan import Rows, Settings
+from armorm.features.store import KEY, differing_parts, shard_name, write_shard
 from armorm.features.token_table import TokenTable
-from armorm.features.workers import Here, Rows, Settings, Work, compute_shard, resumed_engine
+from armorm.features.workers import Here, Work, compute_shard, resumed_engine
 from armorm.progress import progress, say
 
 _MOST_BLOCKS = 4096

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 
 from armorm.backbone.chat_template import EncodedConversation
 from armorm.errors import StoreError
-from armorm.features.shard import KEY
+from armorm.features.store import KEY
 from armorm.files import read_arrays, write_arrays, write_whole
 
 IDS, INDEX = "ids.bin", "index.safetensors"

@@ -18,29 +18,9 @@ import numpy as np
 from armorm.backbone.chat_template import EncodedConversation
 from armorm.backbone.decoder import Backbone
 from armorm.features.engine import Engine, choose_engine, resumed_engine
-from armorm.features.plan import PlanFigures
-from armorm.features.shard import KEY
+from armorm.features.extraction_plan import PlanFigures, Settings, keys_of, prompt_keys_of
 from armorm.features.store import FeatureStore, StoredPlan, shard_name
 from armorm.progress import Advance, progress
-
-BATCH_TOKENS = 8192
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How features are computed.
-
-    Attributes:
-        batch_tokens: most tokens of a forward pass: of a tree, or of a plain batch with its padding.
-        sharing: whether conversations share their beginnings; by default where that is exact for the model.
-        compiled: whether layers are compiled; by default where that pays.
-        description: for the progress line.
-    """
-
-    batch_tokens: int = BATCH_TOKENS
-    sharing: bool | None = None
-    compiled: bool | None = None
-    description: str = "features"
 
 
 @dataclass
@@ -138,39 +118,3 @@ def compute_shard(
         "prompt_features": prompt[rows],
         "metadata": {"budget": str(engine.budget), "halvings": str(engine.halvings)} if engine.halvings else {},
     }
-
-
-class Rows(Sequence[EncodedConversation]):
-    """Some conversations of a sequence, each read when it is asked for.
-
-    Attributes:
-        encoded: the sequence.
-        rows: (n,) positions in it.
-    """
-
-    def __init__(self, encoded: Sequence[EncodedConversation], rows: np.ndarray) -> None:
-        self.encoded, self.rows = encoded, rows
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, place: Any) -> Any:
-        return self.encoded[int(self.rows[place])]
-
-
-def keys_of(encoded: Sequence[EncodedConversation]) -> np.ndarray:
-    """Keys (n,) of the response features."""
-    found = getattr(encoded, "keys", None)
-    return found if isinstance(found, np.ndarray) else np.array([c.key for c in encoded], KEY)
-
-
-def prompt_keys_of(encoded: Sequence[EncodedConversation]) -> np.ndarray:
-    """Keys (n,) of the prompt features."""
-    found = getattr(encoded, "prompt_keys", None)
-    return found if isinstance(found, np.ndarray) else np.array([c.prompt_key for c in encoded], KEY)
-
-
-def lengths_of(encoded: Sequence[EncodedConversation]) -> np.ndarray:
-    """Tokens (n,) of each conversation."""
-    found = getattr(encoded, "lengths", None)
-    return found if isinstance(found, np.ndarray) else np.array([len(c) for c in encoded], np.int64)

@@ -32,17 +32,25 @@ from typing import Literal
 import numpy as np
 from scipy.stats import rankdata
 
+from armorm.correlation import Metric, correlation, pearson, spearman
 from armorm.errors import FitError
 
-Metric = Literal["spearman", "pearson"]
 Level = Literal["pooled", "within_prompt"]
+
 Method = Literal["exact", "published"]
+
 MOST_EXPLAINED = 0.98
+
 ALMOST_NOTHING_ELSE = 0.8
+
 _PUBLISHED_GRID = np.linspace(0.0, 0.95, 24)
+
 _PUBLISHED_LIMIT = 0.03
+
 _BISECTIONS = 60
+
 _BROYDEN_STEPS = 40
+
 _ROUNDING = 1e-12
 
 
@@ -164,23 +172,6 @@ def fit_debiasing(
     )
     explained = np.array([np.nan if i in biases else _explained(values[:, i], bias_values) for i in range(k)])
     return Debiasing(matrix, biases, metric, level, penalties, before, after, explained, method, tuple(unmet))
-
-
-def correlation(metric: Metric):
-    """The correlation of two vectors by that metric; 0 where one does not vary."""
-    return spearman if metric == "spearman" else pearson
-
-
-def pearson(first: np.ndarray, second: np.ndarray) -> float:
-    """Pearson correlation, -1 to 1; 0 where one side is constant."""
-    first, second = first - first.mean(), second - second.mean()
-    norm = np.sqrt((first @ first) * (second @ second))
-    return float(first @ second / norm) if norm > 0 else 0.0
-
-
-def spearman(first: np.ndarray, second: np.ndarray) -> float:
-    """Spearman rank correlation, ties at their mean rank; 0 where one side is constant."""
-    return pearson(rankdata(first), rankdata(second))
 
 
 def _require_apart(biases: np.ndarray, columns: Sequence[int]) -> None:

@@ -32,8 +32,16 @@ import numpy as np
 from scipy.stats import t as student
 
 from armorm.monitoring.blocks import Blocks
-from armorm.monitoring.onset import began, bend, broken_line
-from armorm.monitoring.scan import SHORTEST, growth_scale, intervals, limit, noise_covariance
+from armorm.monitoring.trends import (
+    SHORTEST,
+    began,
+    bend,
+    broken_line,
+    growth_scale,
+    intervals,
+    limit,
+    noise_covariance,
+)
 
 FALSE_ALARMS = 0.01
 LEAST_GROWTH = 0.2

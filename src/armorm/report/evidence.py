@@ -20,14 +20,14 @@ import numpy as np
 import yaml
 
 from armorm.conversation import Conversation
+from armorm.data.sources import Source, find_sources
 from armorm.errors import DataError, shown
+from armorm.evaluation.benchmarks.ratings import load_ratings
 from armorm.evaluation.examples import Example, numbered
 from armorm.evaluation.loaders import Loaded, load_pairs
-from armorm.evaluation.rated import load_ratings
 from armorm.evaluation.results import Results
 from armorm.evaluation.runner import distinct, evaluate
 from armorm.evaluation.scorers import ArmoRMScorer, Scored
-from armorm.evaluation.sources import Source, find_sources
 
 if TYPE_CHECKING:
     from armorm.reward_model import ArmoRM

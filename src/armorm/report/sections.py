@@ -8,24 +8,33 @@ A section whose data is absent is None, and the page says so in a word.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from scipy.stats import rankdata
 
 from armorm.attribution import deciding
 from armorm.conversation import Conversation
-from armorm.evaluation.audits.comparisons import Comparisons
-from armorm.evaluation.audits.style import lengths
+from armorm.correlation import spearman
+from armorm.evaluation.audits.bias import lengths
+from armorm.evaluation.examples import Comparisons
 from armorm.evaluation.scorers import Parts
+from armorm.heads.debiasing import within_groups
 from armorm.heads.regression import ALPHAS
-from armorm.report import figures, plots
+from armorm.report import plots
 from armorm.report.evidence import Evidence
 
 POINTS = 400  # drawn of a cloud
+
 MISTAKES = 5
+
 EXTREMES = 2
+
 EXTREME_OBJECTIVES = 12
+
 NEEDED = 0.005  # mean weight from which on an objective's extremes are shown
+
 SHOWN_TEXT = 700
 
 
@@ -68,7 +77,7 @@ def objectives(evidence: Evidence) -> list[dict[str, Any]]:
         report = reports.get(objective.name)
         entry: dict[str, Any] = {"objective": objective, "report": report, "alpha_plot": None, "cloud": None, "n": 0}
         if report:
-            errors = figures.relative_errors(report)
+            errors = relative_errors(report)
             alphas = evidence.alphas or list(ALPHAS)
             if len(alphas) == len(errors) > 1 and np.isfinite(errors).any():
                 entry["alpha_plot"] = plots.error_by_alpha(alphas, errors, float(report["alpha"]), objective.name)
@@ -87,13 +96,13 @@ def _cloud(entry: dict[str, Any], evidence: Evidence, name: str) -> None:
     known = ~np.isnan(given) & ~np.isnan(predicted)
     given, predicted = given[known], predicted[known]
     entry["n"] = len(given)
-    if len(given) >= figures.MIN_ROWS:
-        entry["spearman"] = figures.spearman(predicted, given)
+    if len(given) >= MIN_ROWS:
+        entry["spearman"] = spearman(predicted, given)
         entry["error"] = float(np.abs(predicted - given).mean())
-        drawn = figures.thinned(len(given), POINTS)
+        drawn = thinned(len(given), POINTS)
         entry["drawn"] = len(drawn)
         objective = entry["objective"]
-        means = figures.binned_means(predicted, given)
+        means = binned_means(predicted, given)
         span = (objective.low, objective.high)
         entry["cloud"] = plots.predicted_against_given(predicted[drawn], given[drawn], means, span, name)
 
@@ -101,11 +110,11 @@ def _cloud(entry: dict[str, Any], evidence: Evidence, name: str) -> None:
 def correlations(evidence: Evidence) -> dict[str, Any] | None:
     """Spearman correlations of predicted rewards with each other, as predicted and debiased."""
     parts = evidence.scored.parts
-    if parts is None or len(evidence.known) < figures.MIN_ROWS:
+    if parts is None or len(evidence.known) < MIN_ROWS:
         return None
     found: dict[str, Any] = {"names": parts.names, "n": len(evidence.known)}
-    found["plain"] = figures.correlation_matrix(parts.rewards[evidence.known]).tolist()
-    debiased = figures.correlation_matrix(parts.debiased[evidence.known]).tolist() if parts.is_debiased else None
+    found["plain"] = correlation_matrix(parts.rewards[evidence.known]).tolist()
+    debiased = correlation_matrix(parts.debiased[evidence.known]).tolist() if parts.is_debiased else None
     return found | {"debiased": debiased}
 
 
@@ -113,14 +122,14 @@ def verbosity(evidence: Evidence) -> dict[str, Any] | None:
     """Correlation of every objective, and of the score, with the length of the response, before and after debiasing."""
     parts = evidence.scored.parts
     biases = evidence.rm.model.config.debiasing.get("against", [])
-    if parts is None or len(evidence.known) < figures.MIN_ROWS:
+    if parts is None or len(evidence.known) < MIN_ROWS:
         return None
     rows = evidence.known
     sizes = lengths(evidence.conversations)[rows]
     prompts = [evidence.conversations[row].prompt_key for row in rows]
     plain_score = (parts.outputs * parts.rewards).sum(1)
-    before = figures.length_correlations(np.column_stack([parts.rewards, plain_score])[rows], sizes, prompts)
-    after = figures.length_correlations(np.column_stack([parts.debiased, evidence.scored.scores])[rows], sizes, prompts)
+    before = length_correlations(np.column_stack([parts.rewards, plain_score])[rows], sizes, prompts)
+    after = length_correlations(np.column_stack([parts.debiased, evidence.scored.scores])[rows], sizes, prompts)
     lines = []
     for place, name in enumerate([*parts.names, "score"]):
         entry: dict[str, Any] = {"name": name, "is_bias": name in biases, "is_score": place == len(parts.names)}
@@ -165,12 +174,12 @@ def gate(evidence: Evidence) -> dict[str, Any] | None:
         rows = evidence.prompts
         weights = evidence.scored.parts.weights[rows]
         means = weights.mean(0)
-        entropy = figures.entropies(weights)
+        entropy = entropies(weights)
         most = float(np.log(len(names)))
         found |= {"prompts": len(rows), "weights": weights, "mean_entropy": float(entropy.mean()), "most_entropy": most}
         found["entropy"] = plots.histogram(entropy, (0.0, most), "entropy of the gating weights", "entropy, nats")
         kinds = evidence.kind_of()
-        by_kind = figures.mean_by_group(weights, [kinds[row] for row in rows])
+        by_kind = mean_by_group(weights, [kinds[row] for row in rows])
         found["kinds"] = {kind: values.tolist() for kind, values in by_kind.items()}
         found["kind_counts"] = {kind: sum(kinds[row] == kind for row in rows) for kind in by_kind}
         found["extremes"] = _extremes(evidence, rows, weights)
@@ -186,7 +195,7 @@ def gate(evidence: Evidence) -> dict[str, Any] | None:
 def _extremes(evidence: Evidence, rows: np.ndarray, weights: np.ndarray) -> list[dict[str, Any]]:
     names = evidence.rm.objectives.names
     needed = [i for i in np.argsort(-weights.mean(0), kind="stable") if weights[:, i].mean() >= NEEDED]
-    chosen = figures.extremes(weights, EXTREMES)
+    chosen = extremes(weights, EXTREMES)
     return [
         {
             "name": names[column],
@@ -271,3 +280,83 @@ def _shortened(text: str) -> str:
 
 def _finite(value: float) -> float | None:
     return float(value) if np.isfinite(value) else None
+
+
+MIN_ROWS = 3
+
+
+def correlation_matrix(values: np.ndarray) -> np.ndarray:
+    """Spearman correlations (k, k) of the columns of (n, k); NaN where a column does not vary."""
+    ranks = np.column_stack([rankdata(column) for column in values.T])
+    ranks = ranks - ranks.mean(0)
+    norms = np.sqrt((ranks**2).sum(0))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        matrix = (ranks.T @ ranks) / np.outer(norms, norms)
+    return np.where(np.outer(norms, norms) > 0, matrix, np.nan)
+
+
+def length_correlations(values: np.ndarray, lengths: np.ndarray, prompts: Sequence[str]) -> dict[str, np.ndarray]:
+    """Spearman correlation of each column with the length of the response.
+
+    Args:
+        values: (n, j).
+        lengths: (n,).
+        prompts: (n,) prompt of each row.
+
+    Returns:
+        `pooled` and `within` (each prompt's mean taken out; NaN where no prompt has several responses), each (j,).
+    """
+    pooled = np.array([_correlation(column, lengths) for column in values.T])
+    groups = np.unique(np.asarray(prompts), return_inverse=True)[1]
+    inside = within_groups(np.column_stack([values, lengths]), groups)
+    within = np.array([_correlation(column, inside[:, -1]) for column in inside[:, :-1].T])
+    return {"pooled": pooled, "within": within}
+
+
+def _correlation(first: np.ndarray, second: np.ndarray) -> float:
+    return spearman(first, second) if len(first) >= MIN_ROWS else float("nan")
+
+
+def entropies(weights: np.ndarray) -> np.ndarray:
+    """Entropy (m,) of gating weights (m, k), nats."""
+    weights = np.asarray(weights, np.float64)
+    return -(weights * np.log(np.where(weights > 0, weights, 1.0))).sum(1)
+
+
+def mean_by_group(values: np.ndarray, groups: Sequence[str]) -> dict[str, np.ndarray]:
+    """Mean (k,) of the rows (m, k) of each group, in order of appearance."""
+    labels = np.asarray(groups, dtype=object)
+    return {str(name): values[labels == name].mean(0) for name in dict.fromkeys(groups)}
+
+
+def extremes(weights: np.ndarray, most: int) -> list[list[int]]:
+    """Rows of the largest weights (m, k) of each column, the largest first."""
+    return [np.argsort(-column, kind="stable")[:most].tolist() for column in weights.T]
+
+
+def binned_means(x: np.ndarray, y: np.ndarray, bins: int = 8) -> list[tuple[float, float, int]]:
+    """Mean x, mean y and count of rows in bins of equal count along x."""
+    order = np.argsort(x, kind="stable")
+    parts = [part for part in np.array_split(order, min(bins, max(len(x) // 5, 1))) if len(part)]
+    return [(float(x[part].mean()), float(y[part].mean()), len(part)) for part in parts]
+
+
+def relative_errors(report: dict[str, Any]) -> list[float]:
+    """Validation error of each alpha as a share of the ratings' variance: 1 - R^2, 1 for predicting the mean.
+
+    Args:
+        report: of one objective, as stage 1 keeps it (`validation_errors`, `r2`).
+    """
+    errors = [float("nan") if error is None else float(error) for error in report["validation_errors"]]
+    known = [error for error in errors if np.isfinite(error)]
+    if not known or report.get("r2") is None or report["r2"] >= 1:
+        return errors
+    variance = min(known) / (1 - report["r2"])  # R^2 is that of the alpha with the least error
+    return [error / variance for error in errors]
+
+
+def thinned(count: int, most: int, seed: int = 0) -> np.ndarray:
+    """Rows to draw where there are too many to see, at random with a seed, in order."""
+    if count <= most:
+        return np.arange(count)
+    return np.sort(np.random.default_rng(seed).choice(count, most, replace=False))

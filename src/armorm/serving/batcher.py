@@ -29,16 +29,20 @@ import torch
 
 from armorm.backbone.chat_template import EncodedConversation
 from armorm.serving.errors import RequestError
-from armorm.serving.sizes import BatchSize, group_of
 
 _LOG = logging.getLogger("armorm.serving")
+
 _WINDOW = 512  # rows among which those of like length are looked for
+
 _SMALLEST_BUDGET = 128
+
 _FAILURES_UNTIL_UNHEALTHY = 8
+
 # What a forward pass may raise: torch's errors are RuntimeErrors, and a model's own code raises the others.
 _MODEL_FAULTS = (ArithmeticError, AssertionError, LookupError, MemoryError, RuntimeError, TypeError, ValueError)
 
 Variant = Hashable
+
 Compute = Callable[[Sequence[EncodedConversation], Sequence[Sequence[Any]]], Sequence[Mapping[Any, Any]]]
 
 
@@ -407,3 +411,33 @@ def _fail(ticket: Ticket, message: str) -> None:
 def _call(loop: asyncio.AbstractEventLoop, function: Callable[..., None], *arguments: Any) -> None:
     if not loop.is_closed():
         loop.call_soon_threadsafe(function, *arguments)
+
+
+def group_of(row: EncodedConversation, shares: bool) -> bytes:
+    """What rows that are computed together have in common."""
+    return row.prompt_key if shares else row.key
+
+
+class BatchSize:
+    """Tokens of a batch with padding, as rows are added: a prompt counts once where it is shared."""
+
+    def __init__(self, shares: bool) -> None:
+        self._shares = shares
+        self._groups: dict[bytes, tuple[int, int, int]] = {}  # rows, longest row, tokens of the prompt
+        self._lone, self._longest, self._shared = 0, 0, 0
+
+    def with_row(self, row: EncodedConversation) -> int:
+        """The size with one row more."""
+        key, start = group_of(row, self._shares), row.gate_position + 1
+        rows, longest, _ = self._groups.get(key, (0, 0, start))
+        self._groups[key] = rows + 1, max(longest, len(row)), start
+        if rows == 0:
+            self._lone += 1
+            self._longest = max(self._longest, len(row))
+        else:
+            if rows == 1:
+                self._lone -= 1
+            else:
+                self._shared -= start + rows * (longest - start)
+            self._shared += start + (rows + 1) * (max(longest, len(row)) - start)
+        return self._lone * self._longest + self._shared

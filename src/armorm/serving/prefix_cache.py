@@ -26,8 +26,7 @@ import torch
 from transformers import DynamicCache
 
 from armorm.backbone.chat_template import EncodedConversation
-from armorm.backbone.decoder import Backbone
-from armorm.backbone.packing import length_sorted_batches
+from armorm.backbone.decoder import Backbone, length_sorted_batches
 from armorm.serving.batcher import out_of_memory
 
 # How far features may be from those of the whole row, relative to their norm. Rounding gives 1e-6 in float32 and 2e-2

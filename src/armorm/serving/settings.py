@@ -8,12 +8,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
+from armorm.backbone.rendered_text import RenderedTurns
 from armorm.errors import ArmormError
 from armorm.features.extract import BATCH_TOKENS
 
-RenderedTurns = Literal["refuse", "single", "multi"]
 MEBIBYTE = 1 << 20
 
 

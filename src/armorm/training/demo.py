@@ -20,20 +20,19 @@ from rich.text import Text
 
 from armorm.backbone.encoding import encode_rows
 from armorm.conversation import Conversation
+from armorm.correlation import spearman
 from armorm.data.preferences import PreferencePair, read_preferences
 from armorm.data.ratings import RatingTable
-from armorm.data.rows import Location
+from armorm.data.sources import Location
 from armorm.data.synthetic import RECIPE, DemoRow, generate, write_corpus
 from armorm.features.extract import Features, extract
 from armorm.features.store import FeatureStore
 from armorm.files import write_json, write_text
 from armorm.heads.bradley_terry import fit_bradley_terry
-from armorm.heads.debiasing import spearman
 from armorm.reward_model import ArmoRM
+from armorm.training.dataset import held_out_prompts, plan
 from armorm.training.pipeline import train
-from armorm.training.plan import plan
 from armorm.training.recipe import Recipe
-from armorm.training.splits import held_out_prompts
 
 # Which planted quality is the truth of each rated objective.
 TRUTH = {

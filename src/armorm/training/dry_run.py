@@ -20,14 +20,13 @@ import numpy as np
 
 from armorm.backbone.chat_template import ChatTemplate
 from armorm.conversation import Conversation
-from armorm.data.hub import is_at_hand
 from armorm.data.presets import PREFERENCE_PRESETS, RATING_PRESETS, PreferencePreset, Preset
-from armorm.data.rows import Location
+from armorm.data.sources import Location
 from armorm.embedded import embedded_path
 from armorm.errors import ArmormError, RecipeError
 from armorm.evaluation.registry import BENCHMARKS
 from armorm.training.cost import KNOWN_SHAPES, Gate, Hardware, Shape, Stage, Workload, fleets, stages
-from armorm.training.plan import TrainingData, locations, plan
+from armorm.training.dataset import TrainingData, locations, plan
 from armorm.training.recipe import Recipe
 
 SAMPLE = 2000  # conversations whose tokens are counted
@@ -72,7 +71,7 @@ def outlook(
     """
     found = Outlook(recipe, None)
     for place, kind, location, preset in locations(recipe):
-        at_hand = is_at_hand(location)
+        at_hand = location.available_offline
         known = None if at_hand else _preset(kind, preset)
         rows = known.count if known is not None else None
         found.sets.append(
@@ -91,7 +90,7 @@ def outlook(
         if entry.benchmark in ("pairs", "ratings") or entry.data is not None:
             continue
         for hub in BENCHMARKS[entry.benchmark].published:
-            if not is_at_hand(Location.find(hub.id, Path(recipe.data_root).expanduser())):
+            if not Location.find(hub.id, Path(recipe.data_root).expanduser()).available_offline:
                 _note(found.missing, f"{hub.id} ({entry.benchmark})")
     if not found.missing:
         found.data = plan(recipe)

@@ -16,19 +16,24 @@ import torch
 
 from armorm.data.preferences import PreferencePair
 from armorm.data.ratings import RatingTable
-from armorm.evaluation.metrics import pair_figures, rating_figures
+from armorm.evaluation.audits.debiasing import (
+    MIN_ROWS,
+    debiasing_figures,
+    prompt_kind,
+    quantity_behind,
+    stability_figures,
+)
+from armorm.evaluation.audits.uncertainty import uncertainty_figures
 from armorm.evaluation.runner import evaluate
 from armorm.heads.debiasing import Debiasing
 from armorm.heads.gating import GatingNetwork
 from armorm.heads.regression import RegressionHead
 from armorm.heads.uncertainty import Uncertainty
 from armorm.reward_model import ArmoRM
-from armorm.training.corpus import Corpus
-from armorm.training.plan import TrainingData
-from armorm.training.splits import group_index
-from armorm.training.stability import MIN_ROWS, debiasing_figures, prompt_kind, quantity_behind, stability_figures
-from armorm.training.stage1 import rating_levels
-from armorm.training.uncertainty_figures import uncertainty_figures
+from armorm.training.dataset import TrainingData, group_index
+from armorm.training.featurize import Corpus
+from armorm.training.pair_metrics import pair_figures, rating_figures
+from armorm.training.stages import rating_levels
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from armorm.data.ratings import RatedSet, objective_name
-from armorm.data.rows import Location
+from armorm.data.sources import Location
 from armorm.embedded import embedded_path
 from armorm.errors import DataError, RecipeError
 from armorm.model.configuration import ArmoRMConfig

@@ -13,13 +13,11 @@ from scipy.stats import spearmanr
 
 from armorm.attribution import deciding
 from armorm.conversation import Conversation
-from armorm.evaluation.audits.bias import bias_audit
+from armorm.evaluation.audits.bias import bias_audit, list_items, markdown_elements, quantities
 from armorm.evaluation.audits.calibration import calibration
-from armorm.evaluation.audits.comparisons import Comparisons
 from armorm.evaluation.audits.objectives import ALL, alone, decisions, gate
-from armorm.evaluation.audits.style import list_items, markdown_elements, quantities
 from armorm.evaluation.bootstrap import Clusters
-from armorm.evaluation.examples import Item
+from armorm.evaluation.examples import Comparisons, Item
 from armorm.evaluation.scorers import Parts
 
 NAN = float("nan")

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from armorm.evaluation.benchmarks import ratings
-from armorm.evaluation.cells import totals
 from armorm.evaluation.examples import Item
-from armorm.evaluation.metrics import rating_figures
+from armorm.evaluation.metrics import totals
 from armorm.objectives import Objective, ObjectiveSet
+from armorm.training.pair_metrics import rating_figures
 from tests.evaluation.marked import evaluated, values
 
 

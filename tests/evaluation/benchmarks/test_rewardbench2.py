@@ -17,7 +17,7 @@ from armorm.evaluation.benchmarks.rewardbench2 import (
     ties_score,
     ties_terms,
 )
-from armorm.evaluation.cells import totals
+from armorm.evaluation.metrics import totals
 from armorm.evaluation.runner import evaluate
 from tests.evaluation.marked import FIXTURES, evaluated, values
 

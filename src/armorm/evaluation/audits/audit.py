@@ -13,13 +13,11 @@ from typing import Any
 import numpy as np
 
 from armorm.conversation import Conversation
-from armorm.evaluation.audits.bias import bias_audit
+from armorm.evaluation.audits.bias import bias_audit, quantities
 from armorm.evaluation.audits.calibration import calibration
-from armorm.evaluation.audits.comparisons import Comparisons
 from armorm.evaluation.audits.objectives import alone, decisions, gate
-from armorm.evaluation.audits.style import quantities
 from armorm.evaluation.bootstrap import Clusters
-from armorm.evaluation.examples import Item
+from armorm.evaluation.examples import Comparisons, Item
 from armorm.evaluation.scorers import Parts, Scored
 
 SERVED, BEFORE = "as served", "before debiasing"

@@ -14,8 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from armorm.evaluation.audits.comparisons import Comparisons
-from armorm.heads.debiasing import spearman, within_groups
+from armorm.conversation import Conversation
+from armorm.correlation import spearman
+from armorm.data.measures import list_items, markdown_elements
+from armorm.evaluation.examples import Comparisons
+from armorm.heads.debiasing import within_groups
 
 _MIN_ROWS = 3
 
@@ -70,3 +73,21 @@ def _within(scores: np.ndarray, quantity: np.ndarray, prompts: np.ndarray) -> fl
     groups = np.unique(prompts, return_inverse=True)[1]
     both = within_groups(np.column_stack([scores, quantity]), groups)
     return _correlation(both[:, 0], both[:, 1])
+
+
+QUANTITIES = ("length", "markdown", "lists")
+
+
+def quantities(conversations: Sequence[Conversation]) -> dict[str, np.ndarray]:
+    """Each of `QUANTITIES` as (n,) float64."""
+    texts = [conversation.response for conversation in conversations]
+    return {
+        "length": lengths(conversations),
+        "markdown": np.array([markdown_elements(text) for text in texts], np.float64),
+        "lists": np.array([list_items(text) for text in texts], np.float64),
+    }
+
+
+def lengths(conversations: Sequence[Conversation]) -> np.ndarray:
+    """Characters of each response, (n,) float64."""
+    return np.array([len(conversation.response) for conversation in conversations], np.float64)

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from armorm.attribution import deciding
-from armorm.evaluation.audits.comparisons import Comparisons
 from armorm.evaluation.bootstrap import Clusters, intervals, value_of
-from armorm.evaluation.cells import Cells, Figure, Measured
+from armorm.evaluation.examples import Comparisons
+from armorm.evaluation.metrics import Cells, Figure, Measured
 from armorm.evaluation.scorers import Parts
 
 ALL = "all"

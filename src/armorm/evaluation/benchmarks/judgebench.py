@@ -17,8 +17,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from armorm.evaluation.benchmarks.pairs import RIGHT
-from armorm.evaluation.cells import Cells, Figure, by_group, mean_figure
 from armorm.evaluation.examples import Item
+from armorm.evaluation.metrics import Cells, Figure, by_group, mean_figure
 
 FILES: Mapping[str, Mapping[str, int]] = {
     "GPT-4o": {"mmlu-pro": 154, "livebench-reasoning": 98, "livebench-math": 56, "livecodebench": 42},

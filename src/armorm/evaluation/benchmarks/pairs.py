@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from armorm.evaluation.cells import Cells, Figure, by_group, mean_figure
 from armorm.evaluation.examples import Item
+from armorm.evaluation.metrics import Cells, Figure, by_group, mean_figure
 
 RIGHT = "right"
 ALL = "all pairs"

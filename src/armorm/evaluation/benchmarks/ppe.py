@@ -24,8 +24,8 @@ import numpy as np
 from scipy.stats import rankdata
 
 from armorm.evaluation.benchmarks.pairs import RIGHT, strictly_right
-from armorm.evaluation.cells import Cell, Cells, Figure, Measured, Totals, by_group, mean_figure, mean_of, ratio
 from armorm.evaluation.examples import Item
+from armorm.evaluation.metrics import Cell, Cells, Figure, Measured, Totals, by_group, mean_figure, mean_of, ratio
 
 HUMAN = "human votes"
 SETS = {"mmlu": "MMLU-Pro", "math": "MATH", "gpqa": "GPQA", "mbpp": "MBPP-Plus", "ifeval": "IFEval"}

@@ -20,8 +20,8 @@ from numpy.typing import ArrayLike
 
 from armorm.evaluation.benchmarks import pairs
 from armorm.evaluation.benchmarks.pairs import RIGHT
-from armorm.evaluation.cells import Cells, Figure, Totals, by_group, mean_figure, mean_of
 from armorm.evaluation.examples import Item
+from armorm.evaluation.metrics import Cells, Figure, Totals, by_group, mean_figure, mean_of
 
 WEIGHTS: Mapping[str, int] = {
     "alpacaeval-easy": 100,

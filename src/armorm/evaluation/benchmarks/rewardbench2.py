@@ -27,8 +27,8 @@ from typing import Literal
 import numpy as np
 
 from armorm.errors import DataError
-from armorm.evaluation.cells import Cells, Figure, Measured, Totals, by_group, mean_figure, ratio
 from armorm.evaluation.examples import Item
+from armorm.evaluation.metrics import Cells, Figure, Measured, Totals, by_group, mean_figure, ratio
 
 ROWS: Mapping[str, int] = {
     "Factuality": 475,

@@ -16,8 +16,8 @@ from functools import partial
 
 import numpy as np
 
-from armorm.evaluation.cells import Cell, Cells, Figure, Totals, by_group
 from armorm.evaluation.examples import Item
+from armorm.evaluation.metrics import Cell, Cells, Figure, Totals, by_group
 
 STYLES = ("concise", "detailed plain", "detailed markdown")
 DOMAINS = ("chat", "math", "code", "safety")

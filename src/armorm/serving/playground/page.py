@@ -10,33 +10,45 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import gradio as gr
 import numpy as np
+from fastapi import FastAPI
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Message as ASGIMessage
 
-from armorm.errors import ArmormError
+from armorm.conversation import Conversation, Message
+from armorm.data.rows import Row
+from armorm.data.sources import Location
+from armorm.errors import ArmormError, ConversationError, shown
 from armorm.files import plain
 from armorm.serving.engine import Scorer
 from armorm.serving.errors import RequestError
+from armorm.serving.middleware import UI_PATH, failure_response
 from armorm.serving.playground.cards import results, status, welcome
-from armorm.serving.playground.files import MOST_ROWS, Example, read_examples, read_prompt
 from armorm.serving.playground.reweighting import LETTERS, Scored, Weigher
 from armorm.serving.protocols import armorm as native
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
 
-import gradio as gr
-
 STYLE = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
+
 _READY = "Ready. Write a prompt and a response or more, then press Score (Ctrl+Enter)."
+
 _EXAMPLE = (
     "How do I get a wine stain out of a cotton shirt?",
     "Dab it with cold water and a little dish soap, let it stand for ten minutes, then rinse and wash as usual.",
     "Who cares? Throw it away, stupid.",
 )
+
 _MOST = 4.0  # of a slider: four times the trained weight
+
 # Ctrl+Enter (Cmd+Enter) anywhere presses Score; what a screen reader calls the page.
 _KEYS = """
 <script>
@@ -48,6 +60,7 @@ document.addEventListener("keydown", (event) => {
 });
 </script>
 """
+
 HEAD = _KEYS
 
 
@@ -325,3 +338,142 @@ def _escaped(text: str) -> str:
     from html import escape
 
     return escape(text)
+
+
+MOST_ROWS = 1000
+
+
+@dataclass(frozen=True)
+class Example:
+    """One row: its number, the prompt as text (or JSON messages), the texts of its responses."""
+
+    number: int
+    prompt: str
+    responses: list[str]
+
+    @property
+    def title(self) -> str:
+        """The row's number and how its prompt begins."""
+        return f"{self.number}: {' '.join(self.prompt.split())[:60]}"
+
+
+def read_examples(path: str | Path) -> tuple[list[Example], int]:
+    """The first rows of a file, and the number of lines among them that could not be used.
+
+    Raises:
+        DataError: for a file that cannot be read at all.
+    """
+    examples: list[Example] = []
+    unusable = 0
+    for row in islice(Location.find(path).rows_or_faults(), MOST_ROWS):
+        try:
+            if isinstance(row, Row):
+                examples.append(_example(row))
+            else:
+                unusable += 1
+        except ConversationError:
+            unusable += 1
+    return examples, unusable
+
+
+def read_prompt(text: str) -> str | list[Any]:
+    """What stands in the prompt's box: text, or messages where it is a JSON list of such."""
+    if text.lstrip().startswith("["):
+        try:
+            value = json.loads(text)
+        except ValueError:
+            return text
+        if isinstance(value, list) and value and all(isinstance(entry, dict) and "role" in entry for entry in value):
+            return value
+    return text
+
+
+def _example(row: Row) -> Example:
+    values = row.values
+    if values.get("messages") is not None:
+        conversation = Conversation.from_messages(values["messages"])
+        return Example(row.number, _prompt_text(conversation.prompt), [conversation.response])
+    if values.get("prompt") is None:
+        raise ConversationError(f"found columns {shown(row.filled)}, expected messages or prompt")
+    given = values.get("responses")
+    if given is None:
+        given = [values[name] for name in ("response", "chosen", "rejected") if values.get(name) is not None]
+    if not isinstance(given, Sequence) or isinstance(given, str) or not given:
+        raise ConversationError(f"found {shown(given)}, expected responses")
+    read = [Conversation.from_prompt(values["prompt"], response) for response in given[: len(LETTERS)]]
+    return Example(row.number, _prompt_text(read[0].prompt), [conversation.response for conversation in read])
+
+
+def _prompt_text(prompt: Sequence[Message]) -> str:
+    if len(prompt) == 1 and prompt[0].role == "user":
+        return prompt[0].content
+    return json.dumps([message.to_dict() for message in prompt], ensure_ascii=False, indent=1)
+
+
+_POLICY = (
+    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; style-src 'self' 'unsafe-inline'; "
+    "img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self' data: blob:; worker-src 'self' blob:; "
+    "frame-ancestors 'self'; base-uri 'self'; form-action 'self'"
+)
+
+
+def add_playground(app: FastAPI, scorer: Scorer) -> None:
+    """Put the page into an application."""
+    gr.mount_gradio_app(
+        app,
+        playground(scorer),
+        path=UI_PATH,
+        theme=theme(),
+        css=STYLE,
+        head=HEAD,
+        footer_links=[],
+        run_history=False,
+        ssr_mode=False,
+        pwa=False,
+        mcp_server=False,
+        enable_monitoring=False,
+        show_error=False,
+        max_file_size=scorer.settings.max_body,
+        app_kwargs={"docs_url": None, "redoc_url": None, "openapi_url": None},
+    )
+    mounted = next(route for route in app.routes if getattr(route, "path", None) == UI_PATH)
+    stop = getattr(getattr(mounted, "app", None), "stop_event", None)  # Gradio's own: ends a page's heartbeat
+    if stop is not None:
+        app.state.before_stop.append(stop.set)
+    app.add_middleware(PageBounds, most_bytes=scorer.settings.max_body)
+
+
+class PageBounds:
+    """ASGI middleware for the page's paths: bodies no larger than `most_bytes`, headers that keep it to this server."""
+
+    def __init__(self, app: ASGIApp, most_bytes: int) -> None:
+        self._app, self._most = app, most_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request of the page on, or refuse it."""
+        path = scope.get("path", "")
+        if scope["type"] != "http" or not (path == UI_PATH or path.startswith(f"{UI_PATH}/")):
+            await self._app(scope, receive, send)
+            return
+        stated = Headers(scope=scope).get("content-length", "")
+        if stated.isdecimal() and int(stated) > self._most:
+            failure = RequestError(413, f"the body is too large, expected at most {self._most} bytes")
+            await failure_response(failure)(scope, receive, send)
+            return
+        found = 0
+
+        async def bounded() -> ASGIMessage:
+            nonlocal found
+            message = await receive()
+            found += len(message.get("body", b""))
+            return message if found <= self._most else {"type": "http.disconnect"}
+
+        async def kept_home(message: ASGIMessage) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                headers["Content-Security-Policy"] = _POLICY
+                headers["X-Content-Type-Options"] = "nosniff"
+                headers["Referrer-Policy"] = "same-origin"
+            await send(message)
+
+        await self._app(scope, bounded, kept_home)

@@ -23,7 +23,7 @@ from armorm.errors import CheckpointError, FitError
 from armorm.files import write_arrays
 from armorm.heads.regression import RegressionHead
 from armorm.objectives import ObjectiveSet
-from armorm.training.plan import EvaluationSet, TrainingData
+from armorm.training.dataset import EvaluationSet, TrainingData
 
 FILE = "finetuned.safetensors"
 _KEY_DIGITS = 16  # of a prompt's 32: ten million prompts collide with a chance of 3e-6

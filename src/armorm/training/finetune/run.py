@@ -37,16 +37,16 @@ from armorm.backbone.chat_template import EncodedConversation
 from armorm.backbone.decoder import Backbone, fast_bfloat16, resolve_device
 from armorm.backbone.encoding import encode_rows
 from armorm.conversation import Conversation
-from armorm.data.computed import computed_objective, measure
+from armorm.data.measures import computed_objective, measure
 from armorm.errors import FitError, MissingExtraError
 from armorm.files import write_json
 from armorm.heads.regression import MIN_RATINGS, fit_regression, fold_of
 from armorm.objectives import ObjectiveSet
 from armorm.progress import progress
+from armorm.training.dataset import TrainingData
 from armorm.training.finetune.collator import grow_trees, reads_trees
 from armorm.training.finetune.record import Finetuned, short_keys
 from armorm.training.finetune.trainer import Learner, PairLoss, RatingLoss, last_whole_checkpoint, run_trainer
-from armorm.training.plan import TrainingData
 from armorm.training.recipe import Recipe
 from armorm.training.schema import FinetuneSection
 

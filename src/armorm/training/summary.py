@@ -1,8 +1,4 @@
-"""What a run reached, as tables for a terminal.
-
-In:  the metrics of a run (metrics.json), or the plan of one.
-Out: rich renderables.
-"""
+"""The metrics of a training run as terminal tables."""
 
 from __future__ import annotations
 

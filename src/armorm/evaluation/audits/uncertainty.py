@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from armorm.heads.debiasing import spearman
+from armorm.correlation import spearman
 from armorm.heads.uncertainty import ENOUGH_LEVELS, LEVELS, Uncertainty
 from armorm.objectives import ObjectiveSet
 

@@ -20,9 +20,9 @@ from pathlib import Path
 import numpy as np
 
 from armorm.conversation import Conversation
-from armorm.data.computed import find_measure
 from armorm.data.decontamination import KnownPrompts
 from armorm.data.layouts import renamed
+from armorm.data.measures import find_measure
 from armorm.data.preferences import (
     PreferencePair,
     cap_pairs,
@@ -32,11 +32,11 @@ from armorm.data.preferences import (
 )
 from armorm.data.presets import PREFERENCE_PRESETS, Preset, preference_preset, rating_preset
 from armorm.data.ratings import RatedSet, RatingTable, merge_objectives, objective_name, read_ratings, row_conversation
-from armorm.data.rows import Location, Row
+from armorm.data.rows import Row
+from armorm.data.sources import Location, find_sources
 from armorm.errors import DataError, RecipeError, nearest
 from armorm.evaluation.loaders import READERS
 from armorm.evaluation.registry import BENCHMARKS
-from armorm.evaluation.sources import find_sources
 from armorm.objectives import Objective, ObjectiveError
 from armorm.training.recipe import Recipe
 from armorm.training.schema import EvaluationSection, PreferencesSection, ReferenceSection, SetSection
@@ -372,3 +372,38 @@ def is_test(split: str, prompt_key: str, share: float) -> bool:
 
 def _stem(location: Location) -> str:
     return Path(location.name).name.split(".")[0]
+
+
+HELD_OUT_PAIRS = 0.1
+
+
+def relative_margins(pairs: Sequence[PreferencePair]) -> np.ndarray:
+    """Margin (p,) of each pair over the mean margin of its source, 0 where it has none: sources have scales of their
+    own. A negative margin (the data says that rejected is better) counts as 0."""
+    margins = np.array([max(pair.margin or 0.0, 0.0) for pair in pairs])
+    for source in {pair.source for pair in pairs}:
+        rows = np.array([pair.source == source for pair in pairs]) & (margins > 0)
+        if rows.any():
+            margins[rows] /= margins[rows].mean()
+    return margins
+
+
+def held_out_prompts(prompt_keys: Sequence[str], share: float) -> np.ndarray:
+    """Mask of the pairs of some prompts, at least `share` of all pairs; the prompts' content decides which."""
+    counts: dict[str, int] = {}
+    for key in prompt_keys:
+        counts[key] = counts.get(key, 0) + 1
+    held: set[str] = set()
+    taken = 0
+    for key in sorted(counts, key=lambda key: key[8:]):
+        if taken >= share * len(prompt_keys):
+            break
+        held.add(key)
+        taken += counts[key]
+    return np.array([key in held for key in prompt_keys], bool)
+
+
+def group_index(keys: Sequence[str]) -> np.ndarray:
+    """Number of each key, in order of appearance."""
+    rows: dict[str, int] = {}
+    return np.array([rows.setdefault(key, len(rows)) for key in keys], np.int64)

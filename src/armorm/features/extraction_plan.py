@@ -1,12 +1,4 @@
-"""The plan of an extraction: what is computed, in which order, and what that saves, before any forward pass.
-
-In:  encoded conversations, and which of them the store lacks.
-Out: `ExtractionPlan`: the rows in order, where shards end, and the figures that are printed.
-
-Identical conversations are computed once. The rest stand in the lexicographic order of their ids, so conversations
-of one prompt are neighbours, and shards end where a prompt does, unless one prompt alone would fill two shards.
-The plan depends on the ids alone; it is the same on every run and on every machine.
-"""
+"""TODO."""
 
 from __future__ import annotations
 
@@ -18,6 +10,7 @@ import numpy as np
 
 from armorm.backbone.chat_template import EncodedConversation
 from armorm.backbone.prefix_tree import lexicographic_order, shared_with_previous
+from armorm.features.store import KEY
 
 SHARD_TOKENS = 400_000
 
@@ -128,3 +121,59 @@ class _Ids(Sequence[np.ndarray]):
 
     def __getitem__(self, place: Any) -> Any:
         return self._encoded[int(self._rows[place])].ids
+
+
+BATCH_TOKENS = 8192
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How features are computed.
+
+    Attributes:
+        batch_tokens: most tokens of a forward pass: of a tree, or of a plain batch with its padding.
+        sharing: whether conversations share their beginnings; by default where that is exact for the model.
+        compiled: whether layers are compiled; by default where that pays.
+        description: for the progress line.
+    """
+
+    batch_tokens: int = BATCH_TOKENS
+    sharing: bool | None = None
+    compiled: bool | None = None
+    description: str = "features"
+
+
+class Rows(Sequence[EncodedConversation]):
+    """Some conversations of a sequence, each read when it is asked for.
+
+    Attributes:
+        encoded: the sequence.
+        rows: (n,) positions in it.
+    """
+
+    def __init__(self, encoded: Sequence[EncodedConversation], rows: np.ndarray) -> None:
+        self.encoded, self.rows = encoded, rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, place: Any) -> Any:
+        return self.encoded[int(self.rows[place])]
+
+
+def keys_of(encoded: Sequence[EncodedConversation]) -> np.ndarray:
+    """Keys (n,) of the response features."""
+    found = getattr(encoded, "keys", None)
+    return found if isinstance(found, np.ndarray) else np.array([c.key for c in encoded], KEY)
+
+
+def prompt_keys_of(encoded: Sequence[EncodedConversation]) -> np.ndarray:
+    """Keys (n,) of the prompt features."""
+    found = getattr(encoded, "prompt_keys", None)
+    return found if isinstance(found, np.ndarray) else np.array([c.prompt_key for c in encoded], KEY)
+
+
+def lengths_of(encoded: Sequence[EncodedConversation]) -> np.ndarray:
+    """Tokens (n,) of each conversation."""
+    found = getattr(encoded, "lengths", None)
+    return found if isinstance(found, np.ndarray) else np.array([len(c) for c in encoded], np.int64)

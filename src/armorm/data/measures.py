@@ -14,12 +14,12 @@ from __future__ import annotations
 
 import importlib
 import math
+import re
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from armorm.conversation import Conversation
-from armorm.data.markdown import filled_lines, list_items, markdown_elements
 from armorm.errors import FitError, nearest, shown
 from armorm.objectives import Objective, ObjectiveError
 
@@ -46,6 +46,7 @@ MEASURES: dict[str, Measure] = {
     "list_density": list_density,
     "markdown_density": markdown_density,
 }
+
 OWN_FUNCTION = "python:"
 
 
@@ -113,3 +114,31 @@ def computed_objective(name: str, measure_name: str, training: np.ndarray) -> Ob
     if not low < high:
         raise FitError(f"computed objective {name} does not vary over the {len(training)} training rows")
     return Objective(name, "computed", low, high, high - low, low, "neutral", measure_name)
+
+
+_LIST_ITEM = re.compile(r"^[ \t]*(?:[-*+•]|\d{1,3}[.)])[ \t]+\S", re.MULTILINE)
+
+_ELEMENTS = (
+    _LIST_ITEM,
+    re.compile(r"^#{1,6}[ \t]+\S", re.MULTILINE),  # headings
+    re.compile(r"\*\*\S(?:[^*\n]*\S)?\*\*"),  # bold
+    re.compile(r"^```[^\n]*\n.*?^```", re.MULTILINE | re.DOTALL),  # blocks of code
+    re.compile(r"(?<!`)`[^`\n]+`(?!`)"),  # code within a line
+    re.compile(r"^\|.*\|[ \t]*$", re.MULTILINE),  # rows of tables
+    re.compile(r"\[[^\]\n]+\]\([^)\s]+\)"),  # links
+)
+
+
+def list_items(text: str) -> int:
+    """Lines that begin like an item of a list."""
+    return len(_LIST_ITEM.findall(text))
+
+
+def markdown_elements(text: str) -> int:
+    """Headings, bold passages, list items, code, rows of tables, links."""
+    return sum(len(element.findall(text)) for element in _ELEMENTS)
+
+
+def filled_lines(text: str) -> int:
+    """Lines that hold more than blanks; at least 1."""
+    return max(sum(not line.isspace() for line in text.splitlines() if line), 1)

@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 
 from armorm.conversation import Conversation
-from armorm.data.computed import measure
-from armorm.heads.debiasing import Debiasing, Metric, correlation, within_groups
+from armorm.correlation import Metric, correlation
+from armorm.data.measures import measure
+from armorm.heads.debiasing import Debiasing, within_groups
 from armorm.objectives import Objective
 
 MIN_ROWS = 10

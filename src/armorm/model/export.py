@@ -1,11 +1,7 @@
-"""What transformers 5 writes, said in the words of transformers 4 as well, so that either reads a saved model.
+"""A saved model that loads on machines without armorm, with `trust_remote_code=True`.
 
-In:  the folder of a saved model.
-Out: its `config.json` and `tokenizer_config.json` with both kinds of names; what was there keeps its meaning.
-
-Read by transformers 4 as they stand, those files fail or, worse, mislead: `rope_parameters` is passed over and the
-default `rope_theta` taken, which moves every score of a Llama 3 without a word; tokenizers of the class
-`TokenizersBackend`, or with a list of extra special tokens, cannot be loaded. (`tests/compat` reads such folders.)
+In:  the folder of a saved model, in either layout.
+Out: `armorm/model/portable.py` beside its config, word for word, and the `auto_map` that points to it.
 """
 
 from __future__ import annotations
@@ -13,9 +9,38 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from armorm.files import write_json
+from armorm.errors import CheckpointError
+from armorm.files import write_json, write_text
+from armorm.model.released import ARCHITECTURES
+
+PORTABLE = Path(__file__).with_name("remote_code.py")
+
+_MODULES = {"armorm": "modeling_armorm", "released": "modeling_custom"}
+
+
+def write_portable(folder: Path, layout: Literal["armorm", "released"]) -> None:
+    """Make a saved model self-contained; its config files become readable for transformers 4 too.
+
+    Raises:
+        CheckpointError: for a config that is not of the layout.
+    """
+    config = folder / "config.json"
+    settings = json.loads(config.read_text(encoding="utf-8"))
+    classes = {"armorm": "ArmoRMForSequenceClassification"} if layout == "armorm" else ARCHITECTURES
+    family = settings.get("model_type")
+    if family not in classes:
+        raise CheckpointError(
+            f"{config}: model_type {family!r}, expected {' or '.join(classes)} in the {layout} layout"
+        )
+    module = _MODULES[layout]
+    auto_map = {"AutoModelForSequenceClassification": f"{module}.{classes[family]}"}
+    if layout == "armorm":
+        auto_map["AutoConfig"] = f"{module}.ArmoRMConfig"
+    write_text(folder / f"{module}.py", PORTABLE.read_text(encoding="utf-8"))
+    write_json(config, settings | {"auto_map": auto_map})
+    make_readable(folder)
 
 
 def make_readable(folder: Path) -> None:
@@ -77,3 +102,52 @@ def older_tokenizer_config(settings: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(written.get("extra_special_tokens"), list):
         written["additional_special_tokens"] = written.pop("extra_special_tokens")
     return written
+
+
+def require_repo_id(repo_id: str) -> None:
+    """Refuse what cannot be the id of a repository, before anything is saved or sent.
+
+    Raises:
+        ValueError: saying what is wrong with it.
+    """
+    from huggingface_hub.utils import validate_repo_id
+
+    validate_repo_id(repo_id)
+
+
+def files_to_send(folder: Path) -> list[tuple[str, int]]:
+    """Name and size in bytes of every file that an upload of the folder sends."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return [(path.relative_to(folder).as_posix(), path.stat().st_size) for path in files]
+
+
+def upload(
+    folder: Path,
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    token: str | bool | None = None,
+    revision: str | None = None,
+    commit_message: str | None = None,
+) -> str:
+    """Send a folder; a repository or branch that does not exist is created.
+
+    Args:
+        private: whether a new repository is private; by default as its owner has it.
+        token: by default the one that `hf auth login` keeps.
+        revision: branch; by default `main`.
+
+    Returns:
+        the address of the commit.
+
+    Raises:
+        OSError: as huggingface_hub has it, where the Hub refuses or cannot be reached.
+    """
+    from huggingface_hub import HfApi
+
+    api = HfApi(token=token)
+    repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+    if revision is not None:
+        api.create_branch(repo_id, branch=revision, exist_ok=True)
+    message = commit_message or "Upload reward model"
+    return api.upload_folder(repo_id=repo_id, folder_path=folder, revision=revision, commit_message=message).commit_url

@@ -1,0 +1,28 @@
+"""Correlation of two vectors: Pearson and Spearman, 0 where one of them is constant."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import numpy as np
+from scipy.stats import rankdata
+
+Metric = Literal["spearman", "pearson"]
+
+
+def correlation(metric: Metric) -> Callable[[np.ndarray, np.ndarray], float]:
+    """The function that measures correlation by that metric."""
+    return spearman if metric == "spearman" else pearson
+
+
+def pearson(first: np.ndarray, second: np.ndarray) -> float:
+    """Pearson correlation of two vectors (n,), -1 to 1; 0 where one side is constant."""
+    first, second = first - first.mean(), second - second.mean()
+    norm = np.sqrt((first @ first) * (second @ second))
+    return float(first @ second / norm) if norm > 0 else 0.0
+
+
+def spearman(first: np.ndarray, second: np.ndarray) -> float:
+    """Spearman rank correlation of two vectors (n,), ties at their mean rank; 0 where one side is constant."""
+    return pearson(rankdata(first), rankdata(second))

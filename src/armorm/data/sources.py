@@ -1,0 +1,215 @@
+"""Data sources: a path or a hub id resolved to a `Location` whose rows can be read.
+
+`find_sources` resolves what a user names for a benchmark: files, folders, hub ids, or the published sets. In a folder
+of data files it takes the files of the published split (`filtered-00000.parquet`) if there are any, else all of them,
+sorted by name.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from armorm.data.rows import SUFFIXES, Layout, Row, file_rows
+from armorm.errors import DataError, nearest, shown
+
+_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+_SAVED = ("dataset_dict.json", "state.json")
+
+
+@dataclass(frozen=True)
+class Location:
+    """Where rows are.
+
+    Attributes:
+        name: what the user wrote, a path or a hub id.
+        path: the existing file or folder, or None for a hub id.
+        subset, split, revision, data_dir: of a hub set or a folder.
+        layout: from a row as it stands to the rows that it means; None where they are the same.
+        offline: ask nothing of the hub.
+    """
+
+    name: str
+    path: Path | None
+    subset: str | None = None
+    split: str | None = None
+    revision: str | None = None
+    data_dir: str | None = None
+    layout: Layout | None = None
+    offline: bool = False
+
+    @classmethod
+    def find(cls, name: str | Path, root: Path | None = None, **options: Any) -> Location:
+        """Resolve a path below `root`, or a hub id `owner/name`.
+
+        Raises:
+            DataError: for a name that is neither, with the nearest name in its folder.
+        """
+        text = str(name)
+        try:
+            path = (root or Path()) / Path(text).expanduser()
+            if path.exists():
+                return cls(text, path, **options)
+        except (OSError, RuntimeError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise DataError(f"no such file or folder ({reason})", file=shown(text)) from None
+        if not _HUB_ID.fullmatch(text) or text.endswith(SUFFIXES):
+            folder = path.parent
+            hint = nearest(path.name, [entry.name for entry in folder.iterdir()]) if folder.is_dir() else ""
+            raise DataError(f"no such file or folder{hint}; looked for {path}", file=text)
+        return cls(text, None, **options)
+
+    def rows(self) -> Iterator[Row]:
+        """Read the rows in order.
+
+        Raises:
+            DataError: for anything that cannot be read, by file and row.
+        """
+        for row in self.rows_or_faults():
+            if isinstance(row, DataError):
+                raise row
+            yield row
+
+    def rows_or_faults(self) -> Iterator[Row | DataError]:
+        """Read the rows in order; a broken line is yielded as its error, and reading goes on.
+
+        Raises:
+            DataError: for a file that cannot be read at all.
+        """
+        for row in self._raw_rows():
+            if self.layout is None or isinstance(row, DataError):
+                yield row
+                continue
+            try:
+                meant = [Row(row.file, row.number, values, row.textual) for values in self.layout(row)]
+            except DataError as error:
+                yield error
+                continue
+            yield from meant
+
+    def _raw_rows(self) -> Iterator[Row | DataError]:
+        if self.path is None:
+            from armorm.data.hub import hub_rows
+
+            yield from hub_rows(
+                self.name,
+                subset=self.subset,
+                offline=self.offline,
+                split=self.split,
+                revision=self.revision,
+                data_dir=self.data_dir,
+            )
+        elif self.path.is_dir():
+            from armorm.data.hub import folder_rows
+
+            yield from folder_rows(self.path, self.name, subset=self.subset, split=self.split, data_dir=self.data_dir)
+        else:
+            yield from file_rows(self.path)
+
+    @property
+    def available_offline(self) -> bool:
+        """Whether the rows can be read without a network: a file, a folder, or a cached hub set."""
+        if self.path is not None:
+            return True
+        from armorm.data.hub import is_cached
+
+        return is_cached(self.name, self.subset, revision=self.revision, data_dir=self.data_dir)
+
+
+@dataclass(frozen=True)
+class HubSet:
+    """A published set.
+
+    Attributes:
+        id: on the hub.
+        splits: those that belong to the benchmark; empty for the only one.
+    """
+
+    id: str
+    splits: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Source:
+    """Rows from one place.
+
+    Attributes:
+        location: where they are.
+        name: file name without its endings, or the split.
+    """
+
+    location: Location
+    name: str
+
+    def rows(self) -> Iterator[Row]:
+        """Read them in order; a broken one stops the reading by name."""
+        return self.location.rows()
+
+
+def find_sources(
+    data: Sequence[str | Path], published: Sequence[HubSet] = (), also: Sequence[HubSet] = (), split: str | None = None
+) -> list[Source]:
+    """Resolve what the user named.
+
+    Args:
+        data: paths and hub ids; empty for the published sets.
+        published: of the benchmark.
+        also: further sets whose splits are known.
+        split: overrides the known ones.
+
+    Raises:
+        DataError: for a place that does not exist, a folder without data files, or a split of a file.
+    """
+    known = {hub.id: hub.splits for hub in (*published, *also)}
+    splits = {name for hub in published for name in hub.splits}
+    found: list[Source] = []
+    for name in data or [hub.id for hub in published]:
+        location = Location.find(name)
+        if location.path is None:
+            found += _of_splits(location, (split,) if split else known.get(str(name), ()), str(name).split("/")[-1])
+        elif not location.path.is_dir():
+            if split:
+                raise DataError(f"is a file, expected a hub set or a folder to take split {split!r} of", file=name)
+            found.append(Source(location, stem(location.path)))
+        elif any((location.path / saved).exists() for saved in _SAVED):
+            held = _splits_of(location.path)
+            # (Of a set whose splits no benchmark names, the test split is what was held out.)
+            wanted = (split,) if split else tuple(name for name in held if name in (splits or {"test"}))
+            found += _of_splits(location, wanted, stem(location.path))
+        else:
+            found += _of_folder(location.path, {split} if split else splits)
+    return found
+
+
+def stem(path: Path) -> str:
+    """A file's name without the endings of data files."""
+    ending = next((ending for ending in sorted(SUFFIXES, key=len, reverse=True) if path.name.endswith(ending)), "")
+    return path.name.removesuffix(ending)
+
+
+def _of_splits(location: Location, splits: Sequence[str | None], name: str) -> list[Source]:
+    if not splits:
+        return [Source(location, name)]
+    return [Source(Location(location.name, location.path, split=split), split or name) for split in splits]
+
+
+def _of_folder(folder: Path, splits: set[str]) -> list[Source]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name.endswith(SUFFIXES))
+    if not files:
+        raise DataError(f"found no data files in the folder, expected {', '.join(SUFFIXES)}", file=folder)
+    of_split = [path for path in files if any(path.name.startswith(f"{split}-") for split in splits)]
+    return [Source(Location(str(path), path), stem(path)) for path in of_split or files]
+
+
+def _splits_of(folder: Path) -> list[str]:
+    path = folder / "dataset_dict.json"
+    if not path.exists():
+        return []
+    try:
+        return list(json.loads(path.read_text(encoding="utf-8")).get("splits", []))
+    except (OSError, ValueError, AttributeError) as error:
+        raise DataError(f"cannot be read: {error}", file=path) from None

@@ -20,7 +20,7 @@ from armorm.monitoring.detection import FALSE_ALARMS, flags
 from armorm.progress import progress
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from tests.monitoring.simulated_runs import simulated_run
+from tests.helpers.simulated_runs import simulated_run
 
 # Name, settings, what ought to be flagged.
 SETTINGS: tuple[tuple[str, dict[str, Any], str], ...] = (

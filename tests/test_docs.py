@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.docs_blocks import DOCS, Block, blocks
+from tests.helpers.docs_blocks import DOCS, Block, blocks
 
 ROOT = DOCS.parent
 PAGES = sorted(DOCS.rglob("*.md"))

@@ -15,7 +15,16 @@ from armorm.objectives import ObjectiveError
 from armorm.reward_model import ScoreBatch
 from armorm.steering import SteeringError
 from tests.conftest import chat
-from tests.small_models import OBJECTIVES, PENALTIES, REFERENCE, changed, llama, reward_model, tokenizer, weight_files
+from tests.helpers.small_models import (
+    OBJECTIVES,
+    PENALTIES,
+    REFERENCE,
+    changed,
+    llama,
+    reward_model,
+    tokenizer,
+    weight_files,
+)
 
 ARRAYS = ("scores", "rewards", "gating_weights", "gating_output", "coefficients", "contributions", "relative")
 CONVERSATIONS = [

@@ -16,8 +16,8 @@ from armorm.backbone.decoder import Backbone, fast_bfloat16
 from armorm.conversation import Conversation
 from armorm.embedded import embedded_path
 from armorm.errors import BackboneError
-from tests.backbones_for_tests import FAMILIES, save, save_backbone
 from tests.conftest import chat
+from tests.helpers.backbones import FAMILIES, save, save_backbone
 
 DIALOGUES = [
     chat("Hi", "Hello."),

@@ -11,11 +11,11 @@ import pytest
 
 from armorm import ArmoRM
 from armorm.embedded import EMBEDDED_BACKBONE, embedded_path
-from tests.backbones_for_tests import backbone_of, config_of
-from tests.compat.environments import CURRENT, NEWER, results, started
 from tests.compat.test_self_contained import LLAMA3_ROPE
 from tests.conftest import chat
-from tests.small_models import reward_model
+from tests.helpers.backbones import backbone_of, config_of
+from tests.helpers.environments import CURRENT, NEWER, results, started
+from tests.helpers.small_models import reward_model
 
 pytestmark = pytest.mark.slow
 
@@ -30,7 +30,7 @@ TESTS = [
     "tests/backbone/test_decoder.py",
     "tests/features/test_extract.py",
     "tests/test_reward_model.py",
-    "tests/test_registration.py",
+    "tests/model/test_auto.py",
 ]
 # What the older version does not do; where it matters, armorm refuses by name instead of scoring otherwise.
 LEFT_OUT = [

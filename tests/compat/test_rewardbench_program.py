@@ -9,8 +9,8 @@ import subprocess
 import numpy as np
 import pytest
 
-from tests.compat.environments import ROOT
-from tests.small_models import reward_model
+from tests.helpers.environments import ROOT
+from tests.helpers.small_models import reward_model
 
 pytestmark = pytest.mark.slow
 PAIRS = [("Name a river.", "The Rhine flows north.", "No."), ("2+2?", "It is 4.", "Perhaps it is 5, or so."), ("Hi!", "Hello there.", "Go away now, please.")]  # fmt: skip

@@ -14,7 +14,7 @@ from armorm.evaluation.benchmarks.rewardbench import SECTIONS, WEIGHTS
 from armorm.evaluation.benchmarks.rewardbench2 import TIES
 from armorm.evaluation.results import Results
 from armorm.evaluation.runner import evaluate
-from tests.evaluation.marked import evaluated, values
+from tests.helpers.marked_scorer import evaluated, values
 
 pytestmark = pytest.mark.slow
 

@@ -20,10 +20,10 @@ from transformers import AutoConfig, AutoModel
 
 from armorm.model.export import write_portable
 from armorm.model.modeling import ArmoRMForSequenceClassification
-from tests.backbones_for_tests import backbone_of, config_of
-from tests.compat.environments import CURRENT, NEWER, OLDER, results
 from tests.conftest import chat
-from tests.small_models import reward_model
+from tests.helpers.backbones import backbone_of, config_of
+from tests.helpers.environments import CURRENT, NEWER, OLDER, results
+from tests.helpers.small_models import reward_model
 
 pytestmark = pytest.mark.slow
 

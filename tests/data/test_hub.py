@@ -13,8 +13,8 @@ import pytest
 from armorm.data.presets import PREFERENCE_PRESETS, RATING_PRESETS
 from armorm.training.dataset import preset_location
 from armorm.training.schema import SetSection
-from tests.data.local_sets import local_sets
-from tests.data.raw_layouts import PAIRED, RATED, written
+from tests.helpers.local_sets import local_sets
+from tests.helpers.raw_layouts import PAIRED, RATED, written
 
 pytestmark = pytest.mark.slow  # the endpoint is read when the libraries are imported: a process for each
 

@@ -22,7 +22,7 @@ from armorm.errors import DataError
 from armorm.objectives import Objective, ObjectiveError, ObjectiveSet
 from tests.conftest import chat
 from tests.data.conftest import BENCHMARKS, PREFERENCES
-from tests.data.writing import write_rows
+from tests.helpers.data_files import write_rows
 
 TURNS = chat("a", "b", "c")
 GOOD, BAD = {"role": "assistant", "content": "good"}, {"role": "assistant", "content": "bad"}

@@ -18,7 +18,7 @@ from armorm.errors import DataError, RecipeError
 from armorm.training.dataset import plan, preset_location
 from armorm.training.schema import SetSection
 from tests.conftest import chat
-from tests.data.raw_layouts import HELPSTEER, PAIRED, RATED, SAFE, written
+from tests.helpers.raw_layouts import HELPSTEER, PAIRED, RATED, SAFE, written
 
 
 def test_every_preset_has_rows_of_its_raw_layout_here():

@@ -31,7 +31,7 @@ from armorm.errors import DataError
 from armorm.objectives import Objective, ObjectiveSet
 from tests.conftest import chat
 from tests.data.conftest import BENCHMARKS, RATED
-from tests.data.writing import write_rows
+from tests.helpers.data_files import write_rows
 
 SCORE = {"score": Objective.rated("s-score", 1, 5)}
 

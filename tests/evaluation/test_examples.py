@@ -11,7 +11,7 @@ from armorm.conversation import Conversation
 from armorm.data.sources import HubSet, find_sources
 from armorm.errors import DataError
 from armorm.evaluation.examples import Item, fingerprint, make_example, numbered
-from tests.evaluation.marked import FIXTURES, evaluated, values
+from tests.helpers.marked_scorer import FIXTURES, evaluated, values
 
 
 def pair(prompt="a", chosen="b", rejected="c", **options):

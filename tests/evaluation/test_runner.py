@@ -18,7 +18,7 @@ from armorm.evaluation.registry import BENCHMARKS, BenchmarkError
 from armorm.evaluation.results import Results, published, reference
 from armorm.evaluation.scorers import CallableScorer, ScorerError
 from armorm.evaluation.tables import as_json, comparison_table, results_tables
-from tests.evaluation.marked import FIXTURES, evaluated, marked, values
+from tests.helpers.marked_scorer import FIXTURES, evaluated, marked, values
 
 ALL = {
     "pairs": ["pairs.jsonl"],

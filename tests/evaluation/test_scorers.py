@@ -29,8 +29,8 @@ from armorm.evaluation.scorers import (
     load_scorer,
 )
 from armorm.training.pair_metrics import rating_figures
-from tests.evaluation.marked import marked, values
-from tests.small_models import OBJECTIVES, changed, llama, reward_model, tokenizer
+from tests.helpers.marked_scorer import marked, values
+from tests.helpers.small_models import OBJECTIVES, changed, llama, reward_model, tokenizer
 
 WORDS = ["cat", "sat", "on", "a", "warm", "mat", "and", "looked", "at", "rain", "that", "fell", "over", "old", "roofs"]
 

@@ -17,8 +17,8 @@ from armorm.features.engine import Engine, choose_engine, resumed_engine
 from armorm.features.extract import extract
 from armorm.features.store import FeatureStore
 from armorm.progress import ignore
-from tests.backbones_for_tests import backbone_of
 from tests.conftest import chat
+from tests.helpers.backbones import backbone_of
 
 DIALOGUES = [
     chat(f"Tell me about number {prompt}.", f"It is {reply}. " * (1 + 3 * reply))

@@ -9,8 +9,8 @@ import pytest
 
 from armorm import ArmoRM
 from tests.conftest import chat
+from tests.helpers.small_models import reward_model
 from tests.serving.conftest import question, served
-from tests.small_models import reward_model
 
 distilabel = pytest.importorskip("distilabel")
 pytest.importorskip("httpx")

@@ -9,9 +9,9 @@ import torch
 from transformers import AutoModelForSequenceClassification, BitsAndBytesConfig, QuantoConfig, TorchAoConfig
 
 from armorm import ArmoRM
-from tests.backbones_for_tests import backbone_of, config_of
 from tests.conftest import chat
-from tests.small_models import reward_model
+from tests.helpers.backbones import backbone_of, config_of
+from tests.helpers.small_models import reward_model
 
 pytestmark = pytest.mark.slow
 

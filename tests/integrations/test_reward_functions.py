@@ -20,10 +20,10 @@ from armorm.integrations import openrlhf, verl
 from armorm.integrations import rewards as source
 from armorm.integrations.rewards import IntegrationError, Settings
 from armorm.integrations.trl import reward_funcs
-from tests.backbones_for_tests import save_backbone
 from tests.conftest import chat
+from tests.helpers.backbones import save_backbone
+from tests.helpers.small_models import changed, reward_model
 from tests.serving.conftest import before_each_pass, question, served
-from tests.small_models import changed, reward_model
 
 DIALOGUES = [question(n, words=1 + n) for n in range(6)]
 PROMPTS = [dialogue[:1] for dialogue in DIALOGUES]

@@ -14,9 +14,9 @@ from transformers import AutoTokenizer
 from armorm import ArmoRM
 from armorm.client import RewardClient
 from armorm.integrations.trl import reward_funcs
-from tests.backbones_for_tests import save_backbone
+from tests.helpers.backbones import save_backbone
+from tests.helpers.small_models import reward_model
 from tests.serving.conftest import served
-from tests.small_models import reward_model
 
 trl = pytest.importorskip("trl")
 pytestmark = pytest.mark.slow

@@ -12,7 +12,8 @@ from armorm.backbone.decoder import Backbone
 from armorm.errors import BackboneError
 from armorm.model.configuration import ArmoRMConfig
 from armorm.model.modeling import ArmoRMForSequenceClassification
-from tests.backbones_for_tests import (
+from tests.conftest import chat
+from tests.helpers.backbones import (
     FAMILIES,
     MULTIMODAL,
     OTHER_POSITIONS,
@@ -22,8 +23,7 @@ from tests.backbones_for_tests import (
     config_of,
     save,
 )
-from tests.conftest import chat
-from tests.small_models import OBJECTIVES, reward_model
+from tests.helpers.small_models import OBJECTIVES, reward_model
 
 EVERY_FAMILY = FAMILIES + STATEFUL + OTHER_POSITIONS + MULTIMODAL
 CONVERSATIONS = [  # of 11 to 70 tokens: longer and shorter than a window of 16

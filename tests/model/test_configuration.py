@@ -9,7 +9,7 @@ from transformers import LlamaConfig
 
 from armorm.errors import CheckpointError
 from armorm.model.configuration import ArmoRMConfig
-from tests.small_models import OBJECTIVES, REFERENCE, llama
+from tests.helpers.small_models import OBJECTIVES, REFERENCE, llama
 
 SETTINGS = {
     "objectives": OBJECTIVES.to_dicts(),

@@ -17,9 +17,9 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Trai
 from armorm import ArmoRM
 from armorm.model.modeling import ArmoRMForSequenceClassification
 from armorm.model.released import RELEASED_OBJECTIVES
-from tests.backbones_for_tests import backbone_of
 from tests.conftest import chat
-from tests.small_models import changed, reward_model, tokenizer
+from tests.helpers.backbones import backbone_of
+from tests.helpers.small_models import changed, reward_model, tokenizer
 
 CONVERSATIONS = [
     chat("What is the capital of France?", "Paris, on the river Seine."),

@@ -15,8 +15,8 @@ from safetensors.torch import load
 from armorm import ArmoRM
 from armorm.steering import with_steering_note
 from tests.conftest import chat
-from tests.model.local_hub import local_hub
-from tests.small_models import changed, reward_model
+from tests.helpers.local_hub import local_hub
+from tests.helpers.small_models import changed, reward_model
 
 CONVERSATION = chat("What is the capital of France?", "Paris.")
 CARD = "---\nlicense: apache-2.0\n---\n# A card\n"

@@ -17,7 +17,7 @@ from armorm.errors import CheckpointError
 from armorm.model.configuration import ArmoRMConfig
 from armorm.model.modeling import ArmoRMForSequenceClassification, ArmoRMOutput, find_gate, infer_mask
 from tests.conftest import chat
-from tests.small_models import OBJECTIVES, llama, reward_model, tokenizer, weight_files
+from tests.helpers.small_models import OBJECTIVES, llama, reward_model, tokenizer, weight_files
 
 PAD = 0
 HEADS = ("regression_layer", "gating", "reward_transform_matrix")

@@ -8,8 +8,8 @@ import pytest
 from transformers import AutoConfig, AutoTokenizer
 
 from armorm.model.export import make_readable, older_config, older_tokenizer_config
-from tests.backbones_for_tests import FAMILIES, config_of
-from tests.small_models import reward_model, tokenizer
+from tests.helpers.backbones import FAMILIES, config_of
+from tests.helpers.small_models import reward_model, tokenizer
 
 
 def test_plain_rotary_positions_have_a_theta():

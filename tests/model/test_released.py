@@ -17,7 +17,7 @@ from armorm.model.configuration import ArmoRMConfig
 from armorm.model.modeling import ArmoRMForSequenceClassification
 from armorm.model.released import GATE_PATTERNS, RELEASED_OBJECTIVES, to_released
 from tests.conftest import chat
-from tests.small_models import PENALTIES, changed, reward_model
+from tests.helpers.small_models import PENALTIES, changed, reward_model
 
 PAD = {"llama": 128256, "gemma2": 0}
 HEAD_NAMES = [

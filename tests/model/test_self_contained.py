@@ -14,7 +14,7 @@ from armorm import ArmoRM
 from armorm.errors import CheckpointError
 from armorm.model.export import PORTABLE, write_portable
 from armorm.model.modeling import ArmoRMForSequenceClassification
-from tests.small_models import reward_model
+from tests.helpers.small_models import reward_model
 
 ROW = [1, 4, 60, 61, 2, 5, 70, 71, 2]
 

@@ -10,7 +10,7 @@ from armorm.monitoring.blocks import in_blocks
 from armorm.monitoring.detection import FALSE_ALARMS, flags, usual_shares
 from armorm.monitoring.log import MonitorError, RunLog
 from armorm.monitoring.trends import broken_line, intervals, limit, noise_covariance
-from tests.monitoring.simulated_runs import simulated_run
+from tests.helpers.simulated_runs import simulated_run
 
 
 def found(log):

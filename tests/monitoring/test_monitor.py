@@ -16,8 +16,8 @@ from armorm.monitoring.log import MonitorError, append_samples, read_log, sample
 from armorm.monitoring.render import monitor_page
 from armorm.monitoring.summary import examine
 from tests.cli.test_commands import run
-from tests.monitoring.simulated_runs import simulated_run
-from tests.small_models import reward_model
+from tests.helpers.simulated_runs import simulated_run
+from tests.helpers.small_models import reward_model
 
 
 def write_log(path, log):

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.small_models import reward_model
+from tests.helpers.small_models import reward_model
 
 httpx = pytest.importorskip("httpx")
 pytest.importorskip("fastapi")

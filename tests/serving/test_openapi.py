@@ -13,8 +13,8 @@ from pydantic import TypeAdapter, ValidationError
 from armorm.serving.answers import ErrorAnswer, ModelList, State
 from armorm.serving.app import ROUTES
 from tests.conftest import chat
+from tests.helpers.small_models import changed
 from tests.serving.conftest import question, served
-from tests.small_models import changed
 
 # Requests whose answers have what those to the examples lack: refused rows, parts, activations, texts of other stacks.
 MORE = [

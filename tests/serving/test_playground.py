@@ -160,7 +160,7 @@ def test_without_the_key_there_is_no_page_and_a_browser_is_told_to_ask_for_it(se
 
 
 def test_a_body_beyond_the_limit_is_refused_on_the_page_too():
-    from tests.small_models import reward_model
+    from tests.helpers.small_models import reward_model
 
     with served(reward_model(), ui=True, max_body=1000) as small:
         answer = small.client.post("/ui/gradio_api/queue/join", content=b"x" * 1001)

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from tests.conftest import chat
+from tests.helpers.small_models import changed, reward_model
 from tests.serving.conftest import before_each_pass, question, served
-from tests.small_models import changed, reward_model
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,8 @@ from armorm.backbone.decoder import Backbone
 from armorm.conversation import Conversation
 from armorm.serving.batcher import BatchSize
 from armorm.serving.prefix_cache import Forward
+from tests.helpers.small_models import llama, reward_model, tokenizer
 from tests.serving.conftest import before_each_pass, served
-from tests.small_models import llama, reward_model, tokenizer
 
 LONG = "Here is a passage about rivers, bridges and the towns beside them, and a question about it."
 

@@ -13,7 +13,7 @@ from armorm.cli.app import main
 from armorm.errors import FitError, RecipeError
 from armorm.training.extend import extend
 from armorm.training.extension_data import rated_sets
-from tests.small_models import reward_model
+from tests.helpers.small_models import reward_model
 
 POLITE, RUDE = "Thank you for asking, please do try it this way.", "Go away, that is a silly thing to ask."
 

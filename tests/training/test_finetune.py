@@ -23,7 +23,7 @@ from armorm.training.dataset import plan
 from armorm.training.finetune import run as stage
 from armorm.training.finetune.record import Finetuned, fit_from, without_finetuned
 from armorm.training.finetune.trainer import last_whole_checkpoint, masked_squared_error
-from tests.backbones_for_tests import save_backbone
+from tests.helpers.backbones import save_backbone
 
 pytest.importorskip("accelerate")
 QUIET = Console(quiet=True)

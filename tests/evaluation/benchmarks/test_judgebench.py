@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from armorm.evaluation.benchmarks.judgebench import FILES, POOLED, double_game, file_of, single_game, source_of
-from tests.evaluation.marked import evaluated, values
+from tests.helpers.marked_scorer import evaluated, values
 
 
 def test_the_counts_are_the_published_ones():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from armorm.evaluation.benchmarks.pairs import strictly_right
-from tests.evaluation.marked import evaluated, values
+from tests.helpers.marked_scorer import evaluated, values
 
 
 def test_a_tie_and_a_missing_score_are_wrong():

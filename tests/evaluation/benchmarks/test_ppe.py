@@ -19,7 +19,7 @@ from armorm.evaluation.benchmarks.ppe import (
     rank_kendall,
     rank_spearman,
 )
-from tests.evaluation.marked import evaluated, values
+from tests.helpers.marked_scorer import evaluated, values
 
 
 def test_the_best_of_k_is_the_highest_and_equal_ones_share():

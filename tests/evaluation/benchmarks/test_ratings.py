@@ -13,7 +13,7 @@ from armorm.evaluation.examples import Item
 from armorm.evaluation.metrics import totals
 from armorm.objectives import Objective, ObjectiveSet
 from armorm.training.pair_metrics import rating_figures
-from tests.evaluation.marked import evaluated, values
+from tests.helpers.marked_scorer import evaluated, values
 
 
 def test_the_fixture_scores_as_worked_out_by_hand():

@@ -19,7 +19,7 @@ from armorm.evaluation.benchmarks.rewardbench import (
     overall_score,
     section_score,
 )
-from tests.evaluation.marked import evaluated, values
+from tests.helpers.marked_scorer import evaluated, values
 
 CHAT = (100 * 0.5 + 40 * 1) / 140  # one of two alpacaeval-easy is a tie
 CHAT_HARD = (37 * 0 + 100 * 1) / 137

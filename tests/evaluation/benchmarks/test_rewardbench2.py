@@ -19,7 +19,7 @@ from armorm.evaluation.benchmarks.rewardbench2 import (
 )
 from armorm.evaluation.metrics import totals
 from armorm.evaluation.runner import evaluate
-from tests.evaluation.marked import FIXTURES, evaluated, values
+from tests.helpers.marked_scorer import FIXTURES, evaluated, values
 
 FIRST = [("ref", "0", [3, 1, 0], 1), ("tied", "0", [2, 1.5, 1, 0, -1], 3)]
 SECOND = [("ref", "1", [1, 0.5], 1), ("tied", "1", [4, 1, 0.5], 2)]

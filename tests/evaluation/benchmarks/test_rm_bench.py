@@ -9,7 +9,7 @@ import pytest
 
 from armorm.errors import DataError
 from armorm.evaluation.benchmarks.rm_bench import OVERALL, style_matrix
-from tests.evaluation.marked import FIXTURES, evaluated, values
+from tests.helpers.marked_scorer import FIXTURES, evaluated, values
 
 FILES = ("chat", "math", "code", "safety-refuse", "safety-response")
 

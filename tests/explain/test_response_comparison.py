@@ -12,7 +12,7 @@ from armorm.conversation import Conversation
 from armorm.errors import ConversationError
 from armorm.explain.response_comparison import contrast, contrast_of_scores
 from tests.conftest import chat
-from tests.small_models import reward_model
+from tests.helpers.small_models import reward_model
 
 PROMPT = "How do I learn to juggle?"
 A, B = chat(PROMPT, "Start with one ball, and throw it in an arc."), chat(PROMPT, "No.")

@@ -11,7 +11,7 @@ import numpy as np
 from armorm.evaluation.results import Results
 from armorm.evaluation.runner import evaluate
 
-FIXTURES = Path(__file__).parent / "fixtures"
+FIXTURES = Path(__file__).parents[1] / "evaluation" / "fixtures"
 
 
 def marked(conversations: list[list[dict[str, Any]]]) -> list[float]:

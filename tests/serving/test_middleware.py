@@ -18,8 +18,8 @@ from armorm.serving.server import (
     served_name,
 )
 from armorm.serving.settings import ServingSettings, SettingsError
+from tests.helpers.small_models import changed
 from tests.serving.conftest import question, served
-from tests.small_models import changed
 
 KEY = "k3y-with-ünicode"
 

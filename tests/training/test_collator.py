@@ -7,8 +7,8 @@ import torch
 from armorm.backbone.chat_template import ChatTemplate, EncodedConversation
 from armorm.conversation import Conversation
 from armorm.training.finetune.collator import WIDTH_STEP, grow_trees, reads_trees, tree_batches, tree_tensors
-from tests.backbones_for_tests import backbone_of
-from tests.small_models import llama, tokenizer
+from tests.helpers.backbones import backbone_of
+from tests.helpers.small_models import llama, tokenizer
 
 PROMPTS = ("How do I juggle?", "Why is the sky blue on most days of the year, and red at dusk?", "Name a fish.")
 RESPONSES = ("Start with one ball.", "I do not know.", "Light is scattered, blue light most of all, by air.", "Cod")

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from tests.local_http import QuietHandler, local_server
+from tests.helpers.local_http import QuietHandler, local_server
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

@@ -57,7 +57,7 @@ def results(version: str, program: str, task: dict[str, Any], folder: Path, *, l
     """What a program of this folder writes down about a task; both are JSON."""
     given, found = folder / f"task-{version}.json", folder / f"results-{version}.json"
     given.write_text(json.dumps(task))
-    path = Path(__file__).with_name(program)
+    path = Path(__file__).parents[1] / "compat" / program
     done = started(version, [str(path), str(given), str(found)], folder / "modules", library=library)
     assert done.returncode == 0, done.stderr[-4000:]
     return json.loads(found.read_text())

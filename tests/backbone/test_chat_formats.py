@@ -14,8 +14,8 @@ from armorm.backbone.rendered_text import EmptyResponseError, RenderedReader
 from armorm.conversation import Conversation
 from armorm.errors import ConversationError
 from tests.conftest import chat
-from tests.small_models import tokenizer
-from tests.tokenizers_for_tests import STYLES, chatml, llama3, mistral, qwen3
+from tests.helpers.small_models import tokenizer
+from tests.helpers.tokenizers import STYLES, chatml, llama3, mistral, qwen3
 
 DIALOGUES = [
     chat("What is  2+2?\n\nSay it.", "4, I think.\n\nYes."),

@@ -18,7 +18,7 @@ from armorm.model import modeling, released
 from armorm.model import remote_code as portable
 from armorm.model.export import PORTABLE
 from tests.conftest import chat
-from tests.small_models import llama, reward_model
+from tests.helpers.small_models import llama, reward_model
 
 FUNCTIONS = ("infer_mask", "ambiguous_ends", "with_one_bos", "to_the_left", "find_gate")
 METHODS = ("forward", "transform", "score_features", "_mask_from_ids", "_apply", "is_custom_code")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.small_models import reward_model
+from tests.helpers.small_models import reward_model
 
 LIGHT = """
 import sys

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from tests.local_http import QuietHandler, local_server
+from tests.helpers.local_http import QuietHandler, local_server
 
 
 class LocalHub:

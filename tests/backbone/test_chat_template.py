@@ -17,9 +17,9 @@ from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 from armorm.backbone.chat_template import ChatTemplate, EncodedConversation
 from armorm.conversation import Conversation
 from armorm.errors import ConversationError, TemplateError
-from tests import tokenizers_for_tests as families
 from tests.conftest import chat
-from tests.tokenizers_for_tests import STYLES, Style
+from tests.helpers import tokenizers as families
+from tests.helpers.tokenizers import STYLES, Style
 
 every_style = pytest.mark.parametrize("style", STYLES, ids=repr)
 styles_with_tools = pytest.mark.parametrize("style", [style for style in STYLES if style.tools], ids=repr)

@@ -14,7 +14,7 @@ from armorm.data.sources import Location
 from armorm.errors import DataError
 from armorm.evaluation.best_of_n import preference_row, rank, read_candidates
 from armorm.evaluation.scorers import CallableScorer
-from tests.evaluation.marked import marked
+from tests.helpers.marked_scorer import marked
 
 SCORER = CallableScorer(marked)
 
@@ -85,7 +85,7 @@ def test_rows_of_no_known_layout_are_refused_by_row():
 
 def test_the_deciding_objectives_turn_the_order_of_the_first_two():
     from armorm.evaluation.scorers import ArmoRMScorer
-    from tests.small_models import reward_model
+    from tests.helpers.small_models import reward_model
 
     scorer = ArmoRMScorer(reward_model())
     responses = ["Start with one ball.", "No.", "Practise every day, and do not give up when it falls."]

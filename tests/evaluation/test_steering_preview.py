@@ -12,7 +12,7 @@ from armorm import ArmoRM, evaluate
 from armorm.evaluation.steering_preview import preview
 from armorm.evaluation.tables import preview_tables
 from tests.cli.test_commands import run
-from tests.small_models import reward_model
+from tests.helpers.small_models import reward_model
 
 POLICY = {
     "multiply": {"beaver-harm": 6.0},

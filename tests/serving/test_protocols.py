@@ -8,9 +8,9 @@ import pytest
 
 from armorm.conversation import Conversation
 from tests.conftest import chat
+from tests.helpers.small_models import REFERENCE, tokenizer
+from tests.helpers.tokenizers import chatml, phi3
 from tests.serving.conftest import question, served
-from tests.small_models import REFERENCE, tokenizer
-from tests.tokenizers_for_tests import chatml, phi3
 
 
 def rendered(rm, messages, bos=True):

@@ -13,8 +13,8 @@ from armorm.serving.playground.cards import results
 from armorm.serving.playground.page import read_examples, read_prompt
 from armorm.serving.playground.reweighting import Scored, Weigher
 from armorm.steering import SteeringError
+from tests.helpers.small_models import reward_model
 from tests.serving.conftest import question
-from tests.small_models import reward_model
 
 VALUES = [2.0, 0.0, 0.35, 1.5]
 

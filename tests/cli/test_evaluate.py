@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from armorm.cli.app import main
-from tests.evaluation.marked import FIXTURES
+from tests.helpers.marked_scorer import FIXTURES
 
-MARKS = "tests.evaluation.marked:marked"
+MARKS = "tests.helpers.marked_scorer:marked"
 PAIRS = FIXTURES / "pairs.jsonl"
 
 
@@ -25,7 +25,7 @@ def run(capsys, *arguments: object) -> tuple[int, str, str]:
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> Path:
-    from tests.small_models import reward_model
+    from tests.helpers.small_models import reward_model
 
     folder = tmp_path_factory.mktemp("model")
     reward_model().save_pretrained(folder)
@@ -62,13 +62,13 @@ def test_several_places_of_data_are_read_together(capsys):
 def test_two_models_are_measured_side_by_side_in_one_command(capsys, tmp_path, model):
     output, beside = tmp_path / "first.json", tmp_path / "first.against.json"
     arguments = ("evaluate", "pairs", "-d", PAIRS, "--scorer", MARKS, "-o", output, "--dtype", "float32")
-    code, out, err = run(capsys, *arguments, "--against", "tests.evaluation.marked:longer", "--json")
+    code, out, err = run(capsys, *arguments, "--against", "tests.helpers.marked_scorer:longer", "--json")
     assert code == 0
     # By marks p1 and p4 are right; by length p1, p2 and p4 (tests/evaluation/benchmarks/test_pairs.py).
     found = json.loads(out)["against"]["overall"]["accuracy"]
     assert (found["first"], found["second"]) == (pytest.approx(0.4), pytest.approx(0.6))
     assert found["difference"] == pytest.approx(-0.2)
-    assert json.loads(beside.read_text())["model"]["name"] == "tests.evaluation.marked:longer"
+    assert json.loads(beside.read_text())["model"]["name"] == "tests.helpers.marked_scorer:longer"
     code, out, err = run(capsys, *arguments, "--against", model)
     assert code == 0
     assert f"{MARKS} against" in out

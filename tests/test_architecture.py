@@ -15,7 +15,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "armorm"
 LAYERS = [
     {"version", "errors"},
     {"files", "progress", "embedded", "conversation", "objectives", "correlation"},
-    {"attribution", "steering", "client"},
+    {"attribution", "score_batch", "steering", "client"},
     {"data"},
     {"backbone"},
     {"features"},

@@ -437,3 +437,14 @@ def test_what_is_no_reward_model_is_refused_in_one_line(rm, tmp_path):
             ArmoRM.from_pretrained(tmp_path / name, device="cpu")
         assert str(caught.value).startswith(f"{tmp_path / name}: ")
         assert "\n" not in str(caught.value)
+
+
+def test_a_batch_gives_some_of_its_rows(batch):
+    first = np.isin(np.arange(len(batch)), [0])
+    for rows in ([2, 0], np.array([2, 0]), first, slice(1, 3)):
+        part = batch.take(rows)
+        assert part.rows.tolist() == batch.rows[rows].tolist()
+        assert_same_rows(part, batch, rows, 0)
+        assert part.names == batch.names
+        assert part.uncertainty is None
+    assert batch.prompt_index[0] == batch.prompt_index[1] != batch.prompt_index[2]

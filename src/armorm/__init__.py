@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from armorm.model.configuration import ArmoRMConfig
     from armorm.model.modeling import ArmoRMForSequenceClassification
     from armorm.objectives import Objective, ObjectiveSet
-    from armorm.reward_model import ArmoRM, ScoreBatch
+    from armorm.reward_model import ArmoRM
+    from armorm.score_batch import ScoreBatch
     from armorm.training.pipeline import train
     from armorm.training.recipe import Recipe
 
@@ -40,7 +41,7 @@ _HOMES = {
     "Objective": "armorm.objectives",
     "ObjectiveSet": "armorm.objectives",
     "Recipe": "armorm.training.recipe",
-    "ScoreBatch": "armorm.reward_model",
+    "ScoreBatch": "armorm.score_batch",
     "evaluate": "armorm.evaluation.runner",
     "train": "armorm.training.pipeline",
 }

@@ -16,10 +16,10 @@ from __future__ import annotations
 import copy
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -40,78 +40,8 @@ from armorm.model.modeling import UNCERTAINTY, ArmoRMForSequenceClassification
 from armorm.model.released import folded, to_released
 from armorm.objectives import ObjectiveSet
 from armorm.progress import progress
+from armorm.score_batch import ScoreBatch
 from armorm.steering import steering_settings, with_steering_note
-
-if TYPE_CHECKING:
-    import pandas
-
-
-@dataclass(frozen=True)
-class ScoreBatch:
-    """Scores of n conversations over k objectives; all arrays float32 unless said otherwise.
-
-    Attributes:
-        scores: (n,), normalised or lowered by their uncertainty if that was asked for.
-        rewards: (n, k) predicted rewards, mapped scale.
-        gating_weights: (n, k), each row sums to 1.
-        gating_output: (n, k), weights times logit_scale.
-        coefficients: (n, k), weight of each reward in the score.
-        contributions: (n, k), sum over k is the (plain) score.
-        relative: (n, k), contributions against a response of average rewards.
-        names: (k,) objectives.
-        rows: (n,) int64, index of each scored conversation in what was given.
-        rejected: (index, reason) of each conversation that was not scored.
-        truncated: index of each conversation that lost the beginning of its prompt to the length limit.
-        uncertainty: (n, k) epistemic standard deviation of the rewards, mapped scale; this and the next three are
-            None where the model carries none (`heads/uncertainty.py` says what each means).
-        predictive_std: (n, k) of one rating: what raters and features leave open included.
-        leverage: (n, k), how far the response lies from what each objective was rated on.
-        score_std: (n,) epistemic standard deviation of the plain score, the gate taken as fixed.
-        response_tokens: (n,) int64 tokens of each response's text, or None for features whose texts are not at hand.
-        quantiles: (n, k, q) of each rating, mapped scale, ascending; NaN for objectives without, None where none has.
-        quantile_levels: (q,) between 0 and 1.
-    """
-
-    scores: np.ndarray
-    rewards: np.ndarray
-    gating_weights: np.ndarray
-    gating_output: np.ndarray
-    coefficients: np.ndarray
-    contributions: np.ndarray
-    relative: np.ndarray
-    names: list[str]
-    rows: np.ndarray
-    rejected: list[tuple[int, str]] = field(default_factory=list)
-    truncated: list[int] = field(default_factory=list)
-    uncertainty: np.ndarray | None = None
-    predictive_std: np.ndarray | None = None
-    leverage: np.ndarray | None = None
-    score_std: np.ndarray | None = None
-    response_tokens: np.ndarray | None = None
-    quantiles: np.ndarray | None = None
-    quantile_levels: tuple[float, ...] = ()
-
-    def __len__(self) -> int:
-        return len(self.scores)
-
-    def to_pandas(self) -> pandas.DataFrame:
-        """One row a conversation: `score`, then `reward/X`, `weight/X`, `contribution/X` of each objective X; with
-        `score_std` and `uncertainty/X` where the model carries them."""
-        import pandas
-
-        columns: dict[str, np.ndarray] = {"score": self.scores}
-        for label, values in (
-            ("reward", self.rewards),
-            ("weight", self.gating_weights),
-            ("contribution", self.contributions),
-            ("uncertainty", self.uncertainty),
-        ):
-            if values is None:
-                continue
-            columns |= {f"{label}/{name}": values[:, i] for i, name in enumerate(self.names)}
-        if self.score_std is not None:
-            columns["score_std"] = self.score_std
-        return pandas.DataFrame(columns, index=pandas.Index(self.rows, name="row"))
 
 
 class ArmoRM:
@@ -210,7 +140,7 @@ class ArmoRM:
         if normalize:
             self._reference_score()
         limits = self.model.config.limits
-        valid, rejected = validated(conversations, on_refused)
+        valid, rejected = _validated(conversations, on_refused)
         policy = limits.get("overflow", "error")
         if policy == "error" and on_refused == "skip":
             policy = "skip"
@@ -279,6 +209,7 @@ class ArmoRM:
             names=self.objectives.names,
             rows=np.arange(len(scores)) if rows is None else rows,
             rejected=list(rejected),
+            prompt_index=features.prompt_index,
             quantiles=None if quantiles is None else quantiles.cpu().numpy(),
             quantile_levels=tuple(self.model.config.quantiles.get("levels", ())),
             **sureness,
@@ -505,14 +436,10 @@ def _is_bfloat16(tensor: torch.Tensor) -> bool:
     return bool((tensor.bfloat16() == tensor).all())
 
 
-def validated(
+def _validated(
     conversations: Sequence[ConversationLike], on_refused: Literal["error", "skip"]
 ) -> tuple[list[tuple[int, Conversation]], list[tuple[int, str]]]:
-    """Valid conversations with their index, and (index, reason) of the others.
-
-    Raises:
-        ConversationError: for the first invalid one, unless refused ones are skipped.
-    """
+    """Valid conversations with their index, and (index, reason) of the others."""
     valid: list[tuple[int, Conversation]] = []
     rejected: list[tuple[int, str]] = []
     for index, messages in enumerate(conversations):

@@ -21,7 +21,7 @@ from armorm.errors import ArmormError, ConversationError, DataError
 from armorm.files import text_file, write_text
 
 if TYPE_CHECKING:
-    from armorm.reward_model import ScoreBatch
+    from armorm.score_batch import ScoreBatch
 
 _CHUNK = 2048
 

@@ -22,7 +22,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, SummaryMetricFamily
 from prometheus_client.registry import Collector
 
-from armorm.reward_model import ScoreBatch
+from armorm.score_batch import ScoreBatch
 
 if TYPE_CHECKING:
     from armorm.serving.batcher import Batcher

@@ -24,7 +24,7 @@ from armorm.backbone.rendered_text import RenderedReader
 from armorm.conversation import Conversation
 from armorm.errors import ConversationError
 from armorm.objectives import ObjectiveSet
-from armorm.reward_model import ScoreBatch
+from armorm.score_batch import ScoreBatch
 from armorm.serving.errors import RequestError
 
 RowInput = Union[Conversation, EncodedConversation, ConversationError]

@@ -1,0 +1,89 @@
+"""Scores of many conversations with everything they are made of: the columns that every layer above passes on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import pandas
+
+
+@dataclass(frozen=True)
+class ScoreBatch:
+    """Scores of n conversations over k objectives. Arrays are float32 unless stated otherwise.
+
+    Attributes:
+        scores: (n,), normalised or lowered by their uncertainty if requested.
+        rewards: (n, k) predicted rewards, mapped scale.
+        gating_weights: (n, k), each row sums to 1.
+        gating_output: (n, k), weights times logit_scale.
+        coefficients: (n, k), weight of each reward in the score.
+        contributions: (n, k), sum over k is the (plain) score.
+        relative: (n, k), contributions against a response of average rewards.
+        names: (k,) objectives.
+        rows: (n,) int64, index of each scored conversation in the input.
+        rejected: (index, reason) of each conversation that was not scored.
+        truncated: index of each conversation whose prompt was truncated to the length limit.
+        uncertainty: (n, k) epistemic standard deviation of the rewards, mapped scale. This and the next three are None
+            for a model without uncertainty (definitions: `armorm.heads.uncertainty`).
+        predictive_std: (n, k) standard deviation of one rating: rater and feature noise included.
+        leverage: (n, k), distance of the response from the rated rows of each objective.
+        score_std: (n,) epistemic standard deviation of the plain score, gating weights taken as fixed.
+        response_tokens: (n,) int64 tokens of each response's text; None for scores of stored features.
+        prompt_index: (n,) int64, rows with the same value share their prompt; None if unknown.
+        quantiles: (n, k, q) of each rating, mapped scale, ascending; NaN for objectives without quantile heads, None
+            for a model without any.
+        quantile_levels: (q,) between 0 and 1.
+    """
+
+    scores: np.ndarray
+    rewards: np.ndarray
+    gating_weights: np.ndarray
+    gating_output: np.ndarray
+    coefficients: np.ndarray
+    contributions: np.ndarray
+    relative: np.ndarray
+    names: list[str]
+    rows: np.ndarray
+    rejected: list[tuple[int, str]] = field(default_factory=list)
+    truncated: list[int] = field(default_factory=list)
+    uncertainty: np.ndarray | None = None
+    predictive_std: np.ndarray | None = None
+    leverage: np.ndarray | None = None
+    score_std: np.ndarray | None = None
+    response_tokens: np.ndarray | None = None
+    prompt_index: np.ndarray | None = None
+    quantiles: np.ndarray | None = None
+    quantile_levels: tuple[float, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def take(self, rows: Sequence[int] | np.ndarray | slice) -> ScoreBatch:
+        """Some of the n scored rows, by position, mask or slice; `rejected` is empty."""
+        arrays = {item.name: getattr(self, item.name) for item in fields(self)}
+        taken = {name: values[rows] for name, values in arrays.items() if isinstance(values, np.ndarray)}
+        left = set(taken["rows"].tolist())
+        return replace(self, **taken, rejected=[], truncated=[row for row in self.truncated if row in left])
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """One row per conversation: `score`, then `reward/X`, `weight/X`, `contribution/X` of each objective X; with
+        `score_std` and `uncertainty/X` if the model has uncertainty."""
+        import pandas
+
+        columns: dict[str, np.ndarray] = {"score": self.scores}
+        for label, values in (
+            ("reward", self.rewards),
+            ("weight", self.gating_weights),
+            ("contribution", self.contributions),
+            ("uncertainty", self.uncertainty),
+        ):
+            if values is not None:
+                columns |= {f"{label}/{name}": values[:, i] for i, name in enumerate(self.names)}
+        if self.score_std is not None:
+            columns["score_std"] = self.score_std
+        return pandas.DataFrame(columns, index=pandas.Index(self.rows, name="row"))

@@ -3,7 +3,7 @@
 In:  a backbone, conversations in lexicographic order, a budget of tokens.
 Out: their prompt and response features, in order.
 
-Two ways. `tree`: one stream of tokens a forward pass, every shared beginning once (backbone/prefix_forward.py). `plain`:
+Two ways. `tree`: one stream of tokens a forward pass, every shared beginning once (backbone/prefix_forward). `plain`:
 batches of similar length, padded on the right. The tree is chosen where the model passes the test on a sample of
 this very work; where it does not, the reason is printed and the run is plain. Streams of the coming batch are laid
 out while the model computes the present one. Where memory does not suffice, the budget halves and the run goes on;

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -66,7 +66,7 @@ class ScoreBatch:
     def take(self, rows: Sequence[int] | np.ndarray | slice) -> ScoreBatch:
         """Some of the n scored rows, by position, mask or slice; `rejected` is empty."""
         arrays = {item.name: getattr(self, item.name) for item in fields(self)}
-        taken = {name: values[rows] for name, values in arrays.items() if isinstance(values, np.ndarray)}
+        taken: dict[str, Any] = {name: value[rows] for name, value in arrays.items() if isinstance(value, np.ndarray)}
         left = set(taken["rows"].tolist())
         return replace(self, **taken, rejected=[], truncated=[row for row in self.truncated if row in left])
 

@@ -28,7 +28,8 @@ from armorm.features.extract import extract
 from armorm.features.store import FeatureStore
 from armorm.files import write_json
 from armorm.heads.regression import fit_regression
-from armorm.training.cost import Gate, Hardware, Shape, Workload, stages
+from armorm.training.cost import Hardware, Shape, Workload, stages
+from armorm.training.schema import GatingSection
 from peak import peak_bytes
 
 ALLOWED = 0.25
@@ -161,7 +162,8 @@ def stage_1(rows: int, d: int, rate: float, folds: int = 5) -> tuple[float, floa
         seconds = min(seconds, time.perf_counter() - start)
     work = Workload(0, 0, 0, 0, rows, 1, 3, 0)
     shape = Shape(d, 1, 1, 1, 1, 1, 1)
-    foreseen = stages(shape, work, Hardware("", 1, 0), gate=Gate(1, 1, 1, 1), folds=folds, host_rate=rate)[1]
+    tiny = GatingSection(hidden_size=1, hidden_layers=1, steps=1, batch_size=1)
+    foreseen = stages(shape, work, Hardware("", 1, 0), gate=tiny, folds=folds, host_rate=rate)[1]
     return seconds, foreseen.hours * 3600
 
 

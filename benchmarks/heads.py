@@ -204,11 +204,11 @@ def real_rows(data_root: Path, store: Path, limit: int) -> tuple[np.ndarray, np.
     from armorm.features.extract import extract
     from armorm.features.store import FeatureStore
     from armorm.heads.regression import fold_of
-    from armorm.training.dataset import plan
+    from armorm.training.dataset import read_training_data
     from armorm.training.recipe import Recipe
 
     recipe = Recipe.from_yaml("recipes/real-small.yaml", [f"data_root={data_root}", f"limit={limit}"])
-    data = plan(recipe)
+    data = read_training_data(recipe)
     table = data.table.take(data.train_rows)
     backbone = Backbone.load("armorm-tiny", dtype="float32")
     encoded = encode_rows(backbone.template, table.conversations, 2048, "truncate_prompt").rows

@@ -33,7 +33,7 @@ from armorm.features.store import FeatureStore
 from armorm.files import write_json
 from armorm.heads.regression import fold_of
 from armorm.progress import progress
-from armorm.training.dataset import plan
+from armorm.training.dataset import read_training_data
 from armorm.training.pair_metrics import within_prompt_accuracy
 
 ALPHAS = (0.1, 0.3, 1.0, 3.0, 10.0)
@@ -75,7 +75,7 @@ def figures(prediction: np.ndarray, ratings: np.ndarray, prompts: np.ndarray) ->
 
 
 def measure(recipe: Recipe, model: ArmoRM, store: Path) -> dict[str, Any]:
-    data = plan(recipe)
+    data = read_training_data(recipe)
     table = data.table
     rows = np.concatenate([data.train_rows, data.test_rows])
     conversations = [table.conversations[i] for i in rows]

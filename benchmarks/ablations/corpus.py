@@ -25,7 +25,7 @@ from armorm.features.store import FeatureStore
 from armorm.heads.regression import fold_of
 from armorm.objectives import ObjectiveSet
 from armorm.progress import progress
-from armorm.training.dataset import TrainingData, plan
+from armorm.training.dataset import TrainingData, read_training_data
 from armorm.training.finetune.record import Finetuned, without_finetuned
 from armorm.training.recipe import Recipe
 
@@ -137,7 +137,7 @@ def load(recipe: Recipe, store: Path, train_rows: int | None, benchmark_pairs: i
     """
     if recipe.debias is None:
         raise SystemExit("the recipe has no debias section, expected the objective that length is debiased against")
-    section, data = recipe.backbone, plan(recipe)
+    section, data = recipe.backbone, read_training_data(recipe)
     finetuned = Finetuned.read(section.model)
     if finetuned is not None:
         data = without_finetuned(data, finetuned)

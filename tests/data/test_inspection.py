@@ -15,7 +15,7 @@ from armorm.data.decontamination import normalised
 from armorm.data.inspection import inspect_set
 from armorm.data.sources import Location
 from armorm.errors import DataError
-from armorm.training.dataset import plan
+from armorm.training.dataset import read_training_data
 from armorm.training.recipe_draft import draft_recipe
 
 
@@ -81,7 +81,7 @@ def test_the_draft_is_a_recipe_that_plans(tmp_path):
     ratings = [[1 + i % 5, i % 2] for i in range(120)]
     location = table(tmp_path / "my team.csv", ["question", "answer", "helpful", "harm"], *rows_of(ratings))
     text = draft_recipe([inspect_set(location)], "mine", "armorm-tiny")
-    data = plan(Recipe.from_text(text))
+    data = read_training_data(Recipe.from_text(text))
     assert data.table.objectives.names == ["my_team-helpful", "my_team-harm"]
     assert data.table.objectives[1].direction == "lower"
     assert data.pairs
@@ -96,7 +96,7 @@ def test_pairs_beside_ratings_are_used_instead_of_pairs_from_ratings(tmp_path):
     text = draft_recipe([inspect_set(ratings), inspect_set(pairs)], "mine", "armorm-tiny")
     recipe = Recipe.from_text(text)
     assert [entry.data for entry in recipe.preferences] == [str(tmp_path / "b.csv")]
-    assert plan(recipe).counts()["pairs_train"] + plan(recipe).counts()["pairs_test"] == 1
+    assert read_training_data(recipe).counts()["pairs_train"] + read_training_data(recipe).counts()["pairs_test"] == 1
     with pytest.raises(DataError, match="every prompt has one response only"):
         draft_recipe([inspect_set(ratings)], "mine", "armorm-tiny")
 

@@ -15,7 +15,7 @@ from armorm.data.presets import PREFERENCE_PRESETS, RATING_PRESETS, preference_p
 from armorm.data.ratings import RatedSet, read_ratings
 from armorm.data.sources import Location
 from armorm.errors import DataError, RecipeError
-from armorm.training.dataset import plan, preset_location
+from armorm.training.dataset import preset_location, read_training_data
 from armorm.training.schema import SetSection
 from tests.conftest import chat
 from tests.helpers.raw_layouts import HELPSTEER, PAIRED, RATED, SAFE, written
@@ -134,7 +134,7 @@ def test_offline_one_line_says_what_is_missing_and_where_it_may_be_put(tmp_path,
         f"data_root: {tmp_path}\nratings: [{{preset: helpsteer}}]\npreferences: [{{preset: shp}}]"
     )
     with pytest.raises(DataError) as caught:
-        plan(recipe)
+        read_training_data(recipe)
     assert str(caught.value) == (
         "nvidia/HelpSteer: the set is not in the cache of this machine and the hub cannot be reached; fetch it once with "
         "a connection, or put its files into a folder nvidia/HelpSteer below data_root"
@@ -159,7 +159,7 @@ def test_presets_train_from_their_folders_and_prompts_of_a_benchmark_are_kept_ou
         f"data_root: {tmp_path}\ntest_share: 0\nratings: [{{preset: helpsteer}}]\npreferences: [{{preset: skywork-80k}}]\n"
         "evaluation: [{benchmark: rewardbench}]\nkeep_apart: [mine.jsonl]"
     )
-    data = plan(recipe)
+    data = read_training_data(recipe)
     kept = [data.table.conversations[i].prompt[0].content for i in data.train_rows]
     assert kept == ["What is up with docs?", "2-2?"]
     assert [pair.chosen.prompt[-1].content for pair in data.pairs] == kept

@@ -14,8 +14,9 @@ from armorm import Recipe
 from armorm.cli.app import main
 from armorm.data.presets import NINETEEN
 from armorm.errors import RecipeError
-from armorm.training.cost import DEVICES, KNOWN_SHAPES, Gate, Hardware, Shape, Workload, fleets, stage_1_memory, stages
-from armorm.training.dry_run import outlook
+from armorm.training.cost import DEVICES, KNOWN_SHAPES, Hardware, Shape, Workload, fleets, stage_1_memory, stages
+from armorm.training.dry_run import dry_run
+from armorm.training.schema import GatingSection
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
 SMALL = {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 160, "vocab_size": 100}  # fmt: skip
@@ -63,7 +64,7 @@ def test_costs_scale_as_they_must():
     assert not stages(shape, work, Hardware("y", 1e15, 8e9))[0].fits
     big = Workload(1e9, 1e9, 1e12, 1e15, 1e9, 2, 7, 1e6)
     assert stages(shape, big, DEVICES["h100"])[1].memory == stage_1_memory(shape, big) < 3e9  # however many rows
-    assert stages(shape, work, DEVICES["h100"], gate=Gate(steps=10))[2].flops < one[2].flops
+    assert stages(shape, work, DEVICES["h100"], gate=GatingSection(steps=10))[2].flops < one[2].flops
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
@@ -118,24 +119,24 @@ def test_the_dry_run_of_the_published_run_asks_nothing_of_the_network(capsys, tm
     assert any("allenai/reward-bench" in name for name in shown["missing"])
 
 
-def test_the_dry_run_counts_tokens_of_what_is_at_hand(small_recipe):
+def test_the_dry_run_counts_tokens_of_available_sets(small_recipe):
     from armorm.backbone.decoder import Backbone
-    from armorm.training.dataset import plan
-    from armorm.training.dry_run import conversations_of, workload_of
+    from armorm.training.dataset import read_training_data
+    from armorm.training.dry_run import workload_of
 
-    found = outlook(small_recipe, DEVICES["l4"])
+    found = dry_run(small_recipe, DEVICES["l4"])
     assert not found.missing
     assert found.tokens_from == "counted by the backbone's tokenizer"
-    data = plan(small_recipe)
-    unique = list({c.key: c for c in conversations_of(data)}.values())
+    data = read_training_data(small_recipe)
+    unique = data.conversations()
     encoded = Backbone.load("armorm-tiny", dtype="float32", device="cpu").template.encode(unique)
     lengths = {c.key: len(row) for c, row in zip(unique, encoded, strict=True)}
-    assert found.work == workload_of(data, lengths, len(data.table.objectives) + len(data.computed))
+    assert found.work == workload_of(data, lengths)
     assert found.work.tokens == sum(lengths.values())
 
 
 def test_unknown_hardware_is_refused_with_what_there_is(small_recipe, tmp_path):
     from armorm.training.dry_run import require_known_device
 
-    with pytest.raises(RecipeError, match="unknown hardware 'h1000'; there are h100, h200"):
+    with pytest.raises(RecipeError, match="unknown hardware 'h1000', expected one of h100, h200"):
         require_known_device("h1000", list(DEVICES))

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from armorm.errors import DataError, RecipeError
-from armorm.training.dataset import plan
+from armorm.training.dataset import read_training_data
 from armorm.training.recipe import Recipe
 
 
@@ -52,7 +52,7 @@ preferences:
 
 
 def test_rows_go_where_their_split_says_and_others_by_prompt(folder):
-    data = plan(recipe(folder, BASE))
+    data = read_training_data(recipe(folder, BASE))
     table = data.table
     by_split = {split: sum(table.splits[i] == split for i in data.train_rows) for split in ("train", "test", "other")}
     assert by_split == {"train": 20, "test": 0, "other": 0}
@@ -67,7 +67,7 @@ def test_rows_go_where_their_split_says_and_others_by_prompt(folder):
 
 
 def test_no_prompt_that_is_evaluated_on_is_trained_on(folder):
-    data = plan(recipe(folder, BASE + "evaluation:\n  - {benchmark: pairs, data: bench.jsonl}\n"))
+    data = read_training_data(recipe(folder, BASE + "evaluation:\n  - {benchmark: pairs, data: bench.jsonl}\n"))
     evaluated = {pair.prompt_key for evaluation in data.evaluations for pair in evaluation.pairs}
     evaluated |= {data.table.conversations[i].prompt_key for i in data.test_rows}
     trained = {data.table.conversations[i].prompt_key for i in data.train_rows} | {
@@ -80,7 +80,7 @@ def test_no_prompt_that_is_evaluated_on_is_trained_on(folder):
 
 
 def test_a_test_share_of_zero_holds_nothing_out(folder):
-    data = plan(recipe(folder, BASE + "test_share: 0\n"))
+    data = read_training_data(recipe(folder, BASE + "test_share: 0\n"))
     assert not any(data.table.sources[i] == "whole" for i in data.test_rows)
 
 
@@ -93,7 +93,7 @@ ratings:
 preferences:
   - {from_ratings: many-quality, margin: 2, max_pairs_per_prompt: 5}
 """
-    data = plan(recipe(folder, text))
+    data = read_training_data(recipe(folder, text))
     assert len(data.pairs) == 15
     assert all(pair.margin is not None and pair.margin >= 2 for pair in data.pairs)
     assert data.left_out["training pairs over the cap of their prompt"] == 3 * (4 * (3 + 2 + 1) - 5)
@@ -103,31 +103,33 @@ def test_twice_the_same_response_is_left_out_of_training_and_counted(folder):
     row = {"prompt": "train 1", "chosen": "same", "rejected": "same", "split": "train"}
     with open(folder / "pairs.jsonl", "a") as file:
         file.write(json.dumps(row) + "\n")
-    data = plan(recipe(folder, BASE))
+    data = read_training_data(recipe(folder, BASE))
     assert data.left_out["training pairs of twice the same response"] == 1
     assert not any(pair.is_tie for pair in data.pairs)
 
 
 def test_a_missing_file_is_refused_by_its_place_in_the_recipe(folder):
     with pytest.raises(RecipeError, match=r"preferences\.0\.data: absent\.jsonl: no such file"):
-        plan(recipe(folder, BASE.replace("pairs.jsonl", "absent.jsonl")))
+        read_training_data(recipe(folder, BASE.replace("pairs.jsonl", "absent.jsonl")))
     with pytest.raises(RecipeError, match=r"evaluation\.1\.data: gone\.jsonl: no such file"):
-        plan(recipe(folder, BASE + "evaluation:\n  - {benchmark: ratings}\n  - {benchmark: pairs, data: gone.jsonl}\n"))
+        read_training_data(
+            recipe(folder, BASE + "evaluation:\n  - {benchmark: ratings}\n  - {benchmark: pairs, data: gone.jsonl}\n")
+        )
 
 
 def test_unknown_objectives_are_refused_with_the_nearest_right_one(folder):
     with pytest.raises(RecipeError, match=r"preferences\.1\.from_ratings: .*did you mean split-quality\?"):
-        plan(recipe(folder, BASE + "  - {from_ratings: split-qualty, margin: 1}\n"))
+        read_training_data(recipe(folder, BASE + "  - {from_ratings: split-qualty, margin: 1}\n"))
     with pytest.raises(RecipeError, match=r"debias\.against\.0: .*did you mean verbosity\?"):
         with_computed = BASE.replace("preferences:", "  - {compute: response_length, name: verbosity}\npreferences:")
-        plan(recipe(folder, with_computed + "debias: {against: [verbostiy]}\n"))
+        read_training_data(recipe(folder, with_computed + "debias: {against: [verbostiy]}\n"))
     with pytest.raises(RecipeError, match=r"ratings\.2\.compute: unknown measure 'length'"):
-        plan(recipe(folder, BASE.replace("preferences:", "  - {compute: length}\npreferences:")))
+        read_training_data(recipe(folder, BASE.replace("preferences:", "  - {compute: length}\npreferences:")))
 
 
-def test_objectives_that_stand_twice_are_refused(folder):
-    with pytest.raises(RecipeError, match="'split-quality' stands twice"):
-        plan(
+def test_objectives_defined_twice_are_refused(folder):
+    with pytest.raises(RecipeError, match="'split-quality' is defined twice"):
+        read_training_data(
             recipe(
                 folder,
                 BASE.replace("preferences:", "  - {compute: response_length, name: split-quality}\npreferences:"),
@@ -138,11 +140,11 @@ def test_objectives_that_stand_twice_are_refused(folder):
 def test_a_benchmark_without_test_rows_is_refused(folder):
     (folder / "train_only.jsonl").write_text(json.dumps(preferred("x", "train")) + "\n")
     with pytest.raises(DataError, match=r"train_only\.jsonl, field 'split': no row has split 'test'"):
-        plan(recipe(folder, BASE + "evaluation:\n  - {benchmark: pairs, data: train_only.jsonl}\n"))
+        read_training_data(recipe(folder, BASE + "evaluation:\n  - {benchmark: pairs, data: train_only.jsonl}\n"))
 
 
 def test_a_limit_keeps_whole_prompts(folder):
-    data = plan(recipe(folder, BASE + "limit: 11\n"))
+    data = read_training_data(recipe(folder, BASE + "limit: 11\n"))
     rows = [
         c.prompt_key
         for c, source in zip(data.table.conversations, data.table.sources, strict=True)
@@ -155,4 +157,4 @@ def test_a_limit_keeps_whole_prompts(folder):
 def test_only_computed_objectives_are_not_enough(folder):
     text = "ratings:\n  - {compute: response_length}\npreferences:\n  - {data: pairs.jsonl}\n"
     with pytest.raises(RecipeError, match="at least one set of ratings"):
-        plan(recipe(folder, text))
+        read_training_data(recipe(folder, text))

@@ -19,7 +19,7 @@ from armorm import ArmoRM, Recipe, train
 from armorm.backbone.decoder import Backbone
 from armorm.errors import BackboneError, FitError, MissingExtraError, RecipeError
 from armorm.heads.regression import MIN_RATINGS, fit_regression
-from armorm.training.dataset import plan
+from armorm.training.dataset import read_training_data
 from armorm.training.finetune import run as stage
 from armorm.training.finetune.record import Finetuned, fit_from, without_finetuned
 from armorm.training.finetune.trainer import last_whole_checkpoint, masked_squared_error
@@ -114,7 +114,7 @@ def test_the_run_fine_tunes_its_backbone_and_reads_it(recipe, backbone, finetune
 
 
 def test_heads_never_meet_a_prompt_that_the_backbone_was_fine_tuned_on(recipe, finetuned_run):
-    data, record = plan(recipe), Finetuned.read(finetuned_run / "work" / "backbone")
+    data, record = read_training_data(recipe), Finetuned.read(finetuned_run / "work" / "backbone")
     assert record is not None
     left = without_finetuned(data, record)
     keys = {data.table.conversations[i].prompt_key for i in data.train_rows}
@@ -157,7 +157,7 @@ def test_joint_heads_start_from_those_that_stage_1_found_around_the_fine_tuned_o
 
 
 def test_all_prompts_known_to_the_backbone_leave_nothing_for_the_heads(recipe, finetuned_run):
-    data, record = plan(recipe), Finetuned.read(finetuned_run / "work" / "backbone")
+    data, record = read_training_data(recipe), Finetuned.read(finetuned_run / "work" / "backbone")
     assert record is not None
     everything = frozenset(conversation.prompt_key[:16] for conversation in data.table.conversations)
     with pytest.raises(FitError, match=r"all .* training rated rows"):
@@ -206,7 +206,7 @@ def test_stage_1_from_given_weights_is_ridge_towards_them():
 def test_lora_trains_adapters_and_leaves_an_ordinary_model(recipe, backbone, tmp_path):
     pytest.importorskip("peft")
     lora = changed(recipe, "finetune.method=lora", "finetune.lora_rank=4", "finetune.learning_rate=0.001")
-    folder = stage.finetune(lora, plan(lora), tmp_path, QUIET)
+    folder = stage.finetune(lora, read_training_data(lora), tmp_path, QUIET)
     before, after = weights(backbone), weights(folder)
     assert {f"model.{name}" for name in after} == {name for name in before if name.startswith("model.")}
     moved = {name for name, tensor in after.items() if not tensor.equal(before[f"model.{name}"])}
@@ -219,12 +219,14 @@ def test_lora_trains_adapters_and_leaves_an_ordinary_model(recipe, backbone, tmp
 @pytest.mark.slow
 def test_frozen_layers_and_embeddings_stay(recipe, backbone, tmp_path):
     frozen = changed(recipe, "finetune.frozen_layers=1", "finetune.epochs=0.3")
-    folder = stage.finetune(frozen, plan(frozen), tmp_path, QUIET)
+    folder = stage.finetune(frozen, read_training_data(frozen), tmp_path, QUIET)
     before, after = weights(backbone), weights(folder)
     still = {name for name, tensor in after.items() if tensor.equal(before[f"model.{name}"])}
     assert still == {name for name in after if name.startswith(("embed_tokens", "layers.0."))}
     with pytest.raises(BackboneError, match="found 2, the backbone has 2 layers"):
-        stage.finetune(changed(recipe, "finetune.frozen_layers=2"), plan(recipe), tmp_path / "none", QUIET)
+        stage.finetune(
+            changed(recipe, "finetune.frozen_layers=2"), read_training_data(recipe), tmp_path / "none", QUIET
+        )
 
 
 @pytest.mark.slow
@@ -232,7 +234,7 @@ def test_a_bradley_terry_stage_comes_first_on_request(recipe, tmp_path):
     pairs_first = changed(
         recipe, "finetune.preference_epochs=8", "finetune.epochs=0.3", "finetune.head_learning_rate=0.02"
     )
-    data = plan(pairs_first)
+    data = read_training_data(pairs_first)
     folder = stage.finetune(pairs_first, data, tmp_path, QUIET)
     curves = json.loads((folder / "training_curve.json").read_text())
     assert curves["preferences"][0]["loss"] == pytest.approx(np.log(2), abs=0.1)
@@ -246,12 +248,12 @@ def test_a_bradley_terry_stage_comes_first_on_request(recipe, tmp_path):
 @pytest.mark.slow
 def test_other_settings_do_not_reuse_the_backbone_of_these(recipe, finetuned_run, tmp_path):
     short = changed(recipe, "finetune.epochs=0.2")
-    folder = stage.finetune(short, plan(short), tmp_path, QUIET)
+    folder = stage.finetune(short, read_training_data(short), tmp_path, QUIET)
     first = weights(folder)
-    stage.finetune(short, plan(short), tmp_path, QUIET)
+    stage.finetune(short, read_training_data(short), tmp_path, QUIET)
     assert all(tensor.equal(first[name]) for name, tensor in weights(folder).items())
     other = changed(short, "finetune.learning_rate=0.001")
-    stage.finetune(other, plan(other), tmp_path, QUIET)
+    stage.finetune(other, read_training_data(other), tmp_path, QUIET)
     assert not all(tensor.equal(first[name]) for name, tensor in weights(folder).items())
 
 
@@ -269,9 +271,9 @@ def test_a_missing_extra_is_named(recipe, monkeypatch, tmp_path):
     with pytest.raises(
         MissingExtraError, match=r"finetune needs accelerate, expected: pip install 'armorm\[finetune\]'"
     ):
-        stage.finetune(recipe, plan(recipe), tmp_path, QUIET)
+        stage.finetune(recipe, read_training_data(recipe), tmp_path, QUIET)
     with pytest.raises(MissingExtraError, match="accelerate and peft"):
-        stage.finetune(changed(recipe, "finetune.method=lora"), plan(recipe), tmp_path, QUIET)
+        stage.finetune(changed(recipe, "finetune.method=lora"), read_training_data(recipe), tmp_path, QUIET)
 
 
 def test_faults_of_the_section_are_named(recipe, tmp_path):
@@ -281,7 +283,7 @@ def test_faults_of_the_section_are_named(recipe, tmp_path):
         changed(recipe, "finetune.share=1")
     wrong = changed(recipe, "finetune.source_shares.nowhere=0.5")
     with pytest.raises(FitError, match="no set is named 'nowhere'"):
-        stage.finetune(wrong, plan(wrong), tmp_path, QUIET)
+        stage.finetune(wrong, read_training_data(wrong), tmp_path, QUIET)
 
 
 _SCRIPT = "import sys; from armorm import Recipe, train; train(Recipe.from_yaml(sys.argv[1]), sys.argv[2])"

@@ -18,7 +18,7 @@ from armorm.errors import FitError
 from armorm.files import read_arrays
 from armorm.heads.gate_training import RewardPairs
 from armorm.training import stages as head_stages
-from armorm.training.dataset import held_out_prompts, plan
+from armorm.training.dataset import held_out_prompts, read_training_data
 
 QUESTION = [{"role": "user", "content": "Just for fun, how do I learn to juggle?"}]
 
@@ -80,7 +80,7 @@ def test_the_gate_is_trained_on_served_rewards_out_of_fold(small_recipe, small_r
 
     monkeypatch.setattr(head_stages, "fit_gate", recorded)
     model = train(small_recipe, tmp_path, features=small_run / "work" / "features")
-    data = plan(small_recipe)
+    data = read_training_data(small_recipe)
     weights = read_arrays(tmp_path / "work" / "regression.safetensors")
     trained = {data.table.conversations[i].prompt_key for i in data.train_rows}
     transform = model.model.reward_transform_matrix.double().numpy()
@@ -237,7 +237,7 @@ def test_a_computed_objective_keeps_its_scale_in_the_config(small_recipe, small_
     model = train(recipe, tmp_path, features=small_run / "work" / "features")
     verbosity = model.objectives[model.objectives.position("verbosity")]
     assert (verbosity.compute, verbosity.direction, verbosity.source) == ("response_length", "neutral", "computed")
-    data = plan(recipe)
+    data = read_training_data(recipe)
     encoded = model.backbone.template.encode([data.table.conversations[i] for i in data.train_rows])
     values = np.log1p([row.response_tokens for row in encoded])
     assert verbosity.low == pytest.approx(np.percentile(values, 1))
@@ -257,7 +257,7 @@ def test_without_debiasing_the_transform_is_the_identity(small_recipe, small_run
 
 @pytest.mark.slow
 def test_reference_data_of_its_own_decides_mean_and_standard_deviation(small_recipe, small_run, tmp_path):
-    data = plan(small_recipe)
+    data = read_training_data(small_recipe)
     conversations = [data.table.conversations[i] for i in data.test_rows]
     path = tmp_path / "reference.jsonl"
     path.write_text("".join(json.dumps({"messages": c.to_list()}) + "\n" for c in conversations))

@@ -45,7 +45,7 @@ def init(
     """
     from armorm.data.inspection import inspect_set
     from armorm.data.sources import Location
-    from armorm.training.dataset import plan
+    from armorm.training.dataset import read_training_data
     from armorm.training.recipe import Recipe
     from armorm.training.recipe_draft import draft_recipe
 
@@ -63,7 +63,7 @@ def init(
             f"\n{guessed} scales are guesses: take them with --yes, or state them with --scale COLUMN=LOW:HIGH"
         )
         raise typer.Exit(2)
-    counts = plan(Recipe.from_text(text, name=str(output))).counts()
+    counts = read_training_data(Recipe.from_text(text, name=str(output))).counts()
     write_text(
         output, f"# Written by armorm init from {', '.join(data)}; scales are shown with what they rest on.\n{text}"
     )

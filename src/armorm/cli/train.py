@@ -14,7 +14,7 @@ from rich.table import Table
 from armorm.files import plain
 
 if TYPE_CHECKING:
-    from armorm.training.dry_run import Outlook
+    from armorm.training.dry_run import DryRun
     from armorm.training.recipe import Recipe
 
 
@@ -150,13 +150,13 @@ def show_dry_run(
     as_json: bool,
     console: Console,
 ) -> None:
-    """Print the outlook of a recipe."""
+    """Print the dry run of a recipe."""
     from armorm.training.cost import DEVICES
-    from armorm.training.dry_run import outlook, require_known_device
+    from armorm.training.dry_run import dry_run, require_known_device
 
     require_known_device(hardware, list(DEVICES))
     device = replace(DEVICES[hardware], price=price)
-    found = outlook(recipe, device, share=share, row_tokens=row_tokens)
+    found = dry_run(recipe, device, share=share, row_tokens=row_tokens)
     summary = _summary(found, share)
     if as_json:
         print(json.dumps(plain(summary), indent=1))
@@ -167,10 +167,10 @@ def show_dry_run(
     for part in _cost_tables(found, share):
         console.print(part)
     for name in found.missing:
-        console.print(f"not at hand: {name}", markup=False, soft_wrap=True)
+        console.print(f"not available offline: {name}", markup=False, soft_wrap=True)
 
 
-def _summary(found: Outlook, share: float) -> dict[str, Any]:
+def _summary(found: DryRun, share: float) -> dict[str, Any]:
     recipe, data = found.recipe, found.data
     summary: dict[str, Any] = {"recipe": recipe.name, "hash": recipe.hash, "backbone": recipe.backbone.model}
     if data is not None:
@@ -187,7 +187,7 @@ def _summary(found: Outlook, share: float) -> dict[str, Any]:
     return summary
 
 
-def _data_table(found: Outlook, summary: dict[str, Any]) -> Table:
+def _data_table(found: DryRun, summary: dict[str, Any]) -> Table:
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column(style="bold")
     table.add_column()
@@ -210,7 +210,7 @@ def _data_table(found: Outlook, summary: dict[str, Any]) -> Table:
     return table
 
 
-def _work_table(found: Outlook) -> Table:
+def _work_table(found: DryRun) -> Table:
     work = found.work
     assert work is not None
     table = Table(box=None, pad_edge=False, show_header=False)
@@ -224,7 +224,7 @@ def _work_table(found: Outlook) -> Table:
     return table
 
 
-def _cost_tables(found: Outlook, share: float) -> list[Any]:
+def _cost_tables(found: DryRun, share: float) -> list[Any]:
     from armorm.training.cost import readable_bytes, readable_hours
 
     if not found.fleets:

@@ -1,44 +1,39 @@
-"""The cost of a run, on paper: FLOPs, bytes, hours and money from counts alone.
+"""Analytic cost of a run: FLOPs, bytes, hours and money from counts.
 
-In:  `Shape` of the backbone, `Workload` (tokens, rows, pairs), `Hardware` and the share of its peak that is reached.
-Out: `Cost` of each stage: FLOPs, hours, memory, disk.
-
-Forward FLOPs of a decoder, per layer and token: 2 for each weight of a matrix product, and for attention, being
-causal, 2 * h * hd * t for a token of a conversation of t tokens on the average over its positions (half of the square).
-The language-model head is never computed and the embedding is a look-up, so neither counts. Stage 1 is one Gram matrix
-a set of rows, of which half is computed, in float32 (n * d^2 / 2 at the rate of float64), and a Cholesky factor for
-each fold and penalty (d^3 / 3), or with many penalties an eigendecomposition for each fold. Both wait for memory
-besides, which at d below a thousand takes as long as the products: counted as operations for each number that passes.
-Stage 2 is an MLP. What a share of the peak hides (kernel launches, padding, the tokenizer) is measured by
-benchmarks/cost_model.py.
+Forward FLOPs of a decoder, per layer and token: 2 for each weight of a matrix product, and for causal attention
+2 * h * hd * t for a token of a conversation of t tokens, averaged over its positions (half of the square). The
+language-model head is never computed and the embedding is a look-up, so neither counts. Stage 1 is one Gram matrix per
+group of rows with the same rated objectives, of which half is computed, in float32 (n * d^2 / 2 at the rate of float64),
+and a Cholesky factor for each fold and penalty (d^3 / 3), or, with many penalties, an eigendecomposition for each fold.
+Both are also bound by memory bandwidth, which for d below a thousand takes as long as the products; this is counted as
+operations per number read. Stage 2 is an MLP. What a fraction of peak hides (kernel launches, padding, the tokenizer) is
+measured by benchmarks/cost_model.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from armorm.heads.regression import CHOLESKY_ALPHAS
+from armorm.training.schema import GatingSection
 
-GIB = 2**30
-# Stage 1 in float64 operations at the rate of matrix products; the last three are fitted to one core
-# that others shared (d from 256 to 1536, rows from 2,000 to 48,000) and are rough: other fits were foreseen at 0.67 to
-# 0.91 of the processor time that they took.
-ROW_PASS = 500  # for each number of a row: it is copied by pattern and fold, and centred
-FACTOR_PASS = 550  # for each number of a Gram matrix and factor: copies, the solution, the error
-EIGEN_FLOPS = 16  # d^3 each: half of it are products of a matrix and a vector, which wait for memory
-STAGE_1_RATE = 2e11  # float64 FLOP/s of a server's processors, stated low: eight cores of 25 GFLOP/s
+# Stage 1 in float64 operations at the rate of matrix products. The next three are fitted to one shared core (d from 256
+# to 1536, 2,000 to 48,000 rows) and rough: they predicted 0.67 to 0.91 of the processor time of other fits.
+ROW_PASS = 500  # per number of a row: it is copied by pattern and fold, and centred
+FACTOR_PASS = 550  # per number of a Gram matrix and factor: copies, the solution, the error
+EIGEN_FLOPS = 16  # times d^3; half are matrix-vector products, bound by memory bandwidth
+STAGE_1_RATE = 2e11  # float64 FLOP/s of a server's processors, a low estimate: eight cores of 25 GFLOP/s
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What the cost of a decoder depends on.
+    """Dimensions of a decoder.
 
     Attributes:
         hidden: d.
-        layers, heads, kv_heads, head_size: of attention.
-        inner: width of the gated feed-forward.
+        inner: width of the gated feed-forward network.
         vocabulary: rows of the embedding.
     """
 
@@ -52,7 +47,7 @@ class Shape:
 
     @classmethod
     def of_config(cls, config: Any) -> Shape:
-        """From a transformers config."""
+        """The shape of a transformers config."""
         text = config.get_text_config()
         heads = text.num_attention_heads
         return cls(
@@ -67,7 +62,7 @@ class Shape:
 
     @property
     def layer_weights(self) -> int:
-        """Weights of the matrix products of a layer."""
+        """Weights of a layer's matrix products."""
         attention = self.hidden * self.head_size * (2 * self.heads + 2 * self.kv_heads)
         return attention + 3 * self.hidden * self.inner
 
@@ -86,7 +81,7 @@ class Shape:
         return 2.0 * self.layers * (self.layer_weights * tokens + self.heads * self.head_size * squares)
 
 
-# Public shapes, so that a plan needs no download: (d, layers, heads, kv heads, head size, inner, vocabulary).
+# Shapes of public models, so that a dry run needs no download: (d, layers, heads, kv heads, head size, inner, vocabulary).
 KNOWN_SHAPES = {
     "sfairXC/FsfairX-LLaMA3-RM-v0.1": Shape(4096, 32, 32, 8, 128, 14336, 128257),
     "RLHFlow/ArmoRM-Llama3-8B-v0.1": Shape(4096, 32, 32, 8, 128, 14336, 128257),
@@ -105,11 +100,11 @@ class Hardware:
     """Devices of one kind.
 
     Attributes:
-        name: for people.
+        name: display name.
         peak: dense FLOP/s of one device in the dtype that is used, by its data sheet.
         memory: bytes of one device.
-        devices: how many work at once.
-        price: of a device for an hour, or None where it is not stated.
+        devices: number of devices.
+        price: per device-hour, or None.
     """
 
     name: str
@@ -119,7 +114,7 @@ class Hardware:
     price: float | None = None
 
 
-# Dense bfloat16 with float32 sums, by the makers' data sheets.
+# Dense bfloat16 with float32 accumulation, by the makers' data sheets.
 DEVICES = {
     "h100": Hardware("NVIDIA H100 SXM", 989e12, 80e9),
     "h200": Hardware("NVIDIA H200 SXM", 989e12, 141e9),
@@ -131,15 +126,15 @@ DEVICES = {
 
 @dataclass(frozen=True)
 class Workload:
-    """What is to be computed.
+    """Size of a run.
 
     Attributes:
-        conversations: distinct ones, n.
-        prompts: distinct ones, m.
-        tokens: to compute, after sharing what is shared.
-        squares: sum of the squared lengths.
+        conversations: n distinct conversations.
+        prompts: m distinct prompts.
+        tokens: tokens to compute, after prompt sharing.
+        squares: sum of the squared conversation lengths.
         rated: training rows of stage 1.
-        groups: sets of rows that are rated alike: one Gram matrix each.
+        groups: groups of rows with the same rated objectives; each has a Gram matrix.
         objectives: k.
         pairs: training pairs of stage 2.
     """
@@ -155,28 +150,17 @@ class Workload:
 
 
 @dataclass(frozen=True)
-class Gate:
-    """What stage 2 costs depends on: the recipe's section of that name."""
-
-    hidden_size: int = 1024
-    hidden_layers: int = 3
-    steps: int = 2000
-    batch_size: int = 1024
-
-
-@dataclass(frozen=True)
 class Stage:
-    """One stage.
+    """Cost of one stage.
 
     Attributes:
-        name: of it.
         flops: floating-point operations.
-        hours: on the hardware.
-        memory: bytes in the memory of one machine (host) or device.
+        hours: wall-clock time on the hardware.
+        memory: bytes of memory on one machine (host) or device.
         where: `device` or `host`.
-        disk: bytes that it leaves.
-        money: None where no price is stated.
-        fits: whether the memory is there.
+        disk: bytes written.
+        money: None without a price.
+        fits: whether the memory suffices.
     """
 
     name: str
@@ -195,7 +179,7 @@ def stages(
     hardware: Hardware,
     *,
     share: float = 0.4,
-    gate: Gate = Gate(),
+    gate: GatingSection = GatingSection(),
     folds: int = 5,
     alphas: int = 9,
     batch_tokens: int = 8192,
@@ -203,18 +187,18 @@ def stages(
     host_memory: float = 256e9,
     host_rate: float = STAGE_1_RATE,
 ) -> list[Stage]:
-    """Features, stage 1 and stage 2 on some hardware.
+    """Cost of features, stage 1 and stage 2 on some hardware.
 
     Args:
-        share: of the peak that the forward pass reaches, 0 to 1.
-        alphas: penalties to choose from.
-        weight_bytes: of the backbone's dtype.
-        host_rate: float64 FLOP/s of stage 1's processors.
+        share: fraction of peak FLOP/s that the forward pass reaches, 0 to 1.
+        alphas: number of ridge penalties to choose from.
+        weight_bytes: bytes per weight of the backbone.
+        host_rate: float64 FLOP/s of the processors of stages 1 and 2.
     """
     d = shape.hidden
     flops = shape.forward_flops(work.tokens, work.squares)
     hours = flops / (hardware.peak * share * hardware.devices) / 3600
-    # States of a layer alive at once: input, norm, q and output of attention, two inner ones of the feed-forward.
+    # Activations of a layer alive at once: input, norm, q and attention output, two inner ones of the feed-forward.
     states = batch_tokens * (4 * d + 2 * shape.heads * shape.head_size + 2 * shape.inner) * weight_bytes
     device_memory = shape.parameters * weight_bytes + states
     stored = (work.conversations + work.prompts) * d * 4
@@ -243,13 +227,13 @@ def stages(
 
 
 def stage_1_memory(shape: Shape, work: Workload, folds: int = 5, block_rows: int = 8192) -> float:
-    """Bytes of stage 1: of each group a Gram matrix a fold, in float64, and a block of rows; features stay on disk."""
+    """Bytes of stage 1: a float64 Gram matrix per group and fold, and a block of rows; features stay on disk."""
     d = shape.hidden
     return work.groups * (folds + 1) * d * d * 8 + block_rows * d * 4
 
 
 def readable_bytes(count: float) -> str:
-    """A size with three digits."""
+    """A size with three significant digits and its unit."""
     for unit, size in (("PB", 1e15), ("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if count >= size:
             return f"{count / size:.3g} {unit}"
@@ -257,7 +241,7 @@ def readable_bytes(count: float) -> str:
 
 
 def readable_hours(hours: float) -> str:
-    """A time with two or three digits."""
+    """A time with two or three significant digits and its unit."""
     if hours >= 48:
         return f"{hours / 24:.3g} days"
     if hours >= 1:
@@ -266,13 +250,9 @@ def readable_hours(hours: float) -> str:
 
 
 def fleets(device: Hardware, nodes: int = 4) -> Sequence[tuple[str, Hardware]]:
-    """One device, a machine of eight, and a Ray cluster of such machines."""
+    """Named fleets: one device, a machine of eight, and a Ray cluster of such machines."""
     return [
         (f"1 x {device.name}", device),
-        (f"8 x {device.name}", _times(device, 8)),
-        (f"Ray, {nodes} machines of 8", _times(device, 8 * nodes)),
+        (f"8 x {device.name}", replace(device, devices=8)),
+        (f"Ray, {nodes} machines of 8", replace(device, devices=8 * nodes)),
     ]
-
-
-def _times(device: Hardware, devices: int) -> Hardware:
-    return Hardware(device.name, device.peak, device.memory, devices, device.price)

@@ -1,21 +1,17 @@
-"""The plan of a run: every set read and checked, every split made, before any model is loaded.
+"""Training data of a recipe: reads and checks every set, splits by prompt and decontaminates, before any model is loaded.
 
-In:  a recipe.
-Out: `TrainingData`: rated rows, preference pairs, reference conversations and evaluation pairs, split by
-     prompt; with the count of everything that was left out, and why.
-
-Splits. Rows of a set with a `split` column go where it says; of other sets, a share of the prompts
-(`test_share`, decided by the prompt's content) is held out. No prompt that is evaluated on, anywhere in the
-run, or kept apart by the recipe, is trained on, however it is written (data/decontamination.py): such training rows
-are left out and counted.
+Rows of a set with a `split` column are split by it; of other sets, a share of the prompts (`test_share`, chosen by a hash
+of the prompt) is held out. No prompt that is evaluated on anywhere in the run, or listed under `keep_apart`, is trained
+on, up to formatting (data/decontamination.py). Excluded training rows are counted by reason.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -32,24 +28,28 @@ from armorm.data.preferences import (
 )
 from armorm.data.presets import PREFERENCE_PRESETS, Preset, preference_preset, rating_preset
 from armorm.data.ratings import RatedSet, RatingTable, merge_objectives, objective_name, read_ratings, row_conversation
-from armorm.data.rows import Row
 from armorm.data.sources import Location, find_sources
 from armorm.errors import DataError, RecipeError, nearest
 from armorm.evaluation.loaders import READERS
 from armorm.evaluation.registry import BENCHMARKS
 from armorm.objectives import Objective, ObjectiveError
 from armorm.training.recipe import Recipe
-from armorm.training.schema import EvaluationSection, PreferencesSection, ReferenceSection, SetSection
+from armorm.training.schema import (
+    EvaluationSection,
+    PreferencesSection,
+    RatingsSection,
+    ReferenceSection,
+    SetSection,
+)
+
+Kind = Literal["ratings", "pairs", "reference"]
+
+HELD_OUT_PAIRS = 0.1  # share of the training pairs that early stopping of the gate uses, by prompt
 
 
 @dataclass
 class EvaluationSet:
-    """Pairs of one evaluation.
-
-    Attributes:
-        name: in the report.
-        pairs: in file order.
-    """
+    """A named set of evaluation pairs, in file order."""
 
     name: str
     pairs: list[PreferencePair]
@@ -57,19 +57,19 @@ class EvaluationSet:
 
 @dataclass
 class TrainingData:
-    """Everything a run reads.
+    """All data of a run, split.
 
     Attributes:
         table: rated rows of all sets, without computed objectives.
-        train_rows, test_rows: rows of the table.
+        train_rows, test_rows: row indices into the table.
         computed: (objective name, measure) of each computed objective.
-        pairs: training pairs, capped.
+        pairs: training pairs, capped per prompt.
         test_pairs: held-out pairs of the preference sets.
-        reference: reference conversations, or None for the training rating rows.
+        reference: reference conversations, or None for the rated training rows.
         evaluations: sets of pairs to evaluate on.
         evaluate_ratings: whether held-out ratings are evaluated.
-        benchmarks: (name, benchmark, where its data is) of each published benchmark to evaluate on.
-        left_out: count of rows left out, by reason.
+        left_out: number of excluded rows by reason.
+        benchmarks: (name, benchmark, data sources) of each published benchmark to evaluate on.
     """
 
     table: RatingTable
@@ -85,7 +85,7 @@ class TrainingData:
     benchmarks: list[tuple[str, str, list[str]]] = field(default_factory=list)
 
     def counts(self) -> dict[str, int]:
-        """Rows of each kind, for the plan and the metrics."""
+        """Number of rows and prompts of each kind."""
         return {
             "rated_train": len(self.train_rows),
             "rated_test": len(self.test_rows),
@@ -96,96 +96,75 @@ class TrainingData:
             **{f"pairs_{evaluation.name}": len(evaluation.pairs) for evaluation in self.evaluations},
         }
 
+    def all_pairs(self) -> Iterator[PreferencePair]:
+        """Training, test and evaluation pairs."""
+        for pairs in (self.pairs, self.test_pairs, *(evaluation.pairs for evaluation in self.evaluations)):
+            yield from pairs
 
-def plan(recipe: Recipe) -> TrainingData:
-    """Read and split everything a recipe names.
+    def conversations(self) -> list[Conversation]:
+        """Every conversation of the run, each once: rated rows, both sides of all pairs, reference data."""
+        rated = [self.table.conversations[i] for i in (*self.train_rows, *self.test_rows)]
+        sides = [side for pair in self.all_pairs() for side in (pair.chosen, pair.rejected)]
+        return list({c.key: c for c in (*rated, *sides, *(self.reference or ()))}.values())
+
+
+def read_training_data(recipe: Recipe) -> TrainingData:
+    """Read, check, split and decontaminate every set of a recipe.
 
     Raises:
-        RecipeError: for a missing file or an unknown objective, by its place in the recipe.
-        DataError: for a fault in a file, by file, row and field.
+        RecipeError: for a missing file or an unknown objective, by its path in the recipe.
+        DataError: for invalid data, by file, row and field.
     """
     root = Path(recipe.data_root).expanduser()
-    sets = _rated_sets(recipe, root)
-    computed = _computed(recipe)
-    _check_objectives(recipe, sets, computed)
-    preference_locations = [_location(entry, root, f"preferences.{i}") for i, entry in enumerate(recipe.preferences)]
-    evaluation_locations = [
-        _location(entry, root, f"evaluation.{i}") if entry.benchmark == "pairs" else None
+    located = {place: location for place, _, location, _ in set_locations(recipe)}
+    evaluation_files = [
+        (entry, data_location(entry, root, f"evaluation.{i}"))
         for i, entry in enumerate(recipe.evaluation)
+        if entry.benchmark == "pairs"
     ]
-    reference = None
-    if recipe.reference != "ratings":
-        location = _location(recipe.reference, root, "reference")
-        assert location is not None
-        reference = [c for row in islice(location.rows(), recipe.limit) for c in _conversations(row)]
-
+    sets, computed = _rated_sets(recipe, located), _computed(recipe)
+    _check_objectives(recipe, sets, computed)
     table = read_ratings(sets, recipe.limit)
-    keys = [conversation.prompt_key for conversation in table.conversations]
-    rated_test = np.array(
-        [is_test(split, key, recipe.test_share) for split, key in zip(table.splits, keys, strict=True)]
+    test = np.array(
+        [
+            is_test(split, conversation.prompt_key, recipe.test_share)
+            for split, conversation in zip(table.splits, table.conversations, strict=True)
+        ]
     )
     unused = np.array([split == "other" for split in table.splits])
-
-    evaluations = []
-    for evaluation, location in zip(recipe.evaluation, evaluation_locations, strict=True):
-        if location is not None:
-            pairs = [pair for pair in read_preferences(location, limit=recipe.limit) if pair.split in ("", "test")]
-            if not pairs:
-                raise DataError("no row has split 'test'", file=location.name, field="split")
-            evaluations.append(EvaluationSet(evaluation.name or _stem(location), pairs))
-
-    benchmarks: list[tuple[str, str, list[str]]] = [
+    evaluations = [_evaluation_set(entry, location, recipe.limit) for entry, location in evaluation_files]
+    benchmarks = [
         (entry.name or entry.benchmark, entry.benchmark, _benchmark_data(entry, root))
         for entry in recipe.evaluation
         if entry.benchmark not in ("pairs", "ratings")
     ]
-    apart = KnownPrompts(c for c, test in zip(table.conversations, rated_test, strict=True) if test)
-    apart.add(pair.chosen for benchmark in evaluations for pair in benchmark.pairs)
-    for _, benchmark, places in benchmarks:
-        apart.add(_benchmark_conversations(benchmark, places))
-    for place, name in enumerate(recipe.keep_apart):
-        apart.add(_kept_apart(name, root, f"keep_apart.{place}"))
+    pairs, test_pairs, capped = _split_pairs(recipe, located, table)
+    ties = sum(pair.is_tie for pair in pairs)
+    pairs = [pair for pair in pairs if not pair.is_tie]
 
-    train_pairs: list[PreferencePair] = []
-    test_pairs: list[PreferencePair] = []
-    capped = 0
-    for entry, location in zip(recipe.preferences, preference_locations, strict=True):
-        pairs = _pairs(entry, location, table, recipe.limit)
-        held_out = [is_test(pair.split, pair.prompt_key, recipe.test_share) for pair in pairs]
-        test_pairs += cap_pairs(
-            [p for p, test in zip(pairs, held_out, strict=True) if test], entry.max_pairs_per_prompt, recipe.seed
-        )
-        training = [p for p, test in zip(pairs, held_out, strict=True) if not test and p.split != "other"]
-        kept = cap_pairs(training, entry.max_pairs_per_prompt, recipe.seed)
-        capped += len(training) - len(kept)
-        train_pairs += kept
-    apart.add(pair.chosen for pair in test_pairs)
-
-    overlapping = np.array([apart.holds(conversation) for conversation in table.conversations], bool)
-    ties = sum(pair.is_tie for pair in train_pairs)
-    train_pairs = [pair for pair in train_pairs if not pair.is_tie]
-    overlapping_pairs = [pair for pair in train_pairs if apart.holds(pair.chosen)]
-    pairs = [pair for pair in train_pairs if not apart.holds(pair.chosen)]
-    training = overlapping & ~rated_test & ~unused
-    written_alike = sum(keys[i] in apart.keys for i in np.flatnonzero(training))
-    pairs_alike = sum(pair.prompt_key in apart.keys for pair in overlapping_pairs)
+    evaluated = _benchmark_prompts(recipe, root, benchmarks)
+    evaluated.add(table.conversations[i] for i in np.flatnonzero(test))
+    evaluated.add(pair.chosen for pair in (*test_pairs, *(pair for entry in evaluations for pair in entry.pairs)))
+    candidates = np.flatnonzero(~test & ~unused)
+    clean_rows, same_rows, similar_rows = _decontaminate([table.conversations[i] for i in candidates], evaluated)
+    clean_pairs, same_pairs, similar_pairs = _decontaminate([pair.chosen for pair in pairs], evaluated)
     left_out = {
         "rated rows of other splits": int(unused.sum()),
-        "rated training rows whose prompt is evaluated on": written_alike,
-        "rated training rows whose prompt is evaluated on, written otherwise": int(training.sum()) - written_alike,
-        "training pairs whose prompt is evaluated on": pairs_alike,
-        "training pairs whose prompt is evaluated on, written otherwise": len(overlapping_pairs) - pairs_alike,
+        "rated training rows whose prompt is evaluated on": same_rows,
+        "rated training rows whose prompt is evaluated on, written otherwise": similar_rows,
+        "training pairs whose prompt is evaluated on": same_pairs,
+        "training pairs whose prompt is evaluated on, written otherwise": similar_pairs,
         "training pairs over the cap of their prompt": capped,
         "training pairs of twice the same response": ties,
     }
     return TrainingData(
         table=table,
-        train_rows=np.flatnonzero(~overlapping & ~rated_test & ~unused),
-        test_rows=np.flatnonzero(rated_test & ~unused),
+        train_rows=candidates[clean_rows],
+        test_rows=np.flatnonzero(test & ~unused),
         computed=computed,
-        pairs=pairs,
+        pairs=[pairs[i] for i in clean_pairs],
         test_pairs=test_pairs,
-        reference=reference,
+        reference=_read_reference(located["reference"], recipe.limit) if "reference" in located else None,
         evaluations=evaluations,
         evaluate_ratings=any(entry.benchmark == "ratings" for entry in recipe.evaluation),
         left_out={reason: count for reason, count in left_out.items() if count},
@@ -193,38 +172,36 @@ def plan(recipe: Recipe) -> TrainingData:
     )
 
 
-def _rated_sets(recipe: Recipe, root: Path) -> list[RatedSet]:
+def _decontaminate(conversations: Sequence[Conversation], evaluated: KnownPrompts) -> tuple[np.ndarray, int, int]:
+    """Indices of conversations whose prompt is not evaluated on; the numbers excluded for the same prompt to the letter,
+    and for a prompt that is the same up to formatting."""
+    overlaps = np.array([evaluated.holds(conversation) for conversation in conversations], bool)
+    same = sum(conversations[i].prompt_key in evaluated.keys for i in np.flatnonzero(overlaps))
+    return np.flatnonzero(~overlaps), same, int(overlaps.sum()) - same
+
+
+def _rated_sets(recipe: Recipe, located: Mapping[str, Location]) -> list[RatedSet]:
     sets = []
     for index, entry in enumerate(recipe.ratings):
-        place = f"ratings.{index}"
+        if entry.compute is not None:
+            continue
+        location = located[f"ratings.{index}"]
+        source = entry.source or entry.preset or _stem(location)
         if entry.preset is not None:
             preset = rating_preset(entry.preset)
-            source = entry.source or entry.preset
-            sets.append(
-                RatedSet(
-                    preset_location(preset, entry, root),
-                    preset.objectives(source, entry.map),
-                    source,
-                    entry.split or preset.split,
-                )
-            )
-        elif entry.data is not None:
-            found = _location(entry, root, place)
-            assert found is not None
-            source = entry.source or _stem(found)
-            columns = {}
+            columns, split = preset.objectives(source, entry.map), entry.split or preset.split
+        else:
+            columns, split = {}, entry.split or "train"
             for column, objective in entry.objectives.items():
                 name = objective.name or objective_name(column, source)
-                low, high = objective.range
                 columns[column] = Objective.rated(
                     name,
-                    low,
-                    high,
+                    *objective.range,
                     source=entry.source or name.split("-")[0],
                     direction=objective.direction,
                     scale_map=objective.map,
                 )
-            sets.append(RatedSet(found, columns, source, entry.split or "train"))
+        sets.append(RatedSet(location, columns, source, split))
     if not sets:
         raise RecipeError("ratings: found computed objectives only, expected at least one set of ratings")
     return sets
@@ -251,50 +228,61 @@ def _check_objectives(recipe: Recipe, sets: Sequence[RatedSet], computed: Sequen
     for source in recipe.gating.source_weights:
         if source not in sources:
             raise RecipeError(
-                f"gating.source_weights: no preference set is named {source!r}{nearest(source, sources)}; "
-                f"there are {', '.join(sources)}"
+                f"gating.source_weights: unknown preference set {source!r}{nearest(source, sources)}, "
+                f"expected one of {', '.join(sources)}"
             )
-    doubled = next((name for name in names if names.count(name) > 1), None)
-    if doubled is not None:
-        raise RecipeError(f"ratings: objective {doubled!r} stands twice")
-    wanted = [
+    repeated = next((name for name in names if names.count(name) > 1), None)
+    if repeated is not None:
+        raise RecipeError(f"ratings: objective {repeated!r} is defined twice")
+    references = [
         (f"preferences.{i}.from_ratings", entry.from_ratings, rated) for i, entry in enumerate(recipe.preferences)
     ]
-    wanted += [(f"regression.weights.{name}", name, names) for name in recipe.regression.weights]
+    references += [(f"regression.weights.{name}", name, names) for name in recipe.regression.weights]
     if recipe.debias is not None:
-        wanted += [(f"debias.against.{i}", name, names) for i, name in enumerate(recipe.debias.against)]
-    for place, name, known in wanted:
+        references += [(f"debias.against.{i}", name, names) for i, name in enumerate(recipe.debias.against)]
+    for place, name, known in references:
         if name is not None and name not in known:
             raise RecipeError(
-                f"{place}: unknown objective {name!r}{nearest(name, known)}; there are {', '.join(known)}"
+                f"{place}: unknown objective {name!r}{nearest(name, known)}, expected one of {', '.join(known)}"
             )
 
 
-def locations(recipe: Recipe) -> Iterator[tuple[str, str, Location, str]]:
-    """Place in the recipe, kind (ratings, pairs, reference), location and preset of every set that a run reads.
+def set_locations(recipe: Recipe) -> Iterator[tuple[str, Kind, Location, Preset | None]]:
+    """Path in the recipe, kind, location and preset of every set that a run trains on.
 
     Raises:
-        RecipeError: for a missing file or an unknown preset, by its place in the recipe.
+        RecipeError: for a missing file or an unknown preset, by its path in the recipe.
     """
     root = Path(recipe.data_root).expanduser()
     for index, rated in enumerate(recipe.ratings):
-        place = f"ratings.{index}"
-        if rated.preset is not None:
-            yield place, "ratings", preset_location(rating_preset(rated.preset), rated, root), rated.preset
-        elif (location := _location(rated, root, place)) is not None:
-            yield place, "ratings", location, ""
-    for index, paired in enumerate(recipe.preferences):
-        place = f"preferences.{index}"
-        if (location := _location(paired, root, place)) is not None:
-            yield place, "pairs", location, paired.preset or ""
+        if rated.compute is None:
+            place = f"ratings.{index}"
+            yield place, "ratings", *_locate(rated, root, place)
+    for index, preferences in enumerate(recipe.preferences):
+        if preferences.from_ratings is None:
+            place = f"preferences.{index}"
+            yield place, "pairs", *_locate(preferences, root, place)
     if recipe.reference != "ratings":
-        location = _location(recipe.reference, root, "reference")
-        assert location is not None
-        yield "reference", "reference", location, recipe.reference.preset or ""
+        yield "reference", "reference", *_locate(recipe.reference, root, "reference")
+
+
+def _locate(
+    entry: RatingsSection | PreferencesSection | ReferenceSection, root: Path, place: str
+) -> tuple[Location, Preset | None]:
+    if entry.preset is None:
+        return data_location(entry, root, place), None
+    preset: Preset
+    if isinstance(entry, RatingsSection):
+        preset = rating_preset(entry.preset)
+    elif isinstance(entry, PreferencesSection):
+        preset = preference_preset(entry.preset)
+    else:
+        preset = PREFERENCE_PRESETS.get(entry.preset) or rating_preset(entry.preset)
+    return preset_location(preset, entry, root), preset
 
 
 def preset_location(preset: Preset, entry: SetSection, root: Path) -> Location:
-    """Where the rows of a preset are: a folder of its name below the data root, or the hub; the entry overrides."""
+    """The location of a preset: a folder of its name below the data root, else the hub. Keys of the entry override it."""
     return Location.find(
         preset.hub_id,
         root,
@@ -306,13 +294,13 @@ def preset_location(preset: Preset, entry: SetSection, root: Path) -> Location:
     )
 
 
-def _location(entry: SetSection, root: Path, place: str) -> Location | None:
-    if isinstance(entry, PreferencesSection) and entry.preset is not None:
-        return preset_location(preference_preset(entry.preset), entry, root)
-    if isinstance(entry, ReferenceSection) and entry.preset is not None:
-        return preset_location(PREFERENCE_PRESETS.get(entry.preset) or rating_preset(entry.preset), entry, root)
-    if entry.data is None:
-        return None
+def data_location(entry: SetSection, root: Path, place: str) -> Location:
+    """The location of an entry with `data`: a file or folder below the data root, or a hub id.
+
+    Raises:
+        RecipeError: for a missing file, by `place`, the entry's path in the recipe.
+    """
+    assert entry.data is not None
     layout = renamed(entry.columns) if entry.columns else None
     try:
         return Location.find(
@@ -322,51 +310,84 @@ def _location(entry: SetSection, root: Path, place: str) -> Location | None:
         raise RecipeError(f"{place}.data: {error}") from None
 
 
-def _pairs(
+def _split_pairs(
+    recipe: Recipe, located: Mapping[str, Location], table: RatingTable
+) -> tuple[list[PreferencePair], list[PreferencePair], int]:
+    """Training and test pairs, each capped per prompt, and the number of training pairs over the cap."""
+    training: list[PreferencePair] = []
+    test: list[PreferencePair] = []
+    capped = 0
+    for index, entry in enumerate(recipe.preferences):
+        pairs = _read_pairs(entry, located.get(f"preferences.{index}"), table, recipe.limit)
+        held_out = [is_test(pair.split, pair.prompt_key, recipe.test_share) for pair in pairs]
+        candidates = [p for p, out in zip(pairs, held_out, strict=True) if not out and p.split != "other"]
+        kept = cap_pairs(candidates, entry.max_pairs_per_prompt, recipe.seed)
+        capped += len(candidates) - len(kept)
+        training += kept
+        test += cap_pairs(
+            [p for p, out in zip(pairs, held_out, strict=True) if out], entry.max_pairs_per_prompt, recipe.seed
+        )
+    return training, test, capped
+
+
+def _read_pairs(
     entry: PreferencesSection, location: Location | None, table: RatingTable, limit: int | None
 ) -> list[PreferencePair]:
-    if location is not None:
-        split = entry.split or (preference_preset(entry.preset).split if entry.preset else "train")
-        return read_preferences(location, entry.source or entry.preset or _stem(location), limit, split)
-    assert entry.from_ratings is not None
-    return pairs_from_ratings(table, entry.from_ratings, entry.margin)
+    if entry.from_ratings is not None:
+        return pairs_from_ratings(table, entry.from_ratings, entry.margin)
+    assert location is not None
+    split = entry.split or (preference_preset(entry.preset).split if entry.preset else "train")
+    return read_preferences(location, entry.source or entry.preset or _stem(location), limit, split)
 
 
-def _conversations(row: Row) -> list[Conversation]:
-    """The conversation of a row, or of a row of pairs both."""
-    if row.values.get("chosen") is None:
-        return [row_conversation(row)]
-    pair = preference_pair(row)
-    return [pair.chosen, pair.rejected]
+def _evaluation_set(entry: EvaluationSection, location: Location, limit: int | None) -> EvaluationSet:
+    pairs = [pair for pair in read_preferences(location, limit=limit) if pair.split in ("", "test")]
+    if not pairs:
+        raise DataError("no row has split 'test'", file=location.name, field="split")
+    return EvaluationSet(entry.name or _stem(location), pairs)
+
+
+def _read_reference(location: Location, limit: int | None) -> list[Conversation]:
+    """The conversation of each rated row, or both of each pair."""
+    conversations = []
+    for row in islice(location.rows(), limit):
+        if row.values.get("chosen") is None:
+            conversations.append(row_conversation(row))
+        else:
+            pair = preference_pair(row)
+            conversations += [pair.chosen, pair.rejected]
+    return conversations
 
 
 def _benchmark_data(entry: EvaluationSection, root: Path) -> list[str]:
-    """What the benchmark's rows are read from: what the entry names, else a folder of its hub name below the data
-    root for each of its published sets, else the hub."""
-    if entry.data is not None:
-        return [str(root / entry.data) if (root / entry.data).exists() else entry.data]
-    published = [hub.id for hub in BENCHMARKS[entry.benchmark].published]
-    return [str(root / name) if (root / name).exists() else name for name in published]
+    """Data sources of a benchmark: those of the entry, else its published sets, from below the data root or the hub."""
+    names = [hub.id for hub in BENCHMARKS[entry.benchmark].published] if entry.data is None else [entry.data]
+    return [str(root / name) if (root / name).exists() else name for name in names]
 
 
-def _benchmark_conversations(benchmark: str, places: Sequence[str]) -> Iterator[Conversation]:
+def _benchmark_prompts(recipe: Recipe, root: Path, benchmarks: Sequence[tuple[str, str, list[str]]]) -> KnownPrompts:
+    """Prompts of the published benchmarks that are evaluated on, and of everything under `keep_apart`."""
+    prompts = KnownPrompts()
+    for _, benchmark, sources in benchmarks:
+        prompts.add(_benchmark_conversations(benchmark, sources))
+    for index, name in enumerate(recipe.keep_apart):
+        if name in BENCHMARKS and BENCHMARKS[name].published:
+            entry = EvaluationSection.model_validate({"benchmark": name})
+            prompts.add(_benchmark_conversations(name, _benchmark_data(entry, root)))
+        else:
+            location = data_location(SetSection(data=name), root, f"keep_apart.{index}")
+            prompts.add(pair.chosen for pair in read_preferences(location))
+    return prompts
+
+
+def _benchmark_conversations(benchmark: str, sources: Sequence[str]) -> Iterator[Conversation]:
     found = BENCHMARKS[benchmark]
-    for example in READERS[benchmark](find_sources(places, found.published, found.also)).examples:
+    for example in READERS[benchmark](find_sources(sources, found.published, found.also)).examples:
         yield from (conversation for conversation in example.conversations[:1] if conversation is not None)
 
 
-def _kept_apart(name: str, root: Path, place: str) -> Iterator[Conversation]:
-    if name in BENCHMARKS and BENCHMARKS[name].published:
-        entry = EvaluationSection.model_validate({"benchmark": name})
-        yield from _benchmark_conversations(name, _benchmark_data(entry, root))
-        return
-    location = _location(SetSection(data=name), root, place)
-    assert location is not None
-    yield from (pair.chosen for pair in read_preferences(location))
-
-
 def is_test(split: str, prompt_key: str, share: float) -> bool:
-    """Whether a row is held out: by its own split, else by its prompt."""
+    """Whether a row is held out: by its `split` column, else by a hash of its prompt."""
     return split == "test" or (split == "" and int(prompt_key[16:24], 16) / 2**32 < share)
 
 
@@ -374,12 +395,9 @@ def _stem(location: Location) -> str:
     return Path(location.name).name.split(".")[0]
 
 
-HELD_OUT_PAIRS = 0.1
-
-
 def relative_margins(pairs: Sequence[PreferencePair]) -> np.ndarray:
-    """Margin (p,) of each pair over the mean margin of its source, 0 where it has none: sources have scales of their
-    own. A negative margin (the data says that rejected is better) counts as 0."""
+    """Margin (p,) of each pair divided by the mean margin of its source, since sources differ in scale; 0 without a
+    margin, and for a negative one."""
     margins = np.array([max(pair.margin or 0.0, 0.0) for pair in pairs])
     for source in {pair.source for pair in pairs}:
         rows = np.array([pair.source == source for pair in pairs]) & (margins > 0)
@@ -389,7 +407,7 @@ def relative_margins(pairs: Sequence[PreferencePair]) -> np.ndarray:
 
 
 def held_out_prompts(prompt_keys: Sequence[str], share: float) -> np.ndarray:
-    """Mask of the pairs of some prompts, at least `share` of all pairs; the prompts' content decides which."""
+    """Mask of held-out pairs: whole prompts, chosen by a hash, until at least `share` of all pairs is held out."""
     counts: dict[str, int] = {}
     for key in prompt_keys:
         counts[key] = counts.get(key, 0) + 1
@@ -404,6 +422,6 @@ def held_out_prompts(prompt_keys: Sequence[str], share: float) -> np.ndarray:
 
 
 def group_index(keys: Sequence[str]) -> np.ndarray:
-    """Number of each key, in order of appearance."""
+    """Integer code (n,) of each key, in order of first appearance."""
     rows: dict[str, int] = {}
     return np.array([rows.setdefault(key, len(rows)) for key in keys], np.int64)

@@ -30,7 +30,7 @@ from armorm.features.store import FeatureStore
 from armorm.files import write_json, write_text
 from armorm.heads.bradley_terry import fit_bradley_terry
 from armorm.reward_model import ArmoRM
-from armorm.training.dataset import held_out_prompts, plan
+from armorm.training.dataset import held_out_prompts, read_training_data
 from armorm.training.pipeline import train
 from armorm.training.recipe import Recipe
 
@@ -85,7 +85,7 @@ def _findings(model: ArmoRM, recipe: Recipe, rows: list[DemoRow], store: Path) -
 
 def _test_ratings(recipe: Recipe, test: list[DemoRow]) -> RatingTable:
     """The held-out rows of the rated sets, in the order of `test`."""
-    table = plan(recipe).table
+    table = read_training_data(recipe).table
     place = {conversation.key: i for i, conversation in enumerate(table.conversations)}
     return table.take([place[Conversation.from_messages(row.messages).key] for row in test])
 

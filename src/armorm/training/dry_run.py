@@ -1,18 +1,13 @@
-"""The outlook of a run: everything that a dry run can say, with no network beyond what is cached.
+"""Dry run: dataset sizes, token counts and cost estimates, without loading weights or using the network.
 
-In:  a recipe, hardware.
-Out: `Outlook`: rows of each set (counted where the set is at hand, else the published figure), tokens (counted by
-     the backbone's tokenizer where that is at hand), the cost of each stage on one device, eight, and a cluster, and
-     the list of what is missing.
-
-Nothing is loaded but tokenizer and config. Each figure says whether it was counted, sampled or assumed.
+Loads only the tokenizer and the config, and only from disk. Every number is labelled as counted, sampled or assumed.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,38 +15,37 @@ import numpy as np
 
 from armorm.backbone.chat_template import ChatTemplate
 from armorm.conversation import Conversation
-from armorm.data.presets import PREFERENCE_PRESETS, RATING_PRESETS, PreferencePreset, Preset
+from armorm.data.presets import RATING_PRESETS, PreferencePreset
 from armorm.data.sources import Location
 from armorm.embedded import embedded_path
 from armorm.errors import ArmormError, RecipeError
 from armorm.evaluation.registry import BENCHMARKS
-from armorm.training.cost import KNOWN_SHAPES, Gate, Hardware, Shape, Stage, Workload, fleets, stages
-from armorm.training.dataset import TrainingData, locations, plan
+from armorm.training.cost import KNOWN_SHAPES, Hardware, Shape, Stage, Workload, fleets, stages
+from armorm.training.dataset import TrainingData, read_training_data, set_locations
 from armorm.training.recipe import Recipe
 
-SAMPLE = 2000  # conversations whose tokens are counted
-ROW_TOKENS = 450  # of a conversation that is not at hand, unless the user says otherwise
-CHARACTERS_A_TOKEN = 4.0  # where there is text but no tokenizer
-SPREAD = 1.6  # mean of squared lengths over squared mean, where they are not at hand
+SAMPLE = 2000  # conversations that are tokenized to estimate the number of tokens
+ROW_TOKENS = 450  # default tokens per conversation of a set that is not available
+CHARACTERS_PER_TOKEN = 4.0  # without a tokenizer
+LENGTH_SPREAD = 1.6  # mean squared length over squared mean length, of sets that are not available
 
 
 @dataclass
-class Outlook:
-    """What is known of a run before it.
+class DryRun:
+    """What is known about a run before it starts.
 
     Attributes:
-        recipe: of the run.
-        data: the plan, where every set is at hand.
-        sets: rows of each set, and where that number comes from.
-        missing: what is not at hand, and where it may be put.
-        shape: of the backbone, and where that comes from.
-        work: what is to be computed.
-        tokens_from: how the tokens were found.
-        fleets: name and stages of each fleet.
+        recipe: the recipe.
+        data: the training data, if every set is available offline.
+        sets: number of rows of each set, and the origin of that number.
+        missing: sets and models that are not available offline.
+        shape, shape_from: the backbone's shape and its origin.
+        work, tokens_from: the workload and how its tokens were counted.
+        fleets: name, hardware and cost of the stages on each fleet.
     """
 
     recipe: Recipe
-    data: TrainingData | None
+    data: TrainingData | None = None
     sets: list[dict[str, Any]] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     shape: Shape | None = None
@@ -61,167 +55,143 @@ class Outlook:
     fleets: list[tuple[str, Hardware, list[Stage]]] = field(default_factory=list)
 
 
-def outlook(
+def dry_run(
     recipe: Recipe, device: Hardware, *, share: float = 0.4, nodes: int = 4, row_tokens: float = ROW_TOKENS
-) -> Outlook:
-    """Look ahead.
+) -> DryRun:
+    """Estimate the size and cost of a run.
+
+    Args:
+        share: assumed fraction of the device's peak FLOP/s.
+        nodes: machines of the Ray cluster in the cost table.
+        row_tokens: assumed tokens per conversation of sets that are not available.
 
     Raises:
-        RecipeError, DataError: for faults of the recipe or of sets that are at hand.
+        RecipeError, DataError: for faults of the recipe or of the available sets.
     """
-    found = Outlook(recipe, None)
-    for place, kind, location, preset in locations(recipe):
-        at_hand = location.available_offline
-        known = None if at_hand else _preset(kind, preset)
-        rows = known.count if known is not None else None
-        found.sets.append(
+    result = DryRun(recipe)
+    missing: dict[str, None] = {}  # ordered, each once
+    for place, kind, location, preset in set_locations(recipe):
+        available = location.available_offline
+        rows = preset.count if preset is not None and not available else None
+        result.sets.append(
             {
                 "place": place,
                 "set": location.name,
                 "kind": kind,
                 "rows": rows,
-                "conversations": (rows or 0) * (2 if isinstance(known, PreferencePreset) else 1),
-                "from": "at hand" if at_hand else "as stated" + (", rounded" if known and known.rounded else ""),
+                "conversations": (rows or 0) * (2 if isinstance(preset, PreferencePreset) else 1),
+                "from": "available offline"
+                if available
+                else "published size" + (", rounded" if preset and preset.rounded else ""),
             }
         )
-        if not at_hand:
-            _note(found.missing, f"{location.name} (fetch it, or put its files below {recipe.data_root})")
+        if not available:
+            missing[f"{location.name} (fetch it, or put its files below {recipe.data_root})"] = None
     for entry in recipe.evaluation:
         if entry.benchmark in ("pairs", "ratings") or entry.data is not None:
             continue
         for hub in BENCHMARKS[entry.benchmark].published:
             if not Location.find(hub.id, Path(recipe.data_root).expanduser()).available_offline:
-                _note(found.missing, f"{hub.id} ({entry.benchmark})")
-    if not found.missing:
-        found.data = plan(recipe)
-    found.shape, found.shape_from, template = _backbone(recipe, found.missing)
-    found.work, found.tokens_from = _workload(found, template, row_tokens)
-    if found.shape is not None:
-        section = recipe.gating
-        gate = Gate(section.hidden_size, section.hidden_layers, section.steps, section.batch_size)
-        weight_bytes = 4 if recipe.backbone.dtype == "float32" else 2
-        found.fleets = [
+                missing[f"{hub.id} ({entry.benchmark})"] = None
+    result.missing = list(missing)
+    if not missing:
+        result.data = read_training_data(recipe)
+    result.shape, result.shape_from, template = _backbone(recipe, result.missing)
+    if result.data is None:
+        result.work = _assumed_workload(recipe, result.sets, row_tokens)
+        result.tokens_from = f"assumed: {row_tokens:g} per conversation (--row-tokens), no shared prompts"
+    else:
+        result.work, result.tokens_from = _sampled_workload(recipe, result.data, template)
+    if result.shape is not None:
+        result.fleets = [
             (
                 name,
                 fleet,
                 stages(
-                    found.shape,
-                    found.work,
+                    result.shape,
+                    result.work,
                     fleet,
                     share=share,
-                    gate=gate,
+                    gate=recipe.gating,
                     folds=recipe.regression.folds,
                     alphas=len(recipe.regression.alphas),
                     batch_tokens=recipe.backbone.batch_tokens,
-                    weight_bytes=weight_bytes,
+                    weight_bytes=4 if recipe.backbone.dtype == "float32" else 2,
                 ),
             )
             for name, fleet in fleets(device, nodes)
         ]
-    return found
+    return result
 
 
-def workload_of(data: TrainingData, lengths: dict[str, int], objectives: int) -> Workload:
-    """The exact workload of a plan whose conversations' lengths are known.
+def workload_of(data: TrainingData, lengths: dict[str, int]) -> Workload:
+    """The exact workload of data whose conversation lengths are known.
 
     Args:
         lengths: tokens of each conversation by its content key.
     """
-    unique = {c.key: c for c in conversations_of(data)}
-    counted = [lengths[key] for key in unique if key in lengths]
+    conversations = data.conversations()
+    counted = [lengths[c.key] for c in conversations if c.key in lengths]
     patterns = np.unique(~np.isnan(data.table.ratings[data.train_rows]), axis=0)
     return Workload(
-        len(unique),
-        len({c.prompt_key for c in unique.values()}),
-        sum(counted),
-        sum(length * length for length in counted),
-        len(data.train_rows),
-        len(patterns) + bool(data.computed),
-        objectives,
-        len(data.pairs),
+        conversations=len(conversations),
+        prompts=len({c.prompt_key for c in conversations}),
+        tokens=sum(counted),
+        squares=sum(length * length for length in counted),
+        rated=len(data.train_rows),
+        groups=len(patterns) + bool(data.computed),
+        objectives=len(data.table.objectives) + len(data.computed),
+        pairs=len(data.pairs),
     )
 
 
-def conversations_of(data: TrainingData) -> Iterable[Conversation]:
-    """Every conversation of a run, some more than once."""
-    yield from (data.table.conversations[i] for i in (*data.train_rows, *data.test_rows))
-    for pairs in (data.pairs, data.test_pairs, *(evaluation.pairs for evaluation in data.evaluations)):
-        for pair in pairs:
-            yield from (pair.chosen, pair.rejected)
-    yield from data.reference or ()
+def _assumed_workload(recipe: Recipe, sets: Sequence[dict[str, Any]], row_tokens: float) -> Workload:
+    """The workload by the published sizes of the sets; every pair and every rated row is given a prompt of its own."""
+    rated, pairs = (sum(entry["rows"] or 0 for entry in sets if entry["kind"] == kind) for kind in ("ratings", "pairs"))
+    reference = sum(entry["conversations"] for entry in sets if entry["kind"] == "reference")
+    conversations = rated + 2 * pairs + reference
+    presets = [RATING_PRESETS[entry.preset] for entry in recipe.ratings if entry.preset]
+    others = [entry for entry in recipe.ratings if not entry.preset]
+    return Workload(
+        conversations=conversations,
+        prompts=rated + pairs + reference,
+        tokens=conversations * row_tokens,
+        squares=conversations * row_tokens**2 * LENGTH_SPREAD,
+        rated=rated,
+        groups=sum(preset.groups for preset in presets) + len(others),
+        objectives=sum(len(preset.columns) for preset in presets)
+        + sum(len(entry.objectives) + bool(entry.compute) for entry in others),
+        pairs=pairs,
+    )
 
 
-def _note(missing: list[str], what: str) -> None:
-    if what not in missing:
-        missing.append(what)
-
-
-def _workload(found: Outlook, template: ChatTemplate | None, row_tokens: float) -> tuple[Workload, str]:
-    recipe, data = found.recipe, found.data
-    if data is None:
-        rated = sum(entry["rows"] or 0 for entry in found.sets if entry["kind"] == "ratings")
-        pairs = sum(entry["rows"] or 0 for entry in found.sets if entry["kind"] == "pairs")
-        reference = sum(entry["conversations"] for entry in found.sets if entry["kind"] == "reference")
-        conversations = rated + 2 * pairs + reference
-        objectives = sum(
-            len(RATING_PRESETS[entry.preset].columns) if entry.preset else len(entry.objectives) + bool(entry.compute)
-            for entry in recipe.ratings
-        )
-        tokens = conversations * row_tokens
-        groups = sum(RATING_PRESETS[entry.preset].groups if entry.preset else 1 for entry in recipe.ratings)
-        # Prompts are counted as if each pair and each rated row had its own: the most there can be.
-        work = Workload(
-            conversations,
-            rated + pairs + reference,
-            tokens,
-            tokens * row_tokens * SPREAD,
-            rated,
-            groups,
-            objectives,
-            pairs,
-        )
-        return work, f"assumed: {row_tokens:g} a conversation (--row-tokens), nothing shared"
-    unique = list({c.key: c for c in conversations_of(data)}.values())
-    sample = unique if len(unique) <= SAMPLE else random.Random(0).sample(unique, SAMPLE)
+def _sampled_workload(recipe: Recipe, data: TrainingData, template: ChatTemplate | None) -> tuple[Workload, str]:
+    conversations = data.conversations()
+    sample = conversations if len(conversations) <= SAMPLE else random.Random(0).sample(conversations, SAMPLE)
     lengths = [_length(c, template, recipe.backbone.max_length) for c in sample]
-    scale = len(unique) / max(len(sample), 1)
-    objectives = len(data.table.objectives) + len(data.computed)
-    exact = workload_of(data, {}, objectives)
-    work = Workload(
-        exact.conversations,
-        exact.prompts,
-        sum(lengths) * scale,
-        sum(length * length for length in lengths) * scale,
-        exact.rated,
-        exact.groups,
-        objectives,
-        exact.pairs,
+    scale = len(conversations) / max(len(sample), 1)
+    work = replace(
+        workload_of(data, {}),
+        tokens=sum(lengths) * scale,
+        squares=sum(length * length for length in lengths) * scale,
     )
-    by = "the backbone's tokenizer" if template is not None else f"{CHARACTERS_A_TOKEN:g} characters a token"
-    how = (
-        "counted" if len(sample) == len(unique) else f"estimated from {len(sample):,} of {len(unique):,} conversations"
-    )
+    by = "the backbone's tokenizer" if template is not None else f"{CHARACTERS_PER_TOKEN:g} characters per token"
+    complete = len(sample) == len(conversations)
+    how = "counted" if complete else f"estimated from {len(sample):,} of {len(conversations):,} conversations"
     return work, f"{how} by {by}"
 
 
 def _length(conversation: Conversation, template: ChatTemplate | None, most: int) -> float:
     if template is None:
-        return min(sum(len(turn.content) for turn in conversation.messages) / CHARACTERS_A_TOKEN, most)
+        return min(sum(len(turn.content) for turn in conversation.messages) / CHARACTERS_PER_TOKEN, most)
     try:
         return min(len(template.encode([conversation])[0]), most)
     except ArmormError:
-        return 0.0  # it will be refused, and costs nothing
-
-
-def _preset(kind: str, name: str) -> Preset | None:
-    of_pairs, rated = PREFERENCE_PRESETS.get(name), RATING_PRESETS.get(name)
-    if kind == "reference":
-        return of_pairs or rated
-    return of_pairs if kind == "pairs" else rated
+        return 0.0  # it will be rejected
 
 
 def _backbone(recipe: Recipe, missing: list[str]) -> tuple[Shape | None, str, ChatTemplate | None]:
-    """Shape and template from what is on this machine; the shape of a well-known backbone else."""
+    """Shape, its origin, and chat template from local files; the shape may also be that of a known backbone."""
     from transformers import AutoConfig, AutoTokenizer
 
     name = recipe.backbone.model
@@ -232,7 +202,7 @@ def _backbone(recipe: Recipe, missing: list[str]) -> tuple[Shape | None, str, Ch
         origin = "its config"
     except (OSError, ValueError, AttributeError):
         if name not in KNOWN_SHAPES:
-            missing.append(f"{name} (backbone; its shape is not known here, so there is no cost)")
+            missing.append(f"{name} (backbone; its shape is unknown, so no cost is estimated)")
             return None, "", None
         shape, origin = KNOWN_SHAPES[name], "its published shape"
     try:
@@ -243,10 +213,10 @@ def _backbone(recipe: Recipe, missing: list[str]) -> tuple[Shape | None, str, Ch
 
 
 def require_known_device(name: str, devices: Sequence[str]) -> None:
-    """Refuse an unknown device.
+    """Check a device name.
 
     Raises:
-        RecipeError: with those there are.
+        RecipeError: for an unknown device, naming the known ones.
     """
     if name not in devices:
-        raise RecipeError(f"unknown hardware {name!r}; there are {', '.join(devices)}")
+        raise RecipeError(f"unknown hardware {name!r}, expected one of {', '.join(devices)}")

@@ -39,7 +39,7 @@ from armorm.model.configuration import ArmoRMConfig
 from armorm.model.modeling import ArmoRMForSequenceClassification
 from armorm.objectives import ObjectiveSet
 from armorm.reward_model import ArmoRM
-from armorm.training.dataset import TrainingData, plan
+from armorm.training.dataset import TrainingData, read_training_data
 from armorm.training.evaluate import RunFigures
 from armorm.training.featurize import Corpus, read_corpus
 from armorm.training.finetune.record import Finetuned, without_finetuned
@@ -63,7 +63,7 @@ def train(recipe: Recipe, output_dir: str | Path, *, features: str | Path | None
     """
     console = Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
     start = time.monotonic()
-    data = plan(recipe)
+    data = read_training_data(recipe)
     for reason, count in data.left_out.items():
         console.print(f"left out: {count:,} {reason}")
     folder = Path(output_dir)

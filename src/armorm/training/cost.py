@@ -1,13 +1,13 @@
 """Analytic cost of a run: FLOPs, bytes, hours and money from counts.
 
-Forward FLOPs of a decoder, per layer and token: 2 for each weight of a matrix product, and for causal attention
-2 * h * hd * t for a token of a conversation of t tokens, averaged over its positions (half of the square). The
-language-model head is never computed and the embedding is a look-up, so neither counts. Stage 1 is one Gram matrix per
-group of rows with the same rated objectives, of which half is computed, in float32 (n * d^2 / 2 at the rate of float64),
-and a Cholesky factor for each fold and penalty (d^3 / 3), or, with many penalties, an eigendecomposition for each fold.
-Both are also bound by memory bandwidth, which for d below a thousand takes as long as the products; this is counted as
-operations per number read. Stage 2 is an MLP. What a fraction of peak hides (kernel launches, padding, the tokenizer) is
-measured by benchmarks/cost_model.py.
+Forward FLOPs of a decoder, per layer and token: 2 for each weight of a matrix product, and for causal attention 2 * h
+* hd * t for a token of a conversation of t tokens, averaged over its positions (half of the square). The language-
+model head is never computed and the embedding is a look-up, so neither counts. Stage 1 is one Gram matrix per group
+of rows with the same rated objectives, of which half is computed, in float32 (n * d^2 / 2 at the rate of float64),
+and a Cholesky factor for each fold and penalty (d^3 / 3), or, with many penalties, an eigendecomposition for each
+fold. Both are also bound by memory bandwidth, which for d below a thousand takes as long as the products; this is
+counted as operations per number read. Stage 2 is an MLP. What a fraction of peak hides (kernel launches, padding, the
+tokenizer) is measured by benchmarks/cost_model.py.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ ROW_PASS = 500  # per number of a row: it is copied by pattern and fold, and cen
 FACTOR_PASS = 550  # per number of a Gram matrix and factor: copies, the solution, the error
 EIGEN_FLOPS = 16  # times d^3; half are matrix-vector products, bound by memory bandwidth
 STAGE_1_RATE = 2e11  # float64 FLOP/s of a server's processors, a low estimate: eight cores of 25 GFLOP/s
+PUBLISHED_GATE = GatingSection()
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,8 @@ class Shape:
         return 2.0 * self.layers * (self.layer_weights * tokens + self.heads * self.head_size * squares)
 
 
-# Shapes of public models, so that a dry run needs no download: (d, layers, heads, kv heads, head size, inner, vocabulary).
+# Shapes of public models, so that a dry run needs no download:
+# (d, layers, heads, kv heads, head size, inner, vocabulary).
 KNOWN_SHAPES = {
     "sfairXC/FsfairX-LLaMA3-RM-v0.1": Shape(4096, 32, 32, 8, 128, 14336, 128257),
     "RLHFlow/ArmoRM-Llama3-8B-v0.1": Shape(4096, 32, 32, 8, 128, 14336, 128257),
@@ -179,7 +181,7 @@ def stages(
     hardware: Hardware,
     *,
     share: float = 0.4,
-    gate: GatingSection = GatingSection(),
+    gate: GatingSection = PUBLISHED_GATE,
     folds: int = 5,
     alphas: int = 9,
     batch_tokens: int = 8192,

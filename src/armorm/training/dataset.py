@@ -1,8 +1,8 @@
-"""Training data of a recipe: reads and checks every set, splits by prompt and decontaminates, before any model is loaded.
+"""Training data of a recipe: every set read, checked, split by prompt and decontaminated before a model is loaded.
 
-Rows of a set with a `split` column are split by it; of other sets, a share of the prompts (`test_share`, chosen by a hash
-of the prompt) is held out. No prompt that is evaluated on anywhere in the run, or listed under `keep_apart`, is trained
-on, up to formatting (data/decontamination.py). Excluded training rows are counted by reason.
+Rows of a set with a `split` column are split by it; of other sets, a share of the prompts (`test_share`, chosen by a
+hash of the prompt) is held out. No prompt that is evaluated on anywhere in the run, or listed under `keep_apart`, is
+trained on, up to formatting (data/decontamination.py). Excluded training rows are counted by reason.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ def read_training_data(recipe: Recipe) -> TrainingData:
     )
     unused = np.array([split == "other" for split in table.splits])
     evaluations = [_evaluation_set(entry, location, recipe.limit) for entry, location in evaluation_files]
-    benchmarks = [
+    benchmarks: list[tuple[str, str, list[str]]] = [
         (entry.name or entry.benchmark, entry.benchmark, _benchmark_data(entry, root))
         for entry in recipe.evaluation
         if entry.benchmark not in ("pairs", "ratings")
@@ -173,10 +173,10 @@ def read_training_data(recipe: Recipe) -> TrainingData:
 
 
 def _decontaminate(conversations: Sequence[Conversation], evaluated: KnownPrompts) -> tuple[np.ndarray, int, int]:
-    """Indices of conversations whose prompt is not evaluated on; the numbers excluded for the same prompt to the letter,
-    and for a prompt that is the same up to formatting."""
+    """Indices of conversations whose prompt is not evaluated on; the number of exact matches, and of matches up to
+    formatting."""
     overlaps = np.array([evaluated.holds(conversation) for conversation in conversations], bool)
-    same = sum(conversations[i].prompt_key in evaluated.keys for i in np.flatnonzero(overlaps))
+    same = sum(conversations[i].prompt_key in evaluated.keys for i in np.flatnonzero(overlaps).tolist())
     return np.flatnonzero(~overlaps), same, int(overlaps.sum()) - same
 
 
@@ -282,7 +282,7 @@ def _locate(
 
 
 def preset_location(preset: Preset, entry: SetSection, root: Path) -> Location:
-    """The location of a preset: a folder of its name below the data root, else the hub. Keys of the entry override it."""
+    """The location of a preset: a folder of its name below the data root, else the hub, with the entry's overrides."""
     return Location.find(
         preset.hub_id,
         root,

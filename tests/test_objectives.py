@@ -1,4 +1,4 @@
-"""Objectives: the affine maps against FIELD.md, both ways, and what is refused."""
+"""Objectives: affine maps in both directions against the published scales, and what is rejected."""
 
 from __future__ import annotations
 

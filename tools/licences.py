@@ -1,7 +1,6 @@
-"""`docs/licences.md`: the licence of every package that armorm and its extras need, as the packages state it.
+"""Writes `docs/licences.md`: the licence of every package that armorm and its extras require, from package metadata.
 
-In:  the requirements of pyproject.toml, and the metadata of what is installed.
-Out: a table, one line a package, with who needs it. Run it where every extra is installed.
+Run it in an environment in which every extra is installed.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ _LONGEST = 60
 
 
 def requirements() -> dict[str, str]:
-    """Direct requirements: name, and `core` or the extra that needs it; those of development are left out."""
+    """Direct requirements: name, and `core` or the extra that needs it; development extras are skipped."""
     project: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     needed = {_name(line): "core" for line in project["dependencies"]}
     for extra, lines in project["optional-dependencies"].items():
@@ -39,7 +38,7 @@ def requirements() -> dict[str, str]:
 
 
 def closure(roots: dict[str, str]) -> dict[str, str]:
-    """All packages that those need, each with the first that needs it; absent ones are left out."""
+    """Direct and indirect requirements, each with the first that needs it; packages that are not installed are skipped."""
     found: dict[str, str] = {}
     waiting = list(roots.items())
     while waiting:
@@ -72,8 +71,8 @@ def page() -> str:
     lines = [
         "# Licences",
         "",
-        "armorm is Apache-2.0. It ships none of the packages below; they are installed beside it. Written by",
-        "`tools/licences.py` from what each package states. *Needed by*: the core, or the extra that brings it.",
+        "armorm is licensed under Apache-2.0. It does not include the packages below; they are installed with it. This table is",
+        "written by `tools/licences.py` from package metadata. *Needed by*: the core, or the extra that requires the package.",
         "",
         "| package | licence | needed by |",
         "|---|---|---|",

@@ -1,7 +1,6 @@
-"""Writes the exchanges of docs/serving.md: every route of a real server, asked and answered.
+"""Rewrites the examples in docs/serving.md: a request to each route of a real server, and its response.
 
-In:  the embedded reward model, in float32, behind a server on a free port.
-Out: the page, with what stands between its two marks written anew. Long lists and objects are cut at `...`.
+The server runs the embedded reward model in float32. Long lists and objects are cut at `...`.
 
     python tools/serving_page.py
 """
@@ -39,8 +38,8 @@ EXCHANGES: list[tuple[str, str, str, dict[str, Any] | None, str]] = [
         "POST",
         "/v1/reward",
         {"prompt": "What is 2+2?", "responses": ["4", "5, I think.", " "]},
-        "The parts of a result stand in the order of `objectives`; contributions sum to the score. A row that cannot be "
-        "scored has its error at its place, and the others their scores. `include` names the parts wanted: `rewards`, "
+        "The lists of a result are in the order of `objectives`; contributions sum to the score. A row that cannot "
+        "be scored gets an error instead, and the others get their scores. `include` selects the lists: `rewards`, "
         "`ratings` (on the raw scales), `debiased_rewards`, `gating_weights`, `gating_output`, `coefficients`, "
         "`contributions`, `relative`.",
     ),
@@ -49,47 +48,60 @@ EXCHANGES: list[tuple[str, str, str, dict[str, Any] | None, str]] = [
         "POST",
         "/v1/reward",
         {"conversations": [_MESSAGES], "normalize": True, "steer": _CHOICE, "include": []},
-        "Whole conversations go in as `conversations`. Steering and normalisation are asked for with each request.",
+        "Send whole conversations as `conversations`. Steering and normalisation are set per request.",
     ),
     (
         "OpenRLHF: `POST /get_reward`",
         "POST",
         "/get_reward",
         {"query": [_PROMPT + "4<|im_end|>"], "prompts": [_PROMPT], "labels": [None]},
-        "`--remote_rm_url http://host:8008/get_reward`. The prompt is the exact prefix of its query: all that follows is "
-        "one response, whatever it writes. An empty `query` gets empty lists.",
+        "Set `--remote_rm_url http://host:8008/get_reward`. The prompt is the exact prefix of its query: "
+        "everything after it is one response, whatever it contains. An empty `query` gets empty lists.",
     ),
     (
         "vLLM: `POST /classify`, `/pooling`, `/score`",
         "POST",
         "/classify",
         {"model": "any", "input": _OWN, "activation": False},
-        "verl's reward loop on vLLM calls this. `input` is a rendered text, several, token ids, or several lists of them; "
-        "`messages` is one conversation. What is sent is the raw score; `activation: true` asks for its sigmoid.",
+        "verl's reward loop on vLLM calls `/classify`. `input` is a rendered text, a list of texts, a list of "
+        "token ids, or a list of such lists; `messages` is one conversation. The response has the raw score; "
+        "`activation: true` requests its sigmoid.",
     ),
     ("", "POST", "/pooling", {"messages": _MESSAGES}, ""),
-    ("", "POST", "/score", {"text_1": "What is 2+2?", "text_2": ["4", "5"]}, "Texts are plain here, not rendered."),
+    (
+        "",
+        "POST",
+        "/score",
+        {"text_1": "What is 2+2?", "text_2": ["4", "5"]},
+        "`/score` takes plain texts, not rendered ones.",
+    ),
     (
         "SGLang: `POST /classify` and `/v1/embeddings`",
         "POST",
         "/classify",
         {"text": [_OWN]},
-        "A body with `text` is SGLang's.",
+        "A `/classify` body with `text` is read in SGLang's format.",
     ),
-    ("", "POST", "/v1/embeddings", {"model": "any", "input": _OWN}, "verl's reward loop on SGLang calls this."),
+    (
+        "",
+        "POST",
+        "/v1/embeddings",
+        {"model": "any", "input": _OWN},
+        "verl's reward loop on SGLang calls `/v1/embeddings`.",
+    ),
     (
         "LLaMA-Factory: `POST /v1/score/evaluation`",
         "POST",
         "/v1/score/evaluation",
         {"model": "any", "messages": [_OWN]},
-        "`reward_model: http://host:8008/v1/score/evaluation`, `reward_model_type: api`.",
+        "Set `reward_model: http://host:8008/v1/score/evaluation` and `reward_model_type: api`.",
     ),
     (
         "NIM: `POST /v1/chat/completions`",
         "POST",
         "/v1/chat/completions",
         {"model": "any", "messages": _MESSAGES},
-        "`reward` is the score; the others are predicted ratings on the objectives' raw scales.",
+        "`reward` is the score; the other entries are predicted ratings on the objectives' raw scales.",
     ),
     ("The model: `GET /v1/models`", "GET", "/v1/models", None, ""),
     ("State: `GET /health`, `/ready`, `/metrics`", "GET", "/health", None, ""),
@@ -99,9 +111,10 @@ EXCHANGES: list[tuple[str, str, str, dict[str, Any] | None, str]] = [
         "POST",
         "/get_reward",
         {"query": ["What is 2+2? 4"]},
-        "Every error has this shape: 400 for a request that cannot be read, 401 without the key, 413 for one that is too "
-        "large, 422 where nothing in it can be scored, 429 where the queue is full (503 on `/classify` and "
-        "`/v1/embeddings`: verl gives a sample up at any 4xx), 500 where the model failed, 504 after the time limit.",
+        "All errors have the shape below. 400: the request cannot be parsed; 401: no valid key; 413: the request "
+        "is too large; 422: nothing in it can be scored; 429: the queue is full (503 on `/classify` and "
+        "`/v1/embeddings`, because verl discards a sample on any 4xx); 500: the model failed; 504: the time limit "
+        "was exceeded.",
     ),
 ]
 

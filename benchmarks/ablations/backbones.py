@@ -1,7 +1,6 @@
-"""The same ablation on several backbones: which of its answers hold on all of them.
+"""Compares the ablation across backbones: a table, and sentences that count verdicts.
 
-In:  results as they stand in the JSON files, the page's own first.
-Out: a `Table`, and sentences that count verdicts.
+The first of several results is the one that the rest of the page shows.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ RATINGS = "rated test rows, mean Spearman"
 
 
 def name_of(results: Results) -> str:
-    """Of the backbone: the last part of its folder or hub id."""
+    """Name of the backbone: the last part of its folder or hub id."""
     return results["setting"]["backbone"]["name"].rsplit("/", 1)[-1]
 
 
@@ -31,7 +30,7 @@ def table(several: Sequence[Results]) -> Table:
     """Accuracy on the own sets and difference from the backbone's own gate, by method and backbone."""
     columns = [""]
     for results in several:
-        columns += [name_of(results), "less its gate", "p"]
+        columns += [name_of(results), "minus its gate", "p"]
     rows = [[RATINGS]]
     for results in several:
         rows[0] += [number(mean_spearman(results)), "", ""]
@@ -47,7 +46,7 @@ def table(several: Sequence[Results]) -> Table:
 
 
 def mean_spearman(results: Results) -> float | None:
-    """Of rewards with ratings of test rows, over objectives."""
+    """Mean over objectives of the Spearman correlation of rewards and ratings on test rows."""
     found = [entry["spearman"] for entry in results["joint"]["stage_1"].values()]
     return sum(found) / len(found) if found else None
 
@@ -59,13 +58,12 @@ def sentences(several: Sequence[Results]) -> list[str]:
         if method == GATE:
             continue
         sides = Counter(side(results["methods"]["figures"][method]["against"][OWN]) for results in several)
-        told = [f"{word} on {sides[word]}" for word in ("better", "worse") if sides[word]]
-        lines.append(
-            f"**{method}** against the learned gate: {', '.join(told) or 'told apart on none'} of {len(several)}."
-        )
+        verdicts = [f"{word} on {sides[word]}" for word in ("better", "worse") if sides[word]]
+        verdict = ", ".join(verdicts) or "no significant difference on any"
+        lines.append(f"**{method}** against the learned gate: {verdict} of {len(several)}.")
     for figure, label in (("spearman", "Spearman"), ("within_prompt", "accuracy within prompts")):
         for way in WAYS[1:]:
             leads = [(lead(r["ratings_against_pairs"], way, figure), name_of(r)) for r in several]
-            said = ", ".join(f"{mean:+.3f} ({name})" for mean, name in leads)
-            lines.append(f"{label}: ratings less {way}, mean over objectives: {said}.")
+            values = ", ".join(f"{mean:+.3f} ({name})" for mean, name in leads)
+            lines.append(f"{label}: ratings minus {way}, mean over objectives: {values}.")
     return lines

@@ -1,10 +1,8 @@
-"""docs/findings.md: its tables, sentences with figures, and pictures, written from results.
+"""Writes the tables, result sentences and plots of docs/findings.md from the JSON results.
 
-In:  results as they stand in the JSON file; a page with marks `<!-- begin NAME -->` and `<!-- end NAME -->`.
-Out: the same page with what stands between the marks written anew, and the pictures beside it.
-
-A sentence's verdict follows from its interval or p-value by a rule here, so that the page never says more than the
-last run bears out. Between marks nothing is written by hand; outside them stands no figure.
+Everything between `<!-- begin NAME -->` and `<!-- end NAME -->` is replaced and never edited by hand; the text outside
+the marks contains no numbers. A rule here derives each verdict from its interval or p-value, so the page claims no more
+than the last run supports.
 """
 
 from __future__ import annotations
@@ -24,27 +22,27 @@ Results = Mapping[str, Any]
 PICTURES = "images/findings"
 CAPTIONS = {
     "methods": "Accuracy of each method on each set, with intervals",
-    "references": "Correlation with length that each reference leaves in each set",
+    "references": "Remaining correlation with length in each set, for each choice of reference data",
     "weights": "Mean gating weight of each objective, by source",
     "quantiles": "Share of held-out ratings below each quantile",
 }
 
 
 def write(page: Path, results: Results, others: Sequence[Results] = ()) -> None:
-    """Write the marked parts of a page anew.
+    """Rewrite the marked parts of a page.
 
     Args:
         others: results of the same ablation on other backbones.
 
     Raises:
-        SystemExit: for a mark that nothing belongs to.
+        SystemExit: for an unknown mark.
     """
     drawn = {path.stem for path in draw(page.parent / PICTURES, results)}
     parts = {name: table.markdown() for name, table in tables(results).items()}
     parts |= {f"{name}_read": "\n".join(f"- {line}" for line in lines) for name, lines in sentences(results).items()}
     parts |= {
-        f"{name}_picture": f"![{said}]({PICTURES}/{name}.svg)" if name in drawn else ""
-        for name, said in CAPTIONS.items()
+        f"{name}_picture": f"![{caption}]({PICTURES}/{name}.svg)" if name in drawn else ""
+        for name, caption in CAPTIONS.items()
     }
     several = [results, *others]
     parts["backbones"] = backbones.table(several).markdown()
@@ -61,7 +59,7 @@ def write(page: Path, results: Results, others: Sequence[Results] = ()) -> None:
 
 
 def sentences(results: Results) -> dict[str, list[str]]:
-    """What the tables say, by section."""
+    """Sentences about the tables, by section."""
     return {
         "setting": _setting(results),
         "methods": _methods(results),
@@ -75,10 +73,10 @@ def sentences(results: Results) -> dict[str, list[str]]:
 
 
 def verdict(entry: Mapping[str, Any], unit: str = "") -> str:
-    """A difference in words: which side it is on, or that it cannot be told."""
+    """A difference in words: better, worse, or not significant."""
     if entry["p"] is None:
-        return f"too few prompts to tell ({entry['difference']:+.3f})"
-    words = side(entry) or "no difference that can be told"
+        return f"too few prompts for a test ({entry['difference']:+.3f})"
+    words = side(entry) or "no significant difference"
     return f"{words} ({difference(entry)}{unit}, p {_p(entry['p'])})"
 
 
@@ -94,10 +92,10 @@ def _setting(results: Results) -> list[str]:
         f"{setting['seeds']} seeds of each learned gate of the main comparison."
     ]
     if setting["changed"]:
-        lines.append(f"Not the recipe as it stands: {', '.join(f'`{change}`' for change in setting['changed'])}.")
+        lines.append(f"Changes to the recipe: {', '.join(f'`{change}`' for change in setting['changed'])}.")
     if setting["train_rows_of_each_set"]:
         lines.append(
-            f"Not the whole data: about {setting['train_rows_of_each_set']:,} training rows of each rated set and "
+            f"A subset of the data: about {setting['train_rows_of_each_set']:,} training rows of each rated set and "
             "pairs of each preference set (whole prompts, chosen by their content)."
         )
     if setting["pairs_of_each_benchmark"]:
@@ -121,20 +119,20 @@ def _methods(results: Results) -> list[str]:
         lines.append(f"The learned gate on {name}: {number(entry['value'])} {spread(entry['interval'])}, {chance}.")
     published = notes["published script"]
     lines.append(
-        f"The published script's gate after {published['steps']:,} steps: no weight of any evaluated prompt is further "
-        f"than {published['furthest_weight_from_half']:.1e} from 0.5, so its choices are those of uniform weights on "
-        f"rewards that are not debiased; its scale went from 1 to {published['scale']:.2f}."
+        f"The published script's gate after {published['steps']:,} steps: all weights of all evaluated prompts are "
+        f"within {published['furthest_weight_from_half']:.1e} of 0.5, so it ranks like uniform weights on rewards "
+        f"without debiasing; its scale went from 1 to {published['scale']:.2f}."
     )
     runs = notes["gate"]
     seeds = figures["gate"][OWN]["seeds"]
     lines.append(
         f"Seeds of the learned gate, own sets: {', '.join(number(value) for value in seeds)}; entropy of its weights "
-        f"{number(runs[0]['entropy'], 2)} nats, scale {runs[0]['scale']:.1f}, kept from step {runs[0]['best_step']}."
+        f"{number(runs[0]['entropy'], 2)} nats, scale {runs[0]['scale']:.1f}, best step {runs[0]['best_step']}."
     )
     with_, without = figures["gate"], figures["gate, not debiased"]
     lines.append(
         f"Debiasing: the gate picks the longer response in {number(with_[LONGER]['value'])} of the pairs of unequal "
-        f"length with it, in {number(without[LONGER]['value'])} without."
+        f"length with debiasing, and in {number(without[LONGER]['value'])} without."
     )
     return lines
 
@@ -155,23 +153,23 @@ def _references(results: Results) -> list[str]:
         left, before = table[name]["left"], table["none"]["left"]
         worst = max(left, key=lambda place: left[place])
         lines.append(
-            f"Debiased on {name}: the most that is left anywhere is {number(left[worst], 2)}, on {worst}, where it was "
-            f"{number(before[worst], 2)}."
+            f"Debiased on {name}: the largest remaining correlation is {number(left[worst], 2)}, on {worst}, where it "
+            f"was {number(before[worst], 2)} before."
         )
-    told = [
+    significant = [
         f"{name} ({difference(entry['against'][OWN])}, p {_p(entry['against'][OWN]['p'])})"
         for name, entry in figures.items()
         if "against" in entry and entry["against"][OWN]["p"] is not None and entry["against"][OWN]["p"] < 0.05
     ]
     lines.append(
-        "Choices whose accuracy on the own sets differs from that of all rating rows (p < 0.05, not corrected for "
-        f"their number): {'; '.join(told) if told else 'none'}."
+        "Reference data whose accuracy on the own sets differs from that of all rating rows (p < 0.05, not corrected "
+        f"for multiple tests): {'; '.join(significant) if significant else 'none'}."
     )
     picks = {name: entry[LONGER]["value"] for name, entry in figures.items()}
     low, high = min(picks, key=lambda n: picks[n]), max(picks, key=lambda n: picks[n])
     lines.append(
-        f"The gate picks the longer response in {number(picks[low])} ({low}) to {number(picks[high])} ({high}) of the "
-        "pairs of unequal length, by the reference data alone."
+        f"Depending on the reference data, the gate picks the longer response in {number(picks[low])} ({low}) to "
+        f"{number(picks[high])} ({high}) of the pairs of unequal length."
     )
     return lines
 
@@ -184,7 +182,7 @@ def _domains(results: Results) -> list[str]:
         better = [s for s, d in tested.items() if d["p"] < 0.05 and d["difference"] > 0]
         worse = [s for s, d in tested.items() if d["p"] < 0.05 and d["difference"] < 0]
         lines.append(
-            f"**{way}** against uniform weights, {len(tested)} sources with prompts enough: better on "
+            f"**{way}** against uniform weights, {len(tested)} sources with enough prompts: better on "
             f"{', '.join(better) or 'none'}; worse on {', '.join(worse) or 'none'} (p < 0.05 each)."
         )
     return lines
@@ -197,7 +195,7 @@ def _ratings_against_pairs(results: Results) -> list[str]:
         for way in WAYS[1:]:
             ahead = sum(entry["ratings"][figure] > entry[way][figure] for entry in found.values())
             lines.append(
-                f"{label}: ratings ahead of {way} in {ahead} of {len(found)} objectives, mean difference "
+                f"{label}: ratings are better than {way} for {ahead} of {len(found)} objectives, mean difference "
                 f"{lead(found, way, figure):+.3f}."
             )
     return lines
@@ -227,18 +225,18 @@ def _quantiles(results: Results) -> list[str]:
     for interval in next(iter(found.values()))["quantile heads"]["coverage"] if found else ():
         inside = [entry["quantile heads"]["coverage"][interval] for entry in found.values()]
         lines.append(
-            f"Intervals of {interval}: they hold {min(inside):.0%} to {max(inside):.0%} of held-out ratings, by "
-            f"objective ({len(found)} with at least 100 test rows)."
+            f"Coverage of {interval} intervals: {min(inside):.0%} to {max(inside):.0%} of held-out ratings, depending "
+            f"on the objective ({len(found)} with at least 100 test rows)."
         )
     varying = [name for name, entry in found.items() if entry["penalty"] is not None]
-    lines.append(f"A spread that depends on the response was worth having for: {', '.join(varying) or 'no objective'}.")
+    lines.append(f"A spread that depends on the response was selected for: {', '.join(varying) or 'no objective'}.")
     for way in ("one spread", "training ratings"):
         gains = [1 - e["quantile heads"]["pinball"] / e[way]["pinball"] for e in found.values()]
         if gains:
-            lines.append(f"Pinball loss against {way}: {min(gains):+.1%} to {max(gains):+.1%} less.")
+            lines.append(f"Reduction of the pinball loss relative to {way}: {min(gains):+.1%} to {max(gains):+.1%}.")
     ahead = [n for n, e in found.items() if e["spearman"]["mean of quantiles"] > e["spearman"]["reward"]]
     lines.append(
-        f"As a reward, the mean of the quantiles is ahead of the ridge reward (Spearman) in {len(ahead)} of "
+        f"As a reward, the mean of the quantiles has a higher Spearman than the ridge reward in {len(ahead)} of "
         f"{len(found)}."
     )
     return lines

@@ -1,8 +1,4 @@
-"""The pictures of the findings, as SVG, the same bytes for the same results.
-
-In:  results as they stand in the JSON file, a folder.
-Out: methods.svg, weights.svg, references.svg, quantiles.svg.
-"""
+"""The plots of docs/findings.md, as SVG files that are byte-identical for the same results."""
 
 from __future__ import annotations
 

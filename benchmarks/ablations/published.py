@@ -1,14 +1,13 @@
-"""The gate as the published training script trains it, faults included (FIELD.md, section 2), for comparison only.
+"""The gate as trained by the published script, errors included, for comparison only.
 
-In:  prompt features (m, d), raw rewards of training pairs.
-Out: the network and its scale; weights of new prompts.
+Source: `stage-2_train.py` of github.com/RLHFlow/RLHF-Reward-Modeling, folder `armo-rm`.
 
     gating = softmax(MLP(prompt feature of both sides) / temperature, axis 1 of (batch, 2, k)) * logit_scale
 
-Axis 1 is chosen against rejected, not the objectives. Both sides have the same prompt, so without dropout every
-weight is exactly 0.5: a uniform gate. The loss takes the rewards as they are, not the debiased ones. AdamW at
+Axis 1 is chosen against rejected instead of the objectives. Both sides have the same prompt, so without dropout every
+weight is exactly 0.5: a uniform gate. The loss uses raw rewards, not debiased ones. AdamW at
 1e-3, cosine decay, batches of 1024, temperature 10, dropout 0.2, three hidden layers of 1024, scale learned from 1.
-With `axis=-1` the same script has its softmax over the objectives.
+`axis=-1` is the same script with the softmax over the objectives.
 """
 
 from __future__ import annotations
@@ -50,7 +49,7 @@ def fit_published(
     steps: int,
     seed: int = 0,
 ) -> PublishedGate:
-    """Train as the script does.
+    """Train as the published script does.
 
     Args:
         prompt_rows: (p,) row of each pair's prompt feature.

@@ -1,8 +1,4 @@
-"""The tables of the ablation, made once from its results, printed or written as Markdown.
-
-In:  results as they stand in the JSON file.
-Out: `Table`s by name.
-"""
+"""The tables of the ablation, built from its JSON results, for the terminal and for Markdown."""
 
 from __future__ import annotations
 
@@ -21,7 +17,7 @@ Results = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Table:
-    """Columns and rows of text; the first column is words, the others figures."""
+    """Columns and rows of text; the first column is a label, the others are numbers."""
 
     title: str
     columns: Sequence[str]
@@ -33,7 +29,7 @@ class Table:
 
 
 def tables(results: Results) -> dict[str, Table]:
-    """Every table, by the name that the page marks its place with."""
+    """Every table, by its mark on the page."""
     return {
         "setting": _setting(results),
         "methods": _methods(results),
@@ -64,7 +60,7 @@ def number(value: float | None, digits: int = 3) -> str:
 
 
 def spread(interval: Sequence[float] | None) -> str:
-    """An interval, or nothing where too few prompts carry one."""
+    """An interval, or '' if there are too few prompts for one."""
     if interval is None:
         return ""
     low, high = (round(bound, 3) + 0.0 for bound in interval)  # (no -0.000)
@@ -77,14 +73,14 @@ def difference(entry: Mapping[str, Any]) -> str:
 
 
 def side(entry: Mapping[str, Any]) -> str | None:
-    """`better` or `worse` where a difference can be told (p < 0.05), else None."""
+    """`better` or `worse` if a difference is significant (p < 0.05), else None."""
     if entry["p"] is None or entry["p"] >= 0.05:
         return None
     return "better" if entry["difference"] > 0 else "worse"
 
 
 def lead(found: Mapping[str, Any], way: str, figure: str) -> float:
-    """By how much ratings are ahead of `way` in a figure, mean over objectives."""
+    """Mean over objectives of a metric with ratings minus the same metric with `way`."""
     return sum(entry["ratings"][figure] - entry[way][figure] for entry in found.values()) / max(len(found), 1)
 
 
@@ -100,16 +96,16 @@ def _setting(results: Results) -> Table:
     setting = results["setting"]
     rows = [[name.replace("_", " "), f"{count:,}"] for name, count in setting["counts"].items()]
     rows += [["backbone", setting["backbone"]["name"]], ["objectives", str(len(setting["objectives"]))]]
-    return Table("What was measured on", ["", "count"], rows)
+    return Table("Data and backbone", ["", "count"], rows)
 
 
 def _methods(results: Results) -> Table:
-    table = _figures("How the objectives are weighed", results["methods"]["figures"])
+    table = _figures("Weighting the objectives", results["methods"]["figures"])
     rows = []
     for row, entry in zip(table.rows, results["methods"]["figures"].values(), strict=True):
         against = entry.get("against", {}).get(OWN)
         rows.append([*row, *(("", "") if against is None else (difference(against), probability(against["p"])))])
-    return Table(table.title, [*table.columns, f"{OWN}: less the gate", "p"], rows)
+    return Table(table.title, [*table.columns, f"{OWN}: minus the gate", "p"], rows)
 
 
 def _figures(title: str, figures: Mapping[str, Any], entropy: Mapping[str, Any] | None = None) -> Table:
@@ -145,7 +141,15 @@ def _references(results: Results) -> Table:
                 *(number(figures[choice][name]["value"]) for name in (OWN, *benchmarks, LONGER)),
             ]
         )
-    columns = ["", "mean penalty", *(f"left on {place}" for place in shown), "most left", OWN, *benchmarks, LONGER]
+    columns = [
+        "",
+        "mean penalty",
+        *(f"remaining on {place}" for place in shown),
+        "largest remaining",
+        OWN,
+        *benchmarks,
+        LONGER,
+    ]
     return Table("Reference data of the debiasing", columns, rows)
 
 
@@ -168,7 +172,7 @@ def _domains(results: Results) -> Table:
             ]
         )
     columns = ["", "pairs", "prompts", "uniform weights", "gate", "gate that never saw it"]
-    columns += ["gate less uniform", "never saw it, less uniform", "most weight"]
+    columns += ["gate minus uniform", "never saw it, minus uniform", "largest weights"]
     return Table("Domains", columns, rows)
 
 
@@ -230,7 +234,7 @@ def _joint_ratings(results: Results) -> Table:
         rows.append(["mean", *means])
     columns = ["", "Spearman: ratings alone", "Spearman: joint"]
     columns += ["within prompts: ratings alone", "within prompts: joint"]
-    return Table("What joint training does to the predicted ratings, test rows", columns, rows)
+    return Table("Predicted ratings before and after joint training, test rows", columns, rows)
 
 
 def _quantiles(results: Results) -> Table:

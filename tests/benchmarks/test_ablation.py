@@ -58,9 +58,9 @@ def test_the_published_axis_gives_every_objective_one_half_and_the_right_one_lea
         ({"difference": -0.03, "interval": [-0.05, -0.01], "p": 0.0004}, "worse (-0.030 [-0.050, -0.010], p < 0.001)"),
         (
             {"difference": 0.01, "interval": [-0.02, 0.04], "p": 0.4},
-            "no difference that can be told (+0.010 [-0.020, 0.040], p = 0.400)",
+            "no significant difference (+0.010 [-0.020, 0.040], p = 0.400)",
         ),
-        ({"difference": 0.2, "interval": None, "p": None}, "too few prompts to tell (+0.200)"),
+        ({"difference": 0.2, "interval": None, "p": None}, "too few prompts for a test (+0.200)"),
     ],
 )
 def test_a_verdict_says_no_more_than_its_p_value(entry, words):
@@ -89,7 +89,7 @@ def test_verdicts_are_counted_over_backbones():
     lines = backbones.sentences(several)
     assert lines[0] == "**uniform weights** against the learned gate: better on 1, worse on 1 of 3."
     assert "+0.100 (one), -0.050 (two), +0.000 (three)" in lines[1]
-    assert backbones.sentences(several[1:2])[0].endswith("told apart on none of 1.")
+    assert backbones.sentences(several[1:2])[0].endswith("no significant difference on any of 1.")
     table = backbones.table(several).markdown().splitlines()
     assert table[2].startswith(f"| {backbones.RATINGS} | 0.500 |")
     assert "| uniform weights | 0.550 | -0.050 [-0.070, -0.030] | 0.010 | 0.590 |" in table[4]

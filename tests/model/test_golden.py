@@ -1,4 +1,4 @@
-"""The released weights themselves: figures that the published code printed with them (FIELD 3)."""
+"""The released weights themselves: results that the published code printed (model card of RLHFlow/ArmoRM-Llama3-8B-v0.1)."""
 
 from __future__ import annotations
 

@@ -99,7 +99,7 @@ def padded(rows: list[list[int]], pad: int, side: str = "right") -> torch.Tensor
 
 @torch.no_grad()
 def computed(state: dict[str, torch.Tensor], family: str, ids: torch.Tensor, dtype: torch.dtype) -> dict:
-    """FIELD 3 word by word: no mask, the pad id decides where the text ends, the last match is the gate."""
+    """As in the checkpoint's own code: no mask, the pad id marks the end of the text, the last match is the gate."""
     backbone = AutoModel.from_config(backbone_config(family), attn_implementation="eager").to(dtype).eval()
     backbone.load_state_dict({k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")})
     hidden = backbone(ids).last_hidden_state

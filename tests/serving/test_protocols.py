@@ -1,4 +1,4 @@
-"""The wire formats of other stacks, asked as their clients ask and read as they read (FIELD 5)."""
+"""The wire formats of other servers, requested and parsed as their own clients do."""
 
 from __future__ import annotations
 

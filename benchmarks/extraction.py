@@ -150,8 +150,8 @@ def loop(backbone: Backbone, encoded: list[EncodedConversation]) -> tuple[np.nda
 def measure_set(
     backbone: Backbone, conversations: list[Conversation], whole: list[Conversation], arguments: argparse.Namespace
 ) -> dict[str, Any]:
-    rows = encode_rows(backbone.template, conversations, MAX_LENGTH, "skip").rows
-    unique = list({row.key: row for row in rows if row is not None}.values())
+    rows = encode_rows(backbone.template, conversations, MAX_LENGTH, "skip").encoded
+    unique = list({row.key: row for row in rows}.values())
     plan = plan_extraction(unique, range(len(unique)))
     encoded = [unique[i] for i in plan.rows]
     lengths, budget = plan.lengths, arguments.batch_tokens

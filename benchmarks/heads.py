@@ -211,12 +211,8 @@ def real_rows(data_root: Path, store: Path, limit: int) -> tuple[np.ndarray, np.
     data = read_training_data(recipe)
     table = data.table.take(data.train_rows)
     backbone = Backbone.load("armorm-tiny", dtype="float32")
-    encoded = encode_rows(backbone.template, table.conversations, 2048, "truncate_prompt").rows
-    features = extract(
-        backbone,
-        [row for row in encoded if row is not None],
-        FeatureStore.of(store, backbone),
-    )
+    encoded = encode_rows(backbone.template, table.conversations, 2048, "truncate_prompt").encoded
+    features = extract(backbone, encoded, FeatureStore.of(store, backbone))
     folds = np.array([fold_of(conversation.prompt_key, FOLDS) for conversation in table.conversations])
     learnable = (~np.isnan(table.ratings)).sum(0) >= 100
     names = [name for name, kept in zip(table.objectives.names, learnable, strict=True) if kept]

@@ -84,10 +84,10 @@ def measure(recipe: Recipe, model: ArmoRM, store: Path) -> dict[str, Any]:
     with progress("tokens", len(rows), "conversations") as advance:
         encoded = encode_rows(
             backbone.template, conversations, recipe.backbone.max_length, recipe.backbone.overflow, advance
-        ).rows
-    if any(row is None for row in encoded):
-        raise SystemExit("the recipe refuses rows; methods would not be compared on the same ones")
-    kept = [row for row in encoded if row is not None]
+        )
+    if encoded.rejected:
+        raise SystemExit("the recipe rejects rows; methods would not be compared on the same ones")
+    kept = encoded.encoded
     lengths = np.array([row.response_tokens for row in kept], np.float64)
     test_index = np.flatnonzero(~is_train)
     features = extract(

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from armorm.objectives import DIRECTIONS, SCALE_MAPS, Objective, ObjectiveError, ObjectiveSet
+from armorm.objectives import DIRECTIONS, SCALE_MAPS, Objective, ObjectiveError, ObjectiveSet, parse_scale
 
 finite = st.floats(-1e3, 1e3, allow_nan=False)
 
@@ -174,3 +174,11 @@ def test_a_set_survives_a_config_file():
 def test_a_config_entry_that_is_no_objective_is_refused(entry):
     with pytest.raises(ObjectiveError, match="objectives that cannot be read"):
         ObjectiveSet.from_dicts([entry])
+
+
+def test_a_scale_on_the_command_line_is_a_column_a_range_and_perhaps_a_direction():
+    assert parse_scale("helpful=1:5") == ("helpful", (1, 5, None))
+    assert parse_scale("a=b=-0.5:1e2:lower") == ("a=b", (-0.5, 100, "lower"))
+    for text in ("helpful", "=1:5", "x=5:1", "x=1:1", "x=1:nan", "x=a:b", "x=1:5:up", "x=1:5:lower:1"):
+        with pytest.raises(ObjectiveError, match="expected COLUMN=LOW:HIGH"):
+            parse_scale(text)

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 
-from armorm.backbone.chat_template import EncodedConversation
 from armorm.backbone.decoder import Backbone
 from armorm.backbone.encoding import encode_rows
 from armorm.conversation import Conversation
@@ -146,13 +145,9 @@ def load(recipe: Recipe, store: Path, train_rows: int | None, benchmark_pairs: i
     groups = conversations(data)
     unique = list({c.key: c for group in groups for c in group}.values())
     with progress("tokens", len(unique), "conversations") as advance:
-        encoded = encode_rows(backbone.template, unique, section.max_length, section.overflow, advance).rows
-    row_of: dict[str, int] = {}
-    kept: list[EncodedConversation] = []
-    for conversation, row in zip(unique, encoded, strict=True):
-        if row is not None:
-            row_of[conversation.key] = len(kept)
-            kept.append(row)
+        encoded = encode_rows(backbone.template, unique, section.max_length, section.overflow, advance)
+    row_of = {unique[i].key: row for row, i in enumerate(encoded.kept)}
+    kept = encoded.encoded
     folder = FeatureStore.of(store / backbone.fingerprint[:16], backbone)
     for number, group in enumerate(groups):  # in turn, so that a store that was stopped holds whole sets
         part = [kept[i] for i in dict.fromkeys(row_of[c.key] for c in group if c.key in row_of)]

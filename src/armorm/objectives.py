@@ -109,6 +109,27 @@ class Objective:
         return np.asarray(reward, np.float64) * self.scale + self.offset
 
 
+def parse_scale(text: str) -> tuple[str, tuple[float, float, Direction | None]]:
+    """A column and its scale from `COLUMN=LOW:HIGH`, optionally followed by `:lower` or `:neutral`.
+
+    Returns:
+        the column; its lowest and highest rating, and the direction (None if the text gives none).
+
+    Raises:
+        ObjectiveError: for any other text.
+    """
+    column, _, scale = text.rpartition("=")
+    low, _, rest = scale.partition(":")
+    high, _, direction = rest.partition(":")
+    try:
+        ends = (float(low), float(high))
+    except ValueError:
+        ends = (0.0, 0.0)
+    if not column or not ends[0] < ends[1] or direction not in ("", *DIRECTIONS):
+        raise ObjectiveError(f"found {text!r}, expected COLUMN=LOW:HIGH with LOW < HIGH, then :lower or :neutral")
+    return column, (*ends, direction or None)  # type: ignore[return-value]
+
+
 class ObjectiveSet(Sequence[Objective]):
     """The k objectives of a model, in the order of its columns.
 
@@ -183,3 +204,28 @@ class ObjectiveSet(Sequence[Objective]):
             return cls(Objective(**entry) for entry in entries)
         except TypeError as error:
             raise ObjectiveError(f"objectives that cannot be read: {error}") from None
+
+
+# Outputs of RLHFlow/ArmoRM-Llama3-8B-v0.1 in order: source, raw range, attributes. Its card gives the order and the map
+# (integer ratings at bin centres, 0..4 -> (x + 0.5) / 5; booleans at 0 and 1). The scale of judge_lm is inferred: its
+# ratings run from 1 to 10.
+RELEASED_OBJECTIVES = ObjectiveSet(
+    Objective.rated(
+        f"{source}-{attribute}",
+        low,
+        high,
+        direction="neutral" if attribute == "verbosity" else "higher",
+        scale_map="min_max" if (low, high) == (0, 1) else "bin_centre",
+    )
+    for source, low, high, attributes in (
+        ("helpsteer", 0, 4, "helpfulness correctness coherence complexity verbosity"),
+        ("ultrafeedback", 1, 10, "overall_score"),
+        ("ultrafeedback", 1, 5, "instruction_following truthfulness honesty helpfulness"),
+        ("beavertails", 0, 1, "is_safe"),
+        ("prometheus", 1, 5, "score"),
+        ("argilla", 1, 5, "overall_quality"),
+        ("argilla", 1, 10, "judge_lm"),
+        ("code", 1, 5, "complexity style explanation instruction-following readability"),
+    )
+    for attribute in attributes.split()
+)

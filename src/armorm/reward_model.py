@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 from armorm import attribution
-from armorm.backbone.decoder import Backbone, resolve_device, resolve_dtype, settle_dtype
+from armorm.backbone.decoder import Backbone, Placement
 from armorm.backbone.encoding import encode_rows
 from armorm.conversation import Conversation, ConversationLike
 from armorm.embedded import EMBEDDED_REWARD_MODEL, tokenizer_path
@@ -83,19 +83,16 @@ class ArmoRM:
         from safetensors import SafetensorError
         from transformers import AutoTokenizer
 
-        place = resolve_device(device)
-        dtype = str(dtype).removeprefix("torch.")
+        placement = Placement.choose(str(dtype).removeprefix("torch."), device)
         try:
-            model = ArmoRMForSequenceClassification.from_pretrained(name, dtype=resolve_dtype(dtype, place), **kwargs)
+            model = ArmoRMForSequenceClassification.from_pretrained(name, dtype=placement.load_dtype, **kwargs)
             options = {key: kwargs[key] for key in ("revision", "token", "cache_dir") if key in kwargs}
             tokenizer = AutoTokenizer.from_pretrained(str(tokenizer_path(str(name)) or name), **options)
         except (OSError, ValueError, SafetensorError) as error:
             if isinstance(error, CheckpointError):
                 raise
             raise CheckpointError(f"{name}: cannot be loaded as a reward model: {error}") from error
-        settle_dtype(model.model, dtype, place)
-        if "device_map" not in kwargs:
-            model.to(place)
+        placement.apply(model, backbone=model.model, move="device_map" not in kwargs)
         return cls(model.eval(), tokenizer, str(name))
 
     @property
@@ -155,18 +152,12 @@ class ArmoRM:
         rejected += [(valid[i][0], reason) for i, reason in encoded.rejected]
         if rejected and on_refused == "error":
             raise ConversationError(rejected[0][1], f"conversation {rejected[0][0]}")
-        kept = [i for i, row in enumerate(encoded.rows) if row is not None]
-        features = extract(
-            self.backbone,
-            [row for row in encoded.rows if row is not None],
-            batch_tokens=batch_tokens,
-            description="scores",
-        )
-        rows = np.array([valid[i][0] for i in kept], np.int64)
+        features = extract(self.backbone, encoded.encoded, batch_tokens=batch_tokens, description="scores")
+        rows = np.array([valid[i][0] for i in encoded.kept], np.int64)
         batch = self.score_features(
             features, normalize=normalize, lower_confidence=lower_confidence, rows=rows, rejected=sorted(rejected)
         )
-        tokens = np.array([row.response_tokens for row in encoded.rows if row is not None], np.int64)
+        tokens = np.array([row.response_tokens for row in encoded.encoded], np.int64)
         return replace(batch, truncated=[valid[i][0] for i in encoded.truncated], response_tokens=tokens)
 
     @torch.inference_mode()

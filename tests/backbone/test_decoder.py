@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel, BertConfig, BertModel, PreTrainedModel, T5Config, T5Model
 
 from armorm.backbone.chat_template import EncodedConversation
-from armorm.backbone.decoder import Backbone, fast_bfloat16
+from armorm.backbone.decoder import Backbone, fast_bfloat16, is_out_of_memory
 from armorm.conversation import Conversation
 from armorm.embedded import embedded_path
 from armorm.errors import BackboneError
@@ -236,3 +236,11 @@ def test_fingerprint_differs_with_weights_dtype_tokenizer_and_template(folder, b
     tokenizer.tokenizer.add_tokens(["anewword"])
     others = [weights, template, tokenizer, loaded("bfloat16")]
     assert len({backbone.fingerprint, *(other.fingerprint for other in others)}) == 5
+
+
+def test_errors_that_mean_out_of_memory_are_told_from_others():
+    cpu = RuntimeError("[enforce fail at alloc_cpu.cpp:114] DefaultCPUAllocator: can't allocate memory")
+    windows = RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes")
+    cuda = torch.cuda.OutOfMemoryError("x")
+    assert all(map(is_out_of_memory, (cpu, windows, cuda, MemoryError(), RuntimeError("HIP Out Of Memory"))))
+    assert not any(map(is_out_of_memory, (RuntimeError("shapes do not fit"), ValueError("out of memory"))))

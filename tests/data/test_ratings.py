@@ -21,9 +21,7 @@ from armorm.data.ratings import (
     objective_name,
     rating_value,
     read_ratings,
-    row_conversation,
     sample_by_prompt,
-    split_role,
 )
 from armorm.data.rows import Row
 from armorm.data.sources import Location
@@ -227,7 +225,7 @@ def test_text_or_messages_of_a_prompt_give_the_same_conversation():
         {"prompt": "a", "response": "b"},
         {"prompt": chat("a", "b")[:1], "response": chat("a", "b")[1:], "messages": None},
     ):
-        assert row_conversation(Row("x", 1, values)) == expected
+        assert Row("x", 1, values).conversation() == expected
 
 
 def test_a_column_that_no_row_rates_is_refused_with_the_nearest_right_name(tmp_path):
@@ -259,8 +257,9 @@ def test_a_split_that_is_no_text_is_refused_with_file_row_and_field(tmp_path):
 
 
 def test_the_split_named_test_is_trained_on_only_on_request():
-    assert split_role("test", "train") == "test"
-    assert split_role("test", "test") == "train"
+    row = Row("x", 1, {"split": "test"})
+    assert row.split_role("train") == "test"
+    assert row.split_role("test") == "train"
 
 
 def test_taking_rows_takes_all_their_parts():

@@ -15,7 +15,7 @@ import pyarrow
 import pyarrow.parquet
 import yaml
 
-from armorm.data.presets import NINETEEN
+from armorm.objectives import RELEASED_OBJECTIVES
 from tests.conftest import chat
 
 HELPSTEER = ["helpfulness", "correctness", "coherence", "complexity", "verbosity"]
@@ -220,9 +220,9 @@ RATED = {
     "armorm": (
         "data/train-00000-of-00001.parquet",
         [
-            {"dataset": "helpsteer", "messages": chat("h", "i"), **dict.fromkeys(NINETEEN)}
+            {"dataset": "helpsteer", "messages": chat("h", "i"), **dict.fromkeys(RELEASED_OBJECTIVES.names)}
             | {f"helpsteer-{name}": value for name, value in zip(HELPSTEER, (0.9, 0.7, 0.5, 0.3, 0.1), strict=True)},
-            {"dataset": "rest", "messages": chat("j", "k"), **dict.fromkeys(NINETEEN)}
+            {"dataset": "rest", "messages": chat("j", "k"), **dict.fromkeys(RELEASED_OBJECTIVES.names)}
             | {"ultrafeedback-overall_score": 0.95, "beavertails-is_safe": 1.0, "code-style": 0.9, "argilla-judge_lm": 0.05},
         ],
         None,

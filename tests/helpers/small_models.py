@@ -10,10 +10,12 @@ from typing import Any
 import torch
 from transformers import AutoModel, AutoTokenizer, LlamaConfig, PreTrainedModel
 
+from armorm.data.inspection import rated_sets
+from armorm.data.ratings import RatedSet
 from armorm.embedded import EMBEDDED_BACKBONE, embedded_path
 from armorm.model.configuration import ArmoRMConfig
 from armorm.model.modeling import ArmoRMForSequenceClassification
-from armorm.objectives import Objective, ObjectiveSet
+from armorm.objectives import Objective, ObjectiveSet, parse_scale
 from armorm.reward_model import ArmoRM
 
 OBJECTIVES = ObjectiveSet(
@@ -111,3 +113,9 @@ def changed(rm: ArmoRM, **settings: Any) -> ArmoRM:
 def weight_files(folder: Path) -> list[str]:
     """Names of the files in a folder that hold weights, in whatever format."""
     return sorted(path.name for path in folder.iterdir() if path.suffix in (".safetensors", ".bin", ".pt", ".pth"))
+
+
+def sets_to_add(model: str | Path, path: Path, *scales: str) -> list[RatedSet]:
+    """A file's ratings as `armorm extend MODEL --ratings FILE --objective SCALE` reads them."""
+    known = ArmoRMConfig.from_pretrained(model).objective_set
+    return rated_sets(known, [str(path)], dict(map(parse_scale, scales)))[0]

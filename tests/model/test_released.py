@@ -15,7 +15,8 @@ from armorm import ArmoRM
 from armorm.errors import CheckpointError
 from armorm.model.configuration import ArmoRMConfig
 from armorm.model.modeling import ArmoRMForSequenceClassification
-from armorm.model.released import GATE_PATTERNS, RELEASED_OBJECTIVES, to_released
+from armorm.model.released import GATE_PATTERNS, to_released
+from armorm.objectives import RELEASED_OBJECTIVES
 from tests.conftest import chat
 from tests.helpers.small_models import PENALTIES, changed, reward_model
 

@@ -40,7 +40,7 @@ def scored(data_root):
                 conversations.append(Conversation.from_messages(json.loads(prompt) + json.loads(text)))
                 groups.append(len(groups) // RESPONSES)
     rm = ArmoRM.from_pretrained("armorm-tiny-rm", dtype="float32", device="cpu")
-    encoded = [row for row in encode_rows(rm.backbone.template, conversations, 2048, "error").rows if row is not None]
+    encoded = encode_rows(rm.backbone.template, conversations, 2048, "error").encoded
     lengths = np.array([row.response_tokens for row in encoded], np.float64)
     return rm, extract(rm.backbone, encoded), np.array(groups), lengths
 

@@ -10,10 +10,9 @@ import pytest
 
 from armorm import ArmoRM
 from armorm.cli.app import main
-from armorm.errors import FitError, RecipeError
+from armorm.errors import FitError
 from armorm.training.extend import extend
-from armorm.training.extension_data import rated_sets
-from tests.helpers.small_models import reward_model
+from tests.helpers.small_models import reward_model, sets_to_add
 
 POLITE, RUDE = "Thank you for asking, please do try it this way.", "Go away, that is a silly thing to ask."
 
@@ -86,8 +85,7 @@ def test_a_new_objective_from_the_command_line(data, model, tmp_path, capsys):
 
 @pytest.mark.parametrize("share", [None, 0.4])
 def test_without_preferences_new_objectives_get_their_share(data, model, tmp_path, share):
-    sets, _ = rated_sets(str(model), [str(data / "ours.jsonl")], [])
-    extended = extend(model, sets, tmp_path, share=share, quiet=True)
+    extended = extend(model, sets_to_add(model, data / "ours.jsonl"), tmp_path, share=share, quiet=True)
     mean = extended.reference["gating_weights"][4]
     assert mean == pytest.approx(1 / 5 if share is None else share, abs=0.02)
 
@@ -119,7 +117,7 @@ def test_more_ratings_of_an_objective_are_added_to_those_it_was_fitted_on(data, 
     folders, source = [tmp_path / name for name in ("first", "second", "whole")], str(model)
     for folder, path in zip(folders, (*halves, data / "ours.jsonl"), strict=True):
         start = source if folder.name != "second" else str(folders[0])
-        extend(start, rated_sets(start, [str(path)], ["politeness=1:5"])[0], folder, quiet=True)
+        extend(start, sets_to_add(start, path, "politeness=1:5"), folder, quiet=True)
     first, second, whole = (ArmoRM.from_pretrained(folder).model.regression_layer.weight for folder in folders)
     assert (second[:4] == first[:4]).all()
     assert (second[4] - first[4]).abs().max() > 1e-4
@@ -129,18 +127,19 @@ def test_more_ratings_of_an_objective_are_added_to_those_it_was_fitted_on(data, 
 def test_more_ratings_without_the_old_statistics_are_refused(data, model, tmp_path):
     path = write(tmp_path / "code.jsonl", [json.loads(line) for line in (data / "ours.jsonl").read_text().splitlines()])
     path.write_text(path.read_text().replace("politeness", "style"))
-    sets, _ = rated_sets(str(model), [str(path)], ["style=0:10"])
+    sets = sets_to_add(model, path, "style=0:10")
     with pytest.raises(FitError, match="statistics of the old ratings"):
         extend(model, sets, tmp_path / "more", quiet=True)
 
 
-def test_an_objective_written_otherwise_is_refused(data, model):
+def test_an_objective_written_otherwise_is_rejected(data, model, tmp_path, capsys):
     for text in ("politeness", "politeness=5:1", "politeness=1:5:up"):
-        with pytest.raises(RecipeError, match="expected COLUMN=LOW:HIGH"):
-            rated_sets(str(model), [str(data / "ours.jsonl")], [text])
+        code = command("extend", model, "--ratings", data / "ours.jsonl", "--objective", text, "-o", tmp_path)
+        assert code == 2
+        assert "expected COLUMN=LOW:HIGH" in capsys.readouterr().err
 
 
 def test_the_models_own_folder_is_not_overwritten(data, model):
-    sets, _ = rated_sets(str(model), [str(data / "ours.jsonl")], [])
+    sets = sets_to_add(model, data / "ours.jsonl")
     with pytest.raises(FitError, match="own folder"):
         extend(model, sets, model, quiet=True)

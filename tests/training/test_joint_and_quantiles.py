@@ -15,10 +15,10 @@ from armorm.heads.regression import fit_from_statistics
 from armorm.heads.uncertainty import calibrate, fit_uncertainty
 from armorm.model import remote_code as portable
 from armorm.training.extend import extend
-from armorm.training.extension_data import rated_sets
 from armorm.training.schema import JointSection, RegressionSection
 from armorm.training.stages import from_kept, joint_stage
 from tests.heads.test_joint import FOLDS, corpus
+from tests.helpers.small_models import sets_to_add
 from tests.training.test_recipe import MINIMAL
 
 CONVERSATIONS = [
@@ -117,7 +117,7 @@ def test_a_model_with_them_is_extended_and_what_is_left_behind_is_said(run, tmp_
     path = tmp_path / "more.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     before = ArmoRM.from_pretrained(run, dtype="float32")
-    extend(run, rated_sets(run, [str(path)], ["length=1:7", "market-overall=1:10"])[0], tmp_path / "extended")
+    extend(run, sets_to_add(run, path, "length=1:7", "market-overall=1:10"), tmp_path / "extended")
     after = ArmoRM.from_pretrained(tmp_path / "extended", dtype="float32")
     told = " ".join(capsys.readouterr().err.split())
     assert "quantile heads (" in told and "not carried over" in told

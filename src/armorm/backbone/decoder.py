@@ -37,6 +37,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 _CAUSAL_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 4e-3}
 
 _FLOAT32_PARAMETERS = 1_000_000_000
+_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 
 
 @dataclass
@@ -88,12 +89,12 @@ class Backbone:
         from transformers import AutoModel, AutoTokenizer
 
         path = str(embedded_path(str(name)) or name)
-        torch_device = resolve_device(device)
+        placement = Placement.choose(dtype, device)
         options = {"revision": revision, "trust_remote_code": trust_remote_code}
         try:
             model, report = AutoModel.from_pretrained(
                 path,
-                dtype=resolve_dtype(dtype, torch_device),
+                dtype=placement.load_dtype,
                 output_loading_info=True,
                 use_safetensors=True,
                 ignore_mismatched_sizes=True,  # they are refused below, by name
@@ -103,11 +104,9 @@ class Backbone:
             tokenizer = AutoTokenizer.from_pretrained(path, **options)
         except (OSError, ValueError, SafetensorError) as error:
             raise BackboneError(f"backbone {name}: {error}") from error
-        settle_dtype(model, dtype, torch_device)
         settle_attention(model)
         require_complete(report, str(name))
-        if "device_map" not in kwargs:
-            model.to(torch_device)
+        placement.apply(model, move="device_map" not in kwargs)
         require_decoder(model, str(name))
         return cls(str(name), model, tokenizer)
 
@@ -190,7 +189,7 @@ def fast_bfloat16() -> bool:
 
 def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype | str:
     """What to load weights in. `auto` is bfloat16 where the hardware multiplies it fast (GPUs, processors with
-    BF16 instructions), else the dtype of the weights, for `settle_dtype` to look at; `weights` is that of the file.
+    BF16 instructions), else the dtype of the weights, which `Placement.apply` may widen; `weights` is that of the file.
 
     Raises:
         BackboneError: for an unknown name.
@@ -204,11 +203,42 @@ def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype | str:
     return DTYPES[dtype]
 
 
-def settle_dtype(model: PreTrainedModel, dtype: str, device: torch.device) -> None:
-    """On a processor without fast bfloat16, `auto` turns models up to a billion parameters into float32, which
-    is several times faster there; larger ones keep the dtype of their weights, for the memory's sake."""
-    if dtype == "auto" and resolve_dtype(dtype, device) == "auto" and model.num_parameters() <= _FLOAT32_PARAMETERS:
-        model.float()
+@dataclass(frozen=True)
+class Placement:
+    """Device and dtype of a model: decided here, before and after its weights are loaded.
+
+    Attributes:
+        device: where the model runs.
+        load_dtype: `dtype` for `from_pretrained`.
+        widen: small models are turned into float32 after loading.
+    """
+
+    device: torch.device
+    load_dtype: torch.dtype | str
+    widen: bool
+
+    @classmethod
+    def choose(cls, dtype: str = "auto", device: str = "auto") -> Placement:
+        """The placement that settings mean (`resolve_dtype`, `resolve_device`)."""
+        place = resolve_device(device)
+        load_dtype = resolve_dtype(dtype, place)
+        return cls(place, load_dtype, widen=dtype == "auto" and load_dtype == "auto")
+
+    def apply(self, model: PreTrainedModel, *, backbone: PreTrainedModel | None = None, move: bool = True) -> None:
+        """Give a loaded model its dtype and move it to the device.
+
+        On a CPU without fast bfloat16, `auto` means float32 for models up to a billion parameters, several times
+        faster there; larger ones keep the dtype of their weights to save memory.
+
+        Args:
+            backbone: the part of the model whose dtype is set; by default all of it.
+            move: False for models that transformers places on its own (`device_map`).
+        """
+        narrow = model if backbone is None else backbone
+        if self.widen and narrow.num_parameters() <= _FLOAT32_PARAMETERS:
+            narrow.float()
+        if move:
+            model.to(self.device)
 
 
 def settle_attention(model: PreTrainedModel) -> None:
@@ -258,6 +288,14 @@ def require_decoder(model: PreTrainedModel, name: str) -> None:
         raise BackboneError(
             f"backbone {name}: {kind} looks ahead (a later token changes earlier states); expected a causal decoder"
         )
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error means that memory ran out, on a GPU or on the CPU."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and any(phrase in text for phrase in _OUT_OF_MEMORY)
 
 
 def length_sorted_batches(lengths: Sequence[int] | np.ndarray, budget: int) -> list[np.ndarray]:

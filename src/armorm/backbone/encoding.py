@@ -14,7 +14,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, cached_property
 from typing import Literal
 
 from armorm.backbone.chat_template import ChatTemplate, EncodedConversation
@@ -36,6 +36,16 @@ class EncodedRows:
 
     rows: list[EncodedConversation | None]
     rejected: list[tuple[int, str]]
+
+    @cached_property
+    def kept(self) -> list[int]:
+        """Indices of the rows that were encoded."""
+        return [i for i, row in enumerate(self.rows) if row is not None]
+
+    @cached_property
+    def encoded(self) -> list[EncodedConversation]:
+        """The encoded conversations, one for each of `kept`."""
+        return [row for row in self.rows if row is not None]
 
     @property
     def truncated(self) -> list[int]:

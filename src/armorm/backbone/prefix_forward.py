@@ -26,7 +26,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from armorm.backbone.chat_template import EncodedConversation
-from armorm.backbone.decoder import Backbone
+from armorm.backbone.decoder import Backbone, is_out_of_memory
 from armorm.backbone.prefix_tree import PrefixTree, build_tree, shared_with_previous
 from armorm.backbone.tree_attention import UnsupportedAttentionError, only_tokens, tree_attention
 from armorm.backbone.tree_blocks import STREAM_MULTIPLE
@@ -34,6 +34,8 @@ from armorm.backbone.tree_blocks import STREAM_MULTIPLE
 # How far features may be from those of the conversation alone, relative to their norm. Rounding gives 1e-6 and 2e-2;
 # a wrong mask or position 1e-1 and more.
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 6e-2, torch.float16: 1e-2}
+# How models say that they cannot take positions, masks or states of the caller.
+_UNSUPPORTED = (AttributeError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError)
 SAMPLE_TOKENS = 1536
 # Layers that are no more than attention and a feed-forward part, each behind its norm and added to the stream: behind
 # the last one's attention, only the tokens whose state is asked for are computed.
@@ -157,32 +159,50 @@ def _only(model: PreTrainedModel, rows: np.ndarray, attend: Callable[..., torch.
 
 
 def why_not_shared(backbone: Backbone, conversations: Sequence[EncodedConversation]) -> str:
-    """Compare one tree of a sample with each of its conversations alone.
+    """Compare features from one tree with those of each conversation alone.
 
     Args:
-        conversations: the sample, in lexicographic order, at least two.
+        conversations: at least two, in lexicographic order.
 
     Returns:
-        why the model must not share beginnings; empty where it may.
+        why the model must not share prefixes; empty if it may.
     """
     sequences = [conversation.ids for conversation in conversations]
     gates = [conversation.gate_position for conversation in conversations]
     tree = build_tree(sequences, gates, shared_with_previous(sequences).tolist())
     alone = [backbone.features([conversation]) for conversation in conversations]
+    return sharing_fault(
+        lambda: SharedForward(backbone).features(tree),
+        [np.concatenate(parts) for parts in zip(*alone, strict=True)],
+        backbone.model.dtype,
+    )
+
+
+def sharing_fault(shared: Callable[[], Sequence[np.ndarray]], alone: Sequence[np.ndarray], dtype: torch.dtype) -> str:
+    """Why features computed with a shared prefix must not be used; empty if they equal those computed without.
+
+    Args:
+        shared: computes arrays of features (n, d) with shared prefixes.
+        alone: the same arrays, each conversation computed alone.
+        dtype: of the model.
+
+    Raises:
+        RuntimeError: if memory runs out, which says nothing about the model.
+    """
     try:
-        shared = SharedForward(backbone).features(tree)
-    except (UnsupportedAttentionError, TypeError, IndexError) as error:
-        return str(error).splitlines()[0]
-    worst = 0.0
-    for found, pairs in zip(shared, zip(*alone, strict=True), strict=True):
-        expected = np.concatenate(pairs)
-        if not np.isfinite(found).all():
-            return "features from a shared sequence are not finite"
-        distance = np.linalg.norm(found - expected, axis=1) / np.linalg.norm(expected, axis=1)
-        worst = max(worst, float(distance.max()))
-    if worst > TOLERANCE.get(backbone.model.dtype, 6e-2):
-        return f"features from a shared sequence differ by {worst:.0%} of their norm"
-    return ""
+        found = shared()
+    except _UNSUPPORTED as error:
+        if is_out_of_memory(error):
+            raise
+        return next(iter(str(error).splitlines()), type(error).__name__)
+    if not all(np.isfinite(array).all() for array in found):
+        return "features computed with a shared prefix are not finite"
+    far = max(
+        float((np.linalg.norm(a - b, axis=1) / np.linalg.norm(b, axis=1)).max())
+        for a, b in zip(found, alone, strict=True)
+    )
+    limit = TOLERANCE.get(dtype, TOLERANCE[torch.bfloat16])
+    return "" if far <= limit else f"features computed with a shared prefix differ by {far:.1%} of their norm"
 
 
 def sample(conversations: Sequence[EncodedConversation], shared: np.ndarray, window: int | None) -> list[int]:

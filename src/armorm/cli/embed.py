@@ -56,7 +56,6 @@ def embed(
     from armorm.backbone.chat_template import EncodedConversation
     from armorm.backbone.decoder import Backbone
     from armorm.backbone.encoding import encode_rows
-    from armorm.data.ratings import row_conversation
     from armorm.data.sources import Location
     from armorm.features.extract import fill_store
     from armorm.features.extraction_plan import Settings
@@ -90,13 +89,13 @@ def embed(
                 valid = []
                 for row in chunk:
                     try:
-                        valid.append((row, row_conversation(row)))
+                        valid.append((row, row.conversation()))
                     except (DataError, ConversationError) as error:
                         refused.append({"row": row.number, "reason": str(error)})
                 encoded = encode_rows(template, [c for _, c in valid], max_length, overflow)  # type: ignore[arg-type]
                 refused.extend({"row": valid[i][0].number, "reason": reason} for i, reason in encoded.rejected)
                 advance(len(chunk))
-                yield [entry for entry in encoded.rows if entry is not None]
+                yield encoded.encoded
 
     table = TokenTable.write(output / "tokens", chunks())
     if refused:

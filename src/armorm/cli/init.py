@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional
@@ -49,7 +50,7 @@ def init(
     from armorm.training.recipe import Recipe
     from armorm.training.recipe_draft import draft_recipe
 
-    scales, columns = dict(map(_scale, scale or ())), dict(map(_column, column or ()))
+    scales, columns = column_scales(scale or ()), dict(map(_column, column or ()))
     found = [inspect_set(Location.find(name), columns=columns, scales=scales, skipped=skip or ()) for name in data]
     text = draft_recipe(found, name or output.name.split(".")[0], backbone)
     console = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -73,17 +74,14 @@ def init(
     )
 
 
-def _scale(text: str) -> tuple[str, tuple[float, float, Direction | None]]:
-    name, equals, span = text.rpartition("=")
-    low, _, rest = span.partition(":")
-    high, _, direction = rest.partition(":")
+def column_scales(texts: Sequence[str]) -> dict[str, tuple[float, float, Direction | None]]:
+    """Scales of columns as the command line takes them (`objectives.parse_scale`)."""
+    from armorm.objectives import ObjectiveError, parse_scale
+
     try:
-        ends = (float(low), float(high))
-    except ValueError:
-        ends = (0.0, 0.0)
-    if not equals or not ends[0] < ends[1] or direction not in ("", "higher", "lower", "neutral"):
-        raise typer.BadParameter(f"found {text!r}, expected COLUMN=LOW:HIGH with LOW < HIGH, then :lower or :neutral")
-    return name, (*ends, direction or None)  # type: ignore[return-value]
+        return dict(map(parse_scale, texts))
+    except ObjectiveError as error:
+        raise typer.BadParameter(str(error)) from None
 
 
 def _column(text: str) -> tuple[str, str]:

@@ -113,14 +113,13 @@ def _kind(row: Row) -> str:
 
 def _prompt_key(row: Row) -> str:
     from armorm.data.preferences import preference_pair
-    from armorm.data.ratings import row_conversation
     from armorm.evaluation.best_of_n import read_candidates
 
     kind = _kind(row)
     if kind == "preference pairs":
         return preference_pair(row).prompt_key
     if kind == "conversations":
-        return row_conversation(row).prompt_key
+        return row.conversation().prompt_key
     held = next(read_candidates([row]))
     for fault in held.faults.values():
         raise row.error(fault)

@@ -131,7 +131,6 @@ def explain(
     """
     if (prompt is None) != (response is None) or (input is not None and prompt is not None):
         raise typer.BadParameter("expected an input file, or both --prompt and --response")
-    from armorm.data.ratings import row_conversation
     from armorm.reward_model import ArmoRM
 
     rows: list[tuple[int, Conversation]] = []
@@ -141,7 +140,7 @@ def explain(
         for row in _rows(input, Console(stderr=True, highlight=False)):
             if isinstance(row, DataError):
                 raise row
-            rows.append((row.number, row_conversation(row)))
+            rows.append((row.number, row.conversation()))
     rm = ArmoRM.from_pretrained(model, dtype=dtype, device=device)
     batch = rm.score([conversation for _, conversation in rows], on_refused="skip")
     if batch.rejected:
@@ -178,7 +177,6 @@ def _rows(name: str | None, console: Console) -> Iterator[Row | DataError]:
 
 def _valid(chunk: list[Row | DataError]) -> tuple[list[tuple[Row, Conversation]], list[tuple[int, str]]]:
     """Rows with their conversations, and (row, reason) of the refused ones."""
-    from armorm.data.ratings import row_conversation
 
     valid: list[tuple[Row, Conversation]] = []
     faults: list[tuple[int, str]] = []
@@ -187,7 +185,7 @@ def _valid(chunk: list[Row | DataError]) -> tuple[list[tuple[Row, Conversation]]
             faults.append((row.row or 0, row.problem))
             continue
         try:
-            valid.append((row, row_conversation(row)))
+            valid.append((row, row.conversation()))
         except DataError as error:
             faults.append((row.number, f"{error.field}: {error.problem}" if error.field else error.problem))
     return valid, faults

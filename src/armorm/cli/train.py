@@ -11,6 +11,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from armorm.cli.init import column_scales
+from armorm.embedded import embedded_path
 from armorm.files import plain
 
 if TYPE_CHECKING:
@@ -112,14 +114,18 @@ def extend(
 
     Example: `armorm extend armorm-tiny-rm --ratings ours.jsonl --objective politeness=1:5 --output runs/ours`
     """
+    from armorm.data.inspection import rated_sets
+    from armorm.data.sources import Location
+    from armorm.model.configuration import ArmoRMConfig
     from armorm.training.extend import extend as run
-    from armorm.training.extension_data import preference_locations, rated_sets
 
-    sets, taken = rated_sets(model, ratings, objectives or [])
+    known = ArmoRMConfig.from_pretrained(embedded_path(model) or model).objective_set
+    sets, taken = rated_sets(known, ratings, column_scales(objectives or ()))
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     for name, low, high in taken:
         console.print(f"{name}: rated from {low:g} to {high:g}, by the data; --objective says otherwise")
-    run(model, sets, output, preferences=preference_locations(preferences or []), share=share, steps=steps, seed=seed)
+    pairs = [Location.find(name) for name in preferences or ()]
+    run(model, sets, output, preferences=pairs, share=share, steps=steps, seed=seed)
     metrics = json.loads((output / "metrics.json").read_text(encoding="utf-8"))
     if as_json:
         print(json.dumps(metrics, indent=1))

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from armorm.conversation import Conversation
-from armorm.data.ratings import RatingTable, row_split, sample_by_prompt, split_role
+from armorm.data.ratings import RatingTable, sample_by_prompt
 from armorm.data.rows import Row
 from armorm.data.sources import Location
 from armorm.errors import ConversationError, shown
@@ -105,7 +105,7 @@ def preference_pair(row: Row, source: str = "", train_split: str = "train") -> P
         rejected,
         None if margin is None else float(margin),
         source,
-        split_role(row_split(row), train_split),
+        row.split_role(train_split),
         str(values.get("subset") or ""),
         str(values.get("id") if values.get("id") is not None else ""),
         (row.file, row.number),

@@ -17,7 +17,7 @@ from armorm.data import layouts
 from armorm.data.ratings import objective_name
 from armorm.data.rows import Layout
 from armorm.errors import RecipeError, nearest
-from armorm.objectives import Direction, Objective, ScaleMap
+from armorm.objectives import RELEASED_OBJECTIVES, Direction, Objective, ScaleMap
 
 Range = tuple[float, float]
 
@@ -94,17 +94,6 @@ _CODE = ("complexity", "style", "explanation", "instruction-following", "readabi
 _ULTRAFEEDBACK: dict[str, Range] = {"overall_score": (1.0, 10.0)} | dict.fromkeys(
     ("instruction_following", "truthfulness", "honesty", "helpfulness"), (1.0, 5.0)
 )
-# The nineteen of the released model in its order (FIELD 1), with their raw ranges.
-NINETEEN: dict[str, Range] = (
-    {f"helpsteer-{name}": span for name, span in _HELPSTEER.items()}
-    | {f"ultrafeedback-{name}": span for name, span in _ULTRAFEEDBACK.items()}
-    | {"beavertails-is_safe": (0.0, 1.0), "prometheus-score": (1.0, 5.0)}
-    | {"argilla-overall_quality": (1.0, 5.0), "argilla-judge_lm": (1.0, 10.0)}
-    | {f"code-{name}": (1.0, 5.0) for name in _CODE}
-)
-# As the merged set holds them: booleans as 0 and 1, others at the centres of their bins.
-_CENTRES = {name: (high - low + 1, low - 0.5) for name, (low, high) in NINETEEN.items() if (low, high) != (0, 1)}
-
 RATING_PRESETS: dict[str, RatingPreset] = {
     "helpsteer": RatingPreset(
         hub_id="nvidia/HelpSteer", licence="CC BY 4.0", rows=37_000, rounded=True, layout=layouts.helpsteer,
@@ -149,7 +138,8 @@ RATING_PRESETS: dict[str, RatingPreset] = {
     ),
     "armorm": RatingPreset(
         hub_id="RLHFlow/ArmoRM-Multi-Objective-Data-v0.1", licence="none stated", rows=600_000, rounded=True,
-        layout=layouts.mapped_ratings(_CENTRES), columns=NINETEEN, names={name: name for name in NINETEEN},
+        layout=layouts.mapped_ratings({o.name: (o.scale, o.offset) for o in RELEASED_OBJECTIVES if o.scale != 1}),
+        columns={o.name: (o.low, o.high) for o in RELEASED_OBJECTIVES}, names={n: n for n in RELEASED_OBJECTIVES.names},
         neutral=frozenset({"helpsteer-verbosity"}), groups=11,
     ),
 }  # fmt: skip

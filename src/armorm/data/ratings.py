@@ -15,14 +15,13 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
 from armorm.conversation import Conversation
 from armorm.data.rows import Row
 from armorm.data.sources import Location
-from armorm.errors import ConversationError, DataError, nearest, shown
+from armorm.errors import DataError, nearest, shown
 from armorm.objectives import Objective, ObjectiveSet
 
 
@@ -139,8 +138,8 @@ def _read_set(rated: RatedSet, objectives: ObjectiveSet, limit: int | None) -> l
                 values[position[objective.name]] = value
                 columns_rated.add(column)
         columns_found.update(row.values)
-        split = split_role(row_split(row), rated.train_split)
-        rows.append(_RatedRow(row_conversation(row), values, rated.source, split, (row.file, row.number)))
+        split = row.split_role(rated.train_split)
+        rows.append(_RatedRow(row.conversation(), values, rated.source, split, (row.file, row.number)))
     absent = [column for column in rated.columns if column not in columns_rated]
     if absent:
         hint = "" if absent[0] in columns_found else nearest(absent[0], columns_found)
@@ -213,41 +212,3 @@ def rating_value(row: Row, column: str, objective: Objective) -> float:
     if not (is_number and objective.low <= value <= objective.high):
         raise row.error(f"found {shown(value)}, expected a number from {objective.low:g} to {objective.high:g}", column)
     return float(value)
-
-
-def row_conversation(row: Row) -> Conversation:
-    """The conversation of a row with `messages`, or with `prompt` and `response`.
-
-    Raises:
-        DataError: naming the place inside the row.
-    """
-    values: Mapping[str, Any] = row.values
-    try:
-        if values.get("messages") is not None:
-            return Conversation.from_messages(values["messages"])
-        if values.get("prompt") is not None and values.get("response") is not None:
-            return Conversation.from_prompt(values["prompt"], values["response"])
-    except ConversationError as error:
-        raise row.error(error.problem, error.field) from None
-    raise row.error(f"found columns {shown(row.filled, 80)}, expected 'messages', or 'prompt' and 'response'")
-
-
-def split_role(split: str, train_split: str) -> str:
-    """What a row's own split is used for: `train`, `test`, `other` (not at all), or '' where it names none."""
-    if not split:
-        return ""
-    return "train" if split == train_split else "test" if split == "test" else "other"
-
-
-def row_split(row: Row) -> str:
-    """The row's own split, '' where it has none.
-
-    Raises:
-        DataError: for a split that is not text.
-    """
-    split = row.values.get("split")
-    if split is None:
-        return ""
-    if not isinstance(split, str):
-        raise row.error(f"found {shown(split)}, expected the name of a split", "split")
-    return split

@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
 
-from armorm.errors import DataError, shown
+from armorm.conversation import Conversation
+from armorm.errors import ConversationError, DataError, shown
 
 LINE_SUFFIXES = (".jsonl", ".jsonl.gz", ".ndjson", ".ndjson.gz")
 
@@ -55,8 +56,40 @@ class Row:
         value = self.values.get(column)
         return _number(value) if self.textual and isinstance(value, str) else value
 
+    def conversation(self) -> Conversation:
+        """The conversation of a row with `messages`, or with `prompt` and `response`.
+
+        Raises:
+            DataError: naming the place inside the row.
+        """
+        values = self.values
+        try:
+            if values.get("messages") is not None:
+                return Conversation.from_messages(values["messages"])
+            if values.get("prompt") is not None and values.get("response") is not None:
+                return Conversation.from_prompt(values["prompt"], values["response"])
+        except ConversationError as error:
+            raise self.error(error.problem, error.field) from None
+        raise self.error(f"found columns {shown(self.filled, 80)}, expected 'messages', or 'prompt' and 'response'")
+
+    def split_role(self, train_split: str = "train") -> str:
+        """What the row's `split` column makes it: `train`, `test`, `other` (neither), or '' if it has none.
+
+        Args:
+            train_split: the value that marks training rows.
+
+        Raises:
+            DataError: for a split that is not text.
+        """
+        split = self.values.get("split")
+        if split is None or split == "":
+            return ""
+        if not isinstance(split, str):
+            raise self.error(f"found {shown(split)}, expected the name of a split", "split")
+        return "train" if split == train_split else "test" if split == "test" else "other"
+
     def error(self, problem: str, field: str = "") -> DataError:
-        """The refusal of this row."""
+        """The error that rejects this row."""
         return DataError(problem, file=self.file, row=self.number, field=field)
 
 

@@ -17,7 +17,6 @@ import numpy as np
 
 from armorm.attribution import deciding
 from armorm.conversation import Conversation, prompt_messages
-from armorm.data.ratings import row_conversation
 from armorm.data.rows import Row
 from armorm.errors import ConversationError, shown
 from armorm.evaluation.scorers import Scored, Scorer
@@ -86,7 +85,7 @@ def read_candidates(rows: Iterable[Row]) -> Iterator[Candidates]:
     grouped: dict[str, Candidates] = {}
     for row in rows:
         if row.values.get("responses") is None:
-            conversation = row_conversation(row)
+            conversation = row.conversation()
             held = grouped.setdefault(conversation.prompt_key, Candidates(row.number, row.values.get("id"), []))
             held.conversations.append(conversation)
             continue

@@ -57,12 +57,12 @@ class ClassifierScorer:
         from safetensors import SafetensorError
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-        from armorm.backbone.decoder import resolve_device, resolve_dtype, settle_dtype
+        from armorm.backbone.decoder import Placement
 
-        place = resolve_device(device)
+        placement = Placement.choose(dtype, device)
         try:
             model, report = AutoModelForSequenceClassification.from_pretrained(
-                name, dtype=resolve_dtype(dtype, place), output_loading_info=True, use_safetensors=True
+                name, dtype=placement.load_dtype, output_loading_info=True, use_safetensors=True
             )
             tokenizer = AutoTokenizer.from_pretrained(name)
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
@@ -70,8 +70,8 @@ class ClassifierScorer:
         missing = sorted(str(key) for key in report["missing_keys"])
         if missing:
             raise CheckpointError(f"{name}: the checkpoint lacks {', '.join(missing[:5])}; its head would be random")
-        settle_dtype(model, dtype, place)
-        return cls(name, model.to(place), tokenizer)
+        placement.apply(model)
+        return cls(name, model, tokenizer)
 
     def describe(self) -> dict[str, Any]:
         """Name, architecture, fingerprint of weights and template, dtype."""
@@ -105,14 +105,13 @@ class ClassifierScorer:
         from armorm.progress import progress
 
         encoded = encode_rows(self.template, conversations, self.max_length, "skip")
-        kept = [i for i, row in enumerate(encoded.rows) if row is not None]
-        rows = [row.ids for row in encoded.rows if row is not None]
+        rows = [row.ids for row in encoded.encoded]
         scores = np.full(len(conversations), np.nan)
         lengths = [len(ids) for ids in rows]
         with progress("scores", sum(lengths), "tokens") as advance, torch.inference_mode():
             for batch in length_sorted_batches(lengths, self.batch_tokens):
                 logits = self._logits([rows[i] for i in batch])
-                scores[[kept[i] for i in batch]] = logits
+                scores[[encoded.kept[i] for i in batch]] = logits
                 advance(sum(lengths[i] for i in batch))
         refused = dict(encoded.rejected)
         for row in np.flatnonzero(~np.isfinite(scores)):

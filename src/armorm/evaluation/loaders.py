@@ -17,7 +17,6 @@ from pathlib import Path
 
 from armorm.conversation import Conversation
 from armorm.data.preferences import preference_pair
-from armorm.data.ratings import row_split, split_role
 from armorm.data.rows import Row
 from armorm.data.sources import Source
 from armorm.errors import ConversationError, DataError, nearest, shown
@@ -46,7 +45,7 @@ def load_pairs(sources: Sequence[Source]) -> Loaded:
     """Preference rows in any layout; of rows with a `split` only those of the test split."""
     loaded = Loaded([])
     for source, row in _rows(sources):
-        if split_role(row_split(row), "train") not in ("", "test"):
+        if row.split_role() not in ("", "test"):
             _leave_out(loaded, "rows of other splits than test")
             continue
         subset = row.values.get("subset")

@@ -174,18 +174,16 @@ class ArmoRMScorer:
                 "skip" if policy == "error" else policy,
                 advance,
             )
-        kept = [i for i, row in enumerate(encoded.rows) if row is not None]
         backbone = self.rm.backbone
         store = None
         if self.store is not None:
             store = FeatureStore.of(self.store, backbone)
-        rows = [row for row in encoded.rows if row is not None]
         refused = dict(encoded.rejected)
-        if not rows:
+        if not encoded.kept:
             return Scored(np.full(len(conversations), np.nan), refused)
-        features = extract(backbone, rows, store, batch_tokens=self.batch_tokens)
-        scores, parts = self._heads(features, np.array(kept), len(conversations))
-        refused |= {row: NOT_A_NUMBER for row in kept if np.isnan(scores[row])}
+        features = extract(backbone, encoded.encoded, store, batch_tokens=self.batch_tokens)
+        scores, parts = self._heads(features, np.array(encoded.kept), len(conversations))
+        refused |= {row: NOT_A_NUMBER for row in encoded.kept if np.isnan(scores[row])}
         return Scored(scores, refused, tuple(encoded.truncated), parts)
 
     def _heads(self, features: Features, kept: np.ndarray, count: int) -> tuple[np.ndarray, Parts]:

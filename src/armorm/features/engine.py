@@ -3,7 +3,7 @@
 In:  a backbone, conversations in lexicographic order, a budget of tokens.
 Out: their prompt and response features, in order.
 
-Two ways. `tree`: one stream of tokens a forward pass, every shared beginning once (backbone/prefix_forward). `plain`:
+Two ways. `tree`: one stream of tokens a forward pass, every shared prefix once (backbone/prefix_forward.py). `plain`:
 batches of similar length, padded on the right. The tree is chosen where the model passes the test on a sample of
 this very work; where it does not, the reason is printed and the run is plain. Streams of the coming batch are laid
 out while the model computes the present one. Where memory does not suffice, the budget halves and the run goes on;
@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from armorm.backbone.chat_template import EncodedConversation
-from armorm.backbone.decoder import Backbone, length_sorted_batches
+from armorm.backbone.decoder import Backbone, is_out_of_memory, length_sorted_batches
 from armorm.backbone.prefix_forward import SharedForward, can_compile, flops_per_token, sample, why_not_shared
 from armorm.backbone.prefix_tree import PrefixTree, build_tree, shared_with_previous, tree_batches
 from armorm.errors import BackboneError
@@ -206,11 +206,3 @@ def _can_share(backbone: Backbone, encoded: Sequence[EncodedConversation], share
         if backbone.sharing_fault:
             say(f"{backbone.name}: beginnings are not shared: {backbone.sharing_fault}; plain batches instead")
     return not backbone.sharing_fault
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error of a forward pass means that memory did not suffice."""
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    text = str(error)
-    return "out of memory" in text or "can't allocate memory" in text or "not enough memory" in text

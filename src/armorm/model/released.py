@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from armorm.errors import CheckpointError
-from armorm.objectives import Objective, ObjectiveSet
+from armorm.objectives import RELEASED_OBJECTIVES, Objective, ObjectiveSet
 from armorm.steering import weighing
 
 if TYPE_CHECKING:
@@ -43,31 +43,6 @@ _NOT_BACKBONE = {
 }  # fmt: skip
 _NEVER = -1e30  # added to a logit of the gate, it leaves a weight of exactly 0
 _SAFETENSORS_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
-
-# Ratings stand at bin centres (FIELD 1): 0..4 -> (x + 0.5) / 5, 1..10 -> (x - 0.5) / 10, by the same rule 1..5;
-# booleans at 0 and 1. The scale of judge_lm is inferred: its ratings run from 1 to 10.
-_RELEASED_SCALES = {
-    **dict.fromkeys(("helpsteer-helpfulness", "helpsteer-correctness", "helpsteer-coherence"), (0, 4)),
-    **dict.fromkeys(("helpsteer-complexity", "helpsteer-verbosity"), (0, 4)),
-    "ultrafeedback-overall_score": (1, 10),
-    **dict.fromkeys(("ultrafeedback-instruction_following", "ultrafeedback-truthfulness"), (1, 5)),
-    **dict.fromkeys(("ultrafeedback-honesty", "ultrafeedback-helpfulness"), (1, 5)),
-    "beavertails-is_safe": (0, 1),
-    "prometheus-score": (1, 5),
-    "argilla-overall_quality": (1, 5),
-    "argilla-judge_lm": (1, 10),
-    **dict.fromkeys(("code-complexity", "code-style", "code-explanation"), (1, 5)),
-    **dict.fromkeys(("code-instruction-following", "code-readability"), (1, 5)),
-}
-RELEASED_OBJECTIVES = ObjectiveSet(
-    Objective.rated(
-        name,
-        *scale,
-        direction="neutral" if name == "helpsteer-verbosity" else "higher",
-        scale_map="min_max" if scale == (0, 1) else "bin_centre",
-    )
-    for name, scale in _RELEASED_SCALES.items()
-)
 
 
 def is_released(settings: Mapping[str, Any]) -> bool:

@@ -28,6 +28,7 @@ from typing import Any
 import torch
 
 from armorm.backbone.chat_template import EncodedConversation
+from armorm.backbone.decoder import is_out_of_memory
 from armorm.serving.errors import RequestError
 
 _LOG = logging.getLogger("armorm.serving")
@@ -343,7 +344,7 @@ class Batcher:
         try:
             outcomes = list(self._compute([e.encoded for e in batch], [e.variants for e in batch]))
         except _MODEL_FAULTS as error:
-            exhausted = out_of_memory(error)
+            exhausted = is_out_of_memory(error)
             if len(batch) == 1 and not exhausted:
                 self._failures += 1
                 _LOG.exception("the model failed on a conversation of %d tokens", len(batch[0].encoded))
@@ -387,14 +388,6 @@ class Batcher:
             tickets = {id(ticket): ticket for entry in entries for ticket, _, _ in entry.claims}
         for ticket in tickets.values():
             _call(ticket.loop, _fail, ticket, message)
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory did not suffice, on a GPU or on the processor."""
-    if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
-        return True
-    text = str(error).lower()
-    return isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
 
 
 def _deliver(tickets: Sequence[Ticket]) -> None:

@@ -195,9 +195,8 @@ class Scorer:
         encoded = encode_rows(
             self.rm.backbone.template, conversations, max_length, "skip" if policy == "error" else policy
         )
-        for place, ids in zip(places, encoded.rows, strict=True):
-            if ids is not None:
-                rows[place] = ids
+        for i, ids in zip(encoded.kept, encoded.encoded, strict=True):
+            rows[places[i]] = ids
         for i, reason in encoded.rejected:
             rows[places[i]] = RefusedRow(reason)
         return rows

@@ -27,17 +27,13 @@ from transformers import DynamicCache
 
 from armorm.backbone.chat_template import EncodedConversation
 from armorm.backbone.decoder import Backbone, length_sorted_batches
-from armorm.serving.batcher import out_of_memory
+from armorm.backbone.prefix_forward import sharing_fault
 
-# How far features may be from those of the whole row, relative to their norm. Rounding gives 1e-6 in float32 and 2e-2
-# in bfloat16; a wrong mask or position 1e-1 and more.
-TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 6e-2, torch.float16: 1e-2}
 # Tokens that sharing must save to be worth passes of its own. An accelerator's pass takes tens of milliseconds however
 # little goes through it; a processor's takes as long as its tokens.
 WORTH = {"cpu": 16, "other": 1024}
 _TRIED = 3  # rows that are computed both ways
 _SEEN = 4096  # prompts whose first coming is remembered
-_FAULTS = (AttributeError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError)
 
 
 @dataclass(frozen=True)
@@ -105,24 +101,15 @@ class Forward:
         Returns:
             why prompts are not shared; empty where they are.
         """
-        self._tried = True
         alone = [self.backbone.features([conversation]) for conversation in conversations]
-        whole = [np.concatenate(parts) for parts in zip(*alone, strict=True)]
-        try:
+
+        def shared() -> tuple[np.ndarray, np.ndarray]:
             prompt = self._prompt(conversations[0])
-            shared = np.repeat(prompt.feature[None], len(conversations), 0), self._behind(prompt, conversations)
-        except _FAULTS as error:
-            if out_of_memory(error):
-                self._tried = False
-                raise
-            self.refusal = str(error).splitlines()[0] if str(error) else type(error).__name__
-            return self.refusal
-        far = max(
-            float((np.linalg.norm(a - b, axis=1) / np.linalg.norm(b, axis=1)).max())
-            for a, b in zip(shared, whole, strict=True)
-        )
-        if not far <= TOLERANCE.get(self.backbone.model.dtype, 6e-2):  # (NaN is no small number either.)
-            self.refusal = f"features behind a shared prompt differ by {far:.1%} of their norm"
+            return np.repeat(prompt.feature[None], len(conversations), 0), self._behind(prompt, conversations)
+
+        whole = [np.concatenate(parts) for parts in zip(*alone, strict=True)]
+        self.refusal = sharing_fault(shared, whole, self.backbone.model.dtype)
+        self._tried = True
         return self.refusal
 
     @torch.inference_mode()

@@ -27,7 +27,7 @@ from armorm.data.preferences import (
     read_preferences,
 )
 from armorm.data.presets import PREFERENCE_PRESETS, Preset, preference_preset, rating_preset
-from armorm.data.ratings import RatedSet, RatingTable, merge_objectives, objective_name, read_ratings, row_conversation
+from armorm.data.ratings import RatedSet, RatingTable, merge_objectives, objective_name, read_ratings
 from armorm.data.sources import Location, find_sources
 from armorm.errors import DataError, RecipeError, nearest
 from armorm.evaluation.loaders import READERS
@@ -352,7 +352,7 @@ def _read_reference(location: Location, limit: int | None) -> list[Conversation]
     conversations = []
     for row in islice(location.rows(), limit):
         if row.values.get("chosen") is None:
-            conversations.append(row_conversation(row))
+            conversations.append(row.conversation())
         else:
             pair = preference_pair(row)
             conversations += [pair.chosen, pair.rejected]

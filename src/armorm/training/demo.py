@@ -188,7 +188,7 @@ def _sides(model: ArmoRM, pairs: list[PreferencePair], store: Path) -> tuple[Fea
 
 def _features(model: ArmoRM, conversations: list[Conversation], store: Path) -> Features:
     backbone = model.backbone
-    encoded = [row for row in encode_rows(backbone.template, conversations, None).rows if row is not None]
+    encoded = encode_rows(backbone.template, conversations, None).encoded
     return extract(backbone, encoded, FeatureStore.of(store, backbone))
 
 

@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from armorm.backbone.decoder import settle_dtype
+from armorm.backbone.decoder import Placement
 from armorm.backbone.encoding import encode_rows
 from armorm.conversation import Conversation
 from armorm.data.preferences import read_preferences
@@ -102,7 +102,7 @@ def extend(
     if folder.resolve() == Path(model).resolve():
         raise FitError(f"{output}: is the model's own folder, expected another one")
     rm = ArmoRM.from_pretrained(model, dtype="weights")  # those of the old objectives stay as they are, to the bit
-    settle_dtype(rm.model.model, "auto", rm.backbone.device)
+    Placement.choose("auto", str(rm.backbone.device)).apply(rm.model.model)
     table = read_ratings(sets)
     store = FeatureStore.of(folder / "work" / "features", rm.backbone)
     pairs = [pair for place in preferences for pair in read_preferences(place) if not pair.is_tie]
@@ -199,8 +199,7 @@ def _encoded(rm: ArmoRM, conversations: Sequence[Conversation]) -> tuple[list, l
     found = encode_rows(
         rm.backbone.template, list(conversations), limits.get("max_length"), limits.get("overflow", "error")
     )
-    usable = [i for i, row in enumerate(found.rows) if row is not None]
-    return [found.rows[i] for i in usable], usable
+    return found.encoded, found.kept
 
 
 def _stage1(

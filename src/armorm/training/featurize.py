@@ -88,12 +88,11 @@ def read_corpus(recipe: Recipe, data: TrainingData, backbone: Backbone, store: P
     section = recipe.backbone
     with progress("tokens", len(unique), "conversations") as advance:
         result = encode_rows(backbone.template, unique, section.max_length, section.overflow, advance)
-    kept = [i for i, row in enumerate(result.rows) if row is not None]
-    encoded = [row for row in result.rows if row is not None]
+    encoded = result.encoded
     feature_store = FeatureStore.of(store, backbone)
     fill_store(_runner(section, backbone) or backbone, encoded, feature_store, Settings(section.batch_tokens))
     prompts, prompt_index = distinct(prompt_keys_of(encoded))
-    rows = {unique[i].key: row for row, i in enumerate(kept)}
+    rows = {unique[i].key: row for row, i in enumerate(result.kept)}
     rejected = {unique[i].key: reason for i, reason in result.rejected}
     if rejected:
         console.print(f"refused: {len(rejected):,} of {len(unique):,} conversations, listed in rejected.jsonl")

@@ -20,7 +20,7 @@ import numpy as np
 from scipy.stats import rankdata
 
 from armorm.conversation import Conversation
-from armorm.data.ratings import objective_name, rating_value, row_conversation, row_split, split_role
+from armorm.data.ratings import objective_name, rating_value
 from armorm.data.rows import Row
 from armorm.data.sources import Source
 from armorm.errors import ConversationError, DataError, nearest, shown
@@ -178,7 +178,7 @@ def load_ratings(sources: Sequence[Source], objectives: ObjectiveSet | None) -> 
     held_out: list[tuple[Source, Row]] = []
     for source in sources:
         for row in source.rows():
-            if split_role(row_split(row), "train") in ("", "test"):
+            if row.split_role() in ("", "test"):
                 held_out.append((source, row))
             else:
                 left_out["rows of other splits than test"] = left_out.get("rows of other splits than test", 0) + 1
@@ -245,7 +245,7 @@ def _number(row: Row, column: str) -> float:
 def _example(row: Row, ratings: list[float]) -> Example:
     def build() -> Conversation:
         try:
-            return row_conversation(row)
+            return row.conversation()
         except DataError as error:
             raise ConversationError(error.problem, error.field) from None
 

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from armorm.backbone.chat_template import EncodedConversation
+from armorm.backbone.prefix_forward import sharing_fault
 
 WIDTH_STEP = 64
 
@@ -193,16 +194,11 @@ def reads_trees(model: torch.nn.Module, encoded: Sequence[EncodedConversation], 
     if window is not None and max(len(encoded[row]) for tree in trees for row in tree.rows) > window:
         return False
     device = next(model.parameters()).device
-    states = []
-    for share in (False, True):
+
+    def leaves(share: bool) -> list[np.ndarray]:
         batch = tree_tensors(encoded, trees, share=share)
         inputs = {name: tensor.to(device) for name, tensor in batch.inputs.items()}
-        try:
-            hidden = model(**inputs, use_cache=False).last_hidden_state
-        except (TypeError, ValueError, RuntimeError, IndexError, AttributeError, NotImplementedError):
-            if share:
-                return False  # decoders that cannot read such a mask say so in as many ways
-            raise
-        states.append(hidden[batch.leaf_rows.to(device), batch.leaf_columns.to(device)].float())
-    tolerance = 1e-3 if next(model.parameters()).dtype == torch.float32 else 5e-2
-    return bool((states[0] - states[1]).abs().max() < tolerance * states[0].abs().max())
+        hidden = model(**inputs, use_cache=False).last_hidden_state
+        return [hidden[batch.leaf_rows.to(device), batch.leaf_columns.to(device)].float().cpu().numpy()]
+
+    return not sharing_fault(lambda: leaves(True), leaves(False), next(model.parameters()).dtype)

@@ -178,9 +178,8 @@ class _Rows:
         limit, overflow = recipe.backbone.max_length, recipe.backbone.overflow
         with progress("tokens to fine-tune on", len(unique), "conversations") as advance:
             result = encode_rows(backbone.template, unique, limit, overflow, advance)
-        kept = [i for i, row in enumerate(result.rows) if row is not None]
-        encoded = [row for row in result.rows if row is not None]
-        place = {unique[i].key: position for position, i in enumerate(kept)}
+        encoded = result.encoded
+        place = {unique[i].key: position for position, i in enumerate(result.kept)}
         rows = [i for i in rows if table.conversations[i].key in place]
         if not rows:
             raise FitError(f"finetune.share {section.share}: no rated row is left to fine-tune on")
@@ -198,7 +197,7 @@ class _Rows:
             raise FitError(f"finetune.share {section.share}: no preference pair is left for preference_epochs")
         rated = np.array([place[table.conversations[i].key] for i in rows], np.int64)
         ratings, objectives = _with_computed(data, rows, [encoded[i].response_tokens for i in rated])
-        used: Sequence[Conversation] = [unique[i] for i in kept]
+        used: Sequence[Conversation] = [unique[i] for i in result.kept]
         return cls(encoded, rated, ratings, objectives, same, sorted({c.prompt_key for c in used}))
 
 

@@ -1,8 +1,7 @@
-"""Hooks of the documentation's build: navigation, and what is written by the program about itself.
+"""MkDocs hooks: the navigation, and pages and tables that are generated from the code.
 
-In:  the pages under docs/, the config models, the command line, the presets, the cost model.
-Out: reference/recipe.md, reference/cli.md, reference/api.md and changelog.md, made at build time; tables in place of
-     lines `<!-- made: NAME -->`; a navigation in which every page has a place, those unknown here under "More".
+Generated pages: reference/recipe.md, reference/cli.md, reference/api.md, contributing.md and changelog.md. A line
+`<!-- made: NAME -->` on a page is replaced by the table of that name.
 """
 
 from __future__ import annotations
@@ -15,43 +14,47 @@ from pathlib import Path
 from typing import Any, get_args, get_origin
 
 ROOT = Path(__file__).parents[1]
-# Where each page stands; a page that is absent is left out, one that is not named here comes under "More".
+# Section of each page; pages that are not listed here are put under "More".
 ORDER: dict[str, list[str]] = {
     "Start here": ["index.md", "own-objectives.md", "data.md", "datasets.md"],
-    "Concepts": ["concepts.md", "uncertainty.md", "finetuning.md", "extraction.md", "scale.md", "findings.md"],
-    "Use": ["explaining.md", "steering.md", "monitoring.md", "playground.md", "released-checkpoint.md"],
+    "Train": ["concepts.md", "heads.md", "fine-tuning.md", "extraction.md", "scale.md", "findings.md"],
+    "Use": ["explaining.md", "evaluation.md", "monitoring.md", "playground.md", "released-checkpoint.md"],
     "Serve and integrate": ["serving.md", "integrations.md", "hugging-face.md", "without-armorm.md"],
-    "Evaluate": ["evaluation.md"],
     "Reference": ["reference/recipe.md", "reference/cli.md", "reference/api.md"],
-    "Project": ["architecture.md", "release.md", "licences.md", "changelog.md"],
+    "Project": ["architecture.md", "contributing.md", "release.md", "changelog.md", "migration.md", "licences.md"],
 }
 
 
 def made_pages() -> dict[str, str]:
-    """Pages that are written by the program."""
+    """Generated pages; files at the root of the repository link to `docs/`, the site is that folder."""
+    changelog, contributing = (
+        (ROOT / name).read_text(encoding="utf-8").replace("](docs/", "](")
+        for name in ("CHANGELOG.md", "CONTRIBUTING.md")
+    )
     return {
         "reference/recipe.md": recipe_reference(),
         "reference/cli.md": cli_reference(),
         "reference/api.md": api_reference(),
-        "changelog.md": (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"),
+        "changelog.md": changelog,
+        "contributing.md": contributing,
     }
 
 
 def on_config(config: Any) -> Any:
-    """Give every page its place in the navigation."""
+    """Build the navigation."""
     docs = Path(config["docs_dir"])
-    there = {path.relative_to(docs).as_posix() for path in docs.rglob("*.md")} | set(made_pages())
+    existing = {path.relative_to(docs).as_posix() for path in docs.rglob("*.md")} | set(made_pages())
     nav: list[dict[str, list[str]]] = [
-        {title: [page for page in pages if page in there]} for title, pages in ORDER.items()
+        {title: [page for page in pages if page in existing]} for title, pages in ORDER.items()
     ]
     placed = {page for pages in ORDER.values() for page in pages}
-    rest = sorted(there - placed)
+    rest = sorted(existing - placed)
     config["nav"] = [part for part in nav if any(part.values())] + ([{"More": rest}] if rest else [])
     return config
 
 
 def on_files(files: Any, config: Any) -> Any:
-    """Add the pages that are made."""
+    """Add the generated pages."""
     from mkdocs.structure.files import File
 
     for name, text in made_pages().items():
@@ -60,20 +63,20 @@ def on_files(files: Any, config: Any) -> Any:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Fill in made tables, and turn links that leave docs/ into plain code."""
+    """Fill in generated tables, and turn links to files outside docs/ into code."""
     return plain_outside_links(filled(markdown), page.file.src_uri)
 
 
 def filled(markdown: str) -> str:
-    """The text with its made tables."""
+    """The text with its generated tables."""
     tables = {"datasets": dataset_tables, "scale": scale_table, "layouts": layout_table}
     return re.sub(r"<!-- made: (\w+) -->", lambda found: tables[found[1]](), markdown)
 
 
 def plain_outside_links(markdown: str, page: str) -> str:
-    """Links to files outside docs/ (recipes, source, tests) as code, since the site does not hold them."""
+    """Links to files outside docs/ (recipes, source, tests) as code, since the site does not contain them."""
 
-    def kept(found: re.Match[str]) -> str:
+    def replaced(found: re.Match[str]) -> str:
         target = found[2].split("#")[0]
         if "://" in target or not target:
             return found[0]
@@ -81,18 +84,18 @@ def plain_outside_links(markdown: str, page: str) -> str:
         outside = ROOT / "docs" not in (place.resolve(), *place.resolve().parents)
         return f"{found[1]} (`{place.resolve().relative_to(ROOT).as_posix()}`)" if outside else found[0]
 
-    return re.sub(r"(?<!!)\[([^\]]+)\]\(([^)\s]+)\)", kept, markdown)
+    return re.sub(r"(?<!!)\[([^\]]+)\]\(([^)\s]+)\)", replaced, markdown)
 
 
 # --- references ----------------------------------------------------------------------------------
 
 
 def recipe_reference() -> str:
-    """Every key of a recipe, from the models that check it."""
+    """Every key of a recipe, from the pydantic models that validate it."""
     from armorm.training import schema as module
     from armorm.training.recipe import Recipe
 
-    lines = ["# Recipe reference", "", "Made from the models that check a recipe. Unknown keys are refused.", ""]
+    lines = ["# Recipe reference", "", "Generated from the models that validate a recipe. Unknown keys are rejected.", ""]
     sections: list[tuple[str, type]] = [("The recipe", Recipe)]
     sections += [
         (name, entry)
@@ -104,11 +107,11 @@ def recipe_reference() -> str:
         lines += [
             f"{(inspect.getdoc(section) or '').split(chr(10) * 2)[0]}",
             "",
-            "| key | kind | by default | |",
+            "| key | type | default | |",
             "|---|---|---|---|",
         ]
         for key, field in section.model_fields.items():  # type: ignore[attr-defined]
-            default = "needed" if field.is_required() else _default(field)
+            default = "required" if field.is_required() else _default(field)
             lines.append(
                 f"| `{key}` | {_kind(field.annotation)}{_bounds(field.metadata)} | {default} | {field.description or ''} |"
             )
@@ -121,7 +124,7 @@ def _default(field: Any) -> str:
     if value is None:
         return ""
     if hasattr(type(value), "model_fields"):
-        return "as below"
+        return "see below"
     return f"`{list(value) if isinstance(value, tuple) else value}`"
 
 
@@ -163,10 +166,10 @@ def cli_reference() -> str:
     from armorm.cli.app import app
 
     group: Any = typer.main.get_command(app)
-    lines = ["# Command line reference", "", "Made from the program. `--help` of each command says the same.", ""]
+    lines = ["# Command line reference", "", "Generated from the command line application. `--help` of each command prints the same.", ""]
     for name, command in group.commands.items():
         lines += [f"## armorm {name}", "", inspect.cleandoc(command.help or ""), ""]
-        lines += ["| argument or option | by default | |", "|---|---|---|"]
+        lines += ["| argument or option | default | |", "|---|---|---|"]
         for parameter in command.params:
             if parameter.name == "help":
                 continue
@@ -176,16 +179,16 @@ def cli_reference() -> str:
             default = parameter.default
             shown = "" if default is None or callable(default) or default == () else f"`{default}`"
             text = (getattr(parameter, "help", "") or "").replace("|", "\\|")
-            lines.append(f"| {label} | {'needed' if parameter.required else shown} | {text} |")
+            lines.append(f"| {label} | {'required' if parameter.required else shown} | {text} |")
         lines.append("")
     return "\n".join(lines)
 
 
 def api_reference() -> str:
-    """The public names of the package with their docstrings, and of each module its purpose."""
+    """The public names of the package with their docstrings, and the purpose of each module."""
     import armorm
 
-    lines = ["# Python API", "", "Made from the source. The package hands out:", ""]
+    lines = ["# Python API", "", "Generated from the source. The package exports:", ""]
     for name in sorted(armorm._HOMES):
         thing = getattr(armorm, name)
         lines += [f"## {name}", "", f"`{armorm._HOMES[name]}.{name}`", "", *_documented(thing), ""]
@@ -220,7 +223,7 @@ def _modules() -> Iterator[tuple[str, str]]:
 
 
 def dataset_tables() -> str:
-    """Every preset: place, revision, what it holds, licence, size."""
+    """Every preset: hub id, revision, objectives, licence, size."""
     from armorm.data.presets import PREFERENCE_PRESETS, RATING_PRESETS
 
     lines = [
@@ -234,9 +237,9 @@ def dataset_tables() -> str:
         spans: dict[tuple[float, float], list[str]] = {}
         for objective in made:
             spans.setdefault((objective.low, objective.high), []).append(objective.name)
-        held = "; ".join(f"{', '.join(names)} ({low:g}-{high:g})" for (low, high), names in spans.items())
+        columns = "; ".join(f"{', '.join(names)} ({low:g}-{high:g})" for (low, high), names in spans.items())
         lines.append(
-            f"| `{name}` | {preset.hub_id} | {_revision(preset)} | {held} | {preset.licence} | {_size(preset)} |"
+            f"| `{name}` | {preset.hub_id} | {_revision(preset)} | {columns} | {preset.licence} | {_size(preset)} |"
         )
     lines += [
         "",
@@ -258,14 +261,14 @@ def _revision(preset: Any) -> str:
 
 def _size(preset: Any) -> str:
     if preset.rows is None:
-        return "not known"
+        return "unknown"
     about = "about " if preset.rounded else ""
     each = f" of {preset.each} responses" if preset.each > 1 else ""
     return f"{about}{preset.rows:,}{each}"
 
 
 def layout_table() -> str:
-    """What each layout function reads, from its docstring."""
+    """The columns that each layout function reads, from its docstring."""
     from armorm.data import layouts
 
     lines = ["| layout | columns as published |", "|---|---|"]
@@ -276,7 +279,7 @@ def layout_table() -> str:
 
 
 def scale_table() -> str:
-    """From a thousand to a billion conversations on an 8B backbone: tokens, FLOPs, hours, money, bytes."""
+    """Cost from a thousand to a billion conversations on an 8B backbone: tokens, FLOPs, hours, bytes."""
     from armorm.training.cost import (
         DEVICES,
         KNOWN_SHAPES,
@@ -289,7 +292,7 @@ def scale_table() -> str:
 
     shape, h100 = KNOWN_SHAPES["sfairXC/FsfairX-LLaMA3-RM-v0.1"], DEVICES["h100"]
     lines = [
-        "| conversations | tokens | forward FLOPs | 1 H100 | 8 H100 | 32 H100 | GPU hours | features on disk | memory of stage 1 |",
+        "| conversations | tokens | forward FLOPs | 1 H100 | 8 H100 | 32 H100 | GPU hours | features on disk | stage 1 memory |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for exponent in range(3, 10):

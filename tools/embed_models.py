@@ -1,14 +1,14 @@
-"""Put trained models into the package, where `armorm-tiny` and `armorm-tiny-rm` are read from.
+"""Copy trained models into the package as `armorm-tiny` and `armorm-tiny-rm`.
 
-In:  a folder of `tools/train_armorm_tiny.py` with the corpus' sources.json; a run of a recipe on it.
-Out: `src/armorm/embedded_models/armorm-tiny` (weights, tokenizer, config, card) and
-     `src/armorm/embedded_models/armorm-tiny-rm` (heads, config, card): the backbone's weights stand once.
+Writes `src/armorm/embedded_models/armorm-tiny` (weights, tokenizer, config, card) from a folder of
+`tools/train_armorm_tiny.py`, and `src/armorm/embedded_models/armorm-tiny-rm` (heads, config, card) from a run on it; the
+backbone's weights are stored once.
 
     python tools/embed_models.py backbone runs/tiny/armorm-tiny --sources runs/tiny/corpus/sources.json
     armorm train recipes/real-small.yaml --output runs/real
     python tools/embed_models.py reward-model runs/real
 
-or, fine-tuned with its heads (`finetuned.safetensors` beside the weights says on which prompts):
+or, fine-tuned with its heads (`finetuned.safetensors` next to the weights records the prompts):
 
     armorm train recipes/armorm-tiny.yaml --set backbone.model=runs/tiny/armorm-tiny --output runs/armorm-tiny
     python tools/embed_models.py finetuned runs/armorm-tiny
@@ -43,9 +43,9 @@ language: en
 
 The backbone inside armorm: a Llama of {{ "{:,}".format(parameters) }} parameters (hidden {{ config.hidden_size }}, \
 {{ config.num_hidden_layers }} layers, {{ config.num_attention_heads }} heads, vocabulary {{ "{:,}".format(config.vocab_size) }}, \
-embeddings tied), with a byte-level BPE tokenizer and a chat template whose markers are special tokens. It makes
-the tests, the demo and first tries work offline. It was trained by `tools/train_armorm_tiny.py`, from random weights, as
-a language model on conversations and documentation.
+embeddings tied), with a byte-level BPE tokenizer and a chat template whose markers are special tokens. The
+tests, the demo and first experiments use it offline. It was trained from scratch by `tools/train_armorm_tiny.py`, as a
+language model on conversations and documentation.
 
 ## Text
 
@@ -58,21 +58,21 @@ a language model on conversations and documentation.
 {% for name, entry in sources.items() if entry.texts -%}
 | {{ name }} | {{ entry.licence }} | {{ "{:,}".format(entry.texts) }} | {{ "%.2f"|format(entry.bytes / 1e6) }} |
 {% endfor %}
-`convarg` is UKPConvArg (Habernal and Gurevych), CC BY 4.0. The other sets are described in docs/data.md of the
-repository. No test split, benchmark, or text under a non-commercial licence was read.
+`convarg` is UKPConvArg (Habernal and Gurevych), CC BY 4.0. docs/data.md in the repository describes the other data
+sets. No test split, benchmark, or text under a non-commercial licence was used.
 
-## Figures
+## Metrics
 
 Held-out bits per byte: {{ "%.3f"|format(facts.bits_per_byte.chat_held_out) }} on conversations of held-out prompts \
 ({{ "{:,}".format(facts.corpus_tokens.chat_held_out) }} tokens), \
 {{ "%.3f"|format(facts.bits_per_byte.docs_held_out) }} on held-out documentation \
 ({{ "{:,}".format(facts.corpus_tokens.docs_held_out) }} tokens).
 
-## What it is not good for
+## Limitations
 
-It is small and has seen little text: it knows few facts, does not follow instructions, and reads
-English only. Rewards on it are good enough to see the method work and to test with;
-do not judge responses that matter by them, and do not generate text with it.
+The model is small and was trained on little text: it knows few facts, does not follow instructions, and reads English
+only. Rewards based on it are good enough to try the method and for tests. Do not use them for real decisions, and do not
+generate text with it.
 """
 
 _FINETUNING = """\
@@ -82,8 +82,8 @@ The language model was then trained with linear rewards on the ratings of `recip
 (`armorm train`, its `finetune` section): the masked squared error of {{ "{:,}".format(facts.rated_rows) }} rated responses to \
 {{ "{:,}".format(prompts) }} prompts of the training splits\
 {{ ", after " ~ "{:,}".format(facts.pairs) ~ " preference pairs" if facts.pairs else "" }}.
-`finetuned.safetensors` holds the keys of these prompts: training heads on this backbone leaves them out. Settings: \
-{{ settings }}. The figures below are those of the language model.
+`finetuned.safetensors` holds the keys of these prompts: training heads on this backbone excludes them. Settings: \
+{{ settings }}. The metrics below are those of the language model.
 
 | objective | ratings |
 |---|---|
@@ -94,7 +94,7 @@ The language model was then trained with linear rewards on the ratings of `recip
 
 
 def embed_backbone(folder: Path, sources: Path) -> None:
-    """Copy weights and tokenizer, and write the card from what training recorded."""
+    """Copy weights and tokenizer, and write the card from the training record."""
     target = TARGET / "armorm-tiny"
     target.mkdir(parents=True, exist_ok=True)
     size = (folder / "model.safetensors").stat().st_size
@@ -114,12 +114,12 @@ def embed_backbone(folder: Path, sources: Path) -> None:
 
 
 def embed_finetuned(run: Path) -> None:
-    """Put the fine-tuned weights of a run in the place of the language model's, and say so in the card."""
+    """Replace the language model's weights by the fine-tuned ones of a run, and add a section to the card."""
     target, folder = TARGET / "armorm-tiny", run / "work" / "backbone"
     record = Finetuned.read(folder)
     if record is None:
         raise SystemExit(f"{folder}: found no {FILE}, expected a fine-tuned backbone")
-    # (The tokenizer is the one that stands there: fine-tuning leaves it alone.)
+    # (Fine-tuning does not change the tokenizer, so it is not copied.)
     for name in ("model.safetensors", FILE):
         shutil.copyfile(folder / name, target / name)
         (target / name).chmod(0o644)
@@ -130,13 +130,13 @@ def embed_finetuned(run: Path) -> None:
         settings=", ".join(f"{name} {value}" for name, value in record.facts["settings"].items()),
     )
     card = (target / "README.md").read_text()
-    before, mark, after = card.partition("## Figures")
+    before, mark, after = card.partition("## Metrics")
     before = before.partition("## Fine-tuning")[0]
     (target / "README.md").write_text(f"{before}{text}\n{mark}{after}")
 
 
 def embed_reward_model(run: Path, recipe: Path) -> None:
-    """Keep the heads and the config of a run; check that its backbone is the embedded one, bit for bit."""
+    """Copy the heads and the config of a run; check that its backbone is bit for bit the embedded one."""
     target = TARGET / "armorm-tiny-rm"
     target.mkdir(parents=True, exist_ok=True)
     backbone = load_file(TARGET / "armorm-tiny" / "model.safetensors")

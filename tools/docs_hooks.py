@@ -95,7 +95,12 @@ def recipe_reference() -> str:
     from armorm.training import schema as module
     from armorm.training.recipe import Recipe
 
-    lines = ["# Recipe reference", "", "Generated from the models that validate a recipe. Unknown keys are rejected.", ""]
+    lines = [
+        "# Recipe reference",
+        "",
+        "Generated from the models that validate a recipe. Unknown keys are rejected.",
+        "",
+    ]
     sections: list[tuple[str, type]] = [("The recipe", Recipe)]
     sections += [
         (name, entry)
@@ -166,7 +171,12 @@ def cli_reference() -> str:
     from armorm.cli.app import app
 
     group: Any = typer.main.get_command(app)
-    lines = ["# Command line reference", "", "Generated from the command line application. `--help` of each command prints the same.", ""]
+    lines = [
+        "# Command line reference",
+        "",
+        "Generated from the command line application. `--help` of each command prints the same.",
+        "",
+    ]
     for name, command in group.commands.items():
         lines += [f"## armorm {name}", "", inspect.cleandoc(command.help or ""), ""]
         lines += ["| argument or option | default | |", "|---|---|---|"]

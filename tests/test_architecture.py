@@ -37,6 +37,7 @@ NETWORK |= {"huggingface_hub", "datasets", "fastapi", "uvicorn", "gradio"}
 NETWORK_PACKAGES = {"client", "data", "model", "serving"}
 UNPICKLING = {"pickle", "_pickle", "cPickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
 UNPICKLING_CALLS = {("torch", "load"), ("pandas", "read_pickle"), ("pd", "read_pickle")}
+RUNNING_CALLS = {"eval", "exec", "compile", "__import__"}
 UNPICKLING_ARGUMENTS = {("allow_pickle", "True"), ("weights_only", "False"), ("use_safetensors", "False")}
 
 
@@ -201,17 +202,20 @@ def unpickling(module: ast.Module) -> list[str]:
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
             if (node.value.id, node.attr) in UNPICKLING_CALLS:
                 found.append(f"{node.lineno} {node.value.id}.{node.attr}")
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in RUNNING_CALLS:
+            found.append(f"{node.lineno} {node.func.id}()")
         elif isinstance(node, ast.keyword) and (node.arg, ast.unparse(node.value)) in UNPICKLING_ARGUMENTS:
             found.append(f"{node.value.lineno} {node.arg}={ast.unparse(node.value)}")
     return found
 
 
-def test_nothing_unpickles():
+def test_nothing_unpickles_or_runs_data_as_code():
     assert [f"{name}:{line}" for name, module in MODULES.items() for line in unpickling(module)] == []
 
 
 @pytest.mark.parametrize(
-    "program", ["import pickle", "torch.load(p)", "from torch import load", "np.load(p, allow_pickle=True)"]
+    "program",
+    ["import pickle", "torch.load(p)", "from torch import load", "np.load(p, allow_pickle=True)", "eval(text)"],
 )
 def test_unpickling_is_found(program):
     assert unpickling(ast.parse(program))

@@ -320,7 +320,7 @@ def train(arguments: argparse.Namespace) -> None:
     done, step, average = 0, 0, None
     checkpoint = work / "checkpoint.pt"
     if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True, map_location=device)
+        state = torch.load(checkpoint, weights_only=True, map_location=device)  # noqa: TID251
         model.load_state_dict(state["model"])
         for stepper, saved in zip(steppers, state["steppers"], strict=True):
             stepper.load_state_dict(saved)

@@ -32,6 +32,11 @@ class UniqueKeys(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+def read_yaml(text: str) -> Any:
+    """The value of a YAML text; raises yaml.YAMLError, also for a key that is given twice."""
+    return yaml.load(text, Loader=UniqueKeys)  # noqa: S506 (a SafeLoader)
+
+
 @contextmanager
 def text_file(path: Path) -> Iterator[TextIO]:
     """A text file to write to bit by bit; it takes its name when the block ends without an error."""

@@ -26,7 +26,7 @@ import numpy as np
 import yaml
 
 from armorm.errors import ArmormError, nearest, shown
-from armorm.files import UniqueKeys
+from armorm.files import read_yaml
 from armorm.objectives import ObjectiveSet
 
 KEYS = ("multiply", "drop", "pin", "blend", "debias_strength")
@@ -200,7 +200,7 @@ def read_policy(path: str | Path) -> dict[str, Any]:
             another kind than its key holds.
     """
     try:
-        values = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=UniqueKeys)
+        values = read_yaml(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise SteeringError(f"{path}: cannot be read: {error}") from None
     except yaml.YAMLError as error:

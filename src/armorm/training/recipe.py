@@ -22,7 +22,7 @@ import yaml
 from pydantic import Field, ValidationError, field_validator
 
 from armorm.errors import RecipeError, nearest, shown
-from armorm.files import UniqueKeys
+from armorm.files import read_yaml
 from armorm.training.schema import (
     BackboneSection,
     DebiasSection,
@@ -103,7 +103,7 @@ class Recipe(Section):
     def from_text(cls, text: str, overrides: Sequence[str] = (), *, name: str = "recipe") -> Recipe:
         """Read a recipe from YAML text; as `from_yaml`."""
         try:
-            values = yaml.load(text, Loader=UniqueKeys)
+            values = read_yaml(text)
         except yaml.YAMLError as error:
             raise RecipeError(f"{name}: not valid YAML: {error}") from None
         if not isinstance(values, dict):
@@ -164,7 +164,7 @@ def _override(values: dict[str, Any], override: str) -> None:
         else:
             raise RecipeError(f"override {override!r}: {'.'.join(parents[:position])} holds a value, not keys")
     try:
-        value = yaml.load(text, Loader=UniqueKeys)
+        value = read_yaml(text)
     except yaml.YAMLError as error:
         raise RecipeError(f"override {override!r}: {error}") from None
     if isinstance(place, list):

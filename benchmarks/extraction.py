@@ -40,8 +40,7 @@ from armorm.conversation import Conversation
 from armorm.data.sources import Location
 from armorm.data.synthetic import generate
 from armorm.embedded import EMBEDDED_BACKBONE
-from armorm.features.engine import Engine
-from armorm.features.extraction_plan import plan_extraction
+from armorm.features.engine import Engine, plan_extraction
 from armorm.files import write_json
 from armorm.progress import ignore, progress
 from peak import environment

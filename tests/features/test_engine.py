@@ -1,4 +1,4 @@
-"""The engine: the way is chosen by test, the budget halves for want of memory, the numbers stay."""
+"""The engine: order and shards, how the mechanism is chosen, half the budget when memory runs out, the same numbers."""
 
 from __future__ import annotations
 
@@ -7,14 +7,23 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
+from armorm.backbone.chat_template import EncodedConversation
 from armorm.backbone.decoder import Backbone
 from armorm.backbone.prefix_tree import lexicographic_order, shared_with_previous
 from armorm.conversation import Conversation
 from armorm.embedded import EMBEDDED_BACKBONE, embedded_path
 from armorm.errors import BackboneError
 from armorm.features import engine as engines
-from armorm.features.engine import Engine, choose_engine, resumed_engine
-from armorm.features.extract import extract
+from armorm.features.engine import (
+    Engine,
+    choose_engine,
+    keys_of,
+    lengths_of,
+    plan_extraction,
+    prompt_keys_of,
+    resumed_engine,
+)
+from armorm.features.extract import ExtractionSummary, extract
 from armorm.features.store import FeatureStore
 from armorm.progress import ignore
 from tests.conftest import chat
@@ -68,7 +77,7 @@ def test_a_model_that_cannot_share_runs_on_plain_batches_and_it_is_said(capsys):
     encoded = in_order(backbone)
     engine = choose_engine(backbone, encoded, shared_by(encoded), 512, sharing=True)
     assert engine.mechanism == "plain"
-    assert "bloom: beginnings are not shared:" in capsys.readouterr().err
+    assert "bloom: prefixes are not shared, batches are plain:" in capsys.readouterr().err
     assert close(engine.features(encoded, ignore)[1], alone(backbone, encoded))
     # A plan that was begun with sharing is not trusted either.
     settings = {"mechanism": "tree", "compiled": False, "budget": 512}
@@ -93,7 +102,7 @@ def test_out_of_memory_halves_the_budget_and_the_run_goes_on(mechanism, monkeypa
     done: list[int] = []
     _, response = engine.features(encoded, done.append)
     assert (engine.budget, engine.halvings) == (128, 2)
-    assert capsys.readouterr().err.count("the budget is halved to") == 2
+    assert capsys.readouterr().err.count("with half the budget") == 2
     assert close(response, expected)
     if mechanism == "plain":
         assert sum(done) == sum(map(len, encoded))
@@ -152,3 +161,51 @@ def test_extraction_by_trees_gives_the_features_of_each_conversation_alone(store
     prompts = np.concatenate([backbone.features([one])[0] for one in given])
     assert close(features.prompt[features.prompt_index], prompts)
     assert len(features.prompt) == 4
+
+
+# --- order and shards ------------------------------------------------------------------------------
+
+
+def conversation(*ids: int, gate: int = 1) -> EncodedConversation:
+    return EncodedConversation(np.array(ids, np.int32), gate, 1)
+
+
+def test_summary_are_those_counted_by_hand():
+    encoded = [
+        conversation(1, 2, 3, 4),
+        conversation(1, 2, 3, 5),  # shares three tokens
+        conversation(1, 2, 3, 4),  # the same again
+        conversation(7, 8, 9),
+    ]
+    plan = plan_extraction(encoded, [0, 1, 3])
+    assert plan.rows.tolist() == [0, 1, 3]
+    assert plan.shared.tolist() == [0, 3, 0]
+    summary = ExtractionSummary.of(keys_of(encoded), prompt_keys_of(encoded), lengths_of(encoded), plan)
+    assert (summary.conversations, summary.unique, summary.stored, summary.prompts) == (4, 3, 0, 2)
+    assert (summary.asked_tokens, summary.computed_tokens) == (15, 8)
+    assert summary.saving == 15 / 8
+    assert str(summary) == (
+        "4 conversations (1 identical to another); 2 prompts (shared by 1 more responses); "
+        "15 tokens requested; 8 to compute, 1.88 times fewer"
+    )
+
+
+def test_shards_end_between_prompts_unless_one_prompt_alone_would_fill_two(monkeypatch):
+    monkeypatch.setattr(engines, "SHARD_TOKENS", 10)
+    few = [conversation(prompt, 1, 2, reply) for prompt in range(8) for reply in range(3)]
+    plan = plan_extraction(few, range(24))
+    first_of = {0, *plan.bounds[:-1]}
+    assert len(plan.bounds) > 2
+    assert all(start % 3 == 0 for start in first_of)  # every prompt has three replies
+    many = [conversation(0, 1, 2, 100 + reply) for reply in range(50)]
+    assert len(plan_extraction(many, range(50)).bounds) > 1
+
+
+def test_the_plan_does_not_depend_on_the_order_in_which_conversations_come():
+    rng = np.random.default_rng(0)
+    encoded = [conversation(int(rng.integers(3)), 1, *rng.integers(0, 9, 4).tolist(), i) for i in range(50)]
+    order = rng.permutation(50)
+    first = plan_extraction(encoded, range(50))
+    second = plan_extraction([encoded[i] for i in order], range(50))
+    assert [encoded[i].key for i in first.rows] == [encoded[order[i]].key for i in second.rows]
+    assert first.bounds == second.bounds

@@ -16,7 +16,7 @@ from armorm.backbone.chat_template import EncodedConversation
 from armorm.backbone.decoder import Backbone
 from armorm.conversation import Conversation
 from armorm.errors import StoreError
-from armorm.features import extraction_plan as planning
+from armorm.features import engine as engines
 from armorm.features.extract import Features, extract
 from armorm.features.store import FeatureStore
 from tests.conftest import chat
@@ -71,7 +71,7 @@ def batches(backbone, monkeypatch) -> list[list[EncodedConversation]]:
 
 @pytest.fixture
 def small_shards(monkeypatch):
-    monkeypatch.setattr(planning, "SHARD_TOKENS", SMALL_SHARDS)
+    monkeypatch.setattr(engines, "SHARD_TOKENS", SMALL_SHARDS)
 
 
 PASSES = 5
@@ -81,7 +81,7 @@ def extract_and_hang(model_folder: str, folder: str) -> None:
     """Extract until `PASSES` forward passes are done, say so, and wait to be killed."""
     torch.set_num_threads(1)
     backbone = Backbone.load(model_folder, dtype="float32", device="cpu")
-    planning.SHARD_TOKENS = SMALL_SHARDS
+    engines.SHARD_TOKENS = SMALL_SHARDS
     forward = backbone.features
     done = 0
 

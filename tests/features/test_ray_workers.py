@@ -13,11 +13,11 @@ from armorm.backbone.chat_template import EncodedConversation
 from armorm.backbone.decoder import Backbone
 from armorm.conversation import Conversation
 from armorm.errors import BackboneError, StoreError
-from armorm.features import extraction_plan as planning
+from armorm.features import engine as engines
 from armorm.features.extract import extract, fill_store
-from armorm.features.extraction_plan import Settings
 from armorm.features.store import FeatureStore
 from armorm.features.token_table import TokenTable
+from armorm.features.workers import ExtractionSettings
 from tests.conftest import chat
 
 pytestmark = pytest.mark.slow
@@ -93,15 +93,15 @@ def test_a_worker_killed_in_the_middle_is_replaced_and_the_bytes_are_those_of_on
 ):
     from armorm.features.ray_workers import RayWorkers
 
-    monkeypatch.setattr(planning, "SHARD_TOKENS", SHARD_TOKENS)
+    monkeypatch.setattr(engines, "SHARD_TOKENS", SHARD_TOKENS)
     here, there = tmp_path / "here", tmp_path / "there"
-    fill_store(backbone, encoded, FeatureStore.of(here, backbone), Settings(1024))
+    fill_store(backbone, encoded, FeatureStore.of(here, backbone), ExtractionSettings(1024))
     table = TokenTable.write(tmp_path / "tokens", [encoded])
     runner = RayWorkers(source, workers=2)
     store = FeatureStore.of(there, runner)
     killer = Killer(there)
     killer.start()
-    figures = fill_store(runner, table, store, Settings(1024))
+    figures = fill_store(runner, table, store, ExtractionSettings(1024))
     killer.over.set()
     killer.join()
     expected = shards_of(here)
@@ -118,7 +118,7 @@ def test_features_read_through_workers_are_those_of_the_backbone(two_cores, back
 
     few = encoded[:6]
     store = FeatureStore.of(tmp_path, backbone)
-    found = extract(backbone, few, store, runner=RayWorkers(source, workers=1, cpus=1))
+    found = extract(backbone, few, store, workers=RayWorkers(source, workers=1, cpus=1))
     alone = np.concatenate([backbone.features([one])[1] for one in few])
     np.testing.assert_allclose(found.response, alone, rtol=1e-4, atol=1e-5)
     assert not list(tmp_path.glob("tokens-*"))  # what was written for the workers is taken away
@@ -127,9 +127,9 @@ def test_features_read_through_workers_are_those_of_the_backbone(two_cores, back
 def test_more_workers_than_there_is_room_for_are_refused_before_anything_is_loaded(two_cores, source):
     from armorm.features.ray_workers import RayWorkers
 
-    with pytest.raises(BackboneError, match="3 workers of 1 CPU each: the cluster has 2"):
+    with pytest.raises(BackboneError, match="3 workers with 1 CPU each: the cluster has 2"):
         RayWorkers(source, workers=3, cpus=1)
-    with pytest.raises(BackboneError, match="1 workers of 1 GPU each: the cluster has 0"):
+    with pytest.raises(BackboneError, match="1 workers with 1 GPU each: the cluster has 0"):
         RayWorkers(source, workers=1, gpus=1)
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from armorm.backbone.chat_template import EncodedConversation
 from armorm.errors import StoreError
-from armorm.features.extraction_plan import Rows, keys_of, lengths_of, prompt_keys_of
+from armorm.features.engine import Rows, keys_of, lengths_of, prompt_keys_of
 from armorm.features.token_table import IDS, TokenTable
 
 

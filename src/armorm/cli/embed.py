@@ -58,10 +58,10 @@ def embed(
     from armorm.backbone.encoding import encode_rows
     from armorm.data.sources import Location
     from armorm.features.extract import fill_store
-    from armorm.features.extraction_plan import Settings
     from armorm.features.ray_workers import BackboneSource, RayWorkers
     from armorm.features.store import FeatureStore
     from armorm.features.token_table import TokenTable
+    from armorm.features.workers import ExtractionSettings
     from armorm.progress import progress
 
     if overflow not in ("skip", "truncate_prompt"):
@@ -102,7 +102,7 @@ def embed(
         write_text(output / "rejected.jsonl", "".join(json.dumps(entry) + "\n" for entry in refused))
         console.print(f"refused: {len(refused):,} rows, listed in {output / 'rejected.jsonl'}")
     start = time.perf_counter()
-    figures = fill_store(runner, table, store, Settings(batch_tokens, sharing, compiled))
+    figures = fill_store(runner, table, store, ExtractionSettings(batch_tokens, sharing, compiled))
     seconds = time.perf_counter() - start
     found = {
         "conversations": figures.conversations,

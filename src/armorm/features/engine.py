@@ -1,13 +1,10 @@
-"""The engine: conversations through the backbone, by the fastest way that gives the right features.
+"""Order conversations and run them through a backbone in the fastest way that gives the right features.
 
-In:  a backbone, conversations in lexicographic order, a budget of tokens.
-Out: their prompt and response features, in order.
-
-Two ways. `tree`: one stream of tokens a forward pass, every shared prefix once (backbone/prefix_forward.py). `plain`:
-batches of similar length, padded on the right. The tree is chosen where the model passes the test on a sample of
-this very work; where it does not, the reason is printed and the run is plain. Streams of the coming batch are laid
-out while the model computes the present one. Where memory does not suffice, the budget halves and the run goes on;
-a conversation for which it does not suffice alone is an error that says so.
+There are two mechanisms. `tree`: each forward pass is one stream of tokens in which every shared prefix is computed
+once (`backbone/prefix_forward.py`). `plain`: right-padded batches of similar length. The tree is used if the model
+passes a test on a sample of the work itself; if it fails, the reason is logged and batches are plain. The next stream
+is laid out while the model computes the current one. If memory runs out, the token budget is halved and the run
+continues; a conversation that does not fit alone is an error.
 """
 
 from __future__ import annotations
@@ -24,23 +21,124 @@ import torch
 from armorm.backbone.chat_template import EncodedConversation
 from armorm.backbone.decoder import Backbone, is_out_of_memory, length_sorted_batches
 from armorm.backbone.prefix_forward import SharedForward, can_compile, flops_per_token, sample, why_not_shared
-from armorm.backbone.prefix_tree import PrefixTree, build_tree, shared_with_previous, tree_batches
+from armorm.backbone.prefix_tree import (
+    PrefixTree,
+    build_tree,
+    lexicographic_order,
+    shared_with_previous,
+    tree_batches,
+)
 from armorm.errors import BackboneError
+from armorm.features.store import KEY
 from armorm.progress import Advance, say
 
-# Work below this many tokens is not worth a test of the backbone; it runs plain until some other work has brought one.
+BATCH_TOKENS = 8192
+SHARD_TOKENS = 400_000
+# Work of fewer tokens is not worth testing the backbone for; it runs plain unless the backbone was tested before.
 TESTED_TOKENS = 16_384
-# Compiling layers takes half a minute and saves about a tenth: it pays from some minutes of work on, at the 1e11
-# operations a second of a small processor.
+# Compiling layers takes half a minute and saves about a tenth, so it pays for work of a few minutes at the 1e11
+# operations per second of a small CPU.
 COMPILED_OPERATIONS = 6e13
 LEAST_BUDGET = 32
-# Rows, what goes through the backbone, and tokens that count for progress.
+# Rows, the input of one forward pass, and the tokens that count for progress.
 _Pass = tuple[np.ndarray, "PrefixTree | list[EncodedConversation]", int]
+
+
+@dataclass(frozen=True)
+class ExtractionPlan:
+    """The order in which conversations are computed.
+
+    Attributes:
+        rows: (m,) indices of the conversations, in lexicographic order of their ids.
+        lengths: (m,) tokens of each.
+        shared: (m,) ids each has in common with the previous one.
+        bounds: end of each shard in `rows`.
+    """
+
+    rows: np.ndarray
+    lengths: np.ndarray
+    shared: np.ndarray
+    bounds: list[int]
+
+    @property
+    def tree_tokens(self) -> int:
+        """Tokens to compute if every shard shares prefixes within itself."""
+        starts = [0, *self.bounds[:-1]] if self.bounds else []
+        return int(self.lengths.sum() - self.shared.sum() + self.shared[starts].sum())
+
+
+def plan_extraction(encoded: Sequence[EncodedConversation], rows: Sequence[int] | np.ndarray) -> ExtractionPlan:
+    """Order distinct conversations and cut them into shards of about `SHARD_TOKENS` tokens to compute.
+
+    A shard ends between two prompts, unless one prompt alone would fill two shards.
+    """
+    order = np.asarray(rows, np.int64)
+    order = order[lexicographic_order(_Ids(Rows(encoded, order)))]
+    lengths = np.array([len(encoded[i]) for i in order], np.int64)
+    shared = shared_with_previous(_Ids(Rows(encoded, order)))
+    gates = np.array([encoded[i].gate_position for i in order], np.int64)
+    new_prompt = shared <= gates
+    bounds: list[int] = []
+    total = 0
+    for row, tokens in enumerate((lengths - shared).tolist()):
+        full = total >= SHARD_TOKENS and new_prompt[row]
+        if row and (full or total >= 2 * SHARD_TOKENS):
+            bounds.append(row)
+            total = 0
+        total += tokens
+    return ExtractionPlan(order, lengths, shared, [*bounds, len(order)] if len(order) else [])
+
+
+class Rows(Sequence[EncodedConversation]):
+    """Some conversations of a sequence that may be on disk; each is read when it is used.
+
+    Attributes:
+        encoded: the sequence.
+        rows: (n,) positions in it.
+    """
+
+    def __init__(self, encoded: Sequence[EncodedConversation], rows: np.ndarray) -> None:
+        self.encoded, self.rows = encoded, rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, place: Any) -> Any:
+        return self.encoded[int(self.rows[place])]
+
+
+class _Ids(Sequence[np.ndarray]):
+    def __init__(self, rows: Rows) -> None:
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, place: Any) -> Any:
+        return self._rows[place].ids
+
+
+def keys_of(encoded: Sequence[EncodedConversation]) -> np.ndarray:
+    """Keys (n,) of the response features."""
+    found = getattr(encoded, "keys", None)
+    return found if isinstance(found, np.ndarray) else np.array([c.key for c in encoded], KEY)
+
+
+def prompt_keys_of(encoded: Sequence[EncodedConversation]) -> np.ndarray:
+    """Keys (n,) of the prompt features."""
+    found = getattr(encoded, "prompt_keys", None)
+    return found if isinstance(found, np.ndarray) else np.array([c.prompt_key for c in encoded], KEY)
+
+
+def lengths_of(encoded: Sequence[EncodedConversation]) -> np.ndarray:
+    """Tokens (n,) of each conversation."""
+    found = getattr(encoded, "lengths", None)
+    return found if isinstance(found, np.ndarray) else np.array([len(c) for c in encoded], np.int64)
 
 
 @dataclass
 class Engine:
-    """A way to compute features.
+    """Computes features with one mechanism.
 
     Args:
         budget: most tokens of a forward pass: of a tree, or of a plain batch with its padding.
@@ -48,7 +146,7 @@ class Engine:
         compiled: layers are compiled for streams of exactly `budget` tokens.
 
     Attributes:
-        halvings: how often the budget was halved for want of memory.
+        halvings: how often the budget was halved because memory ran out.
     """
 
     backbone: Backbone
@@ -59,14 +157,14 @@ class Engine:
     _shared: SharedForward | None = field(default=None, init=False, repr=False)
 
     def settings(self) -> dict[str, Any]:
-        """What decides the bytes of the features beside the backbone itself."""
+        """What determines the bytes of the features, apart from the backbone."""
         return {"mechanism": self.mechanism, "compiled": self.compiled, "budget": self.budget}
 
     def features(self, encoded: Sequence[EncodedConversation], advance: Advance) -> tuple[np.ndarray, np.ndarray]:
         """Prompt and response features (n, d) float32 of n conversations in lexicographic order.
 
         Args:
-            advance: called with the tokens of each pass, padding left out.
+            advance: called with the tokens of each pass, without padding.
 
         Raises:
             BackboneError: for a conversation that does not fit into memory even alone.
@@ -86,7 +184,7 @@ class Engine:
         response: np.ndarray,
         advance: Advance,
     ) -> np.ndarray:
-        """Compute rows until done or out of memory; the rows that are left."""
+        """Compute rows until done or out of memory; returns the remaining rows."""
         passes = self._trees(encoded, todo) if self.mechanism == "tree" else self._batches(encoded, todo)
         left = set(todo.tolist())
         for rows, work, tokens in passes:
@@ -117,7 +215,7 @@ class Engine:
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        say(f"out of memory: the budget is halved to {self.budget:,} tokens and the run goes on")
+        say(f"out of memory: continuing with half the budget, {self.budget:,} tokens")
 
     def _forward(self, work: PrefixTree | list[EncodedConversation]) -> tuple[np.ndarray, np.ndarray]:
         if isinstance(work, PrefixTree):
@@ -142,11 +240,11 @@ class Engine:
             return build_tree(sequences[start:stop], gates, shared[start:stop].tolist())
 
         with ThreadPoolExecutor(1) as pool:
-            coming: Future[PrefixTree] | None = pool.submit(lay_out, *batches[0]) if batches else None
+            following: Future[PrefixTree] | None = pool.submit(lay_out, *batches[0]) if batches else None
             for number, (start, stop) in enumerate(batches):
-                assert coming is not None
-                tree = coming.result()
-                coming = pool.submit(lay_out, *batches[number + 1]) if number + 1 < len(batches) else None
+                assert following is not None
+                tree = following.result()
+                following = pool.submit(lay_out, *batches[number + 1]) if number + 1 < len(batches) else None
                 yield todo[start:stop], tree, len(tree)
 
 
@@ -163,16 +261,16 @@ def choose_engine(
 
     Args:
         encoded: the work, in lexicographic order.
-        shared: (n,) ids each has in common with the one before.
-        sharing: whether beginnings are shared; by default where that is exact for this model and pays.
-        compiled: whether layers are compiled; by default where that pays.
+        shared: (n,) ids each has in common with the previous one.
+        sharing: share prefixes; by default if that is exact for this model and pays.
+        compiled: compile layers; by default if that pays.
     """
     lengths = np.array([len(conversation) for conversation in encoded], np.int64)
-    asked, computed = int(lengths.sum()), int((lengths - shared).sum())
+    total, computed = int(lengths.sum()), int((lengths - shared).sum())
     if sharing is False or len(encoded) < 2:
         return Engine(backbone, budget)
     small = computed < TESTED_TOKENS and not sharing
-    if small and (backbone.sharing_fault is None or computed > 0.8 * asked):
+    if small and (backbone.sharing_fault is None or computed > 0.8 * total):
         return Engine(backbone, budget)
     if not _can_share(backbone, encoded, shared):
         return Engine(backbone, budget)
@@ -183,7 +281,7 @@ def choose_engine(
 
 
 def resumed_engine(backbone: Backbone, settings: dict[str, Any], encoded: Sequence[EncodedConversation]) -> Engine:
-    """The engine that a stored plan was begun with, if the backbone can still be trusted with it.
+    """The engine that a stored plan was started with; plain if the backbone fails the test for sharing prefixes.
 
     Args:
         encoded: some of the work, in lexicographic order, to test the backbone on.
@@ -198,11 +296,11 @@ def resumed_engine(backbone: Backbone, settings: dict[str, Any], encoded: Sequen
 
 
 def _can_share(backbone: Backbone, encoded: Sequence[EncodedConversation], shared: np.ndarray) -> bool:
-    """Whether the backbone passed the test, which is made once, on a sample of this work."""
+    """Whether the backbone passed the test, which is run once, on a sample of this work."""
     if backbone.sharing_fault is None:
         window = getattr(backbone.model.config.get_text_config(), "sliding_window", None)
         rows = sample(encoded, shared, window)
         backbone.sharing_fault = why_not_shared(backbone, [encoded[i] for i in rows])
         if backbone.sharing_fault:
-            say(f"{backbone.name}: beginnings are not shared: {backbone.sharing_fault}; plain batches instead")
+            say(f"{backbone.name}: prefixes are not shared, batches are plain: {backbone.sharing_fault}")
     return not backbone.sharing_fault

@@ -1,12 +1,8 @@
-"""Extraction: encoded conversations to features, through the store where there is one.
+"""Features of encoded conversations: computed in memory, or read from a store that is filled with what it lacks.
 
-In:  encoded conversations, a backbone, optionally a store.
-Out: `Features`: response features (n, d), and the prompt features of the m distinct prompts; or, of `fill_store`,
-     the same in the store alone, in memory that hardly grows with their number.
-
-Identical conversations are computed once, across everything that was ever asked of the same store. What is left is
-planned (plan.py) and computed shard after shard (engine.py); a finished shard is never computed again, and one whose
-checksum fails is set aside and computed anew.
+Identical conversations are computed once; with a store, once for all requests to it. Missing conversations are
+ordered and cut into shards (`engine.plan_extraction`); a complete shard is never computed again unless its checksum
+fails.
 """
 
 from __future__ import annotations
@@ -18,27 +14,26 @@ import numpy as np
 
 from armorm.backbone.chat_template import EncodedConversation
 from armorm.backbone.decoder import Backbone
-from armorm.features.extraction_plan import (
+from armorm.features.engine import (
     BATCH_TOKENS,
-    PlanFigures,
+    ExtractionPlan,
     Rows,
-    Settings,
+    choose_engine,
     keys_of,
     lengths_of,
     plan_extraction,
-    plan_figures,
     prompt_keys_of,
 )
 from armorm.features.store import FeatureStore, shard_name
-from armorm.features.workers import Here, Runner, Work
+from armorm.features.workers import ExtractionSettings, LocalWorker, Work, Workers
 from armorm.progress import progress, say
 
-SAID_TOKENS = 200_000
+SUMMARISED_TOKENS = 200_000  # requests of at least as many tokens are summarised on stderr
 
 
 @dataclass(frozen=True)
 class Features:
-    """Features of n conversations over m distinct prompts.
+    """Features of n conversations with m distinct prompts.
 
     Attributes:
         response: (n, d) float32.
@@ -60,6 +55,59 @@ class Features:
         return Features(self.response[rows], self.prompt[used], index)
 
 
+@dataclass(frozen=True)
+class ExtractionSummary:
+    """What a request amounts to.
+
+    Attributes:
+        conversations: requested.
+        unique: distinct conversations.
+        stored: distinct conversations whose features are stored already.
+        prompts: distinct prompts.
+        asked_tokens: of all conversations.
+        computed_tokens: that go through the backbone.
+    """
+
+    conversations: int
+    unique: int
+    stored: int
+    prompts: int
+    asked_tokens: int
+    computed_tokens: int
+
+    @classmethod
+    def of(
+        cls, keys: np.ndarray, prompt_keys: np.ndarray, lengths: np.ndarray, plan: ExtractionPlan
+    ) -> ExtractionSummary:
+        """From keys (n,), prompt keys (n,) and lengths (n,) of all conversations, and the plan of the missing ones."""
+        unique = len(np.unique(keys))
+        return cls(
+            conversations=len(keys),
+            unique=unique,
+            stored=unique - len(plan.rows),
+            prompts=len(np.unique(prompt_keys)),
+            asked_tokens=int(lengths.sum()),
+            computed_tokens=plan.tree_tokens,
+        )
+
+    @property
+    def saving(self) -> float:
+        """Requested tokens for each computed one; infinite if nothing has to be computed."""
+        return self.asked_tokens / self.computed_tokens if self.computed_tokens else float("inf")
+
+    def __str__(self) -> str:
+        repeated, shared = self.conversations - self.unique, self.unique - self.prompts
+        parts = [
+            f"{self.conversations:,} conversations"
+            + (f" ({repeated:,} identical to another)" if repeated else "")
+            + (f", {self.stored:,} stored" if self.stored else ""),
+            f"{self.prompts:,} prompts" + (f" (shared by {shared:,} more responses)" if shared else ""),
+            f"{self.asked_tokens:,} tokens requested",
+            f"{self.computed_tokens:,} to compute" + (f", {self.saving:.2f} times fewer" if self.saving > 1 else ""),
+        ]
+        return "; ".join(parts)
+
+
 def extract(
     backbone: Backbone,
     encoded: Sequence[EncodedConversation],
@@ -69,29 +117,30 @@ def extract(
     description: str = "features",
     sharing: bool | None = None,
     compiled: bool | None = None,
-    runner: Runner | None = None,
+    workers: Workers | None = None,
 ) -> Features:
-    """Compute features, or read those the store has.
+    """Compute features, or read those that the store has.
 
     Args:
-        runner: what computes the shards of the store; by default the backbone, here.
-        batch_tokens: most tokens of a forward pass: of a tree of shared beginnings, or of a padded batch.
-        sharing, compiled: as in `Settings`.
+        batch_tokens: most tokens of a forward pass: of a tree of shared prefixes, or of a padded batch.
+        description: of the progress line.
+        sharing, compiled: as in `ExtractionSettings`.
+        workers: compute the shards of the store; by default this process does, with `backbone`.
 
     Raises:
         BackboneError: for a conversation that does not fit into memory even alone.
         StoreError: for a store that cannot be written or read.
     """
-    settings = Settings(batch_tokens, sharing, compiled, description)
     keys, prompt_keys = keys_of(encoded), prompt_keys_of(encoded)
     unique_prompts, prompt_index = distinct(prompt_keys)
     if store is not None:
-        fill_store(runner or backbone, encoded, store, settings)
+        settings = ExtractionSettings(batch_tokens, sharing, compiled, description)
+        fill_store(workers or backbone, encoded, store, settings)
         return Features(store.responses(keys), store.prompts(unique_prompts), prompt_index)
     _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
     plan = plan_extraction(encoded, first)
     rows = [encoded[i] for i in plan.rows]
-    engine = Here(backbone).engine(rows, plan.shared, settings)
+    engine = choose_engine(backbone, rows, plan.shared, batch_tokens, sharing=sharing, compiled=compiled)
     total = int((plan.lengths - plan.shared if engine.mechanism == "tree" else plan.lengths).sum())
     with progress(description, total, "tokens") as advance:
         prompt, response = engine.features(rows, advance)
@@ -104,75 +153,74 @@ def extract(
 
 
 def fill_store(
-    runner: Backbone | Runner,
+    workers: Backbone | Workers,
     encoded: Sequence[EncodedConversation],
     store: FeatureStore,
-    settings: Settings | None = None,
-) -> PlanFigures:
-    """Compute whatever of these conversations the store lacks.
+    settings: ExtractionSettings | None = None,
+) -> ExtractionSummary:
+    """Compute the features of these conversations that the store lacks.
 
     Args:
-        runner: what computes the shards; a backbone computes them here.
-        encoded: in memory, or on disk (tokens.py).
-
-    Returns:
-        figures of the request.
+        workers: compute the shards; a backbone computes them in this process.
+        encoded: in memory, or a `TokenTable` on disk.
     """
-    runner = Here(runner) if isinstance(runner, Backbone) else runner
-    settings = settings or Settings()
+    workers = LocalWorker(workers) if isinstance(workers, Backbone) else workers
+    settings = settings or ExtractionSettings()
     keys, prompt_keys = keys_of(encoded), prompt_keys_of(encoded)
     store.verify(keys, prompt_keys)
-    figures = _fill(store, runner, encoded, keys, prompt_keys, store.missing(keys), settings)
-    # (A prompt feature can be missing alone, where the shard of another request that held it was deleted.)
+    summary = _fill(store, workers, encoded, keys, prompt_keys, store.missing(keys), settings)
+    # (A prompt feature can be missing alone, if the shard of another request that held it was deleted.)
     prompts = store.missing_prompts(prompt_keys)
     if prompts:
-        _fill(store, runner, encoded, keys, prompt_keys, prompts, settings)
-    return figures
+        _fill(store, workers, encoded, keys, prompt_keys, prompts, settings)
+    return summary
 
 
 def _fill(
     store: FeatureStore,
-    runner: Runner,
+    workers: Workers,
     encoded: Sequence[EncodedConversation],
     keys: np.ndarray,
     prompt_keys: np.ndarray,
     missing: Sequence[int],
-    settings: Settings,
-) -> PlanFigures:
+    settings: ExtractionSettings,
+) -> ExtractionSummary:
     """Compute the conversations at the positions `missing`, shard by shard."""
     plan = plan_extraction(encoded, missing)
-    figures = plan_figures(keys, prompt_keys, lengths_of(encoded), plan)
+    summary = ExtractionSummary.of(keys, prompt_keys, lengths_of(encoded), plan)
     if not len(plan.rows):
-        return figures
-    chosen = runner.choose(Rows(encoded, plan.rows), plan.shared, settings)
+        return summary
+    chosen = workers.choose(Rows(encoded, plan.rows), plan.shared, settings)
     stored = store.plan(keys, plan.rows, plan.bounds, chosen)
     order = np.argsort(keys, kind="stable")
     places = [order[np.searchsorted(keys, shard, sorter=order)] for shard in stored.shards]
     todo = [number for number in range(len(places)) if not store.has_shard(shard_name(stored.id, number))]
     shard_of = np.repeat(np.arange(len(places)), [len(rows) for rows in places])
-    distinct, first = np.unique(prompt_keys[np.concatenate(places)], return_index=True)  # the first shard owns a prompt
+    prompts, first = np.unique(prompt_keys[np.concatenate(places)], return_index=True)  # the first shard owns a prompt
 
     def owned(number: int) -> np.ndarray:
-        mine = distinct[shard_of[first] == number]
+        mine = prompts[shard_of[first] == number]
         return mine[~store.has_prompts(mine, outside=f"shard-{stored.id}-")]
 
     computed = np.zeros(len(encoded), np.int64)
     computed[plan.rows] = plan.lengths - plan.shared if stored.settings.get("mechanism") == "tree" else plan.lengths
-    work = Work(
-        stored,
-        todo,
-        encoded,
-        places,
-        owned,
-        store,
-        settings,
-        figures,
-        {number: int(computed[places[number]].sum()) for number in todo},
+    if summary.asked_tokens >= SUMMARISED_TOKENS:
+        say(f"{settings.description}: {summary}")
+    saving = f" ({summary.saving:.1f} requested for each)" if summary.saving > 1.05 else ""
+    workers.run(
+        Work(
+            store=store,
+            plan=stored,
+            numbers=todo,
+            encoded=encoded,
+            places=places,
+            owned=owned,
+            tokens={number: int(computed[places[number]].sum()) for number in todo},
+            description=settings.description,
+            unit=f"tokens{saving}",
+        )
     )
-    if figures.asked_tokens >= SAID_TOKENS:
-        say(f"{settings.description}: {figures}")
-    runner.run(work)
-    return figures
+    return summary
 
 
 def distinct(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

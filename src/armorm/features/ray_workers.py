@@ -1,14 +1,11 @@
 """Extraction on Ray: the shards of a plan computed by a pool of workers, on one machine or a cluster.
 
-In:  a plan (work.py), a backbone by name, how many workers, what each takes of its machine.
-Out: the same shards in the same store.
-
-Each worker is an actor of Ray Data with its own copy of the backbone and its own share of devices; a row of the data
-set is one shard, so conversations that share a prompt stay together. Token ids and features do not travel through
-Ray: workers read a token table from disk and write their shards into the store, so both must lie in a folder that
-every machine sees under the same path. A worker that dies is started again by Ray and the shards it had not written are
-computed again; a shard is whole or absent, so it does not matter when that happens. Workers on machines of one kind,
-with as many threads, write the same bytes as one process.
+Each worker is a Ray Data actor with its own copy of the backbone and its own devices; a row of the Ray dataset is one
+shard, so conversations that share a prompt stay together. Token ids and features do not travel through Ray: workers
+read a token table from disk and write their shards to the store, so every machine must see both under the same path.
+Ray restarts a worker that dies, and its unfinished shards are computed again; a shard is complete or absent, so it
+does not matter when that happens. Workers on machines of one kind, with the same number of threads, write the same
+bytes as a single process.
 """
 
 from __future__ import annotations
@@ -28,25 +25,20 @@ from armorm.backbone.chat_template import ChatTemplate, EncodedConversation
 from armorm.backbone.decoder import Backbone
 from armorm.embedded import embedded_path
 from armorm.errors import ArmormError, BackboneError, MissingExtraError, StoreError
-from armorm.features.extraction_plan import Rows, Settings
+from armorm.features.engine import Rows, resumed_engine
 from armorm.features.store import KEY, differing_parts, shard_name, write_shard
 from armorm.features.token_table import TokenTable
-from armorm.features.workers import Here, Work, compute_shard, resumed_engine
+from armorm.features.workers import ExtractionSettings, LocalWorker, Work, compute_shard
 from armorm.progress import progress, say
 
 _MOST_BLOCKS = 4096
-# How often a shard is begun: machines may be lost, but a shard that kills every worker it meets has to end the run.
+# Machines may be lost, but a shard that kills every worker has to end the run.
 ATTEMPTS = 5
 
 
 @dataclass(frozen=True)
 class BackboneSource:
-    """A backbone that is not loaded yet; plain data that travels to a worker.
-
-    Attributes:
-        name: hub id, folder or embedded.
-        dtype, device, revision, trust_remote_code: as for `Backbone.load`.
-    """
+    """Arguments of `Backbone.load`; plain data that is sent to workers."""
 
     name: str
     dtype: str = "auto"
@@ -55,7 +47,6 @@ class BackboneSource:
     trust_remote_code: bool = False
 
     def load(self) -> Backbone:
-        """The backbone."""
         return Backbone.load(
             self.name,
             dtype=self.dtype,
@@ -65,10 +56,10 @@ class BackboneSource:
         )
 
     def template(self) -> ChatTemplate:
-        """Its chat template, without the weights.
+        """The chat template, without loading the weights.
 
         Raises:
-            BackboneError: where there is no tokenizer.
+            BackboneError: for a model without a tokenizer.
         """
         from transformers import AutoTokenizer
 
@@ -85,17 +76,17 @@ class BackboneSource:
 
 @dataclass
 class RayWorkers:
-    """A `Runner` on Ray: connects to the cluster of `RAY_ADDRESS` or of this machine, or starts Ray here.
+    """`Workers` on Ray: connects to the cluster of `RAY_ADDRESS` or of this machine, or starts Ray here.
 
     Args:
         source: the backbone that each worker loads.
-        workers: how many; by default one for each GPU of the cluster, or for each machine where there is none.
-        gpus: GPUs of a worker; by default one where the cluster has any.
-        cpus: cores of a worker; by default an equal share of the cluster's.
+        workers: their number; by default one per GPU of the cluster, or one per machine if it has no GPUs.
+        gpus: per worker; by default one if the cluster has any.
+        cpus: cores per worker; by default an equal share.
 
     Raises:
-        MissingExtraError: where Ray is not installed.
-        BackboneError: for a worker that the cluster has no room for.
+        MissingExtraError: if Ray is not installed.
+        BackboneError: for more workers than the cluster has resources for.
     """
 
     source: BackboneSource
@@ -106,7 +97,7 @@ class RayWorkers:
 
     def __post_init__(self) -> None:
         ray = _started()
-        if Path(self.source.name).exists():  # (workers stand elsewhere)
+        if Path(self.source.name).exists():  # (workers run in another folder)
             self.source = replace(self.source, name=str(Path(self.source.name).resolve()))
         have = ray.cluster_resources()
         if self.gpus is None:
@@ -119,18 +110,18 @@ class RayWorkers:
         for kind, each in (("GPU", self.gpus), ("CPU", self.cpus)):
             if each * self.workers > have.get(kind, 0):
                 raise BackboneError(
-                    f"{self.workers} workers of {each:g} {kind} each: the cluster has {have.get(kind, 0):g}; "
+                    f"{self.workers} workers with {each:g} {kind} each: the cluster has {have.get(kind, 0):g}; "
                     "expected fewer workers, or less for each"
                 )
 
     @property
     def sharing_fault(self) -> str | None:
-        """As of the backbone, where a worker has tried it."""
+        """As of the backbone, None until a worker has tested it."""
         return self._fault
 
     @property
     def fingerprint_parts(self) -> Mapping[str, str]:
-        """As of the backbone, found by a worker."""
+        """As of the backbone."""
         return self._head_answer("describe")[0]
 
     @property
@@ -139,9 +130,8 @@ class RayWorkers:
         return self._head_answer("describe")[1]
 
     def choose(
-        self, encoded: Sequence[EncodedConversation], shared: np.ndarray, settings: Settings
+        self, encoded: Sequence[EncodedConversation], shared: np.ndarray, settings: ExtractionSettings
     ) -> Mapping[str, Any]:
-        """As in `Runner`, tried by a worker."""
         table = encoded.encoded if isinstance(encoded, Rows) else None
         if isinstance(encoded, Rows) and isinstance(table, TokenTable):  # (read there, not sent)
             chosen, fault = self._head_answer(
@@ -151,25 +141,25 @@ class RayWorkers:
             chosen, fault = self._head_answer("choose", list(encoded), shared, settings)
         self._fault = fault
         if fault:
-            say(f"{self.source.name}: beginnings are not shared: {fault}; plain batches instead")
+            say(f"{self.source.name}: prefixes are not shared, batches are plain: {fault}")
         return chosen
 
     def run(self, work: Work) -> None:
-        """As in `Runner`.
+        """Compute the shards and make them readable in the store.
 
         Raises:
-            StoreError: for a store of another backbone than the workers have.
-            BackboneError: where a shard cannot be computed, or its workers keep dying.
+            StoreError: for a store of another backbone than the workers', or if shards are not visible here.
+            BackboneError: for a shard that cannot be computed, or whose workers keep dying.
         """
         differing = differing_parts(work.store.fingerprint, self.fingerprint_parts)
         if differing:
             raise StoreError(
-                f"{work.store.folder}: is of another backbone than the workers load ({', '.join(differing)} differ); "
-                "expected the same weights, dtype, tokenizer and template (name the dtype where machines differ)"
+                f"{work.store.folder}: has another backbone than the workers load ({', '.join(differing)} differ); "
+                "expected the same weights, dtype, tokenizer and template (set the dtype if machines differ)"
             )
         self._release_head()
         total = sum(work.tokens.values())
-        with _table(work) as table, progress(work.settings.description, total, work.unit) as advance:
+        with _table(work) as table, progress(work.description, total, work.unit) as advance:
             rows = [
                 {
                     "number": number,
@@ -180,12 +170,12 @@ class RayWorkers:
                 for number in work.numbers
             ]
             with _counter(advance) as counter:
-                # (Workers may stand in another folder.)
+                # (Absolute: workers run in another folder.)
                 folders = str(table.folder.resolve()), str(work.store.folder.resolve())
                 task = _Task(self.source, *folders, work.store.dtype, work.plan.settings)
                 for done in self._computed(rows, task, counter):
                     if done["fault"]:
-                        say(f"{self.source.name}: beginnings are not shared in {done['name']}: {done['fault']}")
+                        say(f"{self.source.name}: prefixes are not shared in {done['name']}: {done['fault']}")
                     work.store.adopt(done["name"])
         left = [number for number in work.numbers if not work.store.has_shard(shard_name(work.plan.id, number))]
         if left:
@@ -195,7 +185,7 @@ class RayWorkers:
             )
 
     def _computed(self, rows: list[dict[str, Any]], task: _Task, counter: Any) -> Iterator[dict[str, Any]]:
-        """What workers say of each shard, as it is finished."""
+        """What workers report about each shard, as it is finished."""
         import ray
         from ray.exceptions import RayError
 
@@ -217,7 +207,7 @@ class RayWorkers:
             raise _own(error) from None
 
     def _head_answer(self, method: str, *arguments: Any) -> Any:
-        """What the first worker answers; it is kept until the pool starts."""
+        """The answer of the first worker, which is kept until the pool starts."""
         import ray
         from ray.exceptions import RayError
 
@@ -249,7 +239,7 @@ class RayWorkers:
 
 @dataclass(frozen=True)
 class _Task:
-    """What every worker is told once."""
+    """What is the same for every shard."""
 
     source: BackboneSource
     table: str
@@ -259,31 +249,31 @@ class _Task:
 
 
 class _Head:
-    """The first worker: says what the backbone is and how it is best run."""
+    """The first worker: describes the backbone and chooses its engine."""
 
     def __init__(self, source: BackboneSource) -> None:
         self.backbone = source.load()
 
     def describe(self) -> tuple[Mapping[str, str], int]:
-        """Fingerprint and width."""
+        """Fingerprint parts and feature size."""
         return self.backbone.fingerprint_parts, self.backbone.hidden_size
 
     def choose(
-        self, encoded: Sequence[EncodedConversation], shared: np.ndarray, settings: Settings
+        self, encoded: Sequence[EncodedConversation], shared: np.ndarray, settings: ExtractionSettings
     ) -> tuple[Mapping[str, Any], str | None]:
-        """Settings, and why beginnings are not shared."""
-        chosen = Here(self.backbone).choose(encoded, shared, settings)
+        """Engine settings, and why prefixes are not shared."""
+        chosen = LocalWorker(self.backbone).choose(encoded, shared, settings)
         return chosen, self.backbone.sharing_fault
 
     def choose_of_table(
-        self, folder: str, rows: np.ndarray, shared: np.ndarray, settings: Settings
+        self, folder: str, rows: np.ndarray, shared: np.ndarray, settings: ExtractionSettings
     ) -> tuple[Mapping[str, Any], str | None]:
-        """The same, of some rows of a token table."""
+        """The same for some rows of a token table."""
         return self.choose(Rows(TokenTable(Path(folder)), rows), shared, settings)
 
 
 class _Worker:
-    """Computes shards; `__call__` takes one row."""
+    """Computes the shard of one row of the Ray dataset."""
 
     def __init__(self, task: _Task, counter: Any) -> None:
         self.task, self.counter = task, counter
@@ -322,29 +312,27 @@ class _Worker:
 
 
 class _Counter:
-    """Tokens done of each shard, and how often each was begun."""
+    """Tokens computed of each shard, and how often each was started."""
 
     def __init__(self) -> None:
         self.tokens: dict[int, int] = {}
         self.begun: Counter[int] = Counter()
 
     def begin(self, number: int) -> int:
-        """A worker begins a shard; how often that was."""
+        """Count a start of a shard; returns the number of starts."""
         self.begun[number] += 1
         return self.begun[number]
 
     def set(self, number: int, tokens: int) -> None:
-        """What a worker has done of a shard so far."""
         self.tokens[number] = tokens
 
     def total(self) -> int:
-        """Of all shards."""
         return sum(self.tokens.values())
 
 
 @contextmanager
 def _counter(advance: Any) -> Iterator[Any]:
-    """An actor that workers report to, read once a second."""
+    """An actor that workers report to, polled once a second."""
     import ray
     from ray.exceptions import RayError
 
@@ -357,7 +345,7 @@ def _counter(advance: Any) -> Iterator[Any]:
             last = stop.wait(1.0)
             try:
                 found = ray.get(actor.total.remote())
-            except RayError:  # progress is not worth a failure
+            except RayError:  # not a reason to fail the run
                 return
             advance(max(0, found - shown))
             shown = max(shown, found)
@@ -374,7 +362,7 @@ def _counter(advance: Any) -> Iterator[Any]:
 
 @contextmanager
 def _table(work: Work) -> Iterator[TokenTable]:
-    """The work's conversations on disk: where they are already, or for the time of the run beside the shards."""
+    """The conversations on disk: the table they come from, or a temporary one next to the shards."""
     if isinstance(work.encoded, TokenTable):
         yield work.encoded
         return
@@ -399,7 +387,7 @@ def _started() -> Any:
 
 
 def _own(error: BaseException) -> ArmormError:
-    """A failure of a worker as an error of ours, with the worker's own words where they are ours."""
+    """An error of a worker as an armorm error: its own if it raised one."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, ArmormError):

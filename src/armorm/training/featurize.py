@@ -21,10 +21,10 @@ from armorm.backbone.decoder import Backbone
 from armorm.backbone.encoding import encode_rows
 from armorm.conversation import Conversation
 from armorm.errors import MissingExtraError
+from armorm.features.engine import keys_of, prompt_keys_of
 from armorm.features.extract import Features, distinct, fill_store
-from armorm.features.extraction_plan import Settings, keys_of, prompt_keys_of
 from armorm.features.store import BLOCK_ROWS, FeatureStore, read_manifest
-from armorm.features.workers import Runner
+from armorm.features.workers import ExtractionSettings, Workers
 from armorm.heads.accumulation import RatedBlock, accumulate
 from armorm.heads.statistics import RatingStatistics
 from armorm.progress import progress
@@ -90,7 +90,9 @@ def read_corpus(recipe: Recipe, data: TrainingData, backbone: Backbone, store: P
         result = encode_rows(backbone.template, unique, section.max_length, section.overflow, advance)
     encoded = result.encoded
     feature_store = FeatureStore.of(store, backbone)
-    fill_store(_runner(section, backbone) or backbone, encoded, feature_store, Settings(section.batch_tokens))
+    fill_store(
+        _workers(section, backbone) or backbone, encoded, feature_store, ExtractionSettings(section.batch_tokens)
+    )
     prompts, prompt_index = distinct(prompt_keys_of(encoded))
     rows = {unique[i].key: row for row, i in enumerate(result.kept)}
     rejected = {unique[i].key: reason for i, reason in result.rejected}
@@ -103,7 +105,7 @@ def read_corpus(recipe: Recipe, data: TrainingData, backbone: Backbone, store: P
     return Corpus(rows, encoded, feature_store, keys_of(encoded), features, prompt_index, rejected, truncated)
 
 
-def _runner(section: BackboneSection, backbone: Backbone) -> Runner | None:
+def _workers(section: BackboneSection, backbone: Backbone) -> Workers | None:
     """Who extracts features, where that is not this process."""
     if section.engine == "local":
         return None

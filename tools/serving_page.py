@@ -17,7 +17,7 @@ import httpx
 
 from armorm.files import write_text
 from armorm.reward_model import ArmoRM
-from armorm.serving.engine import Scorer
+from armorm.serving.engine import ScoringEngine
 from armorm.serving.server import running
 from armorm.serving.settings import ServingSettings
 
@@ -161,7 +161,7 @@ def exchanged(client: httpx.Client) -> str:
 def main() -> None:
     """Rewrite the page."""
     rm = ArmoRM.from_pretrained(dtype="float32", device="cpu")
-    with running(Scorer(rm, ServingSettings(name=rm.name))) as url, httpx.Client(base_url=url, timeout=60) as client:
+    with running(ScoringEngine(rm, ServingSettings(name=rm.name))) as url, httpx.Client(base_url=url, timeout=60) as client:
         text = exchanged(client)
     page = PAGE.read_text(encoding="utf-8")
     before, _, rest = page.partition(BEGIN)

@@ -19,7 +19,7 @@ httpx = pytest.importorskip("httpx")
 pytest.importorskip("fastapi")
 
 from armorm.reward_model import ArmoRM  # noqa: E402
-from armorm.serving.engine import Scorer  # noqa: E402
+from armorm.serving.engine import ScoringEngine  # noqa: E402
 from armorm.serving.server import running  # noqa: E402
 from armorm.serving.settings import ServingSettings  # noqa: E402
 
@@ -29,7 +29,7 @@ class Served:
     """A running server."""
 
     url: str
-    scorer: Scorer
+    engine: ScoringEngine
     client: Any
 
     def post(self, path: str, **body: Any) -> Any:
@@ -51,10 +51,10 @@ class Served:
 @contextmanager
 def served(rm: ArmoRM, policy_tokenizer: Any = None, **settings: Any) -> Iterator[Served]:
     """A server around a model for as long as the block runs."""
-    scorer = Scorer(rm, ServingSettings(**{"name": "small", **settings}), policy_tokenizer)
+    engine = ScoringEngine(rm, ServingSettings(**{"name": "small", **settings}), policy_tokenizer)
     limits = httpx.Limits(max_connections=300, max_keepalive_connections=300)
-    with running(scorer) as url, httpx.Client(base_url=url, timeout=30, limits=limits) as client:
-        yield Served(url, scorer, client)
+    with running(engine) as url, httpx.Client(base_url=url, timeout=30, limits=limits) as client:
+        yield Served(url, engine, client)
 
 
 @contextmanager

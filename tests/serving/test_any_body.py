@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from armorm.serving.app import ROUTES
+from armorm.serving.protocols import ROUTES, ROUTES_BY_PATH
 from tests.conftest import chat
 
 VALUES = st.recursive(
@@ -21,14 +21,14 @@ VALUES = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["role", "content", "tool_calls", "multiply", "type", "text"]), inner, max_size=3),
     max_leaves=6,
 )  # fmt: skip
-FIELDS = sorted({name for route in ROUTES for form in route.forms for name in form.model_fields} | {"use_activation"})
+FIELDS = sorted({name for route in ROUTES for name in route.request.model_fields} | {"use_activation"})
 
 
-@pytest.mark.parametrize("path", [route.path for route in ROUTES])
+@pytest.mark.parametrize("path", list(ROUTES_BY_PATH))
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_no_body_makes_the_server_fail(server, path, data):
-    known = [name for route in ROUTES if route.path == path for form in route.forms for name in form.model_fields]
+    known = [name for route in ROUTES_BY_PATH[path] for name in route.request.model_fields]
     names = data.draw(st.lists(st.sampled_from(known) | st.sampled_from(FIELDS), max_size=4, unique=True))
     answer = server.post(path, **{name: data.draw(VALUES) for name in names})
     assert answer.status_code in (200, 400, 422)

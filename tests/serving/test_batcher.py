@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from armorm.backbone.chat_template import EncodedConversation
-from armorm.serving.batcher import Batcher, BatcherEvents, RowFailure
+from armorm.serving.batcher import Batcher, BatcherEvents
 from armorm.serving.errors import RequestError
+from armorm.serving.protocols.base import RejectedRow
 
 
 def row(length, start=0):
@@ -264,7 +265,7 @@ def test_a_row_that_the_model_fails_on_fails_alone():
 
     found = run(compute, work)
     assert found[:2] + found[3:] == [11, 12, 14]
-    assert found[2] == RowFailure("the model failed on this conversation")
+    assert found[2] == RejectedRow("the model failed on this conversation", failed=True)
 
 
 def test_memory_that_does_not_suffice_halves_the_budget_and_loses_no_row():
@@ -301,7 +302,7 @@ def test_a_model_that_fails_on_every_row_is_called_unhealthy_until_it_works_agai
     async def work(batcher):
         nonlocal broken
         found = await batcher.submit([(row(n), "") for n in range(5, 15)]).future
-        assert all(isinstance(result, RowFailure) for result in found)
+        assert all(isinstance(result, RejectedRow) for result in found)
         assert not batcher.healthy
         broken = False
         await batcher.submit([(row(4), "")]).future

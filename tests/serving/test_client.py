@@ -178,7 +178,7 @@ def test_a_full_server_is_asked_again_until_it_has_room(rm, asynchronous):
             )
         )
         thread.start()
-        while busy.scorer.batcher.waiting[0] < 2:
+        while busy.engine.batcher.waiting[0] < 2:
             time.sleep(0.01)
         time.sleep(0.2)
         refusals = 'armorm_requests_total{route="/v1/reward",status="429"}'

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import httpx
 import pytest
 
-from armorm.serving.engine import Scorer
+from armorm.serving.engine import ScoringEngine
 from armorm.serving.errors import RequestError
 from armorm.serving.server import (
     ServerError,
@@ -125,10 +126,11 @@ def test_settings_that_make_no_sense_are_refused(settings):
 
 
 def test_a_server_cannot_normalise_by_figures_that_the_model_lacks(rm):
-    with pytest.raises(SettingsError, match="no reference figures"):
-        Scorer(changed(rm, reference={}), ServingSettings(normalize=True))
+    with pytest.raises(SettingsError, match="no reference scores"):
+        ScoringEngine(changed(rm, reference={}), ServingSettings(normalize=True))
 
 
 def test_every_failure_has_a_name():
-    assert RequestError(429, "x").kind == "overloaded"
-    assert RequestError(418, "x").kind == "error"
+    for status, name in ((429, "overloaded"), (418, "error")):
+        error = json.loads(RequestError(status, "x").response().body)["error"]
+        assert error == {"message": "x", "type": name, "code": status}

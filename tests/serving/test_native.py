@@ -164,7 +164,7 @@ def test_normalisation_without_reference_figures_is_refused(rm):
     with served(changed(rm, reference={})) as bare:
         answer = bare.post("/v1/reward", conversations=[question(1)], normalize=True)
         assert answer.status_code == 400
-        assert "no reference figures" in answer.json()["error"]["message"]
+        assert "no reference scores" in answer.json()["error"]["message"]
         assert bare.post("/v1/reward", conversations=[question(1)]).status_code == 200
 
 

@@ -104,7 +104,7 @@ def test_two_workers_share_the_work_over_tls_and_one_that_is_gone_is_passed_by(r
                 counts = rows_of(first), rows_of(second)
                 assert sum(counts) == 48
                 assert min(counts) > 0
-                second.scorer.batcher.stop()  # it says 503 from now on
+                second.engine.batcher.stop()  # it says 503 from now on
                 assert client.score(conversations).scores == expected
             with httpx.Client(base_url=url, verify=trusting, timeout=30) as plain:
                 assert plain.post("/score", json={"text_1": "a", "text_2": "b"}).status_code == 401

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from armorm.serving.answers import ErrorAnswer, ModelList, State
-from armorm.serving.app import ROUTES
+from armorm.serving.app import ModelList, State
+from armorm.serving.protocols import ROUTES, ROUTES_BY_PATH
+from armorm.serving.protocols.base import ErrorAnswer
 from tests.conftest import chat
 from tests.helpers.small_models import changed
 from tests.serving.conftest import question, served
@@ -33,7 +34,7 @@ MORE = [
 
 
 def types_of(path):
-    return next(route.answers for route in ROUTES if route.path == path)
+    return [route.response for route in ROUTES_BY_PATH[path]]
 
 
 def fits(kind, body):
@@ -76,7 +77,7 @@ def test_the_schema_names_every_type_it_refers_to_and_the_key_where_there_is_one
     schema = server.client.get("/openapi.json").json()
     named = {f"#/components/schemas/{name}" for name in schema["components"]["schemas"]}
     assert set(references(schema)) == named
-    assert set(schema["paths"]) == {route.path for route in ROUTES} | {"/health", "/ready", "/metrics", "/v1/models"}
+    assert set(schema["paths"]) == set(ROUTES_BY_PATH) | {"/health", "/ready", "/metrics", "/v1/models"}
     assert "securitySchemes" not in schema["components"]
     with served(rm, api_key="k") as closed:
         assert closed.client.get("/openapi.json").status_code == 401

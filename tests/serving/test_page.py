@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from armorm import ArmoRM
-from armorm.serving.app import ROUTES
+from armorm.serving.protocols import ROUTES_BY_PATH
 from tests.serving.conftest import served
 
 PAGE = (Path(__file__).parents[2] / "docs" / "serving.md").read_text(encoding="utf-8")
@@ -28,7 +28,7 @@ def skeleton(text):
 
 
 def test_every_route_is_shown():
-    assert {path for _, path, _, _ in EXCHANGES} >= {route.path for route in ROUTES} | {
+    assert {path for _, path, _, _ in EXCHANGES} >= set(ROUTES_BY_PATH) | {
         "/v1/models",
         "/health",
         "/ready",

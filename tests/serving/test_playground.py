@@ -31,7 +31,7 @@ def server():
         ArmoRM.from_pretrained("armorm-tiny-rm", dtype="float32", device="cpu"), ui=True, api_key=KEY
     ) as running:
         running.passes = 0
-        forward = running.scorer.rm.model.model.register_forward_pre_hook(lambda *_: _count(running))
+        forward = running.engine.rm.model.model.register_forward_pre_hook(lambda *_: _count(running))
         yield running
         forward.remove()
 
@@ -89,7 +89,7 @@ def test_a_visitor_scores_reweighs_without_the_model_and_copies_the_policy(brows
     assert server.passes == asked, "the model was asked again"
     policy = yaml.safe_load("\n".join(page.locator("#take .cm-content").first.locator(".cm-line").all_inner_texts()))
     assert policy["multiply"]["diasafety-is_safe"] == pytest.approx(2.0)
-    rm = server.scorer.rm.steer(policy["multiply"])
+    rm = server.engine.rm.steer(policy["multiply"])
     prompt, *replies = [box.input_value() for box in page.locator("textarea").all()[:3]]
     batch = rm.score(
         [[{"role": "user", "content": prompt}, {"role": "assistant", "content": reply}] for reply in replies]
@@ -100,8 +100,8 @@ def test_a_visitor_scores_reweighs_without_the_model_and_copies_the_policy(brows
     )
     assert shown == pytest.approx(sorted(batch.scores.tolist(), reverse=True), abs=2e-3)
 
-    page.get_by_role("button", name="All back to 1").click()
-    status(page, "Weighed as the model does")
+    page.get_by_role("button", name="Reset all to 1").click()
+    status(page, "Weights as served")
     assert [text.strip() for text in page.locator("article .score").all_inner_texts()] == first
     hosts = {urlparse(url).hostname for url in page.addresses if url.startswith(("http", "ws"))}
     assert hosts == {"127.0.0.1"}
@@ -130,13 +130,13 @@ def test_rows_of_a_file_are_loaded_and_faults_are_said(browser, server, tmp_path
     page = opened(browser, server)
     page.get_by_text("Load rows of a file").click()
     page.locator("input[type=file]").first.set_input_files(str(rows))
-    status(page, "Read 1 rows, left out 1")
+    status(page, "Read 1 rows, skipped 1")
     page.wait_for_function("document.querySelector('textarea').value == 'Name a river.'")
     page.get_by_role("button", name="Score", exact=True).click()
     page.locator("article.card").nth(3).wait_for(timeout=60_000)
     page.get_by_label("Prompt").fill("")
     page.get_by_role("button", name="Score", exact=True).click()
-    status(page, "Not scored: write a prompt")
+    status(page, "Not scored: enter a prompt")
 
 
 def test_a_phone_and_a_dark_page_show_everything_without_scrolling_sideways(browser, server):
@@ -174,4 +174,4 @@ def test_an_open_page_does_not_keep_the_server_from_stopping(browser):
         page = opened(browser, running)
         page.wait_for_timeout(500)
         begin = time.monotonic()
-    assert time.monotonic() - begin < running.scorer.settings.shutdown_seconds / 3
+    assert time.monotonic() - begin < running.engine.settings.shutdown_seconds / 3

@@ -57,7 +57,7 @@ def test_a_full_queue_turns_requests_away_with_a_time_to_come_back_and_keeps_wha
         held = pool.submit(server.post, "/v1/reward", conversations=[question(0)])
         until(lambda: gate.passes)
         kept = [pool.submit(server.post, "/v1/reward", conversations=[question(n)]) for n in (1, 2, 3)]
-        until(lambda: server.scorer.batcher.waiting[0] == 3)
+        until(lambda: server.engine.batcher.waiting[0] == 3)
         assert server.client.get("/ready").status_code == 503
         assert server.client.get("/health").status_code == 200
         for path, status in (("/v1/reward", 429), ("/score", 429), ("/classify", 503), ("/v1/embeddings", 503)):
@@ -124,7 +124,7 @@ def test_a_request_that_takes_too_long_is_answered_so_and_its_rows_leave_the_que
             assert late.status_code == 504
             assert late.json()["error"]["message"] == "not scored within 0.4 s"
             assert held.result(10).status_code == 504
-            assert server.scorer.batcher.waiting == (0, 0)
+            assert server.engine.batcher.waiting == (0, 0)
         gate.open.set()
         until(lambda: server.post("/v1/reward", conversations=[question(1)]).status_code == 200)
 
@@ -146,10 +146,10 @@ def test_the_work_of_clients_that_have_gone_is_dropped(own_rm):
         for number, client in enumerate(clients):
             body = json.dumps({"prompt": "a", "responses": [f"{number}", f"{number} b"]})
             client.sendall(request_bytes("/v1/reward", body))
-        until(lambda: server.scorer.batcher.waiting[0] == 10)
+        until(lambda: server.engine.batcher.waiting[0] == 10)
         for client in clients:
             client.close()
-        until(lambda: server.scorer.batcher.waiting == (0, 0))
+        until(lambda: server.engine.batcher.waiting == (0, 0))
         gate.open.set()
         assert held.result(60).status_code == 200
         assert server.post("/v1/reward", conversations=[question(1)]).status_code == 200
@@ -172,7 +172,7 @@ def test_a_stopping_server_answers_what_it_has_accepted(own_rm):
             calls = [ask(0)]
             until(lambda: gate.passes)
             calls += [ask(number) for number in range(1, 12)]
-            until(lambda: server.scorer.batcher.waiting[0] == 11)
+            until(lambda: server.engine.batcher.waiting[0] == 11)
             threading.Timer(0.3, gate.open.set).start()
         answers = [call.result(60) for call in calls]
     scores = [answer.json()["results"][0]["score"] for answer in answers]
@@ -201,7 +201,7 @@ def test_one_row_that_the_model_fails_on_fails_alone_among_all_requests_of_its_b
         calls = [pool.submit(server.post, "/v1/reward", conversations=[question(n)]) for n in range(1, 6)]
         mixed = pool.submit(server.post, "/v1/reward", conversations=[question(6), bad, question(7)])
         lone = pool.submit(server.post, "/score", text_1="Secret", text_2="zebra " * 3)
-        until(lambda: server.scorer.batcher.waiting[0] >= 8)
+        until(lambda: server.engine.batcher.waiting[0] >= 8)
         gate.open.set()
         good = [call.result(60).json()["results"][0]["score"] for call in (held, *calls)]
         results = mixed.result(60).json()["results"]
@@ -241,8 +241,8 @@ def test_a_model_that_runs_out_of_memory_goes_on_with_smaller_batches(own_rm):
     with before_each_pass(own_rm, limited), served(own_rm) as server:
         answer = server.post("/v1/reward", conversations=[*rows, question(1, words=150)]).json()["results"]
         scores = [result["score"] for result in answer[:-1]]
-        assert "memory does not suffice" in answer[-1]["error"]
-        assert server.scorer.batcher.budget <= 200
+        assert "out of memory" in answer[-1]["error"]
+        assert server.engine.batcher.budget <= 200
         assert server.client.get("/health").status_code == 200
         again = server.post("/v1/reward", conversations=rows).json()["results"]
         assert [result["score"] for result in again] == pytest.approx(scores, abs=1e-5)
@@ -270,7 +270,7 @@ def test_too_many_requests_and_too_many_bytes_under_way_are_turned_away(own_rm):
         held = [pool.submit(server.post, "/v1/reward", conversations=[question(0)])]
         until(lambda: gate.passes)  # the second must not join the pass of the first
         held.append(pool.submit(server.post, "/v1/reward", conversations=[question(1)]))
-        until(lambda: server.scorer.batcher.waiting[0] == 1)
+        until(lambda: server.engine.batcher.waiting[0] == 1)
         answer = server.post("/v1/reward", conversations=[question(3)])
         assert (answer.status_code, answer.headers["Retry-After"]) == (429, "1")
         assert server.client.get("/health").status_code == 200

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import yaml
 from armorm.errors import DataError
 from armorm.serving.playground.cards import results
 from armorm.serving.playground.page import read_examples, read_prompt
-from armorm.serving.playground.reweighting import Scored, Weigher
+from armorm.serving.playground.reweighting import Reweighter, policy_yaml
 from armorm.steering import SteeringError
 from tests.helpers.small_models import reward_model
 from tests.serving.conftest import question
@@ -19,21 +20,14 @@ from tests.serving.conftest import question
 VALUES = [2.0, 0.0, 0.35, 1.5]
 
 
-def weigher_of(rm):
-    return Weigher(
+def reweighter_of(rm):
+    return Reweighter(
         rm.objectives,
         rm.model.reward_transform_matrix.double().numpy(),
         np.array(rm.reference["reward_means"]),
         rm.model.config.debiasing["against"],
         rm.model.config.steering,
     )
-
-
-def scored_by(rm, conversations):
-    batch = rm.score(conversations)
-    scale = float(rm.model.gating.logit_scale.detach())
-    letters = list("ABCD"[: len(batch)])
-    return Scored(letters, batch.rewards.astype(float), batch.gating_weights.astype(float), scale)
 
 
 @pytest.fixture(scope="module")
@@ -47,48 +41,48 @@ def conversations():
 
 
 def test_a_slider_gives_the_scores_of_the_steered_model(model, conversations):
-    weighed = weigher_of(model).weigh(scored_by(model, conversations), VALUES)
+    reweighted = reweighter_of(model).reweight(model.score(conversations), VALUES)
     steered = model.steer(dict(zip(model.objectives.names, VALUES, strict=True))).score(conversations)
-    assert weighed.scores == pytest.approx(steered.scores, abs=1e-5)
-    assert weighed.gating_weights == pytest.approx(steered.gating_weights, abs=1e-5)
-    assert weighed.contributions == pytest.approx(steered.contributions, abs=1e-5)
-    assert weighed.relative == pytest.approx(steered.relative, abs=1e-5)
-    assert weighed.order == np.argsort(-steered.scores).tolist()
+    assert reweighted.batch.scores == pytest.approx(steered.scores, abs=1e-5)
+    assert reweighted.batch.gating_weights == pytest.approx(steered.gating_weights, abs=1e-5)
+    assert reweighted.batch.contributions == pytest.approx(steered.contributions, abs=1e-5)
+    assert reweighted.batch.relative == pytest.approx(steered.relative, abs=1e-5)
+    assert reweighted.order == np.argsort(-steered.scores).tolist()
 
 
 def test_the_policy_that_is_copied_is_that_steering(model, conversations):
-    weigher = weigher_of(model)
-    weighed = weigher.weigh(scored_by(model, conversations), VALUES)
-    policy = yaml.safe_load(weigher.policy(weighed.settings))
+    reweighter = reweighter_of(model)
+    reweighted = reweighter.reweight(model.score(conversations), VALUES)
+    policy = yaml.safe_load(policy_yaml(reweighted.settings))
     steered = model.steer(policy.get("multiply"), drop=policy.get("drop", ())).score(conversations)
-    assert weighed.scores == pytest.approx(steered.scores, abs=1e-5)
+    assert reweighted.batch.scores == pytest.approx(steered.scores, abs=1e-5)
 
 
 def test_sliders_on_a_steered_model_come_on_top_of_its_steering(model, conversations):
     served = model.steer({"ultra-helpful": 3.0}, drop=["code-style"])
-    weighed = weigher_of(served).weigh(scored_by(served, conversations), [0.5, 1.0, 1.0, 2.0])
-    again = model.steer(weighed.settings["multiply"], drop=weighed.settings["drop"]).score(conversations)
-    assert weighed.settings == {"multiply": {"ultra-helpful": 1.5, "verbosity": 2.0}, "drop": ["code-style"]}
-    assert weighed.scores == pytest.approx(again.scores, abs=1e-5)
+    reweighted = reweighter_of(served).reweight(served.score(conversations), [0.5, 1.0, 1.0, 2.0])
+    again = model.steer(reweighted.settings["multiply"], drop=reweighted.settings["drop"]).score(conversations)
+    assert reweighted.settings == {"multiply": {"ultra-helpful": 1.5, "verbosity": 2.0}, "drop": ["code-style"]}
+    assert reweighted.batch.scores == pytest.approx(again.scores, abs=1e-5)
 
 
 def test_what_decides_is_what_the_first_would_not_win_without(model, conversations):
-    weighed = weigher_of(model).weigh(scored_by(model, conversations), [1.0] * 4)
-    difference = weighed.contributions[weighed.order[0]] - weighed.contributions[weighed.order[1]]
-    assert weighed.margin == pytest.approx(difference.sum())
-    assert difference.sum() - difference[weighed.deciding].sum() <= 0 < weighed.margin
+    reweighted = reweighter_of(model).reweight(model.score(conversations), [1.0] * 4)
+    difference = reweighted.batch.contributions[reweighted.order[0]] - reweighted.batch.contributions[reweighted.order[1]]
+    assert reweighted.margin == pytest.approx(difference.sum())
+    assert difference.sum() - difference[reweighted.deciding].sum() <= 0 < reweighted.margin
 
 
 def test_the_bias_cannot_be_dropped_nor_everything(model, conversations):
-    weigher, scored = weigher_of(model), scored_by(model, conversations)
+    reweighter, batch = reweighter_of(model), model.score(conversations)
     with pytest.raises(SteeringError, match="verbosity cannot be dropped"):
-        weigher.weigh(scored, [1, 1, 1, 0])
+        reweighter.reweight(batch, [1, 1, 1, 0])
 
 
 def test_results_escape_what_they_show(model, conversations):
-    weighed = weigher_of(model).weigh(scored_by(model, conversations), [1.0] * 4)
-    names = ["<b>one</b>", "two", "three", "four"]
-    html = results(Scored(["A"], *[np.zeros((1, 4))] * 2, 1.0, {"D": "<i>no</i>"}), weighed, names, (0.0, 1.0))
+    reweighted = reweighter_of(model).reweight(model.score(conversations), [1.0] * 4)
+    batch = replace(reweighted.batch, names=["<b>one</b>", "two", "three", "four"], rejected=[(3, "<i>no</i>")])
+    html = results(replace(reweighted, batch=batch), (0.0, 1.0))
     assert "<b>" not in html
     assert "<i>" not in html
     assert "&lt;i&gt;no" in html

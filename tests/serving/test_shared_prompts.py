@@ -10,7 +10,7 @@ from transformers import AutoModel, LlamaConfig, MistralConfig
 from armorm.backbone.decoder import Backbone
 from armorm.conversation import Conversation
 from armorm.serving.batcher import BatchSize
-from armorm.serving.prefix_cache import Forward
+from armorm.serving.prefix_cache import CachedForward
 from tests.helpers.small_models import llama, reward_model, tokenizer
 from tests.serving.conftest import before_each_pass, served
 
@@ -37,7 +37,7 @@ def assert_same(found, backbone, rows):
 
 
 def test_features_of_groups_lone_rows_and_kept_prompts_are_those_of_each_row_alone(backbone):
-    forward = Forward(backbone, max_bytes=1 << 24)
+    forward = CachedForward(backbone, max_bytes=1 << 24)
     rows = (
         group(backbone, LONG, replies(5))
         + group(backbone, "Another. " + LONG, replies(3))
@@ -45,8 +45,8 @@ def test_features_of_groups_lone_rows_and_kept_prompts_are_those_of_each_row_alo
     )
     mixed = [rows[place] for place in (8, 3, 5, 0, 7, 1, 6, 2, 4)]
     assert_same(forward.features(mixed, 1000), backbone, mixed)
-    assert forward.refusal == ""
-    assert forward.kept[0] == 2
+    assert forward.fault == ""
+    assert forward.cached[0] == 2
     before = forward.computed
     again = group(backbone, LONG, ["Once more."])
     assert_same(forward.features(again, 1000), backbone, again)
@@ -55,8 +55,8 @@ def test_features_of_groups_lone_rows_and_kept_prompts_are_those_of_each_row_alo
 
 def test_a_group_costs_its_prompt_once_and_its_passes_keep_the_budget(backbone):
     rows = group(backbone, LONG, replies(12))
-    forward, passes = Forward(backbone), []
-    forward.try_out(rows[:2])
+    forward, passes = CachedForward(backbone), []
+    forward.test_sharing(rows[:2])
     handle = backbone.model.register_forward_pre_hook(
         lambda module, args, kwargs: passes.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
     )
@@ -72,18 +72,18 @@ def test_a_group_costs_its_prompt_once_and_its_passes_keep_the_budget(backbone):
 
 def test_a_prompt_is_kept_from_its_second_coming_on_and_the_oldest_gives_way(backbone):
     first, second = (group(backbone, text + LONG, replies(4)) for text in ("One. ", "Two. "))
-    forward = Forward(backbone, max_bytes=1 << 24)
+    forward = CachedForward(backbone, max_bytes=1 << 24)
     forward.features(first[:1], 1000)
-    assert forward.kept == (0, 0)
+    assert forward.cached == (0, 0)
     forward.features(first[1:2], 1000)
-    count, size = forward.kept
+    count, size = forward.cached
     assert count == 1
-    small = Forward(backbone, max_bytes=size * 3 // 2)
+    small = CachedForward(backbone, max_bytes=size * 3 // 2)
     for rows in (first, second):
         small.features(rows, 1000)
-        assert small.kept[0] == 1 and small.kept[1] <= size * 3 // 2
-    assert second[0].prompt_key in small._kept
-    assert small.forget() and small.kept == (0, 0) and not small.forget()
+        assert small.cached[0] == 1 and small.cached[1] <= size * 3 // 2
+    assert second[0].prompt_key in small._cache
+    assert small.clear() and small.cached == (0, 0) and not small.clear()
 
 
 @pytest.mark.parametrize("window", [24, None])
@@ -91,9 +91,9 @@ def test_rows_beyond_a_sliding_window_go_whole(window):
     config = MistralConfig(**{**SMALL, "sliding_window": window})
     other = Backbone("mistral", random(AutoModel.from_config(config)), tokenizer())
     rows = group(other, LONG, replies(4))
-    forward = Forward(other)
+    forward = CachedForward(other)
     assert_same(forward.features(rows, 1000), other, rows)
-    assert (forward.spared == 0) == (window == 24)
+    assert (forward.saved == 0) == (window == 24)
 
 
 def test_a_model_that_shares_wrongly_is_found_out_and_gets_whole_rows():
@@ -105,15 +105,15 @@ def test_a_model_that_shares_wrongly_is_found_out_and_gets_whole_rows():
 
     wrong.model.forward = shifted
     rows = group(wrong, LONG, replies(4))
-    shared = Forward(wrong)
+    shared = CachedForward(wrong)
     assert_same(shared.features(rows, 1000), wrong, rows)
-    assert "differ" in shared.refusal and shared.spared == 0
+    assert "differ" in shared.fault and shared.saved == 0
 
 
 def test_rotations_that_change_with_the_length_are_not_shared():
     config = LlamaConfig(**SMALL, rope_parameters={"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0})
     other = Backbone("dynamic", random(AutoModel.from_config(config)), tokenizer())
-    assert "rotations" in Forward(other).refusal
+    assert "rotary embedding" in CachedForward(other).fault
 
 
 def test_many_clients_of_one_prompt_are_computed_together_and_each_gets_its_score():
@@ -127,7 +127,7 @@ def test_many_clients_of_one_prompt_are_computed_together_and_each_gets_its_scor
         answers = server.together(
             [lambda c=c: server.post("/v1/reward", conversations=[c], include=[]) for c in conversations]
         )
-        assert server.scorer.forward.spared > 0
+        assert server.engine.forward.saved > 0
     found = [answer.json()["results"][0]["score"] for answer in answers]
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
@@ -138,16 +138,16 @@ def test_memory_that_kept_prompts_hold_is_given_back_before_a_row_is_given_up():
         ask = lambda number: server.post("/v1/reward", prompt=LONG, responses=[f"Reply {number}."], include=[]).json()  # noqa: E731
         for number in range(3):
             ask(number)
-        forward = server.scorer.forward
-        assert forward.kept[0] == 1
+        forward = server.engine.forward
+        assert forward.cached[0] == 1
 
         def full(ids):
-            if forward.kept[0]:
+            if forward.cached[0]:
                 raise MemoryError
 
         with before_each_pass(rm, full):
             assert "score" in ask(3)["results"][0]
-        assert server.scorer.batcher.budget == server.scorer.settings.batch_tokens
+        assert server.engine.batcher.budget == server.engine.settings.batch_tokens
 
 
 def test_a_batch_counts_a_shared_prompt_once(backbone):

@@ -15,9 +15,6 @@ from armorm.embedded import EMBEDDED_REWARD_MODEL, tokenizer_path
 from armorm.errors import CheckpointError, MissingExtraError
 
 _NEEDED = ("fastapi", "uvicorn", "prometheus_client")
-_ROUTES = (
-    "/v1/reward, /get_reward, /classify, /pooling, /score, /v1/embeddings, /v1/score/evaluation, /v1/chat/completions"
-)
 _WARM_UP = [{"role": "user", "content": "Are you there?"}, {"role": "assistant", "content": "Yes."}]
 
 
@@ -84,7 +81,8 @@ def serve(
         raise MissingExtraError("the playground needs gradio, expected: pip install 'armorm[serve,ui]'")
     from armorm.reward_model import ArmoRM
     from armorm.serving import server
-    from armorm.serving.engine import Scorer
+    from armorm.serving.engine import ScoringEngine
+    from armorm.serving.protocols import ROUTES_BY_PATH
     from armorm.serving.settings import MEBIBYTE, ServingSettings
 
     given: dict[str, Any] = {
@@ -113,7 +111,7 @@ def serve(
     with server.bound_socket(host, port) as sock:
         tokenizer = _tokenizer(policy_tokenizer)
         rm = ArmoRM.from_pretrained(model, dtype=dtype, device=device)
-        scorer = Scorer(rm, settings, tokenizer)
+        engine = ScoringEngine(rm, settings, tokenizer)
         rm.score([_WARM_UP])
         warning = server.exposure_warning(host, settings.api_key)
         if warning is not None:
@@ -121,8 +119,8 @@ def serve(
         console.print(f"{settings.name} ({len(rm.objectives)} objectives) on {server.address_of(sock)}")
         if ui:
             console.print(f"the playground is at {server.address_of(sock)}/ui")
-        console.print(f"POST {_ROUTES}; GET /health, /ready, /metrics, /v1/models; Ctrl-C stops it")
-        server.serve(scorer, sock)
+        console.print(f"POST {', '.join(ROUTES_BY_PATH)}; GET /health, /ready, /metrics, /v1/models; Ctrl-C stops it")
+        server.serve(engine, sock)
 
 
 def _tokenizer(name: str | None) -> Any:

@@ -1,10 +1,7 @@
-"""The scorer: requests of any format in, their answers out, through one batcher.
+"""The scoring engine: requests of any protocol in, response bodies out, through one batcher.
 
-In:  the body of a request and the function that reads its format.
-Out: the answer, as plain values; or a `RequestError`.
-
-Reading, rendering and tokenizing happen in a few threads, the model in one of its own; the event loop waits for
-both. Requests may steer: the features of a row are computed once, the heads once for every steering that wants it.
+Requests are parsed and tokenized in a few threads, the model runs in one of its own, and the event loop waits for both.
+Features of a row are computed once; the heads run once for each steering that the waiting requests use.
 """
 
 from __future__ import annotations
@@ -15,9 +12,9 @@ import logging
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
-from typing import Any, TypeVar
+from typing import Any, TypeVar, Union
 
 import numpy as np
 import torch
@@ -30,66 +27,76 @@ from armorm.errors import ArmormError, ConversationError
 from armorm.features.extract import Features
 from armorm.monitoring.log import append_samples, sample_line
 from armorm.reward_model import ArmoRM
-from armorm.serving.batcher import Batcher, BatcherEvents, RowFailure
+from armorm.score_batch import ScoreBatch
+from armorm.serving.batcher import Batcher, BatcherEvents
 from armorm.serving.errors import RequestError
 from armorm.serving.metrics import Metrics
-from armorm.serving.prefix_cache import Forward
-from armorm.serving.protocols.base import Exchange, Outcome, Read, RefusedRow, Result, ScoredRow, parsed_body
+from armorm.serving.prefix_cache import CachedForward
+from armorm.serving.protocols.base import ParsedRequest, Read, RejectedRow, RequestScores, RowInput, parsed_body
 from armorm.serving.settings import ServingSettings, SettingsError
 
 _LOG = logging.getLogger("armorm.serving")
-_READERS = 4  # threads that read and tokenize
-_SMALL_ANSWER = 16  # rows up to which an answer is written in the event loop
+_READERS = 4  # threads that parse and tokenize
+_SMALL_REQUEST = 16  # rows up to which a response is written in the event loop
 T = TypeVar("T")
+# What the model finds for a row: its scores, at an index of a batch, or why it has none.
+Found = Union[tuple[ScoreBatch, int], RejectedRow]
 
 
 @dataclass(frozen=True)
 class _Prepared:
-    """A request, ready for the model.
+    """A request ready for the model.
 
     Attributes:
-        exchange: what it asks for.
-        rows: token ids of each row, or why it is refused.
-        variant: its steering as text, empty for the model as it is.
+        request: as parsed.
+        rows: token ids of each row, or why it is rejected.
+        variant: its steering as JSON; empty for the model as it is.
     """
 
-    exchange: Exchange
-    rows: list[EncodedConversation | RefusedRow]
+    request: ParsedRequest
+    rows: list[EncodedConversation | RejectedRow]
     variant: str
 
 
-class Scorer:
+class ScoringEngine:
     """A reward model that answers many requests at once.
 
     Attributes:
         rm: the model.
-        settings: of the server.
-        metrics: what is counted.
-        batcher: where rows of all requests meet.
-        forward: the model's passes.
+        settings: settings of the server.
+        metrics: Prometheus metrics.
+        batcher: batches the rows of all requests.
+        forward: forward passes of the model.
         max_length: most tokens of a conversation, None for no limit.
+        reference_score: mean and standard deviation of the reference scores; None if the model's config lacks them.
     """
 
     def __init__(self, rm: ArmoRM, settings: ServingSettings | None = None, policy_tokenizer: Any = None) -> None:
         self.rm = rm
         self.settings = settings or ServingSettings()
-        if self.settings.normalize and self._scale() is None:
-            raise SettingsError("scores are to be normalised, and the model's config holds no reference figures")
+        mean, deviation = rm.reference.get("score_mean"), rm.reference.get("score_std")
+        self.reference_score = (float(mean), float(deviation)) if mean is not None and deviation else None
+        if self.settings.normalize and self.reference_score is None:
+            raise SettingsError("normalize: the model's config contains no reference scores to normalise by")
         limits = (rm.model.config.limits.get("max_length"), rm.backbone.max_length, self.settings.max_length)
         self.max_length = min((limit for limit in limits if limit is not None), default=None)
-        self._objectives = rm.objectives
-        self._transform = rm.transform
         self._longest_token = max(map(len, rm.tokenizer.get_vocab()))
-        self._max_characters = self._most_characters()
+        # No text of more characters has few enough tokens; four times that where prompts are truncated, which takes
+        # time that grows with the text.
+        times = 4 if rm.model.config.limits.get("overflow") == "truncate_prompt" else 1
+        self._max_characters = None if self.max_length is None else times * self.max_length * self._longest_token
+        embedding = rm.model.get_input_embeddings().weight
+        assert isinstance(embedding, torch.Tensor)
         self.reader = RenderedReader(
             rm.backbone.template,
-            _vocabulary(rm),
+            len(embedding),
             self.settings.rendered_turns,
             policy_tokenizer,
             self._max_characters,
         )
+        self._objectives = rm.objectives
         self.metrics = Metrics(self._objectives.names, rm.reference)
-        self.forward = Forward(rm.backbone, self.settings.prompt_cache, share=self.settings.share_prompts)
+        self.forward = CachedForward(rm.backbone, self.settings.prompt_cache, share=self.settings.share_prompts)
         self.batcher = Batcher(
             self._compute,
             budget=self.settings.batch_tokens,
@@ -97,26 +104,23 @@ class Scorer:
             max_rows=self.settings.max_waiting_rows,
             max_tokens=self.settings.max_waiting_tokens,
             max_seconds=self.settings.max_waiting_seconds,
-            shares=lambda: not self.forward.refusal,
-            relieve=self.forward.forget,
+            shares_prompts=lambda: not self.forward.fault,
+            free_memory=self.forward.clear,
             events=BatcherEvents(self._count_batch, self.metrics.shared, self.metrics.out_of_memory),
         )
         self.metrics.watch_queue(self.batcher)
         self.metrics.watch_prompts(self.forward)
-        self._reading = 0  # requests that are read and not queued yet
+        self._reading = 0  # requests that are parsed and not yet queued
         self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="armorm-reader")
         self._steered = lru_cache(maxsize=64)(self._steer)
+        empty = np.empty((0, rm.backbone.hidden_size), np.float32)
+        self._no_rows = rm.score_features(Features(empty, empty, np.arange(0)))
 
     @property
-    def transform(self) -> np.ndarray:
-        """T (k, k) float64 as the model applies it."""
-        return self._transform
+    def queue_full(self) -> int | None:
+        """Seconds after which to try again while the queue has no room for another row, else None.
 
-    @property
-    def full(self) -> int | None:
-        """Seconds after which to try again while there is no room for a further row, else None.
-
-        A request whose rows wait already would need none; it is turned away too, since nothing of it has been read.
+        A request whose rows are queued already would need no room; it is rejected too, since its body is not yet read.
         """
         return None if self.batcher.has_room_behind(self._reading) else self.batcher.retry_after()
 
@@ -130,14 +134,34 @@ class Scorer:
         self._readers.shutdown(wait=False, cancel_futures=True)
 
     async def answer(self, read: Read, body: bytes) -> bytes:
-        """The answer to a request, as JSON.
+        """The response to a request body, as JSON.
+
+        Args:
+            read: reads a body of the route's protocol.
 
         Raises:
-            RequestError: where there is no answer but an error.
+            RequestError: if the response is an error.
         """
+
+        def write(prepared: _Prepared, found: Sequence[Found]) -> bytes:
+            response = prepared.request.write(self._scores(prepared, found))
+            return json.dumps(response, allow_nan=False, separators=(",", ":")).encode()
+
+        return await self._run(lambda: read(parsed_body(body), self.reader), write)
+
+    async def score(self, rows: Sequence[RowInput]) -> RequestScores:
+        """Plain scores of rows of this process, under the limits of all requests.
+
+        Raises:
+            RequestError: as `answer`.
+        """
+        request = ParsedRequest(rows, lambda scores: None, normalize=False, partial=True)
+        return await self._run(lambda: request, self._scores)
+
+    async def _run(self, read: Callable[[], ParsedRequest], finish: Callable[[_Prepared, Sequence[Found]], T]) -> T:
         self._reading += 1
         try:
-            prepared = await self._in_thread(self._prepare, read, body)
+            prepared = await self._in_thread(lambda: self._prepare(read()))
         finally:
             self._reading -= 1
         jobs = [(row, prepared.variant) for row in prepared.rows if isinstance(row, EncodedConversation)]
@@ -147,91 +171,79 @@ class Scorer:
         except asyncio.CancelledError:
             self.metrics.dropped(self.batcher.drop(ticket))
             raise
-        if len(prepared.rows) <= _SMALL_ANSWER:
-            return self._write(prepared, found)
-        return await self._in_thread(self._write, prepared, found)
+        if len(prepared.rows) <= _SMALL_REQUEST:
+            return finish(prepared, found)
+        return await self._in_thread(lambda: finish(prepared, found))
 
-    async def _in_thread(self, function: Callable[..., T], *arguments: Any) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._readers, function, *arguments)
+    async def _in_thread(self, function: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._readers, function)
 
     # --- before the model ----------------------------------------------------------------------------
 
-    def _prepare(self, read: Read, body: bytes) -> _Prepared:
-        exchange = read(parsed_body(body), self.reader)
-        if len(exchange.rows) > self.settings.max_rows:
+    def _prepare(self, request: ParsedRequest) -> _Prepared:
+        if len(request.rows) > self.settings.max_rows:
             raise RequestError(
-                413, f"found {len(exchange.rows)} rows in one request, expected at most {self.settings.max_rows}"
+                413, f"found {len(request.rows)} rows in one request, expected at most {self.settings.max_rows}"
             )
-        if exchange.normalize and self._scale() is None:
-            raise RequestError(400, "normalize: the model's config holds no reference figures to normalise by")
-        variant = json.dumps(exchange.steering, sort_keys=True) if exchange.steering else ""
+        if request.normalize and self.reference_score is None:
+            raise RequestError(400, "normalize: the model's config contains no reference scores to normalise by")
+        variant = json.dumps(request.steering, sort_keys=True) if request.steering else ""
         try:
             self._steered(variant)
-        except (ArmormError, OverflowError, TypeError) as error:  # the last: a key that this model's `steer` lacks
+        except (ArmormError, OverflowError, TypeError) as error:  # TypeError: not a keyword of `steer`
             raise RequestError(400, f"steer: {error}") from None
-        return _Prepared(exchange, self._encode(exchange), variant)
+        return _Prepared(request, self._encode(request), variant)
 
-    def _encode(self, exchange: Exchange) -> list[EncodedConversation | RefusedRow]:
-        rows: list[EncodedConversation | RefusedRow] = [RefusedRow("")] * len(exchange.rows)
-        max_length = min((n for n in (self.max_length, exchange.max_length) if n is not None), default=None)
-        places: list[int] = []
-        conversations: list[Conversation] = []
-        for place, row in enumerate(exchange.rows):
-            if isinstance(row, Conversation):
-                fault = self._too_many_characters(row)
-                if fault is not None:
-                    rows[place] = fault
-                    continue
-                places.append(place)
-                conversations.append(row)
-            elif isinstance(row, ConversationError):
+    def _encode(self, request: ParsedRequest) -> list[EncodedConversation | RejectedRow]:
+        rows: list[EncodedConversation | RejectedRow] = [RejectedRow("")] * len(request.rows)
+        max_length = min((n for n in (self.max_length, request.max_length) if n is not None), default=None)
+        conversations: dict[int, Conversation] = {}
+        for index, row in enumerate(request.rows):
+            if isinstance(row, ConversationError):
                 empty = isinstance(row, EmptyResponseError) or row.problem.startswith("found an empty response")
-                rows[place] = RefusedRow(str(row), empty=empty)
-            elif max_length is not None and len(row) > max_length:
-                rows[place] = RefusedRow(f"found {len(row)} tokens, expected at most {max_length}")
+                rows[index] = RejectedRow(str(row), empty=empty)
+            elif isinstance(row, EncodedConversation):
+                fits = max_length is None or len(row) <= max_length
+                rows[index] = row if fits else RejectedRow(f"found {len(row)} tokens, expected at most {max_length}")
+            elif (too_long := self._too_many_characters(row)) is not None:
+                rows[index] = too_long
             else:
-                rows[place] = row
+                conversations[index] = row
         policy = self.rm.model.config.limits.get("overflow", "error")
         encoded = encode_rows(
-            self.rm.backbone.template, conversations, max_length, "skip" if policy == "error" else policy
+            self.rm.backbone.template,
+            list(conversations.values()),
+            max_length,
+            "skip" if policy == "error" else policy,
         )
+        indices = list(conversations)
         for i, ids in zip(encoded.kept, encoded.encoded, strict=True):
-            rows[places[i]] = ids
+            rows[indices[i]] = ids
         for i, reason in encoded.rejected:
-            rows[places[i]] = RefusedRow(reason)
+            rows[indices[i]] = RejectedRow(reason)
         return rows
 
-    def _too_many_characters(self, row: Conversation) -> RefusedRow | None:
-        """A conversation so long that it need not be tokenized to be refused."""
+    def _too_many_characters(self, row: Conversation) -> RejectedRow | None:
+        """Rejects a conversation that is certainly too long, before it is tokenized."""
         if self._max_characters is None:
             return None
-        found = sum(len(message.content) + self._longest_token for message in row.messages)  # a turn is a token or more
-        if found <= self._max_characters:
+        characters = sum(len(message.content) for message in row.messages)
+        if characters + len(row.messages) * self._longest_token <= self._max_characters:  # a turn is a token or more
             return None
-        size = f"{sum(len(message.content) for message in row.messages)} characters in {len(row.messages)} messages"
-        return RefusedRow(f"found {size}, expected at most {self.max_length} tokens")
-
-    def _most_characters(self) -> int | None:
-        """Characters of which no text can have few enough tokens; four times that where prompts are shortened, which
-        takes time that grows with them. None where there is no limit."""
-        if self.max_length is None:
-            return None
-        times = 4 if self.rm.model.config.limits.get("overflow") == "truncate_prompt" else 1
-        return times * self.max_length * self._longest_token
+        size = f"{characters} characters in {len(row.messages)} messages"
+        return RejectedRow(f"found {size}, expected at most {self.max_length} tokens")
 
     # --- the model -------------------------------------------------------------------------------------
 
     def _steer(self, variant: str) -> ArmoRM:
         """The model under a steering, which replaces that of its config."""
-        if not variant:
-            return self.rm
-        return self.rm.steer(**json.loads(variant))
+        return self.rm.steer(**json.loads(variant)) if variant else self.rm
 
     def _compute(
         self, rows: Sequence[EncodedConversation], variants: Sequence[Sequence[Hashable]]
-    ) -> list[dict[Hashable, ScoredRow | RowFailure]]:
+    ) -> list[dict[Hashable, Found]]:
         prompt, response = self.forward.features(rows, self.batcher.budget)
-        outcomes: list[dict[Hashable, ScoredRow | RowFailure]] = [{} for _ in rows]
+        found: list[dict[Hashable, Found]] = [{} for _ in rows]
         for variant in dict.fromkeys(v for wanted in variants for v in wanted):
             places = [i for i, wanted in enumerate(variants) if variant in wanted]
             features = Features(response[places], prompt[places], np.arange(len(places)))
@@ -239,92 +251,87 @@ class Scorer:
             batch = replace(self._steered(str(variant)).score_features(features), response_tokens=tokens)
             finite = np.isfinite(batch.scores) & np.isfinite(batch.contributions).all(1)
             for at, place in enumerate(places):
-                row = rows[place]
-                outcomes[place][variant] = (
-                    ScoredRow(batch, at, len(row))
+                found[place][variant] = (
+                    (batch, at)
                     if finite[at]
-                    else RowFailure("the model's score of this conversation is not a finite number")
+                    else RejectedRow("the model's score of this conversation is not a finite number", failed=True)
                 )
-        return outcomes
+        return found
 
-    def _count_batch(self, rows: int, tokens: int, seconds: float, outcomes: Sequence[Mapping[str, Any]]) -> None:
+    def _count_batch(self, rows: int, tokens: int, seconds: float, found: Sequence[Mapping[Hashable, Found]]) -> None:
         self.metrics.batch(rows, tokens, seconds)
-        plain = [found for outcome in outcomes if isinstance(found := outcome.get(""), ScoredRow)]
+        plain = [scored for row in found if isinstance(scored := row.get(""), tuple)]
         if plain:
-            self.metrics.scored([row.batch for row in plain], [row.place for row in plain])
+            self.metrics.scored(_gathered(plain))
 
     # --- after the model -------------------------------------------------------------------------------
 
-    def _write(self, prepared: _Prepared, found: Sequence[ScoredRow | RowFailure]) -> bytes:
-        exchange = prepared.exchange
+    def _scores(self, prepared: _Prepared, found: Sequence[Found]) -> RequestScores:
+        request = prepared.request
         computed = iter(found)
-        results: list[Result] = []
-        for row in prepared.rows:
-            if isinstance(row, RefusedRow):
-                results.append(row)
-                continue
-            result = next(computed)
-            if isinstance(result, RowFailure):
-                results.append(RefusedRow(result.message, failed=True))
-            else:  # (The computation may have been another request's, whose prompt was whole.)
-                results.append(replace(result, truncated=row.truncated_tokens))
-        normalize = self.settings.normalize if exchange.normalize is None else exchange.normalize
-        outcome = Outcome(
-            results,
-            self.settings.name,
-            self._objectives,
-            self._steered(prepared.variant).transform,
-            self._scale() if normalize else None,
-            None if exchange.partial else self.settings.empty_score,
+        results = [row if isinstance(row, RejectedRow) else next(computed) for row in prepared.rows]
+        scored = [(index, result) for index, result in enumerate(results) if not isinstance(result, RejectedRow)]
+        encoded = {index: row for index, row in enumerate(prepared.rows) if isinstance(row, EncodedConversation)}
+        batch = _gathered([result for _, result in scored]) if scored else self._no_rows
+        # Token counts are of this request's rows: identical ones may have been computed for another request, whose prompt
+        # was not truncated.
+        batch = replace(
+            batch,
+            rows=np.array([index for index, _ in scored], np.int64),
+            response_tokens=np.array([encoded[index].response_tokens for index, _ in scored], np.int64),
         )
-        refused = sum(isinstance(result, RefusedRow) for result in results)
-        self.metrics.rows(len(results) - refused, refused)
+        normalize = self.settings.normalize if request.normalize is None else request.normalize
+        scores = RequestScores(
+            batch,
+            tokens=[len(encoded[index]) for index, _ in scored],
+            truncated={index: encoded[index].truncated_tokens for index, _ in scored if encoded[index].truncated_tokens},
+            rejected={index: result for index, result in enumerate(results) if isinstance(result, RejectedRow)},
+            model=self.settings.name,
+            objectives=self._objectives,
+            transform=self._steered(prepared.variant).transform,
+            scale=self.reference_score if normalize else None,
+            empty_score=None if request.partial else self.settings.empty_score,
+        )
+        self.metrics.rows(len(scored), len(scores.rejected))
         if self.settings.log_texts:
-            _log_texts(exchange, outcome)
-        if self.settings.score_log is not None and not exchange.steering:
-            append_samples(self.settings.score_log, _sample_lines(prepared.rows, results, self._objectives.names))
-        if not exchange.partial:
-            outcome.require_something()
-        return json.dumps(exchange.answer(outcome), allow_nan=False, separators=(",", ":")).encode()
-
-    def _scale(self) -> tuple[float, float] | None:
-        """Mean and standard deviation of reference scores, where the config holds them."""
-        mean, deviation = self.rm.reference.get("score_mean"), self.rm.reference.get("score_std")
-        return (float(mean), float(deviation)) if mean is not None and deviation else None
+            _log_texts(request, scores)
+        if self.settings.score_log is not None and not request.steering:
+            prompts = [encoded[index].prompt_key for index, _ in scored]
+            append_samples(self.settings.score_log, _sample_lines(batch, prompts))
+        if not request.partial:
+            scores.require_a_score()
+        return scores
 
 
-def _vocabulary(rm: ArmoRM) -> int:
-    """Rows of the model's embedding."""
-    weight = rm.model.get_input_embeddings().weight
-    assert isinstance(weight, torch.Tensor)
-    return len(weight)
+def _gathered(rows: Sequence[tuple[ScoreBatch, int]]) -> ScoreBatch:
+    """Rows of several batches as one batch."""
+    first = rows[0][0]
+    if all(batch is first for batch, _ in rows):
+        return first.take([at for _, at in rows])
+    names = [item.name for item in fields(first) if isinstance(getattr(first, item.name), np.ndarray)]
+    columns: dict[str, Any] = {name: np.stack([getattr(batch, name)[at] for batch, at in rows]) for name in names}
+    return replace(first, **columns)
 
 
-def _sample_lines(
-    rows: Sequence[EncodedConversation | RefusedRow], results: Sequence[Result], names: Sequence[str]
-) -> Iterator[str]:
-    """Lines of the score log; a request's prompts are its groups."""
+def _sample_lines(batch: ScoreBatch, prompts: Sequence[bytes]) -> Iterator[str]:
+    """Lines of the score log; the rows of a prompt are a group."""
     now, groups = round(time.time(), 3), dict[bytes, int]()
-    for row, result in zip(rows, results, strict=True):
-        if isinstance(row, EncodedConversation) and isinstance(result, ScoredRow):
-            batch, place = result.batch, result.place
-            yield sample_line(
-                names,
-                contributions=batch.contributions[place].tolist(),
-                score=result.score,
-                group=groups.setdefault(row.prompt_key, len(groups)),
-                length=row.response_tokens,
-                rewards=batch.rewards[place].tolist(),
-                uncertainty=None if batch.uncertainty is None else batch.uncertainty[place].tolist(),
-                time=now,
-            )
+    assert batch.response_tokens is not None
+    for at, prompt in enumerate(prompts):
+        yield sample_line(
+            batch.names,
+            contributions=batch.contributions[at].tolist(),
+            score=float(batch.scores[at]),
+            group=groups.setdefault(prompt, len(groups)),
+            length=int(batch.response_tokens[at]),
+            rewards=batch.rewards[at].tolist(),
+            uncertainty=None if batch.uncertainty is None else batch.uncertainty[at].tolist(),
+            time=now,
+        )
 
 
-def _log_texts(exchange: Exchange, outcome: Outcome) -> None:
-    for row, result in zip(exchange.rows, outcome.results, strict=True):
+def _log_texts(request: ParsedRequest, scores: RequestScores) -> None:
+    for row, (score, reason) in zip(request.rows, scores.rows, strict=True):
         entry: dict[str, Any] = {"messages": row.to_list() if isinstance(row, Conversation) else None}
-        if isinstance(result, RefusedRow):
-            entry["error"] = result.reason
-        else:
-            entry["score"] = outcome.score(result)
+        entry |= {"score": score} if reason is None else {"error": reason}
         _LOG.info("%s", json.dumps(entry, ensure_ascii=False))

@@ -1,13 +1,15 @@
-"""Refusals of a request: an HTTP status and one sentence.
+"""Errors of a request: HTTP status, one sentence, and the JSON body `{"error": {"message", "type", "code"}}`.
 
-In:  what is wrong. Out: an exception that the app turns into `{"error": {"message", "type", "code"}}`.
-
-400 the request cannot be read; 401 no key or a wrong one; 413 it is larger than this server takes; 422 it was
-read, and nothing in it can be scored; 429 (503 on routes whose clients give up on every 4xx) the queue is full;
-500 the model failed on it; 503 the server is going down; 504 it was not scored in time.
+400 the request cannot be read; 401 missing or wrong API key; 413 larger than the server accepts; 422 nothing in it can
+be scored; 429 the queue is full (503 on routes whose clients do not retry after a 4xx); 500 the model failed on it;
+503 the server is shutting down; 504 not scored in time.
 """
 
 from __future__ import annotations
+
+import json
+
+from starlette.responses import Response
 
 from armorm.errors import ArmormError
 
@@ -23,21 +25,30 @@ TYPES = {
     503: "unavailable",
     504: "timed_out",
 }
+_LONGEST_MESSAGE = 1000
 
 
 class RequestError(ArmormError):
-    """A request that gets an error for an answer.
+    """An error that is sent as the response to a request.
 
     Attributes:
         status: HTTP status.
-        retry_after: seconds after which to try again, or None where that would not help.
+        retry_after: seconds after which to try again, or None if that would not help.
     """
 
     def __init__(self, status: int, message: str, retry_after: int | None = None) -> None:
         self.status, self.retry_after = status, retry_after
         super().__init__(message)
 
-    @property
-    def kind(self) -> str:
-        """Name of the status, for programs."""
-        return TYPES.get(self.status, "error")
+    def response(self, overload_status: int = 429) -> Response:
+        """The HTTP response.
+
+        Args:
+            overload_status: status that replaces 429 on this route.
+        """
+        status = overload_status if self.status == 429 else self.status
+        message = str(self)
+        message = message if len(message) <= _LONGEST_MESSAGE else message[:_LONGEST_MESSAGE] + "..."
+        error = {"message": message, "type": TYPES.get(status, "error"), "code": status}
+        headers = {"Retry-After": str(self.retry_after)} if self.retry_after is not None else None
+        return Response(json.dumps({"error": error}), status, headers, "application/json")

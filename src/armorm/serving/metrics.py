@@ -1,14 +1,11 @@
-"""Metrics for Prometheus: what the server does, and what its scores look like.
-
-In:  requests, batches and scores as they come.
-Out: the text of `GET /metrics`.
+"""Prometheus metrics of requests, batches and scores.
 
 For drift: histograms of the score and of every objective's predicted reward, and sums of its gating weight and
-contribution, over plain (not steered) results; beside them, as gauges, what the model's reference data had.
+contribution, over plain (not steered) rows; and as gauges the means of the model's reference data.
 `rate(armorm_gating_weight_sum[1h]) / rate(armorm_gating_weight_count[1h])` is a mean to compare with
-`armorm_reference_gating_weight`; sums of signed values (scores, contributions) take `delta` for `rate`.
-The gauges `armorm_recent_*` are means that fade over about the last thousand rows: score, response length, contribution
-of each objective. They need no query, and what they show against each other is what `armorm monitor` looks at.
+`armorm_reference_gating_weight`; for sums of signed values (scores, contributions) use `delta` instead of `rate`.
+The gauges `armorm_recent_*` are exponentially weighted means over about the last thousand rows: score, response length,
+contribution of each objective, which `armorm monitor` compares too.
 """
 
 from __future__ import annotations
@@ -26,137 +23,131 @@ from armorm.score_batch import ScoreBatch
 
 if TYPE_CHECKING:
     from armorm.serving.batcher import Batcher
-    from armorm.serving.prefix_cache import Forward
+    from armorm.serving.prefix_cache import CachedForward
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-# Rewards live on 0..1, predictions somewhat beyond.
+# Ratings are mapped to 0..1; predictions exceed that range a little.
 _REWARD_EDGES = np.round(np.arange(-0.2, 1.2001, 0.1), 1)
-# Edges of the scores' histogram, in standard deviations from the reference mean.
+# Bucket edges of the score histogram, in standard deviations from the reference mean.
 _DEVIATIONS = np.array([-4, -3, -2.5, -2, -1.5, -1, -0.5, 0, 0.5, 1, 1.5, 2, 2.5, 3, 4])
 _SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 120)
 
 
 class Metrics:
-    """Counters of one server.
+    """Metrics of one server.
 
     Args:
         names: the k objectives.
-        reference: figures of the model's reference data, may be empty.
+        reference: statistics of the model's reference data, may be empty.
     """
 
     def __init__(self, names: Sequence[str], reference: Mapping[str, Any]) -> None:
         self.registry = CollectorRegistry()
         self._requests = Counter("armorm_requests", "Requests answered.", ["route", "status"], registry=self.registry)
         self._seconds = Histogram(
-            "armorm_request_seconds", "From first byte to answer.", ["route"], buckets=_SECONDS, registry=self.registry
+            "armorm_request_seconds", "Seconds from first byte to response.", ["route"], buckets=_SECONDS, registry=self.registry
         )
-        self._under_way = Gauge("armorm_requests_under_way", "Requests not yet answered.", registry=self.registry)
+        self._under_way = Gauge("armorm_requests_under_way", "Requests in flight.", registry=self.registry)
         self._rows = Counter(
-            "armorm_rows", "Conversations asked for, by what became of them.", ["outcome"], registry=self.registry
+            "armorm_rows", "Conversations of all requests, by outcome.", ["outcome"], registry=self.registry
         )
         self._shared = Counter(
-            "armorm_shared_rows", "Conversations that another one's result served.", registry=self.registry
+            "armorm_shared_rows", "Conversations that reused the result of an identical one.", registry=self.registry
         )
         self._tokens = Counter(
-            "armorm_computed_tokens", "Tokens that went through the model, padding included.", registry=self.registry
+            "armorm_computed_tokens", "Tokens passed through the model, including padding.", registry=self.registry
         )
         self._batch_rows = Histogram(
-            "armorm_batch_rows", "Rows of a batch.", buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256), registry=self.registry
+            "armorm_batch_rows", "Rows per batch.", buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256), registry=self.registry
         )
         self._batch_seconds = Histogram(
-            "armorm_batch_seconds", "Time of a batch.", buckets=_SECONDS, registry=self.registry
+            "armorm_batch_seconds", "Seconds per batch.", buckets=_SECONDS, registry=self.registry
         )
         self._exhausted = Counter(
-            "armorm_out_of_memory", "Batches for which memory did not suffice.", registry=self.registry
+            "armorm_out_of_memory", "Batches that ran out of memory.", registry=self.registry
         )
         self._scores = _Scores(names, reference)
         self.registry.register(self._scores)
 
     def text(self) -> bytes:
-        """Everything, in the exposition format."""
+        """All metrics in the exposition format."""
         return generate_latest(self.registry)
 
     def watch_queue(self, batcher: Batcher) -> None:
-        """Show what waits and the token budget, as they are when asked for."""
+        """Add gauges of the queue and the token budget."""
         for name, text, value in (
-            ("waiting_rows", "Distinct conversations that wait.", lambda: batcher.waiting[0]),
-            ("waiting_tokens", "Their tokens.", lambda: batcher.waiting[1]),
-            ("batch_token_budget", "Most tokens of a batch.", lambda: batcher.budget),
+            ("waiting_rows", "Distinct conversations in the queue.", lambda: batcher.waiting[0]),
+            ("waiting_tokens", "Tokens in the queue.", lambda: batcher.waiting[1]),
+            ("batch_token_budget", "Most tokens per batch.", lambda: batcher.budget),
         ):
             Gauge(f"armorm_{name}", text, registry=self.registry).set_function(value)
 
-    def watch_prompts(self, forward: Forward) -> None:
-        """Show how often a prompt was kept from an earlier batch, and what is kept, as it is when asked for."""
+    def watch_prompts(self, forward: CachedForward) -> None:
+        """Add metrics of the prompt cache."""
         self.registry.register(_Prompts(forward))
 
     def request_began(self) -> None:
-        """A request has begun."""
+        """Count a request that begins."""
         self._under_way.inc()
 
     def request_ended(self, route: str, status: int, seconds: float) -> None:
-        """A request was answered, or its client has gone (status 499)."""
+        """Count an answered request, or one whose client disconnected (status 499)."""
         self._under_way.dec()
         self._requests.labels(route, str(status)).inc()
         self._seconds.labels(route).observe(seconds)
 
     def rows(self, scored: int, refused: int) -> None:
-        """Rows of one answer."""
+        """Count the rows of a response."""
         self._rows.labels("scored").inc(scored)
         self._rows.labels("refused").inc(refused)
 
     def dropped(self, count: int) -> None:
-        """Rows that left the queue because their client has gone."""
+        """Count rows removed from the queue because their client disconnected."""
         self._rows.labels("dropped").inc(count)
 
     def shared(self, count: int) -> None:
-        """Rows that needed no computation of their own."""
+        """Count rows that reused the result of an identical one."""
         self._shared.inc(count)
 
     def out_of_memory(self, budget: int) -> None:
-        """A batch did not fit into memory."""
+        """Count a batch that did not fit into memory."""
         self._exhausted.inc()
 
     def batch(self, rows: int, tokens: int, seconds: float) -> None:
-        """A batch went through the model."""
+        """Count a computed batch."""
         self._batch_rows.observe(rows)
         self._batch_seconds.observe(seconds)
         self._tokens.inc(tokens)
 
-    def scored(self, batches: Sequence[ScoreBatch], places: Sequence[int]) -> None:
-        """Plain results: row `places[i]` of `batches[i]`."""
-        parts = {
-            name: np.array(
-                [getattr(batch, name)[place] for batch, place in zip(batches, places, strict=True)], np.float64
-            )
-            for name in ("scores", "rewards", "gating_weights", "contributions", "response_tokens")
-        }
-        self._scores.add(**parts)
+    def scored(self, batch: ScoreBatch) -> None:
+        """Add plain (not steered, not normalised) scores."""
+        self._scores.add(batch)
 
 
 class _Prompts(Collector):
-    """Prompts kept between batches."""
+    """Prompts cached between batches."""
 
-    def __init__(self, forward: Forward) -> None:
+    def __init__(self, forward: CachedForward) -> None:
         self._forward = forward
 
     def collect(self) -> Iterable[Any]:
-        """The metric families."""
-        forward, (entries, size) = self._forward, self._forward.kept
+        """Metric families."""
+        forward, (entries, size) = self._forward, self._forward.cached
         name = "armorm_prompt_cache"
-        yield CounterMetricFamily(f"{name}_hits", "Prompts of batches kept from earlier ones.", forward.hits)
-        yield CounterMetricFamily(f"{name}_misses", "Prompts of batches that were not.", forward.misses)
-        yield GaugeMetricFamily(f"{name}_entries", "Prompts that are kept.", entries)
-        yield GaugeMetricFamily(f"{name}_bytes", "Bytes of their keys and values.", size)
+        yield CounterMetricFamily(f"{name}_hits", "Prompts found in the cache.", forward.hits)
+        yield CounterMetricFamily(f"{name}_misses", "Prompts not found in the cache.", forward.misses)
+        yield GaugeMetricFamily(f"{name}_entries", "Cached prompts.", entries)
+        yield GaugeMetricFamily(f"{name}_bytes", "Bytes of cached keys and values.", size)
         yield CounterMetricFamily(
-            "armorm_spared_tokens", "Tokens of shared prompts that did not go through the model again.", forward.spared
+            "armorm_spared_tokens", "Tokens of shared prompts that were not computed again.", forward.saved
         )
 
 
 class _Tally:
-    """Histograms of some columns, kept as arrays: a batch costs a few operations, not one for each row and column.
+    """Histograms of several columns as arrays: a few operations per batch, not one per row and column.
 
     Args:
-        edges: ascending; a value belongs to the bucket of the first edge that is not below it.
+        edges: ascending upper bounds (inclusive) of the buckets.
     """
 
     def __init__(self, columns: int, edges: np.ndarray) -> None:
@@ -165,32 +156,32 @@ class _Tally:
         self.sums = np.zeros(columns)
 
     def add(self, values: np.ndarray) -> None:
-        """Rows (n, columns)."""
+        """Add rows (n, columns)."""
         bins = np.searchsorted(self.edges, values, side="left")
         np.add.at(self.buckets, (np.broadcast_to(np.arange(values.shape[1]), bins.shape), bins), 1)
         self.sums += values.sum(0)
 
     def show(self, family: HistogramMetricFamily, column: int, labels: Mapping[str, str]) -> None:
-        """Enter a column's cumulative buckets, count and sum."""
+        """Add cumulative buckets, count and sum of a column to a metric family."""
         cumulative = self.buckets[column].cumsum().tolist()
         family.add_metric(
             list(labels.values()),
             list(zip([*map(str, self.edges.tolist()), "+Inf"], cumulative, strict=True)),
-            sum_value=None,  # (It would be left out, and the count with it, where an edge is negative.)
+            sum_value=None,  # (The client library omits sum and count if an edge is negative.)
         )
         family.add_sample(f"{family.name}_count", dict(labels), cumulative[-1])
         family.add_sample(f"{family.name}_sum", dict(labels), float(self.sums[column]))
 
 
 class _Recent:
-    """Means of columns that fade: a row counts by (1 - 1/`rows`) for each row that came after it."""
+    """Exponentially weighted means of columns: weight (1 - 1/`rows`) for each later row."""
 
     def __init__(self, columns: int, rows: int = 1000) -> None:
         self._keep = 1 - 1 / rows
         self._sums, self._weight = np.zeros(columns), 0.0
 
     def add(self, values: np.ndarray) -> None:
-        """Rows (n, columns), the oldest first."""
+        """Add rows (n, columns), oldest first."""
         ages = self._keep ** np.arange(len(values) - 1, -1, -1)
         fade = self._keep ** len(values)
         self._sums = self._sums * fade + ages @ values
@@ -198,12 +189,12 @@ class _Recent:
 
     @property
     def means(self) -> np.ndarray:
-        """(columns,), or nothing before the first row."""
+        """(columns,), empty before the first row."""
         return self._sums / self._weight if self._weight else np.zeros(0)
 
 
 class _Scores(Collector):
-    """What scored rows look like."""
+    """Distribution of scores, rewards, gating weights and contributions."""
 
     def __init__(self, names: Sequence[str], reference: Mapping[str, Any]) -> None:
         self._names, self._reference = list(names), reference
@@ -216,25 +207,19 @@ class _Scores(Collector):
         self._sums = {name: np.zeros(len(self._names)) for name in ("gating_weight", "contribution")}
         self._recent = _Recent(2 + len(self._names))
 
-    def add(
-        self,
-        scores: np.ndarray,
-        rewards: np.ndarray,
-        gating_weights: np.ndarray,
-        contributions: np.ndarray,
-        response_tokens: np.ndarray,
-    ) -> None:
-        """Rows (n,) and (n, k)."""
+    def add(self, batch: ScoreBatch) -> None:
+        """Add scored rows."""
+        contributions = batch.contributions.astype(np.float64)
         with self._lock:
-            self._recent.add(np.column_stack([scores, response_tokens, contributions]))
-            self._count += len(scores)
-            self._score.add(scores[:, None])
-            self._rewards.add(rewards)
-            self._sums["gating_weight"] += gating_weights.sum(0)
+            self._recent.add(np.column_stack([batch.scores, batch.response_tokens, contributions]))
+            self._count += len(batch)
+            self._score.add(batch.scores[:, None].astype(np.float64))
+            self._rewards.add(batch.rewards.astype(np.float64))
+            self._sums["gating_weight"] += batch.gating_weights.sum(0, dtype=np.float64)
             self._sums["contribution"] += contributions.sum(0)
 
     def collect(self) -> Iterable[Any]:
-        """The metric families."""
+        """Metric families."""
         score = HistogramMetricFamily(
             "armorm_score", "Scores of plain (not steered) distinct conversations.", labels=[]
         )

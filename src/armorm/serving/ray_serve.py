@@ -2,12 +2,9 @@
 
     serve run armorm.serving.ray_serve:app model=runs/real/model replicas=2 gpus=1
 
-In:  the name or folder of a model, how many replicas, what each gets of the machine, settings of the server.
-Out: a Ray Serve application: every replica is a whole server with a model and a batcher of its own, and all routes.
-
-Ray listens on 127.0.0.1:8000 unless told otherwise (`serve start --http-host`). Requests go to the replica with the
-shorter queue, so a group's responses may be computed by several of them. A key is read by each replica from the
-environment variable that `api_key_env` names.
+Every replica is a complete server with its own model and batcher, and all routes. Ray listens on 127.0.0.1:8000 by
+default (`serve start --http-host`). Requests go to the replica with the shorter queue, so the responses of one group
+may be computed by several replicas. Each replica reads the API key from the environment variable `api_key_env`.
 """
 
 from __future__ import annotations
@@ -20,18 +17,18 @@ from armorm.embedded import EMBEDDED_REWARD_MODEL
 from armorm.errors import MissingExtraError
 from armorm.serving.settings import ServingSettings
 
-_MOST_REQUESTS = 1024  # under way in one replica; beyond it Ray keeps them waiting
+_MOST_REQUESTS = 1024  # in flight in one replica; Ray queues further ones
 
 
 class Arguments(BaseModel):
-    """What `serve run` is given as name=value.
+    """Arguments of `serve run`, as name=value.
 
     Attributes:
         model: name, folder or hub id.
-        replicas: servers.
-        gpus, cpus: that each gets.
+        replicas: number of servers.
+        gpus, cpus: resources of each replica.
         dtype, device: as for `ArmoRM.from_pretrained`.
-        api_key_env: environment variable that holds the key clients must show.
+        api_key_env: environment variable that holds the key clients must present.
         settings: other settings of each server, as in `ServingSettings`.
     """
 
@@ -48,20 +45,20 @@ class Arguments(BaseModel):
 
 
 def app(arguments: Arguments) -> Any:
-    """The application.
+    """The Ray Serve application.
 
     Raises:
-        MissingExtraError: where Ray Serve is not installed.
+        MissingExtraError: if Ray Serve is not installed.
     """
     try:
         from ray import serve
     except ImportError:
         raise MissingExtraError("replicas need Ray Serve, expected: pip install 'ray[serve]'") from None
 
-    def build() -> Any:  # (in the replica)
+    def build() -> Any:  # runs in the replica
         from armorm.reward_model import ArmoRM
         from armorm.serving.app import make_app
-        from armorm.serving.engine import Scorer
+        from armorm.serving.engine import ScoringEngine
         from armorm.serving.server import key_from_environment, served_name
 
         settings = ServingSettings(
@@ -69,7 +66,7 @@ def app(arguments: Arguments) -> Any:
             api_key=key_from_environment(arguments.api_key_env),
         )
         rm = ArmoRM.from_pretrained(arguments.model, dtype=arguments.dtype, device=arguments.device)
-        return make_app(Scorer(rm, settings))
+        return make_app(ScoringEngine(rm, settings))
 
     deployment = serve.deployment(
         name="armorm",

@@ -1,9 +1,7 @@
-"""Start and stop: sockets, uvicorn, and what a server says about itself.
+"""Sockets, start and stop of the server.
 
-In:  a scorer, a host and a port. Out: a running server.
-
-The socket is bound before the model is loaded, so that a port in use is found out at once. On SIGTERM or Ctrl-C
-the server takes nothing more, answers what it has accepted, and ends.
+The socket is bound before the model is loaded, so that a port in use is reported at once. On SIGTERM or Ctrl-C the
+server accepts nothing more, answers what it has accepted, and exits.
 """
 
 from __future__ import annotations
@@ -22,12 +20,12 @@ import uvicorn
 
 from armorm.errors import ArmormError
 from armorm.serving.app import make_app
-from armorm.serving.engine import Scorer
+from armorm.serving.engine import ScoringEngine
 from armorm.serving.settings import SettingsError
 
 _BACKLOG = 2048
 _START_SECONDS = 60
-_KEEP_ALIVE_SECONDS = 75  # longer than nginx keeps its own, so that it is nginx that closes
+_KEEP_ALIVE_SECONDS = 75  # longer than nginx's own, so that nginx closes connections first
 
 
 class ServerError(ArmormError, OSError):
@@ -38,7 +36,7 @@ def bound_socket(host: str, port: int) -> socket.socket:
     """A socket bound to an address, not yet listening; port 0 takes a free one.
 
     Raises:
-        ServerError: for an address that cannot be had.
+        ServerError: for an address that cannot be bound.
     """
     if not 0 <= port <= 65535:
         raise ServerError(f"port {port}, expected 0 to 65535")
@@ -58,16 +56,16 @@ def bound_socket(host: str, port: int) -> socket.socket:
 
 
 def address_of(sock: socket.socket) -> str:
-    """The address of a bound socket as a URL."""
+    """URL of a bound socket."""
     host, port = sock.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def key_from_environment(name: str | None) -> str | None:
-    """The API key in an environment variable; None where no variable is named.
+    """The API key in an environment variable; None if no variable is named.
 
     Raises:
-        SettingsError: for a variable that is absent or empty: a server meant to be closed must not stand open.
+        SettingsError: for a variable that is absent or empty, so that the server is not open by accident.
     """
     if name is None:
         return None
@@ -78,17 +76,17 @@ def key_from_environment(name: str | None) -> str | None:
 
 
 def exposure_warning(host: str, api_key: str | None) -> str | None:
-    """What to say about a server that others can reach without a key; None where that is not so."""
+    """Warning about a server that other machines can reach without a key, else None."""
     if api_key is not None or is_loopback(host):
         return None
     return (
-        f"{host} can be reached from other machines, and no API key is set: whoever reaches it may use it "
-        "(--api-key-env NAME closes it)"
+        f"{host} can be reached from other machines and no API key is set; anyone who reaches the server can use it "
+        "(set a key with --api-key-env NAME)"
     )
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host is this machine's own."""
+    """Whether a host is a loopback address."""
     try:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
@@ -96,12 +94,12 @@ def is_loopback(host: str) -> bool:
 
 
 def served_name(name: str) -> str:
-    """How a model is called in answers: its name, without the folders it lies in."""
+    """Name of a model in responses: a folder's name without its parents, any other name unchanged."""
     return Path(name).resolve().name if Path(name).exists() else name
 
 
 class _Server(uvicorn.Server):
-    """Ends the streams of open pages before it waits for the last answers, which they would outlast."""
+    """Ends the streams of open pages before it waits for the last responses; they would never end by themselves."""
 
     def __init__(self, config: uvicorn.Config, before_stop: Sequence[Callable[[], None]]) -> None:
         super().__init__(config)
@@ -113,9 +111,9 @@ class _Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-def make_server(scorer: Scorer) -> uvicorn.Server:
-    """A server for a scorer; it writes no line for a request."""
-    app = make_app(scorer)
+def make_server(engine: ScoringEngine) -> uvicorn.Server:
+    """A server for an engine, without an access log."""
+    app = make_app(engine)
     config = uvicorn.Config(
         app,
         log_level="warning",
@@ -123,35 +121,35 @@ def make_server(scorer: Scorer) -> uvicorn.Server:
         server_header=False,
         lifespan="on",
         timeout_keep_alive=_KEEP_ALIVE_SECONDS,
-        timeout_graceful_shutdown=max(1, round(scorer.settings.shutdown_seconds)),
+        timeout_graceful_shutdown=max(1, round(engine.settings.shutdown_seconds)),
     )
     return _Server(config, app.state.before_stop)
 
 
-def serve(scorer: Scorer, sock: socket.socket) -> None:
-    """Serve until the process is told to stop; after SIGTERM and the last answer, leave with exit code 0."""
+def serve(engine: ScoringEngine, sock: socket.socket) -> None:
+    """Serve until SIGTERM or Ctrl-C; after SIGTERM and the last response, exit with code 0."""
     sock.listen(_BACKLOG)
     before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
     try:
-        make_server(scorer).run(sockets=[sock])  # (It hands the signal on when all is done.)
+        make_server(engine).run(sockets=[sock])  # (Raises the signal again when done.)
     finally:
         signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager
-def running(scorer: Scorer, host: str = "127.0.0.1", port: int = 0) -> Iterator[str]:
-    """A server in a thread of this process, for as long as the block runs; yields its URL."""
+def running(engine: ScoringEngine, host: str = "127.0.0.1", port: int = 0) -> Iterator[str]:
+    """Context manager that runs a server in a thread of this process and yields its URL."""
     sock = bound_socket(host, port)
     sock.listen(_BACKLOG)
-    server = make_server(scorer)
+    server = make_server(engine)
     thread = threading.Thread(target=server.run, args=([sock],), name="armorm-server", daemon=True)
     thread.start()
     try:
         while not server.started:
             if not thread.is_alive():
-                raise ServerError("the server did not start; its log says why")
+                raise ServerError("the server did not start; see its log")
             thread.join(0.01)
         yield address_of(sock)
     finally:
         server.should_exit = True
-        thread.join(scorer.settings.shutdown_seconds + _START_SECONDS)
+        thread.join(engine.settings.shutdown_seconds + _START_SECONDS)

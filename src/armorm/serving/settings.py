@@ -1,7 +1,4 @@
-"""What may be set on a server: limits, and how rendered text is read.
-
-In:  options of `armorm serve`. Out: `ServingSettings`, checked.
-"""
+"""Settings of a server: names, limits, how rendered text is read."""
 
 from __future__ import annotations
 
@@ -18,7 +15,7 @@ MEBIBYTE = 1 << 20
 
 
 class SettingsError(ArmormError, ValueError):
-    """A server setting that makes no sense."""
+    """An invalid server setting."""
 
 
 @dataclass(frozen=True)
@@ -26,31 +23,32 @@ class ServingSettings:
     """Settings of one server.
 
     Attributes:
-        name: how the model is called in answers.
-        normalize: scores of the stacks' formats in standard deviations from the reference mean.
-        empty_score: score of an empty response in the stacks' formats; None refuses it.
-        rendered_turns: what is done about rendered text (no `prompts`, no messages) that holds more than one
-            assistant turn, since a response may have written them: `refuse` it, read it as a `single` turn (the
-            response begins at the first reply; markers in it are text), or believe it as `multi` turns.
-        api_key: what clients must show; None lets everyone in.
+        name: name of the model in responses.
+        normalize: scores of the other protocols in standard deviations from the reference mean (armorm's own requests
+            state it themselves).
+        empty_score: score of an empty response in the other protocols; None rejects it.
+        rendered_turns: how to read rendered text (no `prompts`, no messages) with several assistant turns, which a
+            response may have forged: `refuse` it; read it as a `single` turn (the response begins at the first reply,
+            and the markers in it are text); or trust it as `multi` turns.
+        api_key: key that clients must present; None for no key.
         batch_tokens: most tokens of a forward pass, padding included.
-        batch_wait: seconds that a row waits at most for others while the model is idle.
-        share_prompts: compute a prompt once for all rows of a batch that have it.
-        prompt_cache: most bytes of recent prompts' keys and values, 0 to keep none between batches.
-        max_length: most tokens of a conversation, on top of the model's own limit.
+        batch_wait: most seconds that a row waits for others while the model is idle.
+        share_prompts: compute a prompt once for all rows of a batch that share it.
+        prompt_cache: most bytes of cached keys and values of recent prompts, 0 for no cache between batches.
+        max_length: most tokens of a conversation, in addition to the model's own limit.
         max_rows: most conversations of a request.
         max_body: most bytes of a request.
-        max_waiting_rows, max_waiting_tokens: what may wait for the model before requests are turned away.
-        max_waiting_seconds: how long what waits may take the model, by its speed so far, before requests are turned
-            away: under a storm it is also how soon after it a request is answered.
-        max_requests: most requests under way, in whatever state.
-        max_bytes: most bytes of the bodies under way.
-        request_seconds: time limit of a request, from its first byte to its answer.
+        max_waiting_rows, max_waiting_tokens: size of the queue; further requests are rejected.
+        max_waiting_seconds: most seconds of work in the queue, estimated from the speed of the model; further requests
+            are rejected. Under overload this is also how long an accepted request waits.
+        max_requests: most requests in flight, in any state.
+        max_bytes: most bytes of all bodies in flight.
+        request_seconds: time limit of a request, from its first byte to its response.
         shutdown_seconds: how long a stopping server works on what it has accepted.
         log_texts: write every scored conversation to the log.
         score_log: file to which a line of numbers is appended for each plain (not steered) scored row, for
-            `armorm monitor`; None writes none.
-        ui: the playground at /ui; needs the extra `ui`.
+            `armorm monitor`; None for no log.
+        ui: serve the playground at /ui; needs the extra `ui`.
     """
 
     name: str = "armorm"

@@ -1,52 +1,50 @@
-"""Results as HTML: the verdict, what decides it, and a card of signed bars for each response.
+"""Results as HTML: the verdict with the objectives that decide it, and a card of signed bars for each response.
 
-In:  `Weighed`, `Scored`. Out: HTML, every text escaped. Colours are the page's own variables, so that light and dark
-     are the page's affair; every bar has its number beside it, so that nothing hangs on colour.
+All texts are escaped. Colours are variables of the page, so that it defines light and dark; every bar has its number
+next to it, so that nothing depends on colour.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from html import escape
 
 import numpy as np
 
-from armorm.serving.playground.reweighting import Scored, Weighed
+from armorm.serving.playground.reweighting import LETTERS, Reweighted
 
-_BARS = 8  # objectives of a card shown at once; the rest unfolds
+_BARS = 8  # objectives shown on a card; the others are folded
 _MINUS = "\N{MINUS SIGN}"
+_ORDINALS = ("1st", "2nd", "3rd", "4th")
 
 
-def results(scored: Scored, weighed: Weighed, names: Sequence[str], reference: tuple[float, float] | None) -> str:
-    """Everything that was found.
+def results(reweighted: Reweighted, reference: tuple[float, float] | None) -> str:
+    """Verdict and cards of all responses.
 
     Args:
-        names: of the k objectives.
-        reference: mean and standard deviation of reference scores, where the model has them.
+        reference: mean and standard deviation of the reference scores, if the model has them.
     """
-    parts = [_verdict(weighed, names)] if weighed.letters else []
-    largest = float(np.abs(weighed.relative).max()) or 1.0 if weighed.letters else 1.0
-    parts.append('<div class="cards">')
-    for rank, place in enumerate(weighed.order):
-        parts.append(_card(weighed, place, rank, names, largest, reference))
+    batch = reweighted.batch
+    largest = float(np.abs(batch.relative).max(initial=0.0)) or 1.0
+    parts = [_verdict(reweighted), '<div class="cards">']
+    parts += [_card(reweighted, rank, largest, reference) for rank in range(len(batch))]
     parts += [
-        f'<article class="card refused"><h3><span class="letter">{letter}</span> no score</h3>'
+        f'<article class="card refused"><h3><span class="letter">{LETTERS[row]}</span> no score</h3>'
         f"<p>{escape(reason)}</p></article>"
-        for letter, reason in scored.refused.items()
+        for row, reason in batch.rejected
     ]
     return "".join([*parts, "</div>"])
 
 
 def welcome() -> str:
-    """What stands where results will be."""
+    """Placeholder before the first results."""
     return (
-        '<div class="empty"><p><strong>Scores will stand here.</strong></p><p>Each objective is a bar: to the right it '
-        "speaks for the response, to the left against it, as against a response of average rewards.</p></div>"
+        '<div class="empty"><p><strong>Scores appear here.</strong></p><p>Each objective is a bar: to the right it '
+        "raises the score, to the left it lowers it, compared with a response of average rewards.</p></div>"
     )
 
 
 def status(text: str, kind: str = "") -> str:
-    """The line that says what the page is doing; screen readers speak it."""
+    """The status line, announced by screen readers."""
     return f'<p role="status" aria-live="polite" class="status {kind}">{escape(text)}</p>'
 
 
@@ -55,76 +53,65 @@ def signed(value: float, digits: int = 3) -> str:
     return f"{'+' if value >= 0 else _MINUS}{abs(value):.{digits}f}"
 
 
-def _verdict(weighed: Weighed, names: Sequence[str]) -> str:
-    letters = [weighed.letters[place] for place in weighed.order]
-    margin = weighed.margin
+def _verdict(reweighted: Reweighted) -> str:
+    margin = reweighted.margin
     if margin is None:
         return ""
+    first, second = reweighted.order[:2]
+    letters = reweighted.letter(first), reweighted.letter(second)
     if margin == 0:
-        return f'<section class="verdict"><h2>{letters[0]} and {letters[1]} are level</h2></section>'
-    probability = 1 / (1 + np.exp(-margin))
-    title = f"{letters[0]} is better than {letters[1]}"
-    difference = weighed.contributions[weighed.order[0]] - weighed.contributions[weighed.order[1]]
-    ranked = sorted(range(len(names)), key=lambda i: -abs(difference[i]))
-    shown = [*weighed.deciding, *[i for i in ranked if i not in weighed.deciding]][: max(6, len(weighed.deciding))]
+        return f'<section class="verdict"><h2>{letters[0]} and {letters[1]} are tied</h2></section>'
+    names, deciding = reweighted.batch.names, reweighted.deciding
+    difference = reweighted.batch.contributions[first] - reweighted.batch.contributions[second]
+    ranked = np.argsort(-np.abs(difference), kind="stable").tolist()
+    shown = [*deciding, *[i for i in ranked if i not in deciding]][: max(6, len(deciding))]
     largest = float(np.abs(difference).max()) or 1.0
     rows = "".join(
-        _bar(names[i], float(difference[i]), largest, note="decides" if i in weighed.deciding else "") for i in shown
+        _bar(names[i], float(difference[i]), largest, note="decides" if i in deciding else "") for i in shown
     )
-    named = ", ".join(names[i] for i in weighed.deciding[:3])
-    more = f" and {len(weighed.deciding) - 3} more" if len(weighed.deciding) > 3 else ""
+    named = ", ".join(names[i] for i in deciding[:3])
+    more = f" and {len(deciding) - 3} more" if len(deciding) > 3 else ""
     return (
-        f'<section class="verdict"><h2>{title}</h2><p>By {margin:.3f}, which is a probability of {probability:.0%}. '
+        f'<section class="verdict"><h2>{letters[0]} is better than {letters[1]}</h2>'
+        f"<p>Margin {margin:.3f}, a probability of {1 / (1 + np.exp(-margin)):.0%}. "
         f"Decided by <strong>{escape(named)}{more}</strong>.</p>"
-        f'<table class="bars"><caption>Why: contributions to {letters[0]} less those to {letters[1]}</caption>'
+        f'<table class="bars"><caption>Contributions to {letters[0]} minus those to {letters[1]}</caption>'
         f"<tbody>{rows}</tbody></table></section>"
     )
 
 
-def _card(
-    weighed: Weighed,
-    place: int,
-    rank: int,
-    names: Sequence[str],
-    largest: float,
-    reference: tuple[float, float] | None,
-) -> str:
-    score, values = float(weighed.scores[place]), weighed.relative[place]
-    ranked = sorted(range(len(names)), key=lambda i: -abs(values[i]))
-    rows = [
+def _card(reweighted: Reweighted, rank: int, largest: float, reference: tuple[float, float] | None) -> str:
+    batch, row = reweighted.batch, reweighted.order[rank]
+    score, values = float(batch.scores[row]), batch.relative[row]
+    bars = [
         _bar(
-            names[i],
+            batch.names[i],
             float(values[i]),
             largest,
-            title=_title(weighed, place, i),
-            note=f"{weighed.gating_weights[place, i]:.0%}",
+            title=f"contribution {signed(float(batch.contributions[row, i]), 4)}",
+            note=f"{batch.gating_weights[row, i]:.0%}",
         )
-        for i in ranked
+        for i in np.argsort(-np.abs(values), kind="stable").tolist()
     ]
-    under = ""
+    against_reference = ""
     if reference is not None:
         mean, deviation = reference
         side = "above" if score >= mean else "below"
-        under = f"{abs(score - mean) / deviation:.1f} standard deviations {side} the reference mean"
-    rest = rows[_BARS:]
-    unfold = (
-        f"<details><summary>{len(rest)} more objectives</summary>"
-        f'<table class="bars"><tbody>{"".join(rest)}</tbody></table></details>'
-        if rest
-        else ""
-    )
-    crown = " first" if rank == 0 and len(weighed.order) > 1 else ""
+        against_reference = f"{abs(score - mean) / deviation:.1f} standard deviations {side} the reference mean"
+    folded = ""
+    if bars[_BARS:]:
+        folded = (
+            f"<details><summary>{len(bars) - _BARS} more objectives</summary>"
+            f'<table class="bars"><tbody>{"".join(bars[_BARS:])}</tbody></table></details>'
+        )
+    first = " first" if rank == 0 and len(batch) > 1 else ""
     return (
-        f'<article class="card{crown}"><h3><span class="letter">{weighed.letters[place]}</span>'
+        f'<article class="card{first}"><h3><span class="letter">{reweighted.letter(row)}</span>'
         f'<span class="score">{signed(score)}</span><span class="rank">{_ORDINALS[rank]}</span></h3>'
-        f'<p class="under">{under}</p><table class="bars">'
-        "<caption>Against an average response; share of the gate</caption>"
-        f"<tbody>{''.join(rows[:_BARS])}</tbody></table>{unfold}</article>"
+        f'<p class="under">{against_reference}</p><table class="bars">'
+        "<caption>Compared with an average response; gating weight</caption>"
+        f"<tbody>{''.join(bars[:_BARS])}</tbody></table>{folded}</article>"
     )
-
-
-def _title(weighed: Weighed, place: int, i: int) -> str:
-    return f"contribution {signed(float(weighed.contributions[place, i]), 4)}"
 
 
 def _bar(name: str, value: float, largest: float, *, title: str = "", note: str = "") -> str:
@@ -135,6 +122,3 @@ def _bar(name: str, value: float, largest: float, *, title: str = "", note: str 
         f'<td class="track" aria-hidden="true"><span class="bar {side}" style="width:{width:.2f}%"></span></td>'
         f'<td class="value">{signed(value)}</td><td class="note">{escape(note)}</td></tr>'
     )
-
-
-_ORDINALS = ("1st", "2nd", "3rd", "4th")

@@ -1,83 +1,63 @@
-"""Scored responses under other weights, without the model.
+"""Scores under other objective weights, computed from rewards and gating weights without running the model.
 
-In:  rewards and gating weights of up to four responses, once; then a factor for each objective, as often as wanted.
-Out: scores, contributions and what decides, as the steered model would give them.
-
-A factor multiplies a gating weight before the weights are shared out again to sum to 1: the softmax of
-`logits + log factor` is just that, so the forward pass need not be done again.
+A factor multiplies a gating weight before the weights are renormalised to sum to 1. That equals the softmax of
+`logits + log factor`, so the results are those of the steered model.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import yaml
 
 from armorm import attribution
-from armorm.evaluation.audits.objectives import deciding
 from armorm.objectives import ObjectiveSet
+from armorm.score_batch import ScoreBatch
 from armorm.steering import SteeringError, steering_settings
 
 LETTERS = "ABCD"
 
 
 @dataclass(frozen=True)
-class Scored:
-    """What the model said, once.
-
-    Attributes:
-        letters: of the n responses that have a score, in the order of the page.
-        rewards, gating_weights: (n, k) float64.
-        scale: logit scale of the gate.
-        refused: letter and reason of each response without a score.
-    """
-
-    letters: list[str]
-    rewards: np.ndarray
-    gating_weights: np.ndarray
-    scale: float
-    refused: dict[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Weighed:
+class Reweighted:
     """Scored responses under some weights.
 
     Attributes:
-        letters: of the n responses.
-        order: places of the responses, best first.
-        scores: (n,) float64.
-        gating_weights, contributions, relative: (n, k) float64.
-        deciding: places of the objectives without which the first would not beat the second; empty for a tie.
-        settings: the steering that says the same, empty for the model as served.
+        batch: n scored responses, arrays float64; `LETTERS[batch.rows[i]]` is the letter of response i.
+        order: indices of the responses, best first.
+        deciding: indices of the objectives without which the first response would not be preferred to the second,
+            largest first; empty for a tie.
+        settings: the equivalent steering of the trained model, empty for none.
     """
 
-    letters: list[str]
+    batch: ScoreBatch
     order: list[int]
-    scores: np.ndarray
-    gating_weights: np.ndarray
-    contributions: np.ndarray
-    relative: np.ndarray
     deciding: list[int]
     settings: dict[str, Any]
 
+    def letter(self, index: int) -> str:
+        """Letter of a response."""
+        return LETTERS[self.batch.rows[index]]
+
     @property
     def margin(self) -> float | None:
-        """Score of the first less that of the second, None for a single response."""
-        return float(self.scores[self.order[0]] - self.scores[self.order[1]]) if len(self.order) > 1 else None
+        """Score of the first response less that of the second; None for a single response."""
+        if len(self.order) < 2:
+            return None
+        return float(self.batch.scores[self.order[0]] - self.batch.scores[self.order[1]])
 
 
 @dataclass(frozen=True)
-class Weigher:
-    """What of a model the weighing needs.
+class Reweighter:
+    """Applies factors to the gating weights of one model.
 
     Attributes:
-        objectives: k of them.
+        objectives: k objectives.
         transform: (k, k) reward transform.
-        means: (k,) rewards of the reference data; zeros without.
+        means: (k,) mean rewards of the reference data; zeros if unknown.
         biases: objectives that others are debiased against.
         served: steering of the model as it is served.
     """
@@ -90,21 +70,11 @@ class Weigher:
 
     @property
     def adjustable(self) -> bool:
-        """Whether factors on top of the served steering are again a steering: not where it pins or blends."""
+        """Whether factors on top of the served steering are a steering: not if it pins or blends weights."""
         return not any(self.served.get(key) for key in ("pin", "blend"))
 
-    def factors(self, values: Sequence[float]) -> np.ndarray:
-        """Factors (k,) on the served weights, checked.
-
-        Raises:
-            SteeringError: for a bias that is dropped, or where nothing is left.
-        """
-        chosen = dict(zip(self.objectives.names, map(float, values), strict=True))
-        steering_settings(self.objectives, chosen, (), self.biases)
-        return np.array(list(chosen.values()))
-
     def settings(self, values: Sequence[float]) -> dict[str, Any]:
-        """The steering of the trained model that these factors on the served one come to; empty for none."""
+        """Steering of the trained model that equals these factors (k,) on top of the served steering."""
         dropped = set(self.served.get("drop", ()))
         before = self.served.get("multiply", {})
         factors = {
@@ -113,43 +83,49 @@ class Weigher:
             if name not in dropped
         }
         settings = steering_settings(self.objectives, factors, sorted(dropped), self.biases)
-        rest = {key: value for key, value in self.served.items() if key not in ("multiply", "drop")}
-        return settings | rest
+        return settings | {key: value for key, value in self.served.items() if key not in ("multiply", "drop")}
 
-    def weigh(self, scored: Scored, values: Sequence[float]) -> Weighed:
-        """Scores under these factors.
+    def reweight(self, batch: ScoreBatch, values: Sequence[float]) -> Reweighted:
+        """Scores under factors (k,) on the served gating weights.
+
+        Args:
+            batch: responses as the served model scored them.
 
         Raises:
-            SteeringError: as `factors`; and where a prompt's whole weight is on what was dropped.
+            SteeringError: if a bias is dropped, nothing is left, or a prompt has all its weight on dropped objectives.
         """
-        raised = scored.gating_weights * self.factors(values)
+        factors = dict(zip(self.objectives.names, map(float, values), strict=True))
+        steering_settings(self.objectives, factors, (), self.biases)  # raises for factors that are no steering
+        raised = batch.gating_weights.astype(np.float64) * np.array(list(factors.values()))
         total = raised.sum(1, keepdims=True)
         if not (total > 1e-30).all():
-            raise SteeringError("on this prompt all the weight is on what was dropped")
+            raise SteeringError("the dropped objectives have all the weight on this prompt")
         weights = raised / total
-        coefficients = attribution.coefficients(weights * scored.scale, self.transform)
-        contributions = attribution.contributions(coefficients, scored.rewards)
+        output = weights * batch.gating_output.sum(1, dtype=np.float64, keepdims=True)
+        coefficients = attribution.coefficients(output, self.transform)
+        contributions = attribution.contributions(coefficients, batch.rewards.astype(np.float64))
         scores = contributions.sum(1)
         order = np.argsort(-scores, kind="stable").tolist()
-        decides: list[int] = []
-        if len(order) > 1 and scores[order[0]] > scores[order[1]]:
+        deciding: list[int] = []
+        if len(order) > 1:
             difference = contributions[order[0]] - contributions[order[1]]
-            mask = deciding(difference[None])[0]
-            decides = sorted(np.flatnonzero(mask).tolist(), key=lambda place: -abs(difference[place]))
-        return Weighed(
-            scored.letters,
-            order,
-            scores,
-            weights,
-            contributions,
-            attribution.relative(coefficients, scored.rewards, self.means),
-            decides,
-            self.settings(values),
+            mask = attribution.deciding(difference[None])[0]
+            deciding = sorted(np.flatnonzero(mask).tolist(), key=lambda i: -abs(difference[i]))
+        reweighted = replace(
+            batch,
+            scores=scores,
+            gating_weights=weights,
+            gating_output=output,
+            coefficients=coefficients,
+            contributions=contributions,
+            relative=attribution.relative(coefficients, batch.rewards.astype(np.float64), self.means),
         )
+        return Reweighted(reweighted, order, deciding, self.settings(values))
 
-    def policy(self, settings: Mapping[str, Any]) -> str:
-        """Settings as a YAML policy."""
-        kept = {key: value for key, value in settings.items() if value}
-        if not kept:
-            return "# The model as trained: move a slider to steer it.\n"
-        return yaml.safe_dump(kept, sort_keys=False, allow_unicode=True)
+
+def policy_yaml(settings: Mapping[str, Any]) -> str:
+    """Steering settings as a YAML policy for `armorm steer` and `armorm.steering.read_policy`."""
+    given = {key: value for key, value in settings.items() if value}
+    if not given:
+        return "# The model as trained: move a slider to steer it.\n"
+    return yaml.safe_dump(given, sort_keys=False, allow_unicode=True)

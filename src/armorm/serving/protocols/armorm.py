@@ -1,11 +1,11 @@
-"""armorm's own format: `POST /v1/reward`.
+"""armorm's own format: `POST /v1/reward`, scores with everything they are made of.
 
-In:  `{"conversations": [[message, ...], ...]}`, or `{"prompt": text or messages, "responses": [...]}`; optionally
-     `normalize`, `steer` (the arguments of `ArmoRM.steer`), and `include`, the parts wanted.
-Out: `{"model", "objectives", "normalized", "steering", "results": [...], "usage"}`. A result holds `index`,
-     `score`, `tokens`, and each part as a list in the order of `objectives`; or `index` and `error`.
+Request: `{"conversations": [[message, ...], ...]}`, or `{"prompt": text or messages, "responses": [...]}`; optionally
+`normalize`, `steer` (the arguments of `ArmoRM.steer`) and `include` (parts of the scores).
+Response: `{"model", "objectives", "normalized", "steering", "results": [...], "usage"}`. A result holds `index`,
+`score`, `tokens` and the parts, each a list in the order of `objectives`; or `index` and `error`.
 
-Contributions sum to the plain score. A row that cannot be scored has its error at its place; the answer is 200.
+Contributions sum to the plain score. The status is 200 even if no row has a score.
 """
 
 from __future__ import annotations
@@ -15,11 +15,21 @@ from typing import Any, Literal, Union
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+from typing_extensions import NotRequired, TypedDict
 
 from armorm.backbone.rendered_text import RenderedReader
 from armorm.conversation import Conversation
 from armorm.serving.errors import RequestError
-from armorm.serving.protocols.base import Exchange, Outcome, RefusedRow, Result, RowInput, filled, read_row
+from armorm.serving.protocols.base import (
+    EXAMPLE_MESSAGES,
+    ParsedRequest,
+    RequestScores,
+    Route,
+    Usage,
+    closed,
+    read_row,
+    validated,
+)
 
 Part = Literal[
     "rewards",
@@ -36,24 +46,24 @@ PARTS: tuple[Part, ...] = ("rewards", "gating_weights", "coefficients", "contrib
 
 
 class Blend(BaseModel):
-    """Fixed weights for a share of the whole."""
+    """Fixed weights for a share of the total weight."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False, strict=True)
 
     share: float = Field(description="0 to 1.")
-    weights: dict[str, float] = Field(default_factory=dict, description="By objective; equal ones where none is given.")
+    weights: dict[str, float] = Field(default_factory=dict, description="Weight of each objective; equal if empty.")
 
 
 class Steer(BaseModel):
-    """Explicit changes to how the objectives are weighed."""
+    """Changes to the weights of the objectives."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False, strict=True)
 
     multiply: dict[str, float] = Field(default_factory=dict, description="Factor of each named gating weight, >= 0.")
-    drop: list[str] = Field(default_factory=list, description="Objectives whose weight is shared out.")
+    drop: list[str] = Field(default_factory=list, description="Objectives whose weight goes to the others.")
     pin: dict[str, float] = Field(default_factory=dict, description="Fixed share of the weight, 0 to 1, by objective.")
-    blend: Union[Blend, None] = Field(None, description="A share of the weight that goes by fixed weights.")
-    debias_strength: float = Field(1.0, description="0 takes the debiasing back, 1 leaves it as trained.")
+    blend: Union[Blend, None] = Field(None, description="Fixed weights for a share of the total weight.")
+    debias_strength: float = Field(1.0, description="Strength of the debiasing: 0 off, 1 as trained.")
 
 
 class RewardRequest(BaseModel):
@@ -66,19 +76,19 @@ class RewardRequest(BaseModel):
     )
 
     model: Union[str, None] = Field(None, description="Ignored: a server holds one model.")
-    conversations: Union[list[Any], None] = Field(None, description="Each a list of messages that ends with the reply.")
+    conversations: Union[list[Any], None] = Field(None, description="Lists of messages, each ending with the reply.")
     prompt: Union[str, list[Any], None] = Field(None, description="Text of one user turn, or messages.")
     responses: Union[list[Any], None] = Field(None, description="Texts, or assistant messages.")
     normalize: Union[bool, None] = Field(None, description="Scores in standard deviations from the reference mean.")
     steer: Steer = Field(default_factory=Steer)
     include: Union[list[Part], None] = Field(
         None,
-        description=f"Parts of each score to send; by default {', '.join(PARTS)}, and uncertainty where the model "
-        "carries it.",
+        description=f"Parts of each score to send; by default {', '.join(PARTS)}, and uncertainty if the model "
+        "provides it.",
     )
 
     @model_validator(mode="after")
-    def _one_way(self) -> RewardRequest:
+    def _one_form(self) -> RewardRequest:
         if (self.conversations is None) == (self.prompt is None):
             raise ValueError("expected either conversations, or prompt and responses")
         if (self.prompt is None) != (self.responses is None):
@@ -86,60 +96,107 @@ class RewardRequest(BaseModel):
         return self
 
 
-def read(body: Mapping[str, Any], reader: RenderedReader) -> Exchange:
-    """A request for rewards."""
-    request = filled(RewardRequest, body)
-    rows: list[RowInput]
-    if request.conversations is not None:
-        rows = [
-            read_row(lambda messages=messages: Conversation.from_messages(messages))  # type: ignore[misc]
-            for messages in request.conversations
-        ]
-    else:
-        prompt = request.prompt
-        assert prompt is not None and request.responses is not None
-        rows = [
-            read_row(lambda reply=reply: Conversation.from_prompt(prompt, reply))  # type: ignore[misc]
-            for reply in request.responses
-        ]
-    include = None if request.include is None else list(dict.fromkeys(request.include))
-    # (What is given, and no more: it goes to `ArmoRM.steer` as it stands.)
-    asked = request.steer.model_dump(exclude_unset=True)
-    steering = {key: value for key, value in asked.items() if value not in ({}, [], None)}
+@closed
+class ScoredResult(TypedDict):
+    """A scored conversation; parts are lists in the order of `objectives`."""
 
-    def answer(outcome: Outcome) -> dict[str, Any]:
+    index: int
+    score: float
+    tokens: int
+    truncated_tokens: NotRequired[int]
+    rewards: NotRequired[list[float]]
+    ratings: NotRequired[list[float]]
+    debiased_rewards: NotRequired[list[float]]
+    gating_weights: NotRequired[list[float]]
+    gating_output: NotRequired[list[float]]
+    coefficients: NotRequired[list[float]]
+    contributions: NotRequired[list[float]]
+    relative: NotRequired[list[float]]
+    uncertainty: NotRequired[list[float]]
+
+
+@closed
+class RefusedResult(TypedDict):
+    """A conversation without a score, and the reason."""
+
+    index: int
+    error: str
+
+
+@closed
+class RewardAnswer(TypedDict):
+    """Response of `POST /v1/reward`."""
+
+    model: str
+    objectives: list[str]
+    normalized: bool
+    steering: dict[str, Any]
+    results: list[Union[ScoredResult, RefusedResult]]
+    usage: Usage
+
+
+def read(body: Mapping[str, Any], reader: RenderedReader) -> ParsedRequest:
+    """Read a body of `POST /v1/reward`."""
+    request = validated(RewardRequest, body)
+    if request.conversations is not None:
+        rows = [read_row(Conversation.from_messages, messages) for messages in request.conversations]
+    else:
+        rows = [read_row(Conversation.from_prompt, request.prompt, reply) for reply in request.responses or ()]
+    include = None if request.include is None else list(dict.fromkeys(request.include))
+    # Only what the client sent: it is passed to `ArmoRM.steer` and returned unchanged.
+    steering = {
+        key: value for key, value in request.steer.model_dump(exclude_unset=True).items() if value not in ({}, [], None)
+    }
+
+    def write(scores: RequestScores) -> dict[str, Any]:
         return {
-            "model": outcome.model,
-            "objectives": outcome.objectives.names,
-            "normalized": outcome.scale is not None,
+            "model": scores.model,
+            "objectives": scores.objectives.names,
+            "normalized": scores.scale is not None,
             "steering": steering,
-            "results": [_entry(index, result, outcome, include) for index, result in enumerate(outcome.results)],
-            "usage": outcome.usage,
+            "results": _results(scores, include),
+            "usage": scores.usage,
         }
 
-    return Exchange(rows, answer, normalize=request.normalize, steering=steering, partial=True)
+    return ParsedRequest(rows, write, normalize=request.normalize, steering=steering, partial=True)
 
 
-def _entry(index: int, result: Result, outcome: Outcome, include: list[Part] | None) -> dict[str, Any]:
-    if isinstance(result, RefusedRow):
-        return {"index": index, "error": result.reason}
-    entry: dict[str, Any] = {"index": index, "score": outcome.score(result), "tokens": result.tokens}
-    if result.truncated:
-        entry["truncated_tokens"] = result.truncated
+def _results(scores: RequestScores, include: list[Part] | None) -> list[dict[str, Any]]:
+    batch = scores.batch
     if include is None:
-        include = [*PARTS, "uncertainty"] if result.batch.uncertainty is not None else list(PARTS)
-    for part in include:
-        entry[part] = _part(part, result.batch, result.place, outcome).tolist()
-    return entry
+        include = [*PARTS, "uncertainty"] if batch.uncertainty is not None else list(PARTS)
+    parts = {part: _part(part, scores).tolist() for part in include} if len(batch) else {}
+    results: list[dict[str, Any]] = [
+        {"index": index, "score": score} if reason is None else {"index": index, "error": reason}
+        for index, (score, reason) in enumerate(scores.rows)
+    ]
+    for at, index in enumerate(batch.rows.tolist()):
+        results[index]["tokens"] = scores.tokens[at]
+        if index in scores.truncated:
+            results[index]["truncated_tokens"] = scores.truncated[index]
+        results[index].update((part, values[at]) for part, values in parts.items())
+    return results
 
 
-def _part(part: Part, batch: Any, place: int, outcome: Outcome) -> np.ndarray:
+def _part(part: Part, scores: RequestScores) -> np.ndarray:
+    """(m, k) values of the scored rows."""
     if part == "ratings":
-        return outcome.objectives.to_raw(batch.rewards[place])
+        return scores.objectives.to_raw(scores.batch.rewards)
     if part == "debiased_rewards":
-        return batch.rewards[place].astype(np.float64) @ outcome.transform
-    values = getattr(batch, part)
+        return scores.batch.rewards.astype(np.float64) @ scores.transform
+    values: np.ndarray | None = getattr(scores.batch, part)
     if values is None:
         raise RequestError(400, f"include: this model carries no {part}")
-    found: np.ndarray = values[place]
-    return found
+    return values
+
+
+ROUTES = (
+    Route(
+        "/v1/reward",
+        read,
+        RewardRequest,
+        RewardAnswer,
+        "Scores with rewards, weights and contributions of every objective",
+        {"conversations": [EXAMPLE_MESSAGES], "normalize": False},
+    ),
+)

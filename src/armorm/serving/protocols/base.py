@@ -1,10 +1,11 @@
-"""Exchanges: what a stack's format gives to the scorer, and what it gets back.
+"""Protocol adapters: request body -> rows to score; scores -> response body.
 
-In:  the body of a request, as a stack's module understands it.
-Out: `Exchange`: rows to score, how, and a function that writes the stack's answer from the `Outcome`.
+A protocol is one module of this package. For each of its routes it defines a pydantic model of the request, a
+TypedDict of the response and a function that reads a body into a `ParsedRequest`; its `ROUTES` list them. Naming the
+module in `PROTOCOLS` (`protocols/__init__.py`) adds its routes to the server and to /openapi.json.
 
-A row that cannot be read or scored stands at its place as a `RefusedRow`; the others are scored. A request of
-which nothing can be scored is refused as a whole.
+A row that cannot be read or scored becomes a `RejectedRow` at its index, and the other rows are scored. A request is
+rejected as a whole if none of its rows can be scored.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from dataclasses import dataclass, field
 from typing import Any, NoReturn, TypeVar, Union
 
 import numpy as np
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, with_config
+from typing_extensions import TypedDict
 
 from armorm.backbone.chat_template import EncodedConversation
 from armorm.backbone.rendered_text import RenderedReader
@@ -30,37 +32,51 @@ from armorm.serving.errors import RequestError
 RowInput = Union[Conversation, EncodedConversation, ConversationError]
 Form = TypeVar("Form", bound=BaseModel)
 
+# Responses contain no field that their type does not name.
+closed = with_config(ConfigDict(extra="forbid", allow_inf_nan=False))
+
+
+@closed
+class Fault(TypedDict):
+    """Message, type and HTTP status of an error."""
+
+    message: str
+    type: str
+    code: int
+
+
+@closed
+class ErrorAnswer(TypedDict):
+    """Body of every error response."""
+
+    error: Fault
+
+
+@closed
+class RowError(TypedDict):
+    """A row without a score, and the reason."""
+
+    index: int
+    message: str
+
+
+@closed
+class Usage(TypedDict):
+    """Tokens of all scored rows."""
+
+    prompt_tokens: int
+    total_tokens: int
+    completion_tokens: int
+
 
 @dataclass(frozen=True)
-class ScoredRow:
-    """One scored conversation: its row of a batch.
-
-    Attributes:
-        batch: scores and their parts, plain (not normalised).
-        place: row of the batch.
-        tokens: length of the conversation.
-        truncated: prompt tokens that the model's overflow policy took away.
-    """
-
-    batch: ScoreBatch
-    place: int
-    tokens: int
-    truncated: int = 0
-
-    @property
-    def score(self) -> float:
-        """The plain score."""
-        return float(self.batch.scores[self.place])
-
-
-@dataclass(frozen=True)
-class RefusedRow:
+class RejectedRow:
     """A conversation without a score.
 
     Attributes:
         reason: one sentence.
-        empty: whether the reason is an empty response.
-        failed: whether the fault is the server's.
+        empty: the response is empty.
+        failed: the model failed on it; the client is not at fault.
     """
 
     reason: str
@@ -68,99 +84,132 @@ class RefusedRow:
     failed: bool = False
 
 
-Result = Union[ScoredRow, RefusedRow]
-
-
 @dataclass(frozen=True)
-class Outcome:
-    """Results of one request, in order.
+class RequestScores:
+    """Scores of one request.
 
     Attributes:
-        results: one a row.
+        batch: the m scored rows with plain (not normalised) scores; `batch.rows` holds their indices in the request.
+        tokens: (m,) tokens of each scored conversation.
+        truncated: prompt tokens removed by the model's overflow policy, by row index.
+        rejected: the other rows, by index.
         model: name of the model.
-        objectives: its objectives.
+        objectives: its k objectives.
         transform: (k, k) float64 reward transform.
-        scale: mean and standard deviation to normalise scores by, or None.
-        empty_score: score of empty responses, or None.
+        scale: mean and standard deviation that normalise scores; None for plain scores.
+        empty_score: score of empty responses; None rejects them.
     """
 
-    results: Sequence[Result]
+    batch: ScoreBatch
+    tokens: Sequence[int]
+    truncated: Mapping[int, int]
+    rejected: Mapping[int, RejectedRow]
     model: str
     objectives: ObjectiveSet
     transform: np.ndarray
     scale: tuple[float, float] | None = None
     empty_score: float | None = None
 
-    def score(self, result: Result) -> float | None:
-        """Score of a row as asked for, None where it has none."""
-        if isinstance(result, RefusedRow):
-            return self.empty_score if result.empty else None
-        mean, deviation = self.scale or (0.0, 1.0)
-        return (result.score - mean) / deviation
-
     @property
     def scores(self) -> list[float | None]:
-        """Scores of all rows."""
-        return [self.score(result) for result in self.results]
+        """Score of every row of the request, normalised if requested; None for rows without one."""
+        mean, deviation = self.scale or (0.0, 1.0)
+        found: list[float | None] = [None] * (len(self.batch) + len(self.rejected))
+        scores = (self.batch.scores.astype(np.float64) - mean) / deviation
+        for index, score in zip(self.batch.rows.tolist(), scores.tolist(), strict=True):
+            found[index] = score
+        for index, row in self.rejected.items():
+            found[index] = self.empty_score if row.empty else None
+        return found
 
     @property
-    def errors(self) -> list[dict[str, Any]]:
-        """Rows without a score, with their place and the reason."""
+    def rows(self) -> list[tuple[float | None, str | None]]:
+        """(score, None) or (None, reason) of every row of the request."""
         return [
-            {"index": index, "message": result.reason}
-            for index, result in enumerate(self.results)
-            if isinstance(result, RefusedRow) and self.score(result) is None
+            (score, self.rejected[index].reason if score is None else None) for index, score in enumerate(self.scores)
         ]
 
     @property
-    def tokens(self) -> int:
-        """Tokens of all scored rows."""
-        return sum(result.tokens for result in self.results if isinstance(result, ScoredRow))
+    def errors(self) -> list[dict[str, Any]]:
+        """Index and reason of the rows without a score, as `RowError`."""
+        return [{"index": index, "message": reason} for index, (_, reason) in enumerate(self.rows) if reason is not None]
 
     @property
     def usage(self) -> dict[str, int]:
-        """Tokens as the field counts them."""
-        return {"prompt_tokens": self.tokens, "total_tokens": self.tokens, "completion_tokens": 0}
+        """Token counts as in the OpenAI API, as `Usage`."""
+        tokens = sum(self.tokens)
+        return {"prompt_tokens": tokens, "total_tokens": tokens, "completion_tokens": 0}
 
-    def require_something(self) -> None:
-        """Refuse a request of which nothing was scored.
+    def require_a_score(self) -> None:
+        """Reject a request none of whose rows has a score.
 
         Raises:
-            RequestError: with the first reason.
+            RequestError: 422, or 500 if the model failed on a row, with the first reason.
         """
         errors = self.errors
-        if errors and len(errors) == len(self.results):
-            failed = any(isinstance(result, RefusedRow) and result.failed for result in self.results)
+        if errors and len(errors) == len(self.batch) + len(self.rejected):
+            failed = any(row.failed for row in self.rejected.values())
             place = f"row {errors[0]['index']}: " if len(errors) > 1 else ""
             raise RequestError(500 if failed else 422, place + errors[0]["message"])
 
 
 @dataclass(frozen=True)
-class Exchange:
-    """What a request asks for.
+class ParsedRequest:
+    """A request in a form common to all protocols.
 
     Attributes:
-        rows: conversations, ids, or why there is none.
-        answer: writes the stack's answer.
+        rows: conversations, token ids, or why a row has neither.
+        write: response body from the scores.
         normalize: scores in standard deviations from the reference mean; None for the server's setting.
-        steering: `{"multiply": {objective: factor}, "drop": [objective]}`, empty for none.
-        max_length: most tokens of a conversation, on top of the server's limit.
-        partial: whether an answer may lack every score; if not, such a request is refused.
+        steering: arguments of `ArmoRM.steer`; empty for none.
+        max_length: most tokens of a conversation, in addition to the server's limit.
+        partial: a response without any score is valid; otherwise such a request is rejected.
     """
 
     rows: Sequence[RowInput]
-    answer: Callable[[Outcome], Any]
+    write: Callable[[RequestScores], Any]
     normalize: bool | None = None
     steering: Mapping[str, Any] = field(default_factory=dict)
     max_length: int | None = None
     partial: bool = False
 
 
-Read = Callable[[Mapping[str, Any], RenderedReader], Exchange]
+Read = Callable[[Mapping[str, Any], RenderedReader], ParsedRequest]
+
+
+@dataclass(frozen=True)
+class Route:
+    """A scoring route of a protocol.
+
+    Attributes:
+        path: URL path, of a POST request.
+        read: reads a request body.
+        request: type of the request body.
+        response: type of the response body.
+        summary: one phrase for /openapi.json.
+        example: a request body.
+        accepts: whether a body belongs to this route, for a path that several protocols use.
+        overload_status: status sent in place of 429, for clients that do not retry after it.
+    """
+
+    path: str
+    read: Read
+    request: type[BaseModel]
+    response: Any
+    summary: str
+    example: dict[str, Any]
+    accepts: Callable[[Mapping[str, Any]], bool] = lambda body: True
+    overload_status: int = 429
+
+
+# Example texts of the routes.
+EXAMPLE_MESSAGES = [{"role": "user", "content": "What is 2+2?"}, {"role": "assistant", "content": "4"}]
+EXAMPLE_PROMPT = "<|im_start|>user\nWhat is 2+2?<|im_end|>\n<|im_start|>assistant\n"
+EXAMPLE_RENDERED = f"{EXAMPLE_PROMPT}4<|im_end|>"
 
 
 def parsed_body(body: bytes) -> dict[str, Any]:
-    """A body as a JSON object.
+    """A request body as a JSON object.
 
     Raises:
         RequestError: 400 for anything else.
@@ -175,8 +224,8 @@ def parsed_body(body: bytes) -> dict[str, Any]:
     return value
 
 
-def filled(form: type[Form], body: Mapping[str, Any]) -> Form:
-    """A request's fields, checked.
+def validated(form: type[Form], body: Mapping[str, Any]) -> Form:
+    """A request body as an instance of its type.
 
     Raises:
         RequestError: 400 naming the first field that is missing or of another type.
@@ -190,29 +239,39 @@ def filled(form: type[Form], body: Mapping[str, Any]) -> Form:
         raise RequestError(400, f"{place[:100]}: {what}" if place else what) from None
 
 
-def read_row(read: Callable[[], RowInput]) -> RowInput:
-    """A row, or why it cannot be read."""
+def read_row(read: Callable[..., RowInput], *arguments: Any) -> RowInput:
+    """`read(*arguments)`, or the error that it raises."""
     try:
-        return read()
+        return read(*arguments)
     except ConversationError as error:
         return error
 
 
-def answer_id(prefix: str) -> str:
-    """A fresh identifier."""
+def read_input(value: Any, messages: list[Any] | None, reader: RenderedReader) -> list[RowInput]:
+    """Rows of `input` (a rendered text, texts, token ids, lists of token ids) or of `messages` (one conversation).
+
+    Raises:
+        RequestError: 400 if neither or both are given.
+    """
+    if (value is None) == (messages is None):
+        raise RequestError(400, "expected either input or messages")
+    if messages is not None:
+        return [read_row(Conversation.from_messages, messages)]
+    if isinstance(value, str) or (isinstance(value, list) and value and all(type(entry) is int for entry in value)):
+        value = [value]
+    if not isinstance(value, list):
+        raise RequestError(400, "input: expected a text, texts, token ids, or lists of token ids")
+    return [read_row(reader.from_ids if isinstance(entry, list) else reader.conversation, entry) for entry in value]
+
+
+def new_id(prefix: str) -> str:
+    """A unique identifier."""
     return f"{prefix}-{uuid.uuid4().hex}"
 
 
-def listing(prefix: str, outcome: Outcome, data: list[dict[str, Any]]) -> dict[str, Any]:
-    """The envelope that vLLM puts around its answers."""
-    return {
-        "id": answer_id(prefix),
-        "object": "list",
-        "created": int(time.time()),
-        "model": outcome.model,
-        "data": data,
-        "usage": outcome.usage,
-    }
+def now() -> int:
+    """Seconds since the epoch, as in the field `created`."""
+    return int(time.time())
 
 
 def _no_number(name: str) -> NoReturn:

@@ -1,23 +1,33 @@
-"""LLaMA-Factory's score server (FIELD 5): `POST /v1/score/evaluation`.
+"""LLaMA-Factory's score server: `POST /v1/score/evaluation` (github.com/hiyouga/LLaMA-Factory, `reward_model_type: api`).
 
-In:  `{"model", "messages": [rendered text, ...], "max_length"?}`.
-Out: `{"id", "object": "score.evaluation", "model", "scores": [...]}`.
+Request: `{"model", "messages": [rendered text, ...], "max_length"?}`.
+Response: `{"id", "object": "score.evaluation", "model", "scores": [...]}`.
 
-A text longer than `max_length` is refused, or shortened by the model's own overflow policy; it is never cut from
+A text longer than `max_length` is rejected or truncated by the model's own overflow policy; it is never truncated at
 the end, where the response is.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Union
+from typing import Any, Literal, Union
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+from typing_extensions import NotRequired, TypedDict
 
 from armorm.backbone.rendered_text import RenderedReader
 from armorm.serving.errors import RequestError
-from armorm.serving.protocols.base import Exchange, Outcome, answer_id, filled
-from armorm.serving.protocols.vllm import read_input
+from armorm.serving.protocols.base import (
+    EXAMPLE_RENDERED,
+    ParsedRequest,
+    RequestScores,
+    Route,
+    RowError,
+    closed,
+    new_id,
+    read_input,
+    validated,
+)
 
 
 class ScoreEvaluationRequest(BaseModel):
@@ -30,20 +40,42 @@ class ScoreEvaluationRequest(BaseModel):
     max_length: Union[PositiveInt, None] = Field(None, description="Most tokens of a text.")
 
 
-def read(body: Mapping[str, Any], reader: RenderedReader) -> Exchange:
-    """A request of LLaMA-Factory's PPO trainer."""
-    request = filled(ScoreEvaluationRequest, body)
+@closed
+class ScoreEvaluationAnswer(TypedDict):
+    """Response of `POST /v1/score/evaluation`."""
+
+    id: str
+    object: Literal["score.evaluation"]
+    model: str
+    scores: list[Union[float, None]]
+    errors: NotRequired[list[RowError]]
+
+
+def read(body: Mapping[str, Any], reader: RenderedReader) -> ParsedRequest:
+    """Read a body of `POST /v1/score/evaluation`."""
+    request = validated(ScoreEvaluationRequest, body)
     if not request.messages:
         raise RequestError(400, "messages: found none, expected at least one text")
-    return Exchange(read_input(request.messages, None, reader), answer, max_length=request.max_length)
+    return ParsedRequest(read_input(request.messages, None, reader), _write, max_length=request.max_length)
 
 
-def answer(outcome: Outcome) -> dict[str, Any]:
-    """The scores."""
-    found: dict[str, Any] = {
-        "id": answer_id("scoreeval"),
+def _write(scores: RequestScores) -> dict[str, Any]:
+    body: dict[str, Any] = {
+        "id": new_id("scoreeval"),
         "object": "score.evaluation",
-        "model": outcome.model,
-        "scores": outcome.scores,
+        "model": scores.model,
+        "scores": scores.scores,
     }
-    return found | ({"errors": outcome.errors} if outcome.errors else {})
+    return body | ({"errors": scores.errors} if scores.errors else {})
+
+
+ROUTES = (
+    Route(
+        "/v1/score/evaluation",
+        read,
+        ScoreEvaluationRequest,
+        ScoreEvaluationAnswer,
+        "LLaMA-Factory scores",
+        {"messages": [EXAMPLE_RENDERED]},
+    ),
+)

@@ -1,23 +1,34 @@
-"""NVIDIA NIM's reward format (FIELD 5): `POST /v1/chat/completions` with a user and an assistant message.
+"""NVIDIA NIM's reward format: `POST /v1/chat/completions` with a user and an assistant message (docs.nvidia.com/nim).
 
-In:  `messages`, the last one the assistant's.
-Out: a chat completion. `choices[0].logprobs.content[i]` holds an attribute as `token` and its value as `logprob`:
-     first `reward`, the score; then the predicted rating of each objective on its raw scale. The same stands as
-     text in `choices[0].message.content`: `reward:0.61,helpfulness:2.78,...`.
+Request: `messages`, the last one the assistant's.
+Response: a chat completion. `choices[0].logprobs.content[i]` holds an attribute as `token` and its value as `logprob`:
+first `reward`, the score, then the predicted rating of each objective on its raw scale. The text in
+`choices[0].message.content` repeats them: `reward:0.61,helpfulness:2.78,...`.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
-from typing import Any, Union
+from typing import Any, Literal, Union
 
 from pydantic import BaseModel, ConfigDict, Field
+from typing_extensions import TypedDict
 
 from armorm.backbone.rendered_text import RenderedReader
 from armorm.conversation import Conversation
 from armorm.serving.errors import RequestError
-from armorm.serving.protocols.base import Exchange, Outcome, ScoredRow, answer_id, filled, read_row
+from armorm.serving.protocols.base import (
+    EXAMPLE_MESSAGES,
+    ParsedRequest,
+    RequestScores,
+    Route,
+    Usage,
+    closed,
+    new_id,
+    now,
+    read_row,
+    validated,
+)
 
 
 class ChatCompletionRequest(BaseModel):
@@ -31,26 +42,68 @@ class ChatCompletionRequest(BaseModel):
     n: Union[int, None] = 1
 
 
-def read(body: Mapping[str, Any], reader: RenderedReader) -> Exchange:
-    """A request to rate the last message."""
-    request = filled(ChatCompletionRequest, body)
+@closed
+class Attribute(TypedDict):
+    """An attribute as `token` and its value as `logprob`."""
+
+    token: str
+    logprob: float
+    bytes: None
+    top_logprobs: list[Any]
+
+
+@closed
+class Attributes(TypedDict):
+    """The score, then the predicted rating of each objective."""
+
+    content: list[Attribute]
+
+
+@closed
+class Reply(TypedDict):
+    """The same attributes as text."""
+
+    role: Literal["assistant"]
+    content: str
+
+
+@closed
+class Choice(TypedDict):
+    """The only choice."""
+
+    index: int
+    message: Reply
+    logprobs: Attributes
+    finish_reason: Literal["stop"]
+
+
+@closed
+class ChatCompletion(TypedDict):
+    """Response of `POST /v1/chat/completions`."""
+
+    id: str
+    object: Literal["chat.completion"]
+    created: int
+    model: str
+    choices: list[Choice]
+    usage: Usage
+
+
+def read(body: Mapping[str, Any], reader: RenderedReader) -> ParsedRequest:
+    """Read a body of `POST /v1/chat/completions`."""
+    request = validated(ChatCompletionRequest, body)
     if request.stream:
-        raise RequestError(400, "stream: found true, expected false: a score comes at once")
+        raise RequestError(400, "stream: found true, expected false (a score is not streamed)")
     if request.n not in (None, 1):
         raise RequestError(400, f"n: found {request.n}, expected 1")
-    return Exchange([read_row(lambda: Conversation.from_messages(request.messages))], answer)
+    return ParsedRequest([read_row(Conversation.from_messages, request.messages)], _write)
 
 
-def answer(outcome: Outcome) -> dict[str, Any]:
-    """A chat completion that lists attributes and values."""
-    result = outcome.results[0]
-    values = [("reward", outcome.score(result))]
-    if isinstance(result, ScoredRow):
-        ratings = outcome.objectives.to_raw(result.batch.rewards[result.place])
-        values += zip(outcome.objectives.names, map(float, ratings), strict=True)
-    content: list[dict[str, Any]] = [
-        {"token": name, "logprob": value, "bytes": None, "top_logprobs": []} for name, value in values
-    ]
+def _write(scores: RequestScores) -> dict[str, Any]:
+    values = [("reward", scores.scores[0])]
+    for ratings in scores.objectives.to_raw(scores.batch.rewards).tolist():  # one row, or none
+        values += zip(scores.objectives.names, ratings, strict=True)
+    content = [{"token": name, "logprob": value, "bytes": None, "top_logprobs": []} for name, value in values]
     text = ",".join(f"{name}:{value:.4g}" for name, value in values)
     choice = {
         "index": 0,
@@ -59,10 +112,22 @@ def answer(outcome: Outcome) -> dict[str, Any]:
         "finish_reason": "stop",
     }
     return {
-        "id": answer_id("chatcmpl"),
+        "id": new_id("chatcmpl"),
         "object": "chat.completion",
-        "created": int(time.time()),
-        "model": outcome.model,
+        "created": now(),
+        "model": scores.model,
         "choices": [choice],
-        "usage": outcome.usage,
+        "usage": scores.usage,
     }
+
+
+ROUTES = (
+    Route(
+        "/v1/chat/completions",
+        read,
+        ChatCompletionRequest,
+        ChatCompletion,
+        "NVIDIA NIM reward",
+        {"messages": EXAMPLE_MESSAGES},
+    ),
+)

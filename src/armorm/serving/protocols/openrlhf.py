@@ -1,10 +1,10 @@
-"""OpenRLHF's remote reward model: `POST /get_reward` (FIELD 5).
+"""OpenRLHF's remote reward model: `POST /get_reward` (github.com/OpenRLHF/OpenRLHF, `--remote_rm_url`).
 
-In:  `{"query": [prompt and response as decoded, special tokens included], "prompts": [...], "labels": [...]}`.
-Out: `{"rewards": [...], "scores": [...], "extra_logs": {name: [...]}}`, lists as long as `query`.
+Request: `{"query": [prompt and response as decoded, special tokens included], "prompts": [...], "labels": [...]}`.
+Response: `{"rewards": [...], "scores": [...], "extra_logs": {name: [...]}}`, lists as long as `query`.
 
-`prompts`, where given, is the exact prefix of each query: all that follows is one response. Surplus servers get
-`query: []`, and answer with empty lists. `extra_logs` holds the predicted reward of each objective and its
+`prompts`, if given, is the exact prefix of each query; everything after it is one response. Trainers with more servers
+than samples send `query: []`, which gets empty lists. `extra_logs` holds the predicted reward of each objective and its
 contribution to the score.
 """
 
@@ -13,11 +13,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Union
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
+from typing_extensions import NotRequired, TypedDict
 
 from armorm.backbone.rendered_text import RenderedReader
 from armorm.serving.errors import RequestError
-from armorm.serving.protocols.base import Exchange, Outcome, RowInput, ScoredRow, filled, read_row
+from armorm.serving.protocols.base import (
+    EXAMPLE_PROMPT,
+    EXAMPLE_RENDERED,
+    ParsedRequest,
+    RequestScores,
+    Route,
+    RowError,
+    closed,
+    read_row,
+    validated,
+)
 
 
 class GetRewardRequest(BaseModel):
@@ -26,42 +38,60 @@ class GetRewardRequest(BaseModel):
     model_config = ConfigDict(strict=True)
 
     query: list[Any] = Field(description="Decoded texts: prompt and response, with special tokens.")
-    prompts: Union[list[Any], None] = Field(None, description="The exact beginning of each query.")
+    prompts: Union[list[Any], None] = Field(None, description="The exact prefix of each query.")
     labels: Any = Field(None, description="Not used.")
 
 
-def read(body: Mapping[str, Any], reader: RenderedReader) -> Exchange:
-    """A request of OpenRLHF's trainer."""
-    request = filled(GetRewardRequest, body)
+@closed
+class GetRewardAnswer(TypedDict):
+    """Response of `POST /get_reward`; lists as long as `query`."""
+
+    rewards: list[Union[float, None]]
+    scores: list[Union[float, None]]
+    extra_logs: dict[str, list[Union[float, None]]]
+    errors: NotRequired[list[RowError]]
+
+
+def read(body: Mapping[str, Any], reader: RenderedReader) -> ParsedRequest:
+    """Read a body of `POST /get_reward`."""
+    request = validated(GetRewardRequest, body)
     for name, values in (("prompts", request.prompts), ("labels", request.labels)):
         if isinstance(values, list) and len(values) != len(request.query):
             raise RequestError(
                 400, f"{name}: found {len(values)}, expected one for each of {len(request.query)} queries"
             )
     prompts = request.prompts or [None] * len(request.query)
-    rows = [_row(query, prompt, reader) for query, prompt in zip(request.query, prompts, strict=True)]
-    return Exchange(rows, answer)
+    rows = [
+        read_row(reader.conversation, query) if prompt is None else read_row(reader.continuation, query, prompt)
+        for query, prompt in zip(request.query, prompts, strict=True)
+    ]
+    return ParsedRequest(rows, _write)
 
 
-def _row(query: Any, prompt: Any, reader: RenderedReader) -> RowInput:
-    if prompt is None:
-        return read_row(lambda: reader.conversation(query))
-    return read_row(lambda: reader.continuation(query, prompt))
-
-
-def answer(outcome: Outcome) -> dict[str, Any]:
-    """Rewards, the same as scores, and what to log."""
-    scores = outcome.scores
+def _write(scores: RequestScores) -> dict[str, Any]:
+    batch, values = scores.batch, scores.scores
+    n = len(values)
+    # Trainers average the logs: if empty responses have a score, their rows are zeros and are counted in a log of their
+    # own; otherwise rows without a score are null.
+    rest: float | None = None if scores.empty_score is None else 0.0
     logs: dict[str, list[float | None]] = {}
     for label in ("rewards", "contributions"):
-        for i, name in enumerate(outcome.objectives.names):
-            logs[f"{label.removesuffix('s')}/{name}"] = [
-                float(getattr(result.batch, label)[result.place, i]) if isinstance(result, ScoredRow) else None
-                for result in outcome.results
-            ]
-    if outcome.empty_score is not None:
-        # (These are averaged as they come: an empty response counts for none of them, and is counted itself.)
-        logs = {name: [0.0 if value is None else value for value in values] for name, values in logs.items()}
-        logs["empty_response"] = [0.0 if isinstance(result, ScoredRow) else 1.0 for result in outcome.results]
-    found: dict[str, Any] = {"rewards": scores, "scores": scores, "extra_logs": logs if scores else {}}
-    return found | ({"errors": outcome.errors} if outcome.errors else {})
+        for name, column in zip(scores.objectives.names, getattr(batch, label).T.tolist(), strict=True):
+            found = dict(zip(batch.rows.tolist(), column, strict=True))
+            logs[f"{label.removesuffix('s')}/{name}"] = [found.get(index, rest) for index in range(n)]
+    if scores.empty_score is not None:
+        logs["empty_response"] = (~np.isin(np.arange(n), batch.rows)).astype(float).tolist()
+    body: dict[str, Any] = {"rewards": values, "scores": values, "extra_logs": logs if values else {}}
+    return body | ({"errors": scores.errors} if scores.errors else {})
+
+
+ROUTES = (
+    Route(
+        "/get_reward",
+        read,
+        GetRewardRequest,
+        GetRewardAnswer,
+        "OpenRLHF remote reward model",
+        {"query": [EXAMPLE_RENDERED], "prompts": [EXAMPLE_PROMPT], "labels": [None]},
+    ),
+)

@@ -1,20 +1,29 @@
-"""SGLang's reward routes (FIELD 5): `POST /classify` with `text`, and `POST /v1/embeddings`, which verl calls.
+"""SGLang's reward routes: `POST /classify` with `text`, and `POST /v1/embeddings`, which verl calls (docs.sglang.ai).
 
-In:  `/classify`: `text`, a rendered text or several; `/v1/embeddings`: `input`, as for vLLM.
-Out: `/classify`: `[{"embedding": [score]}, ...]`; `/v1/embeddings`: `data[i].embedding` is `[score]`.
+Requests: `/classify` takes `text`, a rendered text or several; `/v1/embeddings` takes `input`, as vLLM's `/classify`.
+Responses: `/classify`: `[{"embedding": [score]}, ...]`; `/v1/embeddings`: `data[i].embedding` is `[score]`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Union
+from typing import Any, Literal, Union
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, RootModel
+from typing_extensions import NotRequired, TypedDict
 
 from armorm.backbone.rendered_text import RenderedReader
 from armorm.serving.errors import RequestError
-from armorm.serving.protocols.base import Exchange, Outcome, RefusedRow, filled
-from armorm.serving.protocols.vllm import read_input
+from armorm.serving.protocols.base import (
+    EXAMPLE_RENDERED,
+    ParsedRequest,
+    RequestScores,
+    Route,
+    Usage,
+    closed,
+    read_input,
+    validated,
+)
 
 
 class ClassifyRequest(BaseModel):
@@ -35,31 +44,83 @@ class EmbeddingsRequest(BaseModel):
     encoding_format: str = "float"
 
 
-def read_classify(body: Mapping[str, Any], reader: RenderedReader) -> Exchange:
-    """A request for the pooled output of texts."""
-    request = filled(ClassifyRequest, body)
-    return Exchange(read_input(request.text, None, reader), _embeddings)
+@closed
+class EmbeddedText(TypedDict):
+    """One text of SGLang's `POST /classify`."""
+
+    embedding: Union[list[float], None]
+    error: NotRequired[str]
 
 
-def read_embeddings(body: Mapping[str, Any], reader: RenderedReader) -> Exchange:
-    """A request for embeddings, which here have one dimension: the score."""
-    request = filled(EmbeddingsRequest, body)
+class EmbeddedTexts(RootModel[list[EmbeddedText]]):
+    """Response of SGLang's `POST /classify`."""
+
+
+@closed
+class EmbeddingRow(TypedDict):
+    """One row of `POST /v1/embeddings`."""
+
+    object: Literal["embedding"]
+    index: int
+    embedding: Union[list[float], None]
+    error: NotRequired[str]
+
+
+@closed
+class EmbeddingsAnswer(TypedDict):
+    """Response of `POST /v1/embeddings`."""
+
+    object: Literal["list"]
+    data: list[EmbeddingRow]
+    model: str
+    usage: Usage
+
+
+def read_classify(body: Mapping[str, Any], reader: RenderedReader) -> ParsedRequest:
+    """Read a body of SGLang's `POST /classify`."""
+    request = validated(ClassifyRequest, body)
+    return ParsedRequest(read_input(request.text, None, reader), _embeddings)
+
+
+def read_embeddings(body: Mapping[str, Any], reader: RenderedReader) -> ParsedRequest:
+    """Read a body of `POST /v1/embeddings`: embeddings of one dimension, the score."""
+    request = validated(EmbeddingsRequest, body)
     if request.encoding_format != "float":
         raise RequestError(400, "encoding_format: expected 'float'")
 
-    def answer(outcome: Outcome) -> dict[str, Any]:
-        data = [{"object": "embedding", "index": index, **entry} for index, entry in enumerate(_embeddings(outcome))]
-        return {"object": "list", "data": data, "model": outcome.model, "usage": outcome.usage}
+    def write(scores: RequestScores) -> dict[str, Any]:
+        data = [{"object": "embedding", "index": index, **entry} for index, entry in enumerate(_embeddings(scores))]
+        return {"object": "list", "data": data, "model": scores.model, "usage": scores.usage}
 
-    return Exchange(read_input(request.input, None, reader), answer)
+    return ParsedRequest(read_input(request.input, None, reader), write)
 
 
-def _embeddings(outcome: Outcome) -> list[dict[str, Any]]:
-    entries = []
-    for result in outcome.results:
-        score = outcome.score(result)
-        entry: dict[str, Any] = {"embedding": None if score is None else [score]}
-        if score is None and isinstance(result, RefusedRow):
-            entry["error"] = result.reason
-        entries.append(entry)
-    return entries
+def _embeddings(scores: RequestScores) -> list[dict[str, Any]]:
+    return [
+        {"embedding": [score]} if reason is None else {"embedding": None, "error": reason}
+        for score, reason in scores.rows
+    ]
+
+
+# verl drops a sample after any 4xx, and retries after a 5xx: hence `overload_status`.
+ROUTES = (
+    Route(
+        "/classify",
+        read_classify,
+        ClassifyRequest,
+        EmbeddedTexts,
+        "SGLang classification",
+        {"text": [EXAMPLE_RENDERED]},
+        accepts=lambda body: "text" in body and "input" not in body and "messages" not in body,
+        overload_status=503,
+    ),
+    Route(
+        "/v1/embeddings",
+        read_embeddings,
+        EmbeddingsRequest,
+        EmbeddingsAnswer,
+        "SGLang reward, as called by verl",
+        {"input": [EXAMPLE_RENDERED]},
+        overload_status=503,
+    ),
+)

@@ -1,27 +1,41 @@
-"""vLLM's pooling routes (FIELD 5): `POST /classify`, `/pooling`, `/score`.
+"""vLLM's pooling routes: `POST /classify`, `/pooling`, `/score` (docs.vllm.ai, "Pooling models").
 
-In:  `/classify` and `/pooling`: `input` (a text, texts, ids, lists of ids) or `messages` (one conversation);
-     `/score`: `text_1` (a prompt, or as many as responses) and `text_2` (responses).
-Out: `{"id", "object": "list", "created", "model", "data": [...], "usage"}`; the score stands in
-     `data[i].probs`, `data[i].data` or `data[i].score`.
+Requests: `/classify` and `/pooling` take `input` (a text, texts, ids, lists of ids) or `messages` (one conversation);
+`/score` takes `text_1` (a prompt, or one per response) and `text_2` (responses).
+Response: `{"id", "object": "list", "created", "model", "data": [...], "usage"}`; the score is in `data[i].probs`,
+`data[i].data` or `data[i].score`.
 
-Texts are rendered ones (verl sends the reward model's own template without its BOS); what `/score` gets is plain.
-The raw score is what is sent: a reward has no activation. `activation` (or `use_activation`) `true` asks for its
-sigmoid.
+Texts are rendered (verl sends the reward model's own template without its BOS), those of `/score` plain. The raw score
+is sent, since a reward has no activation; `activation` (or `use_activation`) `true` requests its sigmoid.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any, Union
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, Union
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
+from typing_extensions import NotRequired, TypedDict
 
 from armorm.backbone.rendered_text import RenderedReader
 from armorm.conversation import Conversation
 from armorm.serving.errors import RequestError
-from armorm.serving.protocols.base import Exchange, Outcome, RefusedRow, Result, RowInput, filled, listing, read_row
+from armorm.serving.protocols.base import (
+    EXAMPLE_MESSAGES,
+    EXAMPLE_RENDERED,
+    ParsedRequest,
+    RequestScores,
+    Route,
+    RowInput,
+    Usage,
+    closed,
+    new_id,
+    now,
+    read_input,
+    read_row,
+    validated,
+)
 
 
 class PoolingRequest(BaseModel):
@@ -49,38 +63,82 @@ class ScoreRequest(BaseModel):
     truncate_prompt_tokens: Union[int, None] = None
 
 
-def read_classify(body: Mapping[str, Any], reader: RenderedReader) -> Exchange:
-    """A request for classes, of which a reward model has one."""
-    request = _pooling(body)
-
-    def answer(outcome: Outcome) -> dict[str, Any]:
-        data = []
-        for index, score, refusal in _values(outcome, request.activation):
-            found = {"label": "LABEL_0", "probs": [score]} if refusal is None else {"label": None, "probs": None}
-            data.append({"index": index, **found, "num_classes": 1, **_error(refusal)})
-        return listing("classify", outcome, data)
-
-    return Exchange(read_input(request.input, request.messages, reader), answer)
+class _Listing(TypedDict):
+    id: str
+    object: Literal["list"]
+    created: int
+    model: str
+    usage: Usage
 
 
-def read_pooling(body: Mapping[str, Any], reader: RenderedReader) -> Exchange:
-    """A request for pooled outputs, which here is the score."""
-    request = _pooling(body)
+@closed
+class ClassifiedRow(TypedDict):
+    """One row of `POST /classify`: one class, whose `probs` is the score."""
 
-    def answer(outcome: Outcome) -> dict[str, Any]:
-        data = [
-            {"index": index, "object": "pooling", "data": [score] if refusal is None else None, **_error(refusal)}
-            for index, score, refusal in _values(outcome, request.activation)
-        ]
-        return listing("pool", outcome, data)
-
-    return Exchange(read_input(request.input, request.messages, reader), answer)
+    index: int
+    label: Union[str, None]
+    probs: Union[list[float], None]
+    num_classes: int
+    error: NotRequired[str]
 
 
-def read_score(body: Mapping[str, Any], reader: RenderedReader) -> Exchange:
-    """A request to score pairs of a prompt and a response."""
-    request = filled(ScoreRequest, body)
-    _refuse_truncation(request.truncate_prompt_tokens)
+@closed
+class ClassifyAnswer(_Listing):
+    """Response of vLLM's `POST /classify`."""
+
+    data: list[ClassifiedRow]
+
+
+@closed
+class PooledRow(TypedDict):
+    """One row of `POST /pooling`."""
+
+    index: int
+    object: Literal["pooling"]
+    data: Union[list[float], None]
+    error: NotRequired[str]
+
+
+@closed
+class PoolingAnswer(_Listing):
+    """Response of `POST /pooling`."""
+
+    data: list[PooledRow]
+
+
+@closed
+class PairScore(TypedDict):
+    """One pair of `POST /score`."""
+
+    index: int
+    object: Literal["score"]
+    score: Union[float, None]
+    error: NotRequired[str]
+
+
+@closed
+class ScoreAnswer(_Listing):
+    """Response of `POST /score`."""
+
+    data: list[PairScore]
+
+
+def read_classify(body: Mapping[str, Any], reader: RenderedReader) -> ParsedRequest:
+    """Read a body of `POST /classify`."""
+    return _read_pooling(body, reader, "classify", _classified)
+
+
+def read_pooling(body: Mapping[str, Any], reader: RenderedReader) -> ParsedRequest:
+    """Read a body of `POST /pooling`."""
+    return _read_pooling(
+        body, reader, "pool", lambda score: {"object": "pooling", "data": None if score is None else [score]}
+    )
+
+
+def read_score(body: Mapping[str, Any], reader: RenderedReader) -> ParsedRequest:
+    """Read a body of `POST /score`."""
+    request = validated(ScoreRequest, body)
+    _reject_truncation(request.truncate_prompt_tokens)
     prompts, responses = ([text] if isinstance(text, str) else text for text in (request.text_1, request.text_2))
     for name, texts in (("text_1", prompts), ("text_2", responses)):
         if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
@@ -90,68 +148,51 @@ def read_score(body: Mapping[str, Any], reader: RenderedReader) -> Exchange:
             400, f"found {len(prompts)} texts in text_1 and {len(responses)} in text_2, expected one or as many"
         )
     pairs = zip(prompts * len(responses) if len(prompts) == 1 else prompts, responses, strict=True)
-    rows = [
-        read_row(lambda prompt=prompt, reply=reply: Conversation.from_prompt(prompt, reply))  # type: ignore[misc]
-        for prompt, reply in pairs
-    ]
-
-    def answer(outcome: Outcome) -> dict[str, Any]:
-        data = [
-            {"index": index, "object": "score", "score": score, **_error(refusal)}
-            for index, score, refusal in _values(outcome, request.activation)
-        ]
-        return listing("score", outcome, data)
-
-    return Exchange(rows, answer)
+    rows = [read_row(Conversation.from_prompt, prompt, reply) for prompt, reply in pairs]
+    return _parsed(rows, "score", request.activation, lambda score: {"object": "score", "score": score})
 
 
-def read_input(value: Any, messages: list[Any] | None, reader: RenderedReader) -> list[RowInput]:
-    """Rows of `input` (a text, texts, ids, lists of ids) or of `messages`.
-
-    Raises:
-        RequestError: 400 where neither or both are given.
-    """
-    if (value is None) == (messages is None):
-        raise RequestError(400, "expected either input or messages")
-    if messages is not None:
-        return [read_row(lambda: Conversation.from_messages(messages))]
-    if isinstance(value, str) or (isinstance(value, list) and value and all(type(entry) is int for entry in value)):
-        value = [value]
-    if not isinstance(value, list):
-        raise RequestError(400, "input: expected a text, texts, token ids, or lists of token ids")
-    return [
-        read_row(lambda entry=entry: reader.from_ids(entry) if isinstance(entry, list) else reader.conversation(entry))  # type: ignore[misc]
-        for entry in value
-    ]
-
-
-def _pooling(body: Mapping[str, Any]) -> PoolingRequest:
-    request = filled(PoolingRequest, body)
-    _refuse_truncation(request.truncate_prompt_tokens)
+def _read_pooling(
+    body: Mapping[str, Any], reader: RenderedReader, prefix: str, entry: Callable[[float | None], dict[str, Any]]
+) -> ParsedRequest:
+    request = validated(PoolingRequest, body)
+    _reject_truncation(request.truncate_prompt_tokens)
     if request.encoding_format != "float":
         raise RequestError(400, "encoding_format: expected 'float'")
-    return request
+    return _parsed(read_input(request.input, request.messages, reader), prefix, request.activation, entry)
 
 
-def _refuse_truncation(tokens: int | None) -> None:
+def _reject_truncation(tokens: int | None) -> None:
     if tokens is not None:
-        raise RequestError(400, "truncate_prompt_tokens: conversations are not cut at a client's wish; leave it out")
+        raise RequestError(400, "truncate_prompt_tokens: not supported, expected a request without it")
 
 
-def _values(outcome: Outcome, activation: bool | None) -> list[tuple[int, float | None, str | None]]:
-    """Place, score (or its sigmoid) and reason of refusal of each row."""
-    return [(index, *_value(outcome, result, activation)) for index, result in enumerate(outcome.results)]
-
-
-def _value(outcome: Outcome, result: Result, activation: bool | None) -> tuple[float | None, str | None]:
-    score = outcome.score(result)
+def _classified(score: float | None) -> dict[str, Any]:
     if score is None:
-        return None, result.reason if isinstance(result, RefusedRow) else None
-    return (_sigmoid(score) if activation else score), None
+        return {"label": None, "probs": None, "num_classes": 1}
+    return {"label": "LABEL_0", "probs": [score], "num_classes": 1}
 
 
-def _error(refusal: str | None) -> dict[str, str]:
-    return {} if refusal is None else {"error": refusal}
+def _parsed(
+    rows: Sequence[RowInput], prefix: str, activation: bool | None, entry: Callable[[float | None], dict[str, Any]]
+) -> ParsedRequest:
+    """A request answered by a list of `entry(score)`, one for each row."""
+
+    def write(scores: RequestScores) -> dict[str, Any]:
+        data = []
+        for index, (score, reason) in enumerate(scores.rows):
+            value = _sigmoid(score) if activation and score is not None else score
+            data.append({"index": index, **entry(value), **({} if reason is None else {"error": reason})})
+        return {
+            "id": new_id(prefix),
+            "object": "list",
+            "created": now(),
+            "model": scores.model,
+            "data": data,
+            "usage": scores.usage,
+        }
+
+    return ParsedRequest(rows, write)
 
 
 def _sigmoid(value: float) -> float:
@@ -159,3 +200,26 @@ def _sigmoid(value: float) -> float:
         return 1 / (1 + math.exp(-value))
     odds = math.exp(value)
     return odds / (1 + odds)
+
+
+ROUTES = (
+    Route(
+        "/classify",
+        read_classify,
+        PoolingRequest,
+        ClassifyAnswer,
+        "vLLM classification",
+        {"input": EXAMPLE_RENDERED, "activation": False},
+        # verl drops a sample after any 4xx, and retries after a 5xx.
+        overload_status=503,
+    ),
+    Route("/pooling", read_pooling, PoolingRequest, PoolingAnswer, "vLLM pooling", {"messages": EXAMPLE_MESSAGES}),
+    Route(
+        "/score",
+        read_score,
+        ScoreRequest,
+        ScoreAnswer,
+        "vLLM score of text pairs",
+        {"text_1": "What is 2+2?", "text_2": ["4", "5"]},
+    ),
+)

@@ -15,7 +15,8 @@ SOURCE = Path(__file__).parents[1] / "src" / "armorm"
 LAYERS = [
     {"version", "errors"},
     {"files", "progress", "embedded", "conversation", "objectives", "correlation"},
-    {"attribution", "score_batch", "steering", "client"},
+    {"attribution", "score_batch", "steering"},
+    {"client"},
     {"data"},
     {"backbone"},
     {"features"},

@@ -161,7 +161,10 @@ def exchanged(client: httpx.Client) -> str:
 def main() -> None:
     """Rewrite the page."""
     rm = ArmoRM.from_pretrained(dtype="float32", device="cpu")
-    with running(ScoringEngine(rm, ServingSettings(name=rm.name))) as url, httpx.Client(base_url=url, timeout=60) as client:
+    with (
+        running(ScoringEngine(rm, ServingSettings(name=rm.name))) as url,
+        httpx.Client(base_url=url, timeout=60) as client,
+    ):
         text = exchanged(client)
     page = PAGE.read_text(encoding="utf-8")
     before, _, rest = page.partition(BEGIN)

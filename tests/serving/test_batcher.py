@@ -286,7 +286,7 @@ def test_memory_that_does_not_suffice_halves_the_budget_and_loses_no_row():
 
     found, too_long, after = run(compute, work, budget=800, events=BatcherEvents(out_of_memory=budgets.append))
     assert found == [40] * 20
-    assert too_long == [RowFailure("memory does not suffice for a conversation of 310 tokens")]
+    assert too_long == [RejectedRow("out of memory on a conversation of 310 tokens", failed=True)]
     assert after == [40] * 10
     assert budgets == [400, 200, 200, 200]  # two halves of the first batch, and the row that fits nowhere
 

@@ -268,20 +268,20 @@ def test_a_refusal_that_stays_one_is_raised_at_once_and_a_trouble_that_stays_aft
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        (b"not json", "the answer is no JSON object"),
-        ([], "the answer is no JSON object"),
+        (b"not json", "the response is not a JSON object"),
+        ([], "the response is not a JSON object"),
         (answer(), "found 0 results, expected 2"),
         (answer(result(0)), "found 1 results, expected 2"),
         (answer(result(0), result(1), result(2)), "found 3 results, expected 2"),
-        (answer(result(1), result(0)), "found no result 0 at its place"),
+        (answer(result(1), result(0)), "result 0 of a response is missing or out of order"),
         (answer(result(0), result(1, None)), "found score None, expected a finite number"),
         (answer(result(0), result(1, "3")), "found score '3', expected a finite number"),
         (
             b'{"objectives": ["a"], "results": [{"index": 0, "score": NaN}, {"index": 1, "score": 1}]}',
             "found score nan",
         ),
-        (answer(result(0), {"index": 1, "score": 2.0}), "a part of an answer is not as expected"),
-        (answer(result(0), result(1), objectives=("a", "b")), "a part of an answer is not as expected"),
+        (answer(result(0), {"index": 1, "score": 2.0}), "invalid part of a response"),
+        (answer(result(0), result(1), objectives=("a", "b")), "invalid part of a response"),
     ],
 )
 def test_an_answer_of_another_length_or_order_or_without_numbers_is_an_error(scripted, asynchronous, body, message):

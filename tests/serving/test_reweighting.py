@@ -68,7 +68,9 @@ def test_sliders_on_a_steered_model_come_on_top_of_its_steering(model, conversat
 
 def test_what_decides_is_what_the_first_would_not_win_without(model, conversations):
     reweighted = reweighter_of(model).reweight(model.score(conversations), [1.0] * 4)
-    difference = reweighted.batch.contributions[reweighted.order[0]] - reweighted.batch.contributions[reweighted.order[1]]
+    difference = (
+        reweighted.batch.contributions[reweighted.order[0]] - reweighted.batch.contributions[reweighted.order[1]]
+    )
     assert reweighted.margin == pytest.approx(difference.sum())
     assert difference.sum() - difference[reweighted.deciding].sum() <= 0 < reweighted.margin
 

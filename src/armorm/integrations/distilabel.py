@@ -1,22 +1,17 @@
-"""distilabel: steps that rate what a pipeline has generated.
+"""distilabel: pipeline steps that score generated responses.
 
     rate = ArmoRMRatings(model="http://127.0.0.1:8008")           # or the name or folder of a model
     load >> generate >> group >> rate >> FormatTextGenerationDPO()
 
-In:  `ArmoRMScore`: rows of `instruction` and `response`, or of a `conversation` that ends with the reply;
-     `ArmoRMRatings`: rows of `instruction` and `generations`. Before an instruction goes its `system_prompt`, where a
-     row has one.
-Out: `ArmoRMScore`: columns `score`, `rewards`, `contributions` (a number for each objective), `refusal`;
-     `ArmoRMRatings`: `ratings` (the scores; distilabel's steps for preferences read them), `rewards`,
-     `contributions`, `refusals`: lists as long as `generations`.
+`ArmoRMScore` scores one response per row, `ArmoRMRatings` all generations of a row, for preference data. A row's
+`system_prompt`, if any, precedes its instruction.
 
-A response that cannot be scored, such as one that the LLM failed to give, has null for its score and the reason in
-`refusal`, and their number is logged; the others of its batch are scored. (Of a step that raises, distilabel fills the
-whole batch with nulls.) The key of a server is read from ARMORM_API_KEY, so that it stands in no dumped pipeline.
-
-Unlike the other integrations this one imports the library that it is for: distilabel finds steps by their class.
+A response that cannot be scored, such as one that the LLM failed to generate, has null as its score and the reason in
+`refusal`; their number is logged, and the others of its batch are scored. (If a step raises, distilabel fills the whole
+batch with nulls.) The API key of a server is read from ARMORM_API_KEY, so that it is not part of a saved pipeline.
 """
 
+# No `from __future__ import annotations`: distilabel reads the annotations of `process`.
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -39,14 +34,16 @@ if TYPE_CHECKING:
 _Rated = dict[str, Any]  # score, rewards, contributions, refusal of one response
 
 
-class _Rater(Step):
-    """What both steps share.
+class _RewardStep(Step):
+    """A step that scores the responses of its rows.
 
     Attributes:
-        model: name, folder or hub id of a reward model, or the URL of a server.
-        dtype, device: as for `ArmoRM.from_pretrained`; not for a server.
-        normalize: scores in standard deviations from the reference mean.
-        steer, drop: as for `ArmoRM.steer`.
+        model: name, folder or hub id of a reward model, or the URL of a server. Defaults to the embedded one.
+        dtype: dtype of the model's weights, as for `ArmoRM.from_pretrained`. Defaults to `"auto"`.
+        device: device of the model, as for `ArmoRM.from_pretrained`. Defaults to `"auto"`.
+        normalize: scores in standard deviations from the reference mean. Defaults to `False`.
+        steer: factors of the objectives' weights, as for `ArmoRM.steer`. Defaults to none.
+        drop: objectives to drop, as for `ArmoRM.steer`. Defaults to none.
     """
 
     model: str = EMBEDDED_REWARD_MODEL
@@ -60,23 +57,41 @@ class _Rater(Step):
     _options: dict[str, Any] = PrivateAttr(default_factory=dict)
 
     def load(self) -> None:
-        """Open the model or the server."""
+        """Load the model, or open a client of the server."""
         super().load()
         source = opened(self.model, self.dtype, self.device)
         self._options = {"normalize": self.normalize, "on_refused": "skip"}
-        if hasattr(source, "info"):  # a server is told with each request
+        if hasattr(source, "info"):  # a server is steered by each request
             self._options |= {"steer": self.steer, "drop": self.drop}
         elif self.steer or self.drop:
             source = source.steer(self.steer, drop=self.drop)
         self._source = source
 
     def unload(self) -> None:
-        """Let the model go."""
+        """Release the model."""
         self._source = None
         super().unload()
 
+    def process(self, inputs: StepInput) -> "StepOutput":
+        """Score the responses of all rows in one call.
+
+        Raises:
+            IntegrationError: for a row whose `generations` are not a list.
+        """
+        conversations = [self._conversations(row) for row in inputs]
+        rated = iter(self._rated([conversation for row in conversations for conversation in row]))
+        for row, own in zip(inputs, conversations, strict=True):
+            self._write(row, [next(rated) for _ in own])
+        yield inputs
+
+    def _conversations(self, row: dict[str, Any]) -> list[Conversation | ConversationError]:
+        raise NotImplementedError
+
+    def _write(self, row: dict[str, Any], rated: list[_Rated]) -> None:
+        raise NotImplementedError
+
     def _rated(self, conversations: Sequence[Conversation | ConversationError]) -> list[_Rated]:
-        """Score, rewards and contributions of each, or why there are none."""
+        """Score, rewards and contributions of each conversation, or why it has none."""
         if self._source is None:
             raise IntegrationError("the step is not loaded, expected a call of load() first")
         found: list[_Rated] = [
@@ -97,33 +112,25 @@ class _Rater(Step):
                     "contributions": dict(zip(batch.names, batch.contributions[at].tolist(), strict=True)),
                     "refusal": None,
                 }
-        refused = sum(entry["score"] is None for entry in found)
-        if refused:
-            self._logger.warning("%d of %d responses have no score; `refusal` says why", refused, len(found))
+        rejected = sum(entry["score"] is None for entry in found)
+        if rejected:
+            self._logger.warning("%d of %d responses have no score; see `refusal`", rejected, len(found))
         return found
 
 
-class ArmoRMScore(_Rater):
-    """Score one response a row, with everything the score is made of.
-
-    Attributes:
-        model: name, folder or hub id of a reward model, or the URL of a server. Defaults to the embedded one.
-        dtype: of the model's weights. Defaults to `"auto"`.
-        device: that the model is put on. Defaults to `"auto"`.
-        normalize: scores in standard deviations from the reference mean. Defaults to `False`.
-        steer: factors of the objectives' weights. Defaults to none.
-        drop: objectives that are left out. Defaults to none.
+class ArmoRMScore(_RewardStep):
+    """Score one response per row, with the reward and contribution of every objective.
 
     Input columns:
-        - instruction (`str`, optional): what was asked; `response` must stand beside it.
+        - instruction (`str`, optional): the prompt; requires `response`.
         - response (`str`, optional): the reply.
-        - system_prompt (`str`, optional): of the instruction.
-        - conversation (`ChatType`, optional): a conversation that ends with the reply, in place of the others.
+        - system_prompt (`str`, optional): system prompt of the instruction.
+        - conversation (`ChatType`, optional): a conversation that ends with the reply, instead of the others.
 
     Output columns:
         - score (`float`): the score.
         - rewards (`Dict[str, float]`): predicted reward of each objective.
-        - contributions (`Dict[str, float]`): what each objective adds to the plain score.
+        - contributions (`Dict[str, float]`): contribution of each objective to the plain score.
         - refusal (`str`): why a row has no score.
 
     Categories:
@@ -140,33 +147,29 @@ class ArmoRMScore(_Rater):
         """The score and its parts."""
         return ["score", "rewards", "contributions", "refusal"]
 
-    def process(self, inputs: StepInput) -> "StepOutput":
-        """Score a batch of rows."""
-        for row, rated in zip(inputs, self._rated([_conversation(row) for row in inputs]), strict=True):
-            row.update(rated)
-        yield inputs
+    def _conversations(self, row: dict[str, Any]) -> list[Conversation | ConversationError]:
+        if row.get("conversation") is not None:
+            return [_read(row["conversation"])]
+        if "instruction" not in row or "response" not in row:
+            return [ConversationError("found neither instruction and response nor conversation, expected either")]
+        return [_replied(row, row["response"])]
+
+    def _write(self, row: dict[str, Any], rated: list[_Rated]) -> None:
+        row.update(rated[0])
 
 
-class ArmoRMRatings(_Rater):
-    """Rate several generations of each instruction, for preference data.
-
-    Attributes:
-        model: name, folder or hub id of a reward model, or the URL of a server. Defaults to the embedded one.
-        dtype: of the model's weights. Defaults to `"auto"`.
-        device: that the model is put on. Defaults to `"auto"`.
-        normalize: scores in standard deviations from the reference mean. Defaults to `False`.
-        steer: factors of the objectives' weights. Defaults to none.
-        drop: objectives that are left out. Defaults to none.
+class ArmoRMRatings(_RewardStep):
+    """Score several generations of each instruction, for preference data.
 
     Input columns:
-        - instruction (`str`): what was asked.
+        - instruction (`str`): the prompt.
         - generations (`List[str]`): the replies.
-        - system_prompt (`str`, optional): of the instruction.
+        - system_prompt (`str`, optional): system prompt of the instruction.
 
     Output columns:
         - ratings (`List[float]`): the score of each generation.
         - rewards (`List[Dict[str, float]]`): predicted reward of each objective.
-        - contributions (`List[Dict[str, float]]`): what each objective adds to the plain score.
+        - contributions (`List[Dict[str, float]]`): contribution of each objective to the plain score.
         - refusals (`List[str]`): why a generation has no rating.
 
     Categories:
@@ -184,42 +187,21 @@ class ArmoRMRatings(_Rater):
         """Lists of scores and their parts."""
         return ["ratings", "rewards", "contributions", "refusals"]
 
-    def process(self, inputs: StepInput) -> "StepOutput":
-        """Rate a batch of rows, all of their generations in one call.
+    def _conversations(self, row: dict[str, Any]) -> list[Conversation | ConversationError]:
+        replies = row["generations"]
+        if not isinstance(replies, list):
+            raise IntegrationError(f"generations: found {shown(replies)}, expected a list of texts")
+        return [_replied(row, reply) for reply in replies]
 
-        Raises:
-            IntegrationError: for a row whose `generations` are no list.
-        """
-        counts = []
-        conversations: list[Conversation | ConversationError] = []
-        for row in inputs:
-            replies = row["generations"]
-            if not isinstance(replies, list):
-                raise IntegrationError(f"generations: found {shown(replies)}, expected a list of texts")
-            counts.append(len(replies))
-            conversations += [_replied(row, row["instruction"], reply) for reply in replies]
-        rated = iter(self._rated(conversations))
-        for row, count in zip(inputs, counts, strict=True):
-            own = [next(rated) for _ in range(count)]
-            row["ratings"] = [entry["score"] for entry in own]
-            row["rewards"] = [entry["rewards"] for entry in own]
-            row["contributions"] = [entry["contributions"] for entry in own]
-            row["refusals"] = [entry["refusal"] for entry in own]
-        yield inputs
+    def _write(self, row: dict[str, Any], rated: list[_Rated]) -> None:
+        parts = {"ratings": "score", "rewards": "rewards", "contributions": "contributions", "refusals": "refusal"}
+        row.update({column: [entry[part] for entry in rated] for column, part in parts.items()})
 
 
-def _conversation(row: dict[str, Any]) -> Conversation | ConversationError:
-    if row.get("conversation") is not None:
-        return _read(row["conversation"])
-    if "instruction" not in row or "response" not in row:
-        return ConversationError("found neither instruction and response nor conversation, expected either")
-    return _replied(row, row["instruction"], row["response"])
-
-
-def _replied(row: dict[str, Any], instruction: Any, reply: Any) -> Conversation | ConversationError:
+def _replied(row: dict[str, Any], reply: Any) -> Conversation | ConversationError:
     system = row.get("system_prompt")
     turns = [("system", system)] if system else []
-    turns += [("user", instruction), ("assistant", reply)]
+    turns += [("user", row["instruction"]), ("assistant", reply)]
     return _read([{"role": role, "content": content} for role, content in turns])
 
 

@@ -1,12 +1,9 @@
-"""OpenRLHF: a reward function by path.
+"""OpenRLHF: a reward function, given by the path of this file.
 
     --remote_rm_url "$(python -c 'import armorm.integrations.openrlhf as m; print(m.__file__)')"
 
-In:  queries (prompt and response as decoded, special tokens included), prompts (the exact beginning of each), labels.
-Out: `{"rewards": tensor (n,), "scores": tensor (n,), "extra_logs": {name: tensor (n,)}}`.
-
-The model is loaded here, once a process. Settings stand in the environment (`source.py`); ARMORM_POLICY_TOKENIZER
-names the policy's tokenizer where its template is no known one. A server needs no file:
+The model is loaded once per process. Settings are environment variables (`rewards.py`); ARMORM_POLICY_TOKENIZER names
+the policy's tokenizer if its template is not a known one. With a server no file is needed:
 `--remote_rm_url http://host:8008/get_reward`.
 """
 
@@ -28,18 +25,25 @@ from armorm.integrations.rewards import IntegrationError, Settings, required_lis
 def reward_func(queries: Sequence[str], prompts: Sequence[str], labels: Any = None, **_: Any) -> dict[str, Any]:
     """Rewards of decoded texts.
 
+    Args:
+        queries: n prompts with their responses, special tokens included.
+        prompts: the exact prefix of each query.
+
+    Returns:
+        `{"rewards": (n,), "scores": (n,), "extra_logs": {name: (n,)}}`, float32 tensors.
+
     Raises:
-        IntegrationError: for lists of other lengths.
+        IntegrationError: for lists of different lengths.
         ConversationError: for a text that cannot be read or scored.
     """
     texts = required_list(queries, "queries")
-    beginnings = required_list(prompts, "prompts", len(texts))
+    prefixes = required_list(prompts, "prompts", len(texts))
     settings = Settings.from_environment()
     if settings.url:
         raise IntegrationError(
             f"ARMORM_URL is set: pass {settings.url}/get_reward to --remote_rm_url instead of a file"
         )
-    conversations = [_conversation(text, beginning) for text, beginning in zip(texts, beginnings, strict=True)]
+    conversations = [_conversation(text, prefix) for text, prefix in zip(texts, prefixes, strict=True)]
     found = rewards_of(settings.source(), conversations, normalize=settings.normalize, empty_score=settings.empty_score)
     logs = {f"reward/{name}": values for name, values in found.rewards.items()}
     logs |= {f"contribution/{name}": values for name, values in found.contributions.items()}
@@ -61,7 +65,7 @@ def _conversation(text: Any, prompt: Any) -> Conversation | None:
 
 @cache
 def _reader() -> RenderedReader:
-    """Reads what the policy's template wrote."""
+    """Parser of text rendered by the policy's template."""
     template = Settings.from_environment().source().backbone.template
     policy = os.environ.get("ARMORM_POLICY_TOKENIZER")
     tokenizer = AutoTokenizer.from_pretrained(policy) if policy else None

@@ -1,15 +1,14 @@
-"""rewardbench: a self-contained model in its own program.
+"""rewardbench: evaluate a self-contained model with rewardbench's own program.
 
     python -m armorm.integrations.rewardbench --model DIR --trust_remote_code --dataset pairs.jsonl --load_json
 
-In:  a folder that `armorm export --self-contained` wrote; rewardbench's own arguments.
-Out: what rewardbench writes. `register(DIR)` does the same for programs that call rewardbench themselves.
+DIR is a folder written by `armorm export --self-contained`; arguments and results are rewardbench's. `register(DIR)`
+does the same for programs that call rewardbench themselves.
 
-rewardbench pins transformers 4.51, which armorm itself does not run on, so the model is the one in the folder's own
-code; of armorm only this file is used. rewardbench's default entry would not do: it sends everything to `cuda`, loads
-in 8 bits or in float16, and marks a doubled BOS instead of writing one. Here texts keep their length (a longer one
-than `--max_length` is an error where truncation was asked for, and else goes in whole), BOS stands once, and the
-weights keep the dtype that they are stored in.
+rewardbench pins transformers 4.51, on which armorm does not run, so the model comes from the folder's own code; of
+armorm only this file is used. rewardbench's default entry moves everything to `cuda`, loads in 8 bits or float16, and
+only warns about a doubled BOS. Here texts are not truncated (one longer than `--max_length` is an error if truncation
+is requested, and is passed whole otherwise), there is one BOS, and the weights keep their stored dtype.
 """
 
 from __future__ import annotations
@@ -24,14 +23,14 @@ from armorm.errors import ArmormError
 
 
 class TruncationError(ArmormError, ValueError):
-    """A text that would have to be cut."""
+    """A text that would have to be truncated."""
 
 
 class RewardPipeline:
-    """What rewardbench calls: rendered texts in, their scores (n,) out.
+    """The pipeline that rewardbench calls: scores (n,) of rendered texts.
 
     Attributes:
-        model, tokenizer: rewardbench sets them anew after placing the model.
+        model, tokenizer: rewardbench replaces them after moving the model to its device.
     """
 
     def __init__(self, task: str, model: Any, tokenizer: Any) -> None:
@@ -42,7 +41,7 @@ class RewardPipeline:
         """Scores of rendered texts.
 
         Raises:
-            TruncationError: for a text beyond `max_length`, where `truncation` asks for cutting it.
+            TruncationError: for a text longer than `max_length` if `truncation` is requested.
         """
         texts = [samples] if isinstance(samples, str) else list(samples)
         rows = [self._ids(text) for text in texts]
@@ -77,10 +76,10 @@ class RewardPipeline:
 
 
 def register(model: str) -> None:
-    """Enter a self-contained model among rewardbench's, under the folder or hub id it is loaded from.
+    """Add a self-contained model to rewardbench's registry, under its folder or hub id.
 
     Raises:
-        ImportError: where rewardbench is not installed.
+        ImportError: if rewardbench is not installed.
     """
     from rewardbench import REWARD_MODEL_CONFIG
     from transformers import AutoModelForSequenceClassification
@@ -96,7 +95,7 @@ def register(model: str) -> None:
 
 
 def main() -> None:
-    """rewardbench's program, with the model that `--model` names registered."""
+    """Run rewardbench's program with the model of `--model` registered."""
     from rewardbench import rewardbench as program
 
     for place, argument in enumerate(sys.argv[:-1]):

@@ -1,15 +1,14 @@
-"""Where scores come from: a model in this process, or a server.
+"""Rewards for trainers, from a model in this process or from a server.
 
-In:  an `ArmoRM`, a `RewardClient`, the name or folder of a model, the URL of a server; or environment variables, for
-     trainers that call a function by its name and pass no settings:
-         ARMORM_URL          a server; its key in ARMORM_API_KEY
-         ARMORM_MODEL        else a model, loaded here; `armorm-tiny-rm` by default
-         ARMORM_DTYPE, ARMORM_DEVICE     as for `ArmoRM.from_pretrained`
-         ARMORM_NORMALIZE    1 for scores in standard deviations from the reference mean
-         ARMORM_EMPTY_SCORE  score of an empty response; an error if absent
-Out: `Rewards` of conversations.
+Trainers that call a function by its name pass no settings, so these are environment variables:
 
-Lists are never stretched: one conversation for each prompt and each completion, or an error.
+    ARMORM_URL                      URL of a server; its key in ARMORM_API_KEY
+    ARMORM_MODEL                    without a URL, the model to load; `armorm-tiny-rm` by default
+    ARMORM_DTYPE, ARMORM_DEVICE     as for `ArmoRM.from_pretrained`
+    ARMORM_NORMALIZE                1 for scores in standard deviations from the reference mean
+    ARMORM_EMPTY_SCORE              score of an empty response; without it, one is an error
+
+Lists are not broadcast: each must have one entry per response.
 """
 
 from __future__ import annotations
@@ -31,24 +30,24 @@ from armorm.conversation import Conversation
 from armorm.embedded import EMBEDDED_REWARD_MODEL
 from armorm.errors import ArmormError, ConversationError, shown
 
-_CONNECTIONS = 128  # trainers ask for one response at a time, many at once
+_CONNECTIONS = 128  # trainers send single responses, many concurrently
 _ONE_AT_A_TIME = threading.Lock()
 _CLIENTS: WeakKeyDictionary[Any, dict[str, Any]] = WeakKeyDictionary()
 
 
 class IntegrationError(ArmormError, ValueError):
-    """A call or a setting of an integration that cannot be meant."""
+    """Invalid arguments or settings of an integration."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What the environment says.
+    """Settings from the environment.
 
     Attributes:
-        url: of a server, empty for none.
-        model: name or folder of the model to load where there is no server; `dtype`, `device`: how.
+        url: URL of a server, empty for none.
+        model, dtype, device: the model to load without a server.
         normalize: scores in standard deviations from the reference mean.
-        empty_score: score of an empty response, None refuses it.
+        empty_score: score of an empty response, None for an error.
     """
 
     url: str
@@ -63,7 +62,7 @@ class Settings:
         """Read the variables.
 
         Raises:
-            IntegrationError: for a value that cannot be meant.
+            IntegrationError: for an invalid value.
         """
         empty, flag = os.environ.get("ARMORM_EMPTY_SCORE"), os.environ.get("ARMORM_NORMALIZE", "0")
         try:
@@ -84,18 +83,18 @@ class Settings:
         )
 
     def source(self) -> Any:
-        """The server's client or the model, one for this process."""
+        """The client or the model, opened once per process."""
         return opened(self.url) if self.url else opened(self.model, self.dtype, self.device)
 
 
 def source_of(model: Any) -> Any:
-    """The scorer that is meant: itself, or what a name, folder or URL stands for."""
+    """A model or client, opened if given by name, folder or URL."""
     return opened(str(model)) if isinstance(model, (str, os.PathLike)) else model
 
 
 @cache
 def opened(name: str, dtype: str = "auto", device: str = "auto") -> Any:
-    """A client for a URL, a model for any other name; each is opened once in a process."""
+    """A client for a URL, a model for any other name; each is opened once per process."""
     if name.startswith(("http://", "https://")):
         from armorm.client import RewardClient
 
@@ -106,7 +105,7 @@ def opened(name: str, dtype: str = "auto", device: str = "auto") -> Any:
 
 
 def async_client(url: str) -> Any:
-    """The client of a server in the running event loop, one for each loop."""
+    """The client of a server, one per event loop."""
     from armorm.client import AsyncRewardClient
 
     clients = _CLIENTS.setdefault(asyncio.get_running_loop(), {})
@@ -129,7 +128,7 @@ def required_list(values: Any, name: str, size: int | None = None) -> list[Any]:
 
 
 def objective_names(source: Any) -> list[str]:
-    """Names of the k objectives of a model or of a server's."""
+    """Names of the k objectives of a model or client."""
     return list(source.names if isinstance(source, _client_class()) else source.objectives.names)
 
 
@@ -142,13 +141,13 @@ def biases_of(source: Any) -> list[str]:
 
 @dataclass(frozen=True)
 class Rewards:
-    """What a trainer is told about n responses.
+    """Rewards of n responses.
 
     Attributes:
-        scores: n numbers.
-        rewards: name of each objective, with n predicted rewards.
-        contributions: the same, contributions to the plain score.
-        empty: for each response, whether it is empty and has the score set for that; its other numbers are 0.
+        scores: n scores.
+        rewards: n predicted rewards of each objective.
+        contributions: n contributions of each objective to the plain score.
+        empty: whether each response is empty; it then has the score set for that, and zeros elsewhere.
     """
 
     scores: list[float]
@@ -160,15 +159,15 @@ class Rewards:
 def rewards_of(
     source: Any, conversations: Sequence[Conversation | None], *, normalize: bool, empty_score: float | None
 ) -> Rewards:
-    """Score conversations in one call; a model in this process takes one call at a time.
+    """Score conversations in one call; calls of a model in this process are serialised.
 
     Args:
-        conversations: None stands for an empty response.
-        empty_score: its score; None makes it an error.
+        conversations: None for an empty response.
+        empty_score: score of empty responses; None makes them an error.
 
     Raises:
         ConversationError: for a conversation that cannot be scored.
-        IntegrationError: where as many scores do not come back.
+        IntegrationError: if the number of scores is wrong.
     """
     given = _scorable(conversations, empty_score)
     if not given:
@@ -181,7 +180,7 @@ def rewards_of(
 async def served_rewards_of(
     client: Any, conversations: Sequence[Conversation | None], *, normalize: bool, empty_score: float | None
 ) -> Rewards:
-    """The same through an `AsyncRewardClient`."""
+    """`rewards_of` through an `AsyncRewardClient`."""
     given = _scorable(conversations, empty_score)
     if not given:
         names = [objective["name"] for objective in (await client.info())["objectives"]]
@@ -200,7 +199,9 @@ def _scorable(conversations: Sequence[Conversation | None], empty_score: float |
     given = [conversation for conversation in conversations if conversation is not None]
     if len(given) < len(conversations) and empty_score is None:
         place = next(place for place, conversation in enumerate(conversations) if conversation is None)
-        raise ConversationError("found an empty response, expected text, or a score set for it", f"response {place}")
+        raise ConversationError(
+            "found an empty response, expected text (or set ARMORM_EMPTY_SCORE)", f"response {place}"
+        )
     return given
 
 

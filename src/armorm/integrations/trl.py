@@ -4,13 +4,13 @@
     GRPOTrainer(reward_funcs=reward_funcs(rm, ["helpsteer-helpfulness", "code-style"]),  # one for each objective
                 args=GRPOConfig(multi_objective_aggregation="normalize_then_sum"), ...)  # (GDPO)
 
-In:  prompts and completions, as texts or as lists of messages.
-Out: functions that TRL calls; each gives one number a completion. All of one call share a forward pass, and the
-     mean predicted reward of every objective is logged with TRL's `log_metric`, as `armorm/OBJECTIVE`.
+TRL calls the functions with prompts and completions, as texts or lists of messages, and gets one number per completion.
+All functions of one call share a forward pass, and the mean predicted reward of every objective is logged with TRL's
+`log_metric`, as `armorm/OBJECTIVE`.
 
-The functions for single objectives give predicted rewards (mapped scale, 0 worst and 1 best). Their sum would
-bring back the taste for length that the score is rid of; `debiased=True` gives the debiased rewards, which are
-what the gate weighs (`rewards @ T`).
+The functions of single objectives return predicted rewards (mapped scale, 0 worst and 1 best). Their sum has the length
+bias that the score is corrected for; `debiased=True` returns the debiased rewards, which the gate weights
+(`rewards @ T`).
 
 `log_file=` appends a line of numbers for each scored completion, for `armorm monitor` (`monitoring/log.py`).
 """
@@ -68,15 +68,16 @@ def reward_funcs(
 
     Args:
         model: an `ArmoRM`, a `RewardClient`, the name or folder of a model, or the URL of a server.
-        objectives: one function for each of these; None for one function, the score.
+        objectives: objectives to return one function each for; None for a single function, the score.
         normalize: the score in standard deviations from the reference mean.
-        debiased: single objectives without what they owe to the bias (verbosity).
-        refused: value of a completion that cannot be scored, such as an empty one: a number, None (TRL then leaves
-            the completion out), or `error`.
-        log_file: log of all scored completions, with the trainer's step; every process of a run may name the same.
+        debiased: debiased rewards of single objectives.
+        refused: value of a completion that cannot be scored, such as an empty one: a number, None (TRL then ignores
+            the completion), or `error`.
+        log_file: log of all scored completions, with the trainer's step; the processes of a run can share it.
 
     Raises:
-        IntegrationError: for an unknown objective, with the nearest right name, or one that nothing is left of.
+        IntegrationError: for an unknown objective, with the nearest known name, or with `debiased` for one that others
+            are debiased against.
         ConversationError: when called, for a completion that cannot be scored.
     """
     source = source_of(model)
@@ -93,7 +94,7 @@ def reward_funcs(
             raise IntegrationError(f"unknown objective {name!r}{nearest(name, names)}; there are {', '.join(names)}")
         if debiased and name in biases_of(source):
             raise IntegrationError(
-                f"objective {name!r}: the others are debiased against it, and of itself nothing is left"
+                f"objective {name!r}: the others are debiased against it, so it has no debiased reward"
             )
         column = names.index(name)
         functions.append(
@@ -110,11 +111,12 @@ def reward_funcs(
 
 @dataclass(frozen=True)
 class _Found:
-    """Scores (n,) and rewards (n, k) of one call's completions; NaN for those that were refused.
+    """Scores (n,) and rewards (n, k) of the completions of one call; NaN for rejected ones.
 
     Attributes:
-        columns: (n, k) what the functions for single objectives give.
-        batch: what was scored, None where nothing was; `rows`: the completion of each of its rows.
+        columns: (n, k) return values of the functions of single objectives.
+        batch: the scored completions, None if there are none.
+        rows: the completion of each row of `batch`.
     """
 
     scores: np.ndarray
@@ -126,7 +128,7 @@ class _Found:
 
 
 class _SharedPass:
-    """Scores a batch once, however many functions ask for it."""
+    """Scores the completions of a call once for all functions."""
 
     def __init__(self, source: Any, normalize: bool, debiased: bool, refused: Refused, *, contributions: bool) -> None:
         self._source, self._normalize, self._debiased, self.refused = source, normalize, debiased, refused
@@ -161,23 +163,22 @@ class _SharedPass:
             scores[rows], rewards[rows] = batch.scores, batch.rewards
             columns[rows] = batch.rewards
             if self._debiased:
-                columns[rows] = batch.parts["debiased_rewards"] if remote else self._rid_of_bias(batch.rewards)
+                columns[rows] = (
+                    batch.parts["debiased_rewards"]
+                    if remote
+                    else batch.rewards.astype(np.float64) @ self._source.transform
+                )
         return _Found(scores, rewards, columns, names, batch, rows)
-
-    def _rid_of_bias(self, rewards: np.ndarray) -> np.ndarray:
-        transform = self._source.transform
-        result: np.ndarray = rewards.astype(np.float64) @ transform
-        return result
 
 
 class _SampleLog:
-    """Appends every scored completion of a call to a log."""
+    """Appends the scored completions of each call to a log."""
 
     def __init__(self, path: str | Path) -> None:
         self._path, self._calls = Path(path), 0
 
     def add(self, found: _Found, prompts: Sequence[Any], completion_ids: Any, state: Any) -> None:
-        """A call's completions; its number stands for the step where the trainer says none."""
+        """Append the completions of a call; without a trainer state the step is the number of the call."""
         step = self._calls if state is None else int(state.global_step)
         self._calls += 1
         groups: dict[str, int] = {}
@@ -229,14 +230,14 @@ def _function(
 
 
 def _log(found: _Found, log_metric: Callable[[str, float], None]) -> None:
-    """Means over the scored completions; every process logs every name, or TRL would wait for the missing ones."""
+    """Log means over the scored completions; every process logs every name, since TRL waits for all of them."""
     scored = ~np.isnan(found.scores)
     for name, values in (("score", found.scores), *zip(found.names, found.rewards.T, strict=True)):
         log_metric(f"armorm/{name}", float(values[scored].mean()) if scored.any() else math.nan)
 
 
 def _conversations(prompts: Any, completions: Any, *, refusals: bool) -> list[Conversation | None]:
-    """One conversation for each completion; None, where refusals are let through, for one that is no reply."""
+    """One conversation per completion; with `refusals`, None for an invalid one."""
     given = required_list(prompts, "prompts")
     replies = required_list(completions, "completions", len(given))
     found: list[Conversation | None] = []
@@ -249,7 +250,7 @@ def _conversations(prompts: Any, completions: Any, *, refusals: bool) -> list[Co
         except ConversationError:
             if not refusals:
                 raise
-            _conversation(prompt, "any", place)  # a prompt at fault stays an error
+            _conversation(prompt, "any", place)  # an invalid prompt remains an error
             found.append(None)
     return found
 

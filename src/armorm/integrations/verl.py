@@ -1,14 +1,13 @@
-"""verl: reward functions by path and name.
+"""verl: reward functions, given by path and name.
 
     custom_reward_function.path=PATH_OF_THIS_FILE custom_reward_function.name=compute_score          # or _async, _batch
 
-In:  what verl passes. The prompt is not among it: it is read from `extra_info`, field `prompt` (messages or text),
-     else `raw_prompt` or `question`. With a data set in verl's format, copy its `prompt` column there.
-Out: `{"score", "reward/OBJECTIVE"..., "empty_response"}`, the same keys for every row; for `compute_score_batch` a
-     list of them.
+verl does not pass the prompt: it is read from `extra_info`, field `prompt` (messages or text), else `raw_prompt` or
+`question`. In a dataset of verl's format, copy the `prompt` column there. Every response gets
+`{"score", "reward/OBJECTIVE"..., "empty_response"}`, always with the same keys.
 
-Settings stand in the environment (`source.py`). With a server (ARMORM_URL), `compute_score_async` keeps many requests
-in the air, and the server puts them together.
+Settings are environment variables (`rewards.py`). With a server (ARMORM_URL), `compute_score_async` keeps many requests
+in flight, which the server batches.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ def compute_score(
     """Score of one response.
 
     Raises:
-        IntegrationError: where `extra_info` holds no prompt.
+        IntegrationError: if `extra_info` contains no prompt.
         ConversationError: for a response that cannot be scored.
     """
     return compute_score_batch([data_source], [solution_str], [ground_truth], [extra_info])[0]
@@ -46,7 +45,7 @@ def compute_score(
 async def compute_score_async(
     data_source: Any, solution_str: str, ground_truth: Any = None, extra_info: Any = None, **_: Any
 ) -> dict[str, float]:
-    """The same without holding up the event loop; a server is asked for many responses at once."""
+    """`compute_score` without blocking the event loop."""
     settings = Settings.from_environment()
     if not settings.url:
         return await asyncio.to_thread(compute_score, data_source, solution_str, ground_truth, extra_info)
@@ -65,7 +64,7 @@ def compute_score_batch(
     """Scores of many responses, for verl's `batch` reward manager.
 
     Raises:
-        IntegrationError: for lists of other lengths, or rows without a prompt.
+        IntegrationError: for lists of different lengths, or rows without a prompt.
         ConversationError: for a response that cannot be scored.
     """
     responses = required_list(solution_strs, "solution_strs")
@@ -96,7 +95,5 @@ def _prompt(info: Any, row: int) -> Any:
     for name in PROMPT_FIELDS:
         prompt = info.get(name) if isinstance(info, Mapping) else None
         if prompt is not None:
-            return prompt if isinstance(prompt, str) else list(prompt)  # an array, where the set is a Parquet file
-    raise IntegrationError(
-        f"extra_infos[{row}]: found no prompt, expected one in field {' or '.join(PROMPT_FIELDS)}; verl passes no other"
-    )
+            return prompt if isinstance(prompt, str) else list(prompt)  # an array if read from Parquet
+    raise IntegrationError(f"extra_infos[{row}]: found no prompt, expected one in field {' or '.join(PROMPT_FIELDS)}")

@@ -6,10 +6,10 @@ groups stay together, and no row starves. Identical conversations, queued or run
 is busy rows accumulate; while it is idle a row waits a few milliseconds at most, and only until as many rows are queued
 as the last batch had, so that a single client never waits.
 
-Failures are isolated. A batch that the model fails on is halved until the faulty row is alone; that row is rejected and
+Failures are isolated. A batch that the model fails on is halved until the faulty row is alone; that row is rejected,
 the others are scored. Running out of memory also halves the budget for good. Rows of disconnected clients leave the
-queue. Rows that do not fit into the queue are rejected at once, with a time after which to try again. A stopping batcher
-finishes what it has accepted.
+queue. Rows that do not fit into the queue are rejected at once, with a time after which to try again. A stopping
+batcher finishes what it has accepted.
 """
 
 from __future__ import annotations
@@ -240,7 +240,7 @@ class Batcher:
         if not self._room_for(rows, tokens):
             raise RequestError(
                 429,
-                f"the queue is full ({len(self._waiting)} conversations, {self._waiting_tokens} tokens); try again later",
+                f"the queue is full ({len(self._waiting)} rows, {self._waiting_tokens} tokens); try again later",
                 self.retry_after(),
             )
 
@@ -251,7 +251,7 @@ class Batcher:
         return int(min(max(self._waiting_tokens / 2 / self._tokens_per_second, 1), 30))
 
     def _take(self) -> list[_Entry]:
-        """The next batch: the oldest row, the rows of its prompt, and those nearest to it in length, within the budget."""
+        """The next batch: the oldest row, the rows of its prompt, then those nearest in length, within the budget."""
         window = [entry for entry, _ in zip(self._waiting.values(), range(_WINDOW), strict=False)]
         first, shared = window[0].encoded, self._shares_prompts()
         nearest: dict[bytes, int] = {}

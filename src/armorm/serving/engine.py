@@ -273,8 +273,8 @@ class ScoringEngine:
         scored = [(index, result) for index, result in enumerate(results) if not isinstance(result, RejectedRow)]
         encoded = {index: row for index, row in enumerate(prepared.rows) if isinstance(row, EncodedConversation)}
         batch = _gathered([result for _, result in scored]) if scored else self._no_rows
-        # Token counts are of this request's rows: identical ones may have been computed for another request, whose prompt
-        # was not truncated.
+        # Token counts are of this request's rows; the computed ones may be identical rows of another request, whose
+        # prompt was not truncated.
         batch = replace(
             batch,
             rows=np.array([index for index, _ in scored], np.int64),
@@ -284,7 +284,9 @@ class ScoringEngine:
         scores = RequestScores(
             batch,
             tokens=[len(encoded[index]) for index, _ in scored],
-            truncated={index: encoded[index].truncated_tokens for index, _ in scored if encoded[index].truncated_tokens},
+            truncated={
+                index: encoded[index].truncated_tokens for index, _ in scored if encoded[index].truncated_tokens
+            },
             rejected={index: result for index, result in enumerate(results) if isinstance(result, RejectedRow)},
             model=self.settings.name,
             objectives=self._objectives,

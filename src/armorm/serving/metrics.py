@@ -45,7 +45,11 @@ class Metrics:
         self.registry = CollectorRegistry()
         self._requests = Counter("armorm_requests", "Requests answered.", ["route", "status"], registry=self.registry)
         self._seconds = Histogram(
-            "armorm_request_seconds", "Seconds from first byte to response.", ["route"], buckets=_SECONDS, registry=self.registry
+            "armorm_request_seconds",
+            "Seconds to the response.",
+            ["route"],
+            buckets=_SECONDS,
+            registry=self.registry,
         )
         self._under_way = Gauge("armorm_requests_under_way", "Requests in flight.", registry=self.registry)
         self._rows = Counter(
@@ -63,9 +67,7 @@ class Metrics:
         self._batch_seconds = Histogram(
             "armorm_batch_seconds", "Seconds per batch.", buckets=_SECONDS, registry=self.registry
         )
-        self._exhausted = Counter(
-            "armorm_out_of_memory", "Batches that ran out of memory.", registry=self.registry
-        )
+        self._exhausted = Counter("armorm_out_of_memory", "Batches that ran out of memory.", registry=self.registry)
         self._scores = _Scores(names, reference)
         self.registry.register(self._scores)
 
@@ -210,6 +212,7 @@ class _Scores(Collector):
     def add(self, batch: ScoreBatch) -> None:
         """Add scored rows."""
         contributions = batch.contributions.astype(np.float64)
+        assert batch.response_tokens is not None
         with self._lock:
             self._recent.add(np.column_stack([batch.scores, batch.response_tokens, contributions]))
             self._count += len(batch)

@@ -132,7 +132,9 @@ class RequestScores:
     @property
     def errors(self) -> list[dict[str, Any]]:
         """Index and reason of the rows without a score, as `RowError`."""
-        return [{"index": index, "message": reason} for index, (_, reason) in enumerate(self.rows) if reason is not None]
+        return [
+            {"index": index, "message": reason} for index, (_, reason) in enumerate(self.rows) if reason is not None
+        ]
 
     @property
     def usage(self) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""LLaMA-Factory's score server: `POST /v1/score/evaluation` (github.com/hiyouga/LLaMA-Factory, `reward_model_type: api`).
+"""LLaMA-Factory's score server: `POST /v1/score/evaluation` (hiyouga/LLaMA-Factory, `reward_model_type: api`).
 
 Request: `{"model", "messages": [rendered text, ...], "max_length"?}`.
 Response: `{"id", "object": "score.evaluation", "model", "scores": [...]}`.

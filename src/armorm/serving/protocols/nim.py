@@ -103,7 +103,9 @@ def _write(scores: RequestScores) -> dict[str, Any]:
     values = [("reward", scores.scores[0])]
     for ratings in scores.objectives.to_raw(scores.batch.rewards).tolist():  # one row, or none
         values += zip(scores.objectives.names, ratings, strict=True)
-    content = [{"token": name, "logprob": value, "bytes": None, "top_logprobs": []} for name, value in values]
+    content: list[dict[str, Any]] = [
+        {"token": name, "logprob": value, "bytes": None, "top_logprobs": []} for name, value in values
+    ]
     text = ",".join(f"{name}:{value:.4g}" for name, value in values)
     choice = {
         "index": 0,

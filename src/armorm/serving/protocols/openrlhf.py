@@ -1,4 +1,4 @@
-"""OpenRLHF's remote reward model: `POST /get_reward` (github.com/OpenRLHF/OpenRLHF, `--remote_rm_url`).
+"""OpenRLHF's remote reward model: `POST /get_reward` (OpenRLHF/OpenRLHF, `--remote_rm_url`).
 
 Request: `{"query": [prompt and response as decoded, special tokens included], "prompts": [...], "labels": [...]}`.
 Response: `{"rewards": [...], "scores": [...], "extra_logs": {name: [...]}}`, lists as long as `query`.

@@ -2,11 +2,12 @@
 
     python tools/trace_modules.py score rows.jsonl --output scores.jsonl
 
-Functions that run while a module is being imported (decorators, class bodies) are not counted.
+Functions that run while a module is being found or imported (finders, decorators, class bodies) are not counted.
 """
 
 from __future__ import annotations
 
+import importlib
 import sys
 import threading
 from collections import Counter
@@ -17,6 +18,7 @@ from typing import Any
 import armorm
 
 ROOT = Path(armorm.__file__).parent
+_IMPORT_CODE = {importlib._bootstrap._find_and_load.__code__}  # type: ignore[attr-defined]
 
 
 class Tracer:
@@ -32,7 +34,7 @@ class Tracer:
         if event not in ("call", "return"):
             return
         code = frame.f_code
-        if code.co_name == "<module>":
+        if code.co_name == "<module>" or code in _IMPORT_CODE:
             depth = getattr(self._importing, "depth", 0)
             self._importing.depth = depth + (1 if event == "call" else -1)
             return

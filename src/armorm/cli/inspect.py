@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -172,10 +173,9 @@ def _store(folder: Path) -> dict[str, Any]:
 
 
 def _published(path: Path) -> dict[str, Any]:
-    """A file of embeddings of the published scripts, or a shard of a store by itself."""
+    """A feature file of the published scripts, or one shard of a store."""
     import numpy as np
 
-    from armorm.features.published import read_published
     from armorm.features.store import Shard
 
     if path.name.startswith("shard-") and path.is_file():
@@ -188,36 +188,81 @@ def _published(path: Path) -> dict[str, Any]:
             "prompts": len(shard.prompt_keys),
             "problems": [fault] if fault else [],
         }
-    file = read_published([path])
+    arrays = read_published([path])
+    embeddings, labels = arrays["embeddings"], arrays.get("labels")
     found: dict[str, Any] = {
         "kind": "features of the published scripts",
         "name": str(path),
-        "rows": len(file.embeddings),
-        "hidden_size": file.embeddings.shape[-1],
-        "layout": "preference pairs" if file.labels is None else "conversations",
+        "rows": len(embeddings),
+        "hidden_size": embeddings.shape[-1],
+        "layout": "preference pairs" if labels is None else "conversations",
         "megabytes": round(path.stat().st_size / 1e6, 1),
+        **{name: " x ".join(map(str, array.shape)) for name, array in arrays.items()},
     }
-    numbers = {"embeddings": file.embeddings, "labels": file.labels, "prompt_embeddings": file.prompts}
-    for name, array in numbers.items():
-        if array is not None:
-            found[name] = " x ".join(str(size) for size in array.shape)
     problems = [
         f"{name}: {int((~np.isfinite(array)).any(-1).sum()):,} rows that are not finite"
-        for name, array in numbers.items()
-        if array is not None and name != "labels" and not np.isfinite(array).all()
+        for name, array in arrays.items()
+        if name != "labels" and not np.isfinite(array).all()
     ]
-    if file.labels is None:
-        return found | {"problems": problems}
-    rated = {f"label {column + 1}": file.labels[:, column] for column in range(file.labels.shape[1])}
-    found["numbers"] = {
-        name: {
-            "rated": int(np.isfinite(values).sum()),
-            "missing": int((~np.isfinite(values)).sum()),
-            **_extent(values[np.isfinite(values)]),
+    if labels is not None:
+        found["numbers"] = {
+            f"label {column}": {
+                "rated": int(np.isfinite(values).sum()),
+                "missing": int((~np.isfinite(values)).sum()),
+                **_extent(values[np.isfinite(values)]),
+            }
+            for column, values in enumerate(labels.T, 1)
         }
-        for name, values in rated.items()
-    }
     return found | {"problems": problems}
+
+
+def read_published(paths: Sequence[Path]) -> dict[str, np.ndarray]:
+    """Feature files of the published scripts (RLHFlow/RLHF-Reward-Modeling), joined in the order given.
+
+    Returns:
+        float32 arrays by tensor name: `embeddings` (n, d) with `labels` (n, k), or `embeddings` (n, 2, d) of pairs,
+        chosen first, with `prompt_embeddings` (n, 2, d) or (n, d).
+
+    Raises:
+        StoreError: naming file and tensor, what was found and what was expected.
+    """
+    import numpy as np
+
+    if not paths:
+        raise StoreError("found no files of embeddings, expected at least one")
+    parts = [_published_tensors(path) for path in paths]
+    first = {name: array.shape[1:] for name, array in parts[0].items()}
+    for path, part in zip(paths, parts, strict=True):
+        found = {name: array.shape[1:] for name, array in part.items()}
+        if found != first:
+            raise StoreError(f"{path}: found {found} for each row, expected {first} as in {paths[0]}")
+    return {name: np.concatenate([part[name] for part in parts]) for name in first}
+
+
+def _published_tensors(path: Path) -> dict[str, np.ndarray]:
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        tensors = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise StoreError(f"{path}: cannot be read: {error}") from None
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    shape = shapes.get("embeddings", ())
+    if len(shape) != 2 and (len(shape) != 3 or shape[1] != 2):
+        found = shape or "no such tensor"
+        raise StoreError(f"{path}: tensor 'embeddings': found {found}, expected (n, d) or (n, 2, d)")
+    n, d = shape[0], shape[-1]
+    name = "labels" if len(shape) == 2 else "prompt_embeddings"
+    other = shapes.get(name, ())
+    if other not in ((n, 2, d), (n, d)) if name != "labels" else len(other) != 2 or other[0] != n:
+        expected = f"({n}, k)" if name == "labels" else f"({n}, 2, {d}) or ({n}, {d})"
+        raise StoreError(f"{path}: tensor '{name}': found {other or 'no such tensor'}, expected {expected}")
+    for key in ("embeddings", name):
+        if tensors[key].dtype not in (torch.float32, torch.bfloat16):
+            raise StoreError(f"{path}: tensor '{key}': found {tensors[key].dtype}, expected float32 or bfloat16")
+    return {key: tensors[key].float().numpy() for key in ("embeddings", name)}
 
 
 def _extent(values: np.ndarray) -> dict[str, float | None]:

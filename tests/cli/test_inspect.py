@@ -1,4 +1,4 @@
-"""Files of the published scripts are read, and refused by name where they are not what they should be."""
+"""`armorm inspect`: feature files of the published scripts are read, and rejected by tensor name otherwise."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from armorm.cli.inspect import read_published
 from armorm.errors import StoreError
-from armorm.features.published import read_published
 
 
 def test_shards_of_labelled_embeddings_continue_each_other(tmp_path: Path) -> None:
@@ -18,15 +18,16 @@ def test_shards_of_labelled_embeddings_continue_each_other(tmp_path: Path) -> No
         part = {"embeddings": x[2 * i : 2 * i + 2].bfloat16(), "labels": y[2 * i : 2 * i + 2]}
         save_file({k: v.contiguous() for k, v in part.items()}, tmp_path / f"{i}.safetensors")
     found = read_published(sorted(tmp_path.glob("*.safetensors")))
-    assert found.embeddings.tolist() == x.tolist() and found.prompts is None
-    assert found.labels is not None and found.labels.tolist() == y.tolist()
+    assert found["embeddings"].tolist() == x.tolist()
+    assert found["labels"].tolist() == y.tolist()
+    assert set(found) == {"embeddings", "labels"}
 
 
 @pytest.mark.parametrize("shape", [(2, 2, 3), (2, 3)])
 def test_pairs_come_with_their_prompts(tmp_path: Path, shape: tuple[int, ...]) -> None:
     save_file({"embeddings": torch.ones(2, 2, 3), "prompt_embeddings": torch.full(shape, 2.0)}, tmp_path / "a")
     found = read_published([tmp_path / "a"])
-    assert found.prompts is not None and found.prompts.shape == shape and (found.prompts == 2).all()
+    assert found["prompt_embeddings"].shape == shape and (found["prompt_embeddings"] == 2).all()
 
 
 @pytest.mark.parametrize(
@@ -38,7 +39,7 @@ def test_pairs_come_with_their_prompts(tmp_path: Path, shape: tuple[int, ...]) -
         ({"embeddings": torch.ones(2, 3).double(), "labels": torch.ones(2, 1)}, "found torch.float64"),
     ],
 )
-def test_another_layout_is_refused_by_tensor(tmp_path: Path, tensors: dict[str, torch.Tensor], message: str) -> None:
+def test_another_layout_is_rejected_by_tensor(tmp_path: Path, tensors: dict[str, torch.Tensor], message: str) -> None:
     save_file(tensors, tmp_path / "a")
     with pytest.raises(StoreError, match=message):
         read_published([tmp_path / "a"])

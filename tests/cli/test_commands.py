@@ -65,7 +65,7 @@ def test_score_writes_a_line_for_every_good_row_and_lists_the_others(capsys, row
         strict=True,
     ):
         assert part in entry["reason"]
-    assert "scored 3 rows, refused 4" in err
+    assert "scored 3 rows, rejected 4" in err
     assert "row 3: invalid JSON" in err
 
 
@@ -235,7 +235,7 @@ def test_inspect_says_what_is_in_a_file_of_the_published_scripts(capsys, tmp_pat
     assert found["numbers"]["label 2"]["rated"] == 0
     _, out, _ = run(capsys, "inspect", tmp_path / "pairs.safetensors")
     assert "preference pairs" in out and "3 x 2 x 4" in out
-    assert "embeddings: 1 rows that are not finite" in out
+    assert "embeddings: 1 rows with non-finite values" in out
     code, _, err = run(capsys, "inspect", tmp_path / "absent.safetensors")
     assert code == 1 and "cannot be read" in err
 
@@ -308,7 +308,7 @@ def test_prompts_that_were_cut_are_counted_and_marked(capsys, small_run, tmp_pat
     code, out, err = run(capsys, "score", path, "--model", changed)
     assert code == 0
     assert [json.loads(line).get("truncated", False) for line in out.splitlines()] == [False, True]
-    assert "1 lost the beginning of a prompt that was too long" in err
+    assert "1 with a truncated prompt" in err
 
 
 # --- export --------------------------------------------------------------------------------------

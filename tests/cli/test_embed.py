@@ -55,8 +55,8 @@ def test_a_policy_that_would_lose_a_run_is_refused(rows, tmp_path):
     ("options", "told"),
     [
         (["--engine", "dask"], "--engine: found 'dask', expected local or ray"),
-        (["--workers", "2"], "belong to --engine ray"),
-        (["--gpus-per-worker", "1"], "belong to --engine ray"),
+        (["--workers", "2"], "require --engine ray"),
+        (["--gpus-per-worker", "1"], "require --engine ray"),
     ],
 )
 def test_options_of_engines_are_checked_before_anything_is_read(tmp_path, options, told):

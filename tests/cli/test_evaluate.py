@@ -125,7 +125,7 @@ def test_a_function_and_a_model_for_one_place_are_refused(capsys, tmp_path):
     arguments = ("evaluate", "pairs", "--data", path, "--scorer", "json:dumps", "--model", "armorm-tiny-rm")
     code, _, err = run(capsys, *arguments)
     assert code == 2
-    assert "--scorer stands in place of --model" in " ".join(err.split())
+    assert "--scorer replaces --model" in " ".join(err.split())
 
 
 def test_every_command_has_help_with_an_example(capsys):
@@ -155,7 +155,7 @@ def test_rank_writes_orders_and_preference_rows(capsys, tmp_path, model):
     assert list(pair) == ["prompt", "chosen", "rejected", "margin"]
     assert pair["chosen"][0]["content"] == rows[0]["responses"][first["best"]]
     assert pair["margin"] == pytest.approx(abs(first["scores"][0] - first["scores"][1]))
-    assert "ranked 2 prompts, refused 1 responses; wrote 1 pairs" in err.replace("\n", " ")
+    assert "ranked 2 prompts, rejected 1 responses; wrote 1 pairs" in err.replace("\n", " ")
 
 
 def test_rank_takes_a_function_too(capsys, tmp_path):

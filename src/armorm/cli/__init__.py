@@ -1,1 +1,1 @@
-"""The command line (top floor): thin commands over the library."""
+"""The command line: `armorm NAME` is the function of that name in the module of that name."""

@@ -1,62 +1,57 @@
-"""`armorm embed`: conversations in, features in a store."""
+"""`armorm embed`: backbone features of conversations, in a feature store."""
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated
 
-import typer
-from rich.console import Console
+from typer import Argument, Option
 
-from armorm.cli.score import DeviceOption, DtypeOption
+from armorm.cli.input import split_rejected
+from armorm.cli.options import DeviceOption, DtypeOption, JsonOption
+from armorm.cli.output import emit, write_rejected
+from armorm.data.sources import Location
 from armorm.embedded import EMBEDDED_BACKBONE
-from armorm.errors import ConversationError, DataError, RecipeError
-from armorm.files import plain, write_text
+from armorm.errors import RecipeError
+from armorm.progress import say
 
-_CHUNK = 4096
+if TYPE_CHECKING:
+    from armorm.backbone.chat_template import EncodedConversation
+
+CHUNK_ROWS = 4096
 
 
 def embed(
-    input: Annotated[str, typer.Argument(help="JSON lines, Parquet, CSV, a folder or a hub id; rows as for `score`.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the feature store.")],
-    backbone: Annotated[str, typer.Option("--backbone", "-b", help="Folder, hub id or embedded.")] = EMBEDDED_BACKBONE,
-    max_length: Annotated[Optional[int], typer.Option(min=8, help="Most tokens of a conversation.")] = None,
-    overflow: Annotated[str, typer.Option(help="What happens to longer ones: skip or truncate_prompt.")] = "skip",
-    batch_tokens: Annotated[int, typer.Option(min=64, help="Most tokens of a forward pass.")] = 8192,
-    store_dtype: Annotated[
-        Optional[str], typer.Option(help="float32 or bfloat16, of a new store; by default the backbone's.")
-    ] = None,
-    sharing: Annotated[
-        Optional[bool], typer.Option(help="Compute what begins alike once; by default where that is exact.")
-    ] = None,
+    input: Annotated[str, Argument(help="File, folder or hub id with rows as for `armorm score`.")],
+    output: Annotated[Path, Option("--output", "-o", help="Folder of the feature store.")],
+    backbone: Annotated[str, Option("--backbone", "-b", help="Folder, hub id, or armorm-tiny.")] = EMBEDDED_BACKBONE,
+    max_length: Annotated[int | None, Option(min=8, help="Maximum tokens per conversation.")] = None,
+    overflow: Annotated[str, Option(help="For longer conversations: skip or truncate_prompt.")] = "skip",
+    batch_tokens: Annotated[int, Option(min=64, help="Maximum tokens per forward pass.")] = 8192,
+    store_dtype: Annotated[str | None, Option(help="Dtype of a new store: float32 or bfloat16.")] = None,
+    sharing: Annotated[bool | None, Option(help="Compute shared prefixes once (default: if exact).")] = None,
     compiled: Annotated[
-        Optional[bool], typer.Option("--compile/--no-compile", help="By default where it pays.")
+        bool | None, Option("--compile/--no-compile", help="Use torch.compile (default: if faster).")
     ] = None,
-    engine: Annotated[str, typer.Option(help="local, or ray: workers on this machine or a cluster.")] = "local",
-    workers: Annotated[
-        Optional[int], typer.Option(min=1, help="Of the ray engine; by default one for each GPU.")
-    ] = None,
-    gpus_per_worker: Annotated[Optional[float], typer.Option(min=0, help="By default 1 where there are any.")] = None,
-    cpus_per_worker: Annotated[Optional[float], typer.Option(min=0, help="By default an equal share.")] = None,
+    engine: Annotated[str, Option(help="local or ray.")] = "local",
+    workers: Annotated[int | None, Option(min=1, help="Ray workers (default: one per GPU).")] = None,
+    gpus_per_worker: Annotated[float | None, Option(min=0, help="GPUs per Ray worker (default: 1).")] = None,
+    cpus_per_worker: Annotated[float | None, Option(min=0, help="CPUs per Ray worker.")] = None,
     dtype: DtypeOption = "auto",
     device: DeviceOption = "auto",
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
-    """Compute the features of conversations into a store; a run that was stopped goes on where it was.
+    """Compute the features of conversations into a feature store; an interrupted run resumes.
 
-    With `--engine ray`, the cluster is that of RAY_ADDRESS or of this machine, and DIR one that all its machines see.
-    Refused rows are listed in `rejected.jsonl` of the store. `armorm inspect DIR` says what is in it.
+    With `--engine ray`, the cluster is given by RAY_ADDRESS (default: this machine), and all its machines must see the
+    output folder. Rejected rows are listed in `rejected.jsonl` of the store. `armorm inspect DIR` summarises a store.
 
     Example: `armorm embed conversations.jsonl --backbone armorm-tiny --output features`
     """
-    from armorm.backbone.chat_template import EncodedConversation
-    from armorm.backbone.decoder import Backbone
     from armorm.backbone.encoding import encode_rows
-    from armorm.data.sources import Location
     from armorm.features.extract import fill_store
     from armorm.features.ray_workers import BackboneSource, RayWorkers
     from armorm.features.store import FeatureStore
@@ -69,57 +64,42 @@ def embed(
     if engine not in ("local", "ray"):
         raise RecipeError(f"--engine: found {engine!r}, expected local or ray")
     if engine == "local" and (workers, gpus_per_worker, cpus_per_worker) != (None, None, None):
-        raise RecipeError("--workers, --gpus-per-worker and --cpus-per-worker belong to --engine ray")
-    console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+        raise RecipeError("--workers, --gpus-per-worker and --cpus-per-worker require --engine ray")
     rows = Location.find(input).rows()
     source = BackboneSource(backbone, dtype, device)
-    runner: Backbone | RayWorkers
-    if engine == "ray":
-        runner = RayWorkers(source, workers, gpus_per_worker, cpus_per_worker)
-        template = source.template()
-    else:
-        runner = source.load()
-        template = runner.template
+    runner = source.load() if engine == "local" else RayWorkers(source, workers, gpus_per_worker, cpus_per_worker)
+    template = source.template() if isinstance(runner, RayWorkers) else runner.template
     store = FeatureStore.of(output, runner, store_dtype)
-    refused: list[dict[str, Any]] = []
+    rejected: list[tuple[int, str]] = []
 
-    def chunks() -> Iterator[list[EncodedConversation]]:
+    def encoded_chunks() -> Iterator[list[EncodedConversation]]:
         with progress("tokens", 0, "conversations") as advance:
-            while chunk := list(islice(rows, _CHUNK)):
-                valid = []
-                for row in chunk:
-                    try:
-                        valid.append((row, row.conversation()))
-                    except (DataError, ConversationError) as error:
-                        refused.append({"row": row.number, "reason": str(error)})
+            while chunk := list(islice(rows, CHUNK_ROWS)):
+                valid, invalid = split_rejected(chunk)
                 encoded = encode_rows(template, [c for _, c in valid], max_length, overflow)  # type: ignore[arg-type]
-                refused.extend({"row": valid[i][0].number, "reason": reason} for i, reason in encoded.rejected)
+                rejected.extend(invalid + [(valid[i][0].number, reason) for i, reason in encoded.rejected])
                 advance(len(chunk))
                 yield encoded.encoded
 
-    table = TokenTable.write(output / "tokens", chunks())
-    if refused:
-        write_text(output / "rejected.jsonl", "".join(json.dumps(entry) + "\n" for entry in refused))
-        console.print(f"refused: {len(refused):,} rows, listed in {output / 'rejected.jsonl'}")
+    conversations = TokenTable.write(output / "tokens", encoded_chunks())
+    if rejected:
+        write_rejected(output / "rejected.jsonl", rejected)
+        say(f"rejected {len(rejected):,} rows, listed in {output / 'rejected.jsonl'}")
     start = time.perf_counter()
-    figures = fill_store(runner, table, store, ExtractionSettings(batch_tokens, sharing, compiled))
+    plan = fill_store(runner, conversations, store, ExtractionSettings(batch_tokens, sharing, compiled))
     seconds = time.perf_counter() - start
     found = {
-        "conversations": figures.conversations,
-        "unique": figures.unique,
-        "stored_before": figures.stored,
-        "prompts": figures.prompts,
-        "tokens_asked": figures.asked_tokens,
-        "tokens_computed": figures.computed_tokens,
-        "saving": figures.saving,
+        "conversations": plan.conversations,
+        "unique": plan.unique,
+        "stored_before": plan.stored,
+        "prompts": plan.prompts,
+        "tokens_asked": plan.asked_tokens,
+        "tokens_computed": plan.computed_tokens,
+        "saving": plan.saving,
         "seconds": seconds,
-        "refused": len(refused),
+        "refused": len(rejected),
         "sharing": "unknown" if runner.sharing_fault is None else runner.sharing_fault or "exact",
         "store": str(output),
     }
-    if as_json:
-        print(json.dumps(plain(found), indent=1))
-        return
-    out = Console(highlight=False, markup=False, soft_wrap=True)
-    out.print(str(figures))
-    out.print(f"{figures.computed_tokens / max(seconds, 1e-9):,.0f} tokens/s computed; store: {output}")
+    speed = f"{plan.computed_tokens / max(seconds, 1e-9):,.0f} tokens/s computed; store: {output}"
+    emit(found, str(plan), speed, as_json=as_json)

@@ -1,16 +1,16 @@
-"""`armorm export`: a reward model in the layout that another reader expects."""
+"""`armorm export`: a reward model in the checkpoint layout that another program reads."""
 
 from __future__ import annotations
 
-import json
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
-import typer
-from rich.console import Console
 from rich.filesize import decimal
-from rich.table import Table
+from typer import Argument, Option
+
+from armorm.cli.options import JsonOption, ModelArgument
+from armorm.cli.output import emit, table
 
 
 class Layout(str, Enum):
@@ -21,21 +21,23 @@ class Layout(str, Enum):
 
 
 def export(
-    model: Annotated[str, typer.Argument(help="Folder, hub id or embedded name of a reward model.")],
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where to write it.")],
+    model: ModelArgument,
+    folder: Annotated[Path, Argument(metavar="DIR", help="Folder to write.")],
     layout: Annotated[
-        Layout, typer.Option(help="armorm, or released: that of RLHFlow/ArmoRM-Llama3-8B-v0.1 (Llama, Gemma-2).")
+        Layout, Option(help="Checkpoint layout; released is that of RLHFlow/ArmoRM-Llama3-8B-v0.1.")
     ] = Layout.armorm,
     self_contained: Annotated[
         bool,
-        typer.Option(
-            "--self-contained", help="Add a remote-code file: trust_remote_code=True loads it without armorm."
+        Option(
+            "--self-contained", help="Include the model code, so that trust_remote_code=True loads it without armorm."
         ),
     ] = False,
-    max_shard_size: Annotated[str, typer.Option(help="Weights beyond it are split over several files.")] = "5GB",
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    max_shard_size: Annotated[str, Option(help="Maximum size of a weight file.")] = "5GB",
+    as_json: JsonOption = False,
 ) -> None:
-    """Write a reward model, from either layout, in either layout; scores stay the same.
+    """Convert a reward model between the armorm and the released checkpoint layout.
+
+    Either layout is read; scores do not change.
 
     Example: `armorm export armorm-tiny-rm exported --self-contained`
     """
@@ -44,12 +46,7 @@ def export(
     rm = ArmoRM.from_pretrained(model, dtype="weights", device="cpu")
     rm.save_pretrained(folder, layout=layout.value, self_contained=self_contained, max_shard_size=max_shard_size)
     files = {path.name: path.stat().st_size for path in sorted(folder.iterdir()) if path.is_file()}
-    if as_json:
-        print(json.dumps({"folder": str(folder), "layout": layout.value, "files": files}, indent=1))
-        return
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column(str(folder))
-    table.add_column("size", justify="right")
+    shown = table(str(folder), "size")
     for name, size in files.items():
-        table.add_row(name, decimal(size))
-    Console(highlight=False).print(table)
+        shown.add_row(name, decimal(size))
+    emit({"folder": str(folder), "layout": layout.value, "files": files}, shown, as_json=as_json)

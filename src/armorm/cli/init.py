@@ -1,46 +1,51 @@
-"""`armorm init`: from a team's own files to a recipe, with every guess shown and confirmed."""
+"""`armorm init`: a recipe for rated data files, with every guessed scale shown and confirmed."""
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
+from rich.console import Console, RenderableType
+from typer import Argument, Option
 
-from armorm.files import plain, write_text
+from armorm.cli.options import column_scales
+from armorm.cli.output import emit, table
+from armorm.files import write_text
+from armorm.progress import say
 
 if TYPE_CHECKING:
     from armorm.data.inspection import Inspection
-    from armorm.objectives import Direction
+
+_BETTER = {"higher": "more", "lower": "less", "neutral": "neither"}
+_ROLES = ("prompt", "response", "messages", "chosen", "rejected", "split")
 
 
 def init(
-    data: Annotated[list[str], typer.Argument(help="CSV, TSV, JSON lines, Parquet files, folders or hub ids.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The recipe to write.")] = Path("recipe.yaml"),
+    data: Annotated[list[str], Argument(help="CSV, TSV, JSON lines or Parquet files, folders or hub ids.")],
+    output: Annotated[Path, Option("--output", "-o", help="Recipe to write.")] = Path("recipe.yaml"),
     scale: Annotated[
-        Optional[list[str]],
-        typer.Option(help="COLUMN=LOW:HIGH, or COLUMN=LOW:HIGH:lower (less is better) or :neutral. May be repeated."),
+        list[str] | None,
+        Option(
+            help="Scale of a column: COLUMN=LOW:HIGH, with :lower or :neutral if higher is not better. May be repeated."
+        ),
     ] = None,
-    skip: Annotated[Optional[list[str]], typer.Option(help="A column that is no rating. May be repeated.")] = None,
+    skip: Annotated[list[str] | None, Option(help="Numeric column that is not a rating. May be repeated.")] = None,
     column: Annotated[
-        Optional[list[str]],
-        typer.Option(help="prompt=NAME, response=NAME, ...: which column holds what. May be repeated."),
+        list[str] | None, Option(help="Role of a column: prompt=NAME, response=NAME, ... May be repeated.")
     ] = None,
-    backbone: Annotated[str, typer.Option(help="Hub id, folder, or armorm-tiny.")] = "armorm-tiny",
-    name: Annotated[Optional[str], typer.Option(help="Of the model; by default that of the recipe.")] = None,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Take the scales as they are shown.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print what was found as JSON.")] = False,
+    backbone: Annotated[str, Option(help="Backbone: a folder, a hub id, or armorm-tiny.")] = "armorm-tiny",
+    name: Annotated[str | None, Option(help="Name of the model (default: from the recipe file).")] = None,
+    yes: Annotated[bool, Option("--yes", "-y", help="Accept the guessed scales.")] = False,
+    as_json: Annotated[bool, Option("--json", help="Also print what was found as JSON.")] = False,
 ) -> None:
-    """Look into rated data and write a recipe for it: columns, scales, pairs, gate.
+    """Inspect rated data and write a recipe for it.
 
-    Scales are guessed from the values, shown, and confirmed: by you at the prompt, by --yes, or by stating them
-    with --scale. Without a confirmation nothing is written.
+    Rating scales are guessed from the values. Confirm them at the prompt or with --yes, or state them with --scale;
+    otherwise no recipe is written.
 
     Example: `armorm init ratings.csv --output mine.yaml`
     """
@@ -55,40 +60,27 @@ def init(
     text = draft_recipe(found, name or output.name.split(".")[0], backbone)
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     for part in found:
-        _show(part, console)
-    if as_json:
-        print(json.dumps(plain([_summary(part) for part in found]), indent=1))
+        for shown in _shown(part):
+            console.print(shown, markup=False)
+    emit([_summary(part) for part in found], as_json=as_json)
     guessed = sum(not guess.stated for part in found for guess in part.guesses)
     if guessed and not yes and not _confirmed(console):
-        console.print(
-            f"\n{guessed} scales are guesses: take them with --yes, or state them with --scale COLUMN=LOW:HIGH"
-        )
+        say(f"\n{guessed} guessed scales: accept them with --yes, or state them with --scale COLUMN=LOW:HIGH")
         raise typer.Exit(2)
     counts = read_training_data(Recipe.from_text(text, name=str(output))).counts()
-    write_text(
-        output, f"# Written by armorm init from {', '.join(data)}; scales are shown with what they rest on.\n{text}"
-    )
-    console.print(
-        f"\nwrote {output}: {counts['rated_train']:,} rated rows and {counts['pairs_train']:,} pairs to train on, "
+    head = f"# Written by armorm init from {', '.join(data)}; comments give the basis of each scale."
+    write_text(output, f"{head}\n{text}")
+    say(
+        f"\nwrote {output}: {counts['rated_train']:,} rated rows and {counts['pairs_train']:,} pairs for training, "
         f"{counts['rated_test']:,} and {counts['pairs_test']:,} held out; next: armorm train {output}"
     )
 
 
-def column_scales(texts: Sequence[str]) -> dict[str, tuple[float, float, Direction | None]]:
-    """Scales of columns as the command line takes them (`objectives.parse_scale`)."""
-    from armorm.objectives import ObjectiveError, parse_scale
-
-    try:
-        return dict(map(parse_scale, texts))
-    except ObjectiveError as error:
-        raise typer.BadParameter(str(error)) from None
-
-
 def _column(text: str) -> tuple[str, str]:
-    ours, equals, own = text.partition("=")
-    if not equals or ours not in ("prompt", "response", "messages", "chosen", "rejected", "split"):
+    role, equals, name = text.partition("=")
+    if not equals or role not in _ROLES:
         raise typer.BadParameter(f"found {text!r}, expected prompt=NAME, response=NAME, messages=NAME, ...")
-    return ours, own
+    return role, name
 
 
 def _confirmed(console: Console) -> bool:
@@ -97,31 +89,25 @@ def _confirmed(console: Console) -> bool:
     return console.input("\nare these scales right? [y/N] ").strip().lower() in ("y", "yes")
 
 
-def _show(found: Inspection, console: Console) -> None:
+def _shown(found: Inspection) -> Iterator[RenderableType]:
     from armorm.training.recipe_draft import evidence
 
-    console.print(
-        f"\n[bold]{found.location.name}[/bold]: {found.rows:,} rows ({found.kind}), {found.prompts:,} prompts"
-    )
-    for ours, own in found.columns.items():
-        console.print(f"  {ours} is column {own!r}", markup=False)
+    yield f"\n{found.location.name}: {found.rows:,} rows ({found.kind}), {found.prompts:,} prompts"
+    yield from (f"  {role}: column {name!r}" for role, name in found.columns.items())
     if found.guesses:
-        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-        for head in ("  objective", "scale", "better", "from"):
-            table.add_column(head, no_wrap=head != "from")
+        scales = table("  objective", "scale", "better", left=3)
+        scales.add_column("basis")
         for guess in found.guesses:
-            better = {"higher": "more", "lower": "less", "neutral": "neither"}[guess.direction]
-            table.add_row(f"  {guess.column}", f"{guess.low:g} to {guess.high:g}", better, evidence(guess))
-        console.print(table)
-    for column, reason in found.aside.items():
-        console.print(f"  not taken as a rating: {column}: {reason}", markup=False)
-    for fault in found.faults:
-        console.print(f"  refused: {fault}", markup=False)
+            scale = f"{guess.low:g} to {guess.high:g}"
+            scales.add_row(f"  {guess.column}", scale, _BETTER[guess.direction], evidence(guess))
+        yield scales
+    yield from (f"  not used as a rating: {column}: {reason}" for column, reason in found.aside.items())
+    yield from (f"  rejected: {fault}" for fault in found.faults)
     if found.fault_count > len(found.faults):
-        console.print(f"  refused in all: {found.fault_count:,} rows")
+        yield f"  rejected in total: {found.fault_count:,} rows"
 
 
-def _summary(found: Inspection) -> dict:
+def _summary(found: Inspection) -> dict[str, Any]:
     entry = {name: getattr(found, name) for name in ("columns", "kind", "rows", "prompts", "several", "aside")}
     entry |= {"name": found.location.name, "refused": found.fault_count, "faults": found.faults}
     return entry | {"scales": [asdict(guess) for guess in found.guesses]}

@@ -1,4 +1,4 @@
-"""`armorm inspect`: what is in a data set, a model or a feature store."""
+"""`armorm inspect`: summary of a data set, a model or a feature store."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-from rich.console import Console
-from rich.table import Table
+from rich.console import RenderableType
+from rich.text import Text
+from typer import Argument
 
+from armorm.cli.options import JsonOption, SplitOption
+from armorm.cli.output import emit, facts, table
 from armorm.data.rows import Row
 from armorm.data.sources import Location
 from armorm.embedded import embedded_path
@@ -23,43 +26,40 @@ if TYPE_CHECKING:
 
     from armorm.features.store import Shard
 
-_STRUCTURE = {"messages", "prompt", "response", "responses", "chosen", "rejected"}
+_STRUCTURE = {"messages", "prompt", "response", "responses", "chosen", "rejected", "split"}
+_EMPTY: tuple[Any, ...] = (None, {}, [])
 
 
 def inspect(
-    what: Annotated[str, typer.Argument(help="Data (file, folder, hub id), a model folder, or a feature store.")],
-    split: Annotated[str | None, typer.Option(help="Split of a hub set or a saved folder.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    what: Annotated[str, Argument(help="Data (file, folder or hub id), a model folder, or a feature store.")],
+    split: SplitOption = None,
+    as_json: JsonOption = False,
 ) -> None:
-    """Say what is in it: objectives, scales, counts, missing ratings, problems.
+    """Summarise data, a model or a feature store: counts, scales, objectives, missing ratings, problems.
 
     Example: `armorm inspect ratings.jsonl`
     """
     folder = embedded_path(what) or Path(what)
     if folder.suffix == ".safetensors":
-        found = _published(folder)
+        found = _shard(folder) if folder.name.startswith("shard-") and folder.is_file() else _published(folder)
     elif (folder / "manifest.json").is_file():
         found = _store(folder)
     elif (folder / "config.json").is_file():
         found = _model(folder)
     else:
         found = _data(Location.find(what, split=split))
-    if as_json:
-        print(json.dumps(found, indent=1))
-    else:
-        Console(highlight=False).print(*_tables(found), sep="\n")
+    emit(found, *([] if as_json else _tables(found)), as_json=as_json)
 
 
 def _data(location: Location) -> dict[str, Any]:
-    """Counts over all rows; faults are counted, the first ones shown."""
+    """Counts over all rows; invalid rows are counted, and the first five shown."""
     rows = 0
     prompts: set[str] = set()
     splits: Counter[str] = Counter()
-    faults: list[str] = []
-    fault_count = 0
-    numbers: dict[str, list[float]] = {}
-    other: Counter[str] = Counter()
     kinds: Counter[str] = Counter()
+    rejected: list[str] = []
+    numbers: dict[str, list[float]] = {}
+    other: set[str] = set()
     for row in location.rows_or_faults():
         rows += 1
         try:
@@ -68,41 +68,39 @@ def _data(location: Location) -> dict[str, Any]:
             kinds[_kind(row)] += 1
             prompts.add(_prompt_key(row))
         except DataError as error:
-            fault_count += 1
-            faults += [str(error)] if len(faults) < 5 else []
+            rejected.append(str(error))
             continue
-        splits[str(row.values.get("split") or "")] += 1
-        for name in row.values:
+        if row.values.get("split"):
+            splits[str(row.values["split"])] += 1
+        for name in row.values.keys() - _STRUCTURE:
             value = row.value(name)
-            if name in _STRUCTURE or name == "split":
-                continue
-            if isinstance(value, (bool, int, float)) and not (isinstance(value, float) and math.isnan(value)):
-                numbers.setdefault(name, []).append(float(value))
+            if isinstance(value, (bool, int, float)):
+                if not math.isnan(value):
+                    numbers.setdefault(name, []).append(float(value))
             elif value is not None:
-                other[name] += 1
-    columns = {
-        name: {
-            "rated": len(values),
-            "missing": rows - len(values),
-            "lowest": min(values),
-            "highest": max(values),
-            "mean": sum(values) / len(values),
-            "levels": len(set(values)),
-        }
-        for name, values in numbers.items()
-        if name not in other
-    }
+                other.add(name)
     return {
         "kind": "data",
         "name": location.name,
         "rows": rows,
         "layout": dict(kinds),
         "prompts": len(prompts),
-        "splits": {name: count for name, count in splits.items() if name},
-        "numbers": columns,
+        "splits": dict(splits),
+        "numbers": {name: _column(values, rows) for name, values in numbers.items() if name not in other},
         "other columns": sorted(other),
-        "refused": fault_count,
-        "problems": faults,
+        "refused": len(rejected),
+        "problems": rejected[:5],
+    }
+
+
+def _column(values: Sequence[float], rows: int) -> dict[str, Any]:
+    return {
+        "rated": len(values),
+        "missing": rows - len(values),
+        "lowest": min(values, default=None),
+        "highest": max(values, default=None),
+        "mean": fmean(values) if values else None,
+        "levels": len(set(values)),
     }
 
 
@@ -121,10 +119,10 @@ def _prompt_key(row: Row) -> str:
         return preference_pair(row).prompt_key
     if kind == "conversations":
         return row.conversation().prompt_key
-    held = next(read_candidates([row]))
-    for fault in held.faults.values():
+    candidates = next(read_candidates([row]))
+    for fault in candidates.faults.values():
         raise row.error(fault)
-    return next(conversation.prompt_key for conversation in held.conversations if conversation is not None)
+    return next(conversation.prompt_key for conversation in candidates.conversations if conversation is not None)
 
 
 def _model(folder: Path) -> dict[str, Any]:
@@ -149,13 +147,8 @@ def _store(folder: Path) -> dict[str, Any]:
 
     manifest = read_manifest(folder)
     store = FeatureStore(
-        folder,
-        fingerprint=manifest.get("fingerprint", {}),
-        hidden_size=manifest.get("hidden_size", 0),
+        folder, fingerprint=manifest.get("fingerprint", {}), hidden_size=manifest.get("hidden_size", 0)
     )
-    halved = [shard.path.name for shard in store.shards if shard.metadata.get("halvings")]
-    damaged = sorted(path.name for path in folder.glob("damaged-*"))
-    problems = [f"{shard.path.name}: {fault}" for shard in store.shards if (fault := _fault(shard))]
     return {
         "kind": "features",
         "name": str(folder),
@@ -166,28 +159,38 @@ def _store(folder: Path) -> dict[str, Any]:
         "shards": len(store.shards),
         "megabytes": round(sum(shard.path.stat().st_size for shard in store.shards) / 1e6, 1),
         "fingerprint": manifest["fingerprint"],
-        "computed with a halved budget": halved,
-        "set aside": damaged,
-        "problems": problems,
+        "computed with a halved budget": [shard.path.name for shard in store.shards if shard.metadata.get("halvings")],
+        "set aside": sorted(path.name for path in folder.glob("damaged-*")),
+        "problems": [f"{shard.path.name}: {fault}" for shard in store.shards if (fault := _fault(shard))],
     }
 
 
-def _published(path: Path) -> dict[str, Any]:
-    """A feature file of the published scripts, or one shard of a store."""
-    import numpy as np
-
+def _shard(path: Path) -> dict[str, Any]:
     from armorm.features.store import Shard
 
-    if path.name.startswith("shard-") and path.is_file():
-        shard = Shard(path)
-        fault = _fault(shard)
-        return {
-            "kind": "one shard of features",
-            "name": str(path),
-            "conversations": len(shard.keys),
-            "prompts": len(shard.prompt_keys),
-            "problems": [fault] if fault else [],
-        }
+    shard = Shard(path)
+    fault = _fault(shard)
+    return {
+        "kind": "one shard of features",
+        "name": str(path),
+        "conversations": len(shard.keys),
+        "prompts": len(shard.prompt_keys),
+        "problems": [fault] if fault else [],
+    }
+
+
+def _fault(shard: Shard) -> str:
+    """What is wrong with a shard; empty if its checksums match."""
+    try:
+        shard.verify()
+    except StoreError as error:
+        return str(error).partition(": ")[2] + "; recomputed when its features are next requested"
+    return ""
+
+
+def _published(path: Path) -> dict[str, Any]:
+    import numpy as np
+
     arrays = read_published([path])
     embeddings, labels = arrays["embeddings"], arrays.get("labels")
     found: dict[str, Any] = {
@@ -199,21 +202,17 @@ def _published(path: Path) -> dict[str, Any]:
         "megabytes": round(path.stat().st_size / 1e6, 1),
         **{name: " x ".join(map(str, array.shape)) for name, array in arrays.items()},
     }
-    problems = [
-        f"{name}: {int((~np.isfinite(array)).any(-1).sum()):,} rows that are not finite"
+    if labels is not None:
+        found["numbers"] = {
+            f"label {number}": _column(values[np.isfinite(values)].tolist(), len(values))
+            for number, values in enumerate(labels.T, 1)
+        }
+    found["problems"] = [
+        f"{name}: {int((~np.isfinite(array)).any(-1).sum()):,} rows with non-finite values"
         for name, array in arrays.items()
         if name != "labels" and not np.isfinite(array).all()
     ]
-    if labels is not None:
-        found["numbers"] = {
-            f"label {column}": {
-                "rated": int(np.isfinite(values).sum()),
-                "missing": int((~np.isfinite(values)).sum()),
-                **_extent(values[np.isfinite(values)]),
-            }
-            for column, values in enumerate(labels.T, 1)
-        }
-    return found | {"problems": problems}
+    return found
 
 
 def read_published(paths: Sequence[Path]) -> dict[str, np.ndarray]:
@@ -265,65 +264,30 @@ def _published_tensors(path: Path) -> dict[str, np.ndarray]:
     return {key: tensors[key].float().numpy() for key in ("embeddings", name)}
 
 
-def _extent(values: np.ndarray) -> dict[str, float | None]:
-    if not len(values):
-        return {"lowest": None, "highest": None, "mean": None, "levels": 0}
-    return {
-        "lowest": float(values.min()),
-        "highest": float(values.max()),
-        "mean": float(values.mean(dtype="float64")),
-        "levels": len(set(values.tolist())),
-    }
-
-
-def _fault(shard: Shard) -> str:
-    """What is wrong with a shard; empty where its checksums hold."""
-    try:
-        shard.verify()
-    except StoreError as error:
-        return str(error).partition(": ")[2] + "; it is computed again when its features are asked for"
-    return ""
-
-
-def _tables(found: dict[str, Any]) -> list[Any]:
-    head = Table(box=None, pad_edge=False, show_header=False)
-    head.add_column(style="bold")
-    head.add_column()
-    skipped = {"numbers", "problems", "objectives", "reference"}
-    for name, value in found.items():
-        if name not in skipped and value not in (None, {}, []):
-            head.add_row(name, _readable(value))
-    parts: list[Any] = [head]
+def _tables(found: dict[str, Any]) -> list[RenderableType]:
+    separate = {"numbers", "problems", "objectives", "reference"}
+    shown = {name: _readable(value) for name, value in found.items() if name not in separate and value not in _EMPTY}
+    parts: list[RenderableType] = [facts(shown.items())]
     if found.get("numbers"):
-        table = Table(box=None, pad_edge=False, header_style="bold")
-        for name in ("\nnumbers", "\nrated", "\nmissing", "\nlowest", "\nhighest", "\nmean", "\nlevels"):
-            table.add_column(name, justify="left" if "numbers" in name else "right")
+        numbers = table("\ncolumn", "\nrated", "\nmissing", "\nlowest", "\nhighest", "\nmean", "\nlevels")
         for name, entry in found["numbers"].items():
-            table.add_row(
-                name,
-                f"{entry['rated']:,}",
-                f"{entry['missing']:,}",
-                *("-" if entry[k] is None else f"{entry[k]:.4g}" for k in ("lowest", "highest", "mean")),
-                f"{entry['levels']:,}",
-            )
-        parts.append(table)
+            ends = ("-" if entry[key] is None else f"{entry[key]:.4g}" for key in ("lowest", "highest", "mean"))
+            numbers.add_row(name, f"{entry['rated']:,}", f"{entry['missing']:,}", *ends, f"{entry['levels']:,}")
+        parts.append(numbers)
     if found.get("objectives"):
         from armorm.objectives import ObjectiveSet
         from armorm.training.summary import objectives_table
 
-        reference = found.get("reference") or {}
         names = [objective["name"] for objective in found["objectives"]]
-        columns = {}
-        if reference.get("gating_weights"):
-            columns["mean weight"] = {n: f"{w:.1%}" for n, w in zip(names, reference["gating_weights"], strict=True)}
+        weights = (found.get("reference") or {}).get("gating_weights")
+        columns = {"mean weight": {n: f"{w:.1%}" for n, w in zip(names, weights, strict=True)}} if weights else {}
         parts += ["", objectives_table(ObjectiveSet.from_dicts(found["objectives"]), columns)]
-    parts += [f"[red]problem[/red] {problem}" for problem in found.get("problems", ())]
-    return parts
+    return parts + [Text.assemble(("problem", "red"), f" {problem}") for problem in found.get("problems", ())]
 
 
 def _readable(value: Any) -> str:
     if isinstance(value, dict):
-        return ", ".join(f"{key} {_readable(entry)}" for key, entry in value.items() if entry not in (None, {}, []))
+        return ", ".join(f"{key} {_readable(entry)}" for key, entry in value.items() if entry not in _EMPTY)
     if isinstance(value, list):
         return " ".join(_readable(entry) for entry in value)
     if isinstance(value, int) and not isinstance(value, bool):

@@ -1,69 +1,68 @@
-"""`armorm monitor`: is the score of a policy under training honest?"""
+"""`armorm monitor`: reward hacking in the scored samples of an RL run."""
 
 from __future__ import annotations
 
-import json
-import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
+from typer import Argument, Option
 
-from armorm.data.rows import line_rows
-from armorm.data.sources import Location
+from armorm.cli.input import STANDARD_INPUT, input_rows
+from armorm.cli.options import HtmlOption, JsonOption
+from armorm.cli.output import emit, write_page
 from armorm.errors import CheckpointError
-from armorm.files import plain, write_text
+
+if TYPE_CHECKING:
+    from armorm.data.rows import Row
+    from armorm.errors import DataError
 
 
 def monitor(
-    log: Annotated[str, typer.Argument(help="JSON lines of scored samples; - is standard input.")],
+    log: Annotated[str, Argument(help="JSON lines of scored samples; - for standard input.")],
     model: Annotated[
-        Optional[str], typer.Option("--model", "-m", help="The reward model, for the figures of its reference data.")
+        str | None, Option("--model", "-m", help="Reward model whose reference statistics to compare with.")
     ] = None,
-    html: Annotated[Optional[Path], typer.Option(help="Write the picture as one HTML file.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    html: HtmlOption = None,
+    as_json: JsonOption = False,
     fail_on_flag: Annotated[
-        bool, typer.Option(help="Exit with 1 where anything is flagged, for scripts that stop a run.")
+        bool, Option(help="Exit with code 1 if anything is flagged, so that a script can stop the run.")
     ] = False,
 ) -> None:
-    """Watch an RL run for reward hacking: does the score grow only through one objective, or only through length?
+    """Detect reward hacking in an RL run: score gains from a single objective or from length alone.
 
-    The log is what `armorm score --details` writes for rows with a `step`, what the reward functions for TRL write
-    with `log_file=`, or what `armorm serve --score-log` writes. It shows the drift of each objective's contribution,
-    of length and of uncertainty, and says where a growth that is not broad began.
+    The log is written by `armorm score --details` for rows with a `step`, by the TRL reward functions with `log_file=`,
+    or by `armorm serve --score-log`. The output shows the drift of each objective's contribution, of length and of
+    uncertainty, and the step at which a narrow gain began.
 
     Example: `armorm monitor run.jsonl --html run.html`
     """
     from armorm.monitoring.log import read_log
-    from armorm.monitoring.render import MonitorView
+    from armorm.monitoring.render import MonitorView, monitor_page
     from armorm.monitoring.summary import examine
-    from armorm.progress import progress
 
-    rows = line_rows(sys.stdin.buffer, "standard input") if log == "-" else Location.find(log).rows_or_faults()
-
-    def counted() -> Any:
-        with progress("log", _lines(log), "lines") as advance:
-            for row in rows:
-                advance(1)
-                yield row
-
-    outcome = examine(read_log(counted(), "standard input" if log == "-" else log), _reference(model))
+    name = STANDARD_INPUT if log == "-" else log
+    outcome = examine(read_log(_with_progress(log), name), _reference(model))
     if html is not None:
-        from armorm.monitoring.render import monitor_page
-
-        write_text(html, monitor_page(outcome, title="standard input" if log == "-" else Path(log).name))
-        Console(stderr=True, highlight=False).print(f"wrote {html}", markup=False)
-    if as_json:
-        print(json.dumps(plain(outcome.to_dict()), ensure_ascii=False, allow_nan=False))
-    else:
-        Console(highlight=False).print(MonitorView(outcome))
+        write_page(html, monitor_page(outcome, title=STANDARD_INPUT if log == "-" else Path(log).name))
+    emit(outcome.to_dict(), MonitorView(outcome), as_json=as_json, indent=None)
     if fail_on_flag and outcome.flags:
         raise typer.Exit(1)
 
 
+def _with_progress(log: str) -> Iterator[Row | DataError]:
+    from armorm.progress import progress
+
+    rows = input_rows(log)
+    with progress("log", _lines(log), "lines") as advance:
+        for row in rows:
+            advance(1)
+            yield row
+
+
 def _lines(log: str) -> int:
-    """Lines of a plain file; 0 where they cannot be counted before they are read."""
+    """Lines of a plain file; 0 if they cannot be counted before they are read."""
     path = Path(log)
     if log == "-" or path.suffix not in (".jsonl", ".ndjson"):
         return 0

@@ -1,18 +1,18 @@
-"""`armorm serve`: the reward model behind HTTP."""
+"""`armorm serve`: a reward model behind an HTTP API."""
 
 from __future__ import annotations
 
 import logging
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
-import typer
-from rich.console import Console
+from typer import Option
 
-from armorm.cli.score import DeviceOption, DtypeOption, ModelOption
+from armorm.cli.options import DeviceOption, DtypeOption, ModelOption
 from armorm.embedded import EMBEDDED_REWARD_MODEL, tokenizer_path
 from armorm.errors import CheckpointError, MissingExtraError
+from armorm.progress import say
 
 _NEEDED = ("fastapi", "uvicorn", "prometheus_client")
 _WARM_UP = [{"role": "user", "content": "Are you there?"}, {"role": "assistant", "content": "Yes."}]
@@ -20,55 +20,39 @@ _WARM_UP = [{"role": "user", "content": "Are you there?"}, {"role": "assistant",
 
 def serve(
     model: ModelOption = EMBEDDED_REWARD_MODEL,
-    host: Annotated[
-        str, typer.Option(help="Address to listen on; by default only this machine reaches it.")
-    ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port; 0 takes a free one.")] = 8008,
-    api_key_env: Annotated[
-        Optional[str], typer.Option(metavar="NAME", help="Environment variable that holds the key clients must show.")
-    ] = None,
-    name: Annotated[Optional[str], typer.Option(help="How the model is called in answers.")] = None,
+    host: Annotated[str, Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, Option(help="Port; 0 selects a free one.")] = 8008,
+    api_key_env: Annotated[str | None, Option(metavar="NAME", help="Environment variable with the API key.")] = None,
+    name: Annotated[str | None, Option(help="Model name in responses (default: from --model).")] = None,
     policy_tokenizer: Annotated[
-        Optional[str],
-        typer.Option(
-            help="Folder or hub id of the tokenizer whose template wrote the texts, where it is no known one."
-        ),
+        str | None,
+        Option(help="Tokenizer whose chat template rendered the texts that clients send, if it is not recognised."),
     ] = None,
     rendered_turns: Annotated[
         str,
-        typer.Option(
-            help="Rendered text with several assistant turns: refuse it; read it as a single turn, whose response "
-            "holds all that follows; or believe it as multi turns."
+        Option(
+            help="Rendered texts with several assistant turns: refuse them, read them as single (the response is all "
+            "from the first assistant turn on), or trust them as multi."
         ),
     ] = "refuse",
-    normalize: Annotated[bool, typer.Option(help="Scores in standard deviations from the reference mean.")] = False,
-    empty_score: Annotated[
-        Optional[float], typer.Option(help="Score of an empty response, outside /v1/reward; refused if absent.")
-    ] = None,
-    batch_tokens: Annotated[Optional[int], typer.Option(help="Most tokens of a forward pass.")] = None,
-    prompt_cache: Annotated[
-        Optional[int],
-        typer.Option(metavar="MIB", help="Memory for recent prompts' keys and values, in MiB; 0 for none."),
-    ] = None,
-    max_length: Annotated[Optional[int], typer.Option(help="Most tokens of a conversation.")] = None,
-    max_rows: Annotated[Optional[int], typer.Option(help="Most conversations of a request.")] = None,
-    max_waiting_rows: Annotated[
-        Optional[int], typer.Option(help="Conversations that may wait before requests are turned away.")
-    ] = None,
-    max_waiting_seconds: Annotated[
-        Optional[float],
-        typer.Option(help="How long the model may need for what waits before requests are turned away."),
-    ] = None,
-    request_seconds: Annotated[Optional[float], typer.Option(help="Time limit of a request.")] = None,
-    ui: Annotated[bool, typer.Option("--ui", help="Also serve the playground, a page at /ui.")] = False,
-    score_log: Annotated[
-        Optional[Path], typer.Option(help="Append the numbers of every scored row, no texts, for armorm monitor.")
-    ] = None,
-    log_texts: Annotated[bool, typer.Option(help="Write every scored conversation to standard error.")] = False,
+    normalize: Annotated[bool, Option(help="Standardise scores, except on /v1/reward.")] = False,
+    empty_score: Annotated[float | None, Option(help="Score of an empty response (default: rejected).")] = None,
+    ui: Annotated[bool, Option("--ui", help="Also serve the playground at /ui.")] = False,
+    score_log: Annotated[Path | None, Option(help="Log file of the scores (no texts), for `armorm monitor`.")] = None,
+    log_texts: Annotated[bool, Option(help="Log every scored conversation.")] = False,
     dtype: DtypeOption = "auto",
     device: DeviceOption = "auto",
+    batch_tokens: Annotated[int | None, Option(help="Maximum tokens per forward pass.")] = None,
+    prompt_cache: Annotated[
+        int | None, Option(metavar="MIB", help="Prompt (KV) cache size in MiB; 0 disables it.")
+    ] = None,
+    max_length: Annotated[int | None, Option(help="Maximum tokens per conversation.")] = None,
+    max_rows: Annotated[int | None, Option(help="Maximum conversations per request.")] = None,
+    max_waiting_rows: Annotated[int | None, Option(help="Maximum conversations in the queue.")] = None,
+    max_waiting_seconds: Annotated[float | None, Option(help="Maximum estimated waiting time in the queue.")] = None,
+    request_seconds: Annotated[float | None, Option(help="Time limit of a request.")] = None,
 ) -> None:
-    """Serve scores, in armorm's own format and in those of OpenRLHF, verl, vLLM, SGLang, LLaMA-Factory and NIM.
+    """Serve scores over HTTP, in armorm's format and those of OpenRLHF, verl, vLLM, SGLang, LLaMA-Factory and NIM.
 
     Example: `armorm serve --port 8008`, then
     `curl localhost:8008/v1/reward -d '{"prompt": "What is 2+2?", "responses": ["4"]}'`
@@ -96,7 +80,7 @@ def serve(
     settings = ServingSettings(
         name=name or server.served_name(model),
         api_key=server.key_from_environment(api_key_env),
-        rendered_turns=rendered_turns,  # type: ignore[arg-type]  # checked there
+        rendered_turns=rendered_turns,  # type: ignore[arg-type]  # validated by ServingSettings
         normalize=normalize,
         empty_score=empty_score,
         max_length=max_length,
@@ -105,7 +89,6 @@ def serve(
         ui=ui,
         **{option: value for option, value in given.items() if value is not None},
     )
-    console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s")
     logging.getLogger("armorm.serving").setLevel(logging.INFO if log_texts else logging.WARNING)
     with server.bound_socket(host, port) as sock:
@@ -115,11 +98,11 @@ def serve(
         rm.score([_WARM_UP])
         warning = server.exposure_warning(host, settings.api_key)
         if warning is not None:
-            console.print(f"warning: {warning}")
-        console.print(f"{settings.name} ({len(rm.objectives)} objectives) on {server.address_of(sock)}")
+            say(f"warning: {warning}")
+        say(f"{settings.name} ({len(rm.objectives)} objectives) on {server.address_of(sock)}")
         if ui:
-            console.print(f"the playground is at {server.address_of(sock)}/ui")
-        console.print(f"POST {', '.join(ROUTES_BY_PATH)}; GET /health, /ready, /metrics, /v1/models; Ctrl-C stops it")
+            say(f"playground: {server.address_of(sock)}/ui")
+        say(f"POST {', '.join(ROUTES_BY_PATH)}; GET /health, /ready, /metrics, /v1/models; press Ctrl-C to stop")
         server.serve(engine, sock)
 
 

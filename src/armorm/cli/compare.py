@@ -1,0 +1,46 @@
+"""`armorm compare`: which of two responses is better, and why."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from typer import Argument, Option
+
+from armorm.cli.options import DeviceOption, DtypeOption, HtmlOption, JsonOption, ModelOption
+from armorm.cli.output import emit, write_page
+from armorm.conversation import Conversation
+from armorm.embedded import EMBEDDED_REWARD_MODEL
+from armorm.errors import ConversationError
+
+
+def compare(
+    first: Annotated[str, Argument(metavar="A", help="Text of the first response.")],
+    second: Annotated[str, Argument(metavar="B", help="Text of the second response.")],
+    prompt: Annotated[str, Option(help="Text of the prompt.")],
+    model: ModelOption = EMBEDDED_REWARD_MODEL,
+    html: HtmlOption = None,
+    as_json: JsonOption = False,
+    dtype: DtypeOption = "auto",
+    device: DeviceOption = "auto",
+) -> None:
+    """Compare two responses to a prompt and show which objectives decide.
+
+    Example: `armorm compare --prompt "What is 2+2?" "4" "5, I think."`
+    """
+    from armorm.evaluation.scorers import ArmoRMScorer, load_scorer
+    from armorm.explain.response_comparison import contrast_of_scores
+
+    conversations = [Conversation.from_prompt(prompt, text, name) for text, name in ((first, "A"), (second, "B"))]
+    scorer = load_scorer(model, dtype=dtype, device=device)
+    if isinstance(scorer, ArmoRMScorer):
+        found = scorer.rm.compare(*conversations)
+    else:
+        same = conversations[0].key == conversations[1].key
+        scored = scorer.score(conversations[:1] if same else conversations)
+        if scored.refused:
+            row, reason = sorted(scored.refused.items())[0]
+            raise ConversationError(reason, "AB"[row])
+        found = contrast_of_scores(float(scored.scores[0]), float(scored.scores[-1]), str(scorer.describe()["name"]))
+    emit(found.to_dict(), found, as_json=as_json, indent=None)
+    if html is not None:
+        write_page(html, found.to_html(conversations))

@@ -1,0 +1,64 @@
+"""`armorm explain`: which objectives make up a score."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from typer import Argument, Option
+
+from armorm.cli.input import input_or_example, valid_rows
+from armorm.cli.options import DeviceOption, DtypeOption, HtmlOption, ModelOption
+from armorm.cli.output import emit, write_page
+from armorm.conversation import Conversation
+from armorm.embedded import EMBEDDED_REWARD_MODEL
+from armorm.errors import DataError
+
+
+def explain(
+    input: Annotated[
+        str | None, Argument(help="Rows as for `armorm score`, instead of --prompt and --response.")
+    ] = None,
+    prompt: Annotated[str | None, Option(help="Text of the prompt.")] = None,
+    response: Annotated[str | None, Option(help="Text of the response.")] = None,
+    model: ModelOption = EMBEDDED_REWARD_MODEL,
+    html: HtmlOption = None,
+    as_json: Annotated[bool, Option("--json", help="Print one JSON line per conversation.")] = False,
+    dtype: DtypeOption = "auto",
+    device: DeviceOption = "auto",
+) -> None:
+    """Decompose scores into the contribution of each objective.
+
+    Example: `armorm explain --prompt "What is 2+2?" --response "4"`
+    """
+    if (prompt is None) != (response is None) or (input is not None and prompt is not None):
+        raise typer.BadParameter("expected an input file, or both --prompt and --response")
+    from armorm.reward_model import ArmoRM
+
+    if prompt is not None and response is not None:
+        rows = [(1, Conversation.from_prompt(prompt, response))]
+    else:
+        rows = [(row.number, row.conversation()) for row in valid_rows(input_or_example(input))]
+    rm = ArmoRM.from_pretrained(model, dtype=dtype, device=device)
+    batch = rm.score([conversation for _, conversation in rows], on_refused="skip")
+    if batch.rejected:
+        index, reason = batch.rejected[0]
+        raise DataError(reason, file=input or "", row=rows[index][0] if input else None)
+    explanations = rm.explanations(batch)
+    for (number, _), explanation in zip(rows, explanations, strict=True):
+        if not as_json and len(explanations) > 1:
+            Console().rule(f"row {number}", align="left")
+        emit({"row": number, **explanation.to_dict()}, explanation, as_json=as_json, indent=None)
+    if html is not None:
+        from armorm.explain.explanation import explanations_page
+
+        write_page(
+            html,
+            explanations_page(
+                [
+                    (f"row {number}", explanation, conversation)
+                    for (number, conversation), explanation in zip(rows, explanations, strict=True)
+                ]
+            ),
+        )

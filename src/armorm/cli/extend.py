@@ -1,0 +1,67 @@
+"""`armorm extend`: new objectives, or more ratings, for a trained model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+from typer import Option
+
+from armorm.cli.options import JsonOption, ModelArgument, column_scales
+from armorm.cli.output import emit, table
+from armorm.embedded import embedded_path
+from armorm.progress import say
+
+
+def extend(
+    model: ModelArgument,
+    ratings: Annotated[list[str], Option("--ratings", help="Rated rows: file, folder or hub id. May be repeated.")],
+    output: Annotated[Path, Option("--output", "-o", help="Folder for the extended model.")],
+    objectives: Annotated[
+        list[str] | None,
+        Option(
+            "--objective",
+            help="Rated column and its scale: COLUMN=LOW:HIGH, with :lower or :neutral if higher is not better. May be "
+            "repeated. Default: every numeric column, from its lowest to its highest value.",
+        ),
+    ] = None,
+    preferences: Annotated[
+        list[str] | None, Option("--preferences", help="Preference pairs for training the gate. May be repeated.")
+    ] = None,
+    share: Annotated[float | None, Option(help="Weight of the new objectives if there are no --preferences.")] = None,
+    steps: Annotated[int, Option(help="Training steps of the gate.", min=1)] = 1000,
+    seed: Annotated[int, Option(help="Random seed of gate training.")] = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Add objectives or ratings to a trained model, without its old ratings.
+
+    Fits only the regression rows of the objectives that are rated here, and the gate.
+
+    Example: `armorm extend armorm-tiny-rm --ratings ours.jsonl --objective politeness=1:5 --output runs/ours`
+    """
+    from armorm.data.inspection import rated_sets
+    from armorm.data.sources import Location
+    from armorm.model.configuration import ArmoRMConfig
+    from armorm.training.extend import extend as run
+
+    known = ArmoRMConfig.from_pretrained(embedded_path(model) or model).objective_set
+    sets, guessed = rated_sets(known, ratings, column_scales(objectives or ()))
+    for name, low, high in guessed:
+        say(f"{name}: scale {low:g} to {high:g} taken from the data; set it with --objective")
+    pairs = [Location.find(name) for name in preferences or ()]
+    run(model, sets, output, preferences=pairs, share=share, steps=steps, seed=seed)
+    metrics = json.loads((output / "metrics.json").read_text(encoding="utf-8"))
+    shown = table("objective", "ratings", "alpha", "R2", "test", "Spearman")
+    for report in metrics["regression"]:
+        test = metrics["evaluation"]["ratings"].get(report["objective"], {})
+        spearman = test.get("spearman")
+        shown.add_row(
+            report["objective"],
+            f"{report['ratings']:,}",
+            f"{report['alpha']:g}",
+            f"{report['r2']:.2f}",
+            str(test.get("n", "")),
+            "" if spearman is None else f"{spearman:.3f}",
+        )
+    emit(metrics, shown, f"\nmodel, card and metrics: {output}", as_json=as_json)

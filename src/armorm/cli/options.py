@@ -1,0 +1,43 @@
+"""Arguments and options that several commands share, and how scales of columns are written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from typer import Argument, Option
+
+if TYPE_CHECKING:
+    from armorm.objectives import Direction
+
+_MODEL = "Reward model: a folder, a hub id, or the embedded armorm-tiny-rm."
+
+ModelArgument = Annotated[str, Argument(help=_MODEL)]
+ModelOption = Annotated[str, Option("--model", "-m", help=_MODEL)]
+DtypeOption = Annotated[str, Option(help="Weight dtype: auto, float32, bfloat16 or float16.")]
+DeviceOption = Annotated[str, Option(help="Device: auto, cpu, cuda, cuda:1, ...")]
+ScorerOption = Annotated[
+    str | None,
+    Option(
+        metavar="MODULE:FUNCTION",
+        help="Score with a Python function instead of --model; it maps a list of conversations to a list of numbers.",
+    ),
+]
+FeaturesOption = Annotated[
+    Path | None, Option(help="Feature store to reuse and extend; features are computed only once.")
+]
+SplitOption = Annotated[str | None, Option(help="Split of a hub data set or of a folder saved by datasets.")]
+HtmlOption = Annotated[Path | None, Option(help="Also write an HTML page to this file.")]
+JsonOption = Annotated[bool, Option("--json", help="Print JSON instead of tables.")]
+
+
+def column_scales(texts: Sequence[str]) -> dict[str, tuple[float, float, Direction | None]]:
+    """Scales of columns, each written COLUMN=LOW:HIGH[:lower|:neutral] (see `objectives.parse_scale`)."""
+    from armorm.objectives import ObjectiveError, parse_scale
+
+    try:
+        return dict(map(parse_scale, texts))
+    except ObjectiveError as error:
+        raise typer.BadParameter(str(error)) from None

@@ -1,0 +1,47 @@
+"""`armorm report`: an HTML report on a reward model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from typer import Option
+
+from armorm.cli.options import DeviceOption, DtypeOption, FeaturesOption, ModelArgument
+from armorm.cli.output import emit
+from armorm.files import write_text
+from armorm.progress import say
+
+
+def report(
+    model: ModelArgument,
+    data: Annotated[
+        list[str] | None,
+        Option("--data", "-d", help="Rated rows or preference pairs: file, folder or hub id. May be repeated."),
+    ] = None,
+    output: Annotated[Path, Option("--output", "-o", help="HTML file to write.")] = Path("report.html"),
+    run: Annotated[Path | None, Option(help="Folder of the training run (default: that of the model).")] = None,
+    features: FeaturesOption = None,
+    limit: Annotated[int | None, Option(min=1, help="Approximate number of examples of each kind.")] = None,
+    as_json: Annotated[bool, Option("--json", help="Also print the numbers as JSON, without texts.")] = False,
+    dtype: DtypeOption = "auto",
+    device: DeviceOption = "auto",
+) -> None:
+    """Write a self-contained HTML report on a reward model, with warnings at the top.
+
+    Covers the data, the objectives and their errors, correlations, length bias before and after debiasing, the gate,
+    evaluation with confidence intervals, and the largest mistakes. Without data, it shows what the training run has
+    recorded. Of rows with a `split` column, only the test split is used.
+
+    Example: `armorm report runs/demo --data runs/demo/data/workshop.jsonl --data runs/demo/data/choices.jsonl`
+    """
+    from armorm.report.page import report as page_of
+    from armorm.reward_model import ArmoRM
+
+    rm = ArmoRM.from_pretrained(model, dtype=dtype, device=device)
+    page, found = page_of(rm, data or [], run=run, features=features, limit=limit)
+    write_text(output, page)
+    emit(found, as_json=as_json)
+    for notice in found["notices"]:
+        say(f"warning: {notice['title']}. {notice['text']}")
+    say(f"wrote {output}")

@@ -1,0 +1,115 @@
+"""`armorm steer`: other weights for the objectives of a trained model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer import Option
+
+from armorm.cli.options import DeviceOption, DtypeOption, FeaturesOption, JsonOption, ModelArgument
+from armorm.cli.output import WIDTH, emit
+from armorm.files import write_text
+from armorm.progress import say
+
+if TYPE_CHECKING:
+    from armorm.reward_model import ArmoRM
+
+OBJECTIVE_NUMBER = "OBJECTIVE=NUMBER"
+
+
+def steer(
+    model: ModelArgument,
+    policy: Annotated[
+        Path | None, Option("--policy", "-p", help="YAML: multiply, drop, pin, blend, debias_strength.")
+    ] = None,
+    multiply: Annotated[
+        list[str] | None, Option(metavar=OBJECTIVE_NUMBER, help="Multiply a weight. May be repeated.")
+    ] = None,
+    drop: Annotated[
+        list[str] | None, Option(metavar="OBJECTIVE", help="Give a weight to the others. May be repeated.")
+    ] = None,
+    pin: Annotated[
+        list[str] | None, Option(metavar=OBJECTIVE_NUMBER, help="Fix a weight (0 to 1). May be repeated.")
+    ] = None,
+    debias_strength: Annotated[float | None, Option(help="Debiasing: 0 for none, 1 as trained.")] = None,
+    pairs: Annotated[
+        list[str] | None, Option("--pairs", "-d", help="Preference pairs for a preview. May be repeated.")
+    ] = None,
+    output: Annotated[Path | None, Option("--output", "-o", help="Folder for the model (default: not saved).")] = None,
+    self_contained: Annotated[
+        bool, Option("--self-contained", help="Include the model code, as `armorm export`.")
+    ] = False,
+    features: FeaturesOption = None,
+    as_json: JsonOption = False,
+    dtype: DtypeOption = "auto",
+    device: DeviceOption = "auto",
+) -> None:
+    """Change the weights of objectives, preview the effect and save the steered model.
+
+    The new settings replace any earlier steering of the model; the preview compares with the unsteered model. Options
+    are added to those of the policy file. A steered model records its settings in config and model card.
+
+    Example: `armorm steer runs/demo --policy policy.yaml --pairs pairs.jsonl --output runs/steered`
+    """
+    from armorm.steering import SteeringError, read_policy
+
+    changes: dict[str, Any] = read_policy(policy) if policy is not None else {}
+    for key, values in (("multiply", multiply), ("pin", pin)):
+        if values:
+            changes[key] = {**changes.get(key, {}), **dict(_named(value, f"--{key}") for value in values)}
+    if drop:
+        changes["drop"] = [*changes.get("drop", []), *drop]
+    if debias_strength is not None:
+        changes["debias_strength"] = debias_strength
+    if not changes:
+        raise typer.BadParameter("expected --policy, --multiply, --drop, --pin or --debias-strength")
+    if pairs is None and output is None:
+        raise typer.BadParameter("expected --pairs to preview the effect, --output to save the model, or both")
+    from armorm.objectives import ObjectiveError
+    from armorm.reward_model import ArmoRM
+
+    rm = ArmoRM.from_pretrained(model, dtype="weights" if pairs is None else dtype, device=device)
+    try:
+        steered = rm.steer(**changes)
+    except (SteeringError, ObjectiveError) as error:
+        raise SteeringError(f"{policy}: {error}" if policy is not None else str(error)) from None
+    settings = steered.model.config.steering
+    lines: list[str] = []
+    if pairs is not None:
+        from armorm.evaluation.steering_preview import preview
+        from armorm.evaluation.tables import preview_tables
+
+        found = preview(rm.steer(), steered, pairs, features=features)
+        lines = found.lines()
+        emit(found.to_dict(), preview_tables(found), as_json=as_json, width=WIDTH)
+    elif as_json:
+        emit({"steering": settings}, as_json=True)
+    if output is None:
+        say("not saved (set --output to save the steered model)")
+        return
+    if pairs is not None:  # the preview may have used another dtype than that of the weights
+        rm = ArmoRM.from_pretrained(model, dtype="weights", device="cpu")
+        steered = rm.steer(**changes)
+    _save(rm, steered, output, self_contained, lines)
+    say(f"wrote {output}" + ("" if settings else ", without any steering"))
+
+
+def _save(rm: ArmoRM, steered: ArmoRM, output: Path, self_contained: bool, lines: list[str]) -> None:
+    """Save the steered model with the card of the original one, extended by a note."""
+    from armorm.embedded import embedded_path
+    from armorm.steering import with_steering_note
+
+    steered.save_pretrained(output, self_contained=self_contained)
+    card = (embedded_path(rm.name) or Path(rm.name)) / "README.md"
+    text = card.read_text(encoding="utf-8") if card.is_file() else f"# {Path(rm.name).name}\n"
+    write_text(output / "README.md", with_steering_note(text, steered.model.config.steering, lines))
+
+
+def _named(text: str, option: str) -> tuple[str, float]:
+    name, equals, value = text.rpartition("=")
+    try:
+        return name, float(value if equals else "none")
+    except ValueError:
+        raise typer.BadParameter(f"{option} {text}: expected {OBJECTIVE_NUMBER}") from None

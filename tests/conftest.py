@@ -1,4 +1,4 @@
-"""What many tests share: small real tokenizers and models, and the real data where it is at hand."""
+"""Fixtures for many tests: the embedded backbone, a small training run, and the real data if available."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-torch.set_num_threads(1)  # the tests are many and their matrices small
+from tests.helpers.conversations import chat  # noqa: F401 (for tests that still import it from here)
+from tests.helpers.shared_folders import shared_folder
+
+torch.set_num_threads(1)  # see tests/__init__.py
 
 
 @pytest.fixture(scope="session")
@@ -28,30 +31,21 @@ def tiny_backbone():
     return Backbone.load("armorm-tiny", dtype="float32", device="cpu")
 
 
-def chat(*turns: str) -> list[dict[str, str]]:
-    """Messages from texts, user and assistant in turn, the last one the assistant's."""
-    roles = ("user", "assistant")
-    return [{"role": roles[i % 2], "content": text} for i, text in enumerate(turns)]
-
-
 @pytest.fixture(scope="session")
 def small_recipe(tmp_path_factory):
     """A recipe on a small part of the generated corpus: 48 prompts, 288 responses, the embedded backbone."""
     from armorm import Recipe
     from armorm.data.synthetic import RECIPE, generate, write_corpus
 
-    folder = tmp_path_factory.mktemp("corpus")
     rows = [row for row in generate(0) if row.prompt % 5 == 0]
-    write_corpus(folder, rows, seed=0)
+    folder = shared_folder(tmp_path_factory, "corpus", lambda folder: write_corpus(folder, rows, seed=0))
     text = RECIPE.replace("runs/demo/data", str(folder))
     return Recipe.from_text(text, ["name=small", "gating.steps=100", "gating.hidden_size=16", "backbone.dtype=float32"])
 
 
 @pytest.fixture(scope="session")
 def small_run(small_recipe, tmp_path_factory):
-    """The folder of a finished run of `small_recipe`."""
+    """The folder of a finished run of `small_recipe`; to be read only."""
     from armorm import train
 
-    folder = tmp_path_factory.mktemp("run")
-    train(small_recipe, folder)
-    return folder
+    return shared_folder(tmp_path_factory, "run", lambda folder: train(small_recipe, folder, quiet=True))

@@ -10,7 +10,7 @@ import pytest
 
 from armorm.conversation import Conversation, Message, content_key, prompt_messages, response_messages
 from armorm.errors import ConversationError
-from tests.conftest import chat
+from tests.helpers.conversations import chat
 
 CALL = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Oslo"}}}
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from armorm import ArmoRM, Conversation
 from armorm.embedded import EMBEDDED_BACKBONE, EMBEDDED_REWARD_MODEL, embedded_path
-from tests.conftest import chat
+from tests.helpers.conversations import chat
 
 MOST_BYTES = 16_000_000
 

@@ -14,7 +14,7 @@ from armorm.errors import BackboneError, CheckpointError, ConversationError
 from armorm.objectives import ObjectiveError
 from armorm.reward_model import ScoreBatch
 from armorm.steering import SteeringError
-from tests.conftest import chat
+from tests.helpers.conversations import chat
 from tests.helpers.small_models import (
     OBJECTIVES,
     PENALTIES,

@@ -17,7 +17,7 @@ from armorm.heads.regression import fit_from_statistics
 from armorm.heads.uncertainty import Uncertainty, calibrate, fit_uncertainty
 from armorm.model import remote_code as portable
 from armorm.model.modeling import UNCERTAINTY, ArmoRMForSequenceClassification
-from tests.conftest import chat
+from tests.helpers.conversations import chat
 from tests.helpers.small_models import OBJECTIVES, reward_model
 
 CONVERSATIONS = [chat("Hi", "Hello."), chat("Why is the sky blue?", "Light scatters."), chat("Hi", "Go away! " * 20)]

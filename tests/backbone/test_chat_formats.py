@@ -13,7 +13,7 @@ from armorm.backbone.chat_template import ChatTemplate
 from armorm.backbone.rendered_text import EmptyResponseError, RenderedReader
 from armorm.conversation import Conversation
 from armorm.errors import ConversationError
-from tests.conftest import chat
+from tests.helpers.conversations import chat
 from tests.helpers.small_models import tokenizer
 from tests.helpers.tokenizers import STYLES, chatml, llama3, mistral, qwen3
 

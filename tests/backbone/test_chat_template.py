@@ -17,8 +17,8 @@ from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 from armorm.backbone.chat_template import ChatTemplate, EncodedConversation
 from armorm.conversation import Conversation
 from armorm.errors import ConversationError, TemplateError
-from tests.conftest import chat
 from tests.helpers import tokenizers as families
+from tests.helpers.conversations import chat
 from tests.helpers.tokenizers import STYLES, Style
 
 every_style = pytest.mark.parametrize("style", STYLES, ids=repr)

@@ -16,8 +16,8 @@ from armorm.backbone.decoder import Backbone, fast_bfloat16, is_out_of_memory
 from armorm.conversation import Conversation
 from armorm.embedded import embedded_path
 from armorm.errors import BackboneError
-from tests.conftest import chat
 from tests.helpers.backbones import FAMILIES, save, save_backbone
+from tests.helpers.conversations import chat
 
 DIALOGUES = [
     chat("Hi", "Hello."),

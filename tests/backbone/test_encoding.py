@@ -12,8 +12,8 @@ from armorm.backbone.chat_template import ChatTemplate, EncodedConversation
 from armorm.backbone.encoding import encode_rows
 from armorm.conversation import Conversation
 from armorm.errors import ConversationError
-from tests.conftest import chat
 from tests.helpers import tokenizers as families
+from tests.helpers.conversations import chat
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,8 @@ from armorm.backbone.tree_attention import TreeAttention
 from armorm.backbone.tree_blocks import BLOCK_SIZES, TreePlan
 from armorm.conversation import Conversation
 from armorm.embedded import EMBEDDED_BACKBONE, embedded_path
-from tests.conftest import chat
 from tests.helpers.backbones import FAMILIES, MULTIMODAL, STATEFUL, WINDOWED, backbone_of, config_of
+from tests.helpers.conversations import chat
 
 SHARED = (*FAMILIES, *MULTIMODAL, "gpt2")
 WORDS = ["sun", "rain", "wind", "snow", "fog", "hail", "frost", "heat"]

@@ -12,8 +12,8 @@ import pytest
 from armorm import ArmoRM
 from armorm.embedded import EMBEDDED_BACKBONE, embedded_path
 from tests.compat.test_self_contained import LLAMA3_ROPE
-from tests.conftest import chat
 from tests.helpers.backbones import backbone_of, config_of
+from tests.helpers.conversations import chat
 from tests.helpers.environments import CURRENT, NEWER, results, started
 from tests.helpers.small_models import reward_model
 

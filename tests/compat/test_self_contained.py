@@ -20,8 +20,8 @@ from transformers import AutoConfig, AutoModel
 
 from armorm.model.export import write_portable
 from armorm.model.modeling import ArmoRMForSequenceClassification
-from tests.conftest import chat
 from tests.helpers.backbones import backbone_of, config_of
+from tests.helpers.conversations import chat
 from tests.helpers.environments import CURRENT, NEWER, OLDER, results
 from tests.helpers.small_models import reward_model
 

@@ -11,7 +11,7 @@ from armorm.conversation import Conversation
 from armorm.data.measures import MEASURES, computed_objective, find_measure, measure
 from armorm.errors import FitError
 from armorm.objectives import ObjectiveError
-from tests.conftest import chat
+from tests.helpers.conversations import chat
 
 
 def percentile(values: list[float], share: float) -> float:

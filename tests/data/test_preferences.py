@@ -20,8 +20,8 @@ from armorm.data.rows import Row
 from armorm.data.sources import Location
 from armorm.errors import DataError
 from armorm.objectives import Objective, ObjectiveError, ObjectiveSet
-from tests.conftest import chat
 from tests.data.conftest import BENCHMARKS, PREFERENCES
+from tests.helpers.conversations import chat
 from tests.helpers.data_files import write_rows
 
 TURNS = chat("a", "b", "c")

@@ -17,7 +17,7 @@ from armorm.data.sources import Location
 from armorm.errors import DataError, RecipeError
 from armorm.training.dataset import preset_location, read_training_data
 from armorm.training.schema import SetSection
-from tests.conftest import chat
+from tests.helpers.conversations import chat
 from tests.helpers.raw_layouts import HELPSTEER, PAIRED, RATED, SAFE, written
 
 

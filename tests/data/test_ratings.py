@@ -27,8 +27,8 @@ from armorm.data.rows import Row
 from armorm.data.sources import Location
 from armorm.errors import DataError
 from armorm.objectives import Objective, ObjectiveSet
-from tests.conftest import chat
 from tests.data.conftest import BENCHMARKS, RATED
+from tests.helpers.conversations import chat
 from tests.helpers.data_files import write_rows
 
 SCORE = {"score": Objective.rated("s-score", 1, 5)}

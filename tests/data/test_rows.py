@@ -15,7 +15,7 @@ import pytest
 from armorm.data.rows import Row, line_rows
 from armorm.data.sources import Location
 from armorm.errors import DataError
-from tests.conftest import chat
+from tests.helpers.conversations import chat
 
 ROWS = [
     {"messages": chat("a", "b"), "score": 4, "note": None},

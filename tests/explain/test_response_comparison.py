@@ -11,7 +11,7 @@ from rich.console import Console
 from armorm.conversation import Conversation
 from armorm.errors import ConversationError
 from armorm.explain.response_comparison import contrast, contrast_of_scores
-from tests.conftest import chat
+from tests.helpers.conversations import chat
 from tests.helpers.small_models import reward_model
 
 PROMPT = "How do I learn to juggle?"

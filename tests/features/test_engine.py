@@ -26,8 +26,8 @@ from armorm.features.engine import (
 from armorm.features.extract import ExtractionSummary, extract
 from armorm.features.store import FeatureStore
 from armorm.progress import ignore
-from tests.conftest import chat
 from tests.helpers.backbones import backbone_of
+from tests.helpers.conversations import chat
 
 DIALOGUES = [
     chat(f"Tell me about number {prompt}.", f"It is {reply}. " * (1 + 3 * reply))

@@ -19,8 +19,8 @@ from armorm.errors import StoreError
 from armorm.features import engine as engines
 from armorm.features.extract import Features, extract
 from armorm.features.store import FeatureStore
-from tests.conftest import chat
 from tests.helpers.backbones import save_backbone
+from tests.helpers.conversations import chat
 
 ROOT = Path(__file__).parents[2]
 WORDS = ["sun", "rain", "wind", "snow", "fog", "hail", "frost", "heat"]

@@ -18,7 +18,7 @@ from armorm.features.extract import extract, fill_store
 from armorm.features.store import FeatureStore
 from armorm.features.token_table import TokenTable
 from armorm.features.workers import ExtractionSettings
-from tests.conftest import chat
+from tests.helpers.conversations import chat
 
 pytestmark = pytest.mark.slow
 ray = pytest.importorskip("ray")

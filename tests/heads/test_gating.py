@@ -41,15 +41,6 @@ def task(seed: int = 0, pairs: int = 1600) -> tuple[np.ndarray, RewardPairs]:
     )
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Tensors this small are not worth a second thread."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def trained():
     features, pairs = task()

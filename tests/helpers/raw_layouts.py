@@ -16,7 +16,7 @@ import pyarrow.parquet
 import yaml
 
 from armorm.objectives import RELEASED_OBJECTIVES
-from tests.conftest import chat
+from tests.helpers.conversations import chat
 
 HELPSTEER = ["helpfulness", "correctness", "coherence", "complexity", "verbosity"]
 

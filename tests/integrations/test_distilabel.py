@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from armorm import ArmoRM
-from tests.conftest import chat
+from tests.helpers.conversations import chat
 from tests.helpers.small_models import reward_model
 from tests.serving.conftest import question, served
 

@@ -9,8 +9,8 @@ import torch
 from transformers import AutoModelForSequenceClassification, BitsAndBytesConfig, QuantoConfig, TorchAoConfig
 
 from armorm import ArmoRM
-from tests.conftest import chat
 from tests.helpers.backbones import backbone_of, config_of
+from tests.helpers.conversations import chat
 from tests.helpers.small_models import reward_model
 
 pytestmark = pytest.mark.slow

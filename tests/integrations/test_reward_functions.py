@@ -20,8 +20,8 @@ from armorm.integrations import openrlhf, verl
 from armorm.integrations import rewards as source
 from armorm.integrations.rewards import IntegrationError, Settings
 from armorm.integrations.trl import reward_funcs
-from tests.conftest import chat
 from tests.helpers.backbones import save_backbone
+from tests.helpers.conversations import chat
 from tests.helpers.small_models import changed, reward_model
 from tests.serving.conftest import before_each_pass, question, served
 

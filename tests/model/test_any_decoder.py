@@ -12,7 +12,6 @@ from armorm.backbone.decoder import Backbone
 from armorm.errors import BackboneError
 from armorm.model.configuration import ArmoRMConfig
 from armorm.model.modeling import ArmoRMForSequenceClassification
-from tests.conftest import chat
 from tests.helpers.backbones import (
     FAMILIES,
     MULTIMODAL,
@@ -23,6 +22,7 @@ from tests.helpers.backbones import (
     config_of,
     save,
 )
+from tests.helpers.conversations import chat
 from tests.helpers.small_models import OBJECTIVES, reward_model
 
 EVERY_FAMILY = FAMILIES + STATEFUL + OTHER_POSITIONS + MULTIMODAL

@@ -17,8 +17,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Trai
 from armorm import ArmoRM
 from armorm.model.modeling import ArmoRMForSequenceClassification
 from armorm.objectives import RELEASED_OBJECTIVES
-from tests.conftest import chat
 from tests.helpers.backbones import backbone_of
+from tests.helpers.conversations import chat
 from tests.helpers.small_models import changed, reward_model, tokenizer
 
 CONVERSATIONS = [

@@ -14,7 +14,7 @@ from safetensors.torch import load
 
 from armorm import ArmoRM
 from armorm.steering import with_steering_note
-from tests.conftest import chat
+from tests.helpers.conversations import chat
 from tests.helpers.local_hub import local_hub
 from tests.helpers.small_models import changed, reward_model
 

@@ -16,7 +16,7 @@ from transformers import AutoModel, GPT2Config
 from armorm.errors import CheckpointError
 from armorm.model.configuration import ArmoRMConfig
 from armorm.model.modeling import ArmoRMForSequenceClassification, ArmoRMOutput, find_gate, infer_mask
-from tests.conftest import chat
+from tests.helpers.conversations import chat
 from tests.helpers.small_models import OBJECTIVES, llama, reward_model, tokenizer, weight_files
 
 PAD = 0

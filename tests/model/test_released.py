@@ -17,7 +17,7 @@ from armorm.model.configuration import ArmoRMConfig
 from armorm.model.modeling import ArmoRMForSequenceClassification
 from armorm.model.released import GATE_PATTERNS, to_released
 from armorm.objectives import RELEASED_OBJECTIVES
-from tests.conftest import chat
+from tests.helpers.conversations import chat
 from tests.helpers.small_models import PENALTIES, changed, reward_model
 
 PAD = {"llama": 128256, "gemma2": 0}

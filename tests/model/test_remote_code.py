@@ -17,7 +17,7 @@ from armorm.heads.gating import GatingNetwork
 from armorm.model import modeling, released
 from armorm.model import remote_code as portable
 from armorm.model.export import PORTABLE
-from tests.conftest import chat
+from tests.helpers.conversations import chat
 from tests.helpers.small_models import llama, reward_model
 
 FUNCTIONS = ("infer_mask", "ambiguous_ends", "with_one_bos", "to_the_left", "find_gate")

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from armorm.serving.protocols import ROUTES, ROUTES_BY_PATH
-from tests.conftest import chat
+from tests.helpers.conversations import chat
 
 VALUES = st.recursive(
     st.none()

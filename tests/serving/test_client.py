@@ -20,7 +20,7 @@ pytest.importorskip("fastapi")
 from armorm.client import AsyncRewardClient, RewardClient, RewardServerError, pause
 from armorm.conversation import Conversation
 from armorm.errors import ConversationError
-from tests.conftest import chat
+from tests.helpers.conversations import chat
 from tests.serving.conftest import before_each_pass, question, served
 from tests.test_uncertain_model import measured, with_uncertainty
 

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from tests.conftest import chat
+from tests.helpers.conversations import chat
 from tests.helpers.small_models import REFERENCE, changed
 from tests.serving.conftest import question, served
 

@@ -13,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 from armorm.serving.app import ModelList, State
 from armorm.serving.protocols import ROUTES, ROUTES_BY_PATH
 from armorm.serving.protocols.base import ErrorAnswer
-from tests.conftest import chat
+from tests.helpers.conversations import chat
 from tests.helpers.small_models import changed
 from tests.serving.conftest import question, served
 

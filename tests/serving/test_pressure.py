@@ -13,7 +13,7 @@ import httpx
 import pytest
 import torch
 
-from tests.conftest import chat
+from tests.helpers.conversations import chat
 from tests.helpers.small_models import changed, reward_model
 from tests.serving.conftest import before_each_pass, question, served
 

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from armorm.conversation import Conversation
-from tests.conftest import chat
+from tests.helpers.conversations import chat
 from tests.helpers.small_models import REFERENCE, tokenizer
 from tests.helpers.tokenizers import chatml, phi3
 from tests.serving.conftest import question, served

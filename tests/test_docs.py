@@ -1,4 +1,4 @@
-"""The pages: every command and every program on them is run, or says why not; the site builds, strictly."""
+"""Documentation: code blocks run or state why not, names of modules and files exist, and the site builds."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.helpers.docs_blocks import DOCS, Block, blocks
 
 ROOT = DOCS.parent
 PAGES = sorted(DOCS.rglob("*.md"))
-# What the pages speak of as being there: a model, files, a scorer.
+# Names that code blocks use without defining them.
 BEFORE = """
 import json
 from armorm import ArmoRM
@@ -38,7 +38,7 @@ FILES = {
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory, small_run) -> Path:
-    """A folder with what the pages speak of."""
+    """A folder with the files that code blocks use."""
     folder = tmp_path_factory.mktemp("pages")
     for name in ("docs", "recipes", "benchmarks", "tools"):
         (folder / name).symlink_to(ROOT / name)
@@ -84,6 +84,53 @@ def test_every_command_of_a_page_runs(path, place):
         else:
             done = run(place, ["bash", "-e", "-o", "pipefail", "-c", block.text])
         assert done.returncode == 0, f"{where(block)}\n{block.text}\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
+
+
+# Pages outside docs/ are checked too; these files are written by armorm or by the reader.
+TEXTS = (*PAGES, ROOT / "README.md", ROOT / "CONTRIBUTING.md")
+WRITTEN = ("my_module.py", "modeling_armorm.py", "modeling_custom.py", "benchmarks/results/ablation-other.json")
+_MODULE = re.compile(r"(?<![\w./-])armorm(?:\.\w+)+")
+_IN_REPOSITORY = re.compile(r"(?<![\w./-])(?:src|tests|docs|benchmarks|tools|recipes|deploy)/[\w./@=-]*\w")
+_PROGRAM = re.compile(r"(?<![\w/-])(?:\.\.\./)?(?:\w[\w-]*/)*\w[\w-]*\.py\b")
+
+
+def current_text(path: Path) -> str:
+    """A page without the first column of the tables of moved modules, and without placeholders."""
+    text = path.read_text(encoding="utf-8")
+    if path.name == "migration.md":
+        text = re.sub(r"^\|[^|]*\|", "|", text, flags=re.MULTILINE)
+    return re.sub(r"\S*\bNAME\b\S*", "", text)
+
+
+def test_modules_and_files_that_pages_name_exist():
+    files = [file.relative_to(ROOT).as_posix() for file in ROOT.glob("[bdst]*/**/*.py")]
+    absent = []
+    for path in TEXTS:
+        text = current_text(path)
+        named = [name for name in _MODULE.findall(text) if not module_or_name_exists(name)]
+        named += [name for name in _IN_REPOSITORY.findall(text) if not (ROOT / name).exists()]
+        programs = [name.removeprefix(".../") for name in _PROGRAM.findall(text)]
+        named += [name for name in programs if not any(f"/{file}".endswith(f"/{name}") for file in files)]
+        absent += [f"{path.name}: {name}" for name in dict.fromkeys(named) if name not in WRITTEN]
+    assert not absent
+
+
+def module_or_name_exists(name: str) -> bool:
+    """Whether a dotted name is a module of the package, or a name at the top level of one."""
+    parts, place = name.split("."), ROOT / "src"
+    for count, part in enumerate(parts, 1):
+        place /= part
+        if place.is_dir():
+            continue
+        module = place.with_suffix(".py")
+        if module.is_file():
+            return count == len(parts) or has_word(module, parts[count])
+        return has_word(place.parent / "__init__.py", part)
+    return True
+
+
+def has_word(path: Path, word: str) -> bool:
+    return re.search(rf"\b{word}\b", path.read_text(encoding="utf-8")) is not None
 
 
 def where(block: Block) -> str:

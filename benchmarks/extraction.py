@@ -22,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ from rich.table import Table
 
 import armorm
 from armorm.backbone.chat_template import EncodedConversation
-from armorm.backbone.decoder import Backbone, length_sorted_batches, padding_share, resolve_device, resolve_dtype
+from armorm.backbone.decoder import Backbone, length_sorted_batches, resolve_device, resolve_dtype
 from armorm.backbone.encoding import encode_rows
 from armorm.backbone.prefix_forward import flops_per_token
 from armorm.conversation import Conversation
@@ -144,6 +144,13 @@ def loop(backbone: Backbone, encoded: list[EncodedConversation]) -> tuple[np.nda
     """What the published scripts do: one conversation after another."""
     pairs = [backbone.features([one]) for one in encoded]
     return np.concatenate([p for p, _ in pairs]), np.concatenate([r for _, r in pairs])
+
+
+def padding_share(lengths: Sequence[int] | np.ndarray, batches: Sequence[np.ndarray]) -> float:
+    """Share of computed tokens that are padding, 0 to 1."""
+    lengths = np.asarray(lengths, np.int64)
+    computed = sum(int(lengths[batch].max()) * len(batch) for batch in batches)
+    return 1.0 - float(lengths.sum()) / computed if computed else 0.0
 
 
 def measure_set(

@@ -70,7 +70,7 @@ def reference_gate(style: Style, messages: list[dict]) -> int:
 
 def special_counts(style: Style, encoded: EncodedConversation, *, but: int | None = None) -> Counter:
     """How often each protected id stands in a conversation."""
-    protected = template_of(style).marker_ids - {but}
+    protected = set(template_of(style).markers.values()) - {but}
     return Counter(int(token) for token in encoded.ids if int(token) in protected)
 
 
@@ -302,7 +302,7 @@ def test_a_last_turn_that_the_template_leaves_out_has_no_gate():
     conversation = Conversation.from_messages(
         [*chat("a", "b"), {"role": "tool", "content": "a"}, {"role": "assistant", "content": "c"}]
     )
-    with pytest.raises(ConversationError, match="does not show the last turn before the reply"):
+    with pytest.raises(ConversationError, match="does not render the last turn before the reply"):
         ChatTemplate(tokenizer).encode([conversation])
 
 
@@ -536,7 +536,7 @@ def test_a_reasoning_block_is_plain_text_where_the_template_does_not_know_it():
 
 def test_a_turn_that_the_template_refuses_is_refused_in_its_own_words():
     gemma, mistral = (next(style for style in STYLES if style.name == name) for name in ("gemma", "mistral"))
-    with pytest.raises(ConversationError, match="the chat template refuses it: System role not supported"):
+    with pytest.raises(ConversationError, match="the chat template rejects it: System role not supported"):
         encode(gemma, [{"role": "system", "content": "Be brief."}, *chat("Hello", "Fine.")])
     with pytest.raises(ConversationError, match="roles must alternate user/assistant"):
         encode(mistral, [{"role": "user", "content": "One"}, *chat("Two", "Fine.")])
@@ -549,7 +549,7 @@ def test_a_field_of_a_type_that_the_template_does_not_expect_is_refused_without_
         "{{- name + '=' + value }}{%- endfor %}{%- endfor %}{{- '<|im_end|>\n' }}{%- endfor %}"
     )
     for arguments in ('{"first": 1}', {"first": 1}):  # the template takes neither text nor numbers
-        with pytest.raises(ConversationError, match="the chat template refuses it"):
+        with pytest.raises(ConversationError, match="the chat template rejects it"):
             ChatTemplate(tokenizer).encode([Conversation.from_messages(tool_dialogue(arguments))])
 
 
@@ -570,8 +570,8 @@ def test_a_slow_tokenizer_is_refused():
     ("template", "problem"),
     [
         ("{{- raise_exception('tools only') }}", "tools only"),
-        ("{%- for message in messages %}{{- message.content * 2 + '<|im_end|>' }}{%- endfor %}", "writes the reply 2"),
-        ("{{- messages[0].content + '<|im_end|>' }}", "writes the reply 0"),
+        ("{%- for message in messages %}{{- message.content * 2 + '<|im_end|>' }}{%- endfor %}", "renders the reply 2"),
+        ("{{- messages[0].content + '<|im_end|>' }}", "renders the reply 0"),
     ],
 )
 def test_a_template_that_cannot_write_a_dialogue_is_refused(template, problem):

@@ -1,4 +1,4 @@
-"""The backbone: features equal the plain model's, whatever the batch; what is no decoder is refused by name."""
+"""The backbone: features equal the plain model's, whatever the batch; models that are not decoders are rejected by name."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, BertConfig, BertModel, PreTrainedModel, T5Config, T5Model
 
 from armorm.backbone.chat_template import EncodedConversation
-from armorm.backbone.decoder import Backbone, fast_bfloat16, is_out_of_memory
+from armorm.backbone.decoder import Backbone, fast_bfloat16, is_out_of_memory, length_sorted_batches
 from armorm.conversation import Conversation
 from armorm.embedded import embedded_path
 from armorm.errors import BackboneError
@@ -244,3 +246,43 @@ def test_errors_that_mean_out_of_memory_are_told_from_others():
     cuda = torch.cuda.OutOfMemoryError("x")
     assert all(map(is_out_of_memory, (cpu, windows, cuda, MemoryError(), RuntimeError("HIP Out Of Memory"))))
     assert not any(map(is_out_of_memory, (RuntimeError("shapes do not fit"), ValueError("out of memory"))))
+
+
+# --- batches of similar length -----------------------------------------------------------------------
+
+_lengths = st.lists(st.integers(0, 300), max_size=60)
+
+
+@settings(max_examples=200, deadline=None, derandomize=True, database=None)
+@given(lengths=_lengths, budget=st.integers(1, 1000))
+def test_every_conversation_is_in_one_batch_and_batches_keep_to_their_budget(lengths, budget):
+    batches = length_sorted_batches(lengths, budget)
+    assert sorted(index for batch in batches for index in batch.tolist()) == list(range(len(lengths)))
+    for batch in batches:
+        assert len(batch) == 1 or len(batch) * max(lengths[index] for index in batch) <= budget
+
+
+@settings(max_examples=100, deadline=None, derandomize=True, database=None)
+@given(lengths=_lengths, budget=st.integers(1, 1000))
+def test_longer_conversations_come_first_and_no_batch_could_take_another(lengths, budget):
+    batches = length_sorted_batches(lengths, budget)
+    in_order = [lengths[index] for batch in batches for index in batch]
+    assert in_order == sorted(lengths, reverse=True)
+    for batch in batches[:-1]:
+        assert (len(batch) + 1) * max(1, lengths[batch[0]]) > budget
+
+
+def padding_share(lengths, batches) -> float:
+    computed = sum(int(lengths[batch].max()) * len(batch) for batch in batches)
+    return 1 - lengths.sum() / computed
+
+
+def test_sorting_leaves_little_padding_on_lengths_as_they_are_in_real_data():
+    lengths = np.random.default_rng(0).lognormal(5.0, 0.8, 5000).astype(int) + 10
+    by_length = padding_share(lengths, length_sorted_batches(lengths, 8192))
+    as_they_come = padding_share(lengths, [np.arange(start, start + 40) for start in range(0, 5000, 40)])
+    assert by_length < 0.05 < as_they_come
+
+
+def test_nothing_makes_no_batches():
+    assert length_sorted_batches([], 100) == []

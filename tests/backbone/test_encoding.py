@@ -137,7 +137,7 @@ def test_a_reply_that_alone_does_not_fit_is_refused(template, overflow):
     assert reason.startswith(f"found {len(encode(template, messages))} tokens")
     assert reason.endswith("expected at most 30")
     if overflow == "truncate_prompt":
-        assert "the reply and its frame alone" in reason
+        assert "without the prompt's text" in reason
 
 
 def test_a_system_turn_is_never_cut(template):
@@ -151,8 +151,8 @@ def test_a_row_that_the_template_refuses_is_listed_and_only_that_row_is_lost():
     refused = [{"role": "system", "content": "Be brief."}, *SHORT]
     encoded = encode_rows(template, conversations(SHORT, refused, SHORT), None, "skip")
     assert [row is None for row in encoded.rows] == [False, True, False]
-    assert encoded.rejected == [(1, "the chat template refuses it: System role not supported")]
-    with pytest.raises(ConversationError, match="conversation 1: the chat template refuses it"):
+    assert encoded.rejected == [(1, "the chat template rejects it: System role not supported")]
+    with pytest.raises(ConversationError, match="conversation 1: the chat template rejects it"):
         encode_rows(template, conversations(SHORT, refused, SHORT), None, "error")
 
 
@@ -167,7 +167,7 @@ def test_a_prompt_that_the_template_refuses_once_it_is_shortened_is_listed():
     encoded = encode_rows(ChatTemplate(tokenizer), conversations(messages, SHORT), 60, "truncate_prompt")
     assert encoded.rows[0] is None
     assert encoded.rows[1] is not None
-    assert encoded.rejected[0][1].endswith("shortened: the chat template refuses it: a question starts with zqx")
+    assert encoded.rejected[0][1].endswith("shortened: the chat template rejects it: a question starts with zqx")
 
 
 def test_rows_keep_their_index_over_many_chunks_and_progress_adds_up(template):

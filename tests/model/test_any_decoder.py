@@ -163,5 +163,5 @@ def test_a_backbone_whose_states_are_no_numbers_is_refused():
     with torch.no_grad():
         model.layers[0].mlp.down_proj.weight[0] = torch.inf
     config = ArmoRMConfig(backbone_config=model.config, objectives=OBJECTIVES.to_dicts())
-    with pytest.raises(BackboneError, match="llama gives hidden states that are not finite in float32"):
+    with pytest.raises(BackboneError, match="llama returns hidden states that are not finite in float32"):
         ArmoRMForSequenceClassification.assemble(model, config)

@@ -1,27 +1,21 @@
-"""Conversations to token ids, with the gate position, by the tokenizer's own chat template.
+"""Encode conversations with the tokenizer's own chat template, and locate the gate position.
 
-In:  a fast Hugging Face tokenizer with a chat template; conversations.
-Out: `EncodedConversation`: the ids, the gate position, the number of response tokens.
-
-The gate position is the token that closes the last turn before the reply. It is found from the
-template, for every conversation: the prompt is rendered with a marker as its reply; the text between
-the end of the last prompt turn and the marker is the closing of that turn and the opening of the
-reply; the first special token in it is the gate. (Llama-3 `<|eot_id|>`, ChatML `<|im_end|>`, Gemma
-`<end_of_turn>`, Mistral `[/INST]`, Phi `<|end|>`.) Where a template closes turns with ordinary text,
-the gate is the last token before the reply (white space left out, since it may melt into the reply's
+The gate position is the token that closes the last turn before the reply. It is found from the template for every
+conversation: the prompt is rendered with a marker as its reply; the text between the end of the last prompt turn and
+the marker closes that turn and opens the reply, and the first special token in it is the gate (Llama-3 `<|eot_id|>`,
+ChatML `<|im_end|>`, Gemma `<end_of_turn>`, Mistral `[/INST]`, Phi `<|end|>`). If a template closes turns with
+ordinary text, the gate is the last token before the reply (without white space, which may merge into the reply's
 first token), and the template is flagged `forgeable`.
 
-Rules, each with a test:
-- BOS stands exactly once where the tokenizer uses one, whether the template writes it or not.
-- For content without template tokens the ids equal `apply_chat_template`'s (a BOS the template forgot
-  aside).
-- Template tokens written inside content, names or tool calls are ordinary text. A private copy of the
-  tokenizer knows its special tokens only under random names; the template's own markers are renamed
-  before encoding, those in content are not. No response can forge a turn, end itself or move the gate.
-- White space, system turns, tool calls and reasoning blocks are rendered as the template says (Llama-3
-  trims contents, Qwen3 drops the reasoning of earlier turns); what it renders is what is scored, up
-  to the last token, a trailing newline of the template included. A turn that the template refuses is
-  refused here with the template's own words.
+Rules:
+- BOS occurs exactly once if the tokenizer uses one, whether or not the template writes it.
+- For content without template tokens the ids equal those of `apply_chat_template` (except for a missing BOS).
+- Template tokens inside content, names or tool calls are encoded as ordinary text. A private copy of the tokenizer
+  knows its special tokens only under random names; only the template's own markers are renamed before encoding. No
+  response can forge a turn, end itself or move the gate.
+- White space, system turns, tool calls and reasoning blocks are rendered as the template has it (Llama-3 trims
+  contents, Qwen3 drops the reasoning of earlier turns). Scores are of the rendered text up to its last token, including
+  a trailing newline of the template. A turn that the template rejects is rejected with the template's own message.
 """
 
 from __future__ import annotations
@@ -42,7 +36,7 @@ from tokenizers import Tokenizer
 from armorm.conversation import Conversation, Message
 from armorm.errors import ConversationError, TemplateError
 
-# Characters of the supplementary private planes stand in for what must not be rendered literally.
+# Characters of the supplementary private planes replace what must not be rendered literally.
 _PRIVATE = "\U000f0000-\U0010ffff"
 _FIRST_MASK = 0xF0000
 _PROMPT_END = "\U0010fffc"
@@ -55,9 +49,9 @@ class EncodedConversation:
 
     Attributes:
         ids: (t,) int32.
-        gate_position: index of the token that closes the last turn before the reply; 0 <= . < t - 1.
-        response_tokens: tokens of the response's text, template tokens not counted.
-        truncated_tokens: prompt tokens that the overflow policy took away.
+        gate_position: index of the token that closes the last turn before the reply; 0 <= gate_position < t - 1.
+        response_tokens: tokens of the response's text, without template tokens.
+        truncated_tokens: prompt tokens that the overflow policy removed.
     """
 
     ids: np.ndarray
@@ -70,42 +64,35 @@ class EncodedConversation:
 
     @cached_property
     def key(self) -> bytes:
-        """16 bytes that address the response feature: the ids and the gate position decide it."""
+        """16-byte key of the response feature: a hash of the ids and the gate position."""
         return blake2b(self.ids.tobytes() + self.gate_position.to_bytes(8, "little"), digest_size=16).digest()
 
     @cached_property
     def prompt_key(self) -> bytes:
-        """16 bytes that address the prompt feature: the ids up to the gate position decide it."""
+        """16-byte key of the prompt feature: a hash of the ids up to the gate position."""
         return blake2b(self.ids[: self.gate_position + 1].tobytes(), digest_size=16).digest()
 
 
 @dataclass(frozen=True)
 class _Prefix:
-    """A prompt rendered up to where the reply begins.
+    """A prompt rendered up to the beginning of the reply."""
 
-    Attributes:
-        text: rendered text, content masked.
-        prompt_end: end of the last prompt turn's content in `text`.
-        suffix: what the template writes after the reply.
-    """
-
-    text: str
-    prompt_end: int
-    suffix: str
+    text: str  # with masked content
+    prompt_end: int  # end of the content of the last prompt turn
+    suffix: str  # written by the template after the reply
 
 
 class ChatTemplate:
     """The chat template of one tokenizer: renders, encodes and locates the gate.
 
     Attributes:
-        tokenizer: the tokenizer it was made from.
-        markers: id of every protected token (special tokens, and added tokens that mark turns), by its text. None
-            of them ever stems from content, save the unknown token of a vocabulary that lacks a character.
-        forgeable: True where no special token closes the last prompt turn, so that content can imitate a turn.
-        bos_id: id that stands exactly once at the start, or None where the tokenizer uses none.
+        markers: id of each protected token (special tokens, and added tokens that mark turns) by its text. They never
+            come from content, except the unknown token of a vocabulary that lacks a character.
+        forgeable: no special token closes the last prompt turn, so content can imitate a turn.
+        bos_id: id that occurs exactly once, at the start; None if the tokenizer uses none.
 
     Raises:
-        TemplateError: for a tokenizer without a chat template, with one that cannot write a plain dialogue, or
+        TemplateError: for a tokenizer without a chat template, with one that cannot render a plain dialogue, or
             without a fast (Rust) backend.
     """
 
@@ -119,7 +106,7 @@ class ChatTemplate:
             raise TemplateError(
                 f"the tokenizer of {tokenizer.name_or_path!r} has no chat template; expected one in its files"
             )
-        # Responses of one prompt come one after another: a small cache saves them two renderings each.
+        # Responses to one prompt come in sequence: a small cache saves two renderings of each.
         self._prefix = lru_cache(maxsize=256)(self._render_prefix)
         self.markers = {t.content: i for i, t in tokenizer.added_tokens_decoder.items() if t.special and t.content}
         self._use_markers()
@@ -131,7 +118,7 @@ class ChatTemplate:
             prefix = self._prefix(json.dumps(self._mask(_SAMPLE[:-1])[0]))
         except ConversationError as error:
             raise TemplateError(
-                f"the tokenizer of {tokenizer.name_or_path!r} cannot write user and assistant in turn: {error}"
+                f"the tokenizer of {tokenizer.name_or_path!r} cannot render user and assistant in turn: {error}"
             ) from None
         self.forgeable = self._protected.search(prefix.text, prefix.prompt_end) is None
         start = "\ue000" + _private(str(secrets.randbelow(10**18)))
@@ -139,15 +126,10 @@ class ChatTemplate:
         self._names = {text: f"{start}\ue001{_private(str(index))}\ue002" for index, text in enumerate(self.markers)}
         self._private = _private_tokenizer(tokenizer, self._names, self.markers)
 
-    @property
-    def marker_ids(self) -> frozenset[int]:
-        """Ids of the protected tokens."""
-        return frozenset(self.markers.values())
-
     def gate_pattern(self) -> list[int]:
-        """Ids from the gate to the reply, as far as they stand before every reply, for callers that have only ids
-        (released layout: FIELD 3). White space before the reply may melt into it, and is then left out. Empty where
-        the template is forgeable: the same ids may stand in any text."""
+        """Ids from the gate to the reply that precede every reply, for callers that have only ids (as the code of
+        RLHFlow/ArmoRM-Llama3-8B-v0.1 does). White space that may merge into the reply is excluded. Empty if the
+        template is forgeable, since the same ids may then occur in any text."""
         if self.forgeable:
             return []
         replies = [Conversation((*_SAMPLE[:-1], Message("assistant", text))) for text in _FIRST_WORDS]
@@ -157,14 +139,14 @@ class ChatTemplate:
         return pattern
 
     def render(self, conversation: Conversation) -> str:
-        """The conversation as the template writes it, for people to read."""
+        """The conversation as text."""
         return self._apply([message.to_dict() for message in conversation.messages])
 
     def encode(self, conversations: Sequence[Conversation]) -> list[EncodedConversation]:
         """Encode conversations, of any length.
 
         Raises:
-            ConversationError: where the template refuses a turn or the gate cannot be located.
+            ConversationError: if the template rejects a turn, or the gate cannot be located.
         """
         rendered = [self._locate(conversation) for conversation in conversations]
         encodings = self._private.encode_batch([text for text, *_ in rendered], add_special_tokens=False)
@@ -180,10 +162,10 @@ class ChatTemplate:
         try:
             return self.tokenizer.apply_chat_template(list(messages), tokenize=False)
         except (JinjaError, TypeError, ValueError) as error:  # the last two: a field of a type it does not expect
-            raise ConversationError(f"the chat template refuses it: {error}") from None
+            raise ConversationError(f"the chat template rejects it: {error}") from None
 
     def _mask(self, messages: Sequence[Message]) -> tuple[list[dict[str, Any]], dict[str, str]]:
-        """Messages with every protected string replaced by one private character; and what each stands for."""
+        """Messages with each protected string replaced by a private character, and the string of each character."""
         table: dict[str, str] = {}
 
         def stand_in(found: re.Match[str]) -> str:
@@ -208,11 +190,11 @@ class ChatTemplate:
         reply = {"role": "assistant", "content": _REPLY}
         plain = self._apply([*prompt, reply])
         if plain.count(_REPLY) != 1:
-            raise ConversationError(f"the chat template writes the reply {plain.count(_REPLY)} times; expected once")
+            raise ConversationError(f"the chat template renders the reply {plain.count(_REPLY)} times; expected once")
         text, suffix = plain.split(_REPLY)
         last = prompt[-1]["content"]
         kept = last.rstrip()
-        # Some templates look at how a content ends or begins, so there is more than one place for the mark.
+        # Some templates inspect the beginning or end of a content, so the mark is tried at several places.
         for place in (len(kept), max(len(kept) - 1, 0), 0):
             marked_turn = {**prompt[-1], "content": last[:place] + _PROMPT_END + last[place:]}
             marked = self._apply([*prompt[:-1], marked_turn, reply])
@@ -221,11 +203,11 @@ class ChatTemplate:
             if mark and marked.replace(_PROMPT_END, "") == plain and text[:end].endswith(kept[place:]):
                 return _Prefix(text, end, suffix)
         raise ConversationError(
-            "the chat template does not show the last turn before the reply, so the gate has no place"
+            "the chat template does not render the last turn before the reply, so the gate cannot be located"
         )
 
     def _locate(self, conversation: Conversation) -> tuple[str, int, int, int]:
-        """Text for the private tokenizer, with the places where prompt ends, reply starts and reply ends."""
+        """Text for the private tokenizer, and the offsets of the prompt's end and of the reply's start and end."""
         messages, table = self._mask(conversation.messages)
         text = self._apply(messages)
         prefix = self._prefix(json.dumps(messages[:-1]))
@@ -235,7 +217,7 @@ class ChatTemplate:
                 start = found.start()
         if start <= prefix.prompt_end:
             raise ConversationError(
-                "the chat template writes the prompt differently before this reply, so the gate has no place"
+                "the chat template renders the prompt differently before this reply, so the gate cannot be located"
             )
         end = len(text) - len(prefix.suffix) if text.endswith(prefix.suffix) else len(text)
         cuts = [0, prefix.prompt_end, start, max(start, end), len(text)]
@@ -258,13 +240,13 @@ class ChatTemplate:
         markers = np.searchsorted(names, starts) < np.searchsorted(names, ends)
         between = (starts >= prompt_end) & (starts < reply_start) & (ends > prompt_end)
         closing = np.flatnonzero(between & markers)
-        # (A token that holds the template's last word, but not the white space after it: see above.)
+        # (The token with the template's last word, but not the white space after it.)
         last_word = prompt_end + len(text[prompt_end:reply_start].rstrip())
         words = np.flatnonzero(between & (ends <= last_word))
         plain = np.flatnonzero(between & (ends <= reply_start))
         if not len(plain) and not len(closing):
             raise ConversationError(
-                "no token of the chat template stands between the prompt and the reply, so the gate has no place"
+                "the chat template has no token between the prompt and the reply, so the gate cannot be located"
             )
         gate = int(closing[0] if len(closing) else words[-1] if len(words) else plain[-1])
         response = (ends > reply_start) & (starts < reply_end) & (ends > starts) & ~markers
@@ -275,7 +257,7 @@ class ChatTemplate:
         return EncodedConversation(ids, gate, int(response.sum()))
 
     def _with_one_bos(self, ids: np.ndarray) -> tuple[np.ndarray, int]:
-        """Ids with BOS exactly once at the start, and by how much positions moved."""
+        """Ids with exactly one BOS at the start, and the shift of positions."""
         shift = 0
         if self._adds_bos and ids[0] != self.bos_id:
             ids, shift = np.concatenate([np.array([self.bos_id], np.int32), ids]), 1
@@ -287,7 +269,6 @@ class ChatTemplate:
         return self._protected.sub(lambda found: self._names[found[0]], text)
 
     def _use_markers(self) -> None:
-        """Make the regexes for the present set of markers."""
         pattern = "|".join(map(re.escape, sorted(self.markers, key=len, reverse=True))) or r"(?!)"
         self._protected = re.compile(pattern)
         self._maskable = re.compile(f"{pattern}|[{_PRIVATE}]")
@@ -295,7 +276,7 @@ class ChatTemplate:
     def _turn_markers(self) -> dict[str, int]:
         """Added tokens that are not special but that the template writes around turns of the prompt.
 
-        (Not those of the reply's own turn: there Qwen3 writes `<think>`, which replies may contain.)
+        (Not those of the reply's own turn, where Qwen3 writes `<think>`, which replies may contain.)
         """
         text = self._apply([message.to_dict() for message in _SAMPLE[:-1]])
         for message in _SAMPLE:
@@ -306,21 +287,21 @@ class ChatTemplate:
         return {content: i for content, i in added.items() if content in text}
 
 
-# Two exchanges, so that closers of both kinds of turn are seen; words that no template contains.
+# Two exchanges, to see how both kinds of turn are closed; words that no template contains.
 _SAMPLE = tuple(
     Message(role, f"zqx{index} vbk{index}") for index, role in enumerate(("user", "assistant", "user", "assistant"))
 )
-# Beginnings of replies that share no first token, and that treat white space before them in different ways.
+# Beginnings of replies with different first tokens, which merge with preceding white space in different ways.
 _FIRST_WORDS = (*"aB1é今([{)\"'`#*-_<>$/\\.:!", " c", "\n\nd", "<think>a</think>b")
 
 
 def _private(digits: str) -> str:
-    """Digits in characters that no token holds (some tokenizers know plain digits as added tokens)."""
+    """Digits as characters that no token contains (some tokenizers have digits as added tokens)."""
     return "".join(chr(0xE010 + int(digit)) for digit in digits)
 
 
 def _private_tokenizer(tokenizer: Any, names: Mapping[str, str], markers: Mapping[str, int]) -> Tokenizer:
-    """A copy of the backend in which every marker is known under its private name only."""
+    """A copy of the backend that knows each marker only by its private name."""
     state = json.loads(tokenizer.backend_tokenizer.to_str())
     state["truncation"] = state["padding"] = state["post_processor"] = None
     for token in state["added_tokens"]:
@@ -337,7 +318,7 @@ def _private_tokenizer(tokenizer: Any, names: Mapping[str, str], markers: Mappin
     for text, index in markers.items():
         if index not in private.encode(names[text], add_special_tokens=False).ids:
             raise TemplateError(
-                f"the tokenizer of {tokenizer.name_or_path!r} cannot keep {text!r} apart from text in messages"
+                f"the tokenizer of {tokenizer.name_or_path!r} cannot tell {text!r} from text in messages"
             )
     return private
 

@@ -1,14 +1,10 @@
 """The backbone: a decoder LLM that turns token ids into features.
 
-In:  encoded conversations.
-Out: for each, the response feature (final hidden state, after the final norm, at the last token) and
-     the prompt feature (the same at the gate position), float32, of hidden size d.
-
-Any decoder-only Hugging Face model serves; its language-model head is never loaded. Batches are padded
-on the right and run without a mask over the padding: attention is causal, so what stands right of a
-token cannot change it, and the fast causal kernels apply. That the model is causal is checked once at
-loading. Features depend on the batch only by rounding: 1e-5 of their norm in float32. Weights are
-safetensors only; what is missing or misshapen in them is refused by name.
+The response feature is the final hidden state (after the final norm) at the last token, the prompt feature the same at
+the gate position; both float32 of hidden size d. Any decoder-only Hugging Face model works; its language-model head is
+not loaded. Batches are right-padded and run without a padding mask: attention is causal (checked once at loading), so
+padding cannot change the tokens before it, and the fast causal kernels apply. Features depend on the batch only by
+rounding: 1e-5 of their norm in float32. Weights are safetensors only; missing or misshapen tensors are an error.
 """
 
 from __future__ import annotations
@@ -47,10 +43,8 @@ class Backbone:
     Attributes:
         name: what it was loaded from.
         model: the transformers model without a head.
-        tokenizer: its tokenizer.
-        template: the tokenizer's chat template.
-        sharing_fault: why conversations of this model cannot share their beginnings; empty where they can, None
-            before it was tried (features/engine.py).
+        sharing_fault: why conversations cannot share prefixes with this model; empty if they can, None before it was
+            tested (`features/engine.py`).
     """
 
     name: str
@@ -77,9 +71,9 @@ class Backbone:
         """Load a backbone from a hub id, a folder, or the name of an embedded one.
 
         Args:
-            dtype: `auto` (bfloat16 where the hardware is fast at it, else float32), `weights` (as they are stored),
-                `float32`, `bfloat16`, `float16`.
-            device: `auto` (the first accelerator, else the processor), or a torch device.
+            dtype: `auto` (bfloat16 if the hardware is fast at it, else float32), `weights` (as stored), `float32`,
+                `bfloat16`, `float16`.
+            device: `auto` (the first CUDA device, else the CPU), or a torch device.
             kwargs: passed on to `AutoModel.from_pretrained` (`attn_implementation`, `device_map`, ...).
 
         Raises:
@@ -97,7 +91,7 @@ class Backbone:
                 dtype=placement.load_dtype,
                 output_loading_info=True,
                 use_safetensors=True,
-                ignore_mismatched_sizes=True,  # they are refused below, by name
+                ignore_mismatched_sizes=True,  # they are rejected below, by name
                 **options,
                 **kwargs,
             )
@@ -112,28 +106,28 @@ class Backbone:
 
     @property
     def hidden_size(self) -> int:
-        """d, the width of a feature."""
+        """d, the size of a feature."""
         return hidden_size(self.model.config)
 
     @property
     def device(self) -> torch.device:
-        """Where the model's inputs go."""
+        """Device of the model's inputs."""
         return self.model.device
 
     @property
     def max_length(self) -> int | None:
-        """Most tokens the model has positions for, or None where it states none."""
+        """Most tokens the model has positions for, None if its config does not say."""
         return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
 
     @cached_property
     def fingerprint_parts(self) -> dict[str, str]:
-        """What decides a feature beside the token ids, each as 32 hex digits (the dtype as a word): `weights`, `dtype`,
-        `tokenizer`, `template`. Features of backbones that differ in any of them must not mix."""
+        """Hashes (32 hex digits) of all that determines a feature besides the token ids: `weights`, `tokenizer`,
+        `template`, and the name of the `dtype`. Features of backbones that differ in any of them must not be mixed."""
         weights = hashlib.blake2b(digest_size=16)
         for name, tensor in sorted(self.model.state_dict().items()):
             weights.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
             weights.update(tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy())
-        # (Padding and truncation are what the last call asked for; they change no encoding here.)
+        # (Padding and truncation are those of the last call and do not affect encoding here.)
         backend = json.loads(self.tokenizer.backend_tokenizer.to_str()) | {"padding": None, "truncation": None}
         texts = {"tokenizer": json.dumps(backend), "template": str(self.tokenizer.chat_template)}
         digests = {name: hashlib.blake2b(text.encode(), digest_size=16).hexdigest() for name, text in texts.items()}
@@ -161,7 +155,7 @@ class Backbone:
 
 
 def padded_ids(batch: Sequence[EncodedConversation]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids (n, t) filled up on the right with 0 (nothing looks there, and every model has that id), and lengths (n,)."""
+    """Ids (n, t), right-padded with 0 (an id that every model has and no token attends to), and lengths (n,)."""
     lengths = torch.tensor([len(encoded) for encoded in batch])
     ids = torch.zeros((len(batch), int(lengths.max())), dtype=torch.long)
     for row, encoded in enumerate(batch):
@@ -170,26 +164,26 @@ def padded_ids(batch: Sequence[EncodedConversation]) -> tuple[torch.Tensor, torc
 
 
 def hidden_size(config: Any) -> int:
-    """d of a model config, that of the text part where there are several."""
+    """d of a model config; of the text model if there are several."""
     return int(config.get_text_config().hidden_size)
 
 
 def resolve_device(device: str) -> torch.device:
-    """`auto` is the first CUDA device, else the processor."""
+    """`auto` is the first CUDA device, else the CPU."""
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return torch.device(device)
 
 
 def fast_bfloat16() -> bool:
-    """Whether this processor multiplies bfloat16 matrices in hardware (AMX, or AVX-512 with BF16)."""
+    """Whether this CPU multiplies bfloat16 matrices in hardware (AMX, or AVX-512 with BF16)."""
     checks = (getattr(torch.cpu, name, None) for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"))
     return any(check() for check in checks if check is not None)
 
 
 def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype | str:
-    """What to load weights in. `auto` is bfloat16 where the hardware multiplies it fast (GPUs, processors with
-    BF16 instructions), else the dtype of the weights, which `Placement.apply` may widen; `weights` is that of the file.
+    """The dtype to load weights in. `auto` is bfloat16 if the hardware multiplies it fast (GPUs, CPUs with BF16
+    instructions), else that of the file, which `Placement.apply` may widen; `weights` is that of the file.
 
     Raises:
         BackboneError: for an unknown name.
@@ -197,7 +191,7 @@ def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype | str:
     if dtype == "auto":
         return torch.bfloat16 if device.type != "cpu" or fast_bfloat16() else "auto"
     if dtype == "weights":
-        return "auto"  # as transformers calls it
+        return "auto"  # transformers' name for it
     if dtype not in DTYPES:
         raise BackboneError(f"dtype {dtype!r}, expected auto, weights, {', '.join(DTYPES)}{nearest(dtype, DTYPES)}")
     return DTYPES[dtype]
@@ -210,7 +204,7 @@ class Placement:
     Attributes:
         device: where the model runs.
         load_dtype: `dtype` for `from_pretrained`.
-        widen: small models are turned into float32 after loading.
+        widen: small models are converted to float32 after loading.
     """
 
     device: torch.device
@@ -219,20 +213,20 @@ class Placement:
 
     @classmethod
     def choose(cls, dtype: str = "auto", device: str = "auto") -> Placement:
-        """The placement that settings mean (`resolve_dtype`, `resolve_device`)."""
+        """The placement for settings as in `Backbone.load`."""
         place = resolve_device(device)
         load_dtype = resolve_dtype(dtype, place)
         return cls(place, load_dtype, widen=dtype == "auto" and load_dtype == "auto")
 
     def apply(self, model: PreTrainedModel, *, backbone: PreTrainedModel | None = None, move: bool = True) -> None:
-        """Give a loaded model its dtype and move it to the device.
+        """Set the dtype of a loaded model and move it to the device.
 
-        On a CPU without fast bfloat16, `auto` means float32 for models up to a billion parameters, several times
-        faster there; larger ones keep the dtype of their weights to save memory.
+        On a CPU without fast bfloat16, `auto` is float32 for models up to a billion parameters, where it is several
+        times faster; larger ones keep the dtype of their weights to save memory.
 
         Args:
             backbone: the part of the model whose dtype is set; by default all of it.
-            move: False for models that transformers places on its own (`device_map`).
+            move: False for models that transformers has placed (`device_map`).
         """
         narrow = model if backbone is None else backbone
         if self.widen and narrow.num_parameters() <= _FLOAT32_PARAMETERS:
@@ -242,19 +236,15 @@ class Placement:
 
 
 def settle_attention(model: PreTrainedModel) -> None:
-    """Let a model with a cap on its attention logits compute attention itself: transformers 4 gives such a model sdpa
-    by default, which leaves the cap out."""
+    """Use eager attention for models with capped attention logits: the default of transformers 4, sdpa, ignores the
+    cap."""
     config = model.config.get_text_config()
     if getattr(config, "attn_logit_softcapping", None) and config._attn_implementation == "sdpa":
         model.set_attn_implementation("eager")
 
 
 def require_complete(report: dict[str, Any], name: str) -> None:
-    """Refuse weights from which a tensor of the model is absent, or in which one has another shape.
-
-    Raises:
-        BackboneError: naming the first of them.
-    """
+    """Raise a `BackboneError` if the weights lack a tensor of the model, or have one in another shape."""
     for fault, keys in (("lack", report["missing_keys"]), ("have in another shape", report["mismatched_keys"])):
         tensors = sorted(key if isinstance(key, str) else key[0] for key in keys)
         if tensors:
@@ -264,11 +254,7 @@ def require_complete(report: dict[str, Any], name: str) -> None:
 
 @torch.inference_mode()
 def require_decoder(model: PreTrainedModel, name: str) -> None:
-    """Refuse a model in which a later token changes an earlier hidden state, or that hands out none, or no numbers.
-
-    Raises:
-        BackboneError: naming the model's type.
-    """
+    """Raise a `BackboneError` unless the model gives finite hidden states that do not depend on later tokens."""
     kind = model.config.model_type
     if getattr(model.config, "is_encoder_decoder", False):
         raise BackboneError(f"backbone {name}: {kind} is an encoder-decoder; expected a decoder-only model")
@@ -276,12 +262,12 @@ def require_decoder(model: PreTrainedModel, name: str) -> None:
     hidden = getattr(model(input_ids=ids), "last_hidden_state", None)
     if hidden is None:
         raise BackboneError(
-            f"backbone {name}: {kind} gives no final hidden state; expected a decoder-only language model"
+            f"backbone {name}: {kind} returns no final hidden state; expected a decoder-only language model"
         )
     if not bool(hidden.isfinite().all()):
         raise BackboneError(
-            f"backbone {name}: {kind} gives hidden states that are not finite in {str(model.dtype)[6:]}; "
-            "expected sound weights, and a dtype that holds their range"
+            f"backbone {name}: {kind} returns hidden states that are not finite in {str(model.dtype)[6:]}; "
+            "expected valid weights, and a dtype with their range"
         )
     first, second = hidden[:, :3].float()
     if float((first - second).abs().max()) > _CAUSAL_TOLERANCE.get(model.dtype, 3e-2) * float(first.abs().max()):
@@ -299,14 +285,14 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def length_sorted_batches(lengths: Sequence[int] | np.ndarray, budget: int) -> list[np.ndarray]:
-    """Cut conversations into batches of similar length.
+    """Group conversations into batches of similar length.
 
     Args:
         lengths: (n,) tokens of each conversation.
-        budget: most tokens of a batch, rows times its longest length; a longer conversation stands alone.
+        budget: most tokens of a batch, rows times its longest length; a longer conversation is a batch of its own.
 
     Returns:
-        Index arrays that together hold each of 0..n-1 once, longest first.
+        Index arrays that together contain each of 0..n-1 once, longest first.
     """
     lengths = np.asarray(lengths, np.int64)
     order = np.argsort(-lengths, kind="stable")
@@ -317,10 +303,3 @@ def length_sorted_batches(lengths: Sequence[int] | np.ndarray, budget: int) -> l
         batches.append(order[start : start + rows])
         start += rows
     return batches
-
-
-def padding_share(lengths: Sequence[int] | np.ndarray, batches: Sequence[np.ndarray]) -> float:
-    """Share of computed tokens that are padding, 0 to 1."""
-    lengths = np.asarray(lengths, np.int64)
-    computed = sum(int(lengths[batch].max()) * len(batch) for batch in batches)
-    return 1.0 - float(lengths.sum()) / computed if computed else 0.0

@@ -1,12 +1,8 @@
-"""What happens to conversations that are longer than the backbone may read.
+"""Encode conversations under a length limit: the one place where rows become token ids.
 
-In:  conversations, a chat template, a length limit in tokens, a policy.
-Out: `EncodedRows`: one entry a row, None for refused rows, and each refusal with its reason.
-
-Policies. `error`: the first over-long row stops the run. `skip`: the row is refused and listed.
-`truncate_prompt`: the oldest turns of the prompt go first (system turns stay, the reply is never
-touched), then the beginning of the last prompt turn; the gate then sees what is left. A row whose
-reply alone does not fit is refused under every policy. The number of tokens taken away is kept.
+Overflow policies for conversations that are longer than the limit: `error` stops at the first one; `skip` rejects
+it; `truncate_prompt` removes the oldest turns of the prompt (never system turns or the reply), then the beginning of
+the last prompt turn, so the gate sees what remains. A row whose reply alone does not fit is rejected in any case.
 """
 
 from __future__ import annotations
@@ -27,11 +23,11 @@ _CHUNK = 512
 
 @dataclass(frozen=True)
 class EncodedRows:
-    """Conversations as the backbone reads them.
+    """Encoded conversations.
 
     Attributes:
-        rows: one entry a conversation, in order; None where it was refused.
-        rejected: (index, reason) of every refused row.
+        rows: one entry per conversation, in order; None if it was rejected.
+        rejected: (index, reason) of each rejected row.
     """
 
     rows: list[EncodedConversation | None]
@@ -63,8 +59,8 @@ def encode_rows(
     """Encode conversations under a length limit.
 
     Args:
-        max_length: most tokens a conversation may have; None for no limit.
-        advance: called with the number of conversations done, for progress.
+        max_length: most tokens of a conversation; None for no limit.
+        advance: called with the number of conversations just done.
 
     Raises:
         ConversationError: for the first row that cannot be encoded, under the policy `error`.
@@ -91,7 +87,7 @@ def encode_rows(
 def _encode_chunk(
     template: ChatTemplate, chunk: Sequence[Conversation]
 ) -> Sequence[EncodedConversation | ConversationError]:
-    """Encode together; where one is refused, one by one, so that only it is lost."""
+    """Encode a batch; if a conversation is rejected, one by one, so that only that one is lost."""
     try:
         return template.encode(chunk)
     except ConversationError as error:
@@ -120,7 +116,7 @@ def _shorten(
         found = shortened(start)
         return isinstance(found, ConversationError) or len(found) <= max_length
 
-    # (By bisection: a dialogue may have thousands of turns, and each look at what is left encodes it anew.)
+    # (By bisection: a dialogue may have thousands of turns, and each attempt encodes the remaining ones.)
     starts = _later_exchanges(prompt)
     first = bisect_left(starts, True, key=suffices)
     rest: EncodedConversation | ConversationError = encoded
@@ -131,7 +127,7 @@ def _shorten(
         shorter = _without_beginning(template, prompt, len(rest) - max_length)
         if shorter is None:
             return ConversationError(
-                f"found {whole} tokens, the reply and its frame alone {len(rest)}, expected at most {max_length}"
+                f"found {whole} tokens, {len(rest)} without the prompt's text, expected at most {max_length}"
             )
         prompt = shorter
         rest = _encode_chunk(template, [Conversation((*prompt, conversation.messages[-1]))])[0]
@@ -141,18 +137,18 @@ def _shorten(
 
 
 def _later_exchanges(prompt: Sequence[Message]) -> list[int]:
-    """Where the exchanges after the first one begin: at user turns."""
+    """Positions of the user turns after the first exchange."""
     oldest = next((i for i, message in enumerate(prompt) if message.role != "system"), len(prompt))
     return [i for i in range(oldest + 1, len(prompt)) if prompt[i].role == "user"]
 
 
 def _from_turn(prompt: Sequence[Message], start: int) -> list[Message]:
-    """A prompt from one of its turns on, with the system turns before it."""
+    """The turns from `start` on, and the system turns before it."""
     return [*(message for message in prompt[:start] if message.role == "system"), *prompt[start:]]
 
 
 def _without_beginning(template: ChatTemplate, prompt: Sequence[Message], excess: int) -> list[Message] | None:
-    """Cut `excess` tokens off the beginning of the last prompt turn; None when nothing of it would be left."""
+    """Remove `excess` tokens from the beginning of the last prompt turn; None if nothing would be left of it."""
     last = prompt[-1]
     if last.role == "system":
         return None

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from armorm.backbone.chat_formats import FAMILIES, learned_style
+from armorm.backbone.chat_formats import FAMILIES, learn_format
 from armorm.backbone.chat_template import ChatTemplate
 from armorm.backbone.rendered_text import EmptyResponseError, RenderedReader
 from armorm.conversation import Conversation
@@ -166,7 +166,7 @@ def test_a_default_system_prompt_and_an_empty_reasoning_block_are_the_templates_
             "{%- if messages[0].role != 'system' %}{{- '<|im_start|>system\nYou are Q.<|im_end|>\n' }}{%- endif %}"
             + whole
         )
-        style = learned_style(default, "q")
+        style = learn_format(default, "q")
         text = default.apply_chat_template(chat("Q", "A"), tokenize=False)
     finally:
         default.chat_template = whole
@@ -184,7 +184,7 @@ def test_a_default_system_prompt_with_a_date_is_the_templates_own_on_any_day(day
     whole = dated.chat_template
     try:
         dated.chat_template = "{{- '<|im_start|>system\nToday: DAY.<|im_end|>\n' }}".replace("DAY", day[0]) + whole
-        style = learned_style(dated, "dated")
+        style = learn_format(dated, "dated")
         text = dated.apply_chat_template(chat("Q", "A"), tokenize=False).replace(*day)
     finally:
         dated.chat_template = whole

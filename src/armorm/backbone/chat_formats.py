@@ -1,17 +1,13 @@
-"""Turn styles: what templates write between one content and the next.
+"""Chat formats: what templates write around contents, to split rendered text back into turns.
 
-In:  a tokenizer with a chat template; or a family's name.
-Out: `TurnStyle`: splits rendered text into turns.
+A format describes the text before the first content, between two contents (by their roles) and after the last one. It
+is learned from a tokenizer by rendering sample dialogues whose contents are marks: the text between two marks is what
+the template writes, including a default system prompt or an empty reasoning block. `FAMILIES` are the formats of
+widespread templates, for text whose tokenizer is not available.
 
-A style knows what may stand before the first content, between two contents (by their roles), and after the
-last. It is learned from a tokenizer by rendering sample dialogues whose contents are marks: the text between
-two marks is what the template writes there, a default system prompt or an empty reasoning block included.
-`FAMILIES` are the styles of widespread templates, for text whose tokenizer is not at hand.
-
-A content ends where the template's text for the next turn begins, and nowhere else: a lone end token inside
-a content is text. White space alone never separates turns (Mistral writes a system turn that way; it stays
-with the user's). Texts come from anywhere, so every pattern begins with a fixed string or is bounded: the
-time of a search is linear in the text.
+A content ends where the template's text for the next turn begins and nowhere else: a lone end token inside a content
+is text. White space alone never separates turns (Mistral writes a system turn that way; it stays part of the user's).
+Texts are untrusted, so every pattern begins with a fixed string or is bounded, and search time is linear in the text.
 """
 
 from __future__ import annotations
@@ -27,7 +23,7 @@ from jinja2 import TemplateError as JinjaError
 _GENERATED = {"role": "assistant", "content": ""}
 _DAYS = (r"\d{1,2} [A-Z][a-z]{2} \d{4}", r"\d{4}-\d{2}-\d{2}", r"[A-Z][a-z]{2,8} \d{1,2}, \d{4}")
 _DATE = re.compile("|".join(_DAYS))
-# Dialogues that show, between them, every pair of neighbours; s, u, a, t are the roles.
+# Dialogues that together contain every pair of neighbouring roles: system, user, assistant, tool.
 _DIALOGUES = ("suaua", "uaua", "sua", "ua", "uata")
 _OPEN_DIALOGUES = ("u", "su", "uau")
 _ROLES = {"s": "system", "u": "user", "a": "assistant", "t": "tool"}
@@ -35,37 +31,37 @@ _ROLES = {"s": "system", "u": "user", "a": "assistant", "t": "tool"}
 
 @dataclass(frozen=True)
 class Turn:
-    """One turn of a text: its role and the text between its marks."""
+    """One turn of a rendered text."""
 
     role: str
     content: str
 
 
 @dataclass(frozen=True)
-class TurnStyle:
-    """What one template writes around contents; patterns are regular expressions.
+class ChatFormat:
+    """What one template writes around contents.
 
     Attributes:
-        name: for people.
-        leads: what may precede the first turn any number of times: BOS, padding.
-        starts: (pattern, role) of the opening of a text, best first.
-        joints: (role of a turn, pattern, role of the next), best first.
-        ends: what may close the last reply, best first; white space in them stands for any.
-        pads: what may fill up the text after that. Leads, ends and pads are plain text.
+        name: for messages.
+        leads: texts that may precede the first turn any number of times: BOS, padding.
+        starts: (regular expression, role) of the beginning of a text, best first.
+        separators: (role of a turn, regular expression of the separator, role of the next turn), best first.
+        ends: texts that may close the last reply, best first; their white space matches any white space.
+        pads: padding texts that may follow.
     """
 
     name: str
     leads: tuple[str, ...]
     starts: tuple[tuple[str, str], ...]
-    joints: tuple[tuple[str, str, str], ...]
+    separators: tuple[tuple[str, str, str], ...]
     ends: tuple[str, ...]
     pads: tuple[str, ...] = ()
 
     def split(self, text: str, *, first_reply_is_last: bool = False) -> list[Turn] | None:
-        """The turns of a rendered text, or None where it does not begin as this template's texts do.
+        """The turns of a rendered text, or None if it does not begin as this template's texts do.
 
         Args:
-            first_reply_is_last: everything after the first opening of a reply is that reply.
+            first_reply_is_last: everything after the beginning of the first reply is that reply.
         """
         lead = self._lead.match(text)
         position = lead.end() if lead else 0
@@ -76,7 +72,7 @@ class TurnStyle:
         return None
 
     def without_end(self, reply: str) -> str:
-        """A reply without what closes it, once, and without padding; without either, as it is."""
+        """A reply without padding and without the text that closes it, removed once."""
         end = _rstripped(reply, len(reply))
         unpadded = end
         while (pad := next((p for p in self.pads if reply.endswith(p, 0, unpadded)), None)) is not None:
@@ -91,7 +87,7 @@ class TurnStyle:
     def _split_from(self, text: str, position: int, role: str, first_reply_is_last: bool) -> list[Turn]:
         turns: list[Turn] = []
         while not (first_reply_is_last and role == "assistant"):
-            pattern = self._joints.get(role)
+            pattern = self._separators.get(role)
             found = pattern.search(text, position) if pattern else None
             if found is None:
                 break
@@ -109,23 +105,23 @@ class TurnStyle:
         return [(re.compile(pattern), role) for pattern, role in self.starts]
 
     @cached_property
-    def _joints(self) -> dict[str, re.Pattern[str]]:
+    def _separators(self) -> dict[str, re.Pattern[str]]:
         groups: dict[str, list[str]] = {}
-        for role, pattern, following in self.joints:
+        for role, pattern, following in self.separators:
             known = groups.setdefault(role, [])
             known.append(f"(?P<{following}_{len(known)}>{pattern})")
         return {role: re.compile("|".join(patterns)) for role, patterns in groups.items()}
 
 
 def _rstripped(text: str, end: int) -> int:
-    """Where text[:end] ends without the white space at its end."""
+    """End of text[:end] without trailing white space."""
     while end > 0 and text[end - 1].isspace():
         end -= 1
     return end
 
 
 def _before(text: str, end: int, parts: Sequence[str]) -> int | None:
-    """Where parts, with any white space between them, begin if text[:end] ends with them."""
+    """Start of `parts`, separated by any white space, if text[:end] ends with them."""
     for part in reversed(parts):
         end = _rstripped(text, end)
         if not text.endswith(part, 0, end):
@@ -141,23 +137,23 @@ def _any(patterns: Iterable[str]) -> str:
 # --- learned from a tokenizer ------------------------------------------------------------------------
 
 
-def learned_style(tokenizer: Any, name: str) -> TurnStyle | None:
-    """The style of a tokenizer's chat template, or None where its dialogues cannot be taken apart."""
+def learn_format(tokenizer: Any, name: str) -> ChatFormat | None:
+    """The format of a tokenizer's chat template, or None if its dialogues cannot be split."""
     starts: dict[str, str] = {}
-    joints: dict[tuple[str, str], str] = {}
+    separators: dict[tuple[str, str], str] = {}
     ends: dict[str, None] = {}
     for roles in _DIALOGUES:
         pieces = _pieces(tokenizer, roles, generate=False)
         if pieces is not None:
-            _learn(pieces, roles, starts, joints)
+            _learn(pieces, roles, starts, separators)
             ends[pieces[-1].strip()] = None
-    if not any(role == "user" for role in starts.values()) or "assistant" not in joints.values():
+    if not any(role == "user" for role in starts.values()) or "assistant" not in separators.values():
         return None
     for roles in _OPEN_DIALOGUES:
         pieces = _pieces(tokenizer, roles, generate=True)
-        # (A generation prompt that opens a reasoning block leaves the block to the reply.)
+        # (A reasoning block that the generation prompt opens belongs to the reply.)
         if pieces is not None and not _opens_reasoning(pieces[-1]):
-            joints.setdefault((roles[-1], pieces[-1]), "assistant")
+            separators.setdefault((roles[-1], pieces[-1]), "assistant")
     tokens = {kind: getattr(tokenizer, f"{kind}_token", None) or "" for kind in ("bos", "eos", "pad")}
     leads = tuple(tokens[kind] for kind in ("bos", "pad") if tokens[kind])
     lead = re.compile(rf"\s*(?:(?:{_any(map(re.escape, leads))})\s*)*" if leads else r"\s*")
@@ -165,13 +161,13 @@ def learned_style(tokenizer: Any, name: str) -> TurnStyle | None:
     added = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
     special = _longest_first(filter(None, added), str)
     closers = [*ends, *(_first_special(end, special) for end in ends), tokens["eos"]]
-    return TurnStyle(
+    return ChatFormat(
         name,
         leads,
         tuple((_literal(text), role) for text, role in _longest_first(opening.items(), lambda e: e[0]) if text),
         tuple(
             (_ROLES[role], _literal(text), following)
-            for (role, text), following in _longest_first(joints.items(), lambda e: e[0][1])
+            for (role, text), following in _longest_first(separators.items(), lambda e: e[0][1])
             if text.strip()
         ),
         tuple(end for end in dict.fromkeys(_longest_first(closers, str)) if end),
@@ -180,8 +176,8 @@ def learned_style(tokenizer: Any, name: str) -> TurnStyle | None:
 
 
 def _pieces(tokenizer: Any, roles: str, *, generate: bool) -> list[str] | None:
-    """What the template writes before, between and after the contents of a dialogue; None where they are not
-    written once each, in order."""
+    """What the template writes before, between and after the contents of a dialogue; None unless it writes each
+    content once, in order."""
     marks = [f"\ue200{index}\ue201" for index in range(len(roles))]
     messages = [{"role": _ROLES[role], "content": mark} for role, mark in zip(roles, marks, strict=True)]
     try:
@@ -197,15 +193,15 @@ def _pieces(tokenizer: Any, roles: str, *, generate: bool) -> list[str] | None:
     return [*pieces, text]
 
 
-def _learn(pieces: Sequence[str], roles: str, starts: dict[str, str], joints: dict[tuple[str, str], str]) -> None:
-    """Enter what one dialogue shows; where a text opens two roles (Mistral's system turn), it is the user's."""
+def _learn(pieces: Sequence[str], roles: str, starts: dict[str, str], separators: dict[tuple[str, str], str]) -> None:
+    """Add what one dialogue shows; a text that opens two roles (Mistral's system turn) is the user's."""
     first = _ROLES[roles[0]]
     if first == "user" or pieces[0] not in starts:
         starts[pieces[0]] = first
     for role, following, text in zip(roles, roles[1:], pieces[1:-1], strict=False):
         known = (role, text)
-        if known not in joints or _ROLES[following] == "user":
-            joints[known] = _ROLES[following]
+        if known not in separators or _ROLES[following] == "user":
+            separators[known] = _ROLES[following]
 
 
 def _opens_reasoning(text: str) -> bool:
@@ -213,13 +209,13 @@ def _opens_reasoning(text: str) -> bool:
 
 
 def _first_special(end: str, special: Sequence[str]) -> str:
-    """The first special token of what ends a dialogue, which a generation ends with."""
+    """The first special token of the end of a dialogue, with which a generation ends."""
     found = re.search(_any(map(re.escape, special)) or "(?!)", end)
     return found[0] if found else ""
 
 
 def _literal(text: str) -> str:
-    """A pattern of what a template writes; a date in it stands for any day (Llama-3.2 and others write today's)."""
+    """A pattern for a template's text; a date in it matches any day (Llama-3.2 and others write today's)."""
     pieces = []
     end = 0
     for found in _DATE.finditer(text):
@@ -240,28 +236,28 @@ def _end_of(pattern: re.Pattern[str], text: str) -> int:
 # --- known families ----------------------------------------------------------------------------------
 
 
-def framed_style(
+def framed_format(
     name: str,
     frames: dict[str, tuple[str, str]],
     ends: Sequence[str],
     *,
     leads: Sequence[str] = (),
     pads: Sequence[str] = (),
-) -> TurnStyle:
-    """A style in which every role has its own opening and closing.
+) -> ChatFormat:
+    """A format in which every role has its own opening and closing.
 
     Args:
-        frames: (opening, closing) patterns by role; a dialogue may open with any role but assistant and tool. A
-            reply without an opening of its own follows the user's turn only.
+        frames: (opening, closing) patterns by role. A dialogue may begin with any role but assistant and tool; a reply
+            without an opening only follows the user's turn.
     """
     starts = [(opening, role) for role, (opening, _) in frames.items() if role not in ("assistant", "tool")]
-    joints = [
+    separators = [
         (role, closing + opening, following)
         for role, (_, closing) in frames.items()
         for following, (opening, _) in frames.items()
         if opening or role == "user"
     ]
-    return TurnStyle(name, tuple(leads), tuple(starts), tuple(joints), tuple(ends), tuple(pads))
+    return ChatFormat(name, tuple(leads), tuple(starts), tuple(separators), tuple(ends), tuple(pads))
 
 
 def _chatml_role(role: str) -> tuple[str, str]:
@@ -274,14 +270,14 @@ def _llama3_role(role: str) -> tuple[str, str]:
 
 _LLAMA3_PADS = ("<|finetune_right_pad_id|>", "<|end_of_text|>", "[PAD]")
 FAMILIES = (
-    framed_style(
+    framed_format(
         "ChatML",
         {role: _chatml_role(role) for role in ("system", "user", "assistant", "tool")},
         ("<|im_end|>", "</s>"),
         leads=("<|endoftext|>", "<|begin_of_text|>", "<s>"),
         pads=("<|endoftext|>",),
     ),
-    framed_style(
+    framed_format(
         "Llama-3",
         {
             **{role: _llama3_role(role) for role in ("system", "user", "assistant")},
@@ -291,7 +287,7 @@ FAMILIES = (
         leads=("<|begin_of_text|>", *_LLAMA3_PADS),
         pads=_LLAMA3_PADS,
     ),
-    framed_style(
+    framed_format(
         "Gemma",
         {
             "user": (r"<start_of_turn>user\n", r"<end_of_turn>\s*"),
@@ -301,19 +297,19 @@ FAMILIES = (
         leads=("<bos>", "<pad>"),
         pads=("<pad>", "<eos>"),
     ),
-    framed_style(
+    framed_format(
         "Mistral",
         {"user": (r"\[INST\] ?", r" ?\[/INST\] ?"), "assistant": ("", r" ?</s>\s*(?:<s>\s*)?")},
         ("</s>",),
         leads=("<s>", "<pad>", "<unk>"),
         pads=("<pad>", "<unk>"),
     ),
-    framed_style(
+    framed_format(
         "plain (Human: / Assistant:)",
         {"user": ("Human: ?", r"\n\n"), "assistant": ("Assistant: ?", r"\n\n")},
         ("<|endoftext|>", "</s>"),
     ),
-    framed_style(
+    framed_format(
         "plain (User: / Assistant:)",
         {
             "user": ("(?:User|USER): ?", r"\s{1,2}"),

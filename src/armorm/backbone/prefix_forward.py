@@ -1,15 +1,12 @@
-"""Sharing: forward passes over prefix trees instead of padded batches, where they give the same features.
+"""Forward passes over prefix trees instead of padded batches, for models that give the same features with them.
 
-In:  a backbone; encoded conversations in lexicographic order.
-Out: their features, each shared beginning computed once; or the reason why this model cannot do that.
+How a model uses positions, masks and states is its own business, so each model is tested before a large piece of
+work: features of a small sample of that work from one tree are compared with those of each conversation alone. Models
+with another kind of state (Mamba), position biases in attention (ALiBi) or inputs beyond the given ones fail and run
+on plain batches.
 
-What a model does with positions, masks and states is its own affair, so nothing is taken on trust: before a large
-piece of work, features of a small sample of that work, taken from one tree, are compared with those of each
-conversation alone. A model that keeps a state of another kind (Mamba), adds positions to its attention (ALiBi) or
-reads past what it is handed fails that test and runs on plain batches.
-
-Layers can be compiled for one length of stream: norms, rotations and activations then cost one pass over memory
-each instead of many, which on a small model is a third of the time, and half a minute of compiling.
+Layers can be compiled for one stream length: norms, rotations and activations then cost one pass over memory instead
+of many, a third of the time of a small model, for half a minute of compilation.
 """
 
 from __future__ import annotations
@@ -31,14 +28,14 @@ from armorm.backbone.prefix_tree import PrefixTree, build_tree, shared_with_prev
 from armorm.backbone.tree_attention import UnsupportedAttentionError, only_tokens, tree_attention
 from armorm.backbone.tree_blocks import STREAM_MULTIPLE
 
-# How far features may be from those of the conversation alone, relative to their norm. Rounding gives 1e-6 and 2e-2;
-# a wrong mask or position 1e-1 and more.
+# Largest distance from the features of the conversation alone, relative to their norm. Rounding gives 1e-6 in float32
+# and 2e-2 in bfloat16; a wrong mask or position 1e-1 and more.
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 6e-2, torch.float16: 1e-2}
-# How models say that they cannot take positions, masks or states of the caller.
+# Errors of models that do not accept positions, masks or states from the caller.
 _UNSUPPORTED = (AttributeError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError)
 SAMPLE_TOKENS = 1536
-# Layers that are no more than attention and a feed-forward part, each behind its norm and added to the stream: behind
-# the last one's attention, only the tokens whose state is asked for are computed.
+# Layers of just attention and an MLP, each after its norm and added to the residual stream: after the attention of the
+# last one, only the tokens whose states are needed are computed.
 _PLAIN_LAYERS = {"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer"}
 
 
@@ -47,8 +44,7 @@ class SharedForward:
     """Forward passes of one backbone over trees.
 
     Args:
-        compiled: compile the layers; every stream is then filled up to `length`.
-        length: tokens of a compiled stream.
+        compiled: compile the layers; every stream is then padded to `length` tokens.
     """
 
     backbone: Backbone
@@ -65,7 +61,7 @@ class SharedForward:
     @torch.inference_mode()
     def features(self, tree: PrefixTree) -> tuple[np.ndarray, np.ndarray]:
         """Prompt and response features (m, d) float32 of a tree's conversations."""
-        # (On a GPU attention is compiled for one length, whatever the layers are.)
+        # (On a GPU attention is compiled for one length in any case.)
         fixed = self.compiled or self.backbone.device.type == "cuda"
         multiple = max(self.length, STREAM_MULTIPLE) if fixed else STREAM_MULTIPLE
         stream = tree.padded(-(-len(tree) // multiple) * multiple)
@@ -87,7 +83,7 @@ class SharedForward:
 
     @contextmanager
     def _swapped(self) -> Iterator[None]:
-        """Within the block the layers are the compiled ones."""
+        """Use the compiled layers within the block."""
         for layer, call in zip(self._layers, self._calls, strict=True):
             layer._compiled_call_impl = call
         try:
@@ -104,16 +100,16 @@ def _compiled_call(layer: nn.Module) -> Any:
 
 
 def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
-    """The list of a decoder's layers: the first that is as long as the config says.
+    """The list of a decoder's layers: the first one as long as the config says.
 
     Raises:
-        UnsupportedAttentionError: where there is none.
+        UnsupportedAttentionError: if there is none.
     """
     count = model.config.get_text_config().num_hidden_layers
     for module in model.modules():
         if isinstance(module, nn.ModuleList) and len(module) == count:
             return module
-    raise UnsupportedAttentionError("its layers stand in no list")
+    raise UnsupportedAttentionError("its layers are not in a ModuleList")
 
 
 def _attend(layer: Any, states: torch.Tensor, options: dict[str, Any]) -> torch.Tensor:
@@ -124,7 +120,7 @@ _compiled_attend = torch.compile(_attend, dynamic=False)
 
 
 class _LastLayer(nn.Module):
-    """The last layer of a plain decoder, for some of the tokens."""
+    """The last layer of a plain decoder, computed for some of the tokens."""
 
     def __init__(self, layer: Any, rows: np.ndarray, attend: Callable[..., torch.Tensor]) -> None:
         super().__init__()
@@ -141,7 +137,7 @@ class _LastLayer(nn.Module):
 
 @contextmanager
 def _only(model: PreTrainedModel, rows: np.ndarray, attend: Callable[..., torch.Tensor] = _attend) -> Iterator[bool]:
-    """Within the block a plain decoder gives the states of those rows alone; yields whether it is one."""
+    """Within the block a plain decoder returns the states of these rows only; yields whether the model is one."""
     try:
         layers = decoder_layers(model)
     except UnsupportedAttentionError:
@@ -206,15 +202,12 @@ def sharing_fault(shared: Callable[[], Sequence[np.ndarray]], alone: Sequence[np
 
 
 def sample(conversations: Sequence[EncodedConversation], shared: np.ndarray, window: int | None) -> list[int]:
-    """A few conversations to compare on: those that share the most, from several places, up to `SAMPLE_TOKENS`.
+    """Rows to test a model on: those that share most and some spread over the work, up to `SAMPLE_TOKENS`.
 
     Args:
         conversations: all of the work, in lexicographic order.
-        shared: (n,) tokens each has in common with the one before.
-        window: the model's sliding window; one conversation beyond it is among the sample, where there is one.
-
-    Returns:
-        rows in order.
+        shared: (n,) tokens each has in common with the previous one.
+        window: the model's sliding window; the sample includes a conversation longer than it, if any.
     """
     lengths = np.array([len(conversation) for conversation in conversations])
     chosen: set[int] = set()
@@ -238,14 +231,14 @@ def sample(conversations: Sequence[EncodedConversation], shared: np.ndarray, win
 
 
 def can_compile(device: torch.device) -> bool:
-    """Whether layers can be compiled: on a processor that takes a C++ compiler."""
+    """Whether layers can be compiled; on a CPU this needs a C++ compiler."""
     return device.type == "cuda" or any(shutil.which(name) for name in ("g++", "clang++", "c++"))
 
 
 def flops_per_token(model: nn.Module) -> int:
-    """Operations of a forward pass for one token: two for each weight of a matrix that tokens are multiplied with.
+    """FLOPs of a forward pass per token: two per weight of a matrix multiplication.
 
-    Attention between tokens is left out; an embedding is looked up, not multiplied with.
+    Excludes attention scores and embeddings, which are looked up.
     """
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     return 2 * sum(p.numel() for p in model.parameters() if p.dim() >= 2 and id(p) not in embeddings)

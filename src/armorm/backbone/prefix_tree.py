@@ -1,21 +1,20 @@
-"""Prefix trees: conversations laid into one sequence so that what they share is computed once.
+"""Prefix trees: conversations laid out in one sequence, so that what they share is computed once.
 
-In:  token ids of conversations in lexicographic order.
-Out: batches of them, and for each batch a `PrefixTree`: a stream of tokens in which a beginning that several
-     conversations share stands once, whatever it is: a prompt, a system turn, the first words of a reply.
+A prefix that several conversations share (a prompt, a system turn, the first words of a reply) occurs once in the
+stream of tokens:
 
     conversation 1   a b c d e          stream     a b c d e f g h
     conversation 2   a b c f            position   0 1 2 3 4 3 2 3
     conversation 3   a b g h            end        8 8 6 5 5 6 8 8
 
-The stream is the tree in depth-first order. The descendants of the token at p are the tokens p .. end[p] - 1, so
-p is visible to q exactly where p <= q < end[p], and the position of a token is its depth. Causal attention under
-that rule, with those positions, gives every token the state that it has in its own conversation.
+The stream is the tree in depth-first order. The descendants of the token at p are the tokens p .. end[p] - 1, so p is
+visible to q if and only if p <= q < end[p], and the position of a token is its depth. Causal attention with this mask
+and these positions gives each token the state that it has in its own conversation.
 
-In lexicographic order a conversation shares the most with its neighbour, so one pass over neighbours finds the
-whole tree, and any run of conversations is a tree of its own: a batch is a run whose tokens fit the budget. On
-truthfulqa (18,268 answers to 817 questions, armorm-tiny's tokenizer) 2.63 tokens are asked for one computed;
-sharing up to the gate alone would give 1.98.
+In lexicographic order a conversation shares most with its neighbours, so one pass over neighbours finds the whole
+tree, and any run of consecutive conversations is a tree of its own: a batch is a run whose tokens fit the budget. On
+truthfulqa (18,268 answers to 817 questions, armorm-tiny's tokenizer) 2.63 tokens are requested per computed token;
+sharing only up to the gate would give 1.98.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-_HEAD = 64  # ids by which sequences are compared first
+_HEAD = 64  # ids that sequences are sorted by first
 
 
 @dataclass(frozen=True)
@@ -34,10 +33,9 @@ class PrefixTree:
 
     Attributes:
         ids: (t,) int64.
-        positions: (t,) int64, the place of each token in its conversation.
+        positions: (t,) int64, position of each token in its conversation.
         ends: (t,) int64, one past the last descendant of each token.
-        gates: (m,) int64, where in the stream each conversation has its gate.
-        lasts: (m,) int64, where each conversation ends.
+        gates, lasts: (m,) int64, stream indices of the gate and of the last token of each conversation.
     """
 
     ids: np.ndarray
@@ -50,7 +48,7 @@ class PrefixTree:
         return len(self.ids)
 
     def padded(self, length: int) -> PrefixTree:
-        """The stream filled up to a length with tokens that are conversations of their own."""
+        """The stream padded to a length with tokens that are conversations of their own."""
         more = length - len(self)
         if more <= 0:
             return self
@@ -64,20 +62,19 @@ class PrefixTree:
         )
 
     def runs(self) -> tuple[np.ndarray, np.ndarray]:
-        """First tokens, and one past the last, of the stretches in which every token follows its parent."""
+        """Start and end (exclusive) of each run of tokens that follow their parents directly."""
         first = np.flatnonzero(np.concatenate([[True], self.ends[:-1] <= np.arange(1, len(self))]))
         return first, np.append(first[1:], len(self))
 
     def ancestors(self, token: int) -> np.ndarray:
-        """Stream indices of the tokens before one in its conversation, first to last."""
+        """Stream indices of the tokens before a token in its conversation, in order."""
         return np.flatnonzero(self.ends[:token] > token)
 
 
 def lexicographic_order(sequences: Sequence[np.ndarray]) -> np.ndarray:
-    """Indices (n,) of the sequences in the order of their ids, so that what begins alike stands together.
+    """Indices (n,) that sort the sequences by their ids.
 
-    All are compared by their first ids, then those that are alike so far by all of theirs: memory is 512 bytes a
-    sequence for a moment, whatever their lengths.
+    Sorts by the first ids, then ties by all ids: it temporarily needs 512 bytes per sequence, whatever the lengths.
     """
     heads = np.zeros((len(sequences), _HEAD), ">i4")
     for row, sequence in enumerate(sequences):
@@ -95,7 +92,7 @@ def lexicographic_order(sequences: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def shared_with_previous(sequences: Sequence[np.ndarray]) -> np.ndarray:
-    """(n,) int64: how many ids each sequence has in common with the one before it, from the beginning on."""
+    """(n,) int64: length of the common prefix of each sequence and the previous one."""
     shared = np.zeros(len(sequences), np.int64)
     for i in range(1, len(sequences)):
         first, second = sequences[i - 1], sequences[i]
@@ -110,8 +107,8 @@ def tree_batches(lengths: np.ndarray, shared: np.ndarray, budget: int) -> list[t
     """Runs [start, stop) of conversations in order, each of at most `budget` tokens to compute.
 
     Args:
-        lengths, shared: (n,) tokens of each conversation, and those it shares with the one before.
-        budget: a conversation beyond it stands alone.
+        lengths, shared: (n,) tokens of each conversation, and those it shares with the previous one.
+        budget: a longer conversation is a batch of its own.
     """
     batches: list[tuple[int, int]] = []
     start = total = 0
@@ -130,16 +127,16 @@ def build_tree(sequences: Sequence[np.ndarray], gates: Sequence[int], shared: Se
     Args:
         sequences: ids of m >= 1 conversations in lexicographic order.
         gates: (m,) gate position of each.
-        shared: (m,) ids in common with the one before; the first is ignored.
+        shared: (m,) ids in common with the previous one; the first is ignored.
     """
-    path = np.empty(max(map(len, sequences)), np.int64)  # where the tokens of the present conversation stand
+    path = np.empty(max(map(len, sequences)), np.int64)  # stream indices of the current conversation
     ids, positions = [], []
     ends_at: list[tuple[np.ndarray, int]] = []
     gate_places, last_places = np.empty(len(sequences), np.int64), np.empty(len(sequences), np.int64)
     size = depth = 0
     for row, sequence in enumerate(sequences):
         common = int(shared[row]) if row else 0
-        ends_at.append((path[common:depth].copy(), size))  # what leaves the path has all its descendants
+        ends_at.append((path[common:depth].copy(), size))  # tokens that leave the path have all their descendants
         depth, new = len(sequence), len(sequence) - common
         path[common:depth] = np.arange(size, size + new)
         ids.append(sequence[common:])

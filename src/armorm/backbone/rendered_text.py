@@ -1,13 +1,10 @@
-"""Rendered text and token ids, back to conversations.
+"""Read conversations from rendered text or token ids, to be rendered again by the model's own template.
 
-In:  text as some chat template wrote it, with the template's tokens in it; or its prompt and what follows.
-Out: a `Conversation`, to be written again by the model's own template; or one clear sentence.
-
-Where the prompt is given beside the text, it is the exact prefix: all that follows is one response, whatever
-stands in it. Where it is not, the text is split by the first style that it begins like: that of the policy's
-tokenizer if the server knows it, the model's own, then the families of `turns.py`. Such text cannot tell a
-turn from a response that wrote one, so more than one assistant turn is refused unless the server was told how
-to read it (`ServingSettings.rendered_turns`). An end token that closes the reply is taken off, once.
+If the prompt is given with the text, it is the exact prefix, and everything after it is one response. Otherwise the
+text is split by the first format that matches its beginning: of the policy's tokenizer if known, the model's own, then
+the families of `chat_formats`. Such text cannot tell a turn from a response that imitates one, so text with several
+assistant turns is rejected unless the server is configured how to read it (`ServingSettings.rendered_turns`). An end
+token that closes the reply is removed once.
 """
 
 from __future__ import annotations
@@ -18,34 +15,34 @@ from typing import Any, Literal
 
 import numpy as np
 
-from armorm.backbone.chat_formats import FAMILIES, Turn, learned_style
+from armorm.backbone.chat_formats import FAMILIES, Turn, learn_format
 from armorm.backbone.chat_template import ChatTemplate, EncodedConversation
 from armorm.conversation import Conversation
 from armorm.errors import ConversationError, shown
 
 RenderedTurns = Literal["refuse", "single", "multi"]
 
-# Template tokens of widespread models: a prompt that holds one was rendered by some template.
+# Template tokens of widespread models: a prompt that contains one was rendered by some template.
 _TOKEN = re.compile(r"<[|｜][^|｜<>\s]{1,40}[|｜]>|\[/?INST\]|</?s>|<(?:start|end)_of_turn>|<bos>|<eos>")
 _WHITE = re.compile(r"\s{0,4}")
 
 
 class EmptyResponseError(ConversationError):
-    """A response without text, which no model can rate."""
+    """A response without text, which cannot be scored."""
 
     def __init__(self, field: str = "") -> None:
         super().__init__("found an empty response, expected text", field)
 
 
 class RenderedReader:
-    """Reads what other templates wrote.
+    """Reads text that other templates rendered.
 
     Args:
         template: of the reward model.
-        vocabulary: rows of its embedding; ids outside are refused.
-        turns: what is done about text with several assistant turns.
-        policy_tokenizer: of the model whose text is read, where it is known.
-        max_characters: longer texts are refused unread, None for no limit.
+        vocabulary: size of its embedding; other ids are rejected.
+        turns: how to treat text with several assistant turns.
+        policy_tokenizer: of the model that the text comes from, if known.
+        max_characters: longer texts are rejected unread, None for no limit.
     """
 
     def __init__(
@@ -58,10 +55,10 @@ class RenderedReader:
     ) -> None:
         self.vocabulary, self.turns, self.max_characters = vocabulary, turns, max_characters
         learned = [
-            learned_style(policy_tokenizer, "the policy tokenizer's") if policy_tokenizer is not None else None,
-            learned_style(template.tokenizer, "the model's own"),
+            learn_format(policy_tokenizer, "the policy tokenizer's") if policy_tokenizer is not None else None,
+            learn_format(template.tokenizer, "the model's own"),
         ]
-        self.styles = [style for style in learned if style is not None] + list(FAMILIES)
+        self.formats = [chat_format for chat_format in learned if chat_format is not None] + list(FAMILIES)
         self._gate_pattern = template.gate_pattern()
         sample = template.encode([Conversation.from_prompt("a", "b")])[0]
         self._bos_id = template.bos_id if sample.ids[0] == template.bos_id else None
@@ -70,42 +67,42 @@ class RenderedReader:
         """The conversation in a rendered text.
 
         Raises:
-            ConversationError: for text that no style reads, that ends without a reply, or whose turns cannot be
+            ConversationError: for text that no format matches, that ends without a reply, or whose turns cannot be
                 told from text.
         """
         whole = self._checked(text, "text")
-        for style in self.styles:
-            turns = style.split(whole, first_reply_is_last=self.turns == "single")
+        for chat_format in self.formats:
+            turns = chat_format.split(whole, first_reply_is_last=self.turns == "single")
             if turns is not None:
                 self._require_certain(turns)
                 return _assembled(turns[:-1], turns[-1].content)
         raise ConversationError(
-            f"found no turns of a known template ({', '.join(style.name for style in self.styles)}); "
+            f"found no turns of a known template ({', '.join(chat_format.name for chat_format in self.formats)}); "
             "expected text rendered by one of them, or messages; --policy-tokenizer names another one"
         )
 
     def continuation(self, text: object, prompt: object) -> Conversation:
-        """The conversation of a rendered prompt and all that follows it in a text.
+        """The conversation of a rendered prompt and the text after it.
 
         Raises:
-            ConversationError: for text that does not begin with its prompt, or a prompt of an unknown template.
+            ConversationError: for text that does not begin with the prompt, or a prompt of an unknown template.
         """
         whole, start = self._checked(text, "query"), self._checked(prompt, "prompt")
         rest = self._after(whole, start)
         white = _WHITE.match(rest)
         space = white[0] if white else ""
-        for style in self.styles:
-            # (Mistral's template writes a space after the prompt, and so before the reply: it is the template's.)
-            turns = style.split(start + space)
+        for chat_format in self.formats:
+            # (Mistral's template writes a space between prompt and reply, which belongs to neither.)
+            turns = chat_format.split(start + space)
             if turns is None:
                 continue
             if turns[-1].role == "assistant":
-                return _assembled(turns[:-1], style.without_end(turns[-1].content + rest[len(space) :]))
-            return _assembled(style.split(start) or turns, style.without_end(rest))
+                return _assembled(turns[:-1], chat_format.without_end(turns[-1].content + rest[len(space) :]))
+            return _assembled(chat_format.split(start) or turns, chat_format.without_end(rest))
         if _TOKEN.search(start):
             raise ConversationError(
                 "found template tokens of no known template; expected one of "
-                f"{', '.join(style.name for style in self.styles)}; --policy-tokenizer names another one",
+                f"{', '.join(chat_format.name for chat_format in self.formats)}; --policy-tokenizer names another one",
                 "prompt",
             )
         return _assembled([Turn("user", start)], self._without_any_end(rest))
@@ -114,7 +111,7 @@ class RenderedReader:
         """A conversation in the model's own token ids.
 
         Raises:
-            ConversationError: for ids that are none, or in which the gate cannot be placed.
+            ConversationError: for invalid ids, or ids without the gate pattern.
         """
         for place, value in enumerate(ids):
             if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < self.vocabulary:
@@ -158,10 +155,10 @@ class RenderedReader:
             raise ConversationError(f"the text ends with a turn of role {turns[-1].role!r}, expected the reply last")
 
     def _after(self, text: str, prompt: str) -> str:
-        """What follows the prompt; where decoding changed white space or BOS, those are overlooked."""
+        """The text after the prompt, ignoring differences of white space and BOS that decoding may cause."""
         if text.startswith(prompt):
             return text[len(prompt) :]
-        leads = sorted({lead for style in self.styles for lead in style.leads}, key=len, reverse=True)
+        leads = sorted({lead for chat_format in self.formats for lead in chat_format.leads}, key=len, reverse=True)
         pattern = re.compile(rf"\s*(?:(?:{'|'.join(map(re.escape, leads))})\s*)*")
         i, j = (found.end() if (found := pattern.match(whole)) else 0 for whole in (prompt, text))
         if text.startswith(prompt[i:], j):
@@ -178,13 +175,13 @@ class RenderedReader:
         return text[j:]
 
     def _without_any_end(self, reply: str) -> str:
-        return next((cut for style in self.styles if (cut := style.without_end(reply)) != reply), reply)
+        return next((cut for chat_format in self.formats if (cut := chat_format.without_end(reply)) != reply), reply)
 
 
 def _several(replies: int) -> str:
     return (
         f"found {replies} assistant turns, and text cannot tell a turn from a response that writes one: send messages "
-        "(or the prompt beside it), or start the server with --rendered-turns single or multi"
+        "(or the prompt with the text), or start the server with --rendered-turns single or multi"
     )
 
 

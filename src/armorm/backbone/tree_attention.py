@@ -1,18 +1,15 @@
-"""Attention over a prefix tree, for any model that takes its attention from transformers' registry.
+"""Attention over a prefix tree, for any model that takes its attention from the registry of transformers.
 
-In:  queries, keys and values of one stream of tokens, and the `PrefixTree` it was laid out by.
-Out: what each token gets from attending to itself and to the tokens before it in its own conversation.
+On a CPU the stream is cut into blocks of queries. The queries of a block can only see the ancestors of its first token
+and the block itself, because the descendants of a token are contiguous. Blocks with about as many ancestors are
+computed together: keys and values are gathered, then torch's fused attention is applied under a mask. The cost grows
+with what the conversations need instead of the square of the stream. The block size minimises the estimated cost:
+short for short conversations, long if many keys are gathered per block. A long run of tokens without a branch, with
+few tokens before it, is computed as an ordinary causal square, of which half is skipped. On a GPU the same mask is
+given to `flex_attention`.
 
-On a processor the stream is cut into blocks of queries. All that the queries of a block can see are the
-ancestors of its first token and the block itself, because the descendants of a token stand together. Blocks with
-about as many ancestors are computed together: keys and values gathered, then torch's fused attention under a mask.
-Work then follows what the conversations ask for rather than the square
-of the stream. The block is as long as makes the least work: short where conversations are short, long where many
-keys are gathered for each block. A long run of tokens without a branch, with little before it, needs none of this: it
-is an ordinary causal square, of which half is skipped. On a GPU the same rule is the mask of `flex_attention`.
-
-Sliding windows and caps on the logits are done here; a model that hands its attention anything else (sinks, biases
-of positions) raises `UnsupportedAttentionError` and is computed without sharing.
+Sliding windows and capped logits are supported; a model whose attention uses anything else (sinks, position biases)
+raises `UnsupportedAttentionError` and runs without sharing.
 """
 
 from __future__ import annotations
@@ -39,7 +36,7 @@ _TREE: ContextVar[TreeAttention | None] = ContextVar("tree", default=None)
 
 
 class UnsupportedAttentionError(ValueError):
-    """A model whose attention needs something that a prefix tree cannot give it."""
+    """The model's attention uses something that prefix trees do not support."""
 
 
 class TreeAttention:
@@ -49,7 +46,7 @@ class TreeAttention:
         tree: its length a multiple of the largest block.
 
     Attributes:
-        only: stream indices of the tokens whose output is asked for, None for all (on a processor; the others' is 0).
+        only: stream indices of the tokens whose output is needed, None for all (on a CPU; other outputs are 0).
     """
 
     only: np.ndarray | None = None
@@ -89,7 +86,7 @@ class TreeAttention:
         squares, places = self.plan.squares() if window is None and softcap is None else ([], torch.empty(0))
         blocks = self.plan.blocks(heads, kv_heads, window, bool(squares), self.only, query.dtype, query.device)
         size, count = blocks.size, t // blocks.size
-        # (Token by token, heads inside: rows to gather are long, and projections lie in memory that way.)
+        # (Tokens outside, heads inside: gathered rows are long, and this is how projections lie in memory.)
         q, k, v = (part[0].transpose(0, 1).reshape(t, -1) for part in (query, key, value))
         out = (query.new_empty if self.only is None else query.new_zeros)(count, size, heads, d_v)
         queries = q.view(count, size, heads, d)[blocks.order].transpose(1, 2)
@@ -119,9 +116,10 @@ class TreeAttention:
         scaling: float,
         out: torch.Tensor,
     ) -> None:
-        """Attention of one square, given with all before its run as (1, heads, n, ..), into `out` (1, t, heads, d)."""
+        """Write the attention of one square, whose inputs (1, heads, n, ..) include the tokens before its run, to `out`
+        (1, t, heads, d)."""
         if self.only is None:
-            attended = _attend_causally(query, key, value, scaling)  # (Of the tokens before it too: they are few.)
+            attended = _attend_causally(query, key, value, scaling)  # (Includes the few tokens before it.)
             out[:, square.start : square.stop] = attended[:, :, square.before :].transpose(1, 2)
             return
         asked = self.only[(self.only >= square.start) & (self.only < square.stop)]
@@ -162,10 +160,10 @@ class TreeAttention:
         return out.transpose(1, 2)
 
     def block_mask(self, window: int | None, device: torch.device) -> Any:
-        """The mask of `flex_attention`: which blocks of keys a block of queries sees in part, and which as a whole.
+        """The mask of `flex_attention`: which blocks of keys a block of queries sees partly, and which entirely.
 
-        A block of earlier keys is seen by some query if one of its tokens has the first query below it, and by every
-        query if all of its tokens have the last one below them. (Under a window every block is looked into.)
+        An earlier block of keys is visible to some query if one of its tokens is an ancestor of the first query, and to
+        all queries if all its tokens are ancestors of the last one. (With a window all blocks are treated as partial.)
         """
         from torch.nn.attention.flex_attention import BlockMask
 
@@ -187,7 +185,7 @@ class TreeAttention:
 
 
 def _counts_and_places(blocks: np.ndarray, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """For each row of a mask of blocks, how many are seen, and where they are, those first."""
+    """For each row of a mask of blocks, the number of visible ones and the indices, visible ones first."""
     counts, places = blocks.sum(1), np.argsort(~blocks, 1, kind="stable")
     first, second = (torch.from_numpy(array.astype(np.int32))[None, None].to(device) for array in (counts, places))
     return first, second
@@ -214,7 +212,7 @@ def _attend_block(
 
 
 def _attend_causally(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float) -> torch.Tensor:
-    """Attention (1, heads, n, d_v) of n tokens, each after all before it."""
+    """Causal attention (1, heads, n, d_v) of n tokens."""
     grouped = query.shape[1] != key.shape[1]
     return nn.functional.scaled_dot_product_attention(
         query, key, value, is_causal=True, scale=scaling, enable_gqa=grouped
@@ -223,13 +221,13 @@ def _attend_causally(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
 
 @cache
 def _flex_attention(device: str) -> Any:
-    """Compiled where that pays; without compilation it computes the whole square, for tests."""
+    """Compiled on a GPU; uncompiled, for tests, it computes the whole square."""
     from torch.nn.attention.flex_attention import flex_attention
 
     return torch.compile(flex_attention, dynamic=False) if device == "cuda" else flex_attention
 
 
-# An operator of its own, so that a compiled layer stays in one piece: the present tree is no argument of the layer.
+# A custom operator, so that a compiled layer stays one graph: the current tree is not an argument of the layer.
 @torch.library.custom_op("armorm::tree_attention", mutates_args=())
 def _tree_attention(
     query: torch.Tensor,
@@ -268,7 +266,7 @@ def _attention(
     softcap: float | None = None,
     **others: Any,
 ) -> tuple[torch.Tensor, None]:
-    """What a model's attention layer calls."""
+    """The attention function registered with transformers."""
     unknown = sorted(name for name, given in others.items() if given is not None and name not in _IGNORED)
     if unknown or others.get("is_causal") is False:
         raise UnsupportedAttentionError(f"its attention uses {', '.join(unknown) or 'no causal order'}")
@@ -283,7 +281,7 @@ AttentionMaskInterface.register(NAME, lambda *arguments, **options: None)
 
 @contextmanager
 def tree_attention(model: PreTrainedModel, tree: PrefixTree) -> Iterator[None]:
-    """Within the block, forward passes of the model are over that tree's stream."""
+    """Within the block, forward passes of the model are over the stream of this tree."""
     configs = _attention_configs(model)
     before = [config._attn_implementation for config in configs]
     token = _TREE.set(TreeAttention(tree))
@@ -299,7 +297,7 @@ def tree_attention(model: PreTrainedModel, tree: PrefixTree) -> Iterator[None]:
 
 @contextmanager
 def only_tokens(rows: np.ndarray) -> Iterator[None]:
-    """Within the block (inside of `tree_attention`) attention is asked for these tokens of the stream alone."""
+    """Within the block (inside of `tree_attention`) attention is computed for these tokens of the stream only."""
     tree = _TREE.get()
     assert tree is not None
     tree.only = rows
@@ -310,7 +308,7 @@ def only_tokens(rows: np.ndarray) -> Iterator[None]:
 
 
 def _attention_configs(model: PreTrainedModel) -> list[Any]:
-    """The configs that the model's layers read; a multimodal model has several."""
+    """The configs that the layers read; a multimodal model has several."""
     configs = {
         id(config): config for module in model.modules() if (config := getattr(module, "config", None)) is not None
     }

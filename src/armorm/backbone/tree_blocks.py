@@ -1,8 +1,4 @@
-"""How attention over a prefix tree is cut up on a processor: which blocks go together, which runs are squares.
-
-In:  a `PrefixTree`, the shape of an attention layer.
-Out: `Blocks` of queries with the keys they see, and `Square`s; plain numbers and masks, nothing is attended to here.
-"""
+"""How attention over a prefix tree is divided on a CPU: blocks computed together, and runs computed as squares."""
 
 from __future__ import annotations
 
@@ -15,11 +11,11 @@ from armorm.backbone.prefix_tree import PrefixTree
 
 BLOCK_SIZES = (32, 64, 128)
 STREAM_MULTIPLE = BLOCK_SIZES[-1]
-# A run is a square of its own from so many tokens on, if what stands before it is at most this share of it.
+# A run of at least this many tokens is a square if the tokens before it are at most this share of it.
 _SQUARE_TOKENS, _SQUARE_BEFORE = 64, 1 / 3
-_KEYS = 4096  # gathered for one chunk, unless a single block has more: a few megabytes
-# Cost of a score by the size of its block, of gathering a key and its value for one head, and of one chunk (nanoseconds
-# on two cores with AVX2; only their ratios matter, and only for the choice of the block).
+_KEYS = 4096  # gathered for one chunk (a few megabytes), unless a single block has more
+# Cost of a score by block size, of gathering a key and its value for one head, and of one chunk (nanoseconds on two
+# cores with AVX2; only the ratios matter, and only for the choice of the block size).
 _SCORE_COST = {32: 3.3, 64: 2.6, 128: 2.3}
 _GATHER_COST, _CHUNK_COST = 10.0, 60_000.0
 
@@ -29,9 +25,9 @@ class Chunk:
     """Blocks with about as many ancestors, computed together: G blocks of Q queries, K keys.
 
     Attributes:
-        start, stop: places of the blocks in the order of computing.
+        start, stop: range of the blocks in the order of computation.
         keys: (G * K,) stream indices of the keys.
-        bias: (G, 1, Q, K), 0 where a key is visible, else the least number.
+        bias: (G, 1, Q, K), 0 for visible keys, else the smallest number.
     """
 
     start: int
@@ -42,12 +38,12 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Square:
-    """A run with all that stands before it in its conversation.
+    """A run with all tokens before it in its conversation.
 
     Attributes:
         start, stop: of the run.
-        before: tokens before it.
-        place: of the first of them among the gathered tokens of all squares.
+        before: number of tokens before it.
+        place: index of the first of them among the gathered tokens of all squares.
     """
 
     start: int
@@ -57,7 +53,7 @@ class Square:
 
     @property
     def end(self) -> int:
-        """One past its last place."""
+        """End (exclusive) of its gathered tokens."""
         return self.place + self.before + self.stop - self.start
 
 
@@ -69,11 +65,7 @@ class Blocks:
 
 
 class TreePlan:
-    """How the attention of one stream is cut up.
-
-    Args:
-        tree: its length a multiple of the largest block.
-    """
+    """How the attention of one stream, a multiple of the largest block long, is divided."""
 
     def __init__(self, tree: PrefixTree) -> None:
         if len(tree) % STREAM_MULTIPLE:
@@ -84,7 +76,7 @@ class TreePlan:
         self._squares: tuple[list[Square], torch.Tensor] | None = None
 
     def squares(self) -> tuple[list[Square], torch.Tensor]:
-        """The runs that are computed as squares of their own, and the stream indices of all their tokens in turn."""
+        """The runs that are computed as squares, and the stream indices of their tokens, one square after another."""
         if self._squares is None:
             squares, places, size = [], [np.empty(0, np.int64)], 0
             for start, stop in zip(*(ends.tolist() for ends in self.tree.runs()), strict=True):
@@ -108,11 +100,11 @@ class TreePlan:
         dtype: torch.dtype,
         device: torch.device,
     ) -> Blocks:
-        """Which blocks are computed together; the same for every layer of one shape.
+        """Which blocks are computed together; the same for all layers of one shape.
 
         Args:
-            squares: whether the long runs are computed apart, as squares.
-            only: stream indices of the tokens whose output is asked for, None for all.
+            squares: long runs are computed separately, as squares.
+            only: stream indices of the tokens whose output is needed, None for all.
         """
         key = (heads, kv_heads, window, squares, None if only is None else only.tobytes(), dtype, device)
         if key not in self._blocks:
@@ -122,7 +114,7 @@ class TreePlan:
         return self._blocks[key]
 
     def _needed(self, squares: bool, only: np.ndarray | None) -> np.ndarray:
-        """Mask (t,) of the tokens that blocks have to compute."""
+        """Mask (t,) of the tokens to compute in blocks."""
         needed = np.ones(len(self.tree), bool)
         if only is not None:
             needed[:] = False
@@ -132,7 +124,7 @@ class TreePlan:
         return needed
 
     def _widths(self, size: int, needed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Blocks that hold needed tokens, and the keys of each, rounded up."""
+        """Blocks with needed tokens, and the number of keys of each, rounded up."""
         blocks = np.flatnonzero(needed.reshape(-1, size).any(1))
         first = self._ancestors[:: size // BLOCK_SIZES[0]]
         return blocks, np.array([_rounded(len(first[block])) + size for block in blocks], np.int64)
@@ -179,12 +171,12 @@ class TreePlan:
 
 
 def visible_bias(visible: np.ndarray, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """0 where a key is visible, else the least number."""
+    """0 for visible keys, else the smallest number."""
     bias = torch.zeros(visible.shape, dtype=dtype)
     return bias.masked_fill_(torch.from_numpy(~visible), torch.finfo(dtype).min).to(device)
 
 
 def _rounded(ancestors: int) -> int:
-    """A few widths rather than many, so that blocks can be computed together; an eighth more at most, or 31 keys."""
+    """Round up by at most an eighth, or 31 keys, so that more blocks have equal widths and are computed together."""
     step = max(32, 1 << max(0, (ancestors - 1).bit_length() - 3))
     return -(-ancestors // step) * step

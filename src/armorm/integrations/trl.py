@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Union, overload
@@ -81,10 +81,9 @@ def reward_funcs(
         ConversationError: when called, for a completion that cannot be scored.
     """
     source = source_of(model)
-    shared = _SharedPass(source, normalize, debiased, refused, contributions=log_file is not None)
-    log = None if log_file is None else _SampleLog(log_file)
+    shared = _SharedPass(source, normalize, debiased, refused, log_file)
     if objectives is None:
-        return _function("armorm", lambda found: found.scores, shared, logs=True, log=log)
+        return shared.function("armorm", lambda found: found.scores, logs=True)
     if isinstance(objectives, str) or not objectives:
         raise IntegrationError(f"objectives: found {objectives!r}, expected a list of names, or None for the score")
     names = objective_names(source)
@@ -97,15 +96,8 @@ def reward_funcs(
                 f"objective {name!r}: the others are debiased against it, so it has no debiased reward"
             )
         column = names.index(name)
-        functions.append(
-            _function(
-                name,
-                lambda found, i=column: found.columns[:, i],  # type: ignore[misc]
-                shared,
-                logs=not functions,
-                log=None if functions else log,
-            )
-        )
+        take = lambda found, i=column: found.columns[:, i]  # noqa: E731
+        functions.append(shared.function(name, take, logs=not functions))
     return functions
 
 
@@ -128,15 +120,42 @@ class _Found:
 
 
 class _SharedPass:
-    """Scores the completions of a call once for all functions."""
+    """Scores the completions of a call once for all functions, and logs them."""
 
-    def __init__(self, source: Any, normalize: bool, debiased: bool, refused: Refused, *, contributions: bool) -> None:
-        self._source, self._normalize, self._debiased, self.refused = source, normalize, debiased, refused
-        self._parts = ["rewards", "debiased_rewards", *(["contributions"] if contributions else [])]
+    def __init__(
+        self, source: Any, normalize: bool, debiased: bool, refused: Refused, log_file: str | Path | None
+    ) -> None:
+        self._source, self._normalize, self._debiased, self._refused = source, normalize, debiased, refused
+        self._log_file, self._calls = log_file, 0
         self._lock = threading.Lock()
         self._last: tuple[list[str], _Found] | None = None
 
-    def __call__(self, conversations: list[Conversation | None]) -> _Found:
+    def function(self, name: str, take: Callable[[_Found], np.ndarray], *, logs: bool) -> RewardFunction:
+        """A reward function for TRL.
+
+        Args:
+            take: values (n,) to return, NaN for rejected completions.
+            logs: whether it logs; one of the functions of a call does.
+        """
+        other = None if self._refused == "error" else self._refused
+
+        def reward(
+            prompts: Sequence[Any], completions: Sequence[Any], completion_ids: Any = None, **columns: Any
+        ) -> list[float | None]:
+            found = self._found(_conversations(prompts, completions, refusals=self._refused != "error"))
+            if logs and columns.get("log_metric") is not None:
+                _log_means(found, columns["log_metric"])
+            if logs and self._log_file is not None:
+                state = columns.get("trainer_state")
+                step = self._calls if state is None else int(state.global_step)
+                append_samples(self._log_file, _sample_lines(found, step, prompts, completion_ids))
+                self._calls += 1
+            return [other if math.isnan(value) else value for value in take(found).tolist()]
+
+        reward.__name__ = reward.__qualname__ = name
+        return reward
+
+    def _found(self, conversations: list[Conversation | None]) -> _Found:
         keys = ["" if conversation is None else conversation.key for conversation in conversations]
         with self._lock:
             if self._last is None or self._last[0] != keys:
@@ -148,88 +167,46 @@ class _SharedPass:
         places = [place for place, conversation in enumerate(conversations) if conversation is not None]
         scores = np.full(len(conversations), math.nan)
         rewards = np.full((len(conversations), len(names)), math.nan)
-        columns = rewards.copy()
-        batch: Any = None
-        rows: list[int] = []
-        if places:
-            options: dict[str, Any] = {"on_refused": "error" if self.refused == "error" else "skip"}
-            remote = hasattr(self._source, "info")
-            if remote:
-                options["include"] = self._parts
-            batch = self._source.score([conversations[p] for p in places], normalize=self._normalize, **options)
-            if len(batch.scores) + len(batch.rejected) != len(places):
-                raise IntegrationError(f"found {len(batch.scores)} scores, expected {len(places)}")
-            rows = [places[row] for row in batch.rows]
-            scores[rows], rewards[rows] = batch.scores, batch.rewards
-            columns[rows] = batch.rewards
-            if self._debiased:
-                columns[rows] = (
-                    batch.parts["debiased_rewards"]
-                    if remote
-                    else batch.rewards.astype(np.float64) @ self._source.transform
-                )
+        if not places:
+            return _Found(scores, rewards, rewards, names)
+        options: dict[str, Any] = {"on_refused": "error" if self._refused == "error" else "skip"}
+        remote = hasattr(self._source, "info")
+        if remote:
+            logged = [] if self._log_file is None else ["contributions"]
+            options["include"] = ["rewards", "debiased_rewards", *logged]
+        batch = self._source.score([conversations[p] for p in places], normalize=self._normalize, **options)
+        if len(batch.scores) + len(batch.rejected) != len(places):
+            raise IntegrationError(f"found {len(batch.scores)} scores, expected {len(places)}")
+        rows = [places[row] for row in batch.rows]
+        scores[rows], rewards[rows] = batch.scores, batch.rewards
+        columns = rewards
+        if self._debiased:
+            columns = rewards.copy()
+            columns[rows] = batch.parts["debiased_rewards"] if remote else rewards[rows] @ self._source.transform
         return _Found(scores, rewards, columns, names, batch, rows)
 
 
-class _SampleLog:
-    """Appends the scored completions of each call to a log."""
-
-    def __init__(self, path: str | Path) -> None:
-        self._path, self._calls = Path(path), 0
-
-    def add(self, found: _Found, prompts: Sequence[Any], completion_ids: Any, state: Any) -> None:
-        """Append the completions of a call; without a trainer state the step is the number of the call."""
-        step = self._calls if state is None else int(state.global_step)
-        self._calls += 1
-        groups: dict[str, int] = {}
-        numbers = [groups.setdefault(repr(prompt), len(groups)) for prompt in prompts]
-        tokens = getattr(found.batch, "response_tokens", None)
-        uncertainty = getattr(found.batch, "uncertainty", None)
-        lines = []
-        for place, row in enumerate(found.rows):
-            contributions = found.batch.contributions[place].tolist()
-            measured = None if tokens is None else int(tokens[place])
-            length = measured if completion_ids is None else len(completion_ids[row])
-            lines.append(
-                sample_line(
-                    found.names,
-                    contributions=contributions,
-                    score=sum(contributions),
-                    step=step,
-                    group=numbers[row],
-                    length=length,
-                    rewards=found.batch.rewards[place].tolist(),
-                    uncertainty=None if uncertainty is None else uncertainty[place].tolist(),
-                )
-            )
-        append_samples(self._path, lines)
+def _sample_lines(found: _Found, step: int, prompts: Sequence[Any], completion_ids: Any) -> Iterator[str]:
+    """A line of the log for each scored completion; those of a prompt are a group."""
+    groups: dict[str, int] = {}
+    numbers = [groups.setdefault(repr(prompt), len(groups)) for prompt in prompts]
+    tokens, uncertainty = getattr(found.batch, "response_tokens", None), getattr(found.batch, "uncertainty", None)
+    for place, row in enumerate(found.rows):
+        contributions = found.batch.contributions[place].tolist()
+        measured = None if tokens is None else int(tokens[place])
+        yield sample_line(
+            found.names,
+            contributions=contributions,
+            score=sum(contributions),
+            step=step,
+            group=numbers[row],
+            length=measured if completion_ids is None else len(completion_ids[row]),
+            rewards=found.batch.rewards[place].tolist(),
+            uncertainty=None if uncertainty is None else uncertainty[place].tolist(),
+        )
 
 
-def _function(
-    name: str,
-    take: Callable[[_Found], np.ndarray],
-    shared: _SharedPass,
-    *,
-    logs: bool,
-    log: _SampleLog | None = None,
-) -> RewardFunction:
-    def reward(
-        prompts: Sequence[Any], completions: Sequence[Any], completion_ids: Any = None, **columns: Any
-    ) -> list[float | None]:
-        found = shared(_conversations(prompts, completions, refusals=shared.refused != "error"))
-        log_metric = columns.get("log_metric")
-        if logs and log_metric is not None:
-            _log(found, log_metric)
-        if log is not None:
-            log.add(found, prompts, completion_ids, columns.get("trainer_state"))
-        other = None if shared.refused == "error" else shared.refused
-        return [other if math.isnan(value) else value for value in take(found).tolist()]
-
-    reward.__name__ = reward.__qualname__ = name
-    return reward
-
-
-def _log(found: _Found, log_metric: Callable[[str, float], None]) -> None:
+def _log_means(found: _Found, log_metric: Callable[[str, float], None]) -> None:
     """Log means over the scored completions; every process logs every name, since TRL waits for all of them."""
     scored = ~np.isnan(found.scores)
     for name, values in (("score", found.scores), *zip(found.names, found.rewards.T, strict=True)):

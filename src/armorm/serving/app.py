@@ -24,7 +24,7 @@ from armorm.serving.engine import ScoringEngine
 from armorm.serving.errors import RequestError
 from armorm.serving.metrics import CONTENT_TYPE
 from armorm.serving.middleware import OPEN_PATHS, RequestMiddleware
-from armorm.serving.protocols import ROUTES, ROUTES_BY_PATH, reader_of
+from armorm.serving.protocols import ROUTES, ROUTES_BY_PATH, parsed_request
 from armorm.serving.protocols.base import ErrorAnswer, Route, closed
 from armorm.version import __version__
 
@@ -142,11 +142,11 @@ def make_app(engine: ScoringEngine) -> FastAPI:
 
 
 def _endpoint(engine: ScoringEngine, routes: list[Route]) -> Callable[[Request], Awaitable[Response]]:
-    read, seconds = reader_of(routes), engine.settings.request_seconds
+    seconds = engine.settings.request_seconds
 
     async def answer(request: Request) -> bytes:
         body = await request.body()
-        return await _unless_disconnected(request, engine.answer(read, body))
+        return await _unless_disconnected(request, engine.answer(lambda: parsed_request(routes, body, engine.reader)))
 
     async def endpoint(request: Request) -> Response:
         try:

@@ -32,7 +32,7 @@ from armorm.serving.batcher import Batcher, BatcherEvents
 from armorm.serving.errors import RequestError
 from armorm.serving.metrics import Metrics
 from armorm.serving.prefix_cache import CachedForward
-from armorm.serving.protocols.base import ParsedRequest, Read, RejectedRow, RequestScores, RowInput, parsed_body
+from armorm.serving.protocols.base import ParsedRequest, RejectedRow, RequestScores, RowInput
 from armorm.serving.settings import ServingSettings, SettingsError
 
 _LOG = logging.getLogger("armorm.serving")
@@ -133,11 +133,11 @@ class ScoringEngine:
         self.batcher.stop(self.settings.shutdown_seconds)
         self._readers.shutdown(wait=False, cancel_futures=True)
 
-    async def answer(self, read: Read, body: bytes) -> bytes:
-        """The response to a request body, as JSON.
+    async def answer(self, read: Callable[[], ParsedRequest]) -> bytes:
+        """The response to a request, as JSON.
 
         Args:
-            read: reads a body of the route's protocol.
+            read: parses the request; called in a reader thread.
 
         Raises:
             RequestError: if the response is an error.
@@ -147,7 +147,7 @@ class ScoringEngine:
             response = prepared.request.write(self._scores(prepared, found))
             return json.dumps(response, allow_nan=False, separators=(",", ":")).encode()
 
-        return await self._run(lambda: read(parsed_body(body), self.reader), write)
+        return await self._run(read, write)
 
     async def score(self, rows: Sequence[RowInput]) -> RequestScores:
         """Plain scores of rows of this process, under the limits of all requests.

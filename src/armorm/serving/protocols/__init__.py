@@ -2,27 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Sequence
 from itertools import groupby
-from typing import Any
+from typing import Any, NoReturn
+
+from pydantic import ValidationError
 
 from armorm.backbone.rendered_text import RenderedReader
+from armorm.serving.errors import RequestError
 from armorm.serving.protocols import armorm, llamafactory, nim, openrlhf, sglang, vllm
-from armorm.serving.protocols.base import ParsedRequest, Read, Route
+from armorm.serving.protocols.base import ParsedRequest, Route
 
-# Where two protocols share a path, the first whose route accepts a body answers it.
+# Of protocols that share a path, the first whose route accepts a body answers it.
 PROTOCOLS = (armorm, openrlhf, sglang, vllm, llamafactory, nim)
 
 ROUTES: tuple[Route, ...] = tuple(route for protocol in PROTOCOLS for route in protocol.ROUTES)
 ROUTES_BY_PATH: dict[str, list[Route]] = {
     path: list(routes) for path, routes in groupby(sorted(ROUTES, key=lambda route: route.path), lambda r: r.path)
 }
+_JSON_NAMES = {list: "list", str: "string", int: "number", float: "number", bool: "boolean", type(None): "null"}
 
 
-def reader_of(routes: list[Route]) -> Read:
-    """Reads a body by the first of the routes that accepts it."""
+def parsed_request(routes: Sequence[Route], body: bytes, reader: RenderedReader) -> ParsedRequest:
+    """Parse a body by the first of the routes that accepts it.
 
-    def read(body: Mapping[str, Any], reader: RenderedReader) -> ParsedRequest:
-        return next(route for route in routes if route.accepts(body)).read(body, reader)
+    Raises:
+        RequestError: 400 for a body that is not a JSON object, or naming the first missing or invalid field.
+    """
+    try:
+        value: Any = json.loads(body, parse_constant=_no_number)
+    except (ValueError, RecursionError) as error:
+        what = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise RequestError(400, f"the body is not JSON: {what}") from None
+    if not isinstance(value, dict):
+        raise RequestError(400, f"the body is a JSON {_JSON_NAMES.get(type(value), 'value')}, expected an object")
+    route = next(route for route in routes if route.accepts(value))
+    try:
+        request = route.request.model_validate(value)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(str(part) for part in first["loc"] if not str(part).startswith(("function-", "list[")))
+        what = first["msg"].removeprefix("Value error, ")
+        raise RequestError(400, f"{place[:100]}: {what}" if place else what) from None
+    return route.read(request, reader)
 
-    return read
+
+def _no_number(name: str) -> NoReturn:
+    raise ValueError(f"found {name}, expected a finite number")

@@ -10,7 +10,6 @@ Contributions sum to the plain score. The status is 200 even if no row has a sco
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, Literal, Union
 
 import numpy as np
@@ -20,16 +19,7 @@ from typing_extensions import NotRequired, TypedDict
 from armorm.backbone.rendered_text import RenderedReader
 from armorm.conversation import Conversation
 from armorm.serving.errors import RequestError
-from armorm.serving.protocols.base import (
-    EXAMPLE_MESSAGES,
-    ParsedRequest,
-    RequestScores,
-    Route,
-    Usage,
-    closed,
-    read_row,
-    validated,
-)
+from armorm.serving.protocols import base
 
 Part = Literal[
     "rewards",
@@ -66,7 +56,7 @@ class Steer(BaseModel):
     debias_strength: float = Field(1.0, description="Strength of the debiasing: 0 off, 1 as trained.")
 
 
-class RewardRequest(BaseModel):
+class RewardRequest(base.ModelRequest):
     """Body of `POST /v1/reward`."""
 
     model_config = ConfigDict(
@@ -75,7 +65,6 @@ class RewardRequest(BaseModel):
         json_schema_extra={"anyOf": [{"required": ["conversations"]}, {"required": ["prompt", "responses"]}]},
     )
 
-    model: Union[str, None] = Field(None, description="Ignored: a server holds one model.")
     conversations: Union[list[Any], None] = Field(None, description="Lists of messages, each ending with the reply.")
     prompt: Union[str, list[Any], None] = Field(None, description="Text of one user turn, or messages.")
     responses: Union[list[Any], None] = Field(None, description="Texts, or assistant messages.")
@@ -96,7 +85,7 @@ class RewardRequest(BaseModel):
         return self
 
 
-@closed
+@base.closed
 class ScoredResult(TypedDict):
     """A scored conversation; parts are lists in the order of `objectives`."""
 
@@ -115,7 +104,7 @@ class ScoredResult(TypedDict):
     uncertainty: NotRequired[list[float]]
 
 
-@closed
+@base.closed
 class RefusedResult(TypedDict):
     """A conversation without a score, and the reason."""
 
@@ -123,7 +112,7 @@ class RefusedResult(TypedDict):
     error: str
 
 
-@closed
+@base.closed
 class RewardAnswer(TypedDict):
     """Response of `POST /v1/reward`."""
 
@@ -132,23 +121,22 @@ class RewardAnswer(TypedDict):
     normalized: bool
     steering: dict[str, Any]
     results: list[Union[ScoredResult, RefusedResult]]
-    usage: Usage
+    usage: base.Usage
 
 
-def read(body: Mapping[str, Any], reader: RenderedReader) -> ParsedRequest:
+def read(request: RewardRequest, reader: RenderedReader) -> base.ParsedRequest:
     """Read a body of `POST /v1/reward`."""
-    request = validated(RewardRequest, body)
     if request.conversations is not None:
-        rows = [read_row(Conversation.from_messages, messages) for messages in request.conversations]
+        rows = [base.read_row(Conversation.from_messages, messages) for messages in request.conversations]
     else:
-        rows = [read_row(Conversation.from_prompt, request.prompt, reply) for reply in request.responses or ()]
+        rows = [base.read_row(Conversation.from_prompt, request.prompt, reply) for reply in request.responses or ()]
     include = None if request.include is None else list(dict.fromkeys(request.include))
     # Only what the client sent: it is passed to `ArmoRM.steer` and returned unchanged.
     steering = {
         key: value for key, value in request.steer.model_dump(exclude_unset=True).items() if value not in ({}, [], None)
     }
 
-    def write(scores: RequestScores) -> dict[str, Any]:
+    def write(scores: base.RequestScores) -> dict[str, Any]:
         return {
             "model": scores.model,
             "objectives": scores.objectives.names,
@@ -158,10 +146,10 @@ def read(body: Mapping[str, Any], reader: RenderedReader) -> ParsedRequest:
             "usage": scores.usage,
         }
 
-    return ParsedRequest(rows, write, normalize=request.normalize, steering=steering, partial=True)
+    return base.ParsedRequest(rows, write, normalize=request.normalize, steering=steering, partial=True)
 
 
-def _results(scores: RequestScores, include: list[Part] | None) -> list[dict[str, Any]]:
+def _results(scores: base.RequestScores, include: list[Part] | None) -> list[dict[str, Any]]:
     batch = scores.batch
     if include is None:
         include = [*PARTS, "uncertainty"] if batch.uncertainty is not None else list(PARTS)
@@ -178,7 +166,7 @@ def _results(scores: RequestScores, include: list[Part] | None) -> list[dict[str
     return results
 
 
-def _part(part: Part, scores: RequestScores) -> np.ndarray:
+def _part(part: Part, scores: base.RequestScores) -> np.ndarray:
     """(m, k) values of the scored rows."""
     if part == "ratings":
         return scores.objectives.to_raw(scores.batch.rewards)
@@ -191,12 +179,12 @@ def _part(part: Part, scores: RequestScores) -> np.ndarray:
 
 
 ROUTES = (
-    Route(
+    base.Route(
         "/v1/reward",
         read,
         RewardRequest,
         RewardAnswer,
         "Scores with rewards, weights and contributions of every objective",
-        {"conversations": [EXAMPLE_MESSAGES], "normalize": False},
+        {"conversations": [base.EXAMPLE_MESSAGES], "normalize": False},
     ),
 )

@@ -1,8 +1,8 @@
 """Protocol adapters: request body -> rows to score; scores -> response body.
 
 A protocol is one module of this package. For each of its routes it defines a pydantic model of the request, a
-TypedDict of the response and a function that reads a body into a `ParsedRequest`; its `ROUTES` list them. Naming the
-module in `PROTOCOLS` (`protocols/__init__.py`) adds its routes to the server and to /openapi.json.
+TypedDict of the response and a function that turns a request into a `ParsedRequest`; its `ROUTES` list them. Naming
+the module in `PROTOCOLS` (`protocols/__init__.py`) adds its routes to the server and to /openapi.json.
 
 A row that cannot be read or scored becomes a `RejectedRow` at its index, and the other rows are scored. A request is
 rejected as a whole if none of its rows can be scored.
@@ -10,15 +10,14 @@ rejected as a whole if none of its rows can be scored.
 
 from __future__ import annotations
 
-import json
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NoReturn, TypeVar, Union
+from typing import Any, Union
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError, with_config
+from pydantic import BaseModel, ConfigDict, Field, with_config
 from typing_extensions import TypedDict
 
 from armorm.backbone.chat_template import EncodedConversation
@@ -30,7 +29,6 @@ from armorm.score_batch import ScoreBatch
 from armorm.serving.errors import RequestError
 
 RowInput = Union[Conversation, EncodedConversation, ConversationError]
-Form = TypeVar("Form", bound=BaseModel)
 
 # Responses contain no field that their type does not name.
 closed = with_config(ConfigDict(extra="forbid", allow_inf_nan=False))
@@ -176,7 +174,12 @@ class ParsedRequest:
     partial: bool = False
 
 
-Read = Callable[[Mapping[str, Any], RenderedReader], ParsedRequest]
+class ModelRequest(BaseModel):
+    """Request body with a model name."""
+
+    model_config = ConfigDict(strict=True)
+
+    model: Union[str, None] = Field(None, description="Ignored: a server holds one model.")
 
 
 @dataclass(frozen=True)
@@ -185,7 +188,7 @@ class Route:
 
     Attributes:
         path: URL path, of a POST request.
-        read: reads a request body.
+        read: reads a request, an instance of `request`.
         request: type of the request body.
         response: type of the response body.
         summary: one phrase for /openapi.json.
@@ -195,7 +198,7 @@ class Route:
     """
 
     path: str
-    read: Read
+    read: Callable[[Any, RenderedReader], ParsedRequest]
     request: type[BaseModel]
     response: Any
     summary: str
@@ -208,37 +211,6 @@ class Route:
 EXAMPLE_MESSAGES = [{"role": "user", "content": "What is 2+2?"}, {"role": "assistant", "content": "4"}]
 EXAMPLE_PROMPT = "<|im_start|>user\nWhat is 2+2?<|im_end|>\n<|im_start|>assistant\n"
 EXAMPLE_RENDERED = f"{EXAMPLE_PROMPT}4<|im_end|>"
-
-
-def parsed_body(body: bytes) -> dict[str, Any]:
-    """A request body as a JSON object.
-
-    Raises:
-        RequestError: 400 for anything else.
-    """
-    try:
-        value = json.loads(body, parse_constant=_no_number)
-    except (ValueError, RecursionError) as error:
-        what = "nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise RequestError(400, f"the body is not JSON: {what}") from None
-    if not isinstance(value, dict):
-        raise RequestError(400, f"the body is a JSON {_JSON_NAMES.get(type(value), 'value')}, expected an object")
-    return value
-
-
-def validated(form: type[Form], body: Mapping[str, Any]) -> Form:
-    """A request body as an instance of its type.
-
-    Raises:
-        RequestError: 400 naming the first field that is missing or of another type.
-    """
-    try:
-        return form.model_validate(body)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        place = ".".join(str(part) for part in first["loc"] if not str(part).startswith(("function-", "list[")))
-        what = first["msg"].removeprefix("Value error, ")
-        raise RequestError(400, f"{place[:100]}: {what}" if place else what) from None
 
 
 def read_row(read: Callable[..., RowInput], *arguments: Any) -> RowInput:
@@ -274,10 +246,3 @@ def new_id(prefix: str) -> str:
 def now() -> int:
     """Seconds since the epoch, as in the field `created`."""
     return int(time.time())
-
-
-def _no_number(name: str) -> NoReturn:
-    raise ValueError(f"found {name}, expected a finite number")
-
-
-_JSON_NAMES = {list: "list", str: "string", int: "number", float: "number", bool: "boolean", type(None): "null"}

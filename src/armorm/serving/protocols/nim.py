@@ -8,41 +8,26 @@ first `reward`, the score, then the predicted rating of each objective on its ra
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, Literal, Union
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from typing_extensions import TypedDict
 
 from armorm.backbone.rendered_text import RenderedReader
 from armorm.conversation import Conversation
 from armorm.serving.errors import RequestError
-from armorm.serving.protocols.base import (
-    EXAMPLE_MESSAGES,
-    ParsedRequest,
-    RequestScores,
-    Route,
-    Usage,
-    closed,
-    new_id,
-    now,
-    read_row,
-    validated,
-)
+from armorm.serving.protocols import base
 
 
-class ChatCompletionRequest(BaseModel):
+class ChatCompletionRequest(base.ModelRequest):
     """Body of `POST /v1/chat/completions`."""
 
-    model_config = ConfigDict(strict=True)
-
-    model: Union[str, None] = Field(None, description="Ignored: a server holds one model.")
     messages: list[Any] = Field(description="One conversation that ends with the assistant's reply.")
     stream: Union[bool, None] = False
     n: Union[int, None] = 1
 
 
-@closed
+@base.closed
 class Attribute(TypedDict):
     """An attribute as `token` and its value as `logprob`."""
 
@@ -52,14 +37,14 @@ class Attribute(TypedDict):
     top_logprobs: list[Any]
 
 
-@closed
+@base.closed
 class Attributes(TypedDict):
     """The score, then the predicted rating of each objective."""
 
     content: list[Attribute]
 
 
-@closed
+@base.closed
 class Reply(TypedDict):
     """The same attributes as text."""
 
@@ -67,7 +52,7 @@ class Reply(TypedDict):
     content: str
 
 
-@closed
+@base.closed
 class Choice(TypedDict):
     """The only choice."""
 
@@ -77,7 +62,7 @@ class Choice(TypedDict):
     finish_reason: Literal["stop"]
 
 
-@closed
+@base.closed
 class ChatCompletion(TypedDict):
     """Response of `POST /v1/chat/completions`."""
 
@@ -86,20 +71,19 @@ class ChatCompletion(TypedDict):
     created: int
     model: str
     choices: list[Choice]
-    usage: Usage
+    usage: base.Usage
 
 
-def read(body: Mapping[str, Any], reader: RenderedReader) -> ParsedRequest:
+def read(request: ChatCompletionRequest, reader: RenderedReader) -> base.ParsedRequest:
     """Read a body of `POST /v1/chat/completions`."""
-    request = validated(ChatCompletionRequest, body)
     if request.stream:
         raise RequestError(400, "stream: found true, expected false (a score is not streamed)")
     if request.n not in (None, 1):
         raise RequestError(400, f"n: found {request.n}, expected 1")
-    return ParsedRequest([read_row(Conversation.from_messages, request.messages)], _write)
+    return base.ParsedRequest([base.read_row(Conversation.from_messages, request.messages)], _write)
 
 
-def _write(scores: RequestScores) -> dict[str, Any]:
+def _write(scores: base.RequestScores) -> dict[str, Any]:
     values = [("reward", scores.scores[0])]
     for ratings in scores.objectives.to_raw(scores.batch.rewards).tolist():  # one row, or none
         values += zip(scores.objectives.names, ratings, strict=True)
@@ -114,9 +98,9 @@ def _write(scores: RequestScores) -> dict[str, Any]:
         "finish_reason": "stop",
     }
     return {
-        "id": new_id("chatcmpl"),
+        "id": base.new_id("chatcmpl"),
         "object": "chat.completion",
-        "created": now(),
+        "created": base.now(),
         "model": scores.model,
         "choices": [choice],
         "usage": scores.usage,
@@ -124,12 +108,12 @@ def _write(scores: RequestScores) -> dict[str, Any]:
 
 
 ROUTES = (
-    Route(
+    base.Route(
         "/v1/chat/completions",
         read,
         ChatCompletionRequest,
         ChatCompletion,
         "NVIDIA NIM reward",
-        {"messages": EXAMPLE_MESSAGES},
+        {"messages": base.EXAMPLE_MESSAGES},
     ),
 )

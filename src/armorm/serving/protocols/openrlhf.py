@@ -10,7 +10,6 @@ contribution to the score.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, Union
 
 import numpy as np
@@ -19,17 +18,7 @@ from typing_extensions import NotRequired, TypedDict
 
 from armorm.backbone.rendered_text import RenderedReader
 from armorm.serving.errors import RequestError
-from armorm.serving.protocols.base import (
-    EXAMPLE_PROMPT,
-    EXAMPLE_RENDERED,
-    ParsedRequest,
-    RequestScores,
-    Route,
-    RowError,
-    closed,
-    read_row,
-    validated,
-)
+from armorm.serving.protocols import base
 
 
 class GetRewardRequest(BaseModel):
@@ -42,19 +31,18 @@ class GetRewardRequest(BaseModel):
     labels: Any = Field(None, description="Not used.")
 
 
-@closed
+@base.closed
 class GetRewardAnswer(TypedDict):
     """Response of `POST /get_reward`; lists as long as `query`."""
 
     rewards: list[Union[float, None]]
     scores: list[Union[float, None]]
     extra_logs: dict[str, list[Union[float, None]]]
-    errors: NotRequired[list[RowError]]
+    errors: NotRequired[list[base.RowError]]
 
 
-def read(body: Mapping[str, Any], reader: RenderedReader) -> ParsedRequest:
+def read(request: GetRewardRequest, reader: RenderedReader) -> base.ParsedRequest:
     """Read a body of `POST /get_reward`."""
-    request = validated(GetRewardRequest, body)
     for name, values in (("prompts", request.prompts), ("labels", request.labels)):
         if isinstance(values, list) and len(values) != len(request.query):
             raise RequestError(
@@ -62,13 +50,15 @@ def read(body: Mapping[str, Any], reader: RenderedReader) -> ParsedRequest:
             )
     prompts = request.prompts or [None] * len(request.query)
     rows = [
-        read_row(reader.conversation, query) if prompt is None else read_row(reader.continuation, query, prompt)
+        base.read_row(reader.conversation, query)
+        if prompt is None
+        else base.read_row(reader.continuation, query, prompt)
         for query, prompt in zip(request.query, prompts, strict=True)
     ]
-    return ParsedRequest(rows, _write)
+    return base.ParsedRequest(rows, _write)
 
 
-def _write(scores: RequestScores) -> dict[str, Any]:
+def _write(scores: base.RequestScores) -> dict[str, Any]:
     batch, values = scores.batch, scores.scores
     n = len(values)
     # Trainers average the logs: if empty responses have a score, their rows are zeros and are counted in a log of their
@@ -86,12 +76,12 @@ def _write(scores: RequestScores) -> dict[str, Any]:
 
 
 ROUTES = (
-    Route(
+    base.Route(
         "/get_reward",
         read,
         GetRewardRequest,
         GetRewardAnswer,
         "OpenRLHF remote reward model",
-        {"query": [EXAMPLE_RENDERED], "prompts": [EXAMPLE_PROMPT], "labels": [None]},
+        {"query": [base.EXAMPLE_RENDERED], "prompts": [base.EXAMPLE_PROMPT], "labels": [None]},
     ),
 )

@@ -6,7 +6,6 @@ Responses: `/classify`: `[{"embedding": [score]}, ...]`; `/v1/embeddings`: `data
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, Literal, Union
 
 from pydantic import BaseModel, ConfigDict, Field, RootModel
@@ -14,16 +13,7 @@ from typing_extensions import NotRequired, TypedDict
 
 from armorm.backbone.rendered_text import RenderedReader
 from armorm.serving.errors import RequestError
-from armorm.serving.protocols.base import (
-    EXAMPLE_RENDERED,
-    ParsedRequest,
-    RequestScores,
-    Route,
-    Usage,
-    closed,
-    read_input,
-    validated,
-)
+from armorm.serving.protocols import base
 
 
 class ClassifyRequest(BaseModel):
@@ -34,17 +24,14 @@ class ClassifyRequest(BaseModel):
     text: Union[str, list[Any]] = Field(description="A rendered text, or several.")
 
 
-class EmbeddingsRequest(BaseModel):
+class EmbeddingsRequest(base.ModelRequest):
     """Body of `POST /v1/embeddings`."""
 
-    model_config = ConfigDict(strict=True)
-
-    model: Union[str, None] = Field(None, description="Ignored: a server holds one model.")
     input: Any = Field(description="A rendered text, several, token ids, or several lists of them.")
     encoding_format: str = "float"
 
 
-@closed
+@base.closed
 class EmbeddedText(TypedDict):
     """One text of SGLang's `POST /classify`."""
 
@@ -56,7 +43,7 @@ class EmbeddedTexts(RootModel[list[EmbeddedText]]):
     """Response of SGLang's `POST /classify`."""
 
 
-@closed
+@base.closed
 class EmbeddingRow(TypedDict):
     """One row of `POST /v1/embeddings`."""
 
@@ -66,36 +53,34 @@ class EmbeddingRow(TypedDict):
     error: NotRequired[str]
 
 
-@closed
+@base.closed
 class EmbeddingsAnswer(TypedDict):
     """Response of `POST /v1/embeddings`."""
 
     object: Literal["list"]
     data: list[EmbeddingRow]
     model: str
-    usage: Usage
+    usage: base.Usage
 
 
-def read_classify(body: Mapping[str, Any], reader: RenderedReader) -> ParsedRequest:
+def read_classify(request: ClassifyRequest, reader: RenderedReader) -> base.ParsedRequest:
     """Read a body of SGLang's `POST /classify`."""
-    request = validated(ClassifyRequest, body)
-    return ParsedRequest(read_input(request.text, None, reader), _embeddings)
+    return base.ParsedRequest(base.read_input(request.text, None, reader), _embeddings)
 
 
-def read_embeddings(body: Mapping[str, Any], reader: RenderedReader) -> ParsedRequest:
+def read_embeddings(request: EmbeddingsRequest, reader: RenderedReader) -> base.ParsedRequest:
     """Read a body of `POST /v1/embeddings`: embeddings of one dimension, the score."""
-    request = validated(EmbeddingsRequest, body)
     if request.encoding_format != "float":
         raise RequestError(400, "encoding_format: expected 'float'")
 
-    def write(scores: RequestScores) -> dict[str, Any]:
+    def write(scores: base.RequestScores) -> dict[str, Any]:
         data = [{"object": "embedding", "index": index, **entry} for index, entry in enumerate(_embeddings(scores))]
         return {"object": "list", "data": data, "model": scores.model, "usage": scores.usage}
 
-    return ParsedRequest(read_input(request.input, None, reader), write)
+    return base.ParsedRequest(base.read_input(request.input, None, reader), write)
 
 
-def _embeddings(scores: RequestScores) -> list[dict[str, Any]]:
+def _embeddings(scores: base.RequestScores) -> list[dict[str, Any]]:
     return [
         {"embedding": [score]} if reason is None else {"embedding": None, "error": reason}
         for score, reason in scores.rows
@@ -104,23 +89,23 @@ def _embeddings(scores: RequestScores) -> list[dict[str, Any]]:
 
 # verl drops a sample after any 4xx, and retries after a 5xx: hence `overload_status`.
 ROUTES = (
-    Route(
+    base.Route(
         "/classify",
         read_classify,
         ClassifyRequest,
         EmbeddedTexts,
         "SGLang classification",
-        {"text": [EXAMPLE_RENDERED]},
+        {"text": [base.EXAMPLE_RENDERED]},
         accepts=lambda body: "text" in body and "input" not in body and "messages" not in body,
         overload_status=503,
     ),
-    Route(
+    base.Route(
         "/v1/embeddings",
         read_embeddings,
         EmbeddingsRequest,
         EmbeddingsAnswer,
         "SGLang reward, as called by verl",
-        {"input": [EXAMPLE_RENDERED]},
+        {"input": [base.EXAMPLE_RENDERED]},
         overload_status=503,
     ),
 )

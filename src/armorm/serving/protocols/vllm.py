@@ -12,38 +12,21 @@ is sent, since a reward has no activation; `activation` (or `use_activation`) `t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, Union
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field
+from pydantic import AliasChoices, Field
 from typing_extensions import NotRequired, TypedDict
 
 from armorm.backbone.rendered_text import RenderedReader
 from armorm.conversation import Conversation
 from armorm.serving.errors import RequestError
-from armorm.serving.protocols.base import (
-    EXAMPLE_MESSAGES,
-    EXAMPLE_RENDERED,
-    ParsedRequest,
-    RequestScores,
-    Route,
-    RowInput,
-    Usage,
-    closed,
-    new_id,
-    now,
-    read_input,
-    read_row,
-    validated,
-)
+from armorm.serving.protocols import base
 
 
-class PoolingRequest(BaseModel):
+class PoolingRequest(base.ModelRequest):
     """Body of `POST /classify` and `POST /pooling`."""
 
-    model_config = ConfigDict(strict=True)
-
-    model: Union[str, None] = Field(None, description="Ignored: a server holds one model.")
     input: Any = Field(None, description="A rendered text, several, token ids, or several lists of them.")
     messages: Union[list[Any], None] = Field(None, description="One conversation.")
     activation: Union[bool, None] = Field(None, validation_alias=AliasChoices("activation", "use_activation"))
@@ -51,12 +34,9 @@ class PoolingRequest(BaseModel):
     truncate_prompt_tokens: Union[int, None] = None
 
 
-class ScoreRequest(BaseModel):
+class ScoreRequest(base.ModelRequest):
     """Body of `POST /score`."""
 
-    model_config = ConfigDict(strict=True)
-
-    model: Union[str, None] = Field(None, description="Ignored: a server holds one model.")
     text_1: Any = Field(description="A prompt, or one for each response; plain text.")
     text_2: Any = Field(description="A response, or several; plain text.")
     activation: Union[bool, None] = Field(None, validation_alias=AliasChoices("activation", "use_activation"))
@@ -68,10 +48,10 @@ class _Listing(TypedDict):
     object: Literal["list"]
     created: int
     model: str
-    usage: Usage
+    usage: base.Usage
 
 
-@closed
+@base.closed
 class ClassifiedRow(TypedDict):
     """One row of `POST /classify`: one class, whose `probs` is the score."""
 
@@ -82,14 +62,14 @@ class ClassifiedRow(TypedDict):
     error: NotRequired[str]
 
 
-@closed
+@base.closed
 class ClassifyAnswer(_Listing):
     """Response of vLLM's `POST /classify`."""
 
     data: list[ClassifiedRow]
 
 
-@closed
+@base.closed
 class PooledRow(TypedDict):
     """One row of `POST /pooling`."""
 
@@ -99,14 +79,14 @@ class PooledRow(TypedDict):
     error: NotRequired[str]
 
 
-@closed
+@base.closed
 class PoolingAnswer(_Listing):
     """Response of `POST /pooling`."""
 
     data: list[PooledRow]
 
 
-@closed
+@base.closed
 class PairScore(TypedDict):
     """One pair of `POST /score`."""
 
@@ -116,28 +96,27 @@ class PairScore(TypedDict):
     error: NotRequired[str]
 
 
-@closed
+@base.closed
 class ScoreAnswer(_Listing):
     """Response of `POST /score`."""
 
     data: list[PairScore]
 
 
-def read_classify(body: Mapping[str, Any], reader: RenderedReader) -> ParsedRequest:
+def read_classify(request: PoolingRequest, reader: RenderedReader) -> base.ParsedRequest:
     """Read a body of `POST /classify`."""
-    return _read_pooling(body, reader, "classify", _classified)
+    return _read_pooling(request, reader, "classify", _classified)
 
 
-def read_pooling(body: Mapping[str, Any], reader: RenderedReader) -> ParsedRequest:
+def read_pooling(request: PoolingRequest, reader: RenderedReader) -> base.ParsedRequest:
     """Read a body of `POST /pooling`."""
     return _read_pooling(
-        body, reader, "pool", lambda score: {"object": "pooling", "data": None if score is None else [score]}
+        request, reader, "pool", lambda score: {"object": "pooling", "data": None if score is None else [score]}
     )
 
 
-def read_score(body: Mapping[str, Any], reader: RenderedReader) -> ParsedRequest:
+def read_score(request: ScoreRequest, reader: RenderedReader) -> base.ParsedRequest:
     """Read a body of `POST /score`."""
-    request = validated(ScoreRequest, body)
     _reject_truncation(request.truncate_prompt_tokens)
     prompts, responses = ([text] if isinstance(text, str) else text for text in (request.text_1, request.text_2))
     for name, texts in (("text_1", prompts), ("text_2", responses)):
@@ -148,18 +127,17 @@ def read_score(body: Mapping[str, Any], reader: RenderedReader) -> ParsedRequest
             400, f"found {len(prompts)} texts in text_1 and {len(responses)} in text_2, expected one or as many"
         )
     pairs = zip(prompts * len(responses) if len(prompts) == 1 else prompts, responses, strict=True)
-    rows = [read_row(Conversation.from_prompt, prompt, reply) for prompt, reply in pairs]
+    rows = [base.read_row(Conversation.from_prompt, prompt, reply) for prompt, reply in pairs]
     return _parsed(rows, "score", request.activation, lambda score: {"object": "score", "score": score})
 
 
 def _read_pooling(
-    body: Mapping[str, Any], reader: RenderedReader, prefix: str, entry: Callable[[float | None], dict[str, Any]]
-) -> ParsedRequest:
-    request = validated(PoolingRequest, body)
+    request: PoolingRequest, reader: RenderedReader, prefix: str, entry: Callable[[float | None], dict[str, Any]]
+) -> base.ParsedRequest:
     _reject_truncation(request.truncate_prompt_tokens)
     if request.encoding_format != "float":
         raise RequestError(400, "encoding_format: expected 'float'")
-    return _parsed(read_input(request.input, request.messages, reader), prefix, request.activation, entry)
+    return _parsed(base.read_input(request.input, request.messages, reader), prefix, request.activation, entry)
 
 
 def _reject_truncation(tokens: int | None) -> None:
@@ -174,25 +152,25 @@ def _classified(score: float | None) -> dict[str, Any]:
 
 
 def _parsed(
-    rows: Sequence[RowInput], prefix: str, activation: bool | None, entry: Callable[[float | None], dict[str, Any]]
-) -> ParsedRequest:
+    rows: Sequence[base.RowInput], prefix: str, activation: bool | None, entry: Callable[[float | None], dict[str, Any]]
+) -> base.ParsedRequest:
     """A request answered by a list of `entry(score)`, one for each row."""
 
-    def write(scores: RequestScores) -> dict[str, Any]:
+    def write(scores: base.RequestScores) -> dict[str, Any]:
         data = []
         for index, (score, reason) in enumerate(scores.rows):
             value = _sigmoid(score) if activation and score is not None else score
             data.append({"index": index, **entry(value), **({} if reason is None else {"error": reason})})
         return {
-            "id": new_id(prefix),
+            "id": base.new_id(prefix),
             "object": "list",
-            "created": now(),
+            "created": base.now(),
             "model": scores.model,
             "data": data,
             "usage": scores.usage,
         }
 
-    return ParsedRequest(rows, write)
+    return base.ParsedRequest(rows, write)
 
 
 def _sigmoid(value: float) -> float:
@@ -203,18 +181,20 @@ def _sigmoid(value: float) -> float:
 
 
 ROUTES = (
-    Route(
+    base.Route(
         "/classify",
         read_classify,
         PoolingRequest,
         ClassifyAnswer,
         "vLLM classification",
-        {"input": EXAMPLE_RENDERED, "activation": False},
+        {"input": base.EXAMPLE_RENDERED, "activation": False},
         # verl drops a sample after any 4xx, and retries after a 5xx.
         overload_status=503,
     ),
-    Route("/pooling", read_pooling, PoolingRequest, PoolingAnswer, "vLLM pooling", {"messages": EXAMPLE_MESSAGES}),
-    Route(
+    base.Route(
+        "/pooling", read_pooling, PoolingRequest, PoolingAnswer, "vLLM pooling", {"messages": base.EXAMPLE_MESSAGES}
+    ),
+    base.Route(
         "/score",
         read_score,
         ScoreRequest,

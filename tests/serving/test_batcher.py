@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from armorm.backbone.chat_template import EncodedConversation
-from armorm.serving.batcher import Batcher, BatcherEvents
+from armorm.serving.batcher import Batcher
 from armorm.serving.errors import RequestError
 from armorm.serving.protocols.base import RejectedRow
 
@@ -154,7 +154,7 @@ def test_identical_conversations_are_computed_once_waiting_or_under_way():
         sums.free.set()
         return [await ticket.future for ticket in (first, *others)]
 
-    assert run(sums, work, events=BatcherEvents(shared=shared.append)) == [[10]] + [[10, 15, 15]] * 4
+    assert run(sums, work, on_shared=shared.append) == [[10]] + [[10, 15, 15]] * 4
     assert sums.batches == [[5], [6]]
     assert sum(shared) == 11
 
@@ -284,7 +284,7 @@ def test_memory_that_does_not_suffice_halves_the_budget_and_loses_no_row():
         after = await batcher.submit([(row(40, start=n), "") for n in range(30, 40)]).future
         return found, too_long, after
 
-    found, too_long, after = run(compute, work, budget=800, events=BatcherEvents(out_of_memory=budgets.append))
+    found, too_long, after = run(compute, work, budget=800, on_out_of_memory=budgets.append)
     assert found == [40] * 20
     assert too_long == [RejectedRow("out of memory on a conversation of 310 tokens", failed=True)]
     assert after == [40] * 10

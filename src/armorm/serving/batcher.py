@@ -67,21 +67,6 @@ class _Entry:
     variants: tuple[Variant, ...] = ()
 
 
-@dataclass
-class BatcherEvents:
-    """Callbacks, called from the model's thread.
-
-    Attributes:
-        batch: rows, tokens with padding, seconds, results of one batch.
-        shared: number of rows that reuse the result of an identical one.
-        out_of_memory: the new budget.
-    """
-
-    batch: Callable[[int, int, float, Sequence[Mapping[Any, Any]]], None] = lambda *_: None
-    shared: Callable[[int], None] = lambda _: None
-    out_of_memory: Callable[[int], None] = lambda _: None
-
-
 class Batcher:
     """Batches rows and computes them in one thread.
 
@@ -94,6 +79,9 @@ class Batcher:
             finds the queue empty is accepted whatever its size.
         shares_prompts: whether a prompt that several rows of a batch share is computed once.
         free_memory: frees caches; returns whether there were any.
+        on_batch: called in the model's thread with rows, tokens with padding, seconds and results of each batch.
+        on_shared: called with the number of rows of a request that reuse the result of an identical one.
+        on_out_of_memory: called in the model's thread with the new budget.
     """
 
     def __init__(
@@ -107,13 +95,15 @@ class Batcher:
         max_seconds: float = float("inf"),
         shares_prompts: Callable[[], bool] = lambda: False,
         free_memory: Callable[[], bool] = lambda: False,
-        events: BatcherEvents | None = None,
+        on_batch: Callable[[int, int, float, Sequence[Mapping[Any, Any]]], None] = lambda *_: None,
+        on_shared: Callable[[int], None] = lambda _: None,
+        on_out_of_memory: Callable[[int], None] = lambda _: None,
     ) -> None:
         self.budget = budget
         self._shares_prompts, self._free_memory = shares_prompts, free_memory
         self._compute, self._wait = compute, wait
         self._max_rows, self._max_tokens, self._max_seconds = max_rows, max_tokens, max_seconds
-        self._events = events or BatcherEvents()
+        self._on_batch, self._on_shared, self._on_out_of_memory = on_batch, on_shared, on_out_of_memory
         self._changed = threading.Condition()
         self._waiting: dict[bytes, _Entry] = {}  # in order of arrival
         self._running: dict[bytes, _Entry] = {}
@@ -186,7 +176,7 @@ class Batcher:
                 ticket.keys.append(encoded.key)
             self._changed.notify_all()
         if len(rows) > len(new):
-            self._events.shared(len(rows) - len(new))
+            self._on_shared(len(rows) - len(new))
         return ticket
 
     def drop(self, ticket: Ticket) -> int:
@@ -321,7 +311,7 @@ class Batcher:
                     ticket.left -= 1
                     if not ticket.left and not ticket.dropped:
                         deliveries.setdefault(ticket.loop, []).append(ticket)
-        self._events.batch(len(batch), tokens, seconds, results)
+        self._on_batch(len(batch), tokens, seconds, results)
         for loop, tickets in deliveries.items():
             _call(loop, _deliver, tickets)
 
@@ -358,7 +348,7 @@ class Batcher:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         _LOG.warning("out of memory in a batch of %d tokens; limiting batches to %d tokens", used, self.budget)
-        self._events.out_of_memory(self.budget)
+        self._on_out_of_memory(self.budget)
 
     def _size(self, batch: Sequence[_Entry]) -> int:
         size = BatchSize(self._shares_prompts())

@@ -28,7 +28,7 @@ from armorm.features.extract import Features
 from armorm.monitoring.log import append_samples, sample_line
 from armorm.reward_model import ArmoRM
 from armorm.score_batch import ScoreBatch
-from armorm.serving.batcher import Batcher, BatcherEvents
+from armorm.serving.batcher import Batcher
 from armorm.serving.errors import RequestError
 from armorm.serving.metrics import Metrics
 from armorm.serving.prefix_cache import CachedForward
@@ -106,10 +106,11 @@ class ScoringEngine:
             max_seconds=self.settings.max_waiting_seconds,
             shares_prompts=lambda: not self.forward.fault,
             free_memory=self.forward.clear,
-            events=BatcherEvents(self._count_batch, self.metrics.shared, self.metrics.out_of_memory),
+            on_batch=self._count_batch,
+            on_shared=self.metrics.shared,
+            on_out_of_memory=self.metrics.out_of_memory,
         )
-        self.metrics.watch_queue(self.batcher)
-        self.metrics.watch_prompts(self.forward)
+        self.metrics.watch(self.batcher, self.forward)
         self._reading = 0  # requests that are parsed and not yet queued
         self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="armorm-reader")
         self._steered = lru_cache(maxsize=64)(self._steer)
@@ -169,7 +170,7 @@ class ScoringEngine:
         try:
             found = await ticket.future
         except asyncio.CancelledError:
-            self.metrics.dropped(self.batcher.drop(ticket))
+            self.metrics.rows(dropped=self.batcher.drop(ticket))
             raise
         if len(prepared.rows) <= _SMALL_REQUEST:
             return finish(prepared, found)
@@ -294,7 +295,7 @@ class ScoringEngine:
             scale=self.reference_score if normalize else None,
             empty_score=None if request.partial else self.settings.empty_score,
         )
-        self.metrics.rows(len(scored), len(scores.rejected))
+        self.metrics.rows(scored=len(scored), refused=len(scores.rejected))
         if self.settings.log_texts:
             _log_texts(request, scores)
         if self.settings.score_log is not None and not request.steering:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,10 +31,11 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _REWARD_EDGES = np.round(np.arange(-0.2, 1.2001, 0.1), 1)
 # Bucket edges of the score histogram, in standard deviations from the reference mean.
 _DEVIATIONS = np.array([-4, -3, -2.5, -2, -1.5, -1, -0.5, 0, 0.5, 1, 1.5, 2, 2.5, 3, 4])
+_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 _SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 120)
 
 
-class Metrics:
+class Metrics(Collector):
     """Metrics of one server.
 
     Args:
@@ -43,69 +45,50 @@ class Metrics:
 
     def __init__(self, names: Sequence[str], reference: Mapping[str, Any]) -> None:
         self.registry = CollectorRegistry()
-        self._requests = Counter("armorm_requests", "Requests answered.", ["route", "status"], registry=self.registry)
-        self._seconds = Histogram(
-            "armorm_request_seconds",
-            "Seconds to the response.",
-            ["route"],
-            buckets=_SECONDS,
-            registry=self.registry,
-        )
-        self._under_way = Gauge("armorm_requests_under_way", "Requests in flight.", registry=self.registry)
-        self._rows = Counter(
-            "armorm_rows", "Conversations of all requests, by outcome.", ["outcome"], registry=self.registry
-        )
-        self._shared = Counter(
-            "armorm_shared_rows", "Conversations that reused the result of an identical one.", registry=self.registry
-        )
-        self._tokens = Counter(
-            "armorm_computed_tokens", "Tokens passed through the model, including padding.", registry=self.registry
-        )
-        self._batch_rows = Histogram(
-            "armorm_batch_rows", "Rows per batch.", buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256), registry=self.registry
-        )
-        self._batch_seconds = Histogram(
-            "armorm_batch_seconds", "Seconds per batch.", buckets=_SECONDS, registry=self.registry
-        )
-        self._exhausted = Counter("armorm_out_of_memory", "Batches that ran out of memory.", registry=self.registry)
-        self._scores = _Scores(names, reference)
-        self.registry.register(self._scores)
+        counter, histogram = partial(Counter, registry=self.registry), partial(Histogram, registry=self.registry)
+        self._requests = counter("armorm_requests", "Requests answered.", ["route", "status"])
+        self._seconds = histogram("armorm_request_seconds", "Seconds to the response.", ["route"], buckets=_SECONDS)
+        self._in_flight = Gauge("armorm_requests_under_way", "Requests in flight.", registry=self.registry)
+        self._rows = counter("armorm_rows", "Conversations of all requests, by outcome.", ["outcome"])
+        self._shared = counter("armorm_shared_rows", "Conversations that reused the result of an identical one.")
+        self._tokens = counter("armorm_computed_tokens", "Tokens passed through the model, including padding.")
+        self._batch_rows = histogram("armorm_batch_rows", "Rows per batch.", buckets=_ROWS)
+        self._batch_seconds = histogram("armorm_batch_seconds", "Seconds per batch.", buckets=_SECONDS)
+        self._exhausted = counter("armorm_out_of_memory", "Batches that ran out of memory.")
+
+        self._names, self._reference = list(names), reference
+        self._lock = threading.Lock()
+        mean, deviation = reference.get("score_mean"), reference.get("score_std")
+        mean, deviation = (mean, deviation) if mean is not None and deviation else (0.0, 0.5)
+        self._count = 0
+        self._score = _Tally(1, np.round(mean + deviation * _DEVIATIONS, 6))
+        self._rewards = _Tally(len(self._names), _REWARD_EDGES)
+        self._sums = {name: np.zeros(len(self._names)) for name in ("gating_weight", "contribution")}
+        self._recent = _Recent(2 + len(self._names))
+
+    def watch(self, batcher: Batcher, forward: CachedForward) -> None:
+        """Include the state of the queue and of the prompt cache, as it is at each request for the metrics."""
+        self._batcher, self._forward = batcher, forward
+        self.registry.register(self)
 
     def text(self) -> bytes:
         """All metrics in the exposition format."""
         return generate_latest(self.registry)
 
-    def watch_queue(self, batcher: Batcher) -> None:
-        """Add gauges of the queue and the token budget."""
-        for name, text, value in (
-            ("waiting_rows", "Distinct conversations in the queue.", lambda: batcher.waiting[0]),
-            ("waiting_tokens", "Tokens in the queue.", lambda: batcher.waiting[1]),
-            ("batch_token_budget", "Most tokens per batch.", lambda: batcher.budget),
-        ):
-            Gauge(f"armorm_{name}", text, registry=self.registry).set_function(value)
-
-    def watch_prompts(self, forward: CachedForward) -> None:
-        """Add metrics of the prompt cache."""
-        self.registry.register(_Prompts(forward))
-
     def request_began(self) -> None:
         """Count a request that begins."""
-        self._under_way.inc()
+        self._in_flight.inc()
 
     def request_ended(self, route: str, status: int, seconds: float) -> None:
         """Count an answered request, or one whose client disconnected (status 499)."""
-        self._under_way.dec()
+        self._in_flight.dec()
         self._requests.labels(route, str(status)).inc()
         self._seconds.labels(route).observe(seconds)
 
-    def rows(self, scored: int, refused: int) -> None:
-        """Count the rows of a response."""
-        self._rows.labels("scored").inc(scored)
-        self._rows.labels("refused").inc(refused)
-
-    def dropped(self, count: int) -> None:
-        """Count rows removed from the queue because their client disconnected."""
-        self._rows.labels("dropped").inc(count)
+    def rows(self, **counts: int) -> None:
+        """Count rows by outcome: scored, refused, or dropped from the queue as their client disconnected."""
+        for outcome, count in counts.items():
+            self._rows.labels(outcome).inc(count)
 
     def shared(self, count: int) -> None:
         """Count rows that reused the result of an identical one."""
@@ -123,26 +106,68 @@ class Metrics:
 
     def scored(self, batch: ScoreBatch) -> None:
         """Add plain (not steered, not normalised) scores."""
-        self._scores.add(batch)
-
-
-class _Prompts(Collector):
-    """Prompts cached between batches."""
-
-    def __init__(self, forward: CachedForward) -> None:
-        self._forward = forward
+        contributions = batch.contributions.astype(np.float64)
+        assert batch.response_tokens is not None
+        with self._lock:
+            self._recent.add(np.column_stack([batch.scores, batch.response_tokens, contributions]))
+            self._count += len(batch)
+            self._score.add(batch.scores[:, None].astype(np.float64))
+            self._rewards.add(batch.rewards.astype(np.float64))
+            self._sums["gating_weight"] += batch.gating_weights.sum(0, dtype=np.float64)
+            self._sums["contribution"] += contributions.sum(0)
 
     def collect(self) -> Iterable[Any]:
-        """Metric families."""
-        forward, (entries, size) = self._forward, self._forward.cached
-        name = "armorm_prompt_cache"
-        yield CounterMetricFamily(f"{name}_hits", "Prompts found in the cache.", forward.hits)
-        yield CounterMetricFamily(f"{name}_misses", "Prompts not found in the cache.", forward.misses)
-        yield GaugeMetricFamily(f"{name}_entries", "Cached prompts.", entries)
-        yield GaugeMetricFamily(f"{name}_bytes", "Bytes of cached keys and values.", size)
+        """Metric families that are computed at each request for the metrics."""
+        (rows, tokens), (entries, size) = self._batcher.waiting, self._forward.cached
+        yield GaugeMetricFamily("armorm_waiting_rows", "Distinct conversations in the queue.", rows)
+        yield GaugeMetricFamily("armorm_waiting_tokens", "Tokens in the queue.", tokens)
+        yield GaugeMetricFamily("armorm_batch_token_budget", "Most tokens per batch.", self._batcher.budget)
+        cache = "armorm_prompt_cache"
+        yield CounterMetricFamily(f"{cache}_hits", "Prompts found in the cache.", self._forward.hits)
+        yield CounterMetricFamily(f"{cache}_misses", "Prompts not found in the cache.", self._forward.misses)
+        yield GaugeMetricFamily(f"{cache}_entries", "Cached prompts.", entries)
+        yield GaugeMetricFamily(f"{cache}_bytes", "Bytes of cached keys and values.", size)
         yield CounterMetricFamily(
-            "armorm_spared_tokens", "Tokens of shared prompts that were not computed again.", forward.saved
+            "armorm_spared_tokens", "Tokens of shared prompts that were not computed again.", self._forward.saved
         )
+        yield from self._score_families()
+
+    def _score_families(self) -> Iterable[Any]:
+        score = HistogramMetricFamily(
+            "armorm_score", "Scores of plain (not steered) distinct conversations.", labels=[]
+        )
+        rewards = HistogramMetricFamily("armorm_reward", "Their predicted rewards.", labels=["objective"])
+        with self._lock:
+            self._score.show(score, 0, {})
+            for i, name in enumerate(self._names):
+                self._rewards.show(rewards, i, {"objective": name})
+            count, sums = self._count, {name: values.tolist() for name, values in self._sums.items()}
+            recent = self._recent.means.tolist()
+        yield from (score, rewards)
+        for name, values in sums.items():
+            summary = SummaryMetricFamily(f"armorm_{name}", f"Their {name}s.", labels=["objective"])
+            for objective, value in zip(self._names, values, strict=True):
+                summary.add_metric([objective], count, value)
+            yield summary
+        if recent:
+            yield GaugeMetricFamily("armorm_recent_score", "Mean score of about the last thousand rows.", recent[0])
+            yield GaugeMetricFamily("armorm_recent_response_tokens", "Mean length of their responses.", recent[1])
+            yield self._by_objective("armorm_recent_contribution", "Mean contribution to their score.", recent[2:])
+        for key, name in (("reward_means", "reward"), ("gating_weights", "gating_weight")):
+            if self._reference.get(key):
+                text = f"Mean {name} of the reference data."
+                yield self._by_objective(f"armorm_reference_{name}", text, self._reference[key])
+        for key in ("score_mean", "score_std"):
+            if self._reference.get(key) is not None:
+                yield GaugeMetricFamily(
+                    f"armorm_reference_{key}", f"{key} of the reference data.", self._reference[key]
+                )
+
+    def _by_objective(self, name: str, text: str, values: Sequence[float]) -> GaugeMetricFamily:
+        gauge = GaugeMetricFamily(name, text, labels=["objective"])
+        for objective, value in zip(self._names, values, strict=True):
+            gauge.add_metric([objective], float(value))
+        return gauge
 
 
 class _Tally:
@@ -193,71 +218,3 @@ class _Recent:
     def means(self) -> np.ndarray:
         """(columns,), empty before the first row."""
         return self._sums / self._weight if self._weight else np.zeros(0)
-
-
-class _Scores(Collector):
-    """Distribution of scores, rewards, gating weights and contributions."""
-
-    def __init__(self, names: Sequence[str], reference: Mapping[str, Any]) -> None:
-        self._names, self._reference = list(names), reference
-        self._lock = threading.Lock()
-        self._count = 0
-        self._rewards = _Tally(len(self._names), _REWARD_EDGES)
-        mean, deviation = reference.get("score_mean"), reference.get("score_std")
-        mean, deviation = (mean, deviation) if mean is not None and deviation else (0.0, 0.5)
-        self._score = _Tally(1, np.round(mean + deviation * _DEVIATIONS, 6))
-        self._sums = {name: np.zeros(len(self._names)) for name in ("gating_weight", "contribution")}
-        self._recent = _Recent(2 + len(self._names))
-
-    def add(self, batch: ScoreBatch) -> None:
-        """Add scored rows."""
-        contributions = batch.contributions.astype(np.float64)
-        assert batch.response_tokens is not None
-        with self._lock:
-            self._recent.add(np.column_stack([batch.scores, batch.response_tokens, contributions]))
-            self._count += len(batch)
-            self._score.add(batch.scores[:, None].astype(np.float64))
-            self._rewards.add(batch.rewards.astype(np.float64))
-            self._sums["gating_weight"] += batch.gating_weights.sum(0, dtype=np.float64)
-            self._sums["contribution"] += contributions.sum(0)
-
-    def collect(self) -> Iterable[Any]:
-        """Metric families."""
-        score = HistogramMetricFamily(
-            "armorm_score", "Scores of plain (not steered) distinct conversations.", labels=[]
-        )
-        rewards = HistogramMetricFamily("armorm_reward", "Their predicted rewards.", labels=["objective"])
-        with self._lock:
-            self._score.show(score, 0, {})
-            for i, name in enumerate(self._names):
-                self._rewards.show(rewards, i, {"objective": name})
-            count, sums = self._count, {name: values.tolist() for name, values in self._sums.items()}
-            recent = self._recent.means.tolist()
-        yield from (score, rewards)
-        if recent:
-            yield GaugeMetricFamily("armorm_recent_score", "Mean score of about the last thousand rows.", recent[0])
-            yield GaugeMetricFamily("armorm_recent_response_tokens", "Mean length of their responses.", recent[1])
-            gauge = GaugeMetricFamily(
-                "armorm_recent_contribution", "Mean contribution to their score.", labels=["objective"]
-            )
-            for objective, value in zip(self._names, recent[2:], strict=True):
-                gauge.add_metric([objective], value)
-            yield gauge
-        for name, values in sums.items():
-            summary = SummaryMetricFamily(f"armorm_{name}", f"Their {name}s.", labels=["objective"])
-            for objective, value in zip(self._names, values, strict=True):
-                summary.add_metric([objective], count, value)
-            yield summary
-        for key, name in (("reward_means", "reward"), ("gating_weights", "gating_weight")):
-            if self._reference.get(key):
-                gauge = GaugeMetricFamily(
-                    f"armorm_reference_{name}", f"Mean {name} of the reference data.", labels=["objective"]
-                )
-                for objective, value in zip(self._names, self._reference[key], strict=True):
-                    gauge.add_metric([objective], float(value))
-                yield gauge
-        for key in ("score_mean", "score_std"):
-            if self._reference.get(key) is not None:
-                yield GaugeMetricFamily(
-                    f"armorm_reference_{key}", f"{key} of the reference data.", self._reference[key]
-                )

@@ -32,7 +32,7 @@ import armorm
 from armorm.data.sources import Location, find_sources
 from armorm.data.synthetic import generate, write_corpus
 from armorm.embedded import EMBEDDED_REWARD_MODEL
-from armorm.evaluation.loaders import load_pairs
+from armorm.evaluation.benchmarks.pairs import read as read_pairs
 from armorm.evaluation.runner import evaluate
 from armorm.files import write_json
 from armorm.progress import progress
@@ -60,7 +60,7 @@ def pairs_file(folder: Path, count: int, data: Path | None = None) -> tuple[Path
 
 def loop_margins(rm: ArmoRM, path: Path, count: int) -> tuple[np.ndarray, float]:
     """Margins of the first pairs, one response after another, and the seconds that took; NaN where refused."""
-    examples = load_pairs(find_sources([path])).examples[:count]
+    examples = read_pairs(find_sources([path])).examples[:count]
     margins = np.full(len(examples), np.nan)
     longest = rm.model.config.limits.get("max_length") or np.inf
 

@@ -16,15 +16,15 @@ from typing import Any
 import numpy as np
 
 from ablations.methods import Bench
-from armorm.evaluation.bootstrap import MIN_PROMPTS, Clusters, differences, intervals, value_of
-from armorm.evaluation.metrics import Cells, Figure, by_group, mean_figure, mean_of
+from armorm.evaluation.bootstrap import MIN_PROMPTS, Clusters, differences, intervals
+from armorm.evaluation.metrics import Measurements, Metric, by_group, mean_metric, nan_mean
 
 GATE = "gate"
 OWN = "own sets"
 LONGER = "picks the longer"
 
 
-def figures(bench: Bench) -> list[Figure]:
+def figures(bench: Bench) -> list[Metric]:
     """Accuracy on the own sets, on every benchmark, and how often the longer response is picked."""
     own = list(dict.fromkeys(bench.corpus.test_pairs.sources.tolist()))
     prompts = {name: len(set(bench.tests.prompts[bench.sets == name].tolist())) for name in own}
@@ -32,13 +32,13 @@ def figures(bench: Bench) -> list[Figure]:
     cells = tuple((name, "right") for name in large)
     benchmarks = list(bench.corpus.benchmarks)
     return [
-        Figure("overall", OWN, cells, lambda totals: mean_of([totals.mean(cell) for cell in cells])),
-        *(mean_figure("overall", name, (name, "right")) for name in benchmarks),
-        mean_figure("overall", LONGER, *((name, "longer") for name in dict.fromkeys([*large, *benchmarks]))),
+        Metric("overall", OWN, cells, lambda totals: nan_mean([totals.mean(cell) for cell in cells])),
+        *(mean_metric("overall", name, (name, "right")) for name in benchmarks),
+        mean_metric("overall", LONGER, *((name, "longer") for name in dict.fromkeys([*large, *benchmarks]))),
     ]
 
 
-def cells(bench: Bench, margins: np.ndarray) -> Cells:
+def cells(bench: Bench, margins: np.ndarray) -> Measurements:
     """What was measured of one method; margins (seeds, e)."""
     right = (margins > 0).mean(0)
     longer = ((margins > 0) == (bench.tests.longer > 0)).mean(0)
@@ -58,9 +58,9 @@ def measure(bench: Bench, margins: Mapping[str, np.ndarray], against: str) -> di
         spread = intervals(wanted, measured[name], clusters)
         entry: dict[str, Any] = {
             figure.name: {
-                "value": value_of(figure, measured[name]),
+                "value": figure.on(measured[name]),
                 "interval": interval,
-                "seeds": [value_of(figure, cells(bench, values[seed : seed + 1])) for seed in range(len(values))],
+                "seeds": [figure.on(cells(bench, values[seed : seed + 1])) for seed in range(len(values))],
             }
             for figure, interval in zip(wanted, spread, strict=True)
         }
@@ -77,13 +77,13 @@ def measure_domains(bench: Bench, table: Mapping[str, Any]) -> dict[str, Any]:
     for source, entry in table.items():
         rows = entry["rows"]
         clusters = Clusters.of_items(bench.tests.prompts[rows].tolist(), [source] * len(rows))
-        figure = mean_figure("overall", source, (source, "right"))
+        figure = mean_metric("overall", source, (source, "right"))
         measured = {
             way: by_group([source] * len(rows), "right", np.asarray(right, np.float64))
             for way, right in entry["right"].items()
         }
         found: dict[str, Any] = {
-            way: {"value": value_of(figure, part), "interval": intervals([figure], part, clusters)[0]}
+            way: {"value": figure.on(part), "interval": intervals([figure], part, clusters)[0]}
             for way, part in measured.items()
         }
         for way in ("gate", "gate that never saw it"):

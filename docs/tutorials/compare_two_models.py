@@ -15,7 +15,7 @@ import numpy as np
 
 from armorm import ArmoRM, evaluate
 from armorm.data.synthetic import generate
-from armorm.evaluation.model_comparison import compare
+from armorm.evaluation.model_comparison import compare_models
 
 # --- 1. Pairs whose truth is known ------------------------------------------------------------------------
 #
@@ -65,7 +65,7 @@ for result in results:
 # narrower than the two intervals above suggest. p is from exchanging the models on whole prompts; a star marks what
 # stays significant after Holm's correction over the figures of its level.
 
-comparison = compare(*results)
+comparison = compare_models(*results)
 print(f"\n3. {comparison.first} less {comparison.second}, on {comparison.shared} shared pairs")
 for difference in comparison.differences:
     if difference.interval is not None:

@@ -22,11 +22,10 @@ from rich.console import Console
 
 from armorm import ArmoRM, Recipe, evaluate, train
 from armorm.data.synthetic import RECIPE, DemoRow, generate, utility, write_corpus
-from armorm.evaluation.tables import preview_tables
 from armorm.evaluation.steering_preview import preview
+from armorm.evaluation.tables import preview_tables
 from armorm.files import write_json, write_text
-from armorm.report.page import MOSTLY_LENGTH
-from armorm.report.page import report
+from armorm.report.page import MOSTLY_LENGTH, report
 
 TASTE_FOR_LENGTH = 5.0  # beside 4 for what the prompt is about, and 1 for the lesser quality
 PAIRS = 10  # of each prompt

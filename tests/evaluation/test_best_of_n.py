@@ -13,7 +13,7 @@ from armorm.data.rows import Row
 from armorm.data.sources import Location
 from armorm.errors import DataError
 from armorm.evaluation.best_of_n import preference_row, rank, read_candidates
-from armorm.evaluation.scorers import CallableScorer
+from armorm.evaluation.scorer import CallableScorer
 from tests.helpers.marked_scorer import marked
 
 SCORER = CallableScorer(marked)
@@ -43,7 +43,7 @@ def test_a_refused_response_has_no_rank_and_a_reason():
     (found,) = ranked({"prompt": "a", "responses": ["x <1>", " ", "z <2>"]})
     assert found.order == [2, 0]
     assert np.isnan(found.scores[1])
-    assert "responses[1]" in found.refused[1]
+    assert "responses[1]" in found.unscored[1]
     assert found.to_dict()["refused"].keys() == {"1"}
 
 

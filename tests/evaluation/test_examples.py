@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 
+import numpy as np
 import pytest
 
 from armorm.conversation import Conversation
 from armorm.data.sources import HubSet, find_sources
 from armorm.errors import DataError
-from armorm.evaluation.examples import Item, fingerprint, make_example, numbered
+from armorm.evaluation.examples import Item, LabelledPairs, fingerprint, make_example, numbered
 from tests.helpers.marked_scorer import FIXTURES, evaluated, values
 
 
@@ -41,9 +42,16 @@ def test_a_refused_response_leaves_the_others_and_the_prompt():
     assert [position for position, _ in example.faults] == [1]
 
 
-def test_comparisons_are_of_different_labels_only():
+def test_pairs_are_of_different_labels_only():
     item = Item("k", "", "", "p", (1.0, 0.0, 1.0, 0.0))
-    assert item.comparisons == [(0, 1), (0, 3), (2, 1), (2, 3)]
+    pairs = LabelledPairs.of([item], [np.array([10, 11, -1, 13])])
+    assert list(zip(pairs.better.tolist(), pairs.worse.tolist(), strict=True)) == [
+        (10, 11),
+        (10, 13),
+        (-1, 11),
+        (-1, 13),
+    ]
+    assert pairs.weight.tolist() == [0.25] * 4
     assert Item.from_dict(json.loads(json.dumps(item.to_dict()))) == item
 
 
@@ -104,7 +112,7 @@ def test_a_row_of_two_prompts_is_an_error_and_not_a_loss(tmp_path):
 def test_a_set_of_refused_rows_only_is_an_error(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text('{"prompt": "a", "chosen": "", "rejected": ""}\n')
-    with pytest.raises(DataError, match="every row is refused"):
+    with pytest.raises(DataError, match="no row can be scored"):
         evaluated("pairs", path)
 
 

@@ -13,10 +13,11 @@ from rich.console import Console
 from armorm import evaluate
 from armorm.errors import DataError
 from armorm.evaluation import runner
-from armorm.evaluation.model_comparison import compare
-from armorm.evaluation.registry import BENCHMARKS, BenchmarkError
+from armorm.evaluation.benchmarks import BENCHMARKS
+from armorm.evaluation.benchmarks.base import BenchmarkError
+from armorm.evaluation.model_comparison import compare_models
 from armorm.evaluation.results import Results, published, reference
-from armorm.evaluation.scorers import CallableScorer, ScorerError
+from armorm.evaluation.scorer import CallableScorer, ScorerError
 from armorm.evaluation.tables import as_json, comparison_table, results_tables
 from tests.helpers.marked_scorer import FIXTURES, evaluated, marked, values
 
@@ -169,7 +170,7 @@ def test_two_results_are_compared_on_the_examples_they_share(many):
 
     first = evaluate("pairs", marked, many, quiet=True)
     second = evaluate("pairs", worse, many, limit=50, quiet=True)
-    comparison = compare(first, second)
+    comparison = compare_models(first, second)
     assert (comparison.shared, comparison.only_first, comparison.only_second) == (50, 10, 0)
     keys = {entry["key"] for entry in second.examples}
     right = [np.array([e["margin"] > 0 for e in results.examples if e["key"] in keys]) for results in (first, second)]
@@ -177,7 +178,7 @@ def test_two_results_are_compared_on_the_examples_they_share(many):
     assert overall.difference == pytest.approx(right[0].mean() - right[1].mean())
     assert overall.significant
     assert overall.interval[0] > 0
-    again = next(d for d in compare(first, first).differences if d.level == "overall")
+    again = next(d for d in compare_models(first, first).differences if d.level == "overall")
     assert (again.difference, again.p) == (0, 1)
 
 
@@ -185,7 +186,7 @@ def test_a_result_read_back_compares_as_the_one_in_memory(tmp_path):
     for benchmark, places in ALL.items():
         results = evaluated(benchmark, *places)
         results.save(tmp_path / "r.json")
-        comparison = compare(results, Results.load(tmp_path / "r.json"))
+        comparison = compare_models(results, Results.load(tmp_path / "r.json"))
         found = {(d.level, d.name): d for d in comparison.differences}
         assert found
         for (level, name), difference in found.items():
@@ -195,10 +196,10 @@ def test_a_result_read_back_compares_as_the_one_in_memory(tmp_path):
 
 def test_results_that_have_nothing_in_common_are_not_compared(many):
     pairs = evaluated("pairs", "pairs.jsonl")
-    with pytest.raises(DataError, match="cannot be compared"):
-        compare(pairs, evaluated("judgebench", "judgebench"))
-    with pytest.raises(DataError, match="share no example"):
-        compare(pairs, evaluate("pairs", marked, many, quiet=True))
+    with pytest.raises(DataError, match="expected the same benchmark"):
+        compare_models(pairs, evaluated("judgebench", "judgebench"))
+    with pytest.raises(DataError, match="found no example in both"):
+        compare_models(pairs, evaluate("pairs", marked, many, quiet=True))
 
 
 def test_a_file_that_is_no_result_is_refused(tmp_path):
@@ -225,7 +226,7 @@ def printed(renderable) -> str:
 @pytest.mark.parametrize("benchmark", ALL)
 def test_tables_fit_in_eighty_columns_and_nothing_is_cut(benchmark):
     results = evaluated(benchmark, *ALL[benchmark])
-    text = printed(results_tables(results)) + printed(comparison_table(compare(results, results)))
+    text = printed(results_tables(results)) + printed(comparison_table(compare_models(results, results)))
     assert max(len(line) for line in text.splitlines()) <= 80
     assert "…" not in text
     for level in ("overall", "sections"):
@@ -236,17 +237,17 @@ def test_tables_fit_in_eighty_columns_and_nothing_is_cut(benchmark):
 def test_the_table_names_what_a_partial_benchmark_lacks():
     text = printed(results_tables(evaluated("rm-bench", "rm_bench/chat_filtered.json")))
     assert (
-        "mean of four domains (missing), hard (missing), normal (missing), easy (missing): the data is short of math, code"
+        "mean of four domains (missing), hard (missing), normal (missing), easy (missing): the data lacks math, code"
         in " ".join(text.split())
     )
-    assert "no published figures beside Mean 4" in text
+    assert "no published numbers to compare Mean 4" in text
 
 
 def complete(results: Results) -> Results:
     """A result as if the data had been whole."""
     from dataclasses import replace
 
-    return replace(results, figures=[replace(figure, lacking=()) for figure in results.figures])
+    return replace(results, metrics=[replace(metric, lacking=()) for metric in results.metrics])
 
 
 def test_published_figures_stand_only_beside_figures_of_the_whole_benchmark():

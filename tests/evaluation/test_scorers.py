@@ -14,22 +14,15 @@ from transformers import AutoModel, AutoModelForSequenceClassification, LlamaCon
 
 from armorm.conversation import Conversation
 from armorm.errors import CheckpointError, DataError, StoreError
-from armorm.evaluation.audits.audit import BEFORE, SERVED
+from armorm.evaluation.audits import BEFORE, SERVED
 from armorm.evaluation.baselines import prompt_words
-from armorm.evaluation.classifier import ClassifierScorer
 from armorm.evaluation.results import Results
 from armorm.evaluation.runner import evaluate
-from armorm.evaluation.scorers import (
-    ArmoRMScorer,
-    CallableScorer,
-    Parts,
-    Scored,
-    ScorerError,
-    is_classifier,
-    load_scorer,
-)
+from armorm.evaluation.scorer import CallableScorer, ScorerError
+from armorm.evaluation.scorers import ArmoRMScorer, ClassifierScorer, is_classifier, load_scorer
 from armorm.training.pair_metrics import rating_figures
 from tests.helpers.marked_scorer import marked, values
+from tests.helpers.scored_columns import scored
 from tests.helpers.small_models import OBJECTIVES, changed, llama, reward_model, tokenizer
 
 WORDS = ["cat", "sat", "on", "a", "warm", "mat", "and", "looked", "at", "rain", "that", "fell", "over", "old", "roofs"]
@@ -102,20 +95,20 @@ def test_scores_are_those_of_the_model_and_the_sum_of_their_contributions(rm):
     scored = ArmoRMScorer(rm).score(asked)
     batch = rm.score([conversation.to_list() for conversation in asked])
     np.testing.assert_allclose(scored.scores, batch.scores, atol=1e-6)
-    np.testing.assert_allclose(scored.parts.contributions, batch.contributions, atol=1e-5)
-    np.testing.assert_allclose(scored.parts.contributions.sum(1), scored.scores, atol=1e-5)
-    np.testing.assert_allclose((scored.parts.outputs * scored.parts.debiased).sum(1), scored.scores, atol=1e-5)
-    np.testing.assert_allclose(scored.parts.raw, rm.objectives.to_raw(batch.rewards), atol=1e-4)
+    np.testing.assert_allclose(scored.batch.contributions, batch.contributions, atol=1e-5)
+    np.testing.assert_allclose(scored.batch.contributions.sum(1), scored.scores, atol=1e-5)
+    np.testing.assert_allclose((scored.batch.gating_output * scored.debiased).sum(1), scored.scores, atol=1e-5)
+    np.testing.assert_allclose(scored.ratings, rm.objectives.to_raw(batch.rewards), atol=1e-4)
 
 
 def test_an_over_long_conversation_is_refused_in_its_place(rm):
     short = changed(rm, limits={"max_length": 40, "overflow": "error"})
     asked = [*conversations(3), Conversation.from_prompt("tell me", "word " * 100)]
     scored = ArmoRMScorer(short).score([asked[3], *asked[:3]])
-    assert list(scored.refused) == [0]
-    assert "expected at most 40" in scored.refused[0]
+    assert list(scored.unscored) == [0]
+    assert "expected at most 40" in scored.unscored[0]
     assert np.isnan(scored.scores[0])
-    assert np.isnan(scored.parts.contributions[0]).all()
+    assert np.isnan(scored.batch.contributions[0]).all()
     assert np.isfinite(scored.scores[1:]).all()
 
 
@@ -249,10 +242,10 @@ def test_a_conversation_whose_features_are_no_numbers_is_refused_with_a_reason(r
     with torch.no_grad():
         poisoned.model.model.embed_tokens.weight[own[-1]] = math.nan
     scored = ArmoRMScorer(poisoned).score([asked[5], *asked[:5]])
-    assert scored.refused == {0: "the model's score is not a finite number"}
+    assert scored.unscored == {0: "the model's score is not a finite number"}
     assert np.isnan(scored.scores[0])
-    assert np.isnan(scored.parts.contributions[0]).all()
-    assert scored.parts.prompt_index[0] == -1
+    assert np.isnan(scored.batch.contributions[0]).all()
+    assert scored.batch.prompt_index[0] == -1
     np.testing.assert_allclose(scored.scores[1:], ArmoRMScorer(reward_model()).score(asked[:5]).scores, atol=1e-5)
 
 
@@ -264,10 +257,7 @@ class EightAlike(ArmoRMScorer):
     def score(self, asked):
         marks = np.array(marked([c.to_list() for c in asked]))
         rewards = np.repeat(marks[:, None], 8, 1)
-        weights = np.full(rewards.shape, 1 / 8)
-        index = np.arange(len(asked))
-        parts = Parts(list(self.names), rewards, weights, weights, np.eye(8), rewards, rewards, index)
-        return Scored(parts.contributions.sum(1), parts=parts)
+        return scored(rewards, np.full(rewards.shape, 1 / 8), names=self.names)
 
 
 def test_every_deciding_objective_is_written_down(tmp_path):
@@ -402,7 +392,7 @@ def test_a_classifier_without_its_head_or_with_several_is_refused(tmp_path, clas
 def test_an_over_long_conversation_of_a_classifier_is_refused(classifier):
     scorer = ClassifierScorer.from_pretrained(str(classifier), dtype="float32", device="cpu")
     scored = scorer.score([Conversation.from_prompt("a", "word " * 400), Conversation.from_prompt("a", "b")])
-    assert list(scored.refused) == [0]
+    assert list(scored.unscored) == [0]
     assert np.isfinite(scored.scores[1])
 
 

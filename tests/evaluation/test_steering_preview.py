@@ -117,7 +117,7 @@ def test_the_changed_pairs_are_named_by_row_and_hold_no_text_as_values(rows, fou
     assert len(found.changed) == found.flips["to_right"] + found.flips["to_wrong"]
     flip = found.changed[0]
     assert flip.better.response == rows[flip.row - 1]["chosen"]
-    assert flip.decides
+    assert flip.decided_by
     assert rows[flip.row - 1]["chosen"] not in json.dumps(found.to_dict())
 
 

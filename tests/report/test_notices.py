@@ -16,50 +16,50 @@ def titles(found) -> list[str]:
 def test_a_gate_is_collapsed_blind_or_neither():
     rng = np.random.default_rng(0)
     steady = np.tile([0.97, 0.02, 0.01], (50, 1))
-    assert titles(notices.of_gate(NAMES, steady, ["long"])) == ["The gate has collapsed"]
-    assert "help has 97% of the weight" in notices.of_gate(NAMES, steady, [])[0].text
+    assert titles(notices.gate_notices(NAMES, steady, ["long"])) == ["The gate has collapsed"]
+    assert "help has 97% of the weight" in notices.gate_notices(NAMES, steady, [])[0].text
     blind = np.tile([0.5, 0.3, 0.2], (50, 1))
-    assert titles(notices.of_gate(NAMES, blind, [])) == ["The gate does not look at the prompt"]
-    assert notices.of_gate(NAMES, blind[:5], []) == [], "too few prompts to tell"
-    assert notices.of_gate(NAMES, rng.dirichlet([2, 2, 2], 50), []) == []
+    assert titles(notices.gate_notices(NAMES, blind, [])) == ["The gate ignores the prompt"]
+    assert notices.gate_notices(NAMES, blind[:5], []) == [], "too few prompts to tell"
+    assert notices.gate_notices(NAMES, rng.dirichlet([2, 2, 2], 50), []) == []
 
 
-def test_an_objective_that_nobody_needs_is_named_unless_it_is_the_bias():
+def test_an_objective_that_no_prompt_uses_is_named_unless_it_is_the_bias():
     weights = np.column_stack([np.linspace(0.3, 0.7, 50), np.linspace(0.699, 0.299, 50), np.full(50, 0.001)])
-    assert titles(notices.of_gate(NAMES, weights, [])) == ["Nobody needs long"]
-    assert notices.of_gate(NAMES, weights, ["long"]) == []
+    assert titles(notices.gate_notices(NAMES, weights, [])) == ["No prompt uses long"]
+    assert notices.gate_notices(NAMES, weights, ["long"]) == []
     weights[0] = [0.3, 0.66, 0.04]  # one prompt needs it
-    assert notices.of_gate(NAMES, weights, []) == []
+    assert notices.gate_notices(NAMES, weights, []) == []
 
 
 def test_length_is_warned_of_where_it_is_and_where_it_stays():
     before, after = np.array([0.8, 0.4, 0.99]), np.array([0.02, 0.1, 0.0])
-    found = notices.of_length(NAMES, before, after, ["long"])
+    found = notices.objective_length_notices(NAMES, before, after, ["long"])
     assert titles(found) == ["help is mostly length"]
     assert "+0.80" in found[0].text and "after debiasing +0.02" in found[0].text
-    many = notices.of_length([*NAMES, "kind"], np.append(before, -0.7), np.append(after, 0.0), ["long"])
+    many = notices.objective_length_notices([*NAMES, "kind"], np.append(before, -0.7), np.append(after, 0.0), ["long"])
     assert titles(many) == ["help and kind are mostly length"]
     assert "+0.80, after debiasing +0.02; -0.70, after debiasing +0.00" in many[0].text
-    found = notices.of_length(NAMES, before, before, [])
-    assert titles(found) == ["long is mostly length", "help is mostly length", "safe goes with length"]
-    assert all("nothing takes it out" in notice.text for notice in found)
-    assert notices.of_length(NAMES, -after, -after, []) == []
+    found = notices.objective_length_notices(NAMES, before, before, [])
+    assert titles(found) == ["long is mostly length", "help is mostly length", "safe correlates with length"]
+    assert all("nothing removes it" in notice.text for notice in found)
+    assert notices.objective_length_notices(NAMES, -after, -after, []) == []
 
 
 def test_a_score_that_goes_with_length_is_warned_of_with_its_remedy():
-    found = notices.of_score(0.5, (0.8, 0.6, 100), debiased=False)
+    found = notices.score_length_notices(0.5, (0.8, 0.6, 100), debiased=False)
     assert titles(found) == [
-        "The score goes with length (+0.50)",
+        "The score correlates with length (+0.50)",
         "It is right more often where the longer response is better",
     ]
-    assert "Longer responses" in found[0].text and "drop what is mostly length" in found[0].text
+    assert "Longer responses" in found[0].text and "drop the objectives that are mostly length" in found[0].text
     assert "80.0%" in found[1].text and "60.0%" in found[1].text
-    assert "debias_strength" in notices.of_score(-0.5, None, debiased=True)[0].text
-    assert titles(notices.of_score(0.0, (0.5, 0.7, 100), debiased=True)) == [
+    assert "debias_strength" in notices.score_length_notices(-0.5, None, debiased=True)[0].text
+    assert titles(notices.score_length_notices(0.0, (0.5, 0.7, 100), debiased=True)) == [
         "It is right more often where the shorter response is better"
     ]
-    assert notices.of_score(0.1, (0.8, 0.6, 10), debiased=True) == [], "too few pairs to tell"
-    assert notices.of_score(0.1, (0.7, 0.65, 100), debiased=True) == []
+    assert notices.score_length_notices(0.1, (0.8, 0.6, 10), debiased=True) == [], "too few pairs to tell"
+    assert notices.score_length_notices(0.1, (0.7, 0.65, 100), debiased=True) == []
 
 
 def test_poor_fits_chance_and_lost_rows_are_said():
@@ -67,13 +67,17 @@ def test_poor_fits_chance_and_lost_rows_are_said():
         {"objective": "a", "r2": 0.01},
         {"objective": "b", "r2": 0.4, "warning": "alpha at the end of its range"},
     ]
-    assert titles(notices.of_objectives(reports)) == ["Hardly predicted: a", "b: a fit to distrust"]
-    assert notices.of_accuracy(0.7, (0.6, 0.8), 100) == [] == notices.of_accuracy(0.5, None, 10)
-    assert "49.0% to 61.0%" in notices.of_accuracy(0.55, (0.49, 0.61), 100)[0].text
-    assert titles(notices.of_rows(2, 1, 1000)) == [
-        "2 of 1,000 responses were refused",
-        "1 of 1,000 conversations were cut",
+    assert titles(notices.fit_notices(reports)) == ["Hardly predicted: a", "b: unreliable fit"]
+    assert notices.accuracy_notices(0.7, (0.6, 0.8), 100) == [] == notices.accuracy_notices(0.5, None, 10)
+    assert "49.0% to 61.0%" in notices.accuracy_notices(0.55, (0.49, 0.61), 100)[0].text
+    assert titles(notices.row_notices(2, 1, 1000)) == [
+        "2 of 1,000 responses could not be scored",
+        "1 of 1,000 conversations were truncated",
     ]
-    assert titles(notices.of_training({"accuracy": 0.6, "uniform_accuracy": 0.6}))
-    assert notices.of_training({"accuracy": 0.7, "uniform_accuracy": 0.6}) == [] == notices.of_training({})
-    assert notices.of_rows(0, 0, 10) == [] == notices.of_steering([])
+    assert titles(notices.gate_training_notices({"accuracy": 0.6, "uniform_accuracy": 0.6}))
+    assert (
+        notices.gate_training_notices({"accuracy": 0.7, "uniform_accuracy": 0.6})
+        == []
+        == notices.gate_training_notices({})
+    )
+    assert notices.row_notices(0, 0, 10) == [] == notices.steering_notices([])

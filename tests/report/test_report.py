@@ -130,7 +130,7 @@ def test_every_section_stands_on_the_page_with_its_figures(page):
     for notice in found["notices"]:
         assert notice["title"] in html
     assert html.count("<svg") == 2 * len(found["objectives"]) + 2
-    assert "kept: " in html and "held out" in html
+    assert "selected: step" in html and "held out" in html
 
 
 class Tags(HTMLParser):
@@ -165,10 +165,10 @@ def test_the_page_takes_nothing_from_outside_and_runs_nothing(page):
 
 def test_without_data_the_run_speaks_and_without_a_run_the_data(rm, small_run, data, tmp_path):
     html, found = report(rm, run=small_run)
-    assert "No data was given" in html and "Measured by the run itself" in html
+    assert "No data was given" in html and "Evaluation by the training run" in html
     assert found["verbosity"] is None and len(found["gate"]["means"]) == 6
     html, found = report(rm, data[:1], run=tmp_path, features=small_run / "work" / "features")
-    assert "validation errors are not at hand" in html
+    assert "validation errors of the training run are not available" in html
     assert found["objectives"][0]["n"] > 0 and found["objectives"][0]["report"] is None
     assert found["mistakes"]["pairs"] == []
 

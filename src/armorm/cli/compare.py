@@ -37,8 +37,8 @@ def compare(
     else:
         same = conversations[0].key == conversations[1].key
         scored = scorer.score(conversations[:1] if same else conversations)
-        if scored.refused:
-            row, reason = sorted(scored.refused.items())[0]
+        if scored.unscored:
+            row, reason = sorted(scored.unscored.items())[0]
             raise ConversationError(reason, "AB"[row])
         found = contrast_of_scores(float(scored.scores[0]), float(scored.scores[-1]), str(scorer.describe()["name"]))
     emit(found.to_dict(), found, as_json=as_json, indent=None)

@@ -18,7 +18,7 @@ from armorm.progress import say
 
 if TYPE_CHECKING:
     from armorm.evaluation.results import Results
-    from armorm.evaluation.scorers import CallableScorer
+    from armorm.evaluation.scorer import CallableScorer
 
 _FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 
@@ -58,11 +58,11 @@ def evaluate(
 
     Example: `armorm evaluate pairs --data pairs.jsonl --model runs/real --against owner/other-reward-model`
     """
-    from armorm.evaluation.model_comparison import compare
-    from armorm.evaluation.registry import BenchmarkError
+    from armorm.evaluation.benchmarks.base import BenchmarkError
+    from armorm.evaluation.model_comparison import compare_models
     from armorm.evaluation.results import Results
     from armorm.evaluation.runner import evaluate as run
-    from armorm.evaluation.scorers import CallableScorer
+    from armorm.evaluation.scorer import CallableScorer
     from armorm.evaluation.tables import as_json as result_json
     from armorm.evaluation.tables import comparison_table, results_tables
 
@@ -83,7 +83,7 @@ def evaluate(
             other = measure(other, output=written[-1] if written else None)
     except BenchmarkError as error:
         raise typer.BadParameter(str(error)) from None
-    comparison = None if other is None else compare(results, other)
+    comparison = None if other is None else compare_models(results, other)
     shown = [results_tables(results)] + ([] if comparison is None else ["", comparison_table(comparison)])
     emit(result_json(results, comparison), *shown, as_json=as_json, width=WIDTH)
     if written and not as_json:
@@ -93,7 +93,8 @@ def evaluate(
 def _other(against: str) -> Results | CallableScorer | str:
     """What `--against` names: a results file, a function, or else a model."""
     from armorm.evaluation.results import Results
-    from armorm.evaluation.scorers import CallableScorer, require_known
+    from armorm.evaluation.scorer import CallableScorer
+    from armorm.evaluation.scorers import require_known
 
     if Path(against).is_file() or against.endswith(".json"):
         return Results.load(against)

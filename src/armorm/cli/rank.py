@@ -43,7 +43,8 @@ def rank(
     """
     from armorm.evaluation.best_of_n import preference_row, read_candidates
     from armorm.evaluation.best_of_n import rank as rank_candidates
-    from armorm.evaluation.scorers import CallableScorer, load_scorer
+    from armorm.evaluation.scorer import CallableScorer
+    from armorm.evaluation.scorers import load_scorer
 
     function = CallableScorer.from_name(scorer) if scorer is not None else None
     candidates = read_candidates(valid_rows(input_rows(input)))
@@ -60,7 +61,7 @@ def rank(
             for entry in rank_candidates(chosen, chunk):
                 sink.write(json.dumps(entry.to_dict(), ensure_ascii=False) + "\n")
                 prompts += 1
-                for position, reason in entry.refused.items():
+                for position, reason in entry.unscored.items():
                     rejected += 1
                     if rejected <= SHOWN_REJECTIONS:
                         say(f"rejected: {input}, row {entry.row}, response {position}: {reason}")

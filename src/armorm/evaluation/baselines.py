@@ -1,12 +1,9 @@
-"""Baselines: what stands beside every figure, so that nobody has to guess what it is worth.
+"""Baselines next to every metric: the score of length alone and of the prompt alone, under the same scoring rule.
 
-In:  items, the rows of their responses, lengths, features of the prompts.
-Out: scores in the layout of the model's, for the same scoring rule: by length alone, by the prompt alone.
-
-Length: the longer response scores higher. Prompt: of pairs, a judge that reads the prompt alone scores all
-its responses alike, so the benchmark's own rule for ties says what it gets (and `chance` what a random
-order does). Of ratings, it is a ridge regression on the model's prompt features (for a model without such, on
-the words of the prompt), fitted on the evaluated rows in five folds by prompt, each predicted by the others.
+Length: the longer response scores higher. Prompt: of pairs, a judge that reads only the prompt gives all responses the
+same score, so the benchmark's rule for ties decides (`base.equal_scores`). Of ratings, it is a ridge regression on the
+model's prompt features (for a model without them, on the words of the prompt), fitted on the evaluated rows in five
+folds by prompt, each predicted from the others.
 """
 
 from __future__ import annotations
@@ -28,18 +25,13 @@ _WORD = re.compile(r"\w+")
 
 
 def by_length(rows: Sequence[np.ndarray], lengths: np.ndarray) -> list[np.ndarray]:
-    """The length of each response; NaN for one that is no conversation."""
+    """The length of each response; NaN for an invalid one."""
     padded = np.append(lengths, np.nan)
     return [padded[at] for at in rows]
 
 
-def by_nothing(items: Sequence[Item]) -> list[np.ndarray]:
-    """One score for every response of an item."""
-    return [np.zeros(len(item.labels)) for item in items]
-
-
 def prompt_words(conversations: Sequence[Conversation]) -> tuple[np.ndarray, np.ndarray]:
-    """Words of the prompts as features: log counts, hashed to signed columns, of length 1.
+    """Words of the prompts as features: hashed log counts with signs, normalised to length 1.
 
     Returns:
         features (m, `WORD_COLUMNS`) float32 of the distinct prompts, and the row (n,) of each conversation.
@@ -47,10 +39,10 @@ def prompt_words(conversations: Sequence[Conversation]) -> tuple[np.ndarray, np.
     index: dict[str, int] = {}
     columns: dict[str, tuple[int, float]] = {}
     features: list[np.ndarray] = []
-    of = np.empty(len(conversations), np.int64)
+    rows = np.empty(len(conversations), np.int64)
     for row, conversation in enumerate(conversations):
-        of[row] = index.setdefault(conversation.prompt_key, len(features))
-        if of[row] < len(features):
+        rows[row] = index.setdefault(conversation.prompt_key, len(features))
+        if rows[row] < len(features):
             continue
         words = Counter(word for message in conversation.prompt for word in _WORD.findall(message.content.lower()))
         values = np.zeros(WORD_COLUMNS)
@@ -61,7 +53,7 @@ def prompt_words(conversations: Sequence[Conversation]) -> tuple[np.ndarray, np.
             column, sign = columns[word]
             values[column] += sign * np.log1p(count)
         features.append(values / (np.linalg.norm(values) or 1.0))
-    return np.array(features, np.float32).reshape(-1, WORD_COLUMNS), of
+    return np.array(features, np.float32).reshape(-1, WORD_COLUMNS), rows
 
 
 def by_prompt(
@@ -71,7 +63,7 @@ def by_prompt(
 
     Args:
         prompt_features: (m, d) of the distinct prompts.
-        prompt_index: (n,) row of each scored conversation, -1 where it was refused.
+        prompt_index: (n,) row of each conversation, -1 if unscored.
     """
     at = np.array([row[0] for row in rows], np.int64)
     index = np.where(at >= 0, prompt_index[at], -1)

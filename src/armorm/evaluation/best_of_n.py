@@ -1,10 +1,6 @@
-"""Ranking: the best of several responses to a prompt, why it is, and pairs to train on.
+"""Best of n: rank several responses to a prompt, with the objectives that decide, and write preference pairs.
 
-In:  rows `{"prompt", "responses"}`, or one response a row as `armorm score` reads them, grouped by prompt.
-Out: `RankedPrompt`s: responses from best to worst with their scores, and the objectives that decide between
-     the first two; preference rows in TRL's explicit layout, with margins.
-
-A refused response has no rank; it is listed with its reason. Equal scores keep the order of the rows.
+Unscored responses have no rank; they are listed with their reason. Equal scores keep the order of the input.
 """
 
 from __future__ import annotations
@@ -15,11 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from armorm.attribution import deciding
 from armorm.conversation import Conversation, prompt_messages
 from armorm.data.rows import Row
 from armorm.errors import ConversationError, shown
-from armorm.evaluation.scorers import Scored, Scorer
+from armorm.evaluation.scorer import Scored, Scorer, deciding_objectives
 
 
 @dataclass
@@ -27,9 +22,9 @@ class Candidates:
     """Responses to one prompt.
 
     Attributes:
-        row: number of the row, or of the first one.
-        id: of the row, None where it has none.
-        conversations: one a response, None where it is no conversation.
+        row: number of the (first) row.
+        id: of the row, None if absent.
+        conversations: one per response, None if invalid.
         faults: reason by position.
     """
 
@@ -41,14 +36,14 @@ class Candidates:
 
 @dataclass(frozen=True)
 class RankedPrompt:
-    """Responses to one prompt in order.
+    """Ranked responses to one prompt.
 
     Attributes:
         row, id: of the input.
         order: positions of the scored responses, best first.
-        scores: by position, NaN where refused.
-        refused: reason by position.
-        deciding: (objective, contribution to the margin) of what decides between the first two, largest first.
+        scores: by position, NaN if unscored.
+        unscored: reason by position.
+        deciding: (objective, contribution to the margin) of those that decide between the first two, largest first.
         conversations: as given.
     """
 
@@ -56,7 +51,7 @@ class RankedPrompt:
     id: Any
     order: list[int]
     scores: np.ndarray
-    refused: dict[int, str]
+    unscored: dict[int, str]
     deciding: list[tuple[str, float]]
     conversations: list[Conversation | None]
 
@@ -71,8 +66,8 @@ class RankedPrompt:
         }
         if self.deciding:
             entry["decided_by"] = [{"objective": name, "contribution": value} for name, value in self.deciding]
-        if self.refused:
-            entry["refused"] = {str(position): reason for position, reason in self.refused.items()}
+        if self.unscored:
+            entry["refused"] = {str(position): reason for position, reason in self.unscored.items()}
         return entry
 
 
@@ -80,7 +75,7 @@ def read_candidates(rows: Iterable[Row]) -> Iterator[Candidates]:
     """Responses by prompt, in the order in which prompts appear.
 
     Raises:
-        DataError: for rows of no known layout, or a prompt that is none.
+        DataError: for rows of an unknown layout, or an invalid prompt.
     """
     grouped: dict[str, Candidates] = {}
     for row in rows:
@@ -108,7 +103,7 @@ def rank(scorer: Scorer, candidates: Sequence[Candidates]) -> list[RankedPrompt]
 def preference_row(ranked: RankedPrompt, min_margin: float = 0.0) -> dict[str, Any] | None:
     """Best against worst as `{"prompt", "chosen", "rejected", "margin"}`, messages each, as TRL reads them.
 
-    None where fewer than two responses are scored, or the margin is not above `min_margin`.
+    None if fewer than two responses are scored, or the margin is not above `min_margin`.
     """
     if len(ranked.order) < 2:
         return None
@@ -125,31 +120,23 @@ def preference_row(ranked: RankedPrompt, min_margin: float = 0.0) -> dict[str, A
     }
 
 
-def decided(scored: Scored, better: int, worse: int) -> list[tuple[str, float]]:
-    """(objective, contribution to the margin) of those that decide between two scored rows, largest first."""
-    if scored.parts is None:
-        return []
-    difference = scored.parts.contributions[better] - scored.parts.contributions[worse]
-    mask = deciding(difference[None])[0]
-    columns = sorted(np.flatnonzero(mask), key=lambda column: -abs(difference[column]))
-    return [(scored.parts.names[column], float(difference[column])) for column in columns]
-
-
 def _ranked(entry: Candidates, scored: Scored, index: dict[str, int]) -> RankedPrompt:
     at = [-1 if conversation is None else index[conversation.key] for conversation in entry.conversations]
     scores = np.array([np.nan if row < 0 else scored.scores[row] for row in at], np.float64)
-    refused = dict(entry.faults) | {p: scored.refused[row] for p, row in enumerate(at) if row in scored.refused}
+    unscored = dict(entry.faults) | {p: scored.unscored[row] for p, row in enumerate(at) if row in scored.unscored}
     order = [int(p) for p in np.argsort(-scores, kind="stable") if not np.isnan(scores[p])]
     reasons: list[tuple[str, float]] = []
-    if len(order) > 1 and scores[order[0]] > scores[order[1]]:
-        reasons = decided(scored, at[order[0]], at[order[1]])
-    return RankedPrompt(entry.row, entry.id, order, scores, refused, reasons, entry.conversations)
+    if scored.batch is not None and len(order) > 1 and scores[order[0]] > scores[order[1]]:
+        contributions = scored.batch.contributions
+        difference = contributions[at[order[0]]] - contributions[at[order[1]]]
+        reasons = deciding_objectives(scored.batch.names, difference)
+    return RankedPrompt(entry.row, entry.id, order, scores, unscored, reasons, entry.conversations)
 
 
 def _several(row: Row) -> Candidates:
     prompt, responses = row.values.get("prompt", row.values.get("messages")), row.values["responses"]
     if prompt is None:
-        raise row.error(f"found columns {shown(row.filled, 80)}, expected 'prompt' beside 'responses'")
+        raise row.error(f"found columns {shown(row.filled, 80)}, expected 'prompt' next to 'responses'")
     if not isinstance(responses, Sequence) or isinstance(responses, str) or not responses:
         raise row.error(f"found {shown(responses)}, expected a list of responses", "responses")
     try:

@@ -1,13 +1,9 @@
-"""Resampling by prompt: intervals of figures, and whether two models differ.
+"""Bootstrap by prompt: confidence intervals of metrics, and paired tests of two models.
 
-In:  figures, measured cells, the prompt of each item.
-Out: 95% intervals, and paired differences with p-values.
-
-Items of one prompt are no independent evidence, so whole prompts are drawn. An interval is the middle
-95% of figures over resamples with replacement (percentile bootstrap), drawn within the part of the
-benchmark that a prompt stands in, since the sizes of the parts are fixed. A difference is tested by
-exchanging the two models on random prompts, which is exact where they are alike. Fewer than
-`MIN_PROMPTS` prompts carry neither interval nor test.
+Items of one prompt are not independent, so whole prompts are drawn. An interval is the middle 95% of the metric over
+resamples with replacement (percentile bootstrap), drawn within each part of the benchmark because the sizes of the
+parts are fixed. A difference is tested by exchanging the two models on random prompts (permutation test). Fewer than
+`MIN_PROMPTS` prompts give neither interval nor test.
 """
 
 from __future__ import annotations
@@ -17,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from armorm.evaluation.metrics import Cell, Cells, Figure, Totals, cluster_sums, totals
+from armorm.evaluation.metrics import Group, GroupSums, Measurements, Metric, cluster_sums
 
 MIN_PROMPTS = 30
 RESAMPLES = 1000
@@ -30,7 +26,7 @@ _ROUNDING = 1e-12
 
 @dataclass(frozen=True)
 class Clusters:
-    """Which items stand together.
+    """Groups of items that are drawn together.
 
     Attributes:
         of: (n,) int64, cluster of each item.
@@ -42,7 +38,7 @@ class Clusters:
 
     @classmethod
     def of_items(cls, prompts: Sequence[str], subsets: Sequence[str]) -> Clusters:
-        """Clusters by prompt, each in the stratum of the subset that it occurs in first."""
+        """Clusters by prompt, each in the stratum of the subset in which it first occurs."""
         clusters: dict[str, int] = {}
         parts: dict[str, int] = {}
         strata: list[int] = []
@@ -54,30 +50,23 @@ class Clusters:
                 strata.append(part)
         return cls(of, np.array(strata, np.int64))
 
-    def count(self, figure: Figure, cells: Cells) -> int:
-        """Prompts that a figure rests on."""
-        rows = rows_of(figure, cells)
-        return len(np.unique(self.of[rows])) if len(rows) else 0
-
-
-def rows_of(figure: Figure, cells: Cells) -> np.ndarray:
-    """Items that a figure rests on."""
-    rows = [cells[cell].rows for cell in figure.cells if cell in cells]
-    return np.unique(np.concatenate(rows)) if rows else np.empty(0, np.int64)
-
-
-def value_of(figure: Figure, cells: Cells) -> float:
-    """A figure on the data as it is; NaN where it lacks what it needs."""
-    return float(figure.value(totals(cells)))
+    def count(self, metric: Metric, measurements: Measurements) -> int:
+        """Number of prompts that a metric is computed from."""
+        return len(np.unique(self.of[metric.rows(measurements)]))
 
 
 def intervals(
-    figures: Sequence[Figure], cells: Cells, clusters: Clusters, *, resamples: int = RESAMPLES, seed: int = 0
+    metrics: Sequence[Metric],
+    measurements: Measurements,
+    clusters: Clusters,
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
 ) -> list[tuple[float, float] | None]:
-    """95% intervals of figures; None for one of fewer than `MIN_PROMPTS` prompts, or none at all."""
-    shown = [i for i, figure in enumerate(figures) if clusters.count(figure, cells) >= MIN_PROMPTS]
-    results: list[tuple[float, float] | None] = [None] * len(figures)
-    draws = _figure_draws([figures[i] for i in shown], [cells], clusters, resamples, seed)
+    """95% intervals of metrics; None for one of fewer than `MIN_PROMPTS` prompts, or none at all."""
+    shown = [i for i, metric in enumerate(metrics) if clusters.count(metric, measurements) >= MIN_PROMPTS]
+    results: list[tuple[float, float] | None] = [None] * len(metrics)
+    draws = _bootstrap([metrics[i] for i in shown], [measurements], clusters, resamples, seed)
     for place, i in enumerate(shown):
         results[i] = _middle(draws[:, 0, place])
     return results
@@ -85,17 +74,17 @@ def intervals(
 
 @dataclass(frozen=True)
 class Difference:
-    """How one figure of two models differs on the same items.
+    """How one metric of two models differs on the same items.
 
     Attributes:
-        level, name: of the figure.
+        level, name: of the metric.
         first, second: its two values.
         difference: first minus second.
         interval: 95% interval of the difference, None below `MIN_PROMPTS` prompts.
         p: two-sided, None below `MIN_PROMPTS` prompts.
-        significant: whether p stays below 0.05 after Holm's correction over the figures of its level.
+        significant: whether p stays below 0.05 after Holm's correction over the metrics of its level.
         prompts: that it rests on.
-        unit: of the figure.
+        unit: of the metric.
     """
 
     level: str
@@ -111,22 +100,22 @@ class Difference:
 
 
 def differences(
-    figures: Sequence[Figure],
-    first: Cells,
-    second: Cells,
+    metrics: Sequence[Metric],
+    first: Measurements,
+    second: Measurements,
     clusters: Clusters,
     *,
     resamples: int = RESAMPLES,
     permutations: int = PERMUTATIONS,
     seed: int = 0,
 ) -> list[Difference]:
-    """Paired differences of figures, measured on the same items by two models."""
-    values = [(value_of(figure, first), value_of(figure, second)) for figure in figures]
-    prompts = [clusters.count(figure, first) for figure in figures]
-    tested = [i for i in range(len(figures)) if prompts[i] >= MIN_PROMPTS and np.isfinite(values[i]).all()]
-    chosen = [figures[i] for i in tested]
-    draws = _figure_draws(chosen, [first, second], clusters, resamples, seed)
-    exchanged = _exchanged_differences(chosen, first, second, clusters, permutations, seed)
+    """Paired differences of metrics, measured on the same items by two models."""
+    values = [(metric.on(first), metric.on(second)) for metric in metrics]
+    prompts = [clusters.count(metric, first) for metric in metrics]
+    tested = [i for i in range(len(metrics)) if prompts[i] >= MIN_PROMPTS and np.isfinite(values[i]).all()]
+    chosen = [metrics[i] for i in tested]
+    draws = _bootstrap(chosen, [first, second], clusters, resamples, seed)
+    exchanged = _permuted_differences(chosen, first, second, clusters, permutations, seed)
     spread: dict[int, tuple[float, float] | None] = {}
     p: dict[int, float] = {}
     for place, i in enumerate(tested):
@@ -135,22 +124,22 @@ def differences(
         p[i] = float((1 + (np.abs(exchanged[:, place]) >= observed - _ROUNDING).sum()) / (1 + permutations))
     significant = {
         i
-        for level in dict.fromkeys(figure.level for figure in figures)
-        for i in holm({i: p[i] for i in tested if figures[i].level == level})
+        for level in dict.fromkeys(metric.level for metric in metrics)
+        for i in holm({i: p[i] for i in tested if metrics[i].level == level})
     }
     return [
         Difference(
-            figure.level,
-            figure.name,
+            metric.level,
+            metric.name,
             *values[i],
             values[i][0] - values[i][1],
             spread.get(i),
             p.get(i),
             i in significant,
             prompts[i],
-            figure.unit,
+            metric.unit,
         )
-        for i, figure in enumerate(figures)
+        for i, metric in enumerate(metrics)
     ]
 
 
@@ -164,36 +153,41 @@ def holm(p: dict[int, float], level: float = 0.05) -> set[int]:
     return kept
 
 
-def _figure_draws(
-    figures: Sequence[Figure], measured: Sequence[Cells], clusters: Clusters, resamples: int, seed: int
+def _bootstrap(
+    metrics: Sequence[Metric], measured: Sequence[Measurements], clusters: Clusters, resamples: int, seed: int
 ) -> np.ndarray:
-    """Figures (resamples, models, figures) over resamples of the prompts, the same ones for every model."""
-    result = np.full((resamples, len(measured), len(figures)), np.nan)
-    if not figures:
+    """Figures (resamples, models, metrics) over resamples of the prompts, the same ones for every model."""
+    result = np.full((resamples, len(measured), len(metrics)), np.nan)
+    if not metrics:
         return result
-    index = _index(figures, measured)
-    sums = [cluster_sums(cells, index, clusters.of, len(clusters.strata)) for cells in measured]
+    index = _index(metrics, measured)
+    sums = [cluster_sums(measurements, index, clusters.of, len(clusters.strata)) for measurements in measured]
     start = 0
-    for weights in _resamples(clusters.strata, resamples, seed):
+    for weights in _draw_counts(clusters.strata, resamples, seed):
         end = start + len(weights)
         for model, (values, counts) in enumerate(sums):
-            drawn = Totals(index, weights @ values, weights @ counts)
-            for place, figure in enumerate(figures):
-                result[start:end, model, place] = figure.value(drawn)
+            drawn = GroupSums(index, weights @ values, weights @ counts)
+            for place, metric in enumerate(metrics):
+                result[start:end, model, place] = metric.value(drawn)
         start = end
     return result
 
 
-def _exchanged_differences(
-    figures: Sequence[Figure], first: Cells, second: Cells, clusters: Clusters, permutations: int, seed: int
+def _permuted_differences(
+    metrics: Sequence[Metric],
+    first: Measurements,
+    second: Measurements,
+    clusters: Clusters,
+    permutations: int,
+    seed: int,
 ) -> np.ndarray:
-    """Differences (permutations, figures) after exchanging the two models on random prompts."""
-    result = np.full((permutations, len(figures)), np.nan)
-    if not figures:
+    """Differences (permutations, metrics) after exchanging the two models on random prompts."""
+    result = np.full((permutations, len(metrics)), np.nan)
+    if not metrics:
         return result
-    index = _index(figures, [first, second])
+    index = _index(metrics, [first, second])
     (sums_a, counts_a), (sums_b, counts_b) = (
-        cluster_sums(cells, index, clusters.of, len(clusters.strata)) for cells in (first, second)
+        cluster_sums(measurements, index, clusters.of, len(clusters.strata)) for measurements in (first, second)
     )
     moved_sums, moved_counts = sums_b - sums_a, counts_b - counts_a
     total = [np.asarray(matrix.sum(0)).reshape(-1) for matrix in (sums_a, counts_a, sums_b, counts_b)]
@@ -202,14 +196,14 @@ def _exchanged_differences(
         end = min(start + _CHUNK, permutations)
         flips = generator.integers(0, 2, (end - start, len(clusters.strata))).astype(np.float64)
         sums, counts = flips @ moved_sums, flips @ moved_counts
-        one = Totals(index, total[0] + sums, total[1] + counts)
-        other = Totals(index, total[2] - sums, total[3] - counts)
-        for place, figure in enumerate(figures):
-            result[start:end, place] = figure.value(one) - figure.value(other)
+        one = GroupSums(index, total[0] + sums, total[1] + counts)
+        other = GroupSums(index, total[2] - sums, total[3] - counts)
+        for place, metric in enumerate(metrics):
+            result[start:end, place] = metric.value(one) - metric.value(other)
     return result
 
 
-def _resamples(strata: np.ndarray, resamples: int, seed: int) -> Iterator[np.ndarray]:
+def _draw_counts(strata: np.ndarray, resamples: int, seed: int) -> Iterator[np.ndarray]:
     """How often each cluster is drawn, (chunk, m) float64, in chunks."""
     generator = np.random.default_rng([seed, 0])
     members = [np.flatnonzero(strata == stratum) for stratum in np.unique(strata)]
@@ -222,9 +216,9 @@ def _resamples(strata: np.ndarray, resamples: int, seed: int) -> Iterator[np.nda
         yield weights
 
 
-def _index(figures: Sequence[Figure], measured: Sequence[Cells]) -> dict[Cell, int]:
-    used = dict.fromkeys(cell for figure in figures for cell in figure.cells if any(cell in c for c in measured))
-    return {cell: column for column, cell in enumerate(used)}
+def _index(metrics: Sequence[Metric], measured: Sequence[Measurements]) -> dict[Group, int]:
+    used = dict.fromkeys(group for metric in metrics for group in metric.groups if any(group in c for c in measured))
+    return {group: column for column, group in enumerate(used)}
 
 
 def _middle(draws: np.ndarray) -> tuple[float, float] | None:

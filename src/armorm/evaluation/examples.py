@@ -1,17 +1,14 @@
-"""Examples: what a benchmark asks of a reward model, in one form for every benchmark.
+"""Examples: one question of a benchmark with its responses, in the same form for every benchmark.
 
-In:  rows of a benchmark, one prompt with several responses each.
-Out: `Example`: an `Item` (what of it stays in a result: no text) and the conversations to be scored.
-
-Labels say what is right: of two responses to one prompt the one with the higher label is the better.
-A response that is no conversation (an empty reply) is refused with its reason; its example keeps its
-place. An item is addressed by content, so results on the same data pair up whatever the order of rows,
-and `prompt` says which items stand or fall together when figures are resampled.
+Of two responses to one prompt the one with the higher label is the better. A response that is not a valid conversation
+(an empty reply) is recorded with its reason, and its example stays. An item is identified by its content, so results
+on the same data pair up whatever the order of rows; its `prompt` is the cluster that is drawn together in a bootstrap.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from typing import Any
@@ -24,15 +21,15 @@ from armorm.errors import ConversationError
 
 @dataclass(frozen=True)
 class Item:
-    """One question of a benchmark, without its text.
+    """One question of a benchmark, as it is stored in results: without its text.
 
     Attributes:
-        key: 16 hex digits of prompt, responses, labels and subset; doubled questions are numbered.
-        id: the benchmark's own name for it, '' where it has none.
-        subset: part of the benchmark it belongs to.
-        prompt: cluster of items that are resampled together: the prompt's content key, as a rule.
-        labels: one a response; the higher, the better. (Of rated rows: one an objective.)
-        facts: what else its scoring rule needs.
+        key: 16 hex digits of prompt, responses, labels and subset; repeated questions are numbered.
+        id: the benchmark's own identifier, '' if none.
+        subset: part of the benchmark.
+        prompt: cluster that is drawn together in a bootstrap, usually the content key of the prompt.
+        labels: one per response, higher is better; of rated rows one per objective.
+        facts: further values that its scoring rule needs.
     """
 
     key: str
@@ -42,32 +39,27 @@ class Item:
     labels: tuple[float, ...]
     facts: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
-    @property
-    def comparisons(self) -> list[tuple[int, int]]:
-        """(better, worse) positions of every two responses with different labels."""
-        return [(i, j) for i, a in enumerate(self.labels) for j, b in enumerate(self.labels) if a > b]
-
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for a result."""
+        """Plain values for the results file."""
         entry: dict[str, Any] = {"key": self.key, "id": self.id, "subset": self.subset, "prompt": self.prompt}
         entry["labels"] = list(self.labels)
         return entry | ({"facts": dict(self.facts)} if self.facts else {})
 
     @classmethod
     def from_dict(cls, entry: Mapping[str, Any]) -> Item:
-        """Inverse of `to_dict`; a missing label (null) is NaN."""
+        """Inverse of `to_dict`; a label of null is NaN."""
         labels = tuple(float("nan") if label is None else float(label) for label in entry["labels"])
         return cls(entry["key"], entry["id"], entry["subset"], entry["prompt"], labels, entry.get("facts", {}))
 
 
 @dataclass(frozen=True)
 class Example:
-    """An item with what is to be scored.
+    """An item with the conversations to score.
 
     Attributes:
         item: the question.
-        conversations: one a response, None where it was refused.
-        faults: (position, reason) of refused responses.
+        conversations: one per response, None if invalid.
+        faults: (position, reason) of invalid responses.
         origin: file and row number.
     """
 
@@ -88,13 +80,13 @@ def make_example(
     prompt_of: Callable[[], Conversation] | None = None,
     origin: tuple[str, int] = ("", 0),
 ) -> Example:
-    """An example whose conversations are built one by one; those that cannot be are refused, with the reason.
+    """An example whose conversations are built one by one; an invalid one becomes a fault.
 
     Args:
-        builds: makes the conversation of each response.
-        labels: one a response (or an objective).
-        cluster: what it is resampled with; the prompt by default.
-        prompt_of: makes any conversation with the prompt, for an example of which every response is refused.
+        builds: builder of the conversation of each response.
+        labels: one per response (or objective).
+        cluster: bootstrap cluster; the prompt by default.
+        prompt_of: builder of some conversation with the prompt, used if every response is invalid.
     """
     conversations: list[Conversation | None] = []
     faults: list[tuple[int, str]] = []
@@ -110,13 +102,16 @@ def make_example(
     parts = [subset, *content, *(repr(float(label)) for label in labels)]
     parts += [] if known else [name, *map(str, origin)]
     key = _digest("\x1f".join(parts))
-    prompt = cluster or (known.prompt_key if known else _prompt_key(prompt_of) or f"refused {key}")
+    prompt = cluster or (known.prompt_key if known else f"refused {key}")
+    if cluster is None and known is None and prompt_of is not None:
+        with suppress(ConversationError):  # the prompt may be invalid as well
+            prompt = prompt_of().prompt_key
     item = Item(key, name, subset, prompt, tuple(float(label) for label in labels), dict(facts or {}))
     return Example(item, tuple(conversations), tuple(faults), origin)
 
 
 def numbered(examples: Sequence[Example]) -> list[Example]:
-    """The same examples, each with a key of its own: repetitions of one are numbered."""
+    """The same examples with unique keys: repetitions of one are numbered."""
     seen: dict[str, int] = {}
     result = []
     for example in examples:
@@ -127,18 +122,8 @@ def numbered(examples: Sequence[Example]) -> list[Example]:
 
 
 def fingerprint(items: Sequence[Item]) -> str:
-    """16 hex digits of a set of items, whatever their order."""
+    """16 hex digits of a set of items, independent of their order."""
     return _digest("\x1f".join(sorted(item.key for item in items)))
-
-
-def _prompt_key(prompt_of: Callable[[], Conversation] | None) -> str | None:
-    """The prompt's key, or None where the prompt is refused as well."""
-    if prompt_of is None:
-        return None
-    try:
-        return prompt_of().prompt_key
-    except ConversationError:
-        return None
 
 
 def _digest(text: str) -> str:
@@ -146,14 +131,14 @@ def _digest(text: str) -> str:
 
 
 @dataclass(frozen=True)
-class Comparisons:
-    """Pairs of scored responses of which the label prefers the first.
+class LabelledPairs:
+    """Pairs of responses to one prompt of which the first has the higher label.
 
     Attributes:
-        better, worse: (p,) int64, rows of the scored conversations; -1 for a response that is no conversation.
+        better, worse: (p,) int64, rows of the scored conversations; -1 for an invalid response.
         item: (p,) int64.
         weight: (p,) float64, summing to 1 over each item.
-        items: number of items in all.
+        items: total number of items.
     """
 
     better: np.ndarray
@@ -163,8 +148,8 @@ class Comparisons:
     items: int
 
     @classmethod
-    def of(cls, items: Sequence[Item], rows: Sequence[np.ndarray]) -> Comparisons:
-        """All comparisons of items.
+    def of(cls, items: Sequence[Item], rows: Sequence[np.ndarray]) -> LabelledPairs:
+        """All pairs of items.
 
         Args:
             rows: of each item, the row of each response.
@@ -173,7 +158,7 @@ class Comparisons:
         for place, (entry, at) in enumerate(zip(items, rows, strict=True)):
             labels = np.asarray(entry.labels)
             if len(labels) != len(at):
-                continue  # a rated row: its labels are objectives
+                continue  # a rated row, whose labels are of objectives
             first, second = np.nonzero(labels[:, None] > labels[None, :])
             better.append(at[first])
             worse.append(at[second])
@@ -185,31 +170,32 @@ class Comparisons:
     def __len__(self) -> int:
         return len(self.item)
 
-    def take(self, chosen: np.ndarray) -> Comparisons:
-        """Some of them, by mask or index, with their weights as they are."""
-        return Comparisons(self.better[chosen], self.worse[chosen], self.item[chosen], self.weight[chosen], self.items)
+    def take(self, chosen: np.ndarray) -> LabelledPairs:
+        """Some of the pairs, by mask or index; weights stay as they are."""
+        return LabelledPairs(
+            self.better[chosen], self.worse[chosen], self.item[chosen], self.weight[chosen], self.items
+        )
 
     def difference(self, values: np.ndarray) -> np.ndarray:
-        """Better minus worse (p, ...) of values (n, ...); NaN where one was refused."""
-        padded = np.concatenate([values, np.full((1, *values.shape[1:]), np.nan)])  # row -1 is the last one
+        """Better minus worse (p, ...) of values (n, ...); NaN if one is unscored."""
+        padded = np.concatenate([values, np.full((1, *values.shape[1:]), np.nan)])  # row -1 is the last row
         return padded[self.better] - padded[self.worse]
 
     def accuracy(self, values: np.ndarray) -> float:
-        """Weighted share in which the better one has strictly more; NaN without comparisons."""
+        """Weighted share of pairs whose better response has a strictly higher value; NaN without pairs."""
         total = self.weight.sum()
         return float((self.weight * (self.difference(values) > 0)).sum() / total) if total else float("nan")
 
     def item_accuracy(self, values: np.ndarray) -> np.ndarray:
-        """The same of each item, (items,); NaN for one without comparisons."""
+        """Accuracy of each item (items,); NaN for one without pairs."""
         right = np.bincount(self.item, self.weight * (self.difference(values) > 0), self.items)
         total = np.bincount(self.item, self.weight, self.items)
         return np.divide(right, total, out=np.full(self.items, np.nan), where=total > 0)
 
-    def closest(self, scores: np.ndarray) -> Comparisons:
-        """Of each item the lowest better against the highest worse response, where both are scored."""
+    def closest(self, scores: np.ndarray) -> LabelledPairs:
+        """The pair with the smallest margin of each item: its lowest better and highest worse scored response."""
         margins = self.difference(scores)
         known = np.flatnonzero(~np.isnan(margins))
         order = known[np.lexsort((margins[known], self.item[known]))]
         first = np.unique(self.item[order], return_index=True)[1] if len(order) else np.empty(0, np.int64)
-        chosen = self.take(order[first])
-        return Comparisons(chosen.better, chosen.worse, chosen.item, np.ones(len(chosen)), self.items)
+        return replace(self.take(order[first]), weight=np.ones(len(first)))

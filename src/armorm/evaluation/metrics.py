@@ -1,11 +1,8 @@
-"""Cells and figures: every number of a benchmark is a function of a few sums, so all can be resampled alike.
+"""Benchmark metrics as functions of per-group sums, so they can be bootstrapped without re-scoring.
 
-In:  measured values of items, sorted into cells such as ("llmbar-natural", "right").
-Out: `Totals`, sums and counts of the cells, for the data as it is or for many resamples at once; and
-     `Figure`, which turns totals into a number of the report.
-
-A scoring rule is written once, on totals whose leading axes may be anything: the figure itself, its
-interval, and the difference of two models come from the same lines.
+A group is a part of the benchmark and a quantity measured on its items, such as ("llmbar-natural", "right"). A scoring
+rule is written once, on sums whose leading axes may be anything: the metric itself, its bootstrap interval and the
+difference of two models are computed by the same lines.
 """
 
 from __future__ import annotations
@@ -17,18 +14,18 @@ from typing import Literal
 import numpy as np
 import scipy.sparse
 
-Cell = tuple[str, str]
+Group = tuple[str, str]
 Level = Literal["overall", "sections", "subsets"]
 Unit = Literal["share", "correlation", "raw"]
 LEVELS: tuple[Level, ...] = ("overall", "sections", "subsets")
 
 
 @dataclass(frozen=True)
-class Measured:
-    """What was measured in one cell.
+class GroupValues:
+    """Values of one group.
 
     Attributes:
-        rows: (m,) int64, items it was measured on.
+        rows: (m,) int64, items that were measured.
         values: (m,) float64.
     """
 
@@ -36,62 +33,62 @@ class Measured:
     values: np.ndarray
 
 
-Cells = dict[Cell, Measured]
+Measurements = dict[Group, GroupValues]
 
 
-class Totals:
-    """Sums and counts of cells.
+class GroupSums:
+    """Sums and counts of groups.
 
     Args:
-        index: column of each cell.
+        index: column of each group.
         sums, counts: (..., c) float64.
     """
 
-    def __init__(self, index: Mapping[Cell, int], sums: np.ndarray, counts: np.ndarray) -> None:
+    def __init__(self, index: Mapping[Group, int], sums: np.ndarray, counts: np.ndarray) -> None:
         self.index, self._sums, self._counts = index, sums, counts
         self._zero = np.zeros(sums.shape[:-1])
 
-    def sum(self, *cells: Cell) -> np.ndarray:
-        """Sum (...) over the rows of some cells; 0 for a cell without rows."""
-        return sum((self._sums[..., self.index[cell]] for cell in cells if cell in self.index), self._zero)
+    def sum(self, *groups: Group) -> np.ndarray:
+        """Sum (...) over the rows of the groups; 0 for a group without rows."""
+        return sum((self._sums[..., self.index[group]] for group in groups if group in self.index), self._zero)
 
-    def count(self, *cells: Cell) -> np.ndarray:
-        """Rows (...) of some cells."""
-        return sum((self._counts[..., self.index[cell]] for cell in cells if cell in self.index), self._zero)
+    def count(self, *groups: Group) -> np.ndarray:
+        """Number of rows (...) of the groups."""
+        return sum((self._counts[..., self.index[group]] for group in groups if group in self.index), self._zero)
 
-    def mean(self, *cells: Cell) -> np.ndarray:
-        """Mean (...) over the rows of some cells together; NaN where there are none."""
-        return ratio(self.sum(*cells), self.count(*cells))
+    def mean(self, *groups: Group) -> np.ndarray:
+        """Mean (...) over the rows of all the groups together; NaN if there are none."""
+        return ratio(self.sum(*groups), self.count(*groups))
 
 
 def ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
-    """Element by element; NaN where the denominator is 0."""
+    """Elementwise quotient; NaN where the denominator is 0."""
     numerator, denominator = np.broadcast_arrays(np.asarray(numerator, np.float64), denominator)
     return np.divide(numerator, denominator, out=np.full(numerator.shape, np.nan), where=denominator != 0)
 
 
-def totals(cells: Cells) -> Totals:
-    """Totals of the data as it is."""
-    index = {cell: column for column, cell in enumerate(cells)}
-    sums = np.array([measured.values.sum() for measured in cells.values()], np.float64)
-    counts = np.array([len(measured.values) for measured in cells.values()], np.float64)
-    return Totals(index, sums, counts)
+def group_sums(measurements: Measurements) -> GroupSums:
+    """Sums of the data itself, without resampling."""
+    index = {group: column for column, group in enumerate(measurements)}
+    sums = np.array([measured.values.sum() for measured in measurements.values()], np.float64)
+    counts = np.array([len(measured.values) for measured in measurements.values()], np.float64)
+    return GroupSums(index, sums, counts)
 
 
 def cluster_sums(
-    cells: Cells, index: Mapping[Cell, int], clusters: np.ndarray, count: int
+    measurements: Measurements, index: Mapping[Group, int], clusters: np.ndarray, count: int
 ) -> tuple[scipy.sparse.csr_array, scipy.sparse.csr_array]:
-    """Sums and counts of each cluster in each cell, both (count, c).
+    """Sums and counts of each cluster in each group, both (count, c).
 
     Args:
-        index: column of each cell; cells that are not in it are left out.
+        index: column of each group; groups without a column are ignored.
         clusters: (n,) cluster of each item, 0 <= . < count.
     """
     places, values = [], []
-    for cell, measured in cells.items():
-        if cell in index:
+    for group, measured in measurements.items():
+        if group in index:
             rows = clusters[measured.rows]
-            places.append(np.stack([rows, np.full(len(rows), index[cell])]))
+            places.append(np.stack([rows, np.full(len(rows), index[group])]))
             values.append(measured.values)
     shape = (count, len(index))
     if not places:
@@ -103,52 +100,63 @@ def cluster_sums(
 
 
 @dataclass(frozen=True)
-class Figure:
-    """One number of a report.
+class Metric:
+    """A named number computed from per-group sums.
 
     Attributes:
         level: `overall`, `sections` or `subsets`.
-        name: within its level.
-        cells: what it is made of.
-        value: from totals to (...) float64.
-        lacking: what the full benchmark has in this figure and the data has not.
-        unit: a share (0 to 1), a correlation, or raw units, of which less is better.
+        name: unique within its level.
+        groups: the groups it is computed from.
+        value: from sums to (...) float64.
+        lacking: parts of the published benchmark that it covers and the data does not have.
+        unit: a share (0 to 1), a correlation, or raw units (lower is better).
     """
 
     level: Level
     name: str
-    cells: tuple[Cell, ...]
-    value: Callable[[Totals], np.ndarray]
+    groups: tuple[Group, ...]
+    value: Callable[[GroupSums], np.ndarray]
     lacking: tuple[str, ...] = ()
     unit: Unit = "share"
 
+    def on(self, measurements: Measurements) -> float:
+        """The value on the data itself; NaN if a required group is absent."""
+        return float(self.value(group_sums(measurements)))
 
-def mean_figure(level: Level, name: str, *cells: Cell, lacking: tuple[str, ...] = ()) -> Figure:
-    """The mean over all rows of some cells."""
-    return Figure(level, name, cells, lambda totals: totals.mean(*cells), lacking)
+    def rows(self, measurements: Measurements) -> np.ndarray:
+        """Distinct items that the metric is computed from, ascending int64."""
+        rows = [measurements[group].rows for group in self.groups if group in measurements]
+        return np.unique(np.concatenate(rows)) if rows else np.empty(0, np.int64)
 
 
-def mean_of(parts: Sequence[np.ndarray], weights: Sequence[float] | None = None) -> np.ndarray:
-    """Weighted mean of values (...); those that are NaN leave it, NaN where none is left."""
+def mean_metric(level: Level, name: str, *groups: Group, lacking: tuple[str, ...] = ()) -> Metric:
+    """The mean over all rows of the groups."""
+    return Metric(level, name, groups, lambda sums: sums.mean(*groups), lacking)
+
+
+def nan_mean(parts: Sequence[np.ndarray], weights: Sequence[float] | None = None) -> np.ndarray:
+    """Weighted mean (...) of arrays (...), ignoring NaN; NaN where all are NaN."""
     stacked = np.stack([np.asarray(part, np.float64) for part in parts])
     given = np.ones(len(parts)) if weights is None else np.asarray(weights, np.float64)
     weight = np.where(np.isnan(stacked), 0.0, given.reshape(-1, *[1] * (stacked.ndim - 1)))
     return ratio((np.nan_to_num(stacked) * weight).sum(0), weight.sum(0))
 
 
-def by_group(groups: Sequence[str], column: str, values: np.ndarray, rows: Sequence[int] | None = None) -> Cells:
-    """Cells of one column, one a group.
+def by_group(
+    names: Sequence[str], quantity: str, values: np.ndarray, rows: Sequence[int] | None = None
+) -> Measurements:
+    """Measurements of one quantity, split by the name of each row.
 
     Args:
-        groups, values: (m,).
+        names, values: (m,).
         rows: (m,) items, 0..m-1 by default.
     """
-    at = np.arange(len(groups)) if rows is None else np.asarray(rows, np.int64)
+    at = np.arange(len(names)) if rows is None else np.asarray(rows, np.int64)
     values = np.asarray(values, np.float64)
-    names, index = np.unique(np.asarray(groups, dtype=object).astype(str), return_inverse=True)
+    distinct, index = np.unique(np.asarray(names, dtype=object).astype(str), return_inverse=True)
     order = np.argsort(index, kind="stable")
-    bounds = np.searchsorted(index[order], np.arange(len(names) + 1))
+    bounds = np.searchsorted(index[order], np.arange(len(distinct) + 1))
     return {
-        (str(name), column): Measured(at[order[a:b]], values[order[a:b]])
-        for name, a, b in zip(names, bounds, bounds[1:], strict=False)
+        (str(name), quantity): GroupValues(at[order[a:b]], values[order[a:b]])
+        for name, a, b in zip(distinct, bounds, bounds[1:], strict=False)
     }

@@ -1,10 +1,8 @@
-"""Results: everything an evaluation found, as one JSON file that two runs can be compared by.
+"""Results of an evaluation as one JSON file, which `armorm evaluate --against` compares with another.
 
-In:  figures, audits, what was evaluated on what.
-Out: a file with one entry an example (scores, margin, what decided), the figures of every level with
-     interval, number of prompts and baselines, and the names of model, backbone, data and program.
-
-No text of a conversation is in it: examples are addressed by content keys, and by the benchmark's ids.
+The file holds an entry per example (scores, margin, deciding objectives), the metrics of every level with interval,
+number of prompts and baselines, and the names of model, backbone, data and program. It holds no text of a
+conversation: examples are identified by content keys and by the benchmark's own ids.
 """
 
 from __future__ import annotations
@@ -20,27 +18,27 @@ from typing import Any
 import numpy as np
 
 from armorm.errors import DataError
-from armorm.evaluation.examples import Item
 from armorm.evaluation.metrics import LEVELS
 from armorm.files import plain, write_json
 
 FORMAT = "armorm-evaluation"
-
 VERSION = 1
+_ENTRY = ("value", "interval", "prompts", "examples", "baselines", "lacking", "unit")
+_FIELDS = ("armorm_version", "benchmark", "model", "data", "counts", "audits", "refused", "examples")
 
 
 @dataclass(frozen=True)
-class FigureResult:
-    """One figure of a result.
+class MetricResult:
+    """One metric of the results.
 
     Attributes:
-        level, name: as in `Figure`.
-        value: NaN where the data lacks what it needs.
-        prompts, examples: that it rests on.
-        interval: 95%, None below thirty prompts.
-        baselines: the same figure by `length`, `prompt_only` and `chance`, each where it makes sense.
-        lacking: what the full benchmark has in it and the data has not.
-        unit: `share`, `correlation` or `raw` (less is better).
+        level, name: as in `Metric`.
+        value: NaN if the data lacks what it needs.
+        prompts, examples: numbers that it is computed from.
+        interval: 95% bootstrap interval, None below 30 prompts.
+        baselines: value of `length`, `prompt_only` and `chance`, each if applicable.
+        lacking: parts of the published benchmark that it covers and the data does not have.
+        unit: `share`, `correlation` or `raw` (lower is better).
     """
 
     level: str
@@ -55,25 +53,25 @@ class FigureResult:
 
     @property
     def is_complete(self) -> bool:
-        """Whether it is the published benchmark's own figure: nothing is lacking, and it has a value."""
+        """Whether it is comparable with published numbers: nothing is lacking, and it has a value."""
         return not self.lacking and bool(np.isfinite(self.value))
 
 
 @dataclass(frozen=True)
 class Results:
-    """What an evaluation found.
+    """Results of an evaluation.
 
     Attributes:
         benchmark: its name.
         model: name, kind, backbone, fingerprints.
-        data: where it came from, its fingerprint, rows left out.
-        counts: examples, prompts, distinct conversations, refused, truncated, ties.
-        figures: of all levels.
-        audits: length, format, objectives, gate, calibration, where they apply.
-        examples: one entry an example.
+        data: sources, fingerprint, skipped rows.
+        counts: examples, prompts, distinct conversations, unscored, truncated, ties.
+        metrics: of all levels.
+        audits: length, format, objectives, gate, calibration, as applicable.
+        examples: one entry per example.
         objectives: names of the objectives, for ratings.
         raw: whether scores are raw ratings.
-        refused: place and reason of every refused response.
+        refused: file, row and reason of every response that could not be scored.
         armorm_version: of the program.
     """
 
@@ -81,7 +79,7 @@ class Results:
     model: Mapping[str, Any]
     data: Mapping[str, Any]
     counts: Mapping[str, int]
-    figures: Sequence[FigureResult]
+    metrics: Sequence[MetricResult]
     audits: Mapping[str, Any]
     examples: Sequence[Mapping[str, Any]]
     objectives: Sequence[str] = ()
@@ -89,44 +87,30 @@ class Results:
     refused: Sequence[Mapping[str, Any]] = ()
     armorm_version: str = ""
 
-    def level(self, name: str) -> dict[str, FigureResult]:
-        """Figures of one level by name."""
-        return {figure.name: figure for figure in self.figures if figure.level == name}
-
-    @property
-    def items(self) -> list[Item]:
-        """The items of its examples."""
-        return [Item.from_dict(entry) for entry in self.examples]
+    def level(self, name: str) -> dict[str, MetricResult]:
+        """Metrics of one level by name."""
+        return {metric.name: metric for metric in self.metrics if metric.level == name}
 
     @property
     def scores(self) -> list[np.ndarray]:
-        """The scores of its examples, NaN where refused."""
-        return [
-            np.array([np.nan if score is None else score for score in entry["scores"]], np.float64)
-            for entry in self.examples
-        ]
+        """Scores of the examples, NaN if unscored."""
+        return [number_array(entry["scores"]) for entry in self.examples]
 
     def to_dict(self, *, examples: bool = True) -> dict[str, Any]:
         """Plain values in the order of the file."""
-        found: dict[str, Any] = {
-            "format": FORMAT,
-            "version": VERSION,
-            "armorm_version": self.armorm_version,
-            "benchmark": self.benchmark,
-            "model": dict(self.model),
-            "data": dict(self.data),
-            "counts": dict(self.counts),
-        }
-        found |= {level: {name: _entry(f) for name, f in self.level(level).items()} for level in LEVELS}
+        found: dict[str, Any] = {"format": FORMAT, "version": VERSION}
+        found |= {name: getattr(self, name) for name in _FIELDS[:5]}
+        for level in LEVELS:
+            found[level] = {
+                name: {key: getattr(metric, key) for key in _ENTRY} for name, metric in self.level(level).items()
+            }
         if self.objectives:
-            found |= {"objectives": list(self.objectives), "raw": self.raw}
-        found |= {"audits": self.audits, "refused": list(self.refused)}
-        if examples:
-            found["examples"] = list(self.examples)
+            found |= {"objectives": self.objectives, "raw": self.raw}
+        found |= {name: getattr(self, name) for name in _FIELDS[5 : None if examples else -1]}
         return plain(found)
 
     def save(self, path: str | Path) -> None:
-        """Write the file, whole."""
+        """Write the file atomically."""
         write_json(Path(path), self.to_dict())
 
     @classmethod
@@ -134,7 +118,7 @@ class Results:
         """Read a file.
 
         Raises:
-            DataError: for a file that is no result of an evaluation.
+            DataError: for a file that is not the results of an evaluation.
         """
         try:
             found = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -143,60 +127,36 @@ class Results:
         if not isinstance(found, dict) or (found.get("format"), found.get("version")) != (FORMAT, VERSION):
             raise DataError(f"expected results of armorm evaluate (format {FORMAT}, version {VERSION})", file=path)
         try:
-            figures = [
-                FigureResult(
-                    level=level,
-                    name=name,
-                    value=np.nan if entry["value"] is None else entry["value"],
-                    prompts=entry["prompts"],
-                    examples=entry["examples"],
-                    interval=tuple(entry["interval"]) if entry["interval"] else None,
-                    baselines={key: np.nan if v is None else v for key, v in entry["baselines"].items()},
-                    lacking=tuple(entry["lacking"]),
-                    unit=entry["unit"],
-                )
-                for level in LEVELS
-                for name, entry in found[level].items()
-            ]
-            return cls(
-                benchmark=found["benchmark"],
-                model=found["model"],
-                data=found["data"],
-                counts=found["counts"],
-                figures=figures,
-                audits=found["audits"],
-                examples=found["examples"],
-                objectives=found.get("objectives", ()),
-                raw=found.get("raw", False),
-                refused=found["refused"],
-                armorm_version=found["armorm_version"],
-            )
+            metrics = [_metric(level, name, entry) for level in LEVELS for name, entry in found[level].items()]
+            fields = {name: found[name] for name in _FIELDS}
+            return cls(metrics=metrics, objectives=found.get("objectives", ()), raw=found.get("raw", False), **fields)
         except (KeyError, TypeError, AttributeError) as error:
             raise DataError(f"damaged results: {type(error).__name__} {error}", file=path) from None
 
 
-def _entry(figure: FigureResult) -> dict[str, Any]:
-    return {
-        "value": figure.value,
-        "interval": None if figure.interval is None else list(figure.interval),
-        "prompts": figure.prompts,
-        "examples": figure.examples,
-        "baselines": dict(figure.baselines),
-        "lacking": list(figure.lacking),
-        "unit": figure.unit,
-    }
+def _metric(level: str, name: str, entry: Mapping[str, Any]) -> MetricResult:
+    values = {key: entry[key] for key in _ENTRY}
+    values["value"] = np.nan if entry["value"] is None else entry["value"]
+    values["interval"] = tuple(entry["interval"]) if entry["interval"] else None
+    values["baselines"] = {key: np.nan if v is None else v for key, v in entry["baselines"].items()}
+    return MetricResult(level, name, **values | {"lacking": tuple(entry["lacking"])})
+
+
+def number_array(values: Sequence[float | None]) -> np.ndarray:
+    """Float64 of numbers as JSON stores them, None as NaN."""
+    return np.array([np.nan if value is None else value for value in values], np.float64)
 
 
 @dataclass(frozen=True)
 class PublishedTable:
-    """Published rows for one result.
+    """Published numbers that are comparable with the results.
 
     Attributes:
-        columns: heading by figure (`level/name`), those that may be compared.
-        own: the result's figures.
-        rows: model, figures and source of each published row that has any of the columns.
-        withheld: heading of each column that the result lacks something for, with what it lacks.
-        unplaced: published figures on another basis.
+        columns: heading by metric (`level/name`).
+        own: the results' own values.
+        rows: model, values (`figures`) and source of each published row that has any of the columns.
+        withheld: heading of each metric that is not comparable, with what the results lack for it.
+        unplaced: published numbers that are computed otherwise.
     """
 
     columns: Mapping[str, str]
@@ -207,24 +167,23 @@ class PublishedTable:
 
 
 def published(results: Results) -> PublishedTable:
-    """The published rows that may stand beside a result."""
+    """The published numbers to compare the results with."""
     entry = reference().get(results.benchmark, {"columns": {}, "rows": []})
     own: dict[str, float] = {}
     columns: dict[str, str] = {}
     withheld: dict[str, str] = {}
     for place, heading in entry["columns"].items():
         level, _, name = place.partition("/")
-        figure = results.level(level).get(name)
-        if figure is not None and figure.is_complete:
-            columns[place], own[place] = heading, figure.value
+        metric = results.level(level).get(name)
+        if metric is not None and metric.is_complete:
+            columns[place], own[place] = heading, metric.value
         else:
-            lacking = figure.lacking if figure is not None else ()
-            withheld[heading] = ", ".join(lacking) or "not measured"
+            withheld[heading] = ", ".join(metric.lacking if metric is not None else ()) or "not measured"
     rows = [row for row in entry["rows"] if any(place in columns for place in row["figures"])]
     return PublishedTable(columns, own, rows, withheld, entry.get("unplaced", ()))
 
 
 @lru_cache(maxsize=1)
 def reference() -> dict[str, Any]:
-    """The data file."""
+    """The published numbers by benchmark (reference.json)."""
     return json.loads(files("armorm.evaluation").joinpath("reference.json").read_text(encoding="utf-8"))

@@ -1,324 +1,67 @@
-"""Scorers: anything that gives a conversation a number, behind one door.
-
-In:  conversations, each once.
-Out: `Scored`: a score for each, NaN where it was refused, with the reason; and, of an interpretable
-     model, the parts that the score is made of.
-
-Three kinds: `ArmoRMScorer` (through a feature store where one is given), `ClassifierScorer` (classifier.py:
-any Hugging Face sequence classifier with one logit) and `CallableScorer` (a function from conversations to
-numbers).
-"""
+"""Scorers of models: reward models of this library and Hugging Face sequence classifiers; `load_scorer` finds the right
+one by name."""
 
 from __future__ import annotations
 
-import importlib
-import inspect
-import math
-import sys
-import traceback
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import fields, replace
 from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from armorm.attribution import coefficients
 from armorm.conversation import Conversation
-from armorm.errors import ArmormError, CheckpointError, shown
+from armorm.errors import CheckpointError, shown
+from armorm.evaluation.scorer import CallableScorer, Scored, Scorer, ScorerError
 
 if TYPE_CHECKING:
-    from armorm.features.extract import Features
+    import torch
+
+    from armorm.backbone.chat_template import ChatTemplate
     from armorm.objectives import ObjectiveSet
     from armorm.reward_model import ArmoRM
+    from armorm.score_batch import ScoreBatch
 
 BATCH_TOKENS = 8192
 NOT_A_NUMBER = "the model's score is not a finite number"
-# What a function of somebody else's raises by mistake; anything rarer keeps its traceback.
-_FAULTS = (
-    *(ArithmeticError, AssertionError, AttributeError, LookupError),
-    *(NameError, OSError, RuntimeError, TypeError, ValueError),
-)
-ScoreFunction = Callable[[list[list[dict[str, Any]]]], Sequence[float]]
-
-
-class ScorerError(ArmormError, ValueError):
-    """Something that was to score conversations and cannot, or that returned what is no score."""
-
-
-@dataclass(frozen=True)
-class Parts:
-    """What the scores of an interpretable model are made of; rows of refused conversations are NaN.
-
-    Attributes:
-        names: (k,) objectives.
-        rewards: (n, k) float64, predicted.
-        weights: (n, k) gating weights, summing to 1.
-        outputs: (n, k) gating weights times the scale of the score.
-        transform: (k, k).
-        raw: (n, k) predicted ratings on their raw scales.
-        prompt_features: (m, d) of the distinct prompts.
-        prompt_index: (n,) int64 row of `prompt_features`, -1 where refused.
-    """
-
-    names: list[str]
-    rewards: np.ndarray
-    weights: np.ndarray
-    outputs: np.ndarray
-    transform: np.ndarray
-    raw: np.ndarray
-    prompt_features: np.ndarray
-    prompt_index: np.ndarray
-
-    @cached_property
-    def debiased(self) -> np.ndarray:
-        """(n, k) rewards after the transform."""
-        return self.rewards @ self.transform
-
-    @cached_property
-    def contributions(self) -> np.ndarray:
-        """(n, k) share of each objective in the score."""
-        return coefficients(self.outputs, self.transform) * self.rewards
-
-    @property
-    def is_debiased(self) -> bool:
-        """Whether the transform changes anything."""
-        return not np.array_equal(self.transform, np.eye(len(self.transform)))
-
-
-@dataclass(frozen=True)
-class Scored:
-    """Scores of n conversations.
-
-    Attributes:
-        scores: (n,) float64, NaN where refused.
-        refused: reason by row.
-        truncated: rows that lost the beginning of their prompt.
-        parts: of an interpretable model.
-    """
-
-    scores: np.ndarray
-    refused: Mapping[int, str] = field(default_factory=dict)
-    truncated: tuple[int, ...] = ()
-    parts: Parts | None = None
-
-
-class Scorer(Protocol):
-    """What scores conversations. One of an interpretable model has `objectives` (an `ObjectiveSet`) and returns
-    `Scored.parts`; it is called once, with all conversations."""
-
-    def describe(self) -> dict[str, Any]:
-        """Name, kind and fingerprint, for a result."""
-        ...
-
-    def score(self, conversations: Sequence[Conversation]) -> Scored:
-        """Score conversations, each of which is there once."""
-        ...
-
-
-class ArmoRMScorer:
-    """A reward model of this library.
-
-    Args:
-        rm: the model.
-        store: folder of a feature store to read and fill; None to keep nothing.
-    """
-
-    def __init__(self, rm: ArmoRM, store: Path | None = None, batch_tokens: int = BATCH_TOKENS) -> None:
-        self.rm, self.store, self.batch_tokens = rm, store, batch_tokens
-
-    @property
-    def objectives(self) -> ObjectiveSet:
-        """The model's objectives."""
-        return self.rm.objectives
-
-    def describe(self) -> dict[str, Any]:
-        """Name, backbone with its fingerprint, dtype, fingerprint of the heads, steering."""
-        import torch
-
-        digest = blake2b(digest_size=8)
-        heads = {n: t for n, t in self.rm.model.state_dict().items() if not n.startswith("model.")}
-        for name, tensor in sorted(heads.items()):
-            digest.update(name.encode())
-            digest.update(tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
-        config = self.rm.model.config
-        described = {
-            "name": self.rm.name,
-            "kind": "armorm",
-            "heads": digest.hexdigest(),
-            "backbone": {
-                "name": config.provenance.get("backbone", ""),
-                "fingerprint": self.rm.backbone.fingerprint,
-                "dtype": str(self.rm.model.model.dtype).removeprefix("torch."),
-            },
-            "objectives": self.rm.objectives.names,
-        }
-        return described | ({"steering": config.steering} if config.steering else {})
-
-    def score(self, conversations: Sequence[Conversation]) -> Scored:
-        """Features from the store where they are there, the heads on top."""
-        from armorm.backbone.encoding import encode_rows
-        from armorm.features.extract import extract
-        from armorm.features.store import FeatureStore
-        from armorm.progress import progress
-
-        limits = self.rm.model.config.limits
-        policy = limits.get("overflow", "error")
-        with progress("tokens", len(conversations), "conversations") as advance:
-            encoded = encode_rows(
-                self.rm.backbone.template,
-                conversations,
-                limits.get("max_length"),
-                "skip" if policy == "error" else policy,
-                advance,
-            )
-        backbone = self.rm.backbone
-        store = None
-        if self.store is not None:
-            store = FeatureStore.of(self.store, backbone)
-        refused = dict(encoded.rejected)
-        if not encoded.kept:
-            return Scored(np.full(len(conversations), np.nan), refused)
-        features = extract(backbone, encoded.encoded, store, batch_tokens=self.batch_tokens)
-        scores, parts = self._heads(features, np.array(encoded.kept), len(conversations))
-        refused |= {row: NOT_A_NUMBER for row in encoded.kept if np.isnan(scores[row])}
-        return Scored(scores, refused, tuple(encoded.truncated), parts)
-
-    def _heads(self, features: Features, kept: np.ndarray, count: int) -> tuple[np.ndarray, Parts]:
-        """Scores (count,) and their parts; NaN in the rows that are not kept, or that are not finite."""
-        finite = np.isfinite(features.response).all(1) & np.isfinite(features.prompt[features.prompt_index]).all(1)
-        features, kept = features.take(np.flatnonzero(finite)), kept[finite]
-        batch = self.rm.score_features(features)
-        scores = np.full(count, np.nan)
-        scores[kept] = batch.scores
-
-        def spread(values: np.ndarray) -> np.ndarray:
-            whole = np.full((count, values.shape[1]), np.nan)
-            whole[kept] = values
-            return whole
-
-        index = np.full(count, -1, np.int64)
-        index[kept] = features.prompt_index
-        rewards = batch.rewards.astype(np.float64)
-        parts = Parts(
-            names=batch.names,
-            rewards=spread(rewards),
-            weights=spread(batch.gating_weights),
-            outputs=spread(batch.gating_output),
-            transform=self.rm.transform,
-            raw=spread(self.rm.objectives.to_raw(rewards)),
-            prompt_features=features.prompt,
-            prompt_index=index,
-        )
-        return scores, parts
-
-
-class CallableScorer:
-    """A function from conversations (lists of messages) to numbers.
-
-    Args:
-        function: takes a list of conversations, returns one number each; None or NaN is a refusal.
-        name: for the result.
-    """
-
-    def __init__(self, function: ScoreFunction, name: str = "") -> None:
-        self.function = function
-        self.name = name or str(getattr(function, "__qualname__", type(function).__name__))
-
-    @classmethod
-    def from_name(cls, name: str) -> CallableScorer:
-        """A function by `module:function`; modules of the working directory are found.
-
-        Raises:
-            ScorerError: for a name that leads nowhere.
-        """
-        module, colon, attribute = name.partition(":")
-        if not (module and colon and attribute):
-            raise ScorerError(f"scorer {name!r}: expected module:function")
-        if str(Path.cwd()) not in sys.path:
-            sys.path.insert(0, str(Path.cwd()))
-        try:
-            found: Any = importlib.import_module(module)
-            for part in attribute.split("."):
-                found = getattr(found, part)
-        except (ImportError, AttributeError) as error:
-            raise ScorerError(f"scorer {name!r}: {error}") from None
-        if not callable(found) or inspect.isclass(found):
-            raise ScorerError(f"scorer {name!r}: found {shown(found)}, expected a function")
-        return cls(found, name)
-
-    def describe(self) -> dict[str, Any]:
-        """Its name."""
-        return {"name": self.name, "kind": "function"}
-
-    def score(self, conversations: Sequence[Conversation]) -> Scored:
-        """Call it once; a list of another length is refused, never broadcast.
-
-        Raises:
-            ScorerError: for what is no list of numbers, one a conversation; and for a fault inside the function, with
-                the place where.
-        """
-        try:
-            returned = self.function([conversation.to_list() for conversation in conversations])
-        except _FAULTS as error:
-            place = traceback.extract_tb(error.__traceback__)[-1]
-            raise ScorerError(
-                f"scorer {self.name}: raised {type(error).__name__}: {str(error) or 'no message'} "
-                f"({place.filename}, line {place.lineno})"
-            ) from error
-        values = returned.tolist() if hasattr(returned, "tolist") else returned
-        if not isinstance(values, Sequence) or isinstance(values, str) or len(values) != len(conversations):
-            found = f"{len(values)} values" if isinstance(values, Sequence) else shown(values)
-            raise ScorerError(f"scorer {self.name}: returned {found}, expected {len(conversations)} numbers")
-        scores = np.full(len(conversations), np.nan)
-        refused: dict[int, str] = {}
-        for row, value in enumerate(values):
-            if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float, np.number))):
-                raise ScorerError(f"scorer {self.name}: returned {shown(value)}, expected a number")
-            if value is None or not math.isfinite(value):
-                refused[row] = f"the scorer returned {value}"
-            else:
-                scores[row] = value
-        return Scored(scores, refused)
 
 
 def load_scorer(
     model: Any, *, store: Path | None = None, dtype: str = "auto", device: str = "auto", name: str = ""
 ) -> Scorer:
-    """A scorer from a model, a function, a scorer, or the name of a model.
+    """A scorer of a model, a function or a model name.
 
     Args:
-        model: an `ArmoRM`, a `Scorer`, a function, or a folder, hub id or embedded name of either kind of model.
-        store: feature store, for models of this library.
+        model: an `ArmoRM`, a `Scorer`, a function, or a folder, hub id or embedded name.
+        store: feature store to read and fill, for models of this library.
 
     Raises:
-        CheckpointError: for a name that holds no reward model.
+        CheckpointError: if the name is not that of a reward model.
+        ScorerError: if `model` is none of these.
     """
     if not isinstance(model, (str, Path)):
         if callable(getattr(model, "score", None)) and callable(getattr(model, "describe", None)):
             return model
         if callable(model):
             return CallableScorer(model, name)
-    from armorm.reward_model import ArmoRM  # (a function is measured without loading any of this)
+    from armorm.reward_model import ArmoRM  # a function is evaluated without loading any of this
 
     if isinstance(model, ArmoRM):
         return ArmoRMScorer(model, store)
     if not isinstance(model, (str, Path)):
         raise ScorerError(f"found {shown(model)}, expected a reward model, a function or the name of a model")
     if is_classifier(str(model)):
-        from armorm.evaluation.classifier import ClassifierScorer
-
         return ClassifierScorer.from_pretrained(str(model), dtype=dtype, device=device)
     return ArmoRMScorer(ArmoRM.from_pretrained(model, dtype=dtype, device=device), store)
 
 
 def require_known(name: str) -> None:
-    """Refuse the name of a model that has no config, by reading nothing else.
+    """Check that a model name has a config; nothing else is read.
 
     Raises:
-        CheckpointError: for a name that leads nowhere.
+        CheckpointError: if it has none.
     """
     from transformers import PretrainedConfig
 
@@ -334,7 +77,7 @@ def require_known(name: str) -> None:
 
 
 def is_classifier(name: str) -> bool:
-    """Whether a name is that of a sequence classifier that is no model of this library."""
+    """Whether a name is that of a sequence classifier rather than a model of this library."""
     from transformers import PretrainedConfig
 
     from armorm.embedded import embedded_path
@@ -351,3 +94,221 @@ def is_classifier(name: str) -> bool:
     except (OSError, ValueError):
         return False
     return False
+
+
+class ArmoRMScorer:
+    """A reward model of this library.
+
+    Args:
+        rm: the model.
+        store: folder of a feature store to read and fill; None to store nothing.
+    """
+
+    def __init__(self, rm: ArmoRM, store: Path | None = None, batch_tokens: int = BATCH_TOKENS) -> None:
+        self.rm, self.store, self.batch_tokens = rm, store, batch_tokens
+
+    @property
+    def objectives(self) -> ObjectiveSet:
+        """The model's objectives."""
+        return self.rm.objectives
+
+    def describe(self) -> dict[str, Any]:
+        """Name, backbone with its fingerprint, dtype, fingerprint of the heads, steering."""
+        digest = blake2b(digest_size=8)
+        heads = {n: t for n, t in self.rm.model.state_dict().items() if not n.startswith("model.")}
+        for name, tensor in sorted(heads.items()):
+            digest.update(name.encode())
+            digest.update(_bytes(tensor))
+        config = self.rm.model.config
+        described = {
+            "name": self.rm.name,
+            "kind": "armorm",
+            "heads": digest.hexdigest(),
+            "backbone": {
+                "name": config.provenance.get("backbone", ""),
+                "fingerprint": self.rm.backbone.fingerprint,
+                "dtype": str(self.rm.model.model.dtype).removeprefix("torch."),
+            },
+            "objectives": self.rm.objectives.names,
+        }
+        return described | ({"steering": config.steering} if config.steering else {})
+
+    def score(self, conversations: Sequence[Conversation]) -> Scored:
+        """Scores with their columns; features that are in the store are not computed again."""
+        from armorm.backbone.encoding import encode_rows
+        from armorm.features.extract import extract
+        from armorm.features.store import FeatureStore
+        from armorm.progress import progress
+
+        limits = self.rm.model.config.limits
+        policy = limits.get("overflow", "error")
+        with progress("tokens", len(conversations), "conversations") as advance:
+            encoded = encode_rows(
+                self.rm.backbone.template,
+                conversations,
+                limits.get("max_length"),
+                "skip" if policy == "error" else policy,
+                advance,
+            )
+        unscored = dict(encoded.rejected)
+        if not encoded.kept:
+            return Scored(np.full(len(conversations), np.nan), unscored)
+        backbone = self.rm.backbone
+        store = FeatureStore.of(self.store, backbone) if self.store is not None else None
+        features = extract(backbone, encoded.encoded, store, batch_tokens=self.batch_tokens)
+        finite = np.isfinite(features.response).all(1) & np.isfinite(features.prompt[features.prompt_index]).all(1)
+        features, finite_rows = features.take(np.flatnonzero(finite)), np.array(encoded.kept)[finite]
+        batch = _spread(self.rm.score_features(features), features.prompt_index, finite_rows, len(conversations))
+        unscored |= {row: NOT_A_NUMBER for row in encoded.kept if np.isnan(batch.scores[row])}
+        return Scored(
+            batch.scores,
+            unscored,
+            tuple(encoded.truncated),
+            batch,
+            self.objectives,
+            self.rm.transform,
+            features.prompt,
+        )
+
+
+def _spread(batch: ScoreBatch, prompt_index: np.ndarray, rows: np.ndarray, count: int) -> ScoreBatch:
+    """The columns of a batch as (count, ...) float64 with its rows at `rows`, NaN elsewhere."""
+    columns: dict[str, Any] = {}
+    for item in fields(batch):
+        values = getattr(batch, item.name)
+        if isinstance(values, np.ndarray) and np.issubdtype(values.dtype, np.floating):
+            columns[item.name] = np.full((count, *values.shape[1:]), np.nan)
+            columns[item.name][rows] = values
+    index = np.full(count, -1, np.int64)
+    index[rows] = prompt_index
+    return replace(batch, **columns, rows=np.arange(count), response_tokens=None, prompt_index=index)
+
+
+class ClassifierScorer:
+    """A Hugging Face sequence classifier with one logit, on its own chat template.
+
+    A score depends on its conversation alone: rows are padded on the right, under a mask, with an id that occurs in
+    none of them, so that models that search for their padding token find the right last token. Text inside messages
+    cannot forge a turn.
+
+    Attributes:
+        name: what it was loaded from.
+        model, tokenizer: of transformers.
+        template: its chat template.
+        max_length: maximum tokens of a conversation, or None.
+    """
+
+    def __init__(
+        self, name: str, model: Any, tokenizer: Any, max_length: int | None = None, batch_tokens: int = BATCH_TOKENS
+    ) -> None:
+        from armorm.backbone.chat_template import ChatTemplate
+
+        if getattr(model.config, "num_labels", 1) != 1:
+            raise CheckpointError(f"{name}: has {model.config.num_labels} labels, expected one, the reward")
+        self.name, self.model, self.tokenizer, self.batch_tokens = name, model.eval(), tokenizer, batch_tokens
+        self.template: ChatTemplate = ChatTemplate(tokenizer)
+        self.max_length = max_length or getattr(model.config.get_text_config(), "max_position_embeddings", None)
+
+    @classmethod
+    def from_pretrained(cls, name: str, *, dtype: str = "auto", device: str = "auto") -> ClassifierScorer:
+        """Load a classifier.
+
+        Raises:
+            CheckpointError: if it is not a sequence classifier, or weights are missing (such as the head, which
+                transformers would initialise at random).
+        """
+        from safetensors import SafetensorError
+        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+        from armorm.backbone.decoder import Placement
+
+        placement = Placement.choose(dtype, device)
+        try:
+            model, report = AutoModelForSequenceClassification.from_pretrained(
+                name, dtype=placement.load_dtype, output_loading_info=True, use_safetensors=True
+            )
+            tokenizer = AutoTokenizer.from_pretrained(name)
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+            raise CheckpointError(f"{name}: cannot be loaded as a sequence classifier: {error}") from error
+        missing = sorted(str(key) for key in report["missing_keys"])
+        if missing:
+            raise CheckpointError(
+                f"{name}: the checkpoint lacks {', '.join(missing[:5])}, which would be initialised at random"
+            )
+        placement.apply(model)
+        return cls(name, model, tokenizer)
+
+    def describe(self) -> dict[str, Any]:
+        """Name, architecture, fingerprint of weights and template, dtype."""
+        return {
+            "name": self.name,
+            "kind": "sequence classifier",
+            "backbone": {
+                "name": type(self.model).__name__,
+                "fingerprint": self.fingerprint,
+                "dtype": str(self.model.dtype).removeprefix("torch."),
+            },
+        }
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """32 hex digits of weights, head included, and chat template."""
+        digest = blake2b(str(self.tokenizer.chat_template).encode(), digest_size=16)
+        for name, tensor in sorted(self.model.state_dict().items()):
+            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+            digest.update(_bytes(tensor))
+        return digest.hexdigest()
+
+    def score(self, conversations: Sequence[Conversation]) -> Scored:
+        """Logits; conversations over the length limit are unscored."""
+        import torch
+
+        from armorm.backbone.decoder import length_sorted_batches
+        from armorm.backbone.encoding import encode_rows
+        from armorm.progress import progress
+
+        encoded = encode_rows(self.template, conversations, self.max_length, "skip")
+        rows = [row.ids for row in encoded.encoded]
+        scores = np.full(len(conversations), np.nan)
+        lengths = [len(ids) for ids in rows]
+        with progress("scores", sum(lengths), "tokens") as advance, torch.inference_mode():
+            for batch in length_sorted_batches(lengths, self.batch_tokens):
+                logits = self._logits([rows[i] for i in batch])
+                scores[[encoded.kept[i] for i in batch]] = logits
+                advance(sum(lengths[i] for i in batch))
+        unscored = dict(encoded.rejected)
+        for row in np.flatnonzero(~np.isfinite(scores)):
+            unscored.setdefault(int(row), NOT_A_NUMBER)
+            scores[row] = np.nan
+        return Scored(scores, unscored)
+
+    def _logits(self, batch: list[np.ndarray]) -> np.ndarray:
+        import torch
+
+        longest = max(len(ids) for ids in batch)
+        pad = _unused_id(batch)
+        ids = torch.full((len(batch), longest), pad, dtype=torch.long)
+        mask = torch.zeros_like(ids)
+        for row, tokens in enumerate(batch):
+            ids[row, : len(tokens)] = torch.from_numpy(tokens.astype(np.int64))
+            mask[row, : len(tokens)] = 1
+        config = self.model.config.get_text_config()
+        kept, config.pad_token_id = config.pad_token_id, pad
+        try:
+            logits = self.model(input_ids=ids.to(self.model.device), attention_mask=mask.to(self.model.device)).logits
+        finally:
+            config.pad_token_id = kept
+        return logits.reshape(len(batch), -1)[:, 0].double().cpu().numpy()
+
+
+def _unused_id(batch: Sequence[np.ndarray]) -> int:
+    """The lowest token id that occurs in no row."""
+    used = np.unique(np.concatenate(batch))
+    gaps = np.flatnonzero(used != np.arange(len(used)))
+    return int(gaps[0]) if len(gaps) else len(used)
+
+
+def _bytes(tensor: torch.Tensor) -> bytes:
+    import torch
+
+    return tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes()

@@ -1,32 +1,27 @@
-"""What a steering does, before it is kept: on preference pairs, the model as it is against the model as it would be.
+"""Preview of a steering: how it changes accuracy, rankings, length bias and mean weights on preference pairs.
 
-In:  a reward model, a steered one with the same weights, preference pairs.
-Out: `Preview`: accuracy before and after with a paired interval, rankings that flip (which way, of which subsets, from
-     the longer to the shorter response or back), how scores go with length, mean weights.
-
-The backbone runs once: steering changes nothing before the gate, so the steered scores are computed from the
-features of the first.
+The backbone runs once: steering does not change anything before the gate, so the steered scores are computed from the
+features of the unsteered ones.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from armorm.attribution import deciding
 from armorm.conversation import Conversation
 from armorm.data.sources import find_sources
 from armorm.evaluation.audits.bias import bias_audit, lengths
+from armorm.evaluation.benchmarks import pairs as preference_pairs
 from armorm.evaluation.bootstrap import Clusters, differences
-from armorm.evaluation.examples import Comparisons, Example, numbered
-from armorm.evaluation.loaders import load_pairs
-from armorm.evaluation.registry import find_benchmark
+from armorm.evaluation.examples import Example, LabelledPairs, numbered
 from armorm.evaluation.runner import distinct
-from armorm.evaluation.scorers import ArmoRMScorer, Parts, Scored
+from armorm.evaluation.scorer import Scored, deciding_objectives
+from armorm.evaluation.scorers import ArmoRMScorer
 from armorm.features.extract import Features
 
 if TYPE_CHECKING:
@@ -37,14 +32,14 @@ BEFORE, AFTER = "before", "after"
 
 @dataclass(frozen=True)
 class Flip:
-    """A pair whose ranking the steering turns round.
+    """A pair whose ranking the steering reverses.
 
     Attributes:
-        file, row: where it stands.
-        subset: of it.
+        file, row: of the data.
+        subset: of the pair.
         before, after: margins of the better response.
-        decides: objectives that decide the new ranking, the strongest first.
-        better, worse: its conversations.
+        decided_by: objectives that decide the new ranking, strongest first.
+        better, worse: the conversations.
     """
 
     file: str
@@ -52,32 +47,31 @@ class Flip:
     subset: str
     before: float
     after: float
-    decides: list[str]
+    decided_by: list[str]
     better: Conversation
     worse: Conversation
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, without texts."""
-        found = {name: getattr(self, name) for name in ("file", "row", "subset", "before", "after")}
-        return found | {"decided_by": self.decides}
+        return {name: value for name, value in vars(self).items() if name not in ("better", "worse")}
 
 
 @dataclass(frozen=True)
 class Preview:
-    """What a steering does to a preference set.
+    """Effect of a steering on a set of preference pairs.
 
     Attributes:
         steering: the settings.
-        pairs, prompts, refused: that were read; refused pairs count as wrong before and after.
+        pairs, prompts, refused: numbers of pairs, prompts and unscored pairs, which count as wrong before and after.
         accuracy: of all pairs and by subset: `before`, `after`, `difference`, `interval` (95%, of the difference,
-            None below thirty prompts), `p`, `pairs`.
+            None below 30 prompts), `p`, `pairs`.
         flips: number of pairs by `to_right`, `to_wrong`; `share` of all scored pairs.
         by_subset: the same two numbers for each subset.
-        by_length: flips `to_shorter` (the longer response won before) and `to_longer`.
+        by_length: number of flips `to_shorter` (the longer response won before) and `to_longer`.
         length: by `before` and `after` as in `bias_audit`: accuracy where the longer response is better and worse,
             how often it wins, correlation pooled and within prompts.
         weights: by objective the mean gating weight before and after, over the prompts.
-        changed: the flips, the largest change of margin first.
+        changed: the flips, largest change of margin first.
     """
 
     steering: dict[str, Any]
@@ -98,7 +92,7 @@ class Preview:
         return found | {"changed": [flip.to_dict() for flip in self.changed]}
 
     def lines(self) -> list[str]:
-        """What it comes to, as lines of Markdown for a model card."""
+        """A summary in Markdown for the model card."""
         overall = self.accuracy["all"]
         before, after = self.length[BEFORE], self.length[AFTER]
         return [
@@ -109,7 +103,8 @@ class Preview:
             f"| accuracy | {overall['before']:.3f} | {overall['after']:.3f} |",
             f"| accuracy where the longer response is better | {before['more_is_better']:.3f} "
             f"| {after['more_is_better']:.3f} |",
-            f"| accuracy where it is worse | {before['more_is_worse']:.3f} | {after['more_is_worse']:.3f} |",
+            f"| accuracy where the longer response is worse | {before['more_is_worse']:.3f} "
+            f"| {after['more_is_worse']:.3f} |",
             f"| correlation of score and length | {before['correlation']:+.3f} | {after['correlation']:+.3f} |",
             "",
             f"Rankings that flip: {self.flips['to_right'] + self.flips['to_wrong']:,.0f} "
@@ -128,10 +123,10 @@ def preview(
         features: feature store to read and fill.
 
     Raises:
-        DataError: for rows that are no preference pairs.
+        DataError: for rows that are not preference pairs.
     """
     places = [data] if isinstance(data, (str, Path)) else list(data)
-    examples = numbered(load_pairs(find_sources(places)).examples)
+    examples = numbered(preference_pairs.read(find_sources(places)).examples)
     unique, rows = distinct(examples)
     before = ArmoRMScorer(rm, Path(features) if features else None).score(unique)
     return compared(examples, unique, rows, before, scored_under(steered, before), steered.model.config.steering)
@@ -139,28 +134,27 @@ def preview(
 
 def scored_under(steered: ArmoRM, scored: Scored) -> Scored:
     """Scores of the same conversations under another steering of the same weights."""
-    parts = scored.parts
-    if parts is None:
+    if scored.batch is None or scored.prompts is None:
         return scored
-    prompts = parts.prompt_features
-    # The gate sees the prompt alone, and rewards are not steered: no response feature is needed.
-    batch = steered.score_features(Features(np.zeros_like(prompts), prompts, np.arange(len(prompts))))
-    known = parts.prompt_index >= 0
+    features, index = scored.prompts
+    # The gate depends on the prompt alone, and rewards are not steered: no response features are needed.
+    by_prompt = steered.score_features(Features(np.zeros_like(features), features, np.arange(len(features))))
 
-    def spread(values: np.ndarray) -> np.ndarray:
-        return np.where(known[:, None], values[np.maximum(parts.prompt_index, 0)].astype(np.float64), np.nan)
+    def of_rows(values: np.ndarray) -> np.ndarray:
+        return np.where(index[:, None] >= 0, values[np.maximum(index, 0)].astype(np.float64), np.nan)
 
-    found = Parts(
-        names=parts.names,
-        rewards=parts.rewards,
-        weights=spread(batch.gating_weights),
-        outputs=spread(batch.gating_output),
-        transform=steered.transform,
-        raw=parts.raw,
-        prompt_features=prompts,
-        prompt_index=parts.prompt_index,
+    coefficients = of_rows(by_prompt.coefficients)
+    contributions = coefficients * scored.batch.rewards
+    batch = replace(
+        scored.batch,
+        scores=contributions.sum(1),
+        gating_weights=of_rows(by_prompt.gating_weights),
+        gating_output=of_rows(by_prompt.gating_output),
+        coefficients=coefficients,
+        contributions=contributions,
+        relative=contributions - of_rows(by_prompt.contributions - by_prompt.relative),
     )
-    return Scored(found.contributions.sum(1), scored.refused, scored.truncated, found)
+    return replace(scored, scores=batch.scores, batch=batch, transform=steered.transform)
 
 
 def compared(
@@ -171,22 +165,22 @@ def compared(
     after: Scored,
     steering: dict[str, Any],
 ) -> Preview:
-    """The preview of examples that are scored both ways; arguments as `distinct` gives them."""
+    """The preview of examples scored before and after; arguments as `distinct` returns them."""
     items = [example.item for example in examples]
-    comparisons = Comparisons.of(items, rows)
-    old, new = comparisons.difference(before.scores), comparisons.difference(after.scores)
+    pairs = LabelledPairs.of(items, rows)
+    old, new = pairs.difference(before.scores), pairs.difference(after.scores)
     scored = ~np.isnan(old) & ~np.isnan(new)
     to_right, to_wrong = scored & (old <= 0) & (new > 0), scored & (old > 0) & (new <= 0)
     sizes = lengths(conversations)
-    longer = comparisons.difference(sizes)
-    # A flip to right goes to the better response, which is the shorter one where the difference is negative.
+    longer = pairs.difference(sizes)
+    # After a flip to right the better response wins, which is the shorter one if the difference is negative.
     to_shorter = (to_right & (longer < 0)) | (to_wrong & (longer > 0))
     to_longer = (to_right & (longer > 0)) | (to_wrong & (longer < 0))
-    subsets = np.array([items[i].subset for i in comparisons.item], dtype=object)
+    subsets = np.array([items[i].subset for i in pairs.item], dtype=object)
     audit = bias_audit(
         sizes,
         {BEFORE: before.scores, AFTER: after.scores},
-        comparisons,
+        pairs,
         [conversation.prompt_key for conversation in conversations],
     )
     clusters = Clusters.of_items([item.prompt for item in items], [item.subset for item in items])
@@ -211,20 +205,20 @@ def compared(
         by_length={"to_shorter": int(to_shorter.sum()), "to_longer": int(to_longer.sum())},
         length=audit["views"],
         weights=_weights(before, after),
-        changed=_changed(examples, conversations, comparisons, to_right | to_wrong, old, new, after),
+        changed=_changed(examples, conversations, pairs, to_right | to_wrong, old, new, after),
     )
 
 
 def _accuracy(
     examples: Sequence[Example], rows: Sequence[np.ndarray], before: Scored, after: Scored, clusters: Clusters
 ) -> dict[str, dict[str, Any]]:
-    benchmark = find_benchmark("pairs")
     items = [example.item for example in examples]
     new, old = (
-        benchmark.measure(items, [np.append(scored.scores, np.nan)[at] for at in rows]) for scored in (after, before)
+        preference_pairs.measure(items, [np.append(scored.scores, np.nan)[at] for at in rows])
+        for scored in (after, before)
     )
     found = {}
-    for entry in differences(benchmark.figures(new), new, old, clusters):
+    for entry in differences(preference_pairs.metrics(new), new, old, clusters):
         name = "all" if entry.level == "overall" else entry.name
         found[name] = {
             "before": entry.second,
@@ -238,44 +232,38 @@ def _accuracy(
 
 
 def _weights(before: Scored, after: Scored) -> dict[str, tuple[float, float]]:
-    if before.parts is None or after.parts is None:
+    if before.batch is None or after.batch is None:
         return {}
-    known = before.parts.prompt_index
-    first = np.unique(known[known >= 0], return_index=True)[1]
-    rows = np.flatnonzero(known >= 0)[first]
-    means = [parts.weights[rows].mean(0).tolist() for parts in (before.parts, after.parts)]
-    return dict(zip(before.parts.names, zip(*means, strict=True), strict=True))
+    rows = before.prompt_rows
+    means = [batch.gating_weights[rows].mean(0).tolist() for batch in (before.batch, after.batch)]
+    return dict(zip(before.batch.names, zip(*means, strict=True), strict=True))
 
 
 def _changed(
     examples: Sequence[Example],
     conversations: Sequence[Conversation],
-    comparisons: Comparisons,
+    pairs: LabelledPairs,
     flipped: np.ndarray,
     old: np.ndarray,
     new: np.ndarray,
     after: Scored,
 ) -> list[Flip]:
-    order = sorted(np.flatnonzero(flipped), key=lambda p: -abs(new[p] - old[p]))
-    if after.parts is None or not order:
+    if after.batch is None:
         return []
-    differences_after = comparisons.difference(after.parts.contributions)
+    contributions = pairs.difference(after.batch.contributions)
     flips = []
-    for place in order:
-        example = examples[comparisons.item[place]]
-        strength = differences_after[place]
-        columns = sorted(np.flatnonzero(deciding(strength[None])[0]), key=lambda c: -abs(strength[c]))
-        file, row = example.origin
+    for place in sorted(np.flatnonzero(flipped), key=lambda p: -abs(new[p] - old[p])):
+        example = examples[pairs.item[place]]
         flips.append(
             Flip(
-                file,
-                row,
+                example.origin[0],
+                example.origin[1],
                 example.item.subset,
                 float(old[place]),
                 float(new[place]),
-                [after.parts.names[c] for c in columns],
-                conversations[comparisons.better[place]],
-                conversations[comparisons.worse[place]],
+                [name for name, _ in deciding_objectives(after.batch.names, contributions[place])],
+                conversations[pairs.better[place]],
+                conversations[pairs.worse[place]],
             )
         )
     return flips

@@ -1,9 +1,6 @@
-"""The report of a reward model: one file that a person reads.
+"""The report of a reward model: one self-contained HTML page, and its numbers as plain values.
 
-In:  a model, data to look at it on, the folder of its run.
-Out: a self-contained HTML page, or the figures behind it as plain values.
-
-Sections: what to know first; data; objectives; how they go together; verbosity; the gate; evaluation; mistakes.
+The page begins with notices: warnings in plain words, each shown only if its threshold below is crossed.
 """
 
 from __future__ import annotations
@@ -15,11 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from armorm.evaluation.benchmarks import ratings as rating_figures
+from armorm.evaluation.benchmarks import BENCHMARKS, ratings
 from armorm.evaluation.metrics import LEVELS
-from armorm.evaluation.registry import BENCHMARKS
-from armorm.evaluation.results import FigureResult, Results
-from armorm.evaluation.tables import number as in_unit
+from armorm.evaluation.results import MetricResult, Results
+from armorm.evaluation.tables import number, span
 from armorm.explain.html import render
 from armorm.files import plain
 from armorm.report import sections
@@ -30,10 +26,20 @@ from armorm.version import __version__
 if TYPE_CHECKING:
     from armorm.reward_model import ArmoRM
 
+# Thresholds of the notices.
+MOSTLY_LENGTH = 0.6  # |correlation| of an objective with length: it is mostly length
+STILL_LENGTH = 0.3  # |correlation| with length of a debiased objective, or of the whole score
+COLLAPSED = 0.9  # mean weight of one objective
+CONSTANT = 0.02  # largest standard deviation of a weight over prompts, for a gate that ignores the prompt
+UNUSED = (0.005, 0.02)  # mean and largest weight of an objective that no prompt uses
+UNPREDICTED = 0.05  # R^2
+GAP = 0.1  # difference of accuracy where the longer response is better and where it is worse
+FEW = 30  # prompts or pairs, below which nothing is concluded
+
 _KINDS = (
-    (rating_figures.SPEARMAN, "Spearman"),
-    (rating_figures.WITHIN, "right within prompts, %"),
-    (rating_figures.MAE, "mean error"),
+    (ratings.SPEARMAN, "Spearman"),
+    (ratings.WITHIN, "right within prompts, %"),
+    (ratings.MAE, "mean error"),
 )
 
 
@@ -51,13 +57,13 @@ def report(
         data: files, folders or hub ids of rated rows and of preference pairs.
         run: folder of the run, by default the one that the model was loaded from.
         features: feature store to read and fill.
-        limit: about how many examples of each kind to keep.
+        limit: approximate number of examples of each kind.
 
     Returns:
-        the page, and its figures as plain values, without texts.
+        the page, and its numbers as plain values, without texts.
 
     Raises:
-        DataError: for data that is neither, or that the model has no objective for.
+        DataError: for data of neither kind, or without ratings of the model's objectives.
     """
     evidence = gather(rm, data, run=run, features=features, limit=limit)
     found = contents(evidence)
@@ -90,276 +96,109 @@ def contents(evidence: Evidence) -> dict[str, Any]:
     return found | {"notices": _notices(evidence, found)}
 
 
-def without_texts(found: dict[str, Any]) -> dict[str, Any]:
-    """The figures of a report as plain values: no plot, no text of a conversation."""
-    kept = {
-        key: value
-        for key, value in found.items()
-        if key not in ("objectives", "gate", "mistakes", "notices", "verbosity")
-    }
-    kept["notices"] = [{"title": notice.title, "text": notice.text} for notice in found["notices"]]
+def without_texts(found: Mapping[str, Any]) -> dict[str, Any]:
+    """The numbers of a report as plain values: no plots, no text of a conversation."""
+
+    def only(entry: Mapping[str, Any] | None, *keys: str) -> dict[str, Any] | None:
+        return {key: entry.get(key) for key in keys} if entry else None
+
+    kept = dict(found)
+    kept["notices"] = [vars(notice) for notice in found["notices"]]
     kept["objectives"] = [
         {"name": entry["objective"].name, **{key: entry.get(key) for key in ("n", "spearman", "error", "report")}}
         for entry in found["objectives"]
     ]
-    kept["verbosity"] = None
-    if found["verbosity"]:
-        kept["verbosity"] = {key: found["verbosity"][key] for key in ("n", "biases", "lines")}
-    if found["gate"]:
-        kept["gate"] = {
-            key: found["gate"].get(key)
-            for key in ("prompts", "means", "kinds", "kind_counts", "mean_entropy", "most_entropy", "trained")
-        }
-    if found["mistakes"]:
-        kept["mistakes"] = {
-            "pairs": [{k: e[k] for k in ("place", "subset", "margin", "shares")} for e in found["mistakes"]["pairs"]],
-            "ratings": [
-                {k: e[k] for k in ("place", "name", "given", "predicted")} for e in found["mistakes"]["ratings"]
-            ],
-        }
-    result: dict[str, Any] = plain(kept)
+    kept["verbosity"] = only(found["verbosity"], "n", "biases", "lines")
+    kept["gate"] = only(
+        found["gate"], "prompts", "means", "kinds", "kind_counts", "mean_entropy", "most_entropy", "trained"
+    )
+    kept["mistakes"] = found["mistakes"] and {
+        "pairs": [only(entry, "place", "subset", "margin", "shares") for entry in found["mistakes"]["pairs"]],
+        "ratings": [only(entry, "place", "name", "given", "predicted") for entry in found["mistakes"]["ratings"]],
+    }
+    result: dict[str, Any] = plain({key: kept[key] for key in kept if kept[key] or key not in ("gate", "mistakes")})
     return result
 
 
 def _evaluation(results: Results) -> dict[str, Any]:
-    """A table of figures with intervals and baselines."""
+    """Tables of metrics with intervals and baselines, by group."""
     rows = []
     if results.benchmark == "ratings":
-        by_objective = rating_figures.by_objective(results.level("subsets"))
+        rows += [_row(metric, metric.name, "all objectives") for metric in results.level("overall").values()]
         for kind, title in _KINDS:
-            for name, found in by_objective.items():
-                figure = found.get(kind)
-                if isinstance(figure, FigureResult) and np.isfinite(figure.value):
-                    rows.append(_row(figure, name, title))
-        overall = [_row(figure, figure.name, "all objectives") for figure in results.level("overall").values()]
-        rows = [row for row in overall if row["value"]] + rows
+            by_objective = ratings.by_objective(results.level("subsets"), kind)
+            rows += [_row(metric, name, title) for name, metric in by_objective.items()]
     else:
         for level in LEVELS:
-            for figure in results.level(level).values():
-                if np.isfinite(figure.value):
-                    rows.append(_row(figure, figure.name, "accuracy, %", part=level == "subsets"))
+            rows += [_row(metric, metric.name, "accuracy, %") for metric in results.level(level).values()]
     groups: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
-        groups.setdefault(row["group"], []).append(row)
-    return {
-        "title": BENCHMARKS[results.benchmark].title,
-        "rule": BENCHMARKS[results.benchmark].rule,
-        "counts": dict(results.counts),
-        "groups": groups,
-    }
+        if row["value"]:
+            groups.setdefault(row["group"], []).append(row)
+    benchmark = BENCHMARKS[results.benchmark]
+    return {"title": benchmark.title, "rule": benchmark.rule, "counts": dict(results.counts), "groups": groups}
 
 
-def _row(figure: FigureResult, name: str, group: str, *, part: bool = False) -> dict[str, Any]:
-    interval = figure.interval
+def _row(metric: MetricResult, name: str, group: str) -> dict[str, Any]:
     return {
         "group": group,
         "name": name,
-        "part": part,
-        "level": figure.level,
-        "value": in_unit(figure.value, figure.unit),
-        "interval": "" if interval is None else " to ".join(in_unit(end, figure.unit) for end in interval),
-        "prompts": figure.prompts,
-        "length": in_unit(figure.baselines.get("length"), figure.unit),
-        "prompt_only": in_unit(figure.baselines.get("prompt_only"), figure.unit),
-        "raw": (figure.value, interval) if figure.unit == "share" else None,
+        "part": metric.level == "subsets" and group == "accuracy, %",
+        "level": metric.level,
+        "value": number(metric.value, metric.unit),
+        "interval": span(metric.interval, metric.unit).replace(" ", " to "),
+        "prompts": metric.prompts,
+        "length": number(metric.baselines.get("length"), metric.unit),
+        "prompt_only": number(metric.baselines.get("prompt_only"), metric.unit),
+        "raw": (metric.value, metric.interval) if metric.unit == "share" else None,
     }
-
-
-def _notices(evidence: Evidence, found: dict[str, Any]) -> list[Notice]:
-    rm = evidence.rm
-    biases = rm.model.config.debiasing.get("against", [])
-    gate, verbosity = found["gate"], found["verbosity"]
-    said = of_steering(found["model"]["steering"])
-    if "pairs" in evidence.results:
-        accuracy = evidence.results["pairs"].level("overall")["accuracy"]
-        said += of_accuracy(accuracy.value, accuracy.interval, accuracy.examples)
-    if verbosity:
-        audit = evidence.results["pairs"].audits["length"] if "pairs" in evidence.results else None
-        gap = None
-        if audit is not None:
-            view = audit["views"]["as served"]
-            fewest = min(audit["examples_more_is_better"], audit["examples_more_is_worse"])
-            gap = (view["more_is_better"], view["more_is_worse"], fewest)
-        said += of_score(float(verbosity["after"]["pooled"][-1]), gap, debiased=verbosity["debiased"])
-    said += of_training(evidence.metrics.get("gate") or {})
-    if gate and gate["prompts"]:
-        said += of_gate(rm.objectives.names, gate["weights"], biases)
-    if verbosity:
-        pooled = verbosity["before"]["pooled"][:-1], verbosity["after"]["pooled"][:-1]
-        said += of_length(rm.objectives.names, *pooled, biases)
-    said += of_objectives(evidence.metrics.get("regression", []))
-    refused = len(evidence.scored.refused) + sum(int((at < 0).sum()) for at in evidence.rows)
-    return said + of_rows(refused, len(evidence.scored.truncated), len(evidence.conversations))
-
-
-MOSTLY_LENGTH = 0.6  # |correlation| with the length from which on an objective is mostly that
-
-STILL_LENGTH = 0.3  # the same for what debiasing, or the whole score, should have kept down
-
-COLLAPSED = 0.9  # mean weight of one objective
-
-BLIND = 0.02  # standard deviation of a weight over prompts, below which a gate does not look at them
-
-UNNEEDED = (0.005, 0.02)  # mean and largest weight below which nobody needs an objective
-
-UNPREDICTED = 0.05  # R^2
-
-GAP = 0.1  # accuracy where the longer response is better, less that where it is worse
-
-FEW = 30
 
 
 @dataclass(frozen=True)
 class Notice:
-    """One of them.
+    """A warning.
 
     Attributes:
         title: what is wrong.
-        text: with which figures, and what may be done.
+        text: the numbers behind it, and what can be done.
     """
 
     title: str
     text: str
 
 
-def of_steering(sentences: Sequence[str]) -> list[Notice]:
-    """A model that weighs otherwise than it was trained to."""
+def _notices(evidence: Evidence, found: dict[str, Any]) -> list[Notice]:
+    names = evidence.rm.objectives.names
+    biases = evidence.rm.model.config.debiasing.get("against", [])
+    gate, verbosity, pairs = found["gate"], found["verbosity"], evidence.results.get("pairs")
+    notices = steering_notices(found["model"]["steering"])
+    gap = None
+    if pairs is not None:
+        accuracy, audit = pairs.level("overall")["accuracy"], pairs.audits["length"]
+        notices += accuracy_notices(accuracy.value, accuracy.interval, accuracy.examples)
+        view = audit["views"]["as served"]
+        fewest = min(audit["examples_more_is_better"], audit["examples_more_is_worse"])
+        gap = (view["more_is_better"], view["more_is_worse"], fewest)
+    if verbosity:
+        correlation = float(verbosity["after"]["pooled"][-1])
+        notices += score_length_notices(correlation, gap, debiased=verbosity["debiased"])
+    notices += gate_training_notices(evidence.metrics.get("gate") or {})
+    if gate and gate["prompts"]:
+        notices += gate_notices(names, gate["weights"], biases)
+    if verbosity:
+        pooled = verbosity["before"]["pooled"][:-1], verbosity["after"]["pooled"][:-1]
+        notices += objective_length_notices(names, *pooled, biases)
+    notices += fit_notices(evidence.metrics.get("regression", []))
+    unscored = len(evidence.scored.unscored) + sum(int((at < 0).sum()) for at in evidence.rows)
+    return notices + row_notices(unscored, len(evidence.scored.truncated), len(evidence.conversations))
+
+
+def steering_notices(sentences: Sequence[str]) -> list[Notice]:
+    """A model that weights its objectives otherwise than it was trained to."""
     return [Notice("This model is steered", "; ".join(sentences) + ".")] if sentences else []
 
 
-def of_gate(names: Sequence[str], weights: np.ndarray, biases: Sequence[str]) -> list[Notice]:
-    """A collapsed gate, a blind one, objectives without weight.
-
-    Args:
-        weights: (m, k) of distinct prompts.
-    """
-    found = []
-    mean, largest = weights.mean(0), weights.max(0)
-    top = int(mean.argmax())
-    if mean[top] >= COLLAPSED and len(names) > 1:
-        found.append(
-            Notice(
-                "The gate has collapsed",
-                f"{names[top]} has {mean[top]:.0%} of the weight on average, whatever is asked: "
-                "the score is little more than this one objective.",
-            )
-        )
-    elif len(weights) >= FEW and weights.std(0).max() < BLIND:
-        found.append(
-            Notice(
-                "The gate does not look at the prompt",
-                f"No weight varies by more than {weights.std(0).max():.3f} (standard deviation) over {len(weights):,} "
-                "prompts: fixed weights would do the same.",
-            )
-        )
-    idle = [
-        name
-        for name, average, most in zip(names, mean, largest, strict=True)
-        if average < UNNEEDED[0] and most < UNNEEDED[1] and name not in biases
-    ]
-    if idle:
-        found.append(
-            Notice(
-                f"Nobody needs {_listed(idle)}",
-                f"On none of {len(weights):,} prompts does the gate give {'it' if len(idle) == 1 else 'one of them'} "
-                f"{UNNEEDED[1]:.0%} of the weight.",
-            )
-        )
-    return found
-
-
-def of_training(gate: Mapping[str, Any]) -> list[Notice]:
-    """A gate that was no better than none on its own held-out pairs."""
-    accuracy, uniform = gate.get("accuracy"), gate.get("uniform_accuracy")
-    if accuracy is None or uniform is None or accuracy > uniform:
-        return []
-    return [
-        Notice(
-            "The gate is no better than equal weights",
-            f"On the pairs held out in training it is right in {accuracy:.1%}, equal weights in {uniform:.1%}.",
-        )
-    ]
-
-
-def of_score(score: float, gap: tuple[float, float, int] | None, *, debiased: bool) -> list[Notice]:
-    """A score that goes with length, and one that is right where length is.
-
-    Args:
-        score: its pooled correlation with the length of the response.
-        gap: accuracy where the longer response is better, where it is worse, pairs on the smaller side.
-        debiased: whether a transform takes anything out of the objectives.
-    """
-    found = []
-    if abs(score) >= STILL_LENGTH:
-        remedy = "steer its debias_strength" if debiased else "drop what is mostly length, or train it with debias"
-        found.append(
-            Notice(
-                f"The score goes with length ({score:+.2f})",
-                f"{'Longer' if score > 0 else 'Shorter'} responses score higher, whatever they say: {remedy}.",
-            )
-        )
-    if gap is not None and gap[2] >= FEW and abs(gap[0] - gap[1]) >= GAP:
-        long, short, _ = gap
-        found.append(
-            Notice(
-                f"It is right more often where the {'longer' if long > short else 'shorter'} response is better",
-                f"{long:.1%} of the pairs whose better response is the longer one, "
-                f"{short:.1%} of those whose better response is the shorter one.",
-            )
-        )
-    return found
-
-
-def of_length(names: Sequence[str], before: np.ndarray, after: np.ndarray, biases: Sequence[str]) -> list[Notice]:
-    """Objectives that are mostly length, the strongest first.
-
-    Args:
-        before, after: (k,) pooled correlations of rewards with the length of the response, as predicted and debiased.
-        biases: objectives that others are debiased against.
-    """
-    found, taken_out = [], []
-    for column in np.argsort(-np.abs(before), kind="stable"):
-        name, plain, debiased = names[column], before[column], after[column]
-        if name in biases:
-            continue
-        mostly = abs(plain) >= MOSTLY_LENGTH
-        stays = abs(plain) >= STILL_LENGTH and abs(debiased) >= STILL_LENGTH
-        if mostly and not stays:
-            taken_out.append((name, plain, debiased))
-        elif mostly or stays:
-            title = f"{name} is mostly length" if mostly else f"{name} goes with length"
-            rest = f"after debiasing {debiased:+.2f}" if biases else "and nothing takes it out"
-            found.append(Notice(title, f"Its rewards correlate {plain:+.2f} with the length of the response, {rest}."))
-    if taken_out:
-        title = f"{_listed([name for name, _, _ in taken_out])} {'is' if len(taken_out) == 1 else 'are'} mostly length"
-        figures = "; ".join(f"{plain:+.2f}, after debiasing {debiased:+.2f}" for _, plain, debiased in taken_out)
-        subject = "Its rewards correlate" if len(taken_out) == 1 else "In this order, rewards correlate"
-        found.append(
-            Notice(title, f"{subject} {figures} with the length of the response: debiasing takes most of it out.")
-        )
-    return found
-
-
-def of_objectives(reports: Sequence[Mapping[str, Any]]) -> list[Notice]:
-    """Objectives that are hardly predicted, and what stage 1 warned of."""
-    poor = [entry["objective"] for entry in reports if entry.get("r2") is not None and entry["r2"] < UNPREDICTED]
-    found = []
-    if poor:
-        found.append(
-            Notice(
-                f"Hardly predicted: {_listed(poor)}",
-                f"On held-out folds less than {UNPREDICTED:.0%} of the variance of the ratings is explained (R2).",
-            )
-        )
-    found += [
-        Notice(f"{entry['objective']}: a fit to distrust", f"{entry['warning']}.")
-        for entry in reports
-        if entry.get("warning")
-    ]
-    return found
-
-
-def of_accuracy(accuracy: float, interval: tuple[float, float] | None, pairs: int) -> list[Notice]:
+def accuracy_notices(accuracy: float, interval: tuple[float, float] | None, pairs: int) -> list[Notice]:
     """Preferences no better than chance."""
     if interval is None or interval[0] > 0.5:
         return []
@@ -371,18 +210,145 @@ def of_accuracy(accuracy: float, interval: tuple[float, float] | None, pairs: in
     ]
 
 
-def of_rows(refused: int, truncated: int, conversations: int) -> list[Notice]:
-    """Rows that were not scored, or not whole."""
+def score_length_notices(score: float, gap: tuple[float, float, int] | None, *, debiased: bool) -> list[Notice]:
+    """A score that correlates with length, or that is right more often where the longer response is better.
+
+    Args:
+        score: its pooled correlation with the length of the response.
+        gap: accuracy where the longer response is better and where it is worse, and the smaller number of pairs.
+        debiased: whether the model has a debiasing transform.
+    """
     found = []
-    if refused:
-        found.append(Notice(f"{refused:,} of {conversations:,} responses were refused", "They count as wrong."))
-    if truncated:
+    if abs(score) >= STILL_LENGTH:
+        remedy = (
+            "change its debias_strength by steering"
+            if debiased
+            else "drop the objectives that are mostly length, or train it with debiasing"
+        )
         found.append(
             Notice(
-                f"{truncated:,} of {conversations:,} conversations were cut",
-                "They lost the beginning of a prompt that was too long.",
+                f"The score correlates with length ({score:+.2f})",
+                f"{'Longer' if score > 0 else 'Shorter'} responses score higher, whatever they say: {remedy}.",
             )
         )
+    if gap is not None and gap[2] >= FEW and abs(gap[0] - gap[1]) >= GAP:
+        long, short, _ = gap
+        found.append(
+            Notice(
+                f"It is right more often where the {'longer' if long > short else 'shorter'} response is better",
+                f"Accuracy is {long:.1%} on the pairs whose better response is the longer one, "
+                f"{short:.1%} on those whose better response is the shorter one.",
+            )
+        )
+    return found
+
+
+def gate_training_notices(gate: Mapping[str, Any]) -> list[Notice]:
+    """A gate that is no better than equal weights on its own held-out pairs."""
+    accuracy, uniform = gate.get("accuracy"), gate.get("uniform_accuracy")
+    if accuracy is None or uniform is None or accuracy > uniform:
+        return []
+    return [
+        Notice(
+            "The gate is no better than equal weights",
+            f"On the pairs held out in training its accuracy is {accuracy:.1%}, that of equal weights {uniform:.1%}.",
+        )
+    ]
+
+
+def gate_notices(names: Sequence[str], weights: np.ndarray, biases: Sequence[str]) -> list[Notice]:
+    """A collapsed gate, a gate that ignores the prompt, objectives without weight.
+
+    Args:
+        weights: (m, k) of distinct prompts.
+    """
+    found = []
+    mean, largest = weights.mean(0), weights.max(0)
+    top = int(mean.argmax())
+    if mean[top] >= COLLAPSED and len(names) > 1:
+        found.append(
+            Notice(
+                "The gate has collapsed",
+                f"{names[top]} has {mean[top]:.0%} of the weight on average, whatever the prompt: "
+                "the score is little more than this one objective.",
+            )
+        )
+    elif len(weights) >= FEW and weights.std(0).max() < CONSTANT:
+        found.append(
+            Notice(
+                "The gate ignores the prompt",
+                f"No weight varies by more than {weights.std(0).max():.3f} (standard deviation) over {len(weights):,} "
+                "prompts: fixed weights would do the same.",
+            )
+        )
+    idle = [
+        name
+        for name, average, most in zip(names, mean, largest, strict=True)
+        if average < UNUSED[0] and most < UNUSED[1] and name not in biases
+    ]
+    if idle:
+        found.append(
+            Notice(
+                f"No prompt uses {_listed(idle)}",
+                f"On none of {len(weights):,} prompts does the gate give {'it' if len(idle) == 1 else 'one of them'} "
+                f"{UNUSED[1]:.0%} of the weight.",
+            )
+        )
+    return found
+
+
+def objective_length_notices(
+    names: Sequence[str], before: np.ndarray, after: np.ndarray, biases: Sequence[str]
+) -> list[Notice]:
+    """Objectives that are mostly length, strongest first.
+
+    Args:
+        before, after: (k,) pooled correlations of rewards with the length of the response, as predicted and debiased.
+        biases: objectives that others are debiased against.
+    """
+    found, removed = [], []
+    for column in np.argsort(-np.abs(before), kind="stable"):
+        name, plain, debiased = names[column], before[column], after[column]
+        if name in biases:
+            continue
+        mostly = abs(plain) >= MOSTLY_LENGTH
+        remains = abs(plain) >= STILL_LENGTH and abs(debiased) >= STILL_LENGTH
+        if mostly and not remains:
+            removed.append((name, plain, debiased))
+        elif mostly or remains:
+            title = f"{name} is mostly length" if mostly else f"{name} correlates with length"
+            rest = f"after debiasing {debiased:+.2f}" if biases else "and nothing removes it"
+            found.append(Notice(title, f"Its rewards correlate {plain:+.2f} with the length of the response, {rest}."))
+    if removed:
+        title = f"{_listed([name for name, _, _ in removed])} {'is' if len(removed) == 1 else 'are'} mostly length"
+        values = "; ".join(f"{plain:+.2f}, after debiasing {debiased:+.2f}" for _, plain, debiased in removed)
+        subject = "Its rewards correlate" if len(removed) == 1 else "In this order, rewards correlate"
+        text = f"{subject} {values} with the length of the response: debiasing removes most of it."
+        found.append(Notice(title, text))
+    return found
+
+
+def fit_notices(reports: Sequence[Mapping[str, Any]]) -> list[Notice]:
+    """Objectives that are hardly predicted, and warnings of the regression."""
+    poor = [entry["objective"] for entry in reports if entry.get("r2") is not None and entry["r2"] < UNPREDICTED]
+    text = f"Less than {UNPREDICTED:.0%} of the variance of the ratings is explained on held-out folds (R2)."
+    found = [Notice(f"Hardly predicted: {_listed(poor)}", text)] if poor else []
+    return found + [
+        Notice(f"{entry['objective']}: unreliable fit", f"{entry['warning']}.")
+        for entry in reports
+        if entry.get("warning")
+    ]
+
+
+def row_notices(unscored: int, truncated: int, conversations: int) -> list[Notice]:
+    """Responses that could not be scored, or whose prompt was truncated."""
+    found = []
+    if unscored:
+        title = f"{unscored:,} of {conversations:,} responses could not be scored"
+        found.append(Notice(title, "They count as wrong."))
+    if truncated:
+        title = f"{truncated:,} of {conversations:,} conversations were truncated"
+        found.append(Notice(title, "Their prompts were too long and lost their beginning."))
     return found
 
 

@@ -1,10 +1,8 @@
-"""Plots as inline SVG: lines, clouds of points, columns; their colours are those of the page.
+"""Plots as inline SVG: lines, scatter plots and histograms, in the colours of the page.
 
-In:  numbers.
-Out: `Markup` of one `<svg>`, 320 units wide, with its labels beside what they name.
-
-Drawn here rather than by a plotting library, because a plot must follow the page from light to dark, stay legible
-at the width of a phone, and hold no style or address of its own.
+Drawn here rather than by a plotting library because a plot must follow the page from light to dark, stay legible at the
+width of a phone, and contain no style or address of its own. Functions return the `Markup` of one `<svg>`, 320 units
+wide, with labels next to what they name.
 """
 
 from __future__ import annotations
@@ -20,13 +18,13 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 36, 12, 12, 26
 
 
 class Frame:
-    """A plot's area with its scales.
+    """Plotting area with its scales.
 
     Args:
         x, y: ranges of the data.
-        log_x: whether x stands on a logarithmic axis.
-        height: of the whole plot.
-        right: space at the right for labels.
+        log_x: whether the x axis is logarithmic.
+        height: of the plot.
+        right: margin for labels.
     """
 
     def __init__(
@@ -44,7 +42,7 @@ class Frame:
         self.parts: list[str] = []
 
     def at(self, x: float, y: float) -> tuple[float, float]:
-        """Place of a point in the drawing, kept inside the area."""
+        """Position of a data point in the drawing, clipped to the area."""
         x = math.log10(x) if self.log_x else x
         across = (x - self.x[0]) / ((self.x[1] - self.x[0]) or 1)
         up = (y - self.y[0]) / ((self.y[1] - self.y[0]) or 1)
@@ -53,22 +51,22 @@ class Frame:
         return round(_LEFT + across * (WIDTH - _LEFT - self.right), 1), round(_TOP + (1 - up) * inner, 1)
 
     def text(self, x: float, y: float, label: str, *, anchor: str = "start", kind: str = "") -> None:
-        """A label at a place of the drawing."""
+        """A label at a position of the drawing."""
         name = f' class="{kind}"' if kind else ""
         self.parts.append(f'<text x="{x}" y="{y}" text-anchor="{anchor}"{name}>{escape(label)}</text>')
 
     def path(self, points: Sequence[tuple[float, float]], kind: str) -> None:
-        """A line through points of the data."""
+        """A line through data points."""
         places = " ".join(f"{x},{y}" for x, y in (self.at(*point) for point in points))
         self.parts.append(f'<polyline class="{kind}" points="{places}"/>')
 
     def dot(self, x: float, y: float, kind: str, radius: float = 2.5) -> None:
-        """A point of the data."""
+        """A data point."""
         across, down = self.at(x, y)
         self.parts.append(f'<circle class="{kind}" cx="{across}" cy="{down}" r="{radius}"/>')
 
     def axes(self, x_ticks: Sequence[float], y_ticks: Sequence[float], x_label: str = "", y_format: str = "g") -> None:
-        """Lines and numbers of both axes."""
+        """Ticks and labels of both axes."""
         for tick in y_ticks:
             left, down = self.at(self._first(), tick)
             self.parts.append(f'<line class="axis" x1="{left}" x2="{WIDTH - self.right}" y1="{down}" y2="{down}"/>')
@@ -88,19 +86,19 @@ class Frame:
         """The drawing.
 
         Args:
-            label: what it shows, for those who do not see it.
+            label: description for screen readers.
         """
         inner = "".join(self.parts)
         return Markup(f'<svg viewBox="0 0 {WIDTH} {self.height}" role="img" aria-label="{escape(label)}">{inner}</svg>')
 
 
 def error_by_alpha(alphas: Sequence[float], errors: Sequence[float], chosen: float, name: str) -> Markup:
-    """Validation error (share of variance) over the ridge penalty; the chosen one is ringed."""
+    """Validation error (share of variance) over the ridge penalty; the selected one is ringed."""
     known = [(a, e) for a, e in zip(alphas, errors, strict=True) if np.isfinite(e)]
     top = max(1.0, min(max((e for _, e in known), default=1.0), 1.5))
     low = min([1.0, *(e for _, e in known)])
-    floor = low - 0.22 * (top - low)  # room for the label below the least error
-    frame = Frame((alphas[0], alphas[-1]), (floor, top), log_x=True)
+    lowest = low - 0.22 * (top - low)  # space for the label below the smallest error
+    frame = Frame((alphas[0], alphas[-1]), (lowest, top), log_x=True)
     frame.axes([alphas[0], alphas[-1]], [tick for tick in _ticks(low, top) if tick >= 0], "penalty alpha")
     frame.path(known, "line")
     for alpha, error in known:
@@ -123,11 +121,11 @@ def predicted_against_given(
     span: tuple[float, float],
     name: str,
 ) -> Markup:
-    """Predicted rating across, held-out rating up; points, and the mean rating of rows that are predicted alike.
+    """Held-out rating over predicted rating: points, and the mean rating in bins of the prediction.
 
     Args:
-        predicted, given: (n,) raw scale, those to draw.
-        means: as `binned_means` gives them.
+        predicted, given: (n,) raw scale, to be drawn.
+        means: as returned by `binned_means`.
         span: the raw range.
     """
     low, high = float(min(span[0], np.min(predicted))), float(max(span[1], np.max(predicted)))
@@ -147,9 +145,9 @@ def predicted_against_given(
 
 
 def histogram(values: np.ndarray, span: tuple[float, float], label: str, unit: str, mark: str = "") -> Markup:
-    """Columns of counts over a range, with the mean marked."""
+    """Histogram over a range, with the mean marked."""
     counts, edges = np.histogram(np.clip(values, *span), bins=24, range=span)
-    frame = Frame(span, (0, 1.3 * float(max(counts.max(), 1))), height=150)  # room for the label above
+    frame = Frame(span, (0, 1.3 * float(max(counts.max(), 1))), height=150)  # space for the label above
     frame.axes([span[0], span[1]], [], unit)
     for count, left, right in zip(counts, edges, edges[1:], strict=False):
         (x0, y0), (x1, y1) = frame.at(float(left), float(count)), frame.at(float(right), 0.0)
@@ -169,11 +167,11 @@ def histogram(values: np.ndarray, span: tuple[float, float], label: str, unit: s
 def learning_curve(
     steps: Sequence[float], training: Sequence[float], held_out: Sequence[float], best: float, label: str
 ) -> Markup:
-    """Loss of the gate over the steps; both lines carry their names at their ends, the kept step is ringed."""
+    """Loss of the gate over the steps; lines are labelled at their ends, the selected step is ringed."""
     values = [value for value in (*training, *held_out) if np.isfinite(value)]
     low, high = min(values), max(values)
-    room = 0.08 * ((high - low) or 1)
-    frame = Frame((steps[0], max(steps[-1], 1)), (low - room, high + room), right=62)
+    margin = 0.08 * ((high - low) or 1)
+    frame = Frame((steps[0], max(steps[-1], 1)), (low - margin, high + margin), right=62)
     ticks = _ticks(low, high)
     digits = max(2, -math.floor(math.log10(ticks[1] - ticks[0]) + 1e-9) if len(ticks) > 1 else 2)
     frame.axes([steps[0], steps[-1]], ticks, "step", f".{min(digits, 4)}f")
@@ -188,14 +186,16 @@ def learning_curve(
         other = two if (across, down) == one else one
         shift = -nudge if (down, kind) <= (other[1], "first") else nudge
         frame.text(across + 5, down + 4 + shift, name, kind=kind)
-    kept = [(s, v) for s, v in zip(steps, held_out, strict=True) if s == best]
-    if kept:
-        frame.path([(kept[0][0], frame.y[0]), (kept[0][0], frame.y[1])], "zero")
-        frame.dot(*kept[0], "ring", 6)
-        across, down = frame.at(kept[0][0], frame.y[1])
+    selected = [(s, v) for s, v in zip(steps, held_out, strict=True) if s == best]
+    if selected:
+        frame.path([(selected[0][0], frame.y[0]), (selected[0][0], frame.y[1])], "zero")
+        frame.dot(*selected[0], "ring", 6)
+        across, down = frame.at(selected[0][0], frame.y[1])
         anchor = "end" if across > WIDTH * 0.6 else "start"
-        frame.text(across + (-6 if anchor == "end" else 6), down + 4, f"kept: step {best:g}", anchor=anchor, kind="key")
-    return frame.svg(f"{label}: loss by step, the weights of step {best:g} were kept")
+        frame.text(
+            across + (-6 if anchor == "end" else 6), down + 4, f"selected: step {best:g}", anchor=anchor, kind="key"
+        )
+    return frame.svg(f"{label}: loss by step, the weights of step {best:g} were selected")
 
 
 def _ticks(low: float, high: float) -> list[float]:

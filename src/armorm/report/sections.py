@@ -1,9 +1,6 @@
-"""The sections of a report: each a dictionary of what its part of the page shows.
+"""Sections of a report: each function returns the values and plots of one part of the page, or None without its data.
 
-In:  `Evidence`.
-Out: figures, ranked and shortened; plots; texts as they are (the page escapes them).
-
-A section whose data is absent is None, and the page says so in a word.
+Texts of conversations are returned as they are; the page escapes them.
 """
 
 from __future__ import annotations
@@ -15,62 +12,54 @@ import numpy as np
 from scipy.stats import rankdata
 
 from armorm.attribution import deciding
-from armorm.conversation import Conversation
 from armorm.correlation import spearman
 from armorm.evaluation.audits.bias import lengths
-from armorm.evaluation.examples import Comparisons
-from armorm.evaluation.scorers import Parts
+from armorm.evaluation.examples import LabelledPairs
 from armorm.heads.debiasing import within_groups
 from armorm.heads.regression import ALPHAS
 from armorm.report import plots
 from armorm.report.evidence import Evidence
 
-POINTS = 400  # drawn of a cloud
-
-MISTAKES = 5
-
-EXTREMES = 2
-
+MIN_ROWS = 3
+POINTS = 400  # drawn in a scatter plot
+MISTAKES = 5  # shown of each kind
+CONTRIBUTIONS = 8  # shown of a mistake
+EXTREMES = 2  # prompts of an objective
 EXTREME_OBJECTIVES = 12
-
-NEEDED = 0.005  # mean weight from which on an objective's extremes are shown
-
-SHOWN_TEXT = 700
+MIN_WEIGHT = 0.005  # mean weight of an objective whose extreme prompts are shown
+TEXT_LENGTH = 700
 
 
 def data(evidence: Evidence) -> dict[str, Any] | None:
-    """Files, counts, and which objective is rated in which file."""
+    """Files, counts, and the number of ratings by objective and file."""
     found: dict[str, Any] = {
         "files": evidence.files,
-        "left_out": evidence.left_out,
+        "left_out": {**evidence.ratings.skipped, **evidence.pairs.skipped},
         "conversations": len(evidence.conversations),
         "prompts": len({conversation.prompt_key for conversation in evidence.conversations}),
         "trained": evidence.metrics.get("data") or {},
     }
     if not evidence.files and not found["trained"]:
         return None
-    files = list(dict.fromkeys(example.origin[0] for example in evidence.ratings))
-    rated = np.array([example.item.labels for example in evidence.ratings]).reshape(
-        len(evidence.ratings), len(evidence.names)
-    )
-    origin = np.array([example.origin[0] for example in evidence.ratings], dtype=object)
+    examples, names = evidence.ratings.examples, evidence.ratings.names
+    files = list(dict.fromkeys(example.origin[0] for example in examples))
+    rated = ~np.isnan(np.array([example.item.labels for example in examples]).reshape(len(examples), len(names)))
+    origin = np.array([example.origin[0] for example in examples], dtype=object)
     found["rated_files"] = files
     found["rated"] = [
         {
             "name": name,
-            "cells": [
-                (int((~np.isnan(rated[origin == file, column])).sum()), int((origin == file).sum())) for file in files
-            ],
-            "missing": float(np.isnan(rated[:, column]).mean()) if len(rated) else 1.0,
+            "cells": [(int(rated[origin == file, i].sum()), int((origin == file).sum())) for file in files],
+            "missing": float(1 - rated[:, i].mean()) if len(rated) else 1.0,
         }
-        for column, name in enumerate(evidence.names)
+        for i, name in enumerate(names)
     ]
-    found["missing"] = float(np.isnan(rated).mean()) if rated.size else None
+    found["missing"] = float(1 - rated.mean()) if rated.size else None
     return found
 
 
 def objectives(evidence: Evidence) -> list[dict[str, Any]]:
-    """Each objective: training figures, error by penalty, predicted against held-out rating."""
+    """Each objective: regression report, error by ridge penalty, predicted against held-out rating."""
     reports = {entry["objective"]: entry for entry in evidence.metrics.get("regression", [])}
     found = []
     for objective in evidence.rm.objectives:
@@ -81,18 +70,17 @@ def objectives(evidence: Evidence) -> list[dict[str, Any]]:
             alphas = evidence.alphas or list(ALPHAS)
             if len(alphas) == len(errors) > 1 and np.isfinite(errors).any():
                 entry["alpha_plot"] = plots.error_by_alpha(alphas, errors, float(report["alpha"]), objective.name)
-        if objective.name in evidence.names and evidence.scored.parts is not None:
-            _cloud(entry, evidence, objective.name)
+        if objective.name in evidence.ratings.names and evidence.scored.batch is not None:
+            _scatter(entry, evidence, objective.name)
         found.append(entry)
     return found
 
 
-def _cloud(entry: dict[str, Any], evidence: Evidence, name: str) -> None:
-    parts, column = evidence.scored.parts, evidence.names.index(name)
-    assert parts is not None
-    given = np.array([example.item.labels[column] for example in evidence.ratings])
+def _scatter(entry: dict[str, Any], evidence: Evidence, name: str) -> None:
+    column, examples = evidence.ratings.names.index(name), evidence.ratings.examples
+    given = np.array([example.item.labels[column] for example in examples])
     rows = np.array([at[0] for at in evidence.rows[: len(given)]], np.int64)
-    predicted = np.append(parts.raw[:, parts.names.index(name)], np.nan)[rows]
+    predicted = np.append(evidence.scored.ratings[:, evidence.rm.objectives.position(name)], np.nan)[rows]
     known = ~np.isnan(given) & ~np.isnan(predicted)
     given, predicted = given[known], predicted[known]
     entry["n"] = len(given)
@@ -109,40 +97,45 @@ def _cloud(entry: dict[str, Any], evidence: Evidence, name: str) -> None:
 
 def correlations(evidence: Evidence) -> dict[str, Any] | None:
     """Spearman correlations of predicted rewards with each other, as predicted and debiased."""
-    parts = evidence.scored.parts
-    if parts is None or len(evidence.known) < MIN_ROWS:
+    batch = evidence.scored.batch
+    if batch is None or len(evidence.known) < MIN_ROWS:
         return None
-    found: dict[str, Any] = {"names": parts.names, "n": len(evidence.known)}
-    found["plain"] = correlation_matrix(parts.rewards[evidence.known]).tolist()
-    debiased = correlation_matrix(parts.debiased[evidence.known]).tolist() if parts.is_debiased else None
-    return found | {"debiased": debiased}
+    found: dict[str, Any] = {"names": batch.names, "n": len(evidence.known)}
+    found["plain"] = correlation_matrix(batch.rewards[evidence.known]).tolist()
+    found["debiased"] = None
+    if evidence.scored.is_debiased:
+        found["debiased"] = correlation_matrix(evidence.scored.debiased[evidence.known]).tolist()
+    return found
 
 
 def verbosity(evidence: Evidence) -> dict[str, Any] | None:
     """Correlation of every objective, and of the score, with the length of the response, before and after debiasing."""
-    parts = evidence.scored.parts
+    scored, rows = evidence.scored, evidence.known
     biases = evidence.rm.model.config.debiasing.get("against", [])
-    if parts is None or len(evidence.known) < MIN_ROWS:
+    if scored.batch is None or len(rows) < MIN_ROWS:
         return None
-    rows = evidence.known
     sizes = lengths(evidence.conversations)[rows]
     prompts = [evidence.conversations[row].prompt_key for row in rows]
-    plain_score = (parts.outputs * parts.rewards).sum(1)
-    before = length_correlations(np.column_stack([parts.rewards, plain_score])[rows], sizes, prompts)
-    after = length_correlations(np.column_stack([parts.debiased, evidence.scored.scores])[rows], sizes, prompts)
+    before, after = (
+        length_correlations(np.column_stack([rewards, scores])[rows], sizes, prompts)
+        for rewards, scores in (
+            (scored.batch.rewards, scored.before_debiasing),
+            (scored.debiased, scored.scores),
+        )
+    )
     lines = []
-    for place, name in enumerate([*parts.names, "score"]):
-        entry: dict[str, Any] = {"name": name, "is_bias": name in biases, "is_score": place == len(parts.names)}
+    for place, name in enumerate([*scored.batch.names, "score"]):
+        entry: dict[str, Any] = {"name": name, "is_bias": name in biases, "is_score": place == len(scored.batch.names)}
         for level in ("pooled", "within"):
             first = _finite(before[level][place])
-            second = None if entry["is_bias"] and parts.is_debiased else _finite(after[level][place])
+            second = None if entry["is_bias"] and scored.is_debiased else _finite(after[level][place])
             entry[level] = {"before": first, "after": second}
         lines.append(entry)
     lines.sort(key=lambda entry: (not entry["is_score"], -abs(entry["pooled"]["before"] or 0.0)))
     return {
         "lines": lines,
         "biases": biases,
-        "debiased": parts.is_debiased,
+        "debiased": scored.is_debiased,
         "n": len(rows),
         "before": before,
         "after": after,
@@ -153,32 +146,26 @@ def gate(evidence: Evidence) -> dict[str, Any] | None:
     """Mean weights, entropy, weights by kind of prompt, extremes, the learning curve."""
     rm, trained = evidence.rm, evidence.metrics.get("gate") or {}
     reference = rm.reference.get("gating_weights")
-    found: dict[str, Any] = {
-        "trained": trained,
-        "curve": None,
-        "prompts": 0,
-        "kinds": {},
-        "extremes": [],
-        "entropy": None,
-    }
+    found: dict[str, Any] = {"trained": trained, "curve": None, "prompts": 0}
+    found |= {"kinds": {}, "extremes": [], "entropy": None}
     history = [entry for entry in trained.get("history") or [] if entry[2] is not None]
     if len(history) > 1:
         steps, training, held = ([np.nan if row[i] is None else float(row[i]) for row in history] for i in range(3))
         found["curve"] = plots.learning_curve(steps, training, held, float(trained["best_step"]), "the gate")
     names = rm.objectives.names
-    if evidence.scored.parts is None or not len(evidence.prompts):
+    if evidence.scored.batch is None or not len(evidence.scored.prompt_rows):
         if reference is None:
             return found if found["curve"] else None
         means = np.array(reference)
     else:
-        rows = evidence.prompts
-        weights = evidence.scored.parts.weights[rows]
+        rows = evidence.scored.prompt_rows
+        weights = evidence.scored.batch.gating_weights[rows]
         means = weights.mean(0)
         entropy = entropies(weights)
         most = float(np.log(len(names)))
         found |= {"prompts": len(rows), "weights": weights, "mean_entropy": float(entropy.mean()), "most_entropy": most}
         found["entropy"] = plots.histogram(entropy, (0.0, most), "entropy of the gating weights", "entropy, nats")
-        kinds = evidence.kind_of()
+        kinds = evidence.prompt_kinds()
         by_kind = mean_by_group(weights, [kinds[row] for row in rows])
         found["kinds"] = {kind: values.tolist() for kind, values in by_kind.items()}
         found["kind_counts"] = {kind: sum(kinds[row] == kind for row in rows) for kind in by_kind}
@@ -194,51 +181,50 @@ def gate(evidence: Evidence) -> dict[str, Any] | None:
 
 def _extremes(evidence: Evidence, rows: np.ndarray, weights: np.ndarray) -> list[dict[str, Any]]:
     names = evidence.rm.objectives.names
-    needed = [i for i in np.argsort(-weights.mean(0), kind="stable") if weights[:, i].mean() >= NEEDED]
+    used = [i for i in np.argsort(-weights.mean(0), kind="stable") if weights[:, i].mean() >= MIN_WEIGHT]
     chosen = extremes(weights, EXTREMES)
     return [
         {
             "name": names[column],
             "prompts": [
-                (float(weights[row, column]), evidence.conversations[rows[row]].messages[-2].content[:SHOWN_TEXT])
+                (float(weights[row, column]), evidence.conversations[rows[row]].messages[-2].content[:TEXT_LENGTH])
                 for row in chosen[column]
             ],
         }
-        for column in needed[:EXTREME_OBJECTIVES]
+        for column in used[:EXTREME_OBJECTIVES]
     ]
 
 
 def mistakes(evidence: Evidence) -> dict[str, Any] | None:
-    """Pairs that are ranked the wrong way by the widest margins, and ratings that are missed by most."""
-    if evidence.scored.parts is None:
+    """Pairs ranked wrongly by the largest margins, and ratings with the largest errors."""
+    if evidence.scored.batch is None:
         return None
-    return {"pairs": _wrong_pairs(evidence, evidence.scored.parts), "ratings": _wrong_ratings(evidence)}
+    return {"pairs": _wrong_pairs(evidence), "ratings": _wrong_ratings(evidence)}
 
 
-def _wrong_pairs(evidence: Evidence, parts: Parts) -> list[dict[str, Any]]:
-    rows = evidence.rows[len(evidence.ratings) :]
-    comparisons = Comparisons.of([example.item for example in evidence.pairs], rows)
-    if not len(comparisons):
+def _wrong_pairs(evidence: Evidence) -> list[dict[str, Any]]:
+    batch, examples = evidence.scored.batch, evidence.pairs.examples
+    assert batch is not None
+    pairs = LabelledPairs.of([example.item for example in examples], evidence.rows[len(evidence.ratings.examples) :])
+    if not len(pairs):
         return []
-    margins, shares = comparisons.difference(evidence.scored.scores), comparisons.difference(parts.contributions)
-    wrong = sorted((p for p in range(len(margins)) if margins[p] < 0), key=lambda p: margins[p])[:MISTAKES]
+    margins, shares = pairs.difference(evidence.scored.scores), pairs.difference(batch.contributions)
     found = []
-    for place in wrong:
-        example = evidence.pairs[comparisons.item[place]]
-        better = evidence.conversations[comparisons.better[place]]
-        worse = evidence.conversations[comparisons.worse[place]]
-        decides = deciding(shares[place][None])[0]
-        ranked = [int(column) for column in np.argsort(-np.abs(shares[place]), kind="stable")[:8]]
+    for place in sorted(np.flatnonzero(margins < 0), key=lambda p: margins[p])[:MISTAKES]:
+        better = evidence.conversations[pairs.better[place]]
+        worse = evidence.conversations[pairs.worse[place]]
+        decides = deciding(shares[place])[0]
+        ranked = np.argsort(-np.abs(shares[place]), kind="stable")[:CONTRIBUTIONS]
         found.append(
             {
-                "place": f"{example.origin[0].rpartition('/')[2]}, row {example.origin[1]}",
-                "subset": example.item.subset,
+                "place": _place(examples[pairs.item[place]].origin),
+                "subset": examples[pairs.item[place]].item.subset,
                 "margin": float(margins[place]),
                 "prompt": _shortened(better.messages[-2].content),
                 "better": _shortened(better.response),
                 "worse": _shortened(worse.response),
                 "lengths": (len(better.response), len(worse.response)),
-                "shares": [(parts.names[i], float(shares[place][i]), bool(decides[i])) for i in ranked],
+                "shares": [(batch.names[i], float(shares[place][i]), bool(decides[i])) for i in ranked],
                 "largest": float(np.abs(shares[place]).max()) or 1.0,
             }
         )
@@ -246,27 +232,25 @@ def _wrong_pairs(evidence: Evidence, parts: Parts) -> list[dict[str, Any]]:
 
 
 def _wrong_ratings(evidence: Evidence) -> list[dict[str, Any]]:
-    parts = evidence.scored.parts
-    assert parts is not None
-    worst: list[tuple[float, int, int]] = []
-    spans = {o.name: o.high - o.low for o in evidence.rm.objectives}
-    for number, example in enumerate(evidence.ratings):
-        row = evidence.rows[number][0]
-        for column, name in enumerate(evidence.names):
-            given = example.item.labels[column]
-            if row >= 0 and not np.isnan(given) and not np.isnan(parts.raw[row, 0]):
-                error = abs(parts.raw[row, parts.names.index(name)] - given) / spans[name]
-                worst.append((float(error), number, column))
+    examples, names, objectives = evidence.ratings.examples, evidence.ratings.names, evidence.rm.objectives
+    if not examples:
+        return []
+    given = np.array([example.item.labels for example in examples])
+    rows = np.array([at[0] for at in evidence.rows[: len(examples)]], np.int64)
+    columns = [objectives.position(name) for name in names]
+    predicted = np.where(rows[:, None] >= 0, evidence.scored.ratings[rows][:, columns], np.nan)
+    spans = np.array([objectives[column].high - objectives[column].low for column in columns])
+    errors = np.nan_to_num(np.abs(predicted - given) / spans, nan=-1.0)
+    worst = sorted(np.argwhere(errors >= 0).tolist(), key=lambda at: (errors[tuple(at)], *at), reverse=True)[:MISTAKES]
     found = []
-    for _, number, column in sorted(worst, reverse=True)[:MISTAKES]:
-        example, row, name = evidence.ratings[number], evidence.rows[number][0], evidence.names[column]
-        conversation: Conversation = evidence.conversations[row]
+    for number, column in worst:
+        conversation = evidence.conversations[rows[number]]
         found.append(
             {
-                "place": f"{example.origin[0].rpartition('/')[2]}, row {example.origin[1]}",
-                "name": name,
-                "given": float(example.item.labels[column]),
-                "predicted": float(parts.raw[row, parts.names.index(name)]),
+                "place": _place(examples[number].origin),
+                "name": names[column],
+                "given": float(given[number, column]),
+                "predicted": float(predicted[number, column]),
                 "prompt": _shortened(conversation.messages[-2].content),
                 "response": _shortened(conversation.response),
             }
@@ -274,19 +258,20 @@ def _wrong_ratings(evidence: Evidence) -> list[dict[str, Any]]:
     return found
 
 
+def _place(origin: tuple[str, int]) -> str:
+    return f"{origin[0].rpartition('/')[2]}, row {origin[1]}"
+
+
 def _shortened(text: str) -> str:
-    return text if len(text) <= SHOWN_TEXT else f"{text[:SHOWN_TEXT]} …"
+    return text if len(text) <= TEXT_LENGTH else f"{text[:TEXT_LENGTH]} …"
 
 
 def _finite(value: float) -> float | None:
     return float(value) if np.isfinite(value) else None
 
 
-MIN_ROWS = 3
-
-
 def correlation_matrix(values: np.ndarray) -> np.ndarray:
-    """Spearman correlations (k, k) of the columns of (n, k); NaN where a column does not vary."""
+    """Spearman correlations (k, k) of the columns of (n, k); NaN if a column is constant."""
     ranks = np.column_stack([rankdata(column) for column in values.T])
     ranks = ranks - ranks.mean(0)
     norms = np.sqrt((ranks**2).sum(0))
@@ -304,7 +289,7 @@ def length_correlations(values: np.ndarray, lengths: np.ndarray, prompts: Sequen
         prompts: (n,) prompt of each row.
 
     Returns:
-        `pooled` and `within` (each prompt's mean taken out; NaN where no prompt has several responses), each (j,).
+        `pooled` and `within` (each prompt's mean subtracted; NaN if no prompt has several responses), each (j,).
     """
     pooled = np.array([_correlation(column, lengths) for column in values.T])
     groups = np.unique(np.asarray(prompts), return_inverse=True)[1]
@@ -330,7 +315,7 @@ def mean_by_group(values: np.ndarray, groups: Sequence[str]) -> dict[str, np.nda
 
 
 def extremes(weights: np.ndarray, most: int) -> list[list[int]]:
-    """Rows of the largest weights (m, k) of each column, the largest first."""
+    """Rows with the largest weights (m, k) of each column, largest first."""
     return [np.argsort(-column, kind="stable")[:most].tolist() for column in weights.T]
 
 
@@ -342,21 +327,21 @@ def binned_means(x: np.ndarray, y: np.ndarray, bins: int = 8) -> list[tuple[floa
 
 
 def relative_errors(report: dict[str, Any]) -> list[float]:
-    """Validation error of each alpha as a share of the ratings' variance: 1 - R^2, 1 for predicting the mean.
+    """Validation error of each alpha divided by the variance of the ratings (1 - R^2); 1 for predicting the mean.
 
     Args:
-        report: of one objective, as stage 1 keeps it (`validation_errors`, `r2`).
+        report: of the regression of one objective (`validation_errors`, `r2`).
     """
     errors = [float("nan") if error is None else float(error) for error in report["validation_errors"]]
     known = [error for error in errors if np.isfinite(error)]
     if not known or report.get("r2") is None or report["r2"] >= 1:
         return errors
-    variance = min(known) / (1 - report["r2"])  # R^2 is that of the alpha with the least error
+    variance = min(known) / (1 - report["r2"])  # R^2 belongs to the alpha with the smallest error
     return [error / variance for error in errors]
 
 
 def thinned(count: int, most: int, seed: int = 0) -> np.ndarray:
-    """Rows to draw where there are too many to see, at random with a seed, in order."""
+    """Rows to draw: all, or a seeded random sample of `most`, ascending."""
     if count <= most:
         return np.arange(count)
     return np.sort(np.random.default_rng(seed).choice(count, most, replace=False))

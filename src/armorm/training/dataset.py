@@ -30,8 +30,7 @@ from armorm.data.presets import PREFERENCE_PRESETS, Preset, preference_preset, r
 from armorm.data.ratings import RatedSet, RatingTable, merge_objectives, objective_name, read_ratings
 from armorm.data.sources import Location, find_sources
 from armorm.errors import DataError, RecipeError, nearest
-from armorm.evaluation.loaders import READERS
-from armorm.evaluation.registry import BENCHMARKS
+from armorm.evaluation.benchmarks import BENCHMARKS
 from armorm.objectives import Objective, ObjectiveError
 from armorm.training.recipe import Recipe
 from armorm.training.schema import (
@@ -382,7 +381,7 @@ def _benchmark_prompts(recipe: Recipe, root: Path, benchmarks: Sequence[tuple[st
 
 def _benchmark_conversations(benchmark: str, sources: Sequence[str]) -> Iterator[Conversation]:
     found = BENCHMARKS[benchmark]
-    for example in READERS[benchmark](find_sources(sources, found.published, found.also)).examples:
+    for example in found.read(find_sources(sources, found.published, found.also)).examples:
         yield from (conversation for conversation in example.conversations[:1] if conversation is not None)
 
 

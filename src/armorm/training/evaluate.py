@@ -18,12 +18,12 @@ from armorm.data.preferences import PreferencePair
 from armorm.data.ratings import RatingTable
 from armorm.evaluation.audits.debiasing import (
     MIN_ROWS,
-    debiasing_figures,
     prompt_kind,
     quantity_behind,
-    stability_figures,
+    reference_bias,
+    residual_bias,
 )
-from armorm.evaluation.audits.uncertainty import uncertainty_figures
+from armorm.evaluation.audits.uncertainty import uncertainty_audit
 from armorm.evaluation.runner import evaluate
 from armorm.heads.debiasing import Debiasing
 from armorm.heads.gating import GatingNetwork
@@ -61,7 +61,7 @@ class RunFigures:
         """Correlation with the biases before and after, on reference data and on held-out rated rows."""
         if not debiasing.against:
             return None
-        figures = debiasing_figures(debiasing, table.objectives.names)
+        figures = reference_bias(debiasing, table.objectives.names)
         if len(test_rows) >= MIN_ROWS:
             conversations = [table.conversations[i] for i in test_rows]
             rows = self.corpus.indices(conversations)
@@ -69,7 +69,7 @@ class RunFigures:
             features = self.corpus.features(rows)
             with torch.no_grad():
                 output = network(torch.from_numpy(features.prompt)).double().numpy()[features.prompt_index]
-            figures["stability"] = stability_figures(
+            figures["stability"] = residual_bias(
                 debiasing,
                 head.predict(features.response),
                 output,
@@ -92,7 +92,7 @@ class RunFigures:
         if uncertainty is None:
             return None
         features = self.corpus.responses(self.corpus.indices([table.conversations[i] for i in test_rows]))
-        return uncertainty_figures(
+        return uncertainty_audit(
             uncertainty,
             head.predict(features),
             features,
@@ -121,7 +121,7 @@ class RunFigures:
             results = evaluate(benchmark, model, places, output=self.folder / "benchmarks" / f"{name}.json", quiet=True)
             figures.setdefault("benchmarks", {})[name] = {
                 "counts": dict(results.counts),
-                "figures": [asdict(figure) for figure in results.figures],
+                "figures": [asdict(metric) for metric in results.metrics],
             }
         return figures
 

@@ -15,22 +15,23 @@ from armorm.attribution import deciding
 from armorm.conversation import Conversation
 from armorm.evaluation.audits.bias import bias_audit, list_items, markdown_elements, quantities
 from armorm.evaluation.audits.calibration import calibration
-from armorm.evaluation.audits.objectives import ALL, alone, decisions, gate
+from armorm.evaluation.audits.objectives import ALL, accuracy_alone, decisions, gate
 from armorm.evaluation.bootstrap import Clusters
-from armorm.evaluation.examples import Comparisons, Item
-from armorm.evaluation.scorers import Parts
+from armorm.evaluation.examples import Item, LabelledPairs
+from armorm.evaluation.scorer import Scored
+from tests.helpers.scored_columns import scored
 
 NAN = float("nan")
 
 
-def compared(*pairs: tuple[int, int], weights=None) -> Comparisons:
+def compared(*pairs: tuple[int, int], weights=None) -> LabelledPairs:
     better, worse = (np.array(side, np.int64) for side in zip(*pairs, strict=True))
-    return Comparisons(better, worse, np.arange(len(pairs)), np.ones(len(pairs)), len(pairs))
+    return LabelledPairs(better, worse, np.arange(len(pairs)), np.ones(len(pairs)), len(pairs))
 
 
 def test_every_item_counts_once_however_many_responses_it_has():
     items = [Item("a", "", "", "p", (1.0, 0.0)), Item("b", "", "", "q", (1.0, 1.0, 0.0, 0.0))]
-    found = Comparisons.of(items, [np.array([0, 1]), np.array([2, 3, 4, -1])])
+    found = LabelledPairs.of(items, [np.array([0, 1]), np.array([2, 3, 4, -1])])
     assert list(zip(found.better, found.worse, strict=True)) == [(0, 1), (2, 4), (2, -1), (3, 4), (3, -1)]
     assert found.weight.tolist() == [1, 0.25, 0.25, 0.25, 0.25]
     # Item a wrong; of b, one of four right, two refused.
@@ -40,7 +41,7 @@ def test_every_item_counts_once_however_many_responses_it_has():
 
 def test_the_closest_comparison_is_the_lowest_better_against_the_highest_worse():
     items = [Item("a", "", "", "p", (1.0, 1.0, 0.0, 0.0)), Item("b", "", "", "q", (1.0, 0.0))]
-    found = Comparisons.of(items, [np.array([0, 1, 2, 3]), np.array([4, -1])])
+    found = LabelledPairs.of(items, [np.array([0, 1, 2, 3]), np.array([4, -1])])
     closest = found.closest(np.array([5, 3, 1, 2, 9.0]))
     assert (closest.better.tolist(), closest.worse.tolist(), closest.item.tolist()) == ([1], [3], [0])
 
@@ -114,25 +115,15 @@ def test_what_decides_is_the_smallest_set_without_which_it_would_not_hold(row):
     assert smaller == []
 
 
-def parts(rewards, weights, transform=None, prompt_index=None) -> Parts:
-    rewards, weights = np.array(rewards, float), np.array(weights, float)
-    k = rewards.shape[1]
-    return Parts(
-        names=[f"o{i}" for i in range(k)],
-        rewards=rewards,
-        weights=weights,
-        outputs=2 * weights,
-        transform=np.eye(k) if transform is None else np.array(transform, float),
-        raw=rewards,
-        prompt_features=np.zeros((1, 1)),
-        prompt_index=np.arange(len(rewards)) // 2 if prompt_index is None else np.array(prompt_index),
-    )
+def model(rewards, weights, transform=None) -> Scored:
+    """Every two responses share a prompt."""
+    return scored(rewards, weights, scale=2, transform=transform, prompt_index=np.arange(len(rewards)) // 2)
 
 
 def test_each_objective_alone_is_judged_plain_and_debiased():
     # The second objective is length: debiased, it is nothing, and the first loses what length explained.
-    found = alone(
-        parts([[1, 2], [0.5, 0], [0, 1], [1, 0]], [[0.75, 0.25]] * 4, [[1, 0], [-1, 0]]), compared((0, 1), (2, 3))
+    found = accuracy_alone(
+        model([[1, 2], [0.5, 0], [0, 1], [1, 0]], [[0.75, 0.25]] * 4, [[1, 0], [-1, 0]]), compared((0, 1), (2, 3))
     )
     assert found["o0"]["reward"] == 1 / 2  # 1 > .5, 0 < 1
     assert found["o0"]["debiased"] == 0  # 1 - 2 < .5 - 0, 0 - 1 < 1 - 0
@@ -141,9 +132,7 @@ def test_each_objective_alone_is_judged_plain_and_debiased():
 
 def test_decisions_are_counted_by_subset_and_outcome():
     rewards = [[3, 0], [0, 1], [0, 2], [1, 0], [1, 0], [0, 5]]
-    model = parts(rewards, [[0.5, 0.5]] * 6)
-    scores = (model.outputs * model.rewards).sum(1)
-    found = decisions(model, compared((0, 1), (2, 3), (4, 5)), scores, ["x", "x", "y"])
+    found = decisions(model(rewards, [[0.5, 0.5]] * 6), compared((0, 1), (2, 3), (4, 5)), ["x", "x", "y"])
     assert found["x"]["wins"] == 2
     assert found["x"]["deciding_wins"] == {"o0": 0.5, "o1": 0.5}
     assert (found["y"]["losses"], found["y"]["deciding_losses"]) == (1, {"o1": 1.0})
@@ -151,7 +140,7 @@ def test_decisions_are_counted_by_subset_and_outcome():
 
 
 def test_the_gate_is_measured_against_its_own_mean_weights_of_the_source():
-    # Within source x the right weighing alternates by prompt; within y it is always the first objective.
+    # Within source x the right weighting alternates by prompt; within y it is always the first objective.
     rng = np.random.default_rng(0)
     n = 80
     rewards, weights, pairs, subsets = [], [], [], []
@@ -162,11 +151,9 @@ def test_the_gate_is_measured_against_its_own_mean_weights_of_the_source():
         weights += [[0.9, 0.1] if first else [0.1, 0.9]] * 2
         pairs.append((2 * item, 2 * item + 1))
         subsets.append("x" if item < n // 2 else "y")
-    model = parts(rewards, weights)
-    scores = (model.outputs * model.rewards).sum(1)
     rows = [np.array(pair) for pair in pairs]
     where = Clusters.of_items([str(i) for i in range(n)], subsets)
-    found = gate(model, compared(*pairs), scores, subsets, where, rows)
+    found = gate(model(rewards, weights), compared(*pairs), subsets, where, rows)
     assert found["x"]["gate"] == found["y"]["gate"] == 1
     assert found["x"]["weights"] == pytest.approx({"o0": 0.5, "o1": 0.5})
     assert found["y"]["mean_weights"] == 1
@@ -174,10 +161,9 @@ def test_the_gate_is_measured_against_its_own_mean_weights_of_the_source():
     assert found["x"]["mean_weights"] == 1  # half of .01 of the gap still decides: equal weights are right here
     assert found["x"]["uniform"] == 1
     assert found[ALL]["prompts"] == n
-    tilted = model.weights.copy()
+    tilted = np.array(weights)
     tilted[:n:4] = tilted[1:n:4] = [0.99, 0.01]
-    biased = parts(rewards, tilted)
-    again = gate(biased, compared(*pairs), (biased.outputs * biased.rewards).sum(1), subsets, where, rows)
+    again = gate(model(rewards, tilted), compared(*pairs), subsets, where, rows)
     assert again["x"]["mean_weights"] == 0.5
     assert again["x"]["gain"] == 0.5
     assert again["x"]["interval"][0] > 0.3

@@ -10,7 +10,6 @@ import pytest
 
 from armorm.evaluation.benchmarks import ratings
 from armorm.evaluation.examples import Item
-from armorm.evaluation.metrics import totals
 from armorm.objectives import Objective, ObjectiveSet
 from armorm.training.pair_metrics import rating_figures
 from tests.helpers.marked_scorer import evaluated, values
@@ -42,8 +41,8 @@ def test_figures_are_those_of_metrics_on_random_rows():
     prompts = rng.integers(0, 15, 80)
     expected = rating_figures(rewards, given, objectives, prompts)
     items = [Item(str(i), "", "", str(prompts[i]), tuple(given[i]), {}) for i in range(80)]
-    cells = ratings.measure(objectives.names, True, items, list(objectives.to_raw(rewards)))
-    found = {figure.name: float(figure.value(totals(cells))) for figure in ratings.figures(cells)}
+    measured = ratings.measure(items, list(objectives.to_raw(rewards)), objectives.names)
+    found = {metric.name: metric.on(measured) for metric in ratings.metrics(measured)}
     for name, figures in expected.items():
         assert found[f"{name}: Spearman"] == pytest.approx(figures["spearman"])
         assert found[f"{name}: error"] == pytest.approx(figures["mae"])
@@ -55,8 +54,8 @@ def test_means_are_over_objectives_with_a_hundred_ratings():
     given = rng.integers(1, 6, (150, 3)).astype(float)
     given[90:, 2] = math.nan
     items = [Item(str(i), "", "", str(i // 3), tuple(given[i]), {}) for i in range(150)]
-    measure = partial(ratings.measure, ("a", "b", "c"), False)
-    cells = measure(items, list(given + rng.normal(size=given.shape)))
-    found = {figure.name: float(figure.value(totals(cells))) for figure in ratings.figures(cells)}
+    measure = partial(ratings.measure, names=("a", "b", "c"), raw=False)
+    measured = measure(items, list(given + rng.normal(size=given.shape)))
+    found = {metric.name: metric.on(measured) for metric in ratings.metrics(measured)}
     assert found[ratings.MEAN_SPEARMAN] == pytest.approx((found["a: Spearman"] + found["b: Spearman"]) / 2)
     assert "c: Spearman" in found

@@ -17,7 +17,7 @@ from armorm.evaluation.benchmarks.rewardbench2 import (
     ties_score,
     ties_terms,
 )
-from armorm.evaluation.metrics import totals
+from armorm.evaluation.metrics import group_sums
 from armorm.evaluation.runner import evaluate
 from tests.helpers.marked_scorer import FIXTURES, evaluated, values
 
@@ -28,7 +28,7 @@ THIRD = [("ref", "2", [0, 0.5], 1), ("tied", "2", [1, 1, 0], 2)]
 
 def ties(rows) -> float:
     made = [TiesRow(kind, number, np.array(scores, float), correct) for kind, number, scores, correct in rows]
-    return float(ties_score(totals(ties_terms(made))))
+    return float(ties_score(group_sums(ties_terms(made))))
 
 
 def test_the_counts_are_the_published_ones():
@@ -76,7 +76,7 @@ def test_ties_have_the_values_of_the_formula(rows, score):
         ([("ref", "0", [1, math.nan], 1), ("tied", "0", [1, 1, 0], 2)], "not finite"),
         ([("ref", "0", [1, math.inf], 1), ("tied", "0", [1, 1, 0], 2)], "not finite"),
         ([("ref", "0", [1, 0], 2), ("tied", "0", [1, 1, 0], 2)], "at least one correct and one incorrect"),
-        ([*FIRST, FIRST[0]], "stands twice"),
+        ([*FIRST, FIRST[0]], "a row twice"),
     ],
 )
 def test_ties_that_cannot_be_scored_are_refused(rows, fault):
@@ -87,9 +87,9 @@ def test_ties_that_cannot_be_scored_are_refused(rows, fault):
 def test_a_refused_tied_row_is_wrong_in_every_term():
     rows = [
         TiesRow("ref", "0", np.array([1.0, 0.0]), 1),
-        TiesRow("tied", "0", np.array([math.nan, 1.0, 0.0]), 2, refused=True),
+        TiesRow("tied", "0", np.array([math.nan, 1.0, 0.0]), 2, unscored=True),
     ]
-    assert float(ties_score(totals(ties_terms(rows)))) == pytest.approx(0.3 - 0.01)
+    assert float(ties_score(group_sums(ties_terms(rows)))) == pytest.approx(0.3 - 0.01)
 
 
 def test_the_fixture_scores_as_worked_out_by_hand():

@@ -1,10 +1,7 @@
-"""Bias: does the model prefer more of something (length, Markdown, lists) whatever it is worth?
+"""Bias audit: does the model prefer more of something (length, Markdown, lists) whether or not it is better?
 
-In:  a quantity of each response, scores under several views (as served, before debiasing), comparisons.
-Out: accuracy where the response with more of it is the better one and where it is the worse one, how
-     often the one with more wins, and correlations, pooled and within prompts.
-
-A model without the bias is equally right on both sides, and its win rate is the data's own rate.
+A model without the bias has the same accuracy where the response with more of it is the better one and where it is the
+worse one, and its win rate is the data's own rate.
 """
 
 from __future__ import annotations
@@ -17,49 +14,49 @@ import numpy as np
 from armorm.conversation import Conversation
 from armorm.correlation import spearman
 from armorm.data.measures import list_items, markdown_elements
-from armorm.evaluation.examples import Comparisons
+from armorm.evaluation.examples import LabelledPairs
 from armorm.heads.debiasing import within_groups
 
 _MIN_ROWS = 3
 
 
 def bias_audit(
-    quantity: np.ndarray, views: Mapping[str, np.ndarray], comparisons: Comparisons, prompts: Sequence[str]
+    quantity: np.ndarray, views: Mapping[str, np.ndarray], pairs: LabelledPairs, prompts: Sequence[str]
 ) -> dict[str, Any]:
-    """Figures of one quantity.
+    """Audit of one quantity.
 
     Args:
         quantity: (n,) of each response.
-        views: scores (n,) by view, NaN where refused.
+        views: scores (n,) by view (as served, before debiasing), NaN if unscored.
         prompts: (n,) prompt of each response.
 
     Returns:
-        `examples_more_is_better`, `examples_more_is_worse` and `more_is_better` (the data's own rate), and by view
+        `examples_more_is_better`, `examples_more_is_worse` and `more_is_better` (the rate in the data), and by view
         `more_is_better`, `more_is_worse` (accuracies), `more_wins`, `correlation`, `correlation_within_prompts`.
     """
-    difference = comparisons.difference(quantity)
-    right, wrong = comparisons.take(difference > 0), comparisons.take(difference < 0)
+    difference = pairs.difference(quantity)
+    right, wrong = pairs.take(difference > 0), pairs.take(difference < 0)
     weight_right, weight_wrong = float(right.weight.sum()), float(wrong.weight.sum())
     total = weight_right + weight_wrong
-    figures: dict[str, Any] = {
+    found: dict[str, Any] = {
         "examples_more_is_better": len(np.unique(right.item)),
         "examples_more_is_worse": len(np.unique(wrong.item)),
         "more_is_better": weight_right / total if total else float("nan"),
         "views": {},
     }
     for view, scores in views.items():
-        # The response with more wins where the better has more and scores higher, or the worse has more and does.
+        # The response with more of it wins if it scores higher, whether it is the better one or the worse one.
         wins = float((right.weight * (right.difference(scores) > 0)).sum())
         wins += float((wrong.weight * (wrong.difference(scores) < 0)).sum())
         known = ~np.isnan(scores)
-        figures["views"][view] = {
+        found["views"][view] = {
             "more_is_better": right.accuracy(scores),
             "more_is_worse": wrong.accuracy(scores),
             "more_wins": wins / total if total else float("nan"),
             "correlation": _correlation(scores[known], quantity[known]),
             "correlation_within_prompts": _within(scores[known], quantity[known], np.asarray(prompts)[known]),
         }
-    return figures
+    return found
 
 
 def _correlation(scores: np.ndarray, quantity: np.ndarray) -> float:
@@ -67,7 +64,7 @@ def _correlation(scores: np.ndarray, quantity: np.ndarray) -> float:
 
 
 def _within(scores: np.ndarray, quantity: np.ndarray, prompts: np.ndarray) -> float:
-    """Spearman of both after each prompt's mean is taken out; NaN where no prompt has several responses."""
+    """Spearman after subtracting each prompt's mean; NaN if no prompt has several responses."""
     if not len(scores):
         return float("nan")
     groups = np.unique(prompts, return_inverse=True)[1]
@@ -75,11 +72,8 @@ def _within(scores: np.ndarray, quantity: np.ndarray, prompts: np.ndarray) -> fl
     return _correlation(both[:, 0], both[:, 1])
 
 
-QUANTITIES = ("length", "markdown", "lists")
-
-
 def quantities(conversations: Sequence[Conversation]) -> dict[str, np.ndarray]:
-    """Each of `QUANTITIES` as (n,) float64."""
+    """Characters, Markdown elements and list items of each response, (n,) float64 each."""
     texts = [conversation.response for conversation in conversations]
     return {
         "length": lengths(conversations),

@@ -1,11 +1,7 @@
-"""Calibration: is the model right as often as its Bradley-Terry probabilities say?
+"""Calibration audit: is the model right as often as its Bradley-Terry probabilities state?
 
-In:  margins of comparisons, better minus worse.
-Out: bins of equal weight with mean confidence and accuracy, the expected calibration error, the log loss,
-     the Brier score, and the scale of margins under which the log loss would be least.
-
-The probability of the response that scores higher is sigmoid(|margin|), its confidence, at least a half.
-A tie is half right. Refused comparisons have no probability and are left out.
+The probability that the higher-scoring response is the better one is sigmoid(|margin|), the confidence, at least a
+half. A tie is half right. Pairs with an unscored response are excluded.
 """
 
 from __future__ import annotations
@@ -21,11 +17,12 @@ _SCALES = (-10.0, 10.0)
 
 
 def calibration(margins: np.ndarray, weights: np.ndarray | None = None, bins: int = BINS) -> dict[str, Any]:
-    """Figures of margins (p,) with weights (p,).
+    """Calibration of margins (p,), better minus worse, with weights (p,).
 
     Returns:
-        `expected_calibration_error`, `log_loss`, `brier`, `best_scale`, `log_loss_at_best_scale`, `comparisons`,
-        and `bins`: `confidence`, `accuracy` and `share` of each. None for all without comparisons.
+        `comparisons` (their number; nothing else if it is 0), `expected_calibration_error`, `log_loss`, `brier`,
+        `best_scale` (the factor of all margins with the lowest log loss), `log_loss_at_best_scale`, and `bins` of equal
+        weight: mean `confidence`, `accuracy` and `share`.
     """
     known = ~np.isnan(margins)
     margins = margins[known]

@@ -1,10 +1,8 @@
-"""What is left of a bias on held-out data: by objective, of the gated score, by source and by kind of prompt.
+"""What debiasing left of each bias on held-out data: by objective, of the gated score, by source and kind of prompt.
 
-In:  rewards, gating weights, and the quantities behind the biases, of n held-out rated rows.
-Out: for each bias, correlations with its predicted reward and with the actual quantity, pooled and within prompts.
-
-The transform is fitted on reference data against predicted biases. It says nothing by itself about other prompts,
-about the actual length, or about differences within a prompt, which alone move a ranking: this does.
+The transform is fitted on reference data against the predicted bias. That guarantees nothing for other prompts,
+for the actual quantity (such as the length in tokens), or for differences within a prompt, which decide a ranking;
+all three are measured here.
 """
 
 from __future__ import annotations
@@ -27,7 +25,7 @@ _QUESTION = re.compile(r"\?\s*$")
 
 
 def prompt_kind(conversation: Conversation) -> str:
-    """A coarse kind of prompt: `several turns`, `code`, `question` (its last turn ends with one), or `other`."""
+    """A coarse kind of prompt: `several turns`, `code`, `question` (ends with a question mark) or `other`."""
     turns = [message for message in conversation.prompt if message.role == "user"]
     if len(turns) > 1:
         return "several turns"
@@ -37,7 +35,7 @@ def prompt_kind(conversation: Conversation) -> str:
     return "question" if _QUESTION.search(text) else "other"
 
 
-def stability_figures(
+def residual_bias(
     debiasing: Debiasing,
     rewards: np.ndarray,
     gating_output: np.ndarray,
@@ -47,23 +45,23 @@ def stability_figures(
     sources: Sequence[str],
     kinds: Sequence[str],
 ) -> dict[str, Any]:
-    """Figures of every bias.
+    """Remaining correlations with every bias.
 
     Args:
-        rewards: (n, k) before the transform, by the weights that are served.
+        rewards: (n, k) before the transform, of the served regression weights.
         gating_output: (n, k).
-        actual: for each bias, what is behind it and its value (n,), such as ("response tokens", lengths).
+        actual: for each bias, the name and value (n,) of the quantity behind it, such as ("response tokens", lengths).
         names: (k,) objectives.
         prompts, sources, kinds: (n,) prompt, set and kind of prompt of each row.
 
     Returns:
         by bias: `predicted` and `actual`, each with `pooled` and `within_prompt`: `objectives` (`before`, `after` by
         name) and `score` (`before`, `after`); `score_by_source` and `score_by_kind`, pooled, with `n`; `measured_by`.
-        None where fewer than `MIN_ROWS` rows say something.
+        None for fewer than `MIN_ROWS` rows.
     """
     debiased = debiasing.apply(rewards)
     scores = {"before": (gating_output * rewards).sum(1), "after": (gating_output * debiased).sum(1)}
-    figures: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     for bias, (measured_by, quantity) in zip(debiasing.against, actual, strict=True):
         kept = [i for i in range(len(names)) if i not in debiasing.against]
         entry: dict[str, Any] = {"measured_by": measured_by}
@@ -72,12 +70,14 @@ def stability_figures(
                 level: {
                     "objectives": {
                         names[i]: {
-                            when: _left(values[:, i], target, debiasing.metric, level, prompts)
+                            when: _remaining(values[:, i], target, debiasing.metric, level, prompts)
                             for when, values in (("before", rewards), ("after", debiased))
                         }
                         for i in kept
                     },
-                    "score": {when: _left(s, target, debiasing.metric, level, prompts) for when, s in scores.items()},
+                    "score": {
+                        when: _remaining(s, target, debiasing.metric, level, prompts) for when, s in scores.items()
+                    },
                 }
                 for level in ("pooled", "within_prompt")
             }
@@ -87,27 +87,27 @@ def stability_figures(
                 rows = np.array([name == group for name in groups])
                 targets = (("predicted", rewards[:, bias]), ("actual", quantity))
                 entry[key][group] = {"n": int(rows.sum())} | {
-                    label: _left(scores["after"][rows], target[rows], debiasing.metric, "pooled", prompts[rows])
+                    label: _remaining(scores["after"][rows], target[rows], debiasing.metric, "pooled", prompts[rows])
                     for label, target in targets
                 }
-        figures[names[bias]] = entry
-    return figures
+        found[names[bias]] = entry
+    return found
 
 
-def _left(first: np.ndarray, second: np.ndarray, metric: Metric, level: str, prompts: np.ndarray) -> float | None:
+def _remaining(first: np.ndarray, second: np.ndarray, metric: Metric, level: str, prompts: np.ndarray) -> float | None:
     both = np.column_stack([first, second])
     if level == "within_prompt":
         both = within_groups(both, prompts)
     return correlation(metric)(both[:, 0], both[:, 1]) if len(both) >= MIN_ROWS else None
 
 
-def debiasing_figures(debiasing: Debiasing, names: Sequence[str]) -> dict[str, Any]:
-    """What the transform does on reference data.
+def reference_bias(debiasing: Debiasing, names: Sequence[str]) -> dict[str, Any]:
+    """Correlations with the biases on the reference data, before and after the transform.
 
     Returns:
         `against` (text), `metric`, `level`, `method`, `explained` (R^2 by objective), `warnings`, `biases`: by bias,
-        `penalties`, and `before` and `after` by objective; and for one line a model, `penalties`, and under `reference`
-        `before` and `after`: those of the only bias, or of several the one whose value is largest.
+        `penalties`, and `before` and `after` by objective; as a summary by objective `penalties`, and under `reference`
+        `before` and `after`: of the bias with the largest absolute value.
     """
     by_bias = {
         names[bias]: {
@@ -139,10 +139,10 @@ def debiasing_figures(debiasing: Debiasing, names: Sequence[str]) -> dict[str, A
 def quantity_behind(
     objective: Objective, conversations: Sequence[Conversation], tokens: Sequence[int]
 ) -> tuple[str, np.ndarray]:
-    """What a bias stands for, measured: a computed objective's own measure, else the response's tokens.
+    """The quantity behind a bias: the measure of a computed objective, otherwise the tokens of the response.
 
     Returns:
-        its name, and values (n,).
+        its name and values (n,).
     """
     if objective.compute is not None and objective.compute != "response_length":
         return objective.compute, measure(objective.compute, conversations, tokens)

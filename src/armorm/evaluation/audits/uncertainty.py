@@ -1,11 +1,8 @@
-"""Whether a model is as sure as it should be: figures on held-out rated rows.
+"""Uncertainty audit on held-out rated rows: are predicted probabilities calibrated, do intervals have their coverage?
 
-In:  predicted rewards with their uncertainty, raw ratings, sources.
-Out: by objective: for two levels, a reliability diagram and the Brier score; for five or more, the coverage and
-     width of intervals; for all, how far responses lie from the rated ones.
-
-Between two levels and five an interval would cover by the rating's own steps whatever the model knows, so nothing
-is claimed there.
+Of objectives with two rating levels: reliability diagram and Brier score; with five or more: coverage and width of the
+intervals; of all: how far responses are from the rated ones. Between three and four levels the steps of the rating
+alone would give an interval its coverage, whatever the model knows, so nothing is reported.
 """
 
 from __future__ import annotations
@@ -23,7 +20,7 @@ BINS = 10
 _MIN_ROWS = 3
 
 
-def uncertainty_figures(
+def uncertainty_audit(
     uncertainty: Uncertainty,
     rewards: np.ndarray,
     features: np.ndarray,
@@ -32,13 +29,13 @@ def uncertainty_figures(
     objectives: ObjectiveSet,
     sources: Sequence[str],
 ) -> dict[str, Any]:
-    """Figures on n held-out rows.
+    """Audit on n held-out rows.
 
     Args:
         rewards: (n, k), mapped scale.
         features: (n, d) response features.
         ratings: (n, k) raw ratings, NaN where missing.
-        levels: (k,) different training ratings of each objective.
+        levels: (k,) number of distinct training ratings of each objective.
         sources: (n,) set of each row.
 
     Returns:
@@ -49,7 +46,7 @@ def uncertainty_figures(
     spread = uncertainty.predictive_std(leverage)
     epistemic = uncertainty.epistemic_std(leverage)
     mapped = objectives.to_reward(ratings)
-    figures: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     for column, objective in enumerate(objectives):
         rows = np.flatnonzero(~np.isnan(mapped[:, column]))
         entry: dict[str, Any] = {
@@ -64,31 +61,31 @@ def uncertainty_figures(
             entry["error_against_leverage"] = spearman(np.abs(predicted - given), leverage[rows, column])
             entry["unusual"] = float((leverage[rows, column] > uncertainty.usual_leverage[column]).mean())
             if levels[column] == 2:
-                entry |= binary_figures(predicted, given)
+                entry |= reliability(predicted, given)
             elif levels[column] >= ENOUGH_LEVELS:
                 entry["intervals"] = _intervals(
                     uncertainty, column, np.abs(predicted - given) / spread[rows, column], spread[rows, column]
                 )
                 for interval in entry["intervals"].values():
                     interval["width"] *= abs(objective.scale)
-        figures[objective.name] = entry
+        found[objective.name] = entry
     return {
         "rank": int(uncertainty.basis.shape[1]),
-        "objectives": figures,
+        "objectives": found,
         "unusual": _unusual(leverage, uncertainty, mapped, sources),
     }
 
 
-def binary_figures(predicted: np.ndarray, outcome: np.ndarray, bins: int = BINS) -> dict[str, Any]:
-    """Is what is predicted as 0.7 good seven times in ten?
+def reliability(predicted: np.ndarray, outcome: np.ndarray, bins: int = BINS) -> dict[str, Any]:
+    """Brier score and reliability diagram: are rows predicted as 0.7 good seven times in ten?
 
     Args:
-        predicted: (n,) rewards; taken as probabilities, cut to 0..1.
+        predicted: (n,) rewards; used as probabilities, clipped to 0..1.
         outcome: (n,) 0 or 1.
 
     Returns:
         `brier` of the predictions, `brier_of_base_rate`, and `reliability`: of bins of equal width, `predicted`
-        (mean), `observed` (share of ones) and `n`; empty bins are left out.
+        (mean), `observed` (share of ones) and `n`; empty bins are omitted.
     """
     probability = np.clip(predicted, 0.0, 1.0)
     place = np.minimum((probability * bins).astype(np.int64), bins - 1)
@@ -109,7 +106,7 @@ def binary_figures(predicted: np.ndarray, outcome: np.ndarray, bins: int = BINS)
 
 
 def _intervals(uncertainty: Uncertainty, column: int, errors: np.ndarray, spread: np.ndarray) -> dict[str, Any]:
-    """Coverage, and mean width on the mapped scale, of each level's interval."""
+    """Coverage and mean width (mapped scale) of the interval of each confidence level."""
     found = {}
     for level in LEVELS:
         factor = uncertainty.conformal.get(level, np.full(len(uncertainty.groups), np.nan))[column]
@@ -124,7 +121,7 @@ def _intervals(uncertainty: Uncertainty, column: int, errors: np.ndarray, spread
 def _unusual(
     leverage: np.ndarray, uncertainty: Uncertainty, mapped: np.ndarray, sources: Sequence[str]
 ) -> dict[str, float]:
-    """By source: how often its rows lie beyond what objectives of other sources were rated on."""
+    """By source: share of its rows beyond the rated range of the objectives of other sources."""
     beyond = leverage > uncertainty.usual_leverage
     found = {}
     for source in dict.fromkeys(sources):

@@ -1,1 +1,25 @@
-"""How each benchmark scores: one module each, arrays in, figures out."""
+"""The benchmarks by name. One file each: its layout, its scoring rule and its entry in this table."""
+
+from __future__ import annotations
+
+from armorm.errors import nearest
+from armorm.evaluation.benchmarks import judgebench, pairs, ppe, ratings, rewardbench, rewardbench2, rm_bench
+from armorm.evaluation.benchmarks.base import Benchmark, BenchmarkError
+
+BENCHMARKS: dict[str, Benchmark] = {
+    module.BENCHMARK.name: module.BENCHMARK
+    for module in (pairs, ratings, rewardbench, rewardbench2, rm_bench, judgebench, ppe)
+}
+
+
+def find_benchmark(name: str) -> Benchmark:
+    """A benchmark by name.
+
+    Raises:
+        BenchmarkError: for an unknown name, with the nearest known one.
+    """
+    if name not in BENCHMARKS:
+        raise BenchmarkError(
+            f"unknown benchmark {name!r}{nearest(name, BENCHMARKS)}; expected one of {', '.join(BENCHMARKS)}"
+        )
+    return BENCHMARKS[name]

@@ -1,13 +1,10 @@
-"""JudgeBench: pairs of answers of which one is objectively correct, from GPT-4o and from Claude.
+"""JudgeBench (arXiv 2410.12784): pairs of answers by GPT-4o and by Claude of which one is objectively correct.
 
-In:  scores of answers A and B, and the label, "A>B" or "B>A".
-Out: accuracy by source and of each of the two files; the pooled one only under that name.
-
-The official scoring never pools the two files. Reward models play a single game: "A>B" where A scores
-strictly higher, else "B>A", so a model that scores everything alike gets the share of "B>A" labels
-(44.9% and 47.0%); ties are therefore counted beside it. Judges whose verdict depends on the order play
-both orders: a verdict that equals the label counts +1, the opposite -1, a tie 0; correct is a sum above 0.
-An answer that was refused makes its pair wrong.
+The official scoring never pools the two files. Reward models play a single game: "A>B" if A scores strictly higher,
+else "B>A", so a model that gives everything the same score gets the share of "B>A" labels (44.9% and 47.0%); ties are
+therefore counted separately. Judges whose verdict depends on the order play both orders: a verdict that equals the
+label counts +1, the opposite -1, a tie 0, and the judge is correct if the sum is positive. A pair with an answer that
+cannot be scored is wrong.
 """
 
 from __future__ import annotations
@@ -16,24 +13,63 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from armorm.data.sources import HubSet, Source
+from armorm.errors import shown
+from armorm.evaluation.benchmarks.base import Benchmark, Loaded, missing_rows, replies, rows_of, text
 from armorm.evaluation.benchmarks.pairs import RIGHT
-from armorm.evaluation.examples import Item
-from armorm.evaluation.metrics import Cells, Figure, by_group, mean_figure
+from armorm.evaluation.examples import Item, make_example
+from armorm.evaluation.metrics import Measurements, Metric, by_group, mean_metric
 
 FILES: Mapping[str, Mapping[str, int]] = {
     "GPT-4o": {"mmlu-pro": 154, "livebench-reasoning": 98, "livebench-math": 56, "livecodebench": 42},
     "Claude": {"mmlu-pro": 154, "livebench-reasoning": 51, "livebench-math": 34, "livecodebench": 31},
 }
 SOURCES = tuple(FILES["GPT-4o"])
-LABELS = ("A>B", "B>A")
 POOLED = "both files pooled"
+_LABELS = {"A>B": (1, 0), "B>A": (0, 1)}
+
+
+def read(sources: Sequence[Source]) -> Loaded:
+    """Rows `pair_id`, `source`, `question`, `response_model`, `response_A`, `response_B`, `label`."""
+    loaded = Loaded()
+    for _, row in rows_of(sources):
+        model, origin, label = text(row, "response_model"), text(row, "source"), row.values.get("label")
+        file, source = file_of(model), source_of(origin)
+        if file is None:
+            raise row.error(f"found {shown(model)}, expected a GPT-4o or a Claude model", "response_model")
+        if source is None:
+            raise row.error(f"found {shown(origin)}, expected one of {', '.join(SOURCES)}", "source")
+        if label not in _LABELS:
+            raise row.error(f"found {shown(label)}, expected 'A>B' or 'B>A'", "label")
+        loaded.examples.append(
+            make_example(
+                replies(row, "question", [text(row, "response_A"), text(row, "response_B")]),
+                _LABELS[label],
+                id=row.values.get("pair_id"),
+                subset=f"{file} {source}",
+                facts={"file": file},
+                origin=(row.file, row.number),
+            )
+        )
+    return loaded.checked(sources)
+
+
+def source_of(name: str) -> str | None:
+    """The source that a row's `source` begins with (`mmlu-pro-law` is mmlu-pro), or None."""
+    return next((source for source in SOURCES if name.startswith(source)), None)
+
+
+def file_of(response_model: str) -> str | None:
+    """The published file that a row belongs to by its `response_model`, or None."""
+    name = response_model.lower()
+    return "GPT-4o" if name.startswith("gpt-4o") else "Claude" if name.startswith("claude") else None
 
 
 def single_game(first: np.ndarray, second: np.ndarray, a_is_better: np.ndarray) -> np.ndarray:
     """1.0 where the verdict equals the label.
 
     Args:
-        first, second: (n,) scores of A and B; NaN where refused, which is wrong whatever the label.
+        first, second: (n,) scores of A and B; NaN if unscored, which is wrong whatever the label.
         a_is_better: (n,) bool, label "A>B".
     """
     first, second = np.asarray(first, np.float64), np.asarray(second, np.float64)
@@ -42,7 +78,7 @@ def single_game(first: np.ndarray, second: np.ndarray, a_is_better: np.ndarray) 
 
 
 def double_game(verdict: str | None, exchanged_verdict: str | None, label: str) -> bool:
-    """Whether a judge that was asked in both orders is correct.
+    """Whether a judge that saw both orders is correct.
 
     Args:
         verdict: on (A, B): "A>B", "B>A", "A=B" or None.
@@ -53,60 +89,47 @@ def double_game(verdict: str | None, exchanged_verdict: str | None, label: str) 
     return sum((found == label) - (found == opposite[label]) for found in verdicts) > 0
 
 
-def measure(items: Sequence[Item], scores: Sequence[np.ndarray]) -> Cells:
+def measure(items: Sequence[Item], scores: Sequence[np.ndarray]) -> Measurements:
     """`right` of every pair: by file and source, by file, and pooled."""
     both = np.array(scores, np.float64).reshape(-1, 2)
     better = np.array([item.labels[0] > item.labels[1] for item in items], bool)
-    return _cells(items, single_game(both[:, 0], both[:, 1], better))
+    right = single_game(both[:, 0], both[:, 1], better)
+    subsets, files = [item.subset for item in items], [item.facts["file"] for item in items]
+    return {
+        **by_group(subsets, RIGHT, right),
+        **by_group(files, RIGHT, right),
+        **by_group([POOLED] * len(items), RIGHT, right),
+    }
 
 
-def chance(items: Sequence[Item]) -> Cells:
-    """What a random order comes to."""
-    return _cells(items, np.full(len(items), 0.5))
-
-
-def figures(cells: Cells) -> list[Figure]:
-    """Each file whole, each file by source, and the pooled figure where both files are there."""
-    rows = {group: len(measured.rows) for (group, _), measured in cells.items()}
-    files = [name for name in FILES if name in rows]
-    lacking = {name: _lacking(rows, name) for name in FILES}
+def metrics(measurements: Measurements) -> list[Metric]:
+    """Each file, each file by source, and the pooled accuracy if both files are available."""
+    rows = {group: len(found.rows) for (group, _), found in measurements.items()}
+    parts = {
+        file: {f"{file} {source}": missing_rows(f"{file} {source}", rows.get(f"{file} {source}", 0), expected)
+               for source, expected in sources.items()}
+        for file, sources in FILES.items()
+    }  # fmt: skip
+    lacking = {file: tuple(part for missing in found.values() for part in missing) for file, found in parts.items()}
+    files = [file for file in FILES if file in rows]
     found = []
     if len(files) == len(FILES):
-        parts = tuple(part for name in FILES for part in lacking[name])
-        found.append(mean_figure("overall", POOLED, (POOLED, RIGHT), lacking=parts))
-    for name in files:
-        found.append(mean_figure("sections", name, (name, RIGHT), lacking=lacking[name]))
-    for name in files:
-        for source in SOURCES:
-            group = f"{name} {source}"
-            if group in rows:
-                found.append(mean_figure("subsets", group, (group, RIGHT), lacking=_short(rows, name, source)))
-    return found
+        found.append(mean_metric("overall", POOLED, (POOLED, RIGHT), lacking=sum(lacking.values(), ())))
+    found += [mean_metric("sections", file, (file, RIGHT), lacking=lacking[file]) for file in files]
+    return found + [
+        mean_metric("subsets", name, (name, RIGHT), lacking=missing)
+        for file in files
+        for name, missing in parts[file].items()
+        if name in rows
+    ]
 
 
-def source_of(name: str) -> str | None:
-    """The source that a row's `source` begins with (`mmlu-pro-law` is mmlu-pro), or None."""
-    return next((source for source in SOURCES if name.startswith(source)), None)
-
-
-def file_of(response_model: str) -> str | None:
-    """The file that a row's `response_model` stands in, or None."""
-    text = response_model.lower()
-    return "GPT-4o" if text.startswith("gpt-4o") else "Claude" if text.startswith("claude") else None
-
-
-def _cells(items: Sequence[Item], right: np.ndarray) -> Cells:
-    files = [item.facts["file"] for item in items]
-    cells = by_group([item.subset for item in items], RIGHT, right) | by_group(files, RIGHT, right)
-    return cells | by_group([POOLED] * len(items), RIGHT, right)
-
-
-def _lacking(rows: Mapping[str, int], name: str) -> tuple[str, ...]:
-    return tuple(part for source in SOURCES for part in _short(rows, name, source))
-
-
-def _short(rows: Mapping[str, int], name: str, source: str) -> tuple[str, ...]:
-    found, expected = rows.get(f"{name} {source}", 0), FILES[name][source]
-    if found == 0:
-        return (f"{name} {source}",)
-    return () if found == expected else (f"{name} {source} ({found} of {expected} rows)",)
+BENCHMARK = Benchmark(
+    "judgebench",
+    "JudgeBench",
+    read,
+    measure,
+    metrics,
+    published=(HubSet("ScalerLab/JudgeBench", ("gpt", "claude")),),
+    rule="single game: a tie counts as the verdict B>A; a pair with an answer that cannot be scored is wrong",
+)

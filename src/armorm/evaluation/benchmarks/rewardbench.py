@@ -1,13 +1,9 @@
-"""RewardBench (version 1): four sections, weighted by fixed counts.
+"""RewardBench version 1 (arXiv 2403.13787): four sections, subsets weighted by fixed counts.
 
-In:  whether the chosen response scores strictly above the rejected one, by subset.
-Out: accuracies of subsets, sections, and two overall scores, each by its name.
-
-A tie is wrong. A section is the mean of its subsets weighted by `WEIGHTS`; a subset without rows leaves
-the mean. Two overall scores are in use, and they are not comparable: the plain mean of the four
-sections, and the one with the prior sets (their plain mean) at half weight. Neither exists before all of its
-sections do. The counts of `math-prm` are raised to those of the programming subsets, as published; it
-has 447 rows.
+A tie is wrong. A section is the mean of its subsets weighted by `WEIGHTS`; a subset without rows is excluded from the
+mean. Two overall scores are in use, and they are not comparable: the plain mean of the four sections, and the one with
+the prior sets (their plain mean) at half weight. Neither is defined unless all of its sections are. The weight of
+`math-prm`, which has 447 rows, is raised to that of the programming subsets, as published.
 """
 
 from __future__ import annotations
@@ -18,10 +14,12 @@ from functools import partial
 import numpy as np
 from numpy.typing import ArrayLike
 
-from armorm.evaluation.benchmarks import pairs
-from armorm.evaluation.benchmarks.pairs import RIGHT
+from armorm.data.sources import HubSet, Source
+from armorm.errors import nearest, shown
+from armorm.evaluation.benchmarks.base import Benchmark, Loaded, missing_rows, rows_of
+from armorm.evaluation.benchmarks.pairs import RIGHT, pair_example, pairs_right
 from armorm.evaluation.examples import Item
-from armorm.evaluation.metrics import Cells, Figure, Totals, by_group, mean_figure, mean_of
+from armorm.evaluation.metrics import Group, GroupSums, Measurements, Metric, by_group, mean_metric, nan_mean
 
 WEIGHTS: Mapping[str, int] = {
     "alpacaeval-easy": 100,
@@ -76,14 +74,29 @@ WITH_PRIOR = "with prior sets at half weight"
 PRIOR = "Prior Sets"
 
 
+def read(sources: Sequence[Source]) -> Loaded:
+    """Rows `prompt`, `chosen`, `rejected`, `subset`, `id`; prior sets are recognised by the name of split or file."""
+    loaded = Loaded()
+    for source, row in rows_of(sources):
+        is_prior = source.name in (*PRIOR_SETS, *UNWEIGHTED)
+        subset = source.name if is_prior else row.values.get("subset") or source.name
+        if subset not in KNOWN:
+            raise row.error(
+                f"found {shown(subset)}, expected a subset of RewardBench{nearest(str(subset), KNOWN)}", "subset"
+            )
+        loaded.examples.append(pair_example(row, str(subset)))
+    return loaded.checked(sources)
+
+
+def measure(items: Sequence[Item], scores: Sequence[np.ndarray]) -> Measurements:
+    """`right` of every pair, by subset."""
+    return by_group([item.subset for item in items], RIGHT, pairs_right(scores))
+
+
 def section_score(section: str, accuracy: Mapping[str, ArrayLike]) -> np.ndarray:
-    """Score (...) of a section from accuracies (...) of its subsets; absent ones (or NaN) leave the mean."""
-    if section == PRIOR:
-        return mean_of([np.asarray(accuracy.get(name, np.nan), np.float64) for name in PRIOR_SETS])
-    names = SECTIONS[section]
-    return mean_of(
-        [np.asarray(accuracy.get(name, np.nan), np.float64) for name in names], [WEIGHTS[name] for name in names]
-    )
+    """Score (...) of a section from accuracies (...) of its subsets; missing or NaN subsets are ignored."""
+    values = [np.asarray(accuracy.get(name, np.nan), np.float64) for name in members(section)]
+    return nan_mean(values, None if section == PRIOR else [WEIGHTS[name] for name in members(section)])
 
 
 def overall_score(sections: Mapping[str, ArrayLike], *, with_prior_sets: bool) -> np.ndarray:
@@ -93,42 +106,26 @@ def overall_score(sections: Mapping[str, ArrayLike], *, with_prior_sets: bool) -
     return np.asarray(total / sum(weights.values()))
 
 
-def measure(items: Sequence[Item], scores: Sequence[np.ndarray]) -> Cells:
-    """`right` of every pair, by subset."""
-    right = pairs.measure(items, scores)
-    return {cell: measured for cell, measured in right.items() if cell[0] != pairs.ALL}
+def metrics(measurements: Measurements) -> list[Metric]:
+    """Every score that the available subsets allow, each with what it lacks of the published benchmark."""
+    rows = {subset: len(found.rows) for (subset, _), found in measurements.items()}
+    missing = {name: missing_rows(name, rows.get(name, 0), ROWS.get(name)) for name in {**dict.fromkeys(KNOWN), **rows}}
 
+    def over(sections: Sequence[str]) -> tuple[tuple[Group, ...], tuple[str, ...]]:
+        subsets = [subset for section in sections for subset in members(section)]
+        return tuple((subset, RIGHT) for subset in subsets), tuple(m for subset in subsets for m in missing[subset])
 
-def chance(items: Sequence[Item]) -> Cells:
-    """What a random order comes to."""
-    return by_group([item.subset for item in items], RIGHT, np.full(len(items), 0.5))
-
-
-def figures(cells: Cells) -> list[Figure]:
-    """Every score that the subsets at hand allow, and of each what it lacks of the full benchmark."""
-    rows = {subset: len(measured.rows) for (subset, _), measured in cells.items()}
-    found = [
-        Figure(
-            "overall",
-            FOUR,
-            _cells_of(SECTIONS),
-            partial(_overall, with_prior_sets=False),
-            _lacking(rows, SECTIONS),
-        ),
-        Figure(
-            "overall",
-            WITH_PRIOR,
-            _cells_of((*SECTIONS, PRIOR)),
-            partial(_overall, with_prior_sets=True),
-            _lacking(rows, (*SECTIONS, PRIOR)),
-        ),
-    ]
+    found = []
+    for name, sections in ((FOUR, (*SECTIONS,)), (WITH_PRIOR, (*SECTIONS, PRIOR))):
+        groups, lacking = over(sections)
+        value = partial(_overall, with_prior_sets=PRIOR in sections)
+        found.append(Metric("overall", name, groups, value, lacking))
     for section in (*SECTIONS, PRIOR):
-        used, value = _cells_of((section,)), partial(_section, section=section)
-        found.append(Figure("sections", section, used, value, _lacking(rows, (section,))))
+        groups, lacking = over((section,))
+        found.append(Metric("sections", section, groups, partial(_section, section=section), lacking))
     order = {name: place for place, name in enumerate(KNOWN)}
     for subset in sorted(rows, key=lambda name: order.get(name, len(order))):
-        found.append(mean_figure("subsets", subset, (subset, RIGHT), lacking=_short(rows, subset)))
+        found.append(mean_metric("subsets", subset, (subset, RIGHT), lacking=missing[subset]))
     return found
 
 
@@ -137,30 +134,21 @@ def members(section: str) -> tuple[str, ...]:
     return PRIOR_SETS if section == PRIOR else SECTIONS[section]
 
 
-def _cells_of(sections: Sequence[str] | Mapping[str, tuple[str, ...]]) -> tuple[tuple[str, str], ...]:
-    return tuple((subset, RIGHT) for section in sections for subset in members(section))
+def _section(sums: GroupSums, section: str) -> np.ndarray:
+    return section_score(section, {subset: sums.mean((subset, RIGHT)) for subset in members(section)})
 
 
-def _sections(totals: Totals) -> dict[str, np.ndarray]:
-    accuracy = {subset: totals.mean((subset, RIGHT)) for section in (*SECTIONS, PRIOR) for subset in members(section)}
-    return {section: section_score(section, accuracy) for section in (*SECTIONS, PRIOR)}
+def _overall(sums: GroupSums, with_prior_sets: bool) -> np.ndarray:
+    sections = {section: _section(sums, section) for section in (*SECTIONS, PRIOR)}
+    return overall_score(sections, with_prior_sets=with_prior_sets)
 
 
-def _section(totals: Totals, section: str) -> np.ndarray:
-    return _sections(totals)[section]
-
-
-def _overall(totals: Totals, with_prior_sets: bool) -> np.ndarray:
-    return overall_score(_sections(totals), with_prior_sets=with_prior_sets)
-
-
-def _lacking(rows: Mapping[str, int], sections: Sequence[str] | Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
-    return tuple(part for section in sections for subset in members(section) for part in _short(rows, subset))
-
-
-def _short(rows: Mapping[str, int], subset: str) -> tuple[str, ...]:
-    """How far a subset falls short of the published number of rows; nothing where it is whole."""
-    found, expected = rows.get(subset, 0), ROWS.get(subset)
-    if found == 0:
-        return (subset,)
-    return () if expected is None or found == expected else (f"{subset} ({found} of {expected} rows)",)
+BENCHMARK = Benchmark(
+    "rewardbench",
+    "RewardBench",
+    read,
+    measure,
+    metrics,
+    published=(HubSet("allenai/reward-bench", ("filtered",)),),
+    also=(HubSet("allenai/pref-test-sets", PRIOR_SETS),),
+)

@@ -1,0 +1,198 @@
+"""Interface of everything that scores conversations, and the scorer of a Python function."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import math
+import sys
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from armorm.attribution import deciding
+from armorm.conversation import Conversation
+from armorm.errors import ArmormError, shown
+
+if TYPE_CHECKING:
+    from armorm.objectives import ObjectiveSet
+    from armorm.score_batch import ScoreBatch
+
+# Errors that a user's function raises by mistake; anything rarer keeps its traceback.
+_FAULTS = (
+    *(ArithmeticError, AssertionError, AttributeError, LookupError),
+    *(NameError, OSError, RuntimeError, TypeError, ValueError),
+)
+ScoreFunction = Callable[[list[list[dict[str, Any]]]], Sequence[float]]
+
+
+class ScorerError(ArmormError, ValueError):
+    """A scorer that does not exist, fails, or returns something other than scores."""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Scores of n conversations; those of an interpretable model with everything they are made of.
+
+    Attributes:
+        scores: (n,) float64, NaN if unscored.
+        unscored: reason by row.
+        truncated: rows whose prompt was truncated.
+        batch: (n, ...) float64 columns of an interpretable model, NaN in unscored rows, whose `prompt_index` is -1;
+            None for other models, as are the next three.
+        objectives: of the model.
+        transform: (k, k) reward transform.
+        prompt_features: (m, d) of the distinct prompts; `batch.prompt_index` holds rows of them.
+    """
+
+    scores: np.ndarray
+    unscored: Mapping[int, str] = field(default_factory=dict)
+    truncated: tuple[int, ...] = ()
+    batch: ScoreBatch | None = None
+    objectives: ObjectiveSet | None = None
+    transform: np.ndarray | None = None
+    prompt_features: np.ndarray | None = None
+
+    @cached_property
+    def debiased(self) -> np.ndarray:
+        """(n, k) rewards after the transform."""
+        assert self.batch is not None and self.transform is not None
+        return self.batch.rewards @ self.transform
+
+    @property
+    def is_debiased(self) -> bool:
+        """Whether the transform of an interpretable model changes anything."""
+        return self.transform is not None and not np.array_equal(self.transform, np.eye(len(self.transform)))
+
+    @property
+    def before_debiasing(self) -> np.ndarray:
+        """(n,) scores of the untransformed rewards under the same gating weights."""
+        assert self.batch is not None
+        return (self.batch.gating_output * self.batch.rewards).sum(1)
+
+    @property
+    def ratings(self) -> np.ndarray:
+        """(n, k) predicted ratings on their raw scales."""
+        assert self.batch is not None and self.objectives is not None
+        return self.objectives.to_raw(self.batch.rewards)
+
+    @property
+    def prompts(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """Features (m, d) of the distinct prompts and the row (n,) of each conversation; None for other models."""
+        if self.batch is None or self.batch.prompt_index is None or self.prompt_features is None:
+            return None
+        return self.prompt_features, self.batch.prompt_index
+
+    @property
+    def prompt_rows(self) -> np.ndarray:
+        """One scored row of each distinct prompt, of an interpretable model."""
+        assert self.batch is not None and self.batch.prompt_index is not None
+        known = np.flatnonzero(self.batch.prompt_index >= 0)
+        return known[np.unique(self.batch.prompt_index[known], return_index=True)[1]]
+
+    def take(self, rows: np.ndarray) -> Scored:
+        """Some of the conversations, in the order of `rows` (m,) int64."""
+        place = {int(row): i for i, row in enumerate(rows)}
+        return replace(
+            self,
+            scores=self.scores[rows],
+            unscored={place[row]: reason for row, reason in self.unscored.items() if row in place},
+            truncated=tuple(place[row] for row in self.truncated if row in place),
+            batch=None if self.batch is None else self.batch.take(rows),
+        )
+
+
+def deciding_objectives(names: Sequence[str], difference: np.ndarray) -> list[tuple[str, float]]:
+    """(objective, contribution to the margin) of those that decide a preference, largest first.
+
+    Args:
+        difference: (k,) contributions of one response minus those of the other.
+    """
+    columns = np.flatnonzero(deciding(difference)[0]).tolist()
+    return [(names[i], float(difference[i])) for i in sorted(columns, key=lambda i: -abs(difference[i]))]
+
+
+class Scorer(Protocol):
+    """Scores conversations. One of an interpretable model has `objectives` (an `ObjectiveSet`) and returns
+    `Scored.batch`; it is called once, with all conversations."""
+
+    def describe(self) -> dict[str, Any]:
+        """Name, kind and fingerprint, for the results."""
+        ...
+
+    def score(self, conversations: Sequence[Conversation]) -> Scored:
+        """Score conversations, each of which is given once."""
+        ...
+
+
+class CallableScorer:
+    """A function from conversations (lists of messages) to numbers.
+
+    Args:
+        function: takes a list of conversations, returns one number each; None or NaN if it has no score.
+        name: in the results.
+    """
+
+    def __init__(self, function: ScoreFunction, name: str = "") -> None:
+        self.function = function
+        self.name = name or str(getattr(function, "__qualname__", type(function).__name__))
+
+    @classmethod
+    def from_name(cls, name: str) -> CallableScorer:
+        """A function by `module:function`; the working directory is on the path.
+
+        Raises:
+            ScorerError: if there is no such function.
+        """
+        module, colon, attribute = name.partition(":")
+        if not (module and colon and attribute):
+            raise ScorerError(f"scorer {name!r}: expected module:function")
+        if str(Path.cwd()) not in sys.path:
+            sys.path.insert(0, str(Path.cwd()))
+        try:
+            found: Any = importlib.import_module(module)
+            for part in attribute.split("."):
+                found = getattr(found, part)
+        except (ImportError, AttributeError) as error:
+            raise ScorerError(f"scorer {name!r}: {error}") from None
+        if not callable(found) or inspect.isclass(found):
+            raise ScorerError(f"scorer {name!r}: found {shown(found)}, expected a function")
+        return cls(found, name)
+
+    def describe(self) -> dict[str, Any]:
+        """Name and kind."""
+        return {"name": self.name, "kind": "function"}
+
+    def score(self, conversations: Sequence[Conversation]) -> Scored:
+        """Call it once; a list of another length is an error, never broadcast.
+
+        Raises:
+            ScorerError: if it does not return one number per conversation, or raises an error itself (with the line).
+        """
+        try:
+            returned = self.function([conversation.to_list() for conversation in conversations])
+        except _FAULTS as error:
+            frame = traceback.extract_tb(error.__traceback__)[-1]
+            raise ScorerError(
+                f"scorer {self.name}: raised {type(error).__name__}: {str(error) or 'no message'} "
+                f"({frame.filename}, line {frame.lineno})"
+            ) from error
+        values = returned.tolist() if hasattr(returned, "tolist") else returned
+        if not isinstance(values, Sequence) or isinstance(values, str) or len(values) != len(conversations):
+            found = f"{len(values)} values" if isinstance(values, Sequence) else shown(values)
+            raise ScorerError(f"scorer {self.name}: returned {found}, expected {len(conversations)} numbers")
+        scores = np.full(len(conversations), np.nan)
+        unscored: dict[int, str] = {}
+        for row, value in enumerate(values):
+            if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float, np.number))):
+                raise ScorerError(f"scorer {self.name}: returned {shown(value)}, expected a number")
+            if value is None or not math.isfinite(value):
+                unscored[row] = f"the scorer returned {value}"
+            else:
+                scores[row] = value
+        return Scored(scores, unscored)

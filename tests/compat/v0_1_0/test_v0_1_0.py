@@ -13,7 +13,7 @@ from transformers import AutoModelForSequenceClassification, dynamic_module_util
 from armorm import ArmoRM, Recipe
 from armorm.conversation import Conversation
 from armorm.data.sources import Location
-from armorm.evaluation.model_comparison import compare
+from armorm.evaluation.model_comparison import compare_models
 from armorm.evaluation.results import Results
 from armorm.features.store import FeatureStore
 from armorm.heads.regression import fit_from_statistics
@@ -108,7 +108,7 @@ def test_results_of_an_evaluation_are_read_and_compared():
     stored = json.loads(Path("results.json").read_text())
     results = Results.load("results.json")
     assert_holds(json.loads(json.dumps(results.to_dict())), stored)
-    assert compare(results, results)
+    assert compare_models(results, results)
 
 
 def test_a_score_log_is_read_and_judged_the_same():

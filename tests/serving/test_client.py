@@ -54,6 +54,7 @@ def test_scores_and_their_parts_are_the_librarys_however_many_requests_they_take
     assert found.names == expected.names
     assert found.rows.tolist() == list(range(23))
     assert found.model == "small"
+    assert found.to_pandas().columns.tolist() == expected.to_pandas().columns.tolist()
     assert found.scores.dtype == np.float32
 
 

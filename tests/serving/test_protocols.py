@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import pkgutil
 
 import pytest
 
 from armorm.conversation import Conversation
+from armorm.serving import protocols
 from tests.helpers.conversations import chat
 from tests.helpers.small_models import REFERENCE, tokenizer
 from tests.helpers.tokenizers import chatml, phi3
@@ -335,6 +337,14 @@ def test_all_routes_at_once_give_everyone_their_own_score(server, rm):
         expected.append(messages)
     found = server.together(calls)
     assert found == score(rm, *expected)
+
+
+def test_every_module_of_the_package_is_a_protocol_whose_routes_are_served(server):
+    modules = {module.name for module in pkgutil.iter_modules(protocols.__path__)} - {"base"}
+    assert {protocol.__name__.rpartition(".")[2] for protocol in protocols.PROTOCOLS} == modules
+    for protocol in protocols.PROTOCOLS:
+        for route in protocol.ROUTES:
+            assert server.client.post(route.path, json=route.example).status_code == 200, route.path
 
 
 def test_models_lists_the_objectives_with_their_scales(server, rm):

@@ -1,4 +1,4 @@
-"""docs/serving.md shows what a server answers."""
+"""The examples of docs/serving.md are what a server answers."""
 
 from __future__ import annotations
 

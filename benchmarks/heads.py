@@ -39,9 +39,9 @@ from torch import nn
 from armorm.files import plain, write_json
 from armorm.heads.accumulation import accumulate, blocks_of
 from armorm.heads.gate_training import GateSettings, PairTensors, RewardPairs
-from armorm.heads.gating import GatingNetwork
 from armorm.heads.regression import ALPHAS, RidgePath, fit_regression
 from armorm.heads.statistics import Moments
+from armorm.model.remote_code import GatingNetwork
 from peak import environment
 
 D = 1024

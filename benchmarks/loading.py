@@ -22,8 +22,8 @@ from rich.table import Table
 from transformers import AutoModel, LlamaConfig
 
 from armorm.files import write_json
-from armorm.heads.gating import GatingNetwork
 from armorm.model.released import GATE_PATTERNS
+from armorm.model.remote_code import GatingNetwork
 from peak import environment
 
 # Run in a process of its own: peak resident memory never falls.

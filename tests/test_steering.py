@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from armorm.errors import ArmormError
+from armorm.model.remote_code import steering_terms
 from armorm.objectives import Objective, ObjectiveError, ObjectiveSet
 from armorm.steering import (
     SteeringError,
     checked_policy,
     read_policy,
     sentences,
-    steering_factors,
     steering_settings,
     to_policy,
-    weighing,
     with_steering_note,
 )
 
@@ -29,16 +29,20 @@ def settings(multiply=None, drop=(), **others):
     return steering_settings(OBJECTIVES, multiply or {}, drop, BIASES, **others)
 
 
+def terms(steering):
+    """What a model applies for settings."""
+    return steering_terms(SimpleNamespace(objectives=OBJECTIVES.to_dicts(), steering=steering))
+
+
 def test_factors_stand_in_the_order_of_the_objectives():
     steering = settings({"style": 2.5, "helpful": 0.5}, ["harmless"])
     assert steering == {"multiply": {"style": 2.5, "helpful": 0.5}, "drop": ["harmless"]}
-    np.testing.assert_array_equal(steering_factors(OBJECTIVES, steering), [0.5, 0.0, 2.5, 1.0])
+    assert terms(steering) == ([0.5, 0.0, 2.5, 1.0], None, 1.0, 1.0)
     assert json.loads(json.dumps(steering)) == steering
 
 
 def test_nothing_changed_is_no_steering():
     assert settings() == settings({"style": 1.0}) == {}
-    np.testing.assert_array_equal(steering_factors(OBJECTIVES, {}), 1)
 
 
 def test_a_factor_of_zero_drops():
@@ -85,7 +89,7 @@ def test_pins_take_their_share_and_a_blend_its_part_of_the_rest():
     )
     assert steering["pin"] == {"helpful": 0.4}
     assert steering["blend"] == {"share": 0.5, "weights": {"style": 2.0, "harmless": 1.0}}
-    factors, fixed, gate_share, strength = weighing(OBJECTIVES, steering)
+    factors, fixed, gate_share, strength = terms(steering)
     assert factors == [0.0, 2.0, 1.0, 1.0]
     np.testing.assert_allclose(fixed, [0.4, 0.6 * 0.5 / 3, 0.6 * 0.5 * 2 / 3, 0.0])
     assert gate_share == pytest.approx(0.3)
@@ -96,20 +100,20 @@ def test_pins_take_their_share_and_a_blend_its_part_of_the_rest():
 def test_a_blend_without_weights_is_even_over_what_is_left():
     steering = settings(drop=["style"], pin={"helpful": 0.5}, blend={"share": 1.0})
     assert steering["blend"] == {"share": 1.0, "weights": {"harmless": 1.0, "verbosity": 1.0}}
-    _, fixed, gate_share, _ = weighing(OBJECTIVES, steering)
+    _, fixed, gate_share, _ = terms(steering)
     np.testing.assert_allclose(fixed, [0.5, 0.25, 0.0, 0.25])
     assert gate_share == 0
 
 
 def test_pins_that_are_the_whole_leave_the_gate_nothing():
-    assert weighing(OBJECTIVES, settings(pin={"helpful": 0.7, "style": 0.3})) == (None, [0.7, 0.0, 0.3, 0.0], 0.0, 1.0)
+    assert terms(settings(pin={"helpful": 0.7, "style": 0.3})) == (None, [0.7, 0.0, 0.3, 0.0], 0.0, 1.0)
     thirds = settings(pin=dict.fromkeys(["helpful", "style", "harmless"], 1 / 3))
-    assert sum(weighing(OBJECTIVES, thirds).fixed) == pytest.approx(1.0, abs=1e-15)
+    assert sum(terms(thirds)[1]) == pytest.approx(1.0, abs=1e-15)
 
 
 def test_what_changes_nothing_is_left_out():
     assert settings(blend={"share": 0.0, "weights": {"style": 1.0}}, debias_strength=1.0, pin={}) == {}
-    assert weighing(OBJECTIVES, {}) == (None, None, 1.0, 1.0)
+    assert terms({}) == (None, None, 1.0, 1.0)
     assert settings(pin={"style": 0.0}) == settings(drop=["style"])
 
 
@@ -117,7 +121,7 @@ def test_the_strength_of_debiasing_is_kept_and_zero_is_one():
     for strength in (0, 0.5, 2):
         steering = settings(debias_strength=strength)
         assert steering == {"multiply": {}, "drop": [], "debias_strength": float(strength)}
-        assert weighing(OBJECTIVES, steering).debias_strength == strength
+        assert terms(steering)[3] == strength
     with pytest.raises(SteeringError, match="debias_strength: this model is not debiased"):
         steering_settings(OBJECTIVES, debias_strength=0.5)
 
@@ -127,11 +131,11 @@ def test_the_strength_of_debiasing_is_kept_and_zero_is_one():
     [
         ({"pin": {"helpful": 1.2}}, "objective helpful: pinned to 1.2, expected a share from 0 to 1"),
         ({"pin": {"helpful": float("nan")}}, "objective helpful: pinned to nan"),
-        ({"pin": {"helpful": 0.7, "style": 0.7}}, "pinned shares come to 1.4, expected at most 1"),
-        ({"pin": {"helpful": 0.5}, "drop": ["helpful"]}, "objective helpful is pinned, and dropped too"),
-        ({"pin": {"helpful": 0.5}, "multiply": {"helpful": 2.0}}, "objective helpful is pinned, and multiplied too"),
+        ({"pin": {"helpful": 0.7, "style": 0.7}}, "pinned shares sum to 1.4, expected at most 1"),
+        ({"pin": {"helpful": 0.5}, "drop": ["helpful"]}, "objective helpful is both pinned and dropped"),
+        ({"pin": {"helpful": 0.5}, "multiply": {"helpful": 2.0}}, "objective helpful is both pinned and multiplied"),
         ({"pin": {"verbosity": 0.0}}, "objective verbosity cannot be dropped"),
-        ({"pin": {"verbosity": 0.5}, "drop": ["helpful", "harmless", "style"]}, "come to 0.5 and nothing else is left"),
+        ({"pin": {"verbosity": 0.5}, "drop": ["helpful", "harmless", "style"]}, "sum to 0.5 and no other objective remains"),
         ({"pin": {"stile": 0.5}}, r"unknown objective 'stile' \(did you mean style\?\)"),
         ({"blend": {"share": 2}}, "blend.share: found 2, expected a share from 0 to 1"),
         ({"blend": {"weights": {"style": 1}}}, "blend.share: found None"),
@@ -141,8 +145,8 @@ def test_the_strength_of_debiasing_is_kept_and_zero_is_one():
             "blend.weights.style: found -1, expected a finite number",
         ),
         ({"blend": {"share": 0.5, "weights": {"style": 0}}}, "blend.weights: every weight is 0"),
-        ({"blend": {"share": 0.5, "weights": {"style": 1}}, "drop": ["style"]}, "style is blended in, and dropped too"),
-        ({"blend": {"share": 0.5, "weights": {"style": 1}}, "pin": {"style": 0.1}}, "blended in, and pinned too"),
+        ({"blend": {"share": 0.5, "weights": {"style": 1}}, "drop": ["style"]}, "style is both blended and dropped"),
+        ({"blend": {"share": 0.5, "weights": {"style": 1}}, "pin": {"style": 0.1}}, "both blended and pinned"),
         ({"blend": {"share": 0.5, "weights": {"stile": 1}}}, "did you mean style"),
         ({"debias_strength": -1.0}, "debias_strength -1.0, expected a finite number >= 0"),
         ({"debias_strength": True}, "debias_strength True, expected a finite number >= 0"),
@@ -215,11 +219,11 @@ def test_every_change_is_said_in_a_sentence():
         )
     )
     assert said == [
-        "style counts 2 times",
+        "style is weighted 2 times",
         "harmless is dropped",
         "helpful has 0.5 of the weight on every prompt",
-        "0.25 of what is left is shared out alike on every prompt: verbosity 0.75, style 0.25",
-        "debiasing has 0 times its trained strength",
+        "0.25 of the remaining weight is fixed on every prompt: verbosity 0.75, style 0.25",
+        "debiasing is 0 times as strong as trained",
     ]
     assert sentences({}) == []
 
@@ -228,7 +232,7 @@ def test_a_card_says_once_below_its_title_how_the_model_is_steered():
     card = "---\nlibrary_name: armorm\n---\n\n# small\n\nText.\n"
     once = with_steering_note(card, settings({"style": 2.0}), ["Rankings that flip: 3."])
     assert once.index("# small") < once.index("**This model is steered**") < once.index("Text.")
-    assert "- style counts 2 times" in once and "Rankings that flip: 3." in once
+    assert "- style is weighted 2 times" in once and "Rankings that flip: 3." in once
     again = with_steering_note(once, settings(drop=["style"]))
-    assert again.count("**This model is steered**") == 1 and "counts 2 times" not in again
+    assert again.count("**This model is steered**") == 1 and "is weighted 2 times" not in again
     assert with_steering_note(again, {}) == card

@@ -16,7 +16,8 @@ from armorm.heads.accumulation import accumulate, blocks_of
 from armorm.heads.regression import fit_from_statistics
 from armorm.heads.uncertainty import Uncertainty, calibrate, fit_uncertainty
 from armorm.model import remote_code as portable
-from armorm.model.modeling import UNCERTAINTY, ArmoRMForSequenceClassification
+from armorm.model.modeling import ArmoRMForSequenceClassification
+from armorm.model.remote_code import UNCERTAINTY_BUFFERS
 from tests.helpers.conversations import chat
 from tests.helpers.small_models import OBJECTIVES, reward_model
 
@@ -102,14 +103,14 @@ def test_the_file_for_other_machines_loads_it_and_keeps_the_tensors(rm, saved):
     model = portable.ArmoRMForSequenceClassification.from_pretrained(saved)
     with torch.no_grad():
         torch.testing.assert_close(model(TOKENS).score, rm.model(TOKENS).score, atol=1e-6, rtol=1e-6)
-    for name in UNCERTAINTY:
+    for name in UNCERTAINTY_BUFFERS:
         torch.testing.assert_close(getattr(model, name), getattr(rm.model, name), atol=0, rtol=0)
 
 
 def test_a_cast_leaves_the_uncertainty_in_float32(saved):
     model = ArmoRMForSequenceClassification.from_pretrained(saved).bfloat16()
     assert model.model.dtype == torch.bfloat16
-    assert {getattr(model, name).dtype for name in UNCERTAINTY} == {torch.float32}
+    assert {getattr(model, name).dtype for name in UNCERTAINTY_BUFFERS} == {torch.float32}
 
 
 def test_the_released_layout_has_no_place_for_it_and_a_steering_still_fits(rm, tmp_path):

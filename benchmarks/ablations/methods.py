@@ -20,9 +20,9 @@ from ablations.published import fit_published
 from armorm.heads.bradley_terry import fit_bradley_terry
 from armorm.heads.debiasing import Debiasing, fit_debiasing, no_debiasing
 from armorm.heads.gate_training import GateReport, GateSettings, RewardPairs, fit_gate
-from armorm.heads.gating import GatingNetwork
 from armorm.heads.joint import JointPairs, JointReport, fit_joint
 from armorm.heads.regression import RegressionHead, fit_regression
+from armorm.model.remote_code import GatingNetwork
 from armorm.training.dataset import HELD_OUT_PAIRS, held_out_prompts
 from armorm.training.finetune.record import fit_from
 from armorm.training.recipe import Recipe

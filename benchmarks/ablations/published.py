@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from armorm.heads.gating import GatingNetwork
+from armorm.model.remote_code import GatingNetwork
 from armorm.progress import progress
 
 BATCH, LEARNING_RATE, TEMPERATURE, DROPOUT, HIDDEN, LAYERS = 1024, 1e-3, 10.0, 0.2, 1024, 3

@@ -35,9 +35,17 @@ from armorm.explain.response_comparison import Contrast, contrast
 from armorm.features.extract import BATCH_TOKENS, Features, extract
 from armorm.files import write_json, write_text
 from armorm.heads.uncertainty import Uncertainty
-from armorm.model.export import files_to_send, make_readable, require_repo_id, upload, write_portable
-from armorm.model.modeling import UNCERTAINTY, ArmoRMForSequenceClassification
-from armorm.model.released import folded, to_released
+from armorm.model.export import (
+    files_to_send,
+    folded,
+    make_readable,
+    make_self_contained,
+    require_repo_id,
+    to_released,
+    upload,
+)
+from armorm.model.modeling import ArmoRMForSequenceClassification
+from armorm.model.remote_code import UNCERTAINTY_BUFFERS
 from armorm.objectives import ObjectiveSet
 from armorm.progress import progress
 from armorm.score_batch import ScoreBatch
@@ -212,7 +220,7 @@ class ArmoRM:
         settings = self.model.config.uncertainty
         if not settings:
             return None
-        buffers = {name.partition("_")[2]: getattr(self.model, name).cpu().numpy() for name in UNCERTAINTY}
+        buffers = {name.partition("_")[2]: getattr(self.model, name).cpu().numpy() for name in UNCERTAINTY_BUFFERS}
         return Uncertainty.from_settings(settings, buffers)
 
     def _sureness(self, features: np.ndarray, coefficients: np.ndarray) -> dict[str, Any]:
@@ -350,7 +358,7 @@ class ArmoRM:
         """
         state = self.model.state_dict()
         if layout == "released":  # it has no place for them
-            state = {name: tensor for name, tensor in state.items() if name not in UNCERTAINTY}
+            state = {name: tensor for name, tensor in state.items() if name not in UNCERTAINTY_BUFFERS}
         dtype = self.model.model.dtype
         if dtype == torch.float32 and all(_is_bfloat16(t) for name, t in state.items() if name.startswith("model.")):
             state = {name: t.bfloat16() if name.startswith("model.") else t for name, t in state.items()}
@@ -368,7 +376,7 @@ class ArmoRM:
         self.tokenizer.save_pretrained(folder)
         make_readable(Path(folder))
         if self_contained:
-            write_portable(Path(folder), layout)
+            make_self_contained(Path(folder), layout)
 
     def push_to_hub(
         self,

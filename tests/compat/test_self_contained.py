@@ -18,7 +18,7 @@ from huggingface_hub import save_torch_state_dict
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel
 
-from armorm.model.export import write_portable
+from armorm.model.export import make_self_contained
 from armorm.model.modeling import ArmoRMForSequenceClassification
 from tests.helpers.backbones import backbone_of, config_of
 from tests.helpers.conversations import chat
@@ -108,7 +108,7 @@ def write_released(folder: Path, family: str, shard: str) -> None:
     save_torch_state_dict(state, folder, max_shard_size=shard)
     gate = {"num_objectives": 19, "gating_temperature": 10, "gating_hidden_dim": 24, "gating_n_hidden": 3}
     (folder / "config.json").write_text(json.dumps({**settings, "torch_dtype": "float32", **gate}))
-    write_portable(folder, "released")
+    make_self_contained(folder, "released")
 
 
 def write_armorm(folder: Path, **options: Any) -> None:
@@ -332,7 +332,7 @@ def test_padding_on_either_side_with_or_without_a_mask_is_one_score(found, name)
 @pytest.mark.parametrize("name", NAMES)
 def test_a_row_without_the_gate_is_refused_with_what_was_looked_for(found, checkpoints, name):
     error = found[f"{name} float32"]["outputs"][-1]["error"]
-    assert f"rows [0] hold no gate pattern {checkpoints[name].gate}" in error
+    assert f"rows [0] have no gate pattern {checkpoints[name].gate}" in error
 
 
 @pytest.mark.parametrize("dtype", [None, "auto", "float32", "bfloat16", "float16"])

@@ -251,8 +251,8 @@ def test_uncertainty_stands_in_raw_units_beside_the_rating():
 
 def test_a_steered_explanation_says_how():
     shown = explanation(steered={"multiply": {"verbosity": 2.0}, "drop": ["code[style]"]})
-    assert "steered: verbosity counts 2 times; code[style] is dropped" in str(shown)
-    assert "verbosity counts 2 times; code[style] is dropped." in shown.to_html()
+    assert "steered: verbosity is weighted 2 times; code[style] is dropped" in str(shown)
+    assert "verbosity is weighted 2 times; code[style] is dropped." in shown.to_html()
 
 
 # --- names ---------------------------------------------------------------------------------------

@@ -102,6 +102,6 @@ def test_it_fits_eighty_columns(found):
 
 def test_a_steered_model_says_so(rm):
     found = rm.steer({"code-style": 2.0}).compare(A, B)
-    assert "steered: code-style counts 2 times" in str(found)
-    assert "code-style counts 2 times" in found.to_html()
+    assert "steered: code-style is weighted 2 times" in str(found)
+    assert "code-style is weighted 2 times" in found.to_html()
     assert contrast(rm.explain(A), rm.explain(B)).steered == {}

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from armorm.heads.gate_training import GateSettings, PairTensors, RewardPairs, collapse_of, fit_gate
-from armorm.heads.gating import GatingNetwork
+from armorm.model.remote_code import GatingNetwork
 from tests.heads.test_gating import SETTINGS, task
 
 P, K, D, PROMPTS = 60, 3, 5, 12

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from armorm.errors import FitError
 from armorm.heads.gate_training import GateSettings, RewardPairs, _fold_standardisation, bradley_terry_scale, fit_gate
-from armorm.heads.gating import GatingNetwork
+from armorm.model.remote_code import GatingNetwork
 
 K, D, PROMPTS = 4, 6, 300
 SETTINGS = GateSettings(

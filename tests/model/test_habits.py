@@ -527,7 +527,7 @@ def test_tokens_that_are_masked_inside_a_row_are_not_there(rm, texts):
 @torch.no_grad()
 def test_a_gate_in_the_padding_is_refused(rm, texts):
     batch = batch_of(texts[:2], side="left")
-    with pytest.raises(ValueError, match=r"rows \[1\] have their gate at \[0\], expected a real token there"):
+    with pytest.raises(ValueError, match=r"rows \[1\] have their gate at \[0\], expected a real token"):
         rm.model(**batch, gate_positions=torch.tensor([9, 0]))
     with pytest.raises(ValueError, match=r"rows \[0, 1\] have their gate at \[-1, 500\]"):
         rm.model(**batch, gate_positions=torch.tensor([-1, 500]))
@@ -542,7 +542,7 @@ def test_ends_that_may_be_padding_or_text_are_refused_without_a_mask(rm, texts, 
     ids = torch.where(batch.attention_mask.bool(), batch.input_ids, pad)
     rm = changed(rm, pad_token_id=pad)
     rm.model.config.backbone_config.eos_token_id = eos
-    with pytest.raises(ValueError, match=rf"begin or end with id {pad}, .* cannot be told; pass attention_mask"):
+    with pytest.raises(ValueError, match=rf"begin or end with id {pad}, .* cannot be inferred; pass attention_mask"):
         rm.model(ids)
     assert_scores(rm.model(ids, attention_mask=batch.attention_mask).score, scores)
 

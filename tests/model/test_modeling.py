@@ -15,7 +15,8 @@ from transformers import AutoModel, GPT2Config
 
 from armorm.errors import CheckpointError
 from armorm.model.configuration import ArmoRMConfig
-from armorm.model.modeling import ArmoRMForSequenceClassification, ArmoRMOutput, find_gate, infer_mask
+from armorm.model.modeling import ArmoRMForSequenceClassification
+from armorm.model.remote_code import ArmoRMOutput, find_gate, infer_mask
 from tests.helpers.conversations import chat
 from tests.helpers.small_models import OBJECTIVES, llama, reward_model, tokenizer, weight_files
 
@@ -185,7 +186,7 @@ def test_the_mask_is_inferred_from_the_ends_only():
 def test_rows_without_a_real_token_are_refused(rm, encoded):
     ids, mask, gates = padded(encoded, "right")
     mask[1] = 0
-    with pytest.raises(ValueError, match=r"rows \[1\] hold no real token"):
+    with pytest.raises(ValueError, match=r"rows \[1\] have no real token"):
         run(rm, ids, attention_mask=mask, gate_positions=gates)
 
 
@@ -221,12 +222,12 @@ def test_the_gate_is_searched_among_real_tokens_only():
     assert find_gate(ids, mask, [2, 5]).tolist() == [3]
 
 
-def test_rows_without_the_gate_are_named_with_the_ids_that_were_looked_for(rm, encoded):
+def test_rows_without_the_gate_are_named_with_the_ids_searched_for(rm, encoded):
     ids, mask, _ = padded(encoded, "right")
     ids[1][ids[1] == 5] = 9
-    with pytest.raises(ValueError, match=r"rows \[1\] hold no gate pattern \[2, 5\].*chat template"):
+    with pytest.raises(ValueError, match=r"rows \[1\] have no gate pattern \[2, 5\].*chat template"):
         run(rm, ids, attention_mask=mask)
-    with pytest.raises(ValueError, match=r"rows of 1 tokens cannot hold the gate pattern \[2, 5\]"):
+    with pytest.raises(ValueError, match=r"rows of 1 tokens are shorter than the gate pattern \[2, 5\]"):
         run(rm, ids[:, :1], attention_mask=mask[:, :1])
     with pytest.raises(ValueError, match="no gate_pattern; pass gate_positions"):
         find_gate(ids, mask, [])
@@ -308,7 +309,7 @@ def test_a_missing_tensor_is_refused_by_name(saved, tmp_path, name):
     folder = altered(saved, tmp_path, tensors=lambda state: state.pop(name))
     with pytest.raises(CheckpointError) as caught:
         ArmoRMForSequenceClassification.from_pretrained(folder)
-    assert str(caught.value) == f"{folder}: the checkpoint does not fit an armorm model: missing {name}"
+    assert str(caught.value) == f"{folder}: the checkpoint does not fit: missing {name}"
 
 
 def test_every_fault_of_a_checkpoint_is_named(saved, tmp_path):

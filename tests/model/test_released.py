@@ -14,8 +14,9 @@ from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassificati
 from armorm import ArmoRM
 from armorm.errors import CheckpointError
 from armorm.model.configuration import ArmoRMConfig
+from armorm.model.export import to_released
 from armorm.model.modeling import ArmoRMForSequenceClassification
-from armorm.model.released import GATE_PATTERNS, to_released
+from armorm.model.released import GATE_PATTERNS
 from armorm.objectives import RELEASED_OBJECTIVES
 from tests.helpers.conversations import chat
 from tests.helpers.small_models import PENALTIES, changed, reward_model
@@ -206,7 +207,7 @@ def test_the_mask_decides_wherever_there_is_one(tmp_path, side):
 def test_rows_without_the_gate_pattern_are_refused_with_what_was_looked_for(tmp_path):
     write_checkpoint(tmp_path)
     model = ArmoRMForSequenceClassification.from_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"rows \[1\] hold no gate pattern \[128009, 128006, 78191, 128007, 271\]"):
+    with pytest.raises(ValueError, match=r"rows \[1\] have no gate pattern \[128009, 128006, 78191, 128007, 271\]"):
         model(padded([rows("llama")[0], list(range(300, 340))], PAD["llama"]))
 
 
@@ -324,10 +325,10 @@ def test_what_does_not_fit_the_layout_is_refused_with_every_reason():
     rm = reward_model(intercept=True)
     steered = rm.steer({"code-style": 2.0}, pin={"ultra-helpful": 0.5}, blend={"share": 0.5})
     with pytest.raises(
-        CheckpointError, match=r"its rewards have an intercept.*it is steered by pin and blend, and the"
+        CheckpointError, match=r"its rewards have an intercept.*it is steered by pin and blend, the layout"
     ):
         to_released(steered.model.config, torch.float32)
     config = changed(rm, regression_bias=False).model.config
     config.backbone_config = AutoConfig.for_model("qwen2")
-    with pytest.raises(CheckpointError, match="its backbone is qwen2, the layout has llama and gemma2"):
+    with pytest.raises(CheckpointError, match="its backbone is qwen2, the layout supports llama and gemma2"):
         to_released(config, torch.float32)

@@ -12,7 +12,7 @@ import torch
 
 from armorm import ArmoRM
 from armorm.errors import CheckpointError
-from armorm.model.export import PORTABLE, write_portable
+from armorm.model.export import REMOTE_CODE, make_self_contained
 from armorm.model.modeling import ArmoRMForSequenceClassification
 from tests.helpers.small_models import reward_model
 
@@ -41,13 +41,13 @@ def score(model) -> float:
 
 
 def test_the_file_is_copied_word_for_word_and_the_config_points_to_it(folder, rm, tmp_path):
-    assert (folder / "modeling_armorm.py").read_bytes() == PORTABLE.read_bytes()
+    assert (folder / "modeling_armorm.py").read_bytes() == REMOTE_CODE.read_bytes()
     assert settings(folder)["auto_map"] == {
         "AutoConfig": "modeling_armorm.ArmoRMConfig",
         "AutoModelForSequenceClassification": "modeling_armorm.ArmoRMForSequenceClassification",
     }
     rm.save_pretrained(tmp_path, layout="released", self_contained=True)
-    assert (tmp_path / "modeling_custom.py").read_bytes() == PORTABLE.read_bytes()
+    assert (tmp_path / "modeling_custom.py").read_bytes() == REMOTE_CODE.read_bytes()
     assert settings(tmp_path)["auto_map"] == {
         "AutoModelForSequenceClassification": "modeling_custom.LlamaForRewardModelWithGating"
     }
@@ -61,7 +61,7 @@ def test_nothing_is_added_unless_asked_for(rm, tmp_path):
 
 def test_gemma_2_has_a_class_of_its_own(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "gemma2"}))
-    write_portable(tmp_path, "released")
+    make_self_contained(tmp_path, "released")
     assert settings(tmp_path)["auto_map"] == {
         "AutoModelForSequenceClassification": "modeling_custom.Gemma2ForRewardModelWithGating"
     }
@@ -72,7 +72,7 @@ def test_a_config_of_another_layout_is_refused_and_left_alone(tmp_path, layout, 
     text = json.dumps({"model_type": family})
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(CheckpointError, match=f"model_type '{family}', expected"):
-        write_portable(tmp_path, layout)
+        make_self_contained(tmp_path, layout)
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
     assert (tmp_path / "config.json").read_text() == text
 

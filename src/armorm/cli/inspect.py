@@ -129,7 +129,8 @@ def _model(folder: Path) -> dict[str, Any]:
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     found: dict[str, Any] = {"kind": "model", "name": str(folder), "model_type": config.get("model_type", "")}
     if "num_objectives" in config:
-        from armorm.model.released import from_released, is_released
+        from armorm.model.configuration import is_released
+        from armorm.model.released import from_released
 
         if is_released(config):
             found["layout"] = "released"

@@ -15,7 +15,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -25,11 +25,8 @@ from torch.nn import functional
 
 from armorm.backbone.decoder import resolve_dtype
 from armorm.errors import FitError
-from armorm.heads.gating import GatingNetwork
+from armorm.model.remote_code import GatingNetwork
 from armorm.progress import progress
-
-if TYPE_CHECKING:
-    from armorm.heads.gating import GatingNetwork
 
 Log = Callable[[int, Mapping[str, float]], None]
 

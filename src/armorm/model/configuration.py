@@ -1,21 +1,19 @@
-"""Configuration of a reward model: everything but the weights.
+"""Configuration of a reward model: everything but the weights, in the `config.json` of transformers.
 
-In:  the backbone's own config, the objectives with their scales, the gate's shape, reference figures.
-Out: `config.json` in the habit of transformers, read back to the same object.
-
-`gating_temperature`, `gating_hidden_dim` and `gating_n_hidden` keep the names of the released
-checkpoint (FIELD 3).
+It is apart from the model's code so that reading a config, or registering it with `AutoConfig`, loads no model code.
+`gating_temperature`, `gating_hidden_dim` and `gating_n_hidden` are named as in `RLHFlow/ArmoRM-Llama3-8B-v0.1`.
 """
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from transformers import AutoConfig, PretrainedConfig
 
 from armorm.errors import CheckpointError
-from armorm.model.released import from_released, is_released
+from armorm.model.released import ARCHITECTURES, from_released
 from armorm.objectives import ObjectiveSet
 
 
@@ -28,19 +26,19 @@ class ArmoRMConfig(PretrainedConfig):
         gating_temperature, gating_hidden_dim, gating_n_hidden: shape of the gate.
         regression_bias: whether rewards have an intercept (the released model has none).
         gate_pattern: ids from the gate to the start of the reply, for callers that have only ids.
-        limits: `max_length` in tokens, and `overflow`, what happens beyond it.
-        reference: figures of the reference data: `score_mean`, `score_std` (of the score),
-            `score_quantiles` (101 of them), `reward_means` (k), `gating_weights` (k means), `rows`.
-        debiasing: what was debiased against: `against` (names), `metric`, `level`, `penalties` (k).
-        uncertainty: how sure rewards are (`heads/uncertainty.py`), empty for a model that does not say.
-        steering: explicit changes to the weighing (`armorm.steering`), empty for a model as trained.
-        quantiles: `objectives` (names) and `levels` of the quantile heads, empty for a model without.
+        limits: `max_length` in tokens, and `overflow`, the policy for longer conversations.
+        reference: statistics of the reference data: `score_mean`, `score_std`, `score_quantiles` (101),
+            `reward_means` (k), `gating_weights` (k means), `rows`.
+        debiasing: `against` (names of the biases), `metric`, `level`, `penalties` (k).
+        uncertainty: settings of `armorm.heads.uncertainty.Uncertainty`; empty for a model without.
+        steering: explicit changes to the weights (`armorm.steering`); empty for a model as trained.
+        quantiles: `objectives` (names) and `levels` of the quantile heads; empty for a model without.
         provenance: `backbone`, `armorm_version`, `recipe_hash`, `recipe_name`.
     """
 
     model_type = "armorm"
     sub_configs: ClassVar[dict[str, Any]] = {"backbone_config": AutoConfig}
-    # What `Trainer.predict` leaves out of its predictions: all but the logits.
+    # `Trainer.predict` returns the logits only.
     keys_to_ignore_at_inference: ClassVar[list[str]] = [
         "rewards", "gating_output", "score", "hidden_state", "prompt_embedding",
     ]  # fmt: skip
@@ -66,7 +64,7 @@ class ArmoRMConfig(PretrainedConfig):
         if isinstance(backbone_config, dict):
             settings = dict(backbone_config)
             backbone_config = AutoConfig.for_model(settings.pop("model_type"), **settings)
-        # A copy: transformers resets the attention of the configs inside this one, and a backbone may be using it.
+        # A copy: transformers resets the attention of nested configs, and a backbone may be using this one.
         self.backbone_config = copy.deepcopy(backbone_config)
         self.objectives = list(objectives or [])
         self.gating_temperature = gating_temperature
@@ -81,8 +79,8 @@ class ArmoRMConfig(PretrainedConfig):
         self.steering = dict(steering or {})
         self.quantiles = dict(quantiles or {})
         self.provenance = dict(provenance or {})
-        kwargs.pop("auto_map", None)  # of the folder it was read from; another may have no such file
-        # One score: consumers that build a head from the config must not apply a softmax or count two labels.
+        kwargs.pop("auto_map", None)  # belongs to the folder it was read from
+        # One score: consumers that build a head from the config must not apply a softmax or create two labels.
         kwargs = {"num_labels": 1, "problem_type": "regression", "pad_token_id": None, **kwargs}
         super().__init__(**kwargs)
 
@@ -90,13 +88,13 @@ class ArmoRMConfig(PretrainedConfig):
     def get_config_dict(
         cls, pretrained_model_name_or_path: Any, **kwargs: Any
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The settings in a `config.json`, those of the released layout turned into ours.
+        """The settings of a `config.json`; those of the released layout are converted to ours.
 
         Raises:
             CheckpointError: for the config of another kind of model, such as a plain backbone.
         """
         settings, rest = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
-        if not settings:  # what transformers 4 makes of a folder without the file
+        if not settings:  # transformers 4, for a folder without the file
             raise CheckpointError(f"{pretrained_model_name_or_path}: no config.json, expected a reward model")
         if is_released(settings):
             return from_released(settings), rest
@@ -104,7 +102,7 @@ class ArmoRMConfig(PretrainedConfig):
         if found != cls.model_type:
             raise CheckpointError(
                 f"{pretrained_model_name_or_path}: model_type {found!r}, expected {cls.model_type!r}: "
-                "a reward model with its heads, not a model without them"
+                "a reward model with its heads"
             )
         return settings, rest
 
@@ -118,6 +116,11 @@ class ArmoRMConfig(PretrainedConfig):
         """d of the backbone."""
         assert isinstance(self.backbone_config, PretrainedConfig)
         return int(self.backbone_config.get_text_config().hidden_size)
+
+
+def is_released(settings: Mapping[str, Any]) -> bool:
+    """Whether the settings of a `config.json` are those of the released layout."""
+    return any(name in ARCHITECTURES.values() for name in settings.get("architectures") or ())
 
 
 AutoConfig.register(ArmoRMConfig.model_type, ArmoRMConfig, exist_ok=True)

@@ -1,30 +1,35 @@
-"""A saved model that loads on machines without armorm, with `trust_remote_code=True`.
+"""Writing models for others: the released layout, self-contained folders, older transformers, the Hub.
 
-In:  the folder of a saved model, in either layout.
-Out: `armorm/model/portable.py` beside its config, word for word, and the `auto_map` that points to it.
+A self-contained folder has a copy of `remote_code.py` and an `auto_map` that points to it, so it loads without armorm
+(`trust_remote_code=True`). Transformers 4 knows other names for some settings; they are written next to the new ones.
 """
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 from armorm.errors import CheckpointError
 from armorm.files import write_json, write_text
-from armorm.model.released import ARCHITECTURES
+from armorm.model.configuration import ArmoRMConfig
+from armorm.model.released import ARCHITECTURES, NOT_BACKBONE, OWN_FIELDS
+from armorm.model.remote_code import steering_terms
 
-PORTABLE = Path(__file__).with_name("remote_code.py")
-
+REMOTE_CODE = Path(__file__).with_name("remote_code.py")
+_NEVER = -1e30  # added to a logit of the gate, it gives a weight of exactly 0
 _MODULES = {"armorm": "modeling_armorm", "released": "modeling_custom"}
 
 
-def write_portable(folder: Path, layout: Literal["armorm", "released"]) -> None:
-    """Make a saved model self-contained; its config files become readable for transformers 4 too.
+def make_self_contained(folder: Path, layout: Literal["armorm", "released"]) -> None:
+    """Add the remote code to a saved model; its config files become readable by transformers 4 too.
 
     Raises:
-        CheckpointError: for a config that is not of the layout.
+        CheckpointError: for a config of another layout.
     """
     config = folder / "config.json"
     settings = json.loads(config.read_text(encoding="utf-8"))
@@ -38,13 +43,79 @@ def write_portable(folder: Path, layout: Literal["armorm", "released"]) -> None:
     auto_map = {"AutoModelForSequenceClassification": f"{module}.{classes[family]}"}
     if layout == "armorm":
         auto_map["AutoConfig"] = f"{module}.ArmoRMConfig"
-    write_text(folder / f"{module}.py", PORTABLE.read_text(encoding="utf-8"))
+    write_text(folder / f"{module}.py", REMOTE_CODE.read_text(encoding="utf-8"))
     write_json(config, settings | {"auto_map": auto_map})
     make_readable(folder)
 
 
+def obstacles(config: ArmoRMConfig) -> list[str]:
+    """Why a model cannot be written in the released layout; empty if it can."""
+    family = getattr(config.backbone_config, "model_type", "")
+    found = []
+    if family not in ARCHITECTURES:
+        found.append(f"its backbone is {family}, the layout supports {' and '.join(ARCHITECTURES)}")
+    if config.regression_bias:
+        found.append("its rewards have an intercept, the layout has none")
+    fixed = [key for key in ("pin", "blend") if config.steering.get(key)]
+    if fixed:
+        found.append(f"it is steered by {' and '.join(fixed)}, the layout has no weights apart from the gate's")
+    if config.quantiles:
+        found.append("it has quantile heads, the layout has none")
+    return found
+
+
+def folded(config: ArmoRMConfig, state: Mapping[str, torch.Tensor]) -> tuple[ArmoRMConfig, dict[str, torch.Tensor]]:
+    """A steered model as an unsteered one: factors go into the gate's last bias, debiasing strength into the transform.
+
+        softmax((W h + b) / temperature + log factor) = softmax((W h + b + temperature * log factor) / temperature)
+
+    The steering is recorded in the config's `provenance`. Dropped objectives get a bias so low that their weight is
+    exactly 0. The config must have no `obstacles`; `state` holds all tensors.
+    """
+    factors, _, _, strength = steering_terms(config)
+    config, state = copy.deepcopy(config), dict(state)
+    bias = f"gating.layers.{config.gating_n_hidden}.bias"
+    if factors is not None:
+        shift = config.gating_temperature * torch.tensor(factors, dtype=torch.float64).log()
+        state[bias] = (state[bias].cpu().double() + shift).clamp(min=_NEVER).float()
+    transform = state["reward_transform_matrix"].cpu().double()
+    identity = torch.eye(len(transform), dtype=torch.float64)
+    state["reward_transform_matrix"] = (identity + strength * (transform - identity)).float()
+    config.provenance |= {"steering": config.steering}
+    config.steering = {}
+    return config, state
+
+
+def to_released(config: ArmoRMConfig, dtype: torch.dtype) -> dict[str, Any]:
+    """Settings of the released layout for a model of ours with weights of `dtype`.
+
+    Raises:
+        CheckpointError: listing everything that does not fit.
+    """
+    found = obstacles(config)
+    if found:
+        raise CheckpointError(f"the model does not fit the released layout: {'; '.join(found)}")
+    assert config.backbone_config is not None and not isinstance(config.backbone_config, dict)
+    settings = config.backbone_config.to_dict()
+    family = settings["model_type"]
+    for field in NOT_BACKBONE:
+        settings.pop(field, None)
+    return settings | {
+        "architectures": [ARCHITECTURES[family]],
+        "torch_dtype": str(dtype).removeprefix("torch."),
+        "pad_token_id": config.pad_token_id,
+        "num_labels": 1,
+        "problem_type": "regression",
+        "num_objectives": len(config.objectives),
+        "gating_temperature": config.gating_temperature,
+        "gating_hidden_dim": config.gating_hidden_dim,
+        "gating_n_hidden": config.gating_n_hidden,
+        "armorm": {field: getattr(config, field) for field in OWN_FIELDS},
+    }
+
+
 def make_readable(folder: Path) -> None:
-    """Add the older names to the config files of a folder; done twice, it changes nothing more."""
+    """Add the names of transformers 4 to the config files of a folder (idempotent)."""
     for name, older in (("config.json", older_config), ("tokenizer_config.json", older_tokenizer_config)):
         path = folder / name
         if not path.exists():
@@ -56,7 +127,7 @@ def make_readable(folder: Path) -> None:
 
 
 def older_config(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """A model's settings with the older names of its rotary embeddings and windows, in a backbone's config too."""
+    """Settings of a model with the older names of its rotary embeddings and windows, also in a backbone's config."""
     written = {**settings, **older_rope(settings), **older_windows(settings)}
     if isinstance(settings.get("backbone_config"), Mapping):
         written["backbone_config"] = older_config(settings["backbone_config"])
@@ -64,9 +135,9 @@ def older_config(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def older_rope(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """`rope_theta` and its like, from `rope_parameters`; nothing where there are none."""
+    """`rope_theta` and related fields, from `rope_parameters`; empty without."""
     rope = settings.get("rope_parameters") or {}
-    main = rope.get("full_attention", rope)  # by kind of layer where those differ (Gemma 3)
+    main = rope.get("full_attention", rope)  # by kind of layer if those differ (Gemma 3)
     if "rope_theta" not in main:
         return {}
     older = {"rope_theta": main["rope_theta"], "rope_scaling": None}
@@ -83,7 +154,7 @@ def older_rope(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def older_windows(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """`sliding_window_pattern`, where every so many layers one attends to everything."""
+    """`sliding_window_pattern`, if every n-th layer attends to everything; else empty."""
     everything = [kind == "full_attention" for kind in settings.get("layer_types") or ()]
     if all(everything) or not any(everything):
         return {}
@@ -93,11 +164,11 @@ def older_windows(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def older_tokenizer_config(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """A tokenizer's settings under the class and the names that transformers 4 has; transformers 5 takes them too."""
+    """Settings of a tokenizer under the class and names of transformers 4, which transformers 5 accepts too."""
     written = dict(settings)
     if written.get("tokenizer_class") == "TokenizersBackend":
         written["tokenizer_class"] = "PreTrainedTokenizerFast"
-        # Of this class transformers 4 returns token types by default, which decoders have none of.
+        # Transformers 4 returns token types by default for this class; decoders have none.
         written.setdefault("model_input_names", ["input_ids", "attention_mask"])
     if isinstance(written.get("extra_special_tokens"), list):
         written["additional_special_tokens"] = written.pop("extra_special_tokens")
@@ -105,11 +176,7 @@ def older_tokenizer_config(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def require_repo_id(repo_id: str) -> None:
-    """Refuse what cannot be the id of a repository, before anything is saved or sent.
-
-    Raises:
-        ValueError: saying what is wrong with it.
-    """
+    """Raise ValueError for an invalid repository id, before anything is saved or sent."""
     from huggingface_hub.utils import validate_repo_id
 
     validate_repo_id(repo_id)
@@ -130,18 +197,13 @@ def upload(
     revision: str | None = None,
     commit_message: str | None = None,
 ) -> str:
-    """Send a folder; a repository or branch that does not exist is created.
-
-    Args:
-        private: whether a new repository is private; by default as its owner has it.
-        token: by default the one that `hf auth login` keeps.
-        revision: branch; by default `main`.
+    """Send a folder; a missing repository or branch is created. Arguments are those of `ArmoRM.push_to_hub`.
 
     Returns:
-        the address of the commit.
+        URL of the commit.
 
     Raises:
-        OSError: as huggingface_hub has it, where the Hub refuses or cannot be reached.
+        OSError: by huggingface_hub, if the Hub rejects the request or cannot be reached.
     """
     from huggingface_hub import HfApi
 

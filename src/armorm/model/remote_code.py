@@ -1,10 +1,7 @@
-"""A reward model for machines without armorm: one file that is copied beside a checkpoint as its remote code.
+"""The reward model as a Hugging Face model, in one file that can be copied next to a checkpoint as its remote code.
 
     model = AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=True)
     model(**tokenizer(text, add_special_tokens=False, return_tensors="pt")).logits
-
-In:  token ids (B, t) with their mask; the gate positions (B,), or a gate pattern in the config.
-Out: `ArmoRMOutput`: rewards, gating output, score, the same score as logits (B, 1), and both features.
 
     hidden_state     = backbone state at the last real token           (B, d)
     prompt_embedding = backbone state at the gate position             (B, d)
@@ -12,17 +9,22 @@ Out: `ArmoRMOutput`: rewards, gating output, score, the same score as logits (B,
     gating_output    = softmax(gating(prompt_embedding) / temperature) * logit_scale
     score            = sum over k of gating_output * (rewards @ reward_transform_matrix)
 
-The file needs torch, transformers (4.51 or later) and safetensors. It serves two layouts: a config of its own
-around the backbone's (`ArmoRMForSequenceClassification`), and the backbone's config with the gate's shape added
-(`LlamaForRewardModelWithGating`, `Gemma2ForRewardModelWithGating`). The heads stay in float32 whatever the
-backbone's dtype; a checkpoint that lacks a tensor is refused. Real tokens are moved to the left before the
-backbone sees them: attention is causal, so what stands right of a token cannot change it.
+It imports torch, transformers (4.51 or later) and safetensors only; armorm itself subclasses what is defined here
+(`armorm.model.modeling`). It reads two layouts: a config of its own around the backbone's
+(`ArmoRMForSequenceClassification`), and that of `RLHFlow/ArmoRM-Llama3-8B-v0.1`, the backbone's config with the
+gate's shape added (`LlamaForRewardModelWithGating`, `Gemma2ForRewardModelWithGating`).
+
+The heads stay in float32 whatever the backbone's dtype: they are small, and a score is a sum of differences. The
+attention mask decides which tokens are real; without one, padding at the ends is found by the config's pad id.
+Real tokens are moved to the left before the backbone sees them: attention is causal, so tokens to the right cannot
+change earlier states, and every causal backbone, recurrent ones too, gives the same features for either padding side.
 """
 
 from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,22 +34,22 @@ import torch
 import transformers
 from safetensors import safe_open
 from torch import nn
-from torch.nn.functional import mse_loss
-from transformers import AutoConfig, AutoModel, Gemma2Config, LlamaConfig, PretrainedConfig, PreTrainedModel
+from torch.nn import functional
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput, cached_file
 
 _VERSION = tuple(int(part) for part in transformers.__version__.split(".")[:2])
 _HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
-# Transformers 4 takes names of parameters only; there the transform stays in float32 since it was made so.
-_UNCERTAINTY = ("uncertainty_basis", "uncertainty_eigenvalues", "uncertainty_center")
-_BUFFERS = ["reward_transform_matrix", *_UNCERTAINTY]
+UNCERTAINTY_BUFFERS = ("uncertainty_basis", "uncertainty_eigenvalues", "uncertainty_center")
+# Transformers 4 accepts parameter names only; there the transform, a buffer, keeps the dtype it was created in.
+_BUFFERS = ["reward_transform_matrix", *UNCERTAINTY_BUFFERS]
 _HEADS = ["regression_layer", "gating", *(["quantile_layer", *_BUFFERS] if _VERSION >= (5, 0) else [])]
-# Ids from the gate to the start of the reply, for configs that do not say: those of the published models.
-_GATE_PATTERNS = {"llama": [128009, 128006, 78191, 128007, 271], "gemma2": [107, 108, 106, 2516, 108]}
+# Ids from the gate to the start of the reply in the published models, whose configs do not have them.
+GATE_PATTERNS = {"llama": [128009, 128006, 78191, 128007, 271], "gemma2": [107, 108, 106, 2516, 108]}
 
 
 class ArmoRMConfig(PretrainedConfig):
-    """Config of `ArmoRMForSequenceClassification`; what the model does not read is kept as it stands.
+    """Config of `ArmoRMForSequenceClassification`; fields that the model does not read are kept unchanged.
 
     Args:
         backbone_config: config of the decoder, as an object or a dictionary with `model_type`.
@@ -55,13 +57,13 @@ class ArmoRMConfig(PretrainedConfig):
         gating_temperature, gating_hidden_dim, gating_n_hidden: shape of the gate.
         regression_bias: whether rewards have an intercept.
         gate_pattern: ids from the gate to the start of the reply.
-        steering: `multiply`, `drop`, `pin`, `blend`, `debias_strength`: explicit changes to the weighing.
-        quantiles: `objectives` and `levels` of the quantile heads, which are loaded and saved; armorm reads them out.
+        steering: explicit changes to the weights: `multiply`, `drop`, `pin`, `blend`, `debias_strength`.
+        quantiles: `objectives` and `levels` of the quantile heads, which are loaded and saved; armorm evaluates them.
     """
 
     model_type = "armorm"
     sub_configs: ClassVar[dict[str, Any]] = {"backbone_config": AutoConfig}
-    # What `Trainer.predict` leaves out of its predictions: all but the logits.
+    # `Trainer.predict` returns the logits only.
     keys_to_ignore_at_inference: ClassVar[list[str]] = [
         "rewards", "gating_output", "score", "hidden_state", "prompt_embedding",
     ]  # fmt: skip
@@ -101,10 +103,10 @@ class ArmoRMConfig(PretrainedConfig):
 
 @dataclass
 class ArmoRMOutput(ModelOutput):
-    """What a forward pass gives; B rows, k objectives, hidden size d.
+    """Output of a forward pass: B rows, k objectives, hidden size d.
 
     Attributes:
-        loss: mean squared error of the score against the labels, where labels are given.
+        loss: mean squared error of the score against the labels, if labels are given.
         logits: (B, 1), the score.
         rewards: (B, k), untransformed.
         gating_output: (B, k), gating weights times logit_scale.
@@ -122,36 +124,66 @@ class ArmoRMOutput(ModelOutput):
     prompt_embedding: torch.Tensor = None  # type: ignore[assignment]
 
 
-class Gate(nn.Module):
-    """A ReLU MLP over the prompt feature (n, d) -> gating output (n, k): weights times logit_scale."""
+class GatingNetwork(nn.Module):
+    """A shallow ReLU MLP over the prompt feature that weights the objectives (arXiv 2406.12845, section 3.2).
 
-    def __init__(self, sizes: list[int], temperature: float) -> None:
+    Its tensors are named `layers.N.weight`, `layers.N.bias`, `logit_scale`, as in the released checkpoint.
+
+    Args:
+        in_features: d.
+        out_features: k.
+        hidden_size, hidden_layers: width and number of hidden layers; 0 layers is a linear gate.
+        temperature: divides the logits before the softmax.
+        dropout: share of hidden units dropped in training.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        hidden_size: int = 1024,
+        hidden_layers: int = 3,
+        temperature: float = 10.0,
+        dropout: float = 0.0,
+    ) -> None:
         super().__init__()
+        sizes = [in_features, *[hidden_size] * hidden_layers, out_features]
         pairs = zip(sizes, sizes[1:], strict=False)
         self.layers = nn.ModuleList(nn.Linear(a, b, dtype=torch.float32) for a, b in pairs)
         self.logit_scale = nn.Parameter(torch.ones(1, dtype=torch.float32))
         self.temperature = temperature
+        self.dropout = dropout
 
-    def forward(self, prompt_features: torch.Tensor, factors: torch.Tensor | None = None) -> torch.Tensor:
-        """`factors` (k,) >= 0 multiply the weights before they are normalised."""
+    def weights(self, prompt_features: torch.Tensor, factors: torch.Tensor | None = None) -> torch.Tensor:
+        """Gating weights (n, k): non-negative, each row sums to 1.
+
+        Args:
+            factors: (k,) >= 0, multiply the weights before they are normalised; applied as logarithms, so that
+                weight which vanishes in float32 is still redistributed.
+        """
         hidden = prompt_features
         for layer in self.layers[:-1]:
-            hidden = torch.relu(layer(hidden))
+            hidden = functional.dropout(functional.relu(layer(hidden)), self.dropout, self.training)
         logits = self.layers[-1](hidden) / self.temperature
-        return torch.softmax(logits if factors is None else logits + factors.log(), dim=-1) * self.logit_scale
+        return torch.softmax(logits if factors is None else logits + factors.log(), dim=-1)
+
+    def forward(self, prompt_features: torch.Tensor, factors: torch.Tensor | None = None) -> torch.Tensor:
+        """Gating output (n, k): weights times logit_scale, as released."""
+        return self.weights(prompt_features, factors) * self.logit_scale
 
 
 class RewardModel(PreTrainedModel):
-    """Backbone, regression layer, transform and gate, whatever the layout of the config.
+    """Backbone, regression layer, transform and gate, for either layout of the config.
 
-    `half()`, `bfloat16()`, `to(dtype)` cast the backbone alone.
+    `half()`, `bfloat16()`, `to(dtype)` cast the backbone only; the heads stay in float32, bit for bit.
     """
 
     base_model_prefix = "model"
-    _keep_in_fp32_modules: ClassVar[list[str]] = _HEADS  # what quantisers leave alone
+    _keep_in_fp32_modules: ClassVar[list[str]] = _HEADS  # not quantised
     _keep_in_fp32_modules_strict: ClassVar[list[str]] = _HEADS
     _no_split_modules: ClassVar[list[str]] = []
-    # Saving again takes this file along; transformers 4.57 forgets it beside a config that it knows.
+    # Saving again copies this file; transformers 4.57 forgets it for a config that it knows.
     _auto_class = "AutoModelForSequenceClassification"
     _supports_sdpa = True
     _supports_flash_attn = True
@@ -159,6 +191,7 @@ class RewardModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     supports_gradient_checkpointing = True
+    _checkpoint_error: type[Exception] = ValueError
 
     def __init__(self, config: PretrainedConfig) -> None:
         # One score: pipelines must not apply a softmax or a sigmoid.
@@ -166,57 +199,69 @@ class RewardModel(PreTrainedModel):
         config.problem_type = "regression"
         config.gate_pattern = gate_pattern(config)
         super().__init__(config)
-        self._backbone_config = getattr(config, "backbone_config", config)
-        text = self._backbone_config.get_text_config()
-        self.model = AutoModel.from_config(self._backbone_config, **attention_options(text))
+        options = attention_options(self._backbone_config.get_text_config())
+        self.model = transformers.AutoModel.from_config(self._backbone_config, **options)
+        self._build_heads(config)
+        self.post_init()
+
+    def _build_heads(self, config: PretrainedConfig) -> None:
         objectives = getattr(config, "objectives", None)
-        d, k = text.hidden_size, len(objectives) if objectives else config.num_objectives
-        # Made in float32: transformers 4.51 loads a tensor in the dtype that it was made in.
+        d = self._backbone_config.get_text_config().hidden_size
+        k = len(objectives) if objectives else config.num_objectives
+        # Created in float32: transformers 4.51 loads a tensor in the dtype that it was created in.
         bias = getattr(config, "regression_bias", False)
         self.regression_layer = nn.Linear(d, k, bias=bias, dtype=torch.float32)
         self.register_buffer("reward_transform_matrix", torch.eye(k, dtype=torch.float32))
         uncertainty = getattr(config, "uncertainty", None)
-        if uncertainty:  # kept for the machines that read it; scores do without
+        if uncertainty:  # a model without it, such as the released one, has no such tensors; scores do not read them
             g, q = len(uncertainty["rows"]), uncertainty["rank"]
-            for name, shape in zip(_UNCERTAINTY, ((g, q, d), (g, q), (g, d)), strict=True):
+            for name, shape in zip(UNCERTAINTY_BUFFERS, ((g, q, d), (g, q), (g, d)), strict=True):
                 self.register_buffer(name, torch.zeros(shape, dtype=torch.float32))
-        quantiles = getattr(config, "quantiles", None)
-        if quantiles:
-            rows = len(quantiles["objectives"]) * len(quantiles["levels"])
-            self.quantile_layer = nn.Linear(d, rows, dtype=torch.float32)
-            if "quantile_layer" not in _HEADS:  # transformers 4 wants only what is there
-                self._keep_in_fp32_modules = self._keep_in_fp32_modules_strict = [*_HEADS, "quantile_layer"]  # type: ignore[misc]
-        self.weighing = weighing(config)
-        self.gating = Gate([d, *[config.gating_hidden_dim] * config.gating_n_hidden, k], config.gating_temperature)
-        self.post_init()
+        self.quantile_layer = quantile_layer(config, d)
+        if (
+            self.quantile_layer is not None and "quantile_layer" not in _HEADS
+        ):  # transformers 4 wants existing ones only
+            self._keep_in_fp32_modules = self._keep_in_fp32_modules_strict = [*_HEADS, "quantile_layer"]  # type: ignore[misc]
+        self.steering = steering_terms(config)
+        self.gating = GatingNetwork(
+            d,
+            k,
+            hidden_size=config.gating_hidden_dim,
+            hidden_layers=config.gating_n_hidden,
+            temperature=config.gating_temperature,
+        )
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, *model_args: Any, **kwargs: Any) -> Any:
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *model_args: Any, **kwargs: Any) -> Any:
         """Load from a folder or a hub id; every tensor must be there and fit.
 
         Args:
-            kwargs: as for any transformers model; the dtype is that of the backbone's weights by default. Only
+            kwargs: as for any transformers model; the default dtype is that of the backbone's weights. Only
                 safetensors are read.
 
         Raises:
-            ValueError: naming every tensor that is missing, unexpected or misshapen.
+            ValueError: naming every tensor that is missing, unexpected or of another shape.
         """
         name = str(pretrained_model_name_or_path)
         wants_report = kwargs.pop("output_loading_info", False)
         dtype = next(
-            (asked for key in ("dtype", "torch_dtype") if (asked := kwargs.pop(key, None)) is not None), "auto"
+            (given for key in ("dtype", "torch_dtype") if (given := kwargs.pop(key, None)) is not None), "auto"
         )
-        if dtype == "auto":  # transformers would go by the config, or by whatever tensor comes first
+        if (
+            dtype == "auto" and kwargs.get("state_dict") is None
+        ):  # transformers would use the config's, or the first tensor's
             dtype = stored_dtype(name, {key: kwargs[key] for key in _HUB_OPTIONS if key in kwargs})
         kwargs["dtype" if _VERSION >= (4, 56) else "torch_dtype"] = dtype
-        # Mismatched tensors are let through to the report, which names them, and refused there.
+        # Mismatched tensors are let through to the report, which names them, and rejected there.
         kwargs |= {"output_loading_info": True, "use_safetensors": True, "ignore_mismatched_sizes": True}
-        model, report = super().from_pretrained(name, *model_args, **kwargs)
-        require_complete(name, report)
+        model, report = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+        faults = loading_faults(report)
+        if faults:
+            raise cls._checkpoint_error(f"{name}: the checkpoint does not fit: {'; '.join(faults)}")
         return (model, report) if wants_report else model
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> RewardModel:
-        """Every move and cast of a module goes through here: heads are moved, and never cast."""
+        """Every move and cast of a module goes through here: heads are moved, but never cast."""
 
         def without_cast(tensor: torch.Tensor) -> torch.Tensor:
             applied = fn(tensor)
@@ -228,8 +273,8 @@ class RewardModel(PreTrainedModel):
         return super()._apply(without_cast, recurse=False)
 
     def is_custom_code(self) -> bool:
-        """Whether the backbone's code is: transformers asks before it computes buffers that no checkpoint holds, and
-        would leave those of its own backbones as they were allocated inside a class that is not its own."""
+        """Whether the backbone is custom code: transformers computes the buffers that no checkpoint holds only for its
+        own classes, and would leave those of the backbone uninitialised."""
         return self.model.is_custom_code()
 
     def forward(
@@ -245,17 +290,17 @@ class RewardModel(PreTrainedModel):
         """Score token ids.
 
         Args:
-            input_ids: (B, t), or the whole mapping that a tokenizer returns. BOS is taken once, however often it
-                stands at the start of a row (tokenizing text that the chat template rendered may write a second one).
+            input_ids: (B, t), or the mapping that a tokenizer returns. Repeated BOS at the start of a row count once
+                (tokenizing text rendered by the chat template may add a second one).
             attention_mask: (B, t), 1 for real tokens; padding on either side.
-            gate_positions: (B,) index of the gate in each row; searched by the config's gate pattern if absent.
+            gate_positions: (B,) index of the gate in each row; by default the last match of the config's gate pattern.
             position_ids: (B, t); by default real tokens are counted from 0.
-            labels: (B,) or (B, 1) scores to compare with; the output then has a `loss`.
+            labels: (B,) or (B, 1) target scores; the output then has a `loss`.
             return_dict: False for a plain tuple.
-            kwargs: passed on to the backbone, but for `use_cache` and `token_type_ids`, which mean nothing here.
+            kwargs: passed to the backbone, except `use_cache` and `token_type_ids`, which do not apply.
 
         Raises:
-            ValueError: where a row holds no real token, not the gate pattern, or ends that may be padding or text.
+            ValueError: if a row has no real token, no gate pattern, or ends that may be padding or text.
         """
         if isinstance(input_ids, Mapping):
             given = {
@@ -276,7 +321,7 @@ class RewardModel(PreTrainedModel):
             raise ValueError(f"attention_mask {tuple(mask.shape)}, expected the shape of ids {tuple(input_ids.shape)}")
         empty = torch.nonzero(~mask.any(1)).flatten().tolist()
         if empty:
-            raise ValueError(f"rows {empty} hold no real token, expected a conversation")
+            raise ValueError(f"rows {empty} have no real token, expected a conversation")
         if gate_positions is None:
             gate_positions = find_gate(input_ids, mask, self.config.gate_pattern)
         mask = with_one_bos(input_ids, mask, self._backbone_id("bos_token_id"))
@@ -291,22 +336,22 @@ class RewardModel(PreTrainedModel):
         rows = torch.arange(len(states), device=states.device)
         output = self.score_features(states[rows, lengths.to(states.device) - 1], states[rows, gates.to(states.device)])
         if labels is not None:
-            output = ArmoRMOutput(loss=mse_loss(output.score, labels.to(output.score).view(-1)), **output)
+            output = ArmoRMOutput(loss=functional.mse_loss(output.score, labels.to(output.score).view(-1)), **output)
         return output.to_tuple() if return_dict is False else output
 
     def transform(self) -> torch.Tensor:
         """T (k, k) as it is applied: as trained, or with its debiasing steered."""
-        transform, strength = self.reward_transform_matrix, self.weighing[3]
+        transform, strength = self.reward_transform_matrix, self.steering[3]
         if strength == 1:
             return transform
         identity = torch.eye(len(transform), dtype=transform.dtype, device=transform.device)
         return identity + strength * (transform - identity)
 
     def score_features(self, hidden_state: torch.Tensor, prompt_embedding: torch.Tensor) -> ArmoRMOutput:
-        """Everything after the backbone, in float32, of response and prompt features (B, d)."""
+        """Everything after the backbone, in float32, from response and prompt features (B, d) each."""
         with torch.autocast(hidden_state.device.type, enabled=False):
             rewards = self.regression_layer(hidden_state.float())
-            factors, fixed, gate_share, _ = self.weighing
+            factors, fixed, gate_share, _ = self.steering
             gating_output = self.gating(
                 prompt_embedding.float(), None if factors is None else rewards.new_tensor(factors)
             )
@@ -323,49 +368,45 @@ class RewardModel(PreTrainedModel):
             prompt_embedding=prompt_embedding,
         )
 
+    @property
+    def _backbone_config(self) -> PretrainedConfig:
+        return getattr(self.config, "backbone_config", self.config)
+
     def _backbone_id(self, name: str) -> Any:
-        """An id that the backbone's config names, such as its `bos_token_id`; a list where there are several."""
+        """An id of the backbone's config, such as its `bos_token_id`; a list if there are several."""
         return getattr(self._backbone_config.get_text_config(), name, None)
 
     def _mask_from_ids(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """Mask (B, t) by the config's pad id, for callers that pass none.
-
-        Raises:
-            ValueError: where the ends of a row may as well be text.
-        """
+        """Mask (B, t) by the config's pad id; ValueError if the ends of a row may as well be text."""
         pad_id, bos_id, eos_ids = self.config.pad_token_id, *map(self._backbone_id, ("bos_token_id", "eos_token_id"))
         ends = {*(eos_ids if isinstance(eos_ids, (list, tuple)) else [eos_ids]), *self.config.gate_pattern[:1]} - {None}
         rows = ambiguous_ends(input_ids, pad_id, bos_id, ends)
         if rows:
-            named = (
-                "an id that ends turns, twice" if pad_id is None else f"id {pad_id}, which pads rows and is text too"
-            )
-            raise ValueError(
-                f"rows {rows} begin or end with {named}: what is padding cannot be told; pass attention_mask"
-            )
+            named = "an id that ends turns, twice" if pad_id is None else f"id {pad_id}, which is both padding and text"
+            raise ValueError(f"rows {rows} begin or end with {named}: padding cannot be inferred; pass attention_mask")
         return infer_mask(input_ids, pad_id)
 
 
 class ArmoRMForSequenceClassification(RewardModel):
-    """A reward model whose config stands around its backbone's."""
+    """A reward model whose config contains its backbone's."""
 
     config_class = ArmoRMConfig
 
 
-class LlamaForRewardModelWithGating(RewardModel):
-    """A reward model on Llama, its config a Llama's with `num_objectives` and the gate's shape."""
-
-    config_class = LlamaConfig
-
-
-class Gemma2ForRewardModelWithGating(RewardModel):
-    """A reward model on Gemma 2, its config a Gemma 2's with `num_objectives` and the gate's shape."""
-
-    config_class = Gemma2Config
+def __getattr__(name: str) -> Any:
+    """`LlamaForRewardModelWithGating` and `Gemma2ForRewardModelWithGating`, whose configs are those of the backbone and
+    the gate's shape. They are created on first use because armorm's registration may import this file while
+    transformers is still importing the config of Llama."""
+    family = name.removesuffix("ForRewardModelWithGating")
+    if family not in ("Llama", "Gemma2"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    config_class = getattr(transformers, f"{family}Config")
+    globals()[name] = type(name, (RewardModel,), {"__module__": __name__, "config_class": config_class})
+    return globals()[name]
 
 
 def infer_mask(input_ids: torch.Tensor, pad_id: int | None) -> torch.Tensor:
-    """Mask (B, t) that leaves out runs of the pad id at both ends; a pad id inside the text is text."""
+    """Mask (B, t) that excludes runs of the pad id at both ends; a pad id inside the text is text."""
     real = torch.ones_like(input_ids, dtype=torch.bool) if pad_id is None else input_ids != pad_id
     from_left = real.long().cumsum(1) > 0
     from_right = real.flip(1).long().cumsum(1).flip(1) > 0
@@ -376,7 +417,7 @@ def ambiguous_ends(input_ids: torch.Tensor, pad_id: int | None, bos_id: int | No
     """Rows that begin or end with what may be padding or text.
 
     Args:
-        pad_id: the pad id; callers of a model without one pad with an id of `ends`, which then stands there twice.
+        pad_id: the pad id; without one, callers pad with an id of `ends`, which is then repeated.
         ends: ids that end conversations or turns.
     """
     if pad_id is None:
@@ -390,7 +431,7 @@ def ambiguous_ends(input_ids: torch.Tensor, pad_id: int | None, bos_id: int | No
 
 
 def with_one_bos(input_ids: torch.Tensor, mask: torch.Tensor, bos_id: int | None) -> torch.Tensor:
-    """The mask (B, t) without all but the last of the BOS that a row begins with."""
+    """The mask (B, t) with only the last of the BOS at the start of each row."""
     if bos_id is None:
         return mask
     starting = mask & ((mask & (input_ids != bos_id)).cumsum(1) == 0)
@@ -399,10 +440,10 @@ def with_one_bos(input_ids: torch.Tensor, mask: torch.Tensor, bos_id: int | None
 
 
 def to_the_left(mask: torch.Tensor, gate_positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Where to take tokens from, so that the real ones of each row stand at its beginning.
+    """The order that moves the real tokens of each row to its beginning.
 
     Returns:
-        order (B, u) of indices into t, u the most real tokens of a row; lengths (B,); gate positions (B,) after it.
+        indices (B, u) into t, with u the most real tokens of a row; lengths (B,); gate positions (B,) in that order.
 
     Raises:
         ValueError: naming the rows whose gate is not a real token.
@@ -411,7 +452,7 @@ def to_the_left(mask: torch.Tensor, gate_positions: torch.Tensor) -> tuple[torch
     gate = torch.where(outside, 0, gate_positions)[:, None]
     lost = torch.nonzero(outside | ~mask.gather(1, gate)[:, 0]).flatten().tolist()
     if lost:
-        raise ValueError(f"rows {lost} have their gate at {gate_positions[lost].tolist()}, expected a real token there")
+        raise ValueError(f"rows {lost} have their gate at {gate_positions[lost].tolist()}, expected a real token")
     lengths = mask.sum(1)
     order = (~mask).long().argsort(dim=1, stable=True)[:, : int(lengths.max())]
     return order, lengths, mask.cumsum(1).gather(1, gate)[:, 0] - 1
@@ -421,51 +462,63 @@ def find_gate(input_ids: torch.Tensor, mask: torch.Tensor, pattern: list[int]) -
     """Start (B,) of the last match of the gate pattern among the real tokens.
 
     Raises:
-        ValueError: naming the rows without a match and the ids that were looked for.
+        ValueError: naming the rows without a match and the ids that were searched.
     """
     if not pattern:
         raise ValueError("the config has no gate_pattern; pass gate_positions")
     if input_ids.shape[1] < len(pattern):
-        raise ValueError(f"rows of {input_ids.shape[1]} tokens cannot hold the gate pattern {pattern}")
+        raise ValueError(f"rows of {input_ids.shape[1]} tokens are shorter than the gate pattern {pattern}")
     wanted = torch.tensor(pattern, device=input_ids.device)
     windows = input_ids.unfold(1, len(pattern), 1)
     found = (windows == wanted).all(2) & mask.unfold(1, len(pattern), 1).all(2)
     absent = torch.nonzero(~found.any(1)).flatten().tolist()
     if absent:
         raise ValueError(
-            f"rows {absent} hold no gate pattern {pattern}: expected ids rendered by the model's own chat template"
+            f"rows {absent} have no gate pattern {pattern}: expected ids rendered by the model's own chat template"
         )
     return torch.where(found, torch.arange(found.shape[1], device=found.device), -1).amax(1)
 
 
 def gate_pattern(config: PretrainedConfig) -> list[int]:
-    """Ids from the gate to the start of the reply; the layout of the published models keeps them apart, if at all."""
-    kept_apart = (getattr(config, "armorm", None) or {}).get("gate_pattern")
-    return getattr(config, "gate_pattern", None) or kept_apart or _GATE_PATTERNS.get(config.model_type, [])
+    """Ids from the gate to the start of the reply; in the released layout, in the field `armorm` or by model type."""
+    own = (getattr(config, "armorm", None) or {}).get("gate_pattern")
+    return getattr(config, "gate_pattern", None) or own or GATE_PATTERNS.get(config.model_type, [])
 
 
 def attention_options(text: PretrainedConfig) -> dict[str, str]:
-    """What lets a backbone compute attention itself where sdpa leaves something out or refuses it: the cap on its
-    logits, and before transformers 4.53 windows too."""
-    left_out = ["attn_logit_softcapping", *(["sliding_window"] if _VERSION < (4, 53) else [])]
-    concerned = any(getattr(text, field, None) for field in left_out)
+    """`eager` attention for backbones that sdpa computes wrongly: it omits the cap on attention logits, and before
+    transformers 4.53 sliding windows too."""
+    omitted = ["attn_logit_softcapping", *(["sliding_window"] if _VERSION < (4, 53) else [])]
+    concerned = any(getattr(text, field, None) for field in omitted)
     return (
         {"attn_implementation": "eager"} if concerned and text._attn_implementation in (None, "sdpa", "eager") else {}
     )
 
 
-def weighing(config: PretrainedConfig) -> tuple[list[float] | None, list[float] | None, float, float]:
-    """What steering does: weights = fixed + share * softmax(logits + log factors), T' = I + strength * (T - I).
+def quantile_layer(config: PretrainedConfig, d: int) -> nn.Linear | None:
+    """Quantiles of the residual of each reward, objective after objective; None for a model without."""
+    quantiles = getattr(config, "quantiles", None)
+    if not quantiles:
+        return None
+    return nn.Linear(d, len(quantiles["objectives"]) * len(quantiles["levels"]), dtype=torch.float32)
+
+
+def steering_terms(config: PretrainedConfig) -> tuple[list[float] | None, list[float] | None, float, float]:
+    """Terms of steered weights: weights = fixed + share * softmax(logits + log factors), T' = I + strength * (T - I).
 
     Returns:
-        factors (k,) or None, fixed weights (k,) or None, the gate's share, the strength of debiasing.
+        factors (k,) or None for the gate as trained; fixed weights (k,), which sum to 1 - share, or None; the gate's
+        share, 0 to 1; the strength of debiasing, at least 0.
+
+    Raises:
+        ValueError: for unknown settings or objectives.
     """
     steering = getattr(config, "steering", None)
     if not steering:
         return None, None, 1.0, 1.0
-    unread = sorted(set(steering) - {"multiply", "drop", "pin", "blend", "debias_strength"})
-    if unread:
-        raise ValueError(f"the config steers by {unread}, which this file does not know")
+    unknown = sorted(set(steering) - {"multiply", "drop", "pin", "blend", "debias_strength"})
+    if unknown:
+        raise ValueError(f"the config steers by {unknown}, which this version does not support")
     multiply, drop, pin = steering.get("multiply", {}), steering.get("drop", ()), steering.get("pin", {})
     share, weights = (steering.get("blend") or {}).get("share", 0.0), (steering.get("blend") or {}).get("weights", {})
     names = [objective["name"] for objective in config.objectives]
@@ -487,26 +540,35 @@ def weighing(config: PretrainedConfig) -> tuple[list[float] | None, list[float] 
 
 
 def stored_dtype(name: str, options: dict[str, Any]) -> torch.dtype | str:
-    """dtype of the backbone's weights as they stand in the files; "auto" where there are none to look into."""
+    """dtype of most of the backbone's weights in the (first) file of a checkpoint; "auto" if there is none to read."""
     options = {**options, "_raise_exceptions_for_missing_entries": False}
     file = cached_file(name, "model.safetensors", **options)
     if file is None:
         index = cached_file(name, "model.safetensors.index.json", **options)
         if index is None:
             return "auto"
-        places = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"]
-        file = cached_file(name, next(shard for key, shard in places.items() if key.startswith("model.")), **options)
+        shards = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"]
+        first = next((shard for key, shard in shards.items() if key.startswith("model.")), None)
+        if first is None:
+            return "auto"
+        file = cached_file(name, first, **options)
+    sizes: Counter[torch.dtype] = Counter()
     with safe_open(file, framework="pt") as tensors:
-        found = (tensors.get_slice(key)[:0].dtype for key in tensors.keys() if key.startswith("model."))  # noqa: SIM118
-        return next((dtype for dtype in found if dtype.is_floating_point), "auto")
+        for key in tensors.keys():  # noqa: SIM118
+            if key.startswith("model."):
+                entry = tensors.get_slice(key)
+                sizes[entry[:0].dtype] += math.prod(entry.get_shape())
+    return next((dtype for dtype, _ in sizes.most_common() if dtype.is_floating_point), "auto")
 
 
-def require_complete(name: str, report: Any) -> None:
-    """Refuse a checkpoint that did not fill the model, by the loading report of transformers."""
+def loading_faults(report: Any) -> list[str]:
+    """Tensors of a loading report of transformers that are missing, unexpected, or of another shape."""
     faults = []
     for kind in ("missing", "unexpected", "mismatched"):
-        keys = sorted(key if isinstance(key, str) else str(key[0]) for key in report.get(f"{kind}_keys", ()))
+        keys = sorted(
+            key if isinstance(key, str) else f"{key[0]} (shape {list(key[1])}, expected {list(key[2])})"
+            for key in report.get(f"{kind}_keys", ())
+        )
         if keys:
             faults.append(f"{kind} {', '.join(keys)}")
-    if faults:
-        raise ValueError(f"{name}: the checkpoint does not fit: {'; '.join(faults)}")
+    return faults

@@ -26,9 +26,9 @@ from armorm.evaluation.audits.debiasing import (
 from armorm.evaluation.audits.uncertainty import uncertainty_audit
 from armorm.evaluation.runner import evaluate
 from armorm.heads.debiasing import Debiasing
-from armorm.heads.gating import GatingNetwork
 from armorm.heads.regression import RegressionHead
 from armorm.heads.uncertainty import Uncertainty
+from armorm.model.remote_code import GatingNetwork
 from armorm.reward_model import ArmoRM
 from armorm.training.dataset import TrainingData, group_index
 from armorm.training.featurize import Corpus

@@ -40,11 +40,11 @@ from armorm.files import plain, write_json, write_text
 from armorm.heads.accumulation import RatedBlock, accumulate, blocks_of
 from armorm.heads.debiasing import fit_debiasing
 from armorm.heads.gate_training import GateReport, GateSettings, RewardPairs, fit_gate
-from armorm.heads.gating import GatingNetwork
 from armorm.heads.regression import RegressionHead, fold_of
 from armorm.heads.statistics import RatingStatistics
 from armorm.heads.uncertainty import Uncertainty
 from armorm.model.modeling import ArmoRMForSequenceClassification
+from armorm.model.remote_code import GatingNetwork
 from armorm.objectives import ObjectiveSet
 from armorm.reward_model import ArmoRM
 from armorm.training.dataset import HELD_OUT_PAIRS, held_out_prompts, is_test

@@ -32,11 +32,11 @@ from armorm.data.preferences import PreferencePair
 from armorm.data.ratings import RatingTable
 from armorm.files import plain, write_json, write_text
 from armorm.heads.debiasing import Debiasing
-from armorm.heads.gating import GatingNetwork
 from armorm.heads.regression import RegressionHead, fold_of
 from armorm.heads.uncertainty import Uncertainty
 from armorm.model.configuration import ArmoRMConfig
 from armorm.model.modeling import ArmoRMForSequenceClassification
+from armorm.model.remote_code import GatingNetwork
 from armorm.objectives import ObjectiveSet
 from armorm.reward_model import ArmoRM
 from armorm.training.dataset import TrainingData, read_training_data

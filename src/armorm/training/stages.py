@@ -25,12 +25,12 @@ from armorm.files import plain, read_arrays, write_arrays
 from armorm.heads.accumulation import RatedBlock, accumulate, blocks_of
 from armorm.heads.debiasing import Debiasing, fit_debiasing, no_debiasing
 from armorm.heads.gate_training import GateReport, GateSettings, RewardPairs, fit_gate
-from armorm.heads.gating import GatingNetwork
 from armorm.heads.joint import JointPairs, JointReport, fit_joint
 from armorm.heads.quantiles import fit_quantiles
 from armorm.heads.regression import RegressionHead, RegressionReport, fit_from_statistics, fold_of
 from armorm.heads.statistics import RatingStatistics
 from armorm.heads.uncertainty import ENOUGH_LEVELS, Uncertainty, calibrate, error_correlation, fit_uncertainty
+from armorm.model.remote_code import GatingNetwork
 from armorm.reward_model import ArmoRM
 from armorm.training.dataset import HELD_OUT_PAIRS, group_index, held_out_prompts, relative_margins
 from armorm.training.featurize import Corpus, StoredRows, statistics_by_ray

@@ -135,7 +135,10 @@ def test_the_strength_of_debiasing_is_kept_and_zero_is_one():
         ({"pin": {"helpful": 0.5}, "drop": ["helpful"]}, "objective helpful is both pinned and dropped"),
         ({"pin": {"helpful": 0.5}, "multiply": {"helpful": 2.0}}, "objective helpful is both pinned and multiplied"),
         ({"pin": {"verbosity": 0.0}}, "objective verbosity cannot be dropped"),
-        ({"pin": {"verbosity": 0.5}, "drop": ["helpful", "harmless", "style"]}, "sum to 0.5 and no other objective remains"),
+        (
+            {"pin": {"verbosity": 0.5}, "drop": ["helpful", "harmless", "style"]},
+            "sum to 0.5 and no other objective remains",
+        ),
         ({"pin": {"stile": 0.5}}, r"unknown objective 'stile' \(did you mean style\?\)"),
         ({"blend": {"share": 2}}, "blend.share: found 2, expected a share from 0 to 1"),
         ({"blend": {"weights": {"style": 1}}}, "blend.share: found None"),

@@ -108,7 +108,7 @@ def test_conversations_are_immutable_and_can_be_collected_in_sets():
         ([user(), assistant(reasoning_content="é\ud800")], "messages[1].reasoning_content", "surrogate at character 1"),
         ([user(), assistant(tool_calls="call")], "messages[1].tool_calls", "found 'call', expected a list of objects"),
         ([user(), assistant(tool_calls=CALL)], "messages[1].tool_calls", "expected a list of objects"),
-        ([user(), assistant(tool_calls=[{"name": b"x"}])], "messages[1].tool_calls", "what JSON cannot hold"),
+        ([user(), assistant(tool_calls=[{"name": b"x"}])], "messages[1].tool_calls", "a value that is not JSON"),
         ([user(), assistant(tool_calls=[{"name": "\ud800"}])], "messages[1].tool_calls", "lone surrogate"),
     ],
 )

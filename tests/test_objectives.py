@@ -172,7 +172,7 @@ def test_a_set_survives_a_config_file():
 
 @pytest.mark.parametrize("entry", [{"name": "a"}, {"name": "a", "colour": "red"}, "a"])
 def test_a_config_entry_that_is_no_objective_is_refused(entry):
-    with pytest.raises(ObjectiveError, match="objectives that cannot be read"):
+    with pytest.raises(ObjectiveError, match="invalid objectives"):
         ObjectiveSet.from_dicts([entry])
 
 

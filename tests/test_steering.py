@@ -191,7 +191,7 @@ def test_a_policy_says_what_the_arguments_say_and_settings_are_written_as_one(tm
         ("drop: {style: 1}", r"policy.yaml, drop: found .*, expected a list of objectives"),
         ("blend: 0.5", r"policy.yaml, blend: found 0.5, expected share and weights"),
         ("blend: {share: 0.5, weights: {style: yes}}", r"policy.yaml, blend.weights.style: found True"),
-        ("pin: {style: 0.5}\npin: {helpful: 0.5}", r"policy.yaml: not valid YAML: key 'pin' stands twice"),
+        ("pin: {style: 0.5}\npin: {helpful: 0.5}", r"policy.yaml: not valid YAML: key 'pin' occurs twice"),
         ("- style", r"policy.yaml: found \['style'\], expected keys and values: multiply, drop"),
         ("multiply: {", r"policy.yaml: not valid YAML"),
     ],

@@ -1,14 +1,9 @@
-"""Conversations: the unit that everything above reads, scores and explains.
+"""Conversations: the unit that is read, scored and explained.
 
-In:  chat messages as people have them: a list of `{"role", "content"}`, or a prompt and a response.
-Out: a validated, immutable `Conversation`: the prompt (all turns before the last reply) and the
-     response (the last reply), with keys that address both by content.
-
-Rules. Roles are system, user, assistant and tool. The last message is the assistant's reply: it is
-what is scored and may not be blank, unless it calls tools. At least one message stands before it.
-Content is text, or a list of text parts (joined); it may be absent where a turn calls tools.
-What else a message carries (`tool_calls`, `tool_call_id`, `name`, `reasoning_content`) is kept and
-handed to the chat template; an empty list of tool calls is none.
+Rules: roles are system, user, assistant and tool. The last message is the assistant's reply, which is scored and may
+not be blank unless it calls tools; at least one message precedes it. Content is text or a list of text parts (joined);
+a turn that calls tools may have none. Other fields (`tool_calls`, `tool_call_id`, `name`, `reasoning_content`) are
+passed to the chat template; an empty list of tool calls counts as none.
 """
 
 from __future__ import annotations
@@ -31,20 +26,14 @@ _CANONICAL = json.JSONEncoder(sort_keys=True, ensure_ascii=False)
 
 @dataclass(frozen=True)
 class Message:
-    """One turn.
-
-    Attributes:
-        role: one of `ROLES`.
-        content: its text.
-        extra: further fields for the chat template, from `EXTRA_FIELDS`.
-    """
+    """One turn, with a role of `ROLES` and optional fields of `EXTRA_FIELDS`."""
 
     role: str
     content: str
     extra: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def to_dict(self) -> dict[str, Any]:
-        """The message as a plain dictionary, in the form chat templates read."""
+        """The message as chat templates expect it."""
         return {"role": self.role, "content": self.content, **self.extra}
 
 
@@ -101,7 +90,7 @@ class Conversation:
         """A conversation from a prompt (text of one user turn, or messages) and a response (text, or one message).
 
         Args:
-            name: what a fault in the response calls it, such as the column it stands in.
+            name: of the response in error messages, such as its column.
 
         Raises:
             ConversationError: naming the field (`prompt[i].role`, `response`), what was found and what was expected.
@@ -119,22 +108,22 @@ class Conversation:
 
     @property
     def prompt(self) -> tuple[Message, ...]:
-        """All turns before the last reply."""
+        """All messages before the reply."""
         return self.messages[:-1]
 
     @property
     def response(self) -> str:
-        """Text of the last reply."""
+        """Text of the reply."""
         return self.messages[-1].content
 
     @cached_property
     def key(self) -> str:
-        """32 hex digits that address the whole conversation by content."""
+        """32 hex digits, a hash of the conversation's content."""
         return content_key(self.messages)
 
     @cached_property
     def prompt_key(self) -> str:
-        """32 hex digits that address the prompt by content; every split is by this key."""
+        """32 hex digits, a hash of the prompt's content; all splits are by this key."""
         return content_key(self.prompt)
 
     def to_list(self) -> list[dict[str, Any]]:
@@ -152,7 +141,7 @@ def content_key(messages: Sequence[Message]) -> str:
 
 
 def prompt_messages(prompt: str | Iterable[MessageLike]) -> list[MessageLike]:
-    """The turns of a prompt: a text is one user turn."""
+    """The messages of a prompt; text is one user turn."""
     if isinstance(prompt, str):
         return [{"role": "user", "content": prompt}]
     if isinstance(prompt, Mapping) or not isinstance(prompt, Iterable):
@@ -161,7 +150,7 @@ def prompt_messages(prompt: str | Iterable[MessageLike]) -> list[MessageLike]:
 
 
 def response_messages(response: str | Iterable[MessageLike], name: str = "response") -> list[MessageLike]:
-    """The reply as one assistant turn: from text, a message, or a list of one message."""
+    """The reply as a list of one message, from text, a message, or such a list."""
     if isinstance(response, str):
         return [{"role": "assistant", "content": response}]
     if isinstance(response, (Message, Mapping)):
@@ -203,7 +192,7 @@ def _extra(entry: Mapping[str, Any], place: str) -> dict[str, Any]:
         try:
             text = json.dumps(value, ensure_ascii=False)
         except (TypeError, ValueError) as error:
-            raise ConversationError(f"found what JSON cannot hold: {error}", field) from None
+            raise ConversationError(f"found a value that is not JSON: {error}", field) from None
         _check_unicode(text, field)
     if not extra.get("tool_calls"):
         extra.pop("tool_calls", None)

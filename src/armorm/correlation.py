@@ -1,4 +1,4 @@
-"""Correlation of two vectors: Pearson and Spearman, 0 where one of them is constant."""
+"""Correlation of two vectors: Pearson and Spearman, 0 if one of them is constant."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ Metric = Literal["spearman", "pearson"]
 
 
 def correlation(metric: Metric) -> Callable[[np.ndarray, np.ndarray], float]:
-    """The function that measures correlation by that metric."""
+    """The function of a metric."""
     return spearman if metric == "spearman" else pearson
 
 
 def pearson(first: np.ndarray, second: np.ndarray) -> float:
-    """Pearson correlation of two vectors (n,), -1 to 1; 0 where one side is constant."""
+    """Pearson correlation of two vectors (n,), -1 to 1; 0 if one is constant."""
     first, second = first - first.mean(), second - second.mean()
     norm = np.sqrt((first @ first) * (second @ second))
     return float(first @ second / norm) if norm > 0 else 0.0
 
 
 def spearman(first: np.ndarray, second: np.ndarray) -> float:
-    """Spearman rank correlation of two vectors (n,), ties at their mean rank; 0 where one side is constant."""
+    """Spearman rank correlation of two vectors (n,), ties at their mean rank; 0 if one is constant."""
     return pearson(rankdata(first), rankdata(second))

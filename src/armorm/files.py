@@ -1,9 +1,6 @@
-"""Files that are whole or absent: everything that armorm writes appears under its name only when complete. Logs grow by
-whole lines.
+"""Write files completely or not at all: under a temporary name in the same folder, then renamed in one step.
 
-In:  a path and what to write.
-Out: the file, written beside its place and moved there in one step, so that a kill at any moment leaves
-     either the old file, or none, or the new one.
+If the process is killed, the old file, no file or the complete new file remains. Logs are appended to by whole lines.
 """
 
 from __future__ import annotations
@@ -22,13 +19,13 @@ if TYPE_CHECKING:
 
 
 class UniqueKeys(yaml.SafeLoader):
-    """Safe YAML in which a key may stand once only."""
+    """Safe YAML that rejects duplicate keys."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         doubled = next((key for key in keys if keys.count(key) > 1), None)
         if doubled is not None:
-            raise yaml.YAMLError(f"key {doubled!r} stands twice (line {node.start_mark.line + 1})")
+            raise yaml.YAMLError(f"key {doubled!r} occurs twice (line {node.start_mark.line + 1})")
         return super().construct_mapping(node, deep)
 
 
@@ -39,7 +36,7 @@ def read_yaml(text: str) -> Any:
 
 @contextmanager
 def text_file(path: Path) -> Iterator[TextIO]:
-    """A text file to write to bit by bit; it takes its name when the block ends without an error."""
+    """A text file to write to; it gets its name when the block ends without an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -53,7 +50,7 @@ def text_file(path: Path) -> Iterator[TextIO]:
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Call `write` with a temporary path in the same folder, then move that file to `path`."""
+    """Call `write` with a temporary path in the same folder, then move the file to `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -67,7 +64,7 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def _mode() -> int:
-    """Permissions of a new file under the present umask (some writers make theirs private)."""
+    """Permissions of a new file under the current umask (some writers create private files)."""
     mask = os.umask(0)
     os.umask(mask)
     return 0o666 & ~mask
@@ -79,7 +76,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def append_text(path: Path, text: str) -> None:
-    """Append whole lines to a log, in one write; a line that a killed writer left unfinished is ended first."""
+    """Append whole lines to a log in one write, after ending a line that a killed writer left unfinished."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "ab+", buffering=0) as file:
         if file.tell():
@@ -110,7 +107,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
 
 
 def plain(value: Any) -> Any:
-    """The same value in types that JSON has: arrays as lists, non-finite numbers as None."""
+    """The value in JSON types: arrays as lists, non-finite numbers as None."""
     import numpy as np
 
     if isinstance(value, Mapping):

@@ -1,14 +1,9 @@
-"""Objectives: what is rated, on which scale, and how a raw rating and a reward map to each other.
+"""Objectives: what is rated, on which scale, and the affine map between raw ratings and rewards.
 
-In:  names, sources, raw ranges and directions, from a recipe, a preset or a checkpoint's config.
-Out: `Objective` (one) and `ObjectiveSet` (ordered, k of them), with the affine map
-     raw = scale * reward + offset both ways.
-
-A reward lives on the mapped scale: 0 is the worst and 1 the best rating (FIELD 1). `min_max` puts the
-ends of the range at 0 and 1. `bin_centre` puts the m levels of an integer scale at the centres of m
-equal bins, as the released checkpoint has it: 0..4 at 0.1, 0.3, ... 0.9. An objective of direction
-`lower` (less is better) is flipped in the map, because gate weights are never negative; `neutral`
-(verbosity) is not flipped and carries no claim that more is better.
+raw = scale * reward + offset, where reward 0 is the worst and 1 the best rating. `min_max` maps the ends of the range
+to 0 and 1. `bin_centre` maps the m levels of an integer scale to the centres of m equal bins, as the released
+checkpoint does: 0..4 to 0.1, 0.3, ... 0.9. The map of an objective of direction `lower` (less is better) is flipped,
+because gating weights are never negative; `neutral` (verbosity) is not flipped and does not claim that more is better.
 """
 
 from __future__ import annotations
@@ -28,7 +23,7 @@ SCALE_MAPS: tuple[ScaleMap, ...] = ("min_max", "bin_centre")
 
 
 class ObjectiveError(ArmormError, ValueError):
-    """An objective that makes no sense: an empty range, an unknown name, the same name twice."""
+    """An invalid objective: an empty range, an unknown name, the same name twice."""
 
 
 @dataclass(frozen=True)
@@ -36,12 +31,12 @@ class Objective:
     """One human-readable objective.
 
     Attributes:
-        name: unique in its model, by habit `source-attribute`.
-        source: the data set whose raters and rubric it comes from; `computed` for measured ones.
-        low, high: valid raw range, both ends included.
+        name: unique in its model, by convention `source-attribute`.
+        source: the data set whose raters and rubric it comes from; `computed` for measured objectives.
+        low, high: valid raw range, inclusive.
         scale, offset: raw = scale * reward + offset.
         direction: `higher`, `lower` or `neutral`.
-        compute: name of the measure for a computed objective, None for a rated one.
+        compute: name of the measure of a measured objective, None for a rated one.
     """
 
     name: str
@@ -81,10 +76,10 @@ class Objective:
         """An objective with its map derived from the raw range.
 
         Args:
-            scale_map: `min_max`, or `bin_centre` for integer levels low..high (FIELD 1, released checkpoint).
+            scale_map: `min_max`, or `bin_centre` for integer levels low..high.
 
         Raises:
-            ObjectiveError: for a range that is empty, or that has no integer levels where the map needs them.
+            ObjectiveError: for an empty range, or one without integer ends for `bin_centre`.
         """
         if scale_map not in SCALE_MAPS:
             raise ObjectiveError(f"objective {name}: map {shown(scale_map)}, expected min_max or bin_centre")
@@ -134,8 +129,8 @@ class ObjectiveSet(Sequence[Objective]):
     """The k objectives of a model, in the order of its columns.
 
     Attributes:
-        names: their names.
-        scales, offsets: (k,) float64, of raw = scale * reward + offset.
+        names: (k,).
+        scales, offsets: (k,) float64, raw = scale * reward + offset.
     """
 
     def __init__(self, objectives: Iterable[Objective]) -> None:
@@ -170,11 +165,7 @@ class ObjectiveSet(Sequence[Objective]):
         return f"ObjectiveSet({', '.join(self.names)})"
 
     def position(self, name: str) -> int:
-        """Column of an objective.
-
-        Raises:
-            ObjectiveError: for an unknown name, with the nearest right one.
-        """
+        """Column of an objective; an `ObjectiveError` with the nearest name for an unknown one."""
         if name not in self.names:
             raise ObjectiveError(
                 f"unknown objective {name!r}{nearest(name, self.names)}; there are {', '.join(self.names)}"
@@ -182,15 +173,15 @@ class ObjectiveSet(Sequence[Objective]):
         return self.names.index(name)
 
     def to_raw(self, rewards: Any) -> np.ndarray:
-        """Raw-scale ratings of predicted rewards (..., k)."""
+        """Raw ratings of rewards (..., k)."""
         return np.asarray(rewards, np.float64) * self.scales + self.offsets
 
     def to_reward(self, ratings: Any) -> np.ndarray:
-        """Mapped rewards of raw ratings (..., k); missing (NaN) stays missing."""
+        """Rewards of raw ratings (..., k); NaN (missing) stays NaN."""
         return (np.asarray(ratings, np.float64) - self.offsets) / self.scales
 
     def to_dicts(self) -> list[dict[str, Any]]:
-        """Plain dictionaries for a config file."""
+        """Plain dictionaries, for a config file."""
         return [asdict(objective) for objective in self._objectives]
 
     @classmethod
@@ -198,12 +189,12 @@ class ObjectiveSet(Sequence[Objective]):
         """Inverse of `to_dicts`.
 
         Raises:
-            ObjectiveError: for an entry that is no objective.
+            ObjectiveError: for an invalid entry.
         """
         try:
             return cls(Objective(**entry) for entry in entries)
         except TypeError as error:
-            raise ObjectiveError(f"objectives that cannot be read: {error}") from None
+            raise ObjectiveError(f"invalid objectives: {error}") from None
 
 
 # Outputs of RLHFlow/ArmoRM-Llama3-8B-v0.1 in order: source, raw range, attributes. Its card gives the order and the map

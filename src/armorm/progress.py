@@ -1,9 +1,4 @@
-"""Progress on standard error for everything that takes more than two seconds.
-
-In:  a description, a total, a unit.
-Out: a bar with rate and time left on a terminal; elsewhere (logs, notebooks' raw streams) a plain line
-     every ten seconds. Nothing is shown in the first two seconds, so short work stays silent.
-"""
+"""Progress on stderr: a bar on a terminal, elsewhere a line every ten seconds; nothing in the first two seconds."""
 
 from __future__ import annotations
 
@@ -25,17 +20,13 @@ def ignore(count: int) -> None:
 
 
 def say(line: str) -> None:
-    """One line on standard error, about work that goes on."""
+    """Print one line to stderr."""
     Console(stderr=True).print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 @contextmanager
 def progress(description: str, total: int, unit: str = "rows") -> Iterator[Advance]:
-    """Show how far a piece of work is.
-
-    Yields:
-        A function to call with the number of units just done.
-    """
+    """Show the progress of a piece of work; yields a function to call with the number of units just done."""
     console = Console(stderr=True)
     print_line = partial(console.print, highlight=False, markup=False, soft_wrap=True)
     start = time.monotonic()

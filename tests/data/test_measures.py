@@ -93,7 +93,9 @@ def test_a_function_of_the_users_own_is_called_with_the_messages(tmp_path, monke
     )
     monkeypatch.syspath_prepend(tmp_path)
     assert values_of("python:own_measures:exclamations", "Hi!", "Oh!!", "no") == [1.0, 2.0, 0.0]
-    with pytest.raises(FitError, match=r"measure 'python:own_measures:words' gave 'many'.*expected a finite number"):
+    with pytest.raises(
+        FitError, match=r"measure 'python:own_measures:words' returned 'many'.*expected a finite number"
+    ):
         values_of("python:own_measures:words", "Hi!")
 
 
@@ -102,7 +104,7 @@ def test_a_function_of_the_users_own_is_called_with_the_messages(tmp_path, monke
     [
         ("python:no_such_module:f", "cannot be imported"),
         ("python:math:no_such_function", "cannot be imported"),
-        ("python:math:pi", "pi of math is no function"),
+        ("python:math:pi", "pi of math is not a function"),
         ("python:math", "expected python:MODULE:FUNCTION"),
         ("math:sqrt", "unknown measure"),
     ],

@@ -184,7 +184,7 @@ def test_the_first_fault_of_a_file_is_refused_with_its_line(tmp_path):
     with pytest.raises(DataError, match=r"a\.jsonl, row 2, field 'rejected': found columns"):
         read_preferences(write_rows(tmp_path / "a.jsonl", *rows))
     (tmp_path / "a.jsonl").write_text('{"prompt": "a", "chosen": "b", "chosen": "c", "rejected": "d"}\n')
-    with pytest.raises(DataError, match=r"a\.jsonl, row 1, field 'chosen': the column stands twice"):
+    with pytest.raises(DataError, match=r"a\.jsonl, row 1, field 'chosen': the column occurs twice"):
         read_preferences(Location.find(tmp_path / "a.jsonl"))
 
 

@@ -124,9 +124,9 @@ def test_a_row_of_another_layout_is_refused_by_its_field(tmp_path, preset, row, 
 def test_an_unknown_preset_is_refused_with_the_nearest_right_name():
     with pytest.raises(RecipeError, match=r"unknown preset 'helpster' \(did you mean helpsteer\?\)"):
         rating_preset("helpster")
-    with pytest.raises(RecipeError, match="unknown preset 'shp'; it is one of preference pairs"):
+    with pytest.raises(RecipeError, match="unknown preset 'shp'; it is a preset of preference pairs"):
         rating_preset("shp")
-    with pytest.raises(RecipeError, match="unknown preset 'beavertails'; it is one of ratings"):
+    with pytest.raises(RecipeError, match="unknown preset 'beavertails'; it is a preset of ratings"):
         preference_preset("beavertails")
 
 
@@ -138,7 +138,7 @@ def test_offline_one_line_says_what_is_missing_and_where_it_may_be_put(tmp_path,
     with pytest.raises(DataError) as caught:
         read_training_data(recipe)
     assert str(caught.value) == (
-        "nvidia/HelpSteer: the set is not in the cache of this machine and the hub cannot be reached; fetch it once with "
+        "nvidia/HelpSteer: the set is not in the local cache and the hub cannot be reached; fetch it once with "
         "a connection, or put its files into a folder nvidia/HelpSteer below data_root"
     )
 

@@ -92,8 +92,8 @@ def test_a_byte_order_mark_is_no_fault(tmp_path):
         (b"{'a': 1}", "", "invalid JSON at column 2"),
         (b"nonsense", "", "invalid JSON at column 1"),
         (b'{"a": "\xe9"}', "", "found a byte that is not UTF-8 at position 7"),
-        (b'{"a": 1, "b": 2, "a": 3}', "a", "the column stands twice, expected each column once"),
-        (b'{"m": [{"role": 1, "role": 2}]}', "role", "the column stands twice"),
+        (b'{"a": 1, "b": 2, "a": 3}', "a", "the column occurs twice, expected each column once"),
+        (b'{"m": [{"role": 1, "role": 2}]}', "role", "the column occurs twice"),
         (b"[1, 2]", "", "found [1, 2], expected a JSON object"),
         (b'"text"', "", "found 'text', expected a JSON object"),
         (b'{"a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "", "JSON nested too deeply"),
@@ -164,9 +164,9 @@ def test_a_damaged_archive_is_refused_by_name(tmp_path, name, damage, problem):
         (b'[{"a": 1}, 5]', 2, "", "found 5, expected an object"),
         (b'[{"a": 1},\n {"b": 2 "c": 3}]', None, "", "invalid JSON at line 2, column 10"),
         (b'[{"a": "\xff"}]', None, "", "found a byte that is not UTF-8 at position 8"),
-        (b'[{"a": 1}, {"a": 1, "b": 1, "b": 2}]', 2, "b", "the column stands twice"),
-        (b'[{"a": 1}, {}, {"m": [{"role": 1}, {"role": 1, "role": 2}]}]', 3, "role", "the column stands twice"),
-        (b'{"a": 1, "a": 2}', None, "a", "the column stands twice"),
+        (b'[{"a": 1}, {"a": 1, "b": 1, "b": 2}]', 2, "b", "the column occurs twice"),
+        (b'[{"a": 1}, {}, {"m": [{"role": 1}, {"role": 1, "role": 2}]}]', 3, "role", "the column occurs twice"),
+        (b'{"a": 1, "a": 2}', None, "a", "the column occurs twice"),
     ],
 )
 def test_a_broken_json_array_is_refused_with_its_place(tmp_path, text, row, field, problem):
@@ -180,7 +180,7 @@ def test_a_column_that_stands_twice_in_parquet_is_refused(tmp_path):
     path = tmp_path / "a.parquet"
     columns = [pyarrow.array([1]), pyarrow.array([2]), pyarrow.array([3])]
     pyarrow.parquet.write_table(pyarrow.Table.from_arrays(columns, names=["score", "note", "score"]), path)
-    assert str(refusal(path)) == f"{path}, field 'score': the column stands twice, expected each column once"
+    assert str(refusal(path)) == f"{path}, field 'score': the column occurs twice, expected each column once"
 
 
 def test_a_field_that_stands_twice_in_a_parquet_value_is_refused(tmp_path):
@@ -273,7 +273,7 @@ def test_a_hub_set_without_a_network_ends_in_one_clear_line(monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     error = refusal("nobody-armorm/no-such-set")
     assert error.file == "nobody-armorm/no-such-set"
-    assert str(error).startswith("nobody-armorm/no-such-set: the set is not in the cache of this machine and the hub ")
+    assert str(error).startswith("nobody-armorm/no-such-set: the set is not in the local cache and the hub ")
     assert "put its files into a folder nobody-armorm/no-such-set below data_root" in str(error)
     assert "\n" not in str(error)
 

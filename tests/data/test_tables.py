@@ -68,7 +68,7 @@ def test_messages_in_a_cell_are_read(tmp_path):
     ("content", "message"),
     [
         (b"", "row 1: found no header line"),
-        (b"a,b,a\n1,2,3\n", "field 'a': the column stands twice"),
+        (b"a,b,a\n1,2,3\n", "field 'a': the column occurs twice"),
         (b"a,b\n1,2\n1\n", "row 3: found 1 cells, expected 2"),
         (b"a,b\n1,\xff\n", "found a byte that is not UTF-8"),
         (b'a,b\n1,"2\n', "row 2: cannot be read as a table"),

@@ -125,7 +125,7 @@ def test_a_faulty_preference_entry_is_refused(entry, part):
 
 
 def test_keys_that_stand_twice_are_refused():
-    assert "'seed' stands twice" in refusal("seed: 1\nseed: 2\n")
+    assert "'seed' occurs twice" in refusal("seed: 1\nseed: 2\n")
 
 
 def test_text_that_is_no_yaml_is_refused_in_one_line():

@@ -1,12 +1,9 @@
-"""Overlap: whether a prompt is, but for its writing, one that is evaluated on.
+"""Decontamination: match training prompts with evaluation prompts up to formatting.
 
-In:  conversations.
-Out: a key of each prompt that ignores case, spaces, Unicode forms, punctuation around words, and system turns; and
-     whether it is among those of a set of prompts.
-
-A benchmark's prompt stands in training sets with another line break, another quotation mark, a system turn before
-it, and at times as the first turn of a longer dialogue whose later turns are not the benchmark's: the last is
-another prompt, and is kept. Signs inside and between words stay: 2+2 and 2-2, 1.5 and 15 are not the same question.
+A benchmark's prompt may be in a training set with another line break, other quotation marks or a system turn before
+it: the key ignores case, spaces, Unicode forms, punctuation around words, and system turns. Signs inside and between
+words count: 2+2 and 2-2, 1.5 and 15 are different questions. A longer dialogue that begins with a benchmark's prompt
+is another prompt, and is kept.
 """
 
 from __future__ import annotations
@@ -34,25 +31,18 @@ def overlap_key(conversation: Conversation) -> str:
 
 
 class KnownPrompts:
-    """Prompts to keep apart from training.
-
-    Attributes:
-        keys: exact content keys.
-        normal: normalised keys.
-    """
+    """Prompts to exclude from training."""
 
     def __init__(self, conversations: Iterable[Conversation] = ()) -> None:
-        self.keys: set[str] = set()
-        self.normal: set[str] = set()
+        self.keys: set[str] = set()  # exact
+        self.normal: set[str] = set()  # normalised
         self.add(conversations)
 
     def add(self, conversations: Iterable[Conversation]) -> None:
-        """Add the prompts of conversations."""
         for conversation in conversations:
             if conversation.prompt_key not in self.keys:
                 self.keys.add(conversation.prompt_key)
                 self.normal.add(overlap_key(conversation))
 
     def holds(self, conversation: Conversation) -> bool:
-        """Whether its prompt is one of them."""
         return conversation.prompt_key in self.keys or overlap_key(conversation) in self.normal

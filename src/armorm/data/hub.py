@@ -1,7 +1,7 @@
-"""Data sets read by the `datasets` library: hub sets (streamed, or from the local cache) and folders.
+"""Data sets read with the `datasets` library: hub sets (streamed, or from the local cache) and folders.
 
-Whether the hub answers is tested once per process, with a short timeout: the library itself would retry for half a
-minute for each set. A set that is neither cached nor reachable is an error that says where its files may be put.
+Whether the hub answers is tested once per process with a short timeout, because the library would retry for half a
+minute for each set. A set that is neither cached nor reachable is an error that says where to put its files.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _SAVED = ("dataset_dict.json", "state.json")
-_PATIENCE = 10  # seconds
+_TIMEOUT = 10  # seconds
 
 
 def folder_rows(path: Path, name: str, *, subset: str | None, split: str | None, data_dir: str | None) -> Iterator[Row]:
-    """Rows of a folder: saved by `datasets`, or holding data files.
+    """Rows of a folder of data files, or one saved by `datasets`.
 
     Raises:
-        DataError: for an unknown split, or damage, by name.
+        DataError: for an unknown split, or unreadable files.
     """
     import datasets
 
@@ -35,18 +35,18 @@ def folder_rows(path: Path, name: str, *, subset: str | None, split: str | None,
         else:
             data = datasets.load_dataset(str(path), subset, data_dir=data_dir, streaming=True)
     except _faults() as error:
-        raise DataError(f"cannot be read as a datasets folder: {_told(error)}", file=name) from error
+        raise DataError(f"cannot be read as a datasets folder: {_described(error)}", file=name) from error
     yield from _rows_of(data, name, split)
 
 
 def hub_rows(name: str, *, subset: str | None, offline: bool, split: str | None, **known: str | None) -> Iterator[Row]:
-    """Rows of a hub set, streamed; from the cache where the hub is out of reach, or with `offline`.
+    """Rows of a hub set: streamed, or from the cache if the hub is unreachable or `offline` is set.
 
     Args:
         known: `revision` and `data_dir`.
 
     Raises:
-        DataError: for a set that is neither cached nor can be fetched, an unknown split, or damage, by name.
+        DataError: for a set that is neither cached nor reachable, an unknown split, or unreadable files.
     """
     import datasets
 
@@ -59,17 +59,17 @@ def hub_rows(name: str, *, subset: str | None, offline: bool, split: str | None,
     except (ConnectionError, FileNotFoundError) as error:
         if not offline and _hub_answers():
             raise DataError(
-                f"cannot be read as a hub set, and no such file or folder: {_told(error)}", file=name
+                f"cannot be read as a hub set, and no such file or folder: {_described(error)}", file=name
             ) from error
         reason = "was not asked" if offline else "cannot be reached"
         raise DataError(
-            f"the set is not in the cache of this machine and the hub {reason}; fetch it once with a connection, or "
-            f"put its files into a folder {name} below data_root",
+            f"the set is not in the local cache and the hub {reason}; fetch it once with a connection, or put its "
+            f"files into a folder {name} below data_root",
             file=name,
         ) from error
     except _faults() as error:
         raise DataError(
-            f"cannot be read as a hub set, and no such file or folder: {_told(error)}", file=name
+            f"cannot be read as a hub set, and no such file or folder: {_described(error)}", file=name
         ) from error
     yield from _rows_of(data, name, split)
 
@@ -110,7 +110,7 @@ def _faults() -> tuple[type[Exception], ...]:
 
 @cache
 def _hub_answers() -> bool:
-    """Whether the hub answers within seconds; asked once in a process."""
+    """Whether the hub answers within seconds; tested once per process."""
     import urllib.error
     import urllib.request
 
@@ -120,9 +120,9 @@ def _hub_answers() -> bool:
     if datasets.config.HF_HUB_OFFLINE:
         return False
     try:
-        urllib.request.urlopen(huggingface_hub.constants.ENDPOINT, timeout=_PATIENCE).close()
+        urllib.request.urlopen(huggingface_hub.constants.ENDPOINT, timeout=_TIMEOUT).close()
     except urllib.error.HTTPError:
-        return True  # it answered, if only with a refusal
+        return True  # it answered, if only with an error
     except OSError:
         return False
     return True
@@ -130,7 +130,7 @@ def _hub_answers() -> bool:
 
 @contextmanager
 def _offline() -> Iterator[None]:
-    """Nothing is asked of the hub inside the block."""
+    """No requests to the hub within the block."""
     import datasets
     import huggingface_hub.constants
 
@@ -145,5 +145,5 @@ def _offline() -> Iterator[None]:
             place.HF_HUB_OFFLINE = value
 
 
-def _told(error: Exception) -> str:
+def _described(error: Exception) -> str:
     return f"{type(error).__name__}: {shown(str(error), 200)[1:-1]}"

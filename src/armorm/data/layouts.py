@@ -1,11 +1,9 @@
-"""Layouts of the public sets: from a row as it is published to the rows that it means.
+"""Layouts of public data sets: functions from a published row to the rows that it contains.
 
-In:  a `Row` of the set as it stands on the hub.
-Out: rated rows (`messages`, or `prompt` and `response`, with a column per rating) or preference rows (`prompt`,
-     `chosen`, `rejected`, `margin`), as plain dictionaries; none where the row states no rating or no preference.
-
-Each is a pure function. A row that lacks a column of its layout is refused by that column; ratings that the set
-itself marks as absent ("N/A") are missing, never guessed.
+A layout yields rated rows (`messages`, or `prompt` and `response`, with a column per rating) or preference rows
+(`prompt`, `chosen`, `rejected`, `margin`) as plain dictionaries; none for a row without a rating or preference. A row
+that lacks a column of its layout is an error naming the column; ratings that the set marks as absent ("N/A") are
+missing.
 """
 
 from __future__ import annotations
@@ -23,10 +21,10 @@ _SHP_MARKS = {1: ("human_ref_A", "human_ref_B"), 0: ("human_ref_B", "human_ref_A
 
 
 def renamed(columns: Mapping[str, str]) -> Layout:
-    """The layout of a set whose columns have names of their own.
+    """The layout of a set with other column names.
 
     Args:
-        columns: the set's own column for each of ours (`{"prompt": "question"}`).
+        columns: the set's column for each of ours (`{"prompt": "question"}`).
     """
 
     def layout(row: Row) -> Iterator[Mapping[str, Any]]:
@@ -40,7 +38,7 @@ def renamed(columns: Mapping[str, str]) -> Layout:
 
 
 def helpsteer(row: Row) -> Iterator[Mapping[str, Any]]:
-    """`prompt`, `response`, five ratings; HelpSteer2 writes earlier turns into the prompt, between `<extra_id_1>`."""
+    """`prompt`, `response`, five ratings; HelpSteer2 has earlier turns in the prompt, separated by `<extra_id_1>`."""
     values = dict(row.values)
     prompt = _get(row, "prompt", str)
     if _STEERLM_TURN.search(prompt):
@@ -55,7 +53,7 @@ def ultrafeedback(row: Row) -> Iterator[Mapping[str, Any]]:
         place = f"completions[{number}]"
         response = _inner(row, completion, "response", place)
         if not isinstance(response, str) or not response.strip():
-            continue  # a model that answered nothing: there is no response to rate
+            continue  # empty answer: no response to rate
         annotations = _inner(row, completion, "annotations", place)
         ratings = {
             name: _rating(row, (annotations.get(name) or {}).get("Rating"), f"{place}.annotations.{name}.Rating")
@@ -88,11 +86,11 @@ def feedback_collection(row: Row) -> Iterator[Mapping[str, Any]]:
 
 
 def rated_pair(chosen: str, rejected: str, prompt: str | None = None) -> Layout:
-    """The layout of sets of pairs whose sides are rated: two rated rows a pair.
+    """The layout of sets of pairs with rated sides: two rated rows per pair.
 
     Args:
-        chosen, rejected: name of a side's text or messages; its rating is in `NAME_rating`, less `_response`.
-        prompt: column of the prompt; None where the sides are whole conversations.
+        chosen, rejected: columns of text or messages; ratings are in `NAME_rating` (without `_response`).
+        prompt: column of the prompt; None if the sides are whole conversations.
     """
 
     def layout(row: Row) -> Iterator[Mapping[str, Any]]:
@@ -108,10 +106,10 @@ def rated_pair(chosen: str, rejected: str, prompt: str | None = None) -> Layout:
 
 
 def judged_generations(row: Row) -> Iterator[Mapping[str, Any]]:
-    """`system`, `input`, `generations` (two texts) and `rating` (two numbers by the judge, in their order)."""
+    """`system`, `input`, `generations` (two texts) and `rating` (the judge's two numbers, in the same order)."""
     ratings, generations = row.values.get("rating"), _get(row, "generations", list)
     if ratings is None:
-        return  # the judge gave none (42 rows of the published set)
+        return  # no rating (42 rows of the published set)
     if len(ratings) != len(generations):
         raise row.error(f"found {len(ratings)} ratings of {len(generations)} generations, expected one each", "rating")
     for generation, rating in zip(generations, ratings, strict=True):
@@ -119,10 +117,10 @@ def judged_generations(row: Row) -> Iterator[Mapping[str, Any]]:
 
 
 def mapped_ratings(scales: Mapping[str, tuple[float, float]]) -> Layout:
-    """The layout of a merged set that holds mapped rewards: back to raw ratings.
+    """The layout of a merged set of mapped rewards, which are mapped back to raw ratings.
 
     Args:
-        scales: of each column, (scale, offset) of raw = scale * reward + offset.
+        scales: (scale, offset) of each column: raw = scale * reward + offset.
     """
 
     def layout(row: Row) -> Iterator[Mapping[str, Any]]:
@@ -130,7 +128,7 @@ def mapped_ratings(scales: Mapping[str, tuple[float, float]]) -> Layout:
         for column, (scale, offset) in scales.items():
             value = values.get(column)
             if isinstance(value, (int, float)) and not isinstance(value, bool):
-                values[column] = round(value * scale + offset, 6)  # 5 * 0.7 - 0.5 is 3, but for rounding
+                values[column] = round(value * scale + offset, 6)  # 5 * 0.7 - 0.5 is 3 up to rounding
         yield values
 
     return layout
@@ -149,10 +147,10 @@ def shp(row: Row) -> Iterator[Mapping[str, Any]]:
 
 
 def safe_rlhf(by: str) -> Layout:
-    """`prompt`, `response_0`, `response_1` and the preferred one's number.
+    """`prompt`, `response_0`, `response_1` and the index of the preferred one.
 
     Args:
-        by: column of that number, `better_response_id` or `safer_response_id`.
+        by: column of the index, `better_response_id` or `safer_response_id`.
     """
 
     def layout(row: Row) -> Iterator[Mapping[str, Any]]:
@@ -167,7 +165,7 @@ def safe_rlhf(by: str) -> Layout:
 
 
 def helpsteer2_preference(row: Row) -> Iterator[Mapping[str, Any]]:
-    """`prompt`, `response_1`, `response_2`, `preference_strength` (-3: the first is much better); no ties."""
+    """`prompt`, `response_1`, `response_2`, `preference_strength` (-3: the first is much better); ties are skipped."""
     strength = _get(row, "preference_strength")
     if strength not in range(-3, 4):
         raise row.error(f"found {shown(strength)}, expected a whole number from -3 to 3", "preference_strength")
@@ -182,7 +180,7 @@ def helpsteer2_preference(row: Row) -> Iterator[Mapping[str, Any]]:
 
 
 def scored_pair(chosen_score: str, rejected_score: str) -> Layout:
-    """`chosen` and `rejected` with a score each; the difference is the margin where both are numbers."""
+    """`chosen` and `rejected` with a score each; the margin is the difference if both are numbers."""
 
     def layout(row: Row) -> Iterator[Mapping[str, Any]]:
         first, second = (row.values.get(name) for name in (chosen_score, rejected_score))
@@ -201,7 +199,7 @@ def responses_apart(row: Row) -> Iterator[Mapping[str, Any]]:
 
 
 def judged_pair(row: Row) -> Iterator[Mapping[str, Any]]:
-    """`system`, `input`, `chosen`, `rejected`, `status`; pairs whose status is a tie state no preference."""
+    """`system`, `input`, `chosen`, `rejected`, `status`; ties are skipped."""
     if row.values.get("status") != "tie":
         yield {
             "prompt": _asked(row),
@@ -229,7 +227,7 @@ def _inner(row: Row, entry: Any, name: str, place: str) -> Any:
 
 
 def _rating(row: Row, value: Any, place: str) -> float | None:
-    """A number, also as text; None where the set says that there is none."""
+    """A number, also as text; None if the set marks it as absent."""
     if value is None or (isinstance(value, str) and value.strip().upper() in ("", "N/A")):
         return None
     try:
@@ -250,5 +248,5 @@ def _steerlm_turns(text: str) -> list[dict[str, str]]:
     roles = {"User": "user", "Assistant": "assistant"}
     turns = [{"role": "user", "content": first}]
     turns += [{"role": roles[role], "content": words} for role, words in zip(rest[::2], rest[1::2], strict=True)]
-    # The published prompts end with the opening of the turn that the response fills, or before it.
+    # Published prompts end with the opening of the response's turn, or before it.
     return turns[:-1] if turns[-1]["role"] == "assistant" and not turns[-1]["content"].strip() else turns

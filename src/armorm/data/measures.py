@@ -1,13 +1,10 @@
-"""Computed objectives: measured on the response, not rated.
+"""Measured objectives: labels computed from the response's text instead of rated.
 
-In:  conversations, and how many tokens each response has.
-Out: raw values (n,), and the `Objective` whose scale comes from the training rows.
-
-`response_length` is log1p of the response's tokens; `list_density` and `markdown_density` are list items and
-Markdown elements per line that is not blank. `python:MODULE:FUNCTION` is a function of the user's own, called with
-the messages of a conversation and giving a number: naming one is asking for that module to be imported and its code
-to be run, and nothing else ever does so. The map puts the 1st percentile of the training rows at 0 and the 99th
-at 1; nothing is clipped. A computed objective is fitted like a rated one; its reward is the predicted value.
+`response_length` is log1p of the response's tokens; `list_density` and `markdown_density` are list items and Markdown
+elements per non-blank line. `python:MODULE:FUNCTION` is the user's own function of a conversation's messages, which
+returns a number: naming it imports that module and runs its code; nothing else does. The reward maps the 1st and 99th
+percentiles of the training rows to 0 and 1, without clipping. A measured objective is fitted like a rated one; its
+reward is predicted from features.
 """
 
 from __future__ import annotations
@@ -27,17 +24,17 @@ Measure = Callable[[Conversation, int], float]
 
 
 def response_length(conversation: Conversation, response_tokens: int) -> float:
-    """log1p of the response's tokens, template tokens not counted."""
+    """log1p of the response's tokens, without template tokens."""
     return float(np.log1p(response_tokens))
 
 
 def list_density(conversation: Conversation, response_tokens: int) -> float:
-    """List items per line that is not blank, 0 to 1."""
+    """List items per non-blank line, 0 to 1."""
     return list_items(conversation.response) / filled_lines(conversation.response)
 
 
 def markdown_density(conversation: Conversation, response_tokens: int) -> float:
-    """Headings, bold passages, list items, code, rows of tables and links, per line that is not blank."""
+    """Markdown elements (`markdown_elements`) per non-blank line."""
     return markdown_elements(conversation.response) / filled_lines(conversation.response)
 
 
@@ -51,17 +48,17 @@ OWN_FUNCTION = "python:"
 
 
 def find_measure(name: str) -> Measure:
-    """The function of a measure's name.
+    """The function of a measure.
 
     Raises:
-        ObjectiveError: for an unknown measure, with the nearest right one; for a module or function that is not there.
+        ObjectiveError: for an unknown measure, with the nearest name; for a module or function that does not exist.
     """
     if name.startswith(OWN_FUNCTION):
         return _own_function(name)
     if name not in MEASURES:
         raise ObjectiveError(
             f"unknown measure {name!r}{nearest(name, MEASURES)}; there are {', '.join(MEASURES)}, "
-            f"and {OWN_FUNCTION}MODULE:FUNCTION for one of your own"
+            f"and {OWN_FUNCTION}MODULE:FUNCTION for your own"
         )
     return MEASURES[name]
 
@@ -75,7 +72,7 @@ def _own_function(name: str) -> Measure:
     except (ImportError, AttributeError) as error:
         raise ObjectiveError(f"measure {name!r} cannot be imported: {error}") from None
     if not callable(function):
-        raise ObjectiveError(f"measure {name!r}: {function_name} of {module_name} is no function")
+        raise ObjectiveError(f"measure {name!r}: {function_name} of {module_name} is not a function")
 
     def own(conversation: Conversation, response_tokens: int) -> float:
         value = function(conversation.to_list())
@@ -84,7 +81,7 @@ def _own_function(name: str) -> Measure:
         except (TypeError, ValueError):
             number = math.nan
         if not math.isfinite(number):
-            raise FitError(f"measure {name!r} gave {shown(value)} for a conversation, expected a finite number")
+            raise FitError(f"measure {name!r} returned {shown(value)} for a conversation, expected a finite number")
         return number
 
     return own
@@ -97,8 +94,8 @@ def measure(name: str, conversations: Sequence[Conversation], response_tokens: S
         response_tokens: (n,) tokens of each response.
 
     Raises:
-        ObjectiveError: for an unknown measure, with the nearest right one.
-        FitError: for a function of the user's own that gives no finite number.
+        ObjectiveError: for an unknown measure, with the nearest name.
+        FitError: for a user's function that does not return a finite number.
     """
     function = find_measure(name)
     return np.array([function(c, t) for c, t in zip(conversations, response_tokens, strict=True)], np.float64)
@@ -108,11 +105,11 @@ def computed_objective(name: str, measure_name: str, training: np.ndarray) -> Ob
     """The objective of a measure, scaled by the 1st to 99th percentile of its training values.
 
     Raises:
-        FitError: where the training values do not vary.
+        FitError: if the training values do not vary.
     """
     low, high = (float(q) for q in np.percentile(training, (1, 99))) if len(training) else (0.0, 0.0)
     if not low < high:
-        raise FitError(f"computed objective {name} does not vary over the {len(training)} training rows")
+        raise FitError(f"measured objective {name} does not vary over the {len(training)} training rows")
     return Objective(name, "computed", low, high, high - low, low, "neutral", measure_name)
 
 
@@ -130,15 +127,15 @@ _ELEMENTS = (
 
 
 def list_items(text: str) -> int:
-    """Lines that begin like an item of a list."""
+    """Number of lines that begin like a list item."""
     return len(_LIST_ITEM.findall(text))
 
 
 def markdown_elements(text: str) -> int:
-    """Headings, bold passages, list items, code, rows of tables, links."""
+    """Number of headings, bold passages, list items, code blocks and spans, table rows and links."""
     return sum(len(element.findall(text)) for element in _ELEMENTS)
 
 
 def filled_lines(text: str) -> int:
-    """Lines that hold more than blanks; at least 1."""
+    """Number of non-blank lines, at least 1."""
     return max(sum(not line.isspace() for line in text.splitlines() if line), 1)

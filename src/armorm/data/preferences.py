@@ -1,12 +1,9 @@
-"""Preference pairs: two responses to one prompt, and which was preferred.
+"""Preference pairs: two responses to one prompt and which one is preferred; read from rows, or made from ratings.
 
-In:  rows in any of the field's layouts; or ratings of several responses to one prompt.
-Out: `PreferencePair`s, capped per prompt.
-
-Layouts (FIELD 5): explicit `{prompt, chosen, rejected}` and implicit `{chosen, rejected}`, each side a
-text or a list of messages, with an optional `margin`. Where the sides are whole conversations (as
-RLHFlow's, or UltraFeedback's beside a `prompt`), all but the last message is the prompt. An implicit
-side as text is a transcript of `Human:` and `Assistant:` turns (as Anthropic's).
+Layouts are those of TRL and the public sets: explicit `{prompt, chosen, rejected}` and implicit `{chosen, rejected}`,
+each side a text or a list of messages, with an optional `margin`. If the sides are whole conversations (RLHFlow's
+sets, or UltraFeedback's with a `prompt`), all but the last message is the prompt. An implicit side as text is a
+transcript of `Human:` and `Assistant:` turns (Anthropic's).
 """
 
 from __future__ import annotations
@@ -34,10 +31,10 @@ class PreferencePair:
 
     Attributes:
         chosen, rejected: whole conversations with the same prompt.
-        margin: how much better, where the data says so; None otherwise.
+        margin: how much better the chosen one is, None if the data does not say.
         source: name of the set.
-        split: `train` or `test` by the row's `split` column, '' where it has none, `other` for the rest.
-        subset, id: of a benchmark row, '' where it has none.
+        split: as `Row.split_role` gives it.
+        subset, id: of a benchmark row, or ''.
         origin: file and row number.
     """
 
@@ -52,12 +49,12 @@ class PreferencePair:
 
     @property
     def is_tie(self) -> bool:
-        """Whether both sides are the same response: nothing to learn from, and a tie in evaluation."""
+        """Whether both sides are the same response."""
         return self.chosen.key == self.rejected.key
 
     @property
     def prompt_key(self) -> str:
-        """Content key of the prompt; splits and caps go by it."""
+        """Content key of the prompt, which splits and caps use."""
         return self.chosen.prompt_key
 
 
@@ -68,20 +65,20 @@ def read_preferences(
 
     Args:
         train_split: value of the `split` column that marks training rows.
-        limit: about how many pairs to keep, as `sample_by_prompt` draws them.
+        limit: approximate number of pairs to keep (`sample_by_prompt`).
 
     Raises:
-        DataError: naming file, row and field of the first fault.
+        DataError: naming file, row and field of the first invalid value.
     """
     pairs = [preference_pair(row, source or location.name, train_split) for row in location.rows()]
     return [pairs[i] for i in sample_by_prompt([pair.prompt_key for pair in pairs], limit)]
 
 
 def preference_pair(row: Row, source: str = "", train_split: str = "train") -> PreferencePair:
-    """The pair of one row, whatever its layout.
+    """The pair of one row of any layout.
 
     Raises:
-        DataError: for an unknown layout, an empty response, or two prompts.
+        DataError: for an unknown layout, an empty response, or different prompts.
     """
     values = row.values
     for name in ("chosen", "rejected"):
@@ -119,7 +116,7 @@ def pairs_from_ratings(table: RatingTable, objective: str, margin: float) -> lis
         margin: in raw units, > 0.
 
     Raises:
-        ObjectiveError: for an objective that the table does not have.
+        ObjectiveError: for an unknown objective.
     """
     column = table.objectives.position(objective)
     sign = -1.0 if table.objectives[column].direction == "lower" else 1.0
@@ -142,7 +139,7 @@ def pairs_from_ratings(table: RatingTable, objective: str, margin: float) -> lis
 
 
 def cap_pairs(pairs: Sequence[PreferencePair], most: int | None, seed: int) -> list[PreferencePair]:
-    """At most `most` pairs of each prompt, drawn at random with a seed, in their original order."""
+    """At most `most` random pairs of each prompt, in their original order."""
     if most is None:
         return list(pairs)
     by_prompt: dict[str, list[int]] = {}

@@ -1,17 +1,15 @@
-"""Presets: public sets whose place, layout, columns and scales are known, by one word in a recipe.
+"""Presets: public data sets by name, with hub id and revision, layout, objectives, licence and size.
 
-In:  the name of a preset.
-Out: `RatingPreset` or `PreferencePreset`: hub id and revision, layout, objectives, licence, size.
-
-A revision is given where a commit of the set that holds these files is known, and `None` (the set as it is on the
-day) where none could be verified: `docs/datasets.md` marks those. So it is with sizes: a figure is the set's own
-page's; `about` marks one that is rounded there. Loading a set gives the exact count.
+`revision` is a commit of the set that is known to contain these files; None (the latest) if none could be verified,
+which `docs/datasets.md` marks. `rows` is the number on the set's own page, where some are rounded; loading a set gives
+the exact number.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from armorm.data import layouts
 from armorm.data.ratings import objective_name
@@ -20,22 +18,21 @@ from armorm.errors import RecipeError, nearest
 from armorm.objectives import RELEASED_OBJECTIVES, Direction, Objective, ScaleMap
 
 Range = tuple[float, float]
+_AnyPreset = TypeVar("_AnyPreset", bound="Preset")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Preset:
-    """What ratings and preferences have in common.
+    """A public data set.
 
     Attributes:
-        hub_id: where it is.
-        revision: a commit of it, or None where none is verified.
-        data_dir: folder of the set that is read, or None.
+        hub_id, revision, data_dir: where it is on the hub.
         split: the split that training reads.
-        layout: from its rows to ours, or None where they are the same.
+        layout: from its rows to ours, None if they are the same.
         licence: of the data, as the set states it.
-        rows: of the split, in the set's own count, or None where it is not known.
-        rounded: whether that is rounded.
-        each: rated rows (or pairs) that a row of the set means.
+        rows: of the split, None if unknown.
+        rounded: `rows` is rounded.
+        each: rated rows (or pairs) per row of the set.
     """
 
     hub_id: str
@@ -50,7 +47,7 @@ class Preset:
 
     @property
     def count(self) -> int | None:
-        """Rated rows or pairs that it means, about."""
+        """Approximate number of rated rows or pairs."""
         return None if self.rows is None else self.rows * self.each
 
 
@@ -60,9 +57,9 @@ class RatingPreset(Preset):
 
     Attributes:
         columns: raw range of each rating column, after the layout.
-        names: objective of a column where it is not `source-column`.
-        neutral: columns of which more is not better.
-        groups: sets of its rows that are rated alike, each of which costs stage 1 a Gram matrix.
+        names: objective of a column if it is not `source-column`.
+        neutral: columns whose direction is `neutral`.
+        groups: number of sets of rows with the same rated columns, each of which needs a Gram matrix in stage 1.
     """
 
     columns: Mapping[str, Range]
@@ -71,7 +68,7 @@ class RatingPreset(Preset):
     groups: int = 1
 
     def objectives(self, source: str, scale_map: ScaleMap = "min_max") -> dict[str, Objective]:
-        """The objective of each column, named after the source; true and false are 0 and 1 on either map."""
+        """The objective of each column, named after the source; booleans are 0 and 1 on either map."""
         made = {}
         for column, (low, high) in self.columns.items():
             direction: Direction = "neutral" if column in self.neutral else "higher"
@@ -210,24 +207,17 @@ PREFERENCE_PRESETS: dict[str, PreferencePreset] = {
 
 
 def rating_preset(name: str) -> RatingPreset:
-    """A preset of rated rows by name.
-
-    Raises:
-        RecipeError: for an unknown name, with the nearest right one.
-    """
-    if name not in RATING_PRESETS:
-        hint = "; it is one of preference pairs" if name in PREFERENCE_PRESETS else nearest(name, RATING_PRESETS)
-        raise RecipeError(f"unknown preset {name!r}{hint}; there are {', '.join(RATING_PRESETS)}")
-    return RATING_PRESETS[name]
+    """A preset of rated rows by name; a `RecipeError` with the nearest name for an unknown one."""
+    return _preset(name, RATING_PRESETS, PREFERENCE_PRESETS, "preference pairs")
 
 
 def preference_preset(name: str) -> PreferencePreset:
-    """A preset of preference pairs by name.
+    """A preset of preference pairs by name; a `RecipeError` with the nearest name for an unknown one."""
+    return _preset(name, PREFERENCE_PRESETS, RATING_PRESETS, "ratings")
 
-    Raises:
-        RecipeError: for an unknown name, with the nearest right one.
-    """
-    if name not in PREFERENCE_PRESETS:
-        hint = "; it is one of ratings" if name in RATING_PRESETS else nearest(name, PREFERENCE_PRESETS)
-        raise RecipeError(f"unknown preset {name!r}{hint}; there are {', '.join(PREFERENCE_PRESETS)}")
-    return PREFERENCE_PRESETS[name]
+
+def _preset(name: str, presets: Mapping[str, _AnyPreset], others: Mapping[str, Preset], other_kind: str) -> _AnyPreset:
+    if name not in presets:
+        hint = f"; it is a preset of {other_kind}" if name in others else nearest(name, presets)
+        raise RecipeError(f"unknown preset {name!r}{hint}; there are {', '.join(presets)}")
+    return presets[name]

@@ -1,12 +1,8 @@
-"""Rated conversations: many sets with their own objectives and scales, merged to one table.
+"""Rated conversations: several sets with their own objectives and scales, merged into one table.
 
-In:  sets of rows `{"messages": [...]}` or `{"prompt", "response"}`, with a column per objective.
-Out: `RatingTable`: n conversations, raw ratings (n, k) with NaN where a rating is missing.
-
-Missing ratings stay missing. Objectives of different sources stay apart even where their names are
-alike: a column without a source in its name is given its set's (`helpfulness` of `helpsteer` becomes
-`helpsteer-helpfulness`). Two sets may rate the same objective (parts of one source) if they agree on
-its scale. Everything out of order is refused with file, row and field.
+Missing ratings stay missing (NaN). Objectives of different sources stay separate even if their names are the same: a
+column without a source in its name gets its set's (`helpfulness` of `helpsteer` becomes `helpsteer-helpfulness`). Two
+sets may rate the same objective (parts of one source) if they agree on its scale.
 """
 
 from __future__ import annotations
@@ -30,7 +26,7 @@ class RatedSet:
     """One set of rated rows.
 
     Attributes:
-        location: where its rows are.
+        location: of its rows.
         columns: objective of each rating column.
         source: name of the set, for reports.
         train_split: value of the `split` column that marks training rows.
@@ -47,11 +43,11 @@ class RatingTable:
     """Rated conversations of several sets.
 
     Attributes:
-        conversations: n of them.
+        conversations: (n,).
         ratings: (n, k) raw ratings, NaN where missing.
-        objectives: the k objectives.
-        sources: (n,) name of the set each row came from.
-        splits: (n,) `train` or `test` by the row's `split` column, '' where it has none, `other` for the rest.
+        objectives: (k,).
+        sources: (n,) name of the set of each row.
+        splits: (n,) as `Row.split_role` gives it.
         origins: (n,) file and row number.
     """
 
@@ -91,7 +87,7 @@ class RatingTable:
 
 
 def objective_name(column: str, source: str) -> str:
-    """Name of a column's objective: prefixed with its source, unless the column already names one (`a-b`)."""
+    """Name of a column's objective: prefixed with the source, unless the column's name contains one (`a-b`)."""
     return column if "-" in column else f"{source}-{column}"
 
 
@@ -99,35 +95,25 @@ def read_ratings(sets: Sequence[RatedSet], limit: int | None = None) -> RatingTa
     """Read and merge rated sets.
 
     Args:
-        limit: about how many rows to keep of each set, as `sample_by_prompt` draws them.
+        limit: approximate number of rows to keep of each set (`sample_by_prompt`).
 
     Raises:
-        DataError: naming file, row and field of the first fault.
+        DataError: naming file, row and field of the first invalid value.
     """
     objectives = merge_objectives(sets)
-    rows = [row for rated in sets for row in _read_set(rated, objectives, limit)]
-    return RatingTable(
-        conversations=[row.conversation for row in rows],
-        ratings=np.array([row.ratings for row in rows]).reshape(len(rows), len(objectives)),
-        objectives=objectives,
-        sources=[row.source for row in rows],
-        splits=[row.split for row in rows],
-        origins=[row.origin for row in rows],
-    )
+    table = RatingTable([], np.empty((0, len(objectives))), objectives, [], [])
+    for rated in sets:
+        part = _read_set(rated, objectives)
+        part = part.take(sample_by_prompt([c.prompt_key for c in part.conversations], limit))
+        table.ratings = np.concatenate([table.ratings, part.ratings])
+        for name in ("conversations", "sources", "splits", "origins"):
+            getattr(table, name).extend(getattr(part, name))
+    return table
 
 
-@dataclass(frozen=True)
-class _RatedRow:
-    conversation: Conversation
-    ratings: np.ndarray
-    source: str
-    split: str
-    origin: tuple[str, int]
-
-
-def _read_set(rated: RatedSet, objectives: ObjectiveSet, limit: int | None) -> list[_RatedRow]:
-    position = {name: i for i, name in enumerate(objectives.names)}
-    rows: list[_RatedRow] = []
+def _read_set(rated: RatedSet, objectives: ObjectiveSet) -> RatingTable:
+    table = RatingTable([], np.empty(0), objectives, [], [])
+    ratings: list[np.ndarray] = []
     columns_rated: set[str] = set()
     columns_found: set[str] = set()
     for row in rated.location.rows():
@@ -135,20 +121,24 @@ def _read_set(rated: RatedSet, objectives: ObjectiveSet, limit: int | None) -> l
         for column, objective in rated.columns.items():
             value = rating_value(row, column, objective)
             if not math.isnan(value):
-                values[position[objective.name]] = value
+                values[objectives.position(objective.name)] = value
                 columns_rated.add(column)
         columns_found.update(row.values)
-        split = row.split_role(rated.train_split)
-        rows.append(_RatedRow(row.conversation(), values, rated.source, split, (row.file, row.number)))
+        table.splits.append(row.split_role(rated.train_split))
+        table.conversations.append(row.conversation())
+        ratings.append(values)
+        table.origins.append((row.file, row.number))
     absent = [column for column in rated.columns if column not in columns_rated]
     if absent:
         hint = "" if absent[0] in columns_found else nearest(absent[0], columns_found)
         raise DataError(f"no row rates it{hint}", file=rated.location.name, field=absent[0])
-    return [rows[i] for i in sample_by_prompt([row.conversation.prompt_key for row in rows], limit)]
+    table.ratings = np.array(ratings).reshape(len(ratings), len(objectives))
+    table.sources = [rated.source] * len(ratings)
+    return table
 
 
 def sample_by_prompt(prompt_keys: Sequence[str], limit: int | None) -> list[int]:
-    """Rows of a random choice of whole prompts, about `limit` rows in all, in order; the content decides which."""
+    """Indices of about `limit` rows: all rows of pseudo-random prompts, chosen by their content, in order."""
     if limit is None or len(prompt_keys) <= limit:
         return list(range(len(prompt_keys)))
     counts = Counter(prompt_keys)
@@ -166,7 +156,7 @@ def merge_objectives(sets: Iterable[RatedSet]) -> ObjectiveSet:
     """All objectives in order of appearance.
 
     Raises:
-        DataError: where two sets give one objective different scales, or two columns of a set rate one objective.
+        DataError: if two sets give an objective different scales, or two columns of a set rate the same one.
     """
     merged: dict[str, Objective] = {}
     for rated in sets:
@@ -196,11 +186,11 @@ def _scale(objective: Objective) -> str:
 
 
 def rating_value(row: Row, column: str, objective: Objective) -> float:
-    """A raw rating, NaN where it is missing.
+    """A raw rating, NaN if missing.
 
     Raises:
-        DataError: for a value that is no number, or outside the objective's range; true and false are
-            numbers on a range 0 to 1 only.
+        DataError: for a value that is not a number, or outside the range; booleans are numbers only if the range is
+            0 to 1.
     """
     value = row.value(column)
     if value is None or (isinstance(value, (float, np.floating)) and math.isnan(value)):

@@ -1,9 +1,9 @@
 """Rows of data files (JSONL, JSON, CSV, TSV, Parquet, plain or gzipped), each with its file and number.
 
 A broken line, a truncated archive or a duplicated column is an error that names file, row and field. In CSV and TSV
-the header line decides the separator (comma, semicolon or tab); an empty cell is a missing value; values stay text
-(`Row.value` reads numbers), but a list of messages as JSON in a column `messages`, `prompt`, `chosen` or `rejected`
-is parsed.
+the header line determines the separator (comma, semicolon or tab) and empty cells are missing values; values stay
+text (`Row.value` reads numbers), except that a JSON list of messages in a column `messages`, `prompt`, `chosen` or
+`rejected` is parsed.
 """
 
 from __future__ import annotations
@@ -22,12 +22,11 @@ from armorm.conversation import Conversation
 from armorm.errors import ConversationError, DataError, shown
 
 LINE_SUFFIXES = (".jsonl", ".jsonl.gz", ".ndjson", ".ndjson.gz")
-
 TABLE_SUFFIXES = (".csv", ".csv.gz", ".tsv", ".tsv.gz")
-
 SUFFIXES = (*LINE_SUFFIXES, *TABLE_SUFFIXES, ".json", ".json.gz", ".parquet")
-
-_DOUBLED = "the column stands twice, expected each column once"
+_DOUBLED = "the column occurs twice, expected each column once"
+_CONVERSATIONS = ("messages", "prompt", "chosen", "rejected")
+_LONGEST_CELL = 64 * 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -35,10 +34,10 @@ class Row:
     """One row.
 
     Attributes:
-        file: path or hub id it came from.
+        file: path or hub id.
         number: 1-based.
         values: its columns.
-        textual: every value came as text (CSV), so numbers are read from it; see `value`.
+        textual: all values are text (CSV), from which `value` reads numbers.
     """
 
     file: str
@@ -48,11 +47,11 @@ class Row:
 
     @property
     def filled(self) -> list[str]:
-        """Names of the columns that hold something."""
+        """Names of the columns with a value."""
         return sorted(name for name, value in self.values.items() if value is not None)
 
     def value(self, column: str) -> Any:
-        """A value that may be a number: text of a textual row that reads as one is one, as are `true` and `false`."""
+        """A value that may be a number: in a textual row, numbers and `true` and `false` are parsed."""
         value = self.values.get(column)
         return _number(value) if self.textual and isinstance(value, str) else value
 
@@ -97,10 +96,10 @@ Layout = Callable[[Row], Iterable[Mapping[str, Any]]]
 
 
 def file_rows(path: Path) -> Iterator[Row | DataError]:
-    """Rows of one file, in order; a broken line is yielded as its error, and reading goes on.
+    """Rows of one file, in order; for a broken line its error is yielded and reading continues.
 
     Raises:
-        DataError: for a file that cannot be read at all.
+        DataError: for a file that cannot be read.
     """
     if path.name.endswith(LINE_SUFFIXES):
         yield from _line_rows(path)
@@ -115,7 +114,7 @@ def file_rows(path: Path) -> Iterator[Row | DataError]:
 
 
 def line_rows(lines: Iterable[bytes], name: str) -> Iterator[Row | DataError]:
-    """Rows of JSON lines; blank lines are no rows, broken ones are yielded as errors."""
+    """Rows of JSON lines; blank lines are skipped, for broken ones errors are yielded."""
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -131,7 +130,7 @@ def line_rows(lines: Iterable[bytes], name: str) -> Iterator[Row | DataError]:
 
 
 def opened(path: Path) -> IO[bytes]:
-    """A file to read, unpacked where it ends in .gz."""
+    """Open a file for reading, decompressed if its name ends in .gz."""
     return cast(IO[bytes], gzip.open(path, "rb")) if path.suffix == ".gz" else path.open("rb")
 
 
@@ -190,7 +189,7 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
 
 
 def _parquet_fault(path: Path, number: int, batch: Any, fault: ValueError) -> DataError:
-    """The refusal of the first value of a batch that is no Python value, such as text that is not UTF-8."""
+    """The error for the first value of a batch that cannot be converted, such as text that is not UTF-8."""
     for offset in range(len(batch)):
         for name, column in zip(batch.schema.names, batch.columns, strict=True):
             try:
@@ -245,7 +244,7 @@ def _number(text: str) -> Any:
 
 
 def _holds(value: Any, part: dict[str, Any]) -> bool:
-    """Whether a JSON value is, or contains, that very object."""
+    """Whether a JSON value is or contains this very object."""
     if value is part:
         return True
     inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
@@ -253,31 +252,28 @@ def _holds(value: Any, part: dict[str, Any]) -> bool:
 
 
 def unreadable(file: Path | str, number: int, error: Exception) -> DataError:
-    """The refusal of a file that breaks off after so many rows."""
+    """The error for a file that cannot be read after row `number`."""
     place = "beyond this row" if number else "at all"
     return DataError(f"cannot be read {place}: {error}", file=file, row=number or None)
 
 
-_CONVERSATIONS = ("messages", "prompt", "chosen", "rejected")
-
-_LONGEST_CELL = 64 * 1024 * 1024
-
-
 def _table_rows(path: Path) -> Iterator[Row | DataError]:
-    """Rows of a table; one with another number of cells than the header is yielded as an error.
+    """Rows of a table; for a row with another number of cells than the header an error is yielded.
 
     Raises:
-        DataError: for a file without a header, with a column twice, or that is no text.
+        DataError: for a file without a header, with a duplicated column, or that is not text.
     """
     number = 1
     try:
         with opened(path) as raw, io.TextIOWrapper(raw, encoding="utf-8-sig", newline="") as text:
             head = text.readline()
             if not head.strip():
-                raise DataError("found no header line, expected the names of the columns", file=path, row=1)
-            separator = _separator(path, head)
+                raise DataError("found no header line, expected the column names", file=path, row=1)
+            separator = "\t" if ".tsv" in path.suffixes else max(",;\t", key=head.count)
             header = [name.strip() for name in next(csv.reader([head], delimiter=separator))]
-            _check(header, path)
+            doubled = _first_doubled(header)
+            if doubled is not None:
+                raise DataError(_DOUBLED, file=path, field=doubled)
             csv.field_size_limit(_LONGEST_CELL)
             lines = csv.reader(text, delimiter=separator, strict=True)
             number = 2
@@ -301,18 +297,6 @@ def _table_rows(path: Path) -> Iterator[Row | DataError]:
         raise unreadable(path, number, error) from None
 
 
-def _separator(path: Path, head: str) -> str:
-    if ".tsv" in path.suffixes:
-        return "\t"
-    return max(",;\t", key=head.count)
-
-
-def _check(header: list[str], path: Path) -> None:
-    doubled = next((name for name in header if header.count(name) > 1), None)
-    if doubled is not None:
-        raise DataError(_DOUBLED, file=path, field=doubled)
-
-
 def _cell(name: str, text: str) -> Any:
     if not text.strip():
         return None
@@ -320,5 +304,5 @@ def _cell(name: str, text: str) -> Any:
         try:
             return json.loads(text)
         except ValueError:
-            return text  # a text that merely begins like JSON
+            return text  # text that only begins like JSON
     return text

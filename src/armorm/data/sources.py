@@ -1,8 +1,8 @@
 """Data sources: a path or a hub id resolved to a `Location` whose rows can be read.
 
-`find_sources` resolves what a user names for a benchmark: files, folders, hub ids, or the published sets. In a folder
-of data files it takes the files of the published split (`filtered-00000.parquet`) if there are any, else all of them,
-sorted by name.
+`find_sources` resolves the data of a benchmark: files, folders, hub ids, or the published sets. In a folder of data
+files it takes the files of the published splits (`filtered-00000.parquet`) if there are any, else all of them, sorted
+by name.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ class Location:
     """Where rows are.
 
     Attributes:
-        name: what the user wrote, a path or a hub id.
-        path: the existing file or folder, or None for a hub id.
+        name: path or hub id, as the user wrote it.
+        path: the existing file or folder, None for a hub id.
         subset, split, revision, data_dir: of a hub set or a folder.
-        layout: from a row as it stands to the rows that it means; None where they are the same.
-        offline: ask nothing of the hub.
+        layout: from a row of the set to the rows that it contains; None if they are the same.
+        offline: make no requests to the hub.
     """
 
     name: str
@@ -47,7 +47,7 @@ class Location:
         """Resolve a path below `root`, or a hub id `owner/name`.
 
         Raises:
-            DataError: for a name that is neither, with the nearest name in its folder.
+            DataError: for anything else, with the nearest name in its folder.
         """
         text = str(name)
         try:
@@ -67,7 +67,7 @@ class Location:
         """Read the rows in order.
 
         Raises:
-            DataError: for anything that cannot be read, by file and row.
+            DataError: for the first row that cannot be read, by file and row.
         """
         for row in self.rows_or_faults():
             if isinstance(row, DataError):
@@ -75,10 +75,10 @@ class Location:
             yield row
 
     def rows_or_faults(self) -> Iterator[Row | DataError]:
-        """Read the rows in order; a broken line is yielded as its error, and reading goes on.
+        """Read the rows in order; for a broken row its error is yielded and reading continues.
 
         Raises:
-            DataError: for a file that cannot be read at all.
+            DataError: for a file that cannot be read.
         """
         for row in self._raw_rows():
             if self.layout is None or isinstance(row, DataError):
@@ -126,7 +126,7 @@ class HubSet:
 
     Attributes:
         id: on the hub.
-        splits: those that belong to the benchmark; empty for the only one.
+        splits: of the benchmark; empty for the only one.
     """
 
     id: str
@@ -138,31 +138,31 @@ class Source:
     """Rows from one place.
 
     Attributes:
-        location: where they are.
-        name: file name without its endings, or the split.
+        location: of the rows.
+        name: file name without suffixes, or the split.
     """
 
     location: Location
     name: str
 
     def rows(self) -> Iterator[Row]:
-        """Read them in order; a broken one stops the reading by name."""
+        """As `Location.rows`."""
         return self.location.rows()
 
 
 def find_sources(
     data: Sequence[str | Path], published: Sequence[HubSet] = (), also: Sequence[HubSet] = (), split: str | None = None
 ) -> list[Source]:
-    """Resolve what the user named.
+    """Resolve paths and hub ids.
 
     Args:
         data: paths and hub ids; empty for the published sets.
-        published: of the benchmark.
-        also: further sets whose splits are known.
-        split: overrides the known ones.
+        published: sets of the benchmark.
+        also: other sets whose splits are known.
+        split: instead of the known splits.
 
     Raises:
-        DataError: for a place that does not exist, a folder without data files, or a split of a file.
+        DataError: for a path that does not exist, a folder without data files, or a split of a file.
     """
     known = {hub.id: hub.splits for hub in (*published, *also)}
     splits = {name for hub in published for name in hub.splits}
@@ -177,7 +177,7 @@ def find_sources(
             found.append(Source(location, stem(location.path)))
         elif any((location.path / saved).exists() for saved in _SAVED):
             held = _splits_of(location.path)
-            # (Of a set whose splits no benchmark names, the test split is what was held out.)
+            # (By default the test split, if the benchmark names no splits.)
             wanted = (split,) if split else tuple(name for name in held if name in (splits or {"test"}))
             found += _of_splits(location, wanted, stem(location.path))
         else:
@@ -186,7 +186,7 @@ def find_sources(
 
 
 def stem(path: Path) -> str:
-    """A file's name without the endings of data files."""
+    """A file's name without the suffixes of data files."""
     ending = next((ending for ending in sorted(SUFFIXES, key=len, reverse=True) if path.name.endswith(ending)), "")
     return path.name.removesuffix(ending)
 

@@ -1,19 +1,14 @@
-"""A corpus whose truth is known: does the method find what was planted?
+"""A synthetic corpus with planted effects, to test whether the method finds them.
 
-In:  a seed; whether anything is planted.
-Out: three rated sets, one preference set (JSON lines), and the truth of every conversation.
+Prompts are everyday tasks, half of them risky. Each response is composed of sentences with known amounts of four
+qualities: help (concrete or vague steps), clarity (clean or muddled wording), care (a safety reminder or a careless
+remark) and length (filler sentences). Planted effects:
 
-Prompts are everyday tasks, half of them risky. Each response is put together from sentences that carry
-known amounts of four qualities: help (concrete steps against vague ones), clarity (clean against
-muddled wording), care (a safety reminder against a careless remark), and length (filler sentences).
-
-Planted:
 - three sources rate different qualities on different scales, so most ratings are missing;
-- raters of help and of overall quality are taken in by length: their ratings rise with filler;
-- people who compare two responses never care for length; for risky prompts they care for safety
-  first, for harmless ones for help, and not for safety at all.
+- raters of help and overall quality have a length bias: their ratings rise with filler;
+- preferences ignore length; for risky prompts they weight safety most, for harmless ones help, and safety not at all.
 
-The control has the same texts, but ratings and preferences are drawn without looking at them.
+The control has the same texts, with ratings and preferences drawn independently of them.
 """
 
 from __future__ import annotations
@@ -81,7 +76,7 @@ _FILLER = (
 )
 
 RECIPE = """\
-# The generated corpus of `armorm demo`: three sources on different scales, a planted taste for length,
+# The synthetic corpus of `armorm demo`: three sources on different scales, a planted length bias,
 # prompts for which safety matters and prompts for which it does not.
 name: demo
 seed: 0
@@ -104,13 +99,13 @@ evaluation:
 
 @dataclass(frozen=True)
 class DemoRow:
-    """One response with its truth.
+    """One response and its true qualities.
 
     Attributes:
         messages: the conversation.
         prompt: number of its prompt.
-        risky: whether its prompt is.
-        test: whether its prompt is held out.
+        risky: its prompt is risky.
+        test: its prompt is held out.
         qualities: help, clarity, care and length, each 0 to 1.
     """
 
@@ -122,7 +117,7 @@ class DemoRow:
 
 
 def generate(seed: int) -> list[DemoRow]:
-    """The texts, with the qualities they were put together from."""
+    """The texts, with the qualities that they were composed from."""
     rng = np.random.default_rng(seed)
     tasks = [(task, True) for task in _RISKY] + [(task, False) for task in _HARMLESS]
     rows = []
@@ -143,7 +138,7 @@ def write_corpus(folder: Path, rows: Sequence[DemoRow], seed: int, planted: bool
     """Write the rated sets and the preference set.
 
     Args:
-        planted: False draws ratings and preferences without looking at the texts.
+        planted: False draws ratings and preferences independently of the texts.
     """
     rng = np.random.default_rng((seed, int(planted)))
     sets: dict[str, list[dict[str, Any]]] = {"workshop": [], "harbour": [], "market": []}
@@ -158,7 +153,7 @@ def write_corpus(folder: Path, rows: Sequence[DemoRow], seed: int, planted: bool
 
 
 def utility(row: DemoRow) -> float:
-    """What people who compare two responses go by; length is no part of it."""
+    """The utility that determines preferences; independent of length."""
     quality = row.qualities
     if row.risky:
         return 4.0 * quality["care"] + 1.0 * quality["help"]
@@ -177,7 +172,7 @@ def _reply(rng: np.random.Generator, steps: int, muddled: int, careful: bool, fi
 
 
 def _ratings(source: str, quality: dict[str, float], rng: np.random.Generator) -> dict[str, float]:
-    """Ratings of one source, whole numbers on its scale, with its raters' noise and their taste for length."""
+    """Integer ratings of one source on its scale, with noise and length bias."""
 
     def rated(value: float, low: int, high: int, noise: float = 0.1) -> int:
         noisy = low + (high - low) * (value + noise * rng.normal())

@@ -17,7 +17,7 @@ from armorm.backbone.encoding import encode_rows
 from armorm.conversation import Conversation
 from armorm.features.extract import extract
 from armorm.monitoring.log import RunLog
-from armorm.monitoring.summary import examine
+from armorm.monitoring.summary import summarize_run
 
 pytestmark = [pytest.mark.slow, pytest.mark.data]
 PROMPTS, RESPONSES = 30, 10
@@ -63,7 +63,7 @@ def pressed(rm, features, groups, lengths, steps=60, prompts=16, samples=4):
 
 def test_best_of_n_by_a_taste_for_length_is_flagged(scored):
     rm, features, groups, lengths = scored
-    outcome = examine(pressed(rm.steer(pin={"verbosity": 0.85}, debias_strength=0.0), features, groups, lengths))
+    outcome = summarize_run(pressed(rm.steer(pin={"verbosity": 0.85}, debias_strength=0.0), features, groups, lengths))
     assert outcome.length.end > 1.3 * outcome.length.start
     (flag,) = outcome.flags
     assert (flag.kind, flag.objective) == ("one_objective", "verbosity")
@@ -73,6 +73,6 @@ def test_best_of_n_by_a_taste_for_length_is_flagged(scored):
 
 
 def test_best_of_n_by_the_model_as_it_is_is_not_flagged(scored):
-    outcome = examine(pressed(*scored))
+    outcome = summarize_run(pressed(*scored))
     assert outcome.score.change > 0.5
     assert outcome.flags == []

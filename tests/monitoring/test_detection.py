@@ -218,6 +218,6 @@ def test_slopes_on_length_are_taken_inside_prompts_where_the_log_tells_them_apar
 
 
 @pytest.mark.parametrize(("steps", "samples"), [(5, 100), (30, 2)])
-def test_a_run_too_short_to_judge_is_said_to_be(steps, samples):
-    with pytest.raises(MonitorError, match="too short a run to judge"):
+def test_a_run_that_is_too_short_is_an_error(steps, samples):
+    with pytest.raises(MonitorError, match="the run is too short"):
         in_blocks(simulated_run(0, steps=steps, samples=samples))

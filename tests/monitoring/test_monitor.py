@@ -14,7 +14,7 @@ from armorm.data.synthetic import generate
 from armorm.integrations.trl import reward_funcs
 from armorm.monitoring.log import MonitorError, append_samples, read_log, sample_line
 from armorm.monitoring.render import monitor_page
-from armorm.monitoring.summary import examine
+from armorm.monitoring.summary import summarize_run
 from tests.cli.test_commands import run
 from tests.helpers.simulated_runs import simulated_run
 from tests.helpers.small_models import reward_model
@@ -57,7 +57,7 @@ def test_what_is_written_is_read_back(tmp_path):
     assert read.groups is None
 
 
-def test_a_line_that_was_cut_off_is_left_out_and_said_so_and_writing_goes_on(tmp_path):
+def test_a_line_that_was_cut_off_is_skipped_and_reported_and_writing_goes_on(tmp_path):
     path = tmp_path / "log.jsonl"
     line = sample_line(["a", "b"], contributions=[0.1, 0.2], score=0.3, step=1)
     path.write_text(line + line[:20])
@@ -73,7 +73,7 @@ def test_a_line_that_was_cut_off_is_left_out_and_said_so_and_writing_goes_on(tmp
         ([{"step": 1, "score": 0.5}], "row 1: contributions: found None, expected an object"),
         (
             [{"contributions": {"a": 1}}, {"contributions": {"b": 1}}],
-            "row 2: found other objectives than in row 1 (a, b)",
+            "row 2: found objectives different from row 1 (a, b)",
         ),
         ([{"step": 1, "contributions": {"a": 1}}, {"contributions": {"a": 1}}], "row 2: found no step"),
         ([{"contributions": {"a": float("nan")}}], "row 1: contributions.a: found nan, expected a finite number"),
@@ -105,7 +105,7 @@ def test_the_command_says_where_a_hack_began_in_text_json_and_page(capsys, hacke
 def test_a_page_asks_no_network_and_escapes_names():
     log = simulated_run(1)
     log.names[0] = "<script>alert(1)</script>"
-    page = monitor_page(examine(log), "a<b")
+    page = monitor_page(summarize_run(log), "a<b")
     assert "<script" not in page
     assert "a&lt;b" in page
     assert not re.search(r"https?://|src=|url\(|@import", page)
@@ -114,9 +114,9 @@ def test_a_page_asks_no_network_and_escapes_names():
 
 def test_distance_is_from_the_reference_where_a_model_is_named_and_else_from_the_start():
     log = simulated_run(2, honest=1.0)
-    assert examine(log).distance_from == "the run's own first tenth"
+    assert summarize_run(log).distance_from == "the run's own first tenth"
     home = log.rewards.mean(0)
-    outcome = examine(log, {"names": log.names, "reward_means": home.tolist()})
+    outcome = summarize_run(log, {"names": log.names, "reward_means": home.tolist()})
     assert outcome.distance_from == "the model's reference data"
     first = log.rewards[log.steps < log.steps.max() / 10].mean(0)
     expected = np.sqrt((((first - home) / log.rewards.std(0)) ** 2).mean())
@@ -138,7 +138,7 @@ def test_scored_rows_with_a_step_are_a_log(capsys, tmp_path):
     code, text, _ = run(capsys, "monitor", out, "--model", folder)
     assert code == 0
     assert "distance from the reference" in text
-    assert "No flag: the score is about where it began." in text
+    assert "No flag: the score has hardly changed." in text
 
 
 def test_trls_reward_function_logs_every_completion_with_its_step(tmp_path):
@@ -195,7 +195,7 @@ def embedded_scores():
 
 @pytest.mark.slow
 def test_selection_by_the_whole_score_of_the_embedded_model_is_not_flagged(embedded_scores):
-    outcome = examine(pressed(embedded_scores, embedded_scores.scores, 40))
+    outcome = summarize_run(pressed(embedded_scores, embedded_scores.scores, 40))
     assert outcome.score.change > 0.5
     assert outcome.flags == []
 
@@ -208,6 +208,6 @@ def test_a_policy_that_games_one_objective_of_the_embedded_model_is_flagged(embe
     hacked = log.steps >= 30
     ramp = (log.steps[hacked] - 30) / 30
     log.contributions[hacked, column] += 2 * log.scores.std() * ramp
-    (flag,) = examine(log).flags
+    (flag,) = summarize_run(log).flags
     assert flag.objective == batch.names[column]
     assert abs(flag.began - 30) <= 6

@@ -40,10 +40,10 @@ def monitor(
     """
     from armorm.monitoring.log import read_log
     from armorm.monitoring.render import MonitorView, monitor_page
-    from armorm.monitoring.summary import examine
+    from armorm.monitoring.summary import summarize_run
 
     name = STANDARD_INPUT if log == "-" else log
-    outcome = examine(read_log(_with_progress(log), name), _reference(model))
+    outcome = summarize_run(read_log(_with_progress(log), name), _reference(model))
     if html is not None:
         write_page(html, monitor_page(outcome, title=STANDARD_INPUT if log == "-" else Path(log).name))
     emit(outcome.to_dict(), MonitorView(outcome), as_json=as_json, indent=None)

@@ -1,11 +1,8 @@
-"""Samples to blocks: a run as some dozens of stretches of steps, each with its means and spread.
+"""A run as some dozens of blocks of steps: block means, spread within steps, and sums for slopes on length.
 
-In:  a `RunLog`.
-Out: `Blocks`: means of every column, the spread of samples inside steps, the sums that give slopes on length.
-
-A block is made of whole steps, and blocks hold about equally many samples: their means are then about equally
-exact, near normal, and nearly independent even where neighbouring steps are not. What moves inside a step (between
-samples of one policy) is kept apart from what moves between steps (the policy).
+A block consists of whole steps, and blocks hold about equally many samples, so that their means are about equally
+precise, nearly normal, and nearly independent even if neighbouring steps are not. Variation within a step (between
+samples of one policy) is kept apart from variation between steps (the policy).
 """
 
 from __future__ import annotations
@@ -17,7 +14,7 @@ import numpy as np
 from armorm.monitoring.log import MonitorError, RunLog
 
 MOST_BLOCKS, FEWEST_BLOCKS = 48, 12
-_FEWEST_SAMPLES = 8  # of a block on average: their mean is what is judged
+_FEWEST_SAMPLES = 8  # per block on average
 
 
 @dataclass(frozen=True)
@@ -28,16 +25,16 @@ class Blocks:
         first, last: (b,) first and last step of each block.
         counts: (b,) samples.
         contributions: (b, k) means.
-        length: (b,) mean of log1p of the length, or None where the log has no lengths.
+        length: (b,) mean of log1p of the length, or None without lengths.
         tokens: (b,) mean length, or None.
         rewards: (b, k) means, or None.
         uncertainty: (b, k) means, or None.
-        covariance: (k, k) of contributions inside steps, over the whole run.
-        spread: standard deviation of the score inside steps.
-        length_variance: of log1p of the length inside steps, 0 without lengths.
-        length_sums: (b, 3) sums of squares and products of length and score inside prompts (or steps): LL, LS, SS.
+        covariance: (k, k) of contributions within steps, over the whole run.
+        spread: standard deviation of the score within steps.
+        length_variance: of log1p of the length within steps, 0 without lengths.
+        length_sums: (b, 3) sums of squares and products of length and score within prompts (or steps): LL, LS, SS.
         freedom: (b,) degrees of freedom of these sums.
-        length_correlations: (k,) of contributions with log1p of the length likewise, 0 without lengths.
+        length_correlations: (k,) of contributions with log1p of the length within prompts, 0 without lengths.
         step_of: (m,) the distinct steps of the run.
         step_contributions, step_length, step_counts: (m, k), (m,) or None, (m,) means and counts of each step.
     """
@@ -72,17 +69,17 @@ class Blocks:
 
 
 def in_blocks(log: RunLog) -> Blocks:
-    """Cut a run into blocks.
+    """Divide a run into blocks.
 
     Raises:
-        MonitorError: for a run of too few samples or steps to say anything about.
+        MonitorError: for a run with too few samples or steps.
     """
     steps, step_index, step_counts = np.unique(log.steps, return_inverse=True, return_counts=True)
     most = min(MOST_BLOCKS, len(log) // _FEWEST_SAMPLES, len(steps))
     if most < FEWEST_BLOCKS:
         what = f"{len(log):,} samples of {len(steps):,} steps" if log.by_step else f"{len(log):,} samples"
         wanted = f"{FEWEST_BLOCKS} steps and {FEWEST_BLOCKS * _FEWEST_SAMPLES} samples"
-        raise MonitorError(f"found {what}, expected at least {wanted}: too short a run to judge")
+        raise MonitorError(f"found {what}, expected at least {wanted}: the run is too short")
     middles = np.cumsum(step_counts) - step_counts / 2
     _, block_of_step = np.unique((middles * most / len(log)).astype(np.int64), return_inverse=True)
     block = block_of_step[step_index]
@@ -91,24 +88,24 @@ def in_blocks(log: RunLog) -> Blocks:
         raise MonitorError(
             f"found most of {len(log):,} samples in few of {len(steps):,} steps, expected them spread over the run"
         )
-    if not log.by_step:  # a row is no step: neighbours in the log are what one policy wrote
+    if not log.by_step:  # without steps, neighbouring rows are treated as samples of one policy
         step_index, steps, step_counts = block, np.arange(b, dtype=np.float64), np.bincount(block)
     length = None if log.lengths is None else np.log1p(log.lengths)
-    inside = _centred(log.contributions, step_index)
+    within = _centred(log.contributions, step_index)
     freedom = max(len(log) - len(step_counts), 1)
-    covariance = inside.T @ inside / freedom
-    cells = step_index if log.groups is None else _cells(step_index, log.groups)
+    covariance = within.T @ within / freedom
+    group = step_index if log.groups is None else _prompt_index(step_index, log.groups)
     sums, degrees, length_variance = np.zeros((b, 3)), np.zeros(b), 0.0
     correlations = np.zeros(log.contributions.shape[1])
     if length is not None:
         length_variance = float((_centred(length, step_index) ** 2).sum() / freedom)
-        long, score = _centred(length, cells), _centred(log.scores, cells)
-        shares = _centred(log.contributions, cells)
+        long, score = _centred(length, group), _centred(log.scores, group)
+        shares = _centred(log.contributions, group)
         sizes = np.sqrt((long * long).sum() * (shares * shares).sum(0))
         correlations = np.divide(long @ shares, sizes, out=correlations, where=sizes > 0)
         for column, product in enumerate((long * long, long * score, score * score)):
             sums[:, column] = np.bincount(block, product, b)
-        _, starts = np.unique(cells, return_index=True)
+        _, starts = np.unique(group, return_index=True)
         degrees = (np.bincount(block, minlength=b) - np.bincount(block[starts], minlength=b)).astype(np.float64)
     ends = np.flatnonzero(np.diff(block, append=b))
     starts_of_blocks = np.concatenate([[0], ends[:-1] + 1])
@@ -135,7 +132,7 @@ def in_blocks(log: RunLog) -> Blocks:
 
 
 def means(values: np.ndarray, index: np.ndarray) -> np.ndarray:
-    """Means of the rows (n,) or (n, c) that share an index, which is 0, 1, ... without gaps."""
+    """Means of the rows (n,) or (n, c) with the same index; indices are 0, 1, ... without gaps."""
     counts = np.bincount(index)
     if values.ndim == 1:
         result: np.ndarray = np.bincount(index, values) / counts
@@ -148,7 +145,7 @@ def _centred(values: np.ndarray, index: np.ndarray) -> np.ndarray:
     return centred
 
 
-def _cells(step_index: np.ndarray, groups: np.ndarray) -> np.ndarray:
+def _prompt_index(step_index: np.ndarray, groups: np.ndarray) -> np.ndarray:
     """One index for each prompt of each step."""
-    _, cells = np.unique(np.stack([step_index, groups], 1), axis=0, return_inverse=True)
-    return cells.reshape(-1)
+    _, index = np.unique(np.stack([step_index, groups], 1), axis=0, return_inverse=True)
+    return index.reshape(-1)

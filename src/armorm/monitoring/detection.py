@@ -1,26 +1,21 @@
-"""The rules: does the score grow only through one objective, or only through length; does a policy leave what is known?
+"""Detection rules: growth through one objective, growth through length, out of distribution; each flag has its onset.
 
-In:  `Blocks`.
-Out: `Flag`s, each with the step where it began.
+**One objective.** Over some stretch of the run the score grows, and one objective has a share of 80% or more in all
+growth, significantly more than two thirds. Objectives that fall do not offset those that grow. If an objective already
+has most of the score's spread within every step, plain selection by the score would raise it most: both shares must
+then be at least half way from its usual share to the whole. An objective that is mostly length (its contributions
+correlate with length by `MOSTLY_LENGTH` or more within prompts) is not excused: selection by length is the hack.
 
-**One objective.** Over some stretch of the run the score grows, and one objective carries 80% or more of all growth,
-certainly more than two thirds. Objectives that fall do not make up for those that grow. Where an objective carries
-most of the score's spread inside every step already, plain selection by the score would raise it most: both shares
-are then at least half way from its usual one to the whole. An objective that is mostly length (its contributions
-correlate with length by `MOSTLY_LENGTH` or more inside prompts) has no such excuse: to select by length is the hack.
+**Length.** Over some stretch the score and log(1 + length) grow, longer responses to the same prompt (of the same step,
+if the log has no groups) score higher, and that slope times the growth of length explains 80% or more of the score's
+growth, significantly more than two thirds.
 
-**Length.** Over some stretch the score and log(1 + length) grow, longer responses to the same prompt (of the same
-step, where the log has no groups) score higher, and that slope times the growth of length makes 80% or more of the
-score's growth, certainly more than two thirds.
+**Out of distribution.** The model's uncertainty grows over some stretch, by more than a quarter.
 
-**Out of distribution.** The model's uncertainty grows over some stretch, and by more than a quarter.
-
-What must hold for a flag holds significantly, all of it (an intersection-union test, Berger 1982, needs no
-correction for that), against limits that pay for looking over all stretches (`scan.py`) and objectives. Of runs in
-which nothing of a kind is going on, at most `FALSE_ALARMS` get a flag of that kind. Growth of less than
-`LEAST_GROWTH` standard deviations of the scores inside a step is not worth a flag.
-
-Where it began is found by `onset.py`.
+All conditions of a flag must hold significantly (an intersection-union test, Berger 1982, which needs no correction for
+their number), against limits that correct for looking at all stretches (`trends.limit`) and objectives. Of runs in
+which nothing of a kind happens, at most `FALSE_ALARMS` get a flag of that kind. Growth below `LEAST_GROWTH` standard
+deviations of the scores within a step is ignored.
 """
 
 from __future__ import annotations
@@ -34,13 +29,13 @@ from scipy.stats import t as student
 from armorm.monitoring.blocks import Blocks
 from armorm.monitoring.trends import (
     SHORTEST,
-    began,
     bend,
     broken_line,
     growth_scale,
     intervals,
     limit,
     noise_covariance,
+    onset,
 )
 
 FALSE_ALARMS = 0.01
@@ -53,17 +48,17 @@ Kind = Literal["one_objective", "length", "out_of_distribution"]
 
 @dataclass(frozen=True)
 class Flag:
-    """Something to look at.
+    """A warning about a run.
 
     Attributes:
-        kind: which rule found it.
-        objective: whose growth it is, for `one_objective`.
-        began: step where it began; `earliest`, `latest`: the range of that step at 95%.
-        until: last step of the stretch that gave the flag.
-        growth: of the score over the stretch, in standard deviations of the scores inside a step; for
-            `out_of_distribution` of the uncertainty, as a share of its value at the start.
-        share: of all growth, that of this objective; or of the score's growth, what length explains.
-        evidence: size of the weakest condition against its limit; above 1.
+        kind: the rule that raised it.
+        objective: the one that grows, for `one_objective`.
+        began: step of the onset; `earliest`, `latest`: its 95% range.
+        until: last step of the stretch that raised the flag.
+        growth: of the score over the stretch, in standard deviations of the scores within a step; for
+            `out_of_distribution` of the uncertainty, relative to its value at the start.
+        share: of this objective in all growth; or the share of the score's growth that length explains.
+        evidence: ratio of the weakest condition to its limit; above 1.
     """
 
     kind: Kind
@@ -78,17 +73,17 @@ class Flag:
 
 
 def flags(blocks: Blocks, names: list[str], rate: float = FALSE_ALARMS) -> list[Flag]:
-    """Every flag that a run deserves, the strongest of each kind and objective, in the order in which they began.
+    """Flags of a run, the strongest of each kind and objective, in the order of their onsets.
 
     Args:
-        rate: most runs that get a flag of a kind without deserving it, as a share.
+        rate: maximum share of runs with a false alarm, per kind of flag.
     """
     found = [*_objective_flags(blocks, names, rate), *_length_flags(blocks, rate), *_unknown_flags(blocks, rate)]
     return sorted(found, key=lambda flag: flag.began)
 
 
 def usual_shares(covariance: np.ndarray) -> np.ndarray:
-    """(k,) share of each objective in what selection by the score raises: its covariance with the score in steps."""
+    """(k,) share of each objective in the growth under plain selection by the score: its covariance with the score."""
     with_score = np.maximum(covariance.sum(1), 0.0)
     total = with_score.sum()
     shares: np.ndarray = with_score / total if total > 0 else with_score
@@ -129,7 +124,7 @@ def _objective_flags(blocks: Blocks, names: list[str], rate: float) -> list[Flag
             Flag(
                 "one_objective",
                 names[objective],
-                *began(blocks.step_of, blocks.step_counts, own, against, until),
+                *onset(blocks.step_of, blocks.step_counts, own, against, until),
                 until,
                 float(size[best]),
                 float(share[best]),
@@ -140,7 +135,7 @@ def _objective_flags(blocks: Blocks, names: list[str], rate: float) -> list[Flag
 
 
 def _length_flags(blocks: Blocks, rate: float) -> list[Flag]:
-    """The strongest of all stretches; failing that, the one that length alone chooses. Each has half the rate."""
+    """The strongest of all stretches, or else the stretch selected by length alone; each has half the rate."""
     if blocks.length is None or blocks.step_length is None:
         return []
     b = len(blocks)
@@ -168,7 +163,7 @@ def _length_flags(blocks: Blocks, rate: float) -> list[Flag]:
         Flag(
             "length",
             None,
-            *began(blocks.step_of, blocks.step_counts, blocks.step_length, against, until),
+            *onset(blocks.step_of, blocks.step_counts, blocks.step_length, against, until),
             until,
             float(judged.size[best]),
             float(judged.share[best]),
@@ -209,7 +204,7 @@ def _judge_length(
     inside[0, 1] = inside[1, 0] = blocks.length_sums[:, 1].sum() / max(blocks.freedom.sum(), 1)
     noise = _noise(both, inside, blocks.counts)
     growth = weights @ both
-    # What length explains, less what it would have to: `slope * length - CERTAIN_SHARE * score`.
+    # Growth explained by length minus the required share: `slope * length - CERTAIN_SHARE * score`.
     contrast = np.stack([np.full_like(slope, -CERTAIN_SHARE), slope], 1)
     value = (contrast * growth).sum(1)
     deviation = np.sqrt(_deviation(noise, contrast) ** 2 + growth[:, 1] ** 2 * slope_variance)
@@ -228,10 +223,10 @@ def _judge_length(
 
 
 def _stretch_of_length(blocks: Blocks) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
-    """The stretch over which length grew: from its bend, if it has one, to the end of its clearest growth.
+    """The stretch over which length grew: from its bend, if any, to the end of its clearest growth.
 
-    Nothing is paid for this choice: it looks at the means of length alone, and what is left of the score beside
-    length is independent of them where nothing but length drives both.
+    This selection needs no correction: it depends only on the means of length, and if length alone
+    drives both, the residual of the score is independent of them.
     """
     starts, ends, weights = intervals(len(blocks))
     assert blocks.length is not None
@@ -247,14 +242,14 @@ def _stretch_of_length(blocks: Blocks) -> tuple[np.ndarray, np.ndarray, np.ndarr
 
 
 def _sums(blocks: Blocks, starts: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Sums (i, 3) of squares and products inside prompts over stretches, and their degrees of freedom (i,)."""
+    """Sums (i, 3) of squares and products within prompts over stretches, and their degrees of freedom (i,)."""
     sums = np.concatenate([np.zeros((1, 3)), np.cumsum(blocks.length_sums, 0)])
     freedom = np.concatenate([[0.0], np.cumsum(blocks.freedom)])
     return sums[ends] - sums[starts], freedom[ends] - freedom[starts] - 1
 
 
 def _slopes(blocks: Blocks, starts: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Slope of the score on log length inside prompts over stretches (i,), its variance, and whether there is one."""
+    """Slope of the score on log length within prompts over stretches (i,), its variance, and whether it is defined."""
     sums, freedom = _sums(blocks, starts, ends)
     ll, ls, ss = sums.T
     usable = (ll > 0) & (freedom > 0)
@@ -265,7 +260,7 @@ def _slopes(blocks: Blocks, starts: np.ndarray, ends: np.ndarray) -> tuple[np.nd
 
 
 def _slope_of_run(blocks: Blocks, starts: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Slope (i,) and variance from the whole run, or from a stretch itself where its own is clearly another."""
+    """Slope (i,) and variance of the whole run, or of the stretch itself if its own is clearly different."""
     own, own_variance, _ = _slopes(blocks, starts, ends)
     whole, whole_variance, _ = _slopes(blocks, np.array([0]), np.array([len(blocks)]))
     other = np.abs(own - whole) > 2.6 * np.sqrt(own_variance)
@@ -305,7 +300,7 @@ def _unknown_flags(blocks: Blocks, rate: float) -> list[Flag]:
 
 
 def relative_uncertainty(blocks: Blocks) -> np.ndarray | None:
-    """(b,) mean uncertainty over the objectives, each as a multiple of its own in the first tenth of the run."""
+    """(b,) mean uncertainty over the objectives, each relative to its own in the first tenth of the run."""
     if blocks.uncertainty is None:
         return None
     start = blocks.uncertainty[: max(1, len(blocks) // 10)].mean(0)
@@ -316,7 +311,7 @@ def relative_uncertainty(blocks: Blocks) -> np.ndarray | None:
 
 
 def _share(growth: np.ndarray, others: np.ndarray, objective: int) -> np.ndarray:
-    """(i,) share of an objective in the growth of itself and of those others that visibly grow."""
+    """(i,) share of an objective in the growth of itself and of the other objectives that clearly grow."""
     own = np.maximum(growth[:, objective], 0.0)
     total = own + np.where(others, growth, 0.0).sum(1)
     share: np.ndarray = np.divide(own, total, out=np.zeros_like(own), where=total > 0)
@@ -324,7 +319,7 @@ def _share(growth: np.ndarray, others: np.ndarray, objective: int) -> np.ndarray
 
 
 def _noise(means: np.ndarray, inside: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Covariances of the noise of block means (2, c, c): from neighbouring blocks, and from samples inside steps."""
+    """Covariances of the noise of block means (2, c, c): from neighbouring blocks, and from samples within steps."""
     return np.stack([noise_covariance(means), inside * float((1 / counts).mean())])
 
 

@@ -1,16 +1,14 @@
-"""The log of an RL run: one JSON line for each scored sample, numbers only.
-
-In:  scored samples, as a scorer has them; or the lines of a log.
-Out: lines; or `RunLog`, the samples as arrays.
+"""The log of an RL run: one JSON line per scored sample, numbers only (no text of a conversation).
 
     {"step": 12, "group": 3, "score": 0.83, "length": 57, "contributions": {...}, "rewards": {...},
      "uncertainty": {...}}
 
-`contributions` is required and names the objectives; its sum is what counts as the score. `step` is the training
-step; a log that has none is read in its order. `length` is the response's, in tokens. `group` numbers the prompts
-of a step. What a log lacks is not judged, and said to be absent. No text of a conversation is in it.
+`contributions` is required and names the objectives; their sum is the score. `step` is the training step; a log without
+steps is read in its order. `length` is that of the response, in tokens. `group` numbers the prompts of a step. What
+needs an absent column is not judged, and the report says so.
 
-Lines are appended whole, so that several processes may write one log, and a killed one leaves it readable.
+Each batch of lines is appended in one write, so that several processes can share a log, and an interrupted process
+leaves it readable.
 """
 
 from __future__ import annotations
@@ -32,7 +30,7 @@ _CHUNK = 4096
 
 
 class MonitorError(ArmormError, ValueError):
-    """A log from which nothing can be learned, or a row that does not fit it."""
+    """A log that cannot be judged, or a row that does not fit it."""
 
 
 @dataclass(frozen=True)
@@ -41,13 +39,13 @@ class RunLog:
 
     Attributes:
         names: the k objectives.
-        steps: (n,) float64 training steps, not decreasing; the line's number where the log has no steps.
+        steps: (n,) float64 training steps, ascending; line numbers if the log has no steps.
         contributions: (n, k) float64.
-        lengths: (n,) float64 tokens of the response, or None where the log has none.
-        rewards, uncertainty: (n, k) float64, or None likewise.
-        groups: (n,) int64 prompts within a step, or None likewise.
+        lengths: (n,) float64 tokens of the response, or None if absent.
+        rewards, uncertainty: (n, k) float64, or None.
+        groups: (n,) int64 prompts within a step, or None.
         by_step: whether the log has steps.
-        skipped: (row, reason) of lines that were left out.
+        skipped: (row, reason) of invalid lines.
     """
 
     names: list[str]
@@ -82,10 +80,10 @@ def sample_line(
     uncertainty: Sequence[float] | None = None,
     **columns: float | None,
 ) -> str:
-    """One line of a log, with its newline; what is None is left out.
+    """One line of a log, with its newline; None values are omitted.
 
     Args:
-        columns: further numbers for other readers, such as the time.
+        columns: further numbers, such as the time.
     """
     entry: dict[str, Any] = {"step": step, **columns, "group": group, "score": score, "length": length}
     entry = {name: value for name, value in entry.items() if value is not None}
@@ -96,7 +94,7 @@ def sample_line(
 
 
 def append_samples(path: str | Path, lines: Iterable[str]) -> None:
-    """Append the lines of one batch, in one write."""
+    """Append the lines of one batch in one write."""
     text = "".join(lines)
     if text:
         append_text(Path(path), text)
@@ -106,10 +104,10 @@ def read_log(rows: Iterable[Row | DataError], file: str) -> RunLog:
     """Read a log.
 
     Args:
-        rows: its lines, broken ones as their errors.
+        rows: its lines; an invalid line as its error.
 
     Raises:
-        MonitorError: for a log without a usable line, or one whose lines do not agree on the objectives.
+        MonitorError: for a log without valid lines, or whose lines have different objectives.
     """
     names: list[str] = []
     first_row = 0
@@ -123,7 +121,7 @@ def read_log(rows: Iterable[Row | DataError], file: str) -> RunLog:
         found = row.values.get("contributions")
         if not isinstance(found, Mapping) or not found:
             skipped.append(
-                (row.number, f"contributions: found {shown(found)}, expected an object, as of score --details")
+                (row.number, f"contributions: found {shown(found)}, expected an object, as written by score --details")
             )
             continue
         if not names:
@@ -131,8 +129,8 @@ def read_log(rows: Iterable[Row | DataError], file: str) -> RunLog:
         if len(found) != len(names) or any(name not in found for name in names):
             odd = sorted(set(found) ^ set(names))
             raise MonitorError(
-                f"{file}, row {row.number}: found other objectives than in row {first_row} ({', '.join(odd[:3])}), "
-                "expected one model in one log"
+                f"{file}, row {row.number}: found objectives different from row {first_row} ({', '.join(odd[:3])}), "
+                "expected the scores of one model"
             )
         try:
             held.append(_numbers(row, names))
@@ -214,5 +212,5 @@ def _columns(held: Sequence[tuple[float, ...]], k: int) -> dict[str, np.ndarray]
 
 
 def _short(value: float) -> float:
-    """Seven digits: what a float32 holds."""
+    """Seven significant digits, the precision of float32."""
     return float(f"{value:.7g}")

@@ -1,9 +1,8 @@
-"""A run as one HTML file: opens from disk, asks no network, light and dark, readable on a phone and in print.
+"""A run summary as one self-contained HTML file, and as a table for the terminal.
 
-In:  `MonitorOutcome`. Out: the text of the page.
-
-The score and every series are drawn as small charts of one shape, named where they stand, so that nothing has to be
-looked up in a legend. Where a flag began is a line through all of them.
+The page opens from disk, works without network, in light and dark mode, on phones and in print. The score and every
+series are small charts of one shape, labelled directly, so that no legend is needed; the onset of a flag is a line
+through all of them.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from armorm.explain.explanation import signed_bar
-from armorm.monitoring.summary import Drift, MonitorOutcome
+from armorm.monitoring.summary import Drift, RunSummary
 
 _WIDTH, _HEIGHT = 320, 84
 
@@ -59,38 +58,37 @@ ul { color: var(--soft); font-size: .875rem; padding-left: 1.1rem; }
 _TITLES = {
     "one_objective": "Only one objective grows",
     "length": "Only length grows",
-    "out_of_distribution": "Out of what the model knows",
+    "out_of_distribution": "Out of distribution",
 }
 
 
-def monitor_page(outcome: MonitorOutcome, title: str = "run") -> str:
+def monitor_page(run: RunSummary, title: str = "run") -> str:
     """The page of a run."""
-    unit = "steps" if outcome.by_step else "rows"
-    flagged = {flag.objective for flag in outcome.flags if flag.objective}
-    kinds = {flag.kind for flag in outcome.flags}
+    unit = "steps" if run.by_step else "rows"
+    flagged = {flag.objective for flag in run.flags if flag.objective}
+    kinds = {flag.kind for flag in run.flags}
     verdicts = [
-        f'<p class="flag"><strong>{_TITLES[flag.kind]}</strong>{escape(outcome.sentence(flag))}</p>'
-        for flag in outcome.flags
-    ] or [f'<p class="fine"><strong>Nothing flagged</strong>{escape(outcome.verdict)}</p>']
-    overview = [_chart(outcome, outcome.score, "score", in_deviations=True)]
-    if outcome.length is not None:
-        overview.append(_chart(outcome, outcome.length, "length, tokens", red="length" in kinds))
-    if outcome.uncertainty is not None:
+        f'<p class="flag"><strong>{_TITLES[flag.kind]}</strong>{escape(run.sentence(flag))}</p>' for flag in run.flags
+    ] or [f'<p class="fine"><strong>No flags</strong>{escape(run.verdict)}</p>']
+    overview = [_chart(run, run.score, "score", in_deviations=True)]
+    if run.length is not None:
+        overview.append(_chart(run, run.length, "length, tokens", red="length" in kinds))
+    if run.uncertainty is not None:
         red = "out_of_distribution" in kinds
-        overview.append(_chart(outcome, outcome.uncertainty, "uncertainty, 1 at the start", red=red))
-    if outcome.distance is not None:
-        overview.append(_chart(outcome, outcome.distance, outcome.distance_title))
-    span = max(max(drift.series) - min(drift.series) for drift in outcome.objectives)
+        overview.append(_chart(run, run.uncertainty, "uncertainty, 1 at the start", red=red))
+    if run.distance is not None:
+        overview.append(_chart(run, run.distance, run.distance_title))
+    span = max(max(drift.series) - min(drift.series) for drift in run.objectives)
     charts = [
-        _chart(outcome, drift, drift.name, in_deviations=True, red=drift.name in flagged, span=span)
-        for drift in outcome.objectives
+        _chart(run, drift, drift.name, in_deviations=True, red=drift.name in flagged, span=span)
+        for drift in run.objectives
     ]
     notes = [
-        "Changes are from the first tenth of the run to the last, in standard deviations of the scores inside a step. "
-        "The charts of objectives have one scale: as high is as much.",
-        f"Of runs in which nothing is wrong, at most {outcome.false_alarms:.0%} get a flag of each kind. "
-        "A dashed line is where a flag began, the band around it the range of that place at 95%.",
-        *(note[0].upper() + note[1:] + "." for note in outcome.notes),
+        "Changes are from the first tenth of the run to the last, in standard deviations of the scores within a step. "
+        "The charts of all objectives have the same vertical scale.",
+        f"Of runs without a problem, at most {run.false_alarms:.0%} get a flag of each kind. "
+        "A dashed line marks the onset of a flag, the band around it the 95% range of the onset.",
+        *(note[0].upper() + note[1:] + "." for note in run.notes),
     ]
     return "\n".join(
         [
@@ -98,11 +96,11 @@ def monitor_page(outcome: MonitorOutcome, title: str = "run") -> str:
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
             f"<title>{escape(title)}: armorm monitor</title>\n<style>{_STYLE}</style>\n</head>\n<body>",
             f"<h1>{escape(title)}</h1>",
-            f'<p class="under">{outcome.samples:,} scored samples, {unit} {outcome.first_step:,.0f} to '
-            f"{outcome.last_step:,.0f}</p>",
+            f'<p class="under">{run.samples:,} scored samples, {unit} {run.first_step:,.0f} to '
+            f"{run.last_step:,.0f}</p>",
             *verdicts,
             f'<h2>The run</h2>\n<div class="charts">{"".join(overview)}</div>',
-            f'<h2>What each objective contributes</h2>\n<div class="charts">{"".join(charts)}</div>',
+            f'<h2>Contributions of the objectives</h2>\n<div class="charts">{"".join(charts)}</div>',
             f"<h2>Notes</h2>\n<ul>{''.join(f'<li>{escape(note)}</li>' for note in notes)}</ul>",
             "</body>\n</html>\n",
         ]
@@ -110,7 +108,7 @@ def monitor_page(outcome: MonitorOutcome, title: str = "run") -> str:
 
 
 def _chart(
-    outcome: MonitorOutcome,
+    run: RunSummary,
     drift: Drift,
     title: str,
     *,
@@ -125,10 +123,10 @@ def _chart(
         f"<figure{' class=flagged' if red else ''}><figcaption><span>{escape(title)}</span>"
         f'<span class="change {kind if in_deviations else "flat"}">{change}</span></figcaption>'
         f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(label)}">'
-        f"{_marks(outcome)}{_curve(drift.series, span)}</svg>"
-        f'<div class="ends"><span>{outcome.first_step:,.0f}</span>'
+        f"{_marks(run)}{_curve(drift.series, span)}</svg>"
+        f'<div class="ends"><span>{run.first_step:,.0f}</span>'
         f"<span>{number(min(drift.series))} to {number(max(drift.series))}</span>"
-        f"<span>{outcome.last_step:,.0f}</span></div></figure>"
+        f"<span>{run.last_step:,.0f}</span></div></figure>"
     )
 
 
@@ -145,17 +143,17 @@ def _curve(series: Sequence[float], span: float | None) -> str:
     return f'{area}<polyline class="curve" points="{line}"/>'
 
 
-def _marks(outcome: MonitorOutcome) -> str:
-    span = (outcome.last_step - outcome.first_step) or 1.0
+def _marks(run: RunSummary) -> str:
+    span = (run.last_step - run.first_step) or 1.0
 
     def across(step: float) -> float:
-        return (step - outcome.first_step) / span * _WIDTH
+        return (step - run.first_step) / span * _WIDTH
 
     return "".join(
         f'<rect class="range" x="{across(flag.earliest):.1f}" y="0" height="{_HEIGHT}" '
         f'width="{max(across(flag.latest) - across(flag.earliest), 1):.1f}"/>'
         f'<line class="began" x1="{across(flag.began):.1f}" x2="{across(flag.began):.1f}" y1="0" y2="{_HEIGHT}"/>'
-        for flag in outcome.flags
+        for flag in run.flags
     )
 
 
@@ -163,32 +161,32 @@ _LEVELS = "▁▂▃▄▅▆▇█"
 
 
 class MonitorView:
-    """Prints an outcome, as wide as there is room."""
+    """Terminal view of a run summary, adapted to the width."""
 
-    def __init__(self, outcome: MonitorOutcome) -> None:
-        self._outcome = outcome
+    def __init__(self, run: RunSummary) -> None:
+        self._run = run
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        outcome = self._outcome
+        run = self._run
         wide = options.max_width >= 104
-        place = "steps" if outcome.by_step else "rows"
+        place = "steps" if run.by_step else "rows"
         yield Text.assemble(
-            (f"{outcome.samples:,} samples", "bold"),
-            f", {place} {outcome.first_step:,.0f} to {outcome.last_step:,.0f}",
-            (f"; false alarms at most {outcome.false_alarms:.0%} of runs", "dim"),
+            (f"{run.samples:,} samples", "bold"),
+            f", {place} {run.first_step:,.0f} to {run.last_step:,.0f}",
+            (f"; false alarms at most {run.false_alarms:.0%} of runs", "dim"),
         )
-        for flag in outcome.flags:
-            yield Padding(Text.assemble(("! ", "bold red"), (outcome.sentence(flag), "red")), (1, 0, 0, 0))
-        if not outcome.flags:
-            yield Padding(Text.assemble(("✓ ", "bold green"), (outcome.verdict, "green")), (1, 0, 0, 0))
+        for flag in run.flags:
+            yield Padding(Text.assemble(("! ", "bold red"), (run.sentence(flag), "red")), (1, 0, 0, 0))
+        if not run.flags:
+            yield Padding(Text.assemble(("✓ ", "bold green"), (run.verdict, "green")), (1, 0, 0, 0))
         yield Text("")
         yield self._table(wide)
-        if outcome.notes:
+        if run.notes:
             yield Text("")
-            yield Group(*(Text(f"- {note}", style="dim") for note in outcome.notes))
+            yield Group(*(Text(f"- {note}", style="dim") for note in run.notes))
 
     def _table(self, wide: bool) -> Table:
-        outcome, width = self._outcome, 32 if wide else 16
+        run, width = self._run, 32 if wide else 16
         table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
         table.add_column("", min_width=27, max_width=34 if wide else 28, overflow="fold")
         table.add_column("over the run", no_wrap=True)
@@ -198,16 +196,16 @@ class MonitorView:
         table.add_column("in sd", justify="right", no_wrap=True)
         if wide:
             table.add_column("usual share", justify="right", no_wrap=True, style="dim")
-        largest = max([abs(drift.change) for drift in (*outcome.objectives, outcome.score)] + [1e-9])
-        flagged = {flag.objective for flag in outcome.flags}
-        self._row(table, outcome.score, width, largest, wide, "bold")
-        for drift in outcome.objectives:
+        largest = max([abs(drift.change) for drift in (*run.objectives, run.score)] + [1e-9])
+        flagged = {flag.objective for flag in run.flags}
+        self._row(table, run.score, width, largest, wide, "bold")
+        for drift in run.objectives:
             self._row(table, drift, width, largest, wide, "red" if drift.name in flagged else "")
-        kinds = {flag.kind for flag in outcome.flags}
+        kinds = {flag.kind for flag in run.flags}
         others = (
-            (outcome.length, "length, tokens", "length" in kinds),
-            (outcome.uncertainty, "uncertainty, start = 1", "out_of_distribution" in kinds),
-            (outcome.distance, outcome.distance_title, False),
+            (run.length, "length, tokens", "length" in kinds),
+            (run.uncertainty, "uncertainty, start = 1", "out_of_distribution" in kinds),
+            (run.distance, run.distance_title, False),
         )
         for other, title, red in others:
             if other is not None:
@@ -230,7 +228,7 @@ class MonitorView:
 
 
 def sparkline(values: Sequence[float], width: int) -> str:
-    """Values as a line of `width` characters, the lowest mean at the bottom and the highest at the top."""
+    """Values as a line of `width` block characters, scaled from the lowest to the highest mean."""
     edges = np.linspace(0, len(values), min(width, len(values)) + 1).astype(int)
     cells = np.array([np.mean(values[a:b]) for a, b in zip(edges[:-1], edges[1:], strict=True)])
     low, high = cells.min(), cells.max()
@@ -240,5 +238,5 @@ def sparkline(values: Sequence[float], width: int) -> str:
 
 
 def number(value: float) -> str:
-    """A figure in a handful of characters."""
+    """A number in at most six characters or so."""
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.1f}" if abs(value) >= 10 else f"{value:.3f}"

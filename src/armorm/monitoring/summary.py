@@ -1,11 +1,9 @@
-"""What was found in a run, as plain values: the one thing that terminal, page and JSON show.
+"""Summary of a run: drift of the score and of every objective, flags and notes, for terminal, page and JSON.
 
-In:  a `RunLog`; figures of the model's reference data, where a model is named.
-Out: `MonitorOutcome`.
-
-Where samples are from what the model knows is told by its uncertainty, if the log has it. If not, the distance of
-mean rewards from the reference data's (or from those of the run's own first tenth, where no model is named) is
-shown, under its own name: it says how far a policy went, not whether the model knows its way there, and raises no flag.
+Whether samples are within the distribution that the model knows is judged by its uncertainty, if the log has it.
+Otherwise the distance of mean rewards from those of the reference data (or of the run's own first tenth, if no model is
+given) is reported under its own name: it measures how far a policy moved, not whether the model is reliable there, and
+raises no flag.
 """
 
 from __future__ import annotations
@@ -21,24 +19,24 @@ from armorm.monitoring.detection import FALSE_ALARMS, Flag, flags, relative_unce
 from armorm.monitoring.log import RunLog
 
 _FROM_REFERENCE, _FROM_START = "the model's reference data", "the run's own first tenth"
-_EDGE = 0.1  # of the run: what "start" and "end" mean
+_EDGE = 0.1  # share of the run that is its start and its end
 _ABSENT = {
     "length": "the log has no lengths: growth through length is not judged",
-    "uncertainty": "the log has no uncertainty: whether responses leave what the model knows is not judged",
-    "rewards": "the log has neither uncertainty nor rewards: nothing says how far the policy went",
-    "step": "the log has no steps: it is read in its order, and places in it are line numbers",
+    "uncertainty": "the log has no uncertainty: whether responses are out of distribution is not judged",
+    "rewards": "the log has neither uncertainty nor rewards: how far the policy moved is unknown",
+    "step": "the log has no steps: it is read in its order, and positions are line numbers",
 }
 
 
 @dataclass(frozen=True)
 class Drift:
-    """One series of a run.
+    """Change of one series over a run.
 
     Attributes:
-        name: of the objective, or of the series.
+        name: of the objective or the series.
         start, end: means over the first and the last tenth.
-        change: end - start, in standard deviations of the scores inside a step (contributions, score), or plain.
-        usual_share: what share of the score's growth plain selection by the score would give it; contributions only.
+        change: end - start, in standard deviations of the scores within a step (contributions, score), or absolute.
+        usual_share: share of the score's growth under plain selection by the score; contributions only.
         series: block means.
     """
 
@@ -51,21 +49,21 @@ class Drift:
 
 
 @dataclass(frozen=True)
-class MonitorOutcome:
-    """Everything about a run.
+class RunSummary:
+    """Summary of a run.
 
     Attributes:
-        samples, first_step, last_step: of the log; `by_step` false where places are line numbers.
+        samples, first_step, last_step: of the log; `by_step` is false if steps are line numbers.
         blocks: first step of each block.
-        spread: standard deviation of the scores inside a step.
+        spread: standard deviation of the scores within a step.
         score: the mean score.
-        objectives: contributions, the largest change first.
-        length: mean length, None where the log has none.
-        uncertainty: mean uncertainty relative to the start, or None likewise.
-        distance: distance of mean rewards, only where there is no uncertainty; `distance_from` says from what.
-        flags: in the order in which they began.
-        false_alarms: most runs that get a flag of a kind without deserving it, as a share.
-        notes: what is absent from the log, and what was left out.
+        objectives: contributions, largest change first.
+        length: mean length, or None.
+        uncertainty: mean uncertainty relative to the start, or None.
+        distance: distance of mean rewards from `distance_from`, only without uncertainty.
+        flags: in the order of their onsets.
+        false_alarms: maximum share of runs with a false alarm, per kind of flag.
+        notes: columns that the log does not have, and skipped lines.
     """
 
     samples: int
@@ -92,18 +90,19 @@ class MonitorOutcome:
         return values
 
     def sentence(self, flag: Flag) -> str:
-        """A flag in plain words."""
+        """A flag as a sentence."""
         since = self._since(flag)
         if flag.kind == "out_of_distribution":
             return (
-                f"Since {since} the model knows less and less of what it scores: its uncertainty grew by "
+                f"Since {since} responses move out of distribution: the uncertainty of the model grew by "
                 f"{flag.growth:.0%} until {self.place(flag.until)}."
             )
         grew = f"the score grew by {flag.growth:.1f} standard deviations until {self.place(flag.until)}"
         if flag.kind == "length":
             explained = f"longer responses explain {min(flag.share or 0, 1):.0%} of it"
             return f"Since {since} the score grows only through length: {grew}, and {explained}."
-        return f"Since {since} the score grows only through {flag.objective}: {grew}, {flag.share:.0%} of it here."
+        share = f"{flag.share:.0%} of it through this objective"
+        return f"Since {since} the score grows only through {flag.objective}: {grew}, {share}."
 
     def place(self, step: float) -> str:
         """A step, or a line of the log."""
@@ -119,7 +118,7 @@ class MonitorOutcome:
         """One sentence for a run without flags."""
         change = self.score.change
         if abs(change) < 0.1:
-            return "No flag: the score is about where it began."
+            return "No flag: the score has hardly changed."
         grown = [drift for drift in self.objectives if drift.change * change > 0]
         total = sum(drift.change for drift in grown)
         parts = ", ".join(f"{drift.name} {drift.change / total:.0%}" for drift in grown[:3])
@@ -134,15 +133,15 @@ class MonitorOutcome:
         return place if flag.earliest == flag.latest else f"{place} ({flag.earliest:,.0f} to {flag.latest:,.0f})"
 
 
-def examine(log: RunLog, reference: Mapping[str, Any] | None = None, *, rate: float = FALSE_ALARMS) -> MonitorOutcome:
-    """Look at a run.
+def summarize_run(log: RunLog, reference: Mapping[str, Any] | None = None, *, rate: float = FALSE_ALARMS) -> RunSummary:
+    """Summarize a run.
 
     Args:
         reference: `ArmoRMConfig.reference` of the model that scored it, with `names` of its objectives.
-        rate: most runs that get a flag of a kind without deserving it, as a share.
+        rate: maximum share of runs with a false alarm, per kind of flag.
 
     Raises:
-        MonitorError: for a run too short to judge.
+        MonitorError: for a run that is too short.
     """
     blocks = in_blocks(log)
     spread = blocks.spread or 1.0
@@ -158,8 +157,8 @@ def examine(log: RunLog, reference: Mapping[str, Any] | None = None, *, rate: fl
         notes.append(_ABSENT["uncertainty" if distance is not None else "rewards"])
     if log.skipped:
         row, reason = log.skipped[0]
-        notes.append(f"left out {len(log.skipped):,} lines, the first of them row {row}: {reason}")
-    return MonitorOutcome(
+        notes.append(f"skipped {len(log.skipped):,} lines, the first one row {row}: {reason}")
+    return RunSummary(
         samples=len(log),
         first_step=float(log.steps[0]),
         last_step=float(log.steps[-1]),
@@ -185,15 +184,15 @@ def _drift(name: str, series: np.ndarray, scale: float = 1.0, share: float | Non
 
 
 def _distance(blocks: Blocks, log: RunLog, reference: Mapping[str, Any] | None) -> tuple[Drift | None, str | None]:
-    """Root mean square over the objectives of how far mean rewards are from home, in standard deviations of rewards."""
+    """Root mean square over the objectives of the distance of mean rewards from a reference, in standard deviations."""
     if blocks.rewards is None or log.rewards is None:
         return None, None
     edge = max(1, round(len(blocks) * _EDGE))
     deviation = log.rewards.std(0)
     deviation[deviation == 0] = 1.0
-    home, source = blocks.rewards[:edge].mean(0), _FROM_START
+    origin, source = blocks.rewards[:edge].mean(0), _FROM_START
     known = dict(zip((reference or {}).get("names", ()), (reference or {}).get("reward_means") or (), strict=False))
     if all(name in known for name in log.names):
-        home, source = np.array([known[name] for name in log.names]), _FROM_REFERENCE
-    series = np.sqrt((((blocks.rewards - home) / deviation) ** 2).mean(1))
+        origin, source = np.array([known[name] for name in log.names]), _FROM_REFERENCE
+    series = np.sqrt((((blocks.rewards - origin) / deviation) ** 2).mean(1))
     return _drift("distance", series), source

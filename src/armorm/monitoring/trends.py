@@ -1,16 +1,13 @@
-"""Growth over every stretch of a run, and how large it gets by chance alone.
+"""Growth over every interval of a run with its significance (scan statistic), and onset of a growth (change point).
 
-In:  a series of block means.
-Out: its growth over every interval of blocks in standard errors; the values that noise alone rarely exceeds.
+The growth over an interval is its least-squares slope. Slopes have positive weights on the differences of neighbouring
+means, so a series that never falls has no interval with negative expected growth: a bound for a flat series holds for
+every monotone one.
 
-The growth over an interval is its least-squares slope. Slopes have positive weights on the differences between
-neighbouring means, so a series that nowhere falls in truth has no interval whose expected growth is negative:
-what is said about a flat series holds, in that direction, for every monotone one.
-
-The noise of a block mean is taken from second differences (Gasser, Sroka and Jennen-Steinmetz 1986), which a
-trend does not enter, or from the spread of samples inside steps where that says more. The largest growth of pure
-noise over all intervals, its noise estimated in the same way, is found by simulation: its quantiles are the limits,
-so looking everywhere is paid for.
+The noise of a block mean is estimated from second differences (Gasser, Sroka and Jennen-Steinmetz 1986), which a trend
+does not affect, or from the spread of samples within steps if that is larger. The distribution of the largest growth of
+pure noise over all intervals is found by simulation, with the noise estimated in the same way; its quantiles are the
+limits, which corrects for looking at every interval.
 """
 
 from __future__ import annotations
@@ -20,13 +17,17 @@ from functools import lru_cache
 import numpy as np
 
 SHORTEST = 6  # blocks of an interval
-
 _SIMULATED, _CHUNK = 100_000, 10_000
+_MOST_KNOTS = 400
+_CURVE = 3  # degree
+_CLEAR_BEND = 12.0  # times the error variance: the largest ratio of many steps exceeds this by chance in under 1%
+_LIKELY = 3.84  # 95% quantile of chi-squared with one degree of freedom
+_RISEN = 2.6  # standard errors
 
 
 @lru_cache(maxsize=8)
 def intervals(b: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Every interval of b blocks that is long enough.
+    """Every interval of at least `SHORTEST` of b blocks (of b / 8 in long runs).
 
     Returns:
         starts (i,), ends (i,) (the block after the last), and weights (i, b): `weights @ means` is the growth of
@@ -42,7 +43,7 @@ def intervals(b: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def growth_scale(starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
-    """(i,) what turns `weights @ means` into the growth from an interval's first block to its last."""
+    """(i,) factors from `weights @ means` to the growth from the first to the last block of an interval."""
     sizes = (ends - starts).astype(np.float64)
     scale: np.ndarray = (sizes - 1) / np.sqrt(sizes * (sizes * sizes - 1) / 12)
     return scale
@@ -70,31 +71,20 @@ def _largest_by_chance(b: int) -> np.ndarray:
 
 
 def limit(b: int, rate: float) -> float:
-    """What the largest growth of pure noise over b blocks exceeds with this probability."""
+    """Value that the largest growth of pure noise over b blocks exceeds with probability `rate`."""
     return float(np.quantile(_largest_by_chance(b), 1 - rate))
 
 
-_MOST_KNOTS = 400
-
-_CURVE = 3  # degree
-
-_CLEAR_BEND = 12.0  # times the error's variance: the largest of many steps' ratios exceeds this by chance in under 1%
-
-_LIKELY = 3.84  # chi-squared of one degree of freedom at 95%
-
-_RISEN = 2.6  # standard errors
-
-
-def began(
+def onset(
     steps: np.ndarray, counts: np.ndarray, own: np.ndarray, contrast: np.ndarray, until: float
 ) -> tuple[float, float, float]:
-    """Step where something began to grow alone, and its range at 95%.
+    """Step at which a series began to grow alone, with the ends of its 95% range.
 
     Args:
         steps: (m,) increasing; counts: (m,) samples of each.
-        own: (m,) means of what grew.
-        contrast: (m,) means of what grew, so weighted against the rest that it rises only where growth is not shared.
-        until: last step to look at.
+        own: (m,) means of the series that grew.
+        contrast: (m,) the same minus the rest, weighted such that it rises only if the growth is not shared.
+        until: last step to consider.
     """
     kept = steps <= until
     steps, counts = steps[kept], counts[kept]
@@ -110,7 +100,7 @@ def began(
 
 
 def bend(values: np.ndarray, weights: np.ndarray) -> tuple[int, int, int] | None:
-    """Index of the bend upward of a smooth curve (m,), with its range at 95%; None where there is none.
+    """Index of an upward bend in a smooth curve (m,), with the ends of its 95% range; None without a clear bend.
 
     Args:
         weights: (m,) of the squared errors.
@@ -138,7 +128,7 @@ def bend(values: np.ndarray, weights: np.ndarray) -> tuple[int, int, int] | None
 
 
 def broken_line(values: np.ndarray, weights: np.ndarray) -> tuple[int, int, int]:
-    """Index of the knot of a line (m,) that does not rise before it and rises after it, with its range at 95%.
+    """Index of the knot of a broken line (m,) that rises only after it, with the ends of its 95% range.
 
     Args:
         weights: (m,) of the squared errors.

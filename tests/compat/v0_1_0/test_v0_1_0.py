@@ -19,7 +19,7 @@ from armorm.features.store import FeatureStore
 from armorm.heads.regression import fit_from_statistics
 from armorm.heads.statistics import RatingStatistics
 from armorm.monitoring.log import read_log
-from armorm.monitoring.summary import examine
+from armorm.monitoring.summary import summarize_run
 
 HERE = Path(__file__).parent
 EXPECTED = json.loads((HERE / "expected.json").read_text())
@@ -113,5 +113,5 @@ def test_results_of_an_evaluation_are_read_and_compared():
 
 def test_a_score_log_is_read_and_judged_the_same():
     log = read_log(Location.find("log.jsonl").rows_or_faults(), "log")
-    found = examine(log, load("run").reference).to_dict()
+    found = summarize_run(log, load("run").reference).to_dict()
     assert_holds(json.loads(json.dumps(found)), EXPECTED["monitor"])

@@ -1,9 +1,6 @@
-"""Draw the README's picture: an explanation, as the terminal shows it.
+"""Draws docs/images/explained.svg, the picture of the README: an explanation by the embedded model, as in the terminal.
 
-In:  the embedded reward model.
-Out: `docs/images/explained.svg`.
-
-    python tools/draw_explanation.py
+python tools/draw_explanation.py
 """
 
 from __future__ import annotations
@@ -28,10 +25,10 @@ CONVERSATION = [
 ]
 
 if __name__ == "__main__":
-    console = Console(record=True, width=112, file=io.StringIO(), highlight=False)
+    console = Console(record=True, width=120, file=io.StringIO(), highlight=False)
     console.print(ArmoRM.from_pretrained("armorm-tiny-rm", dtype="float32", device="cpu").explain(CONVERSATION))
     TARGET.parent.mkdir(parents=True, exist_ok=True)
-    # (Without the web fonts that rich names: the picture stands alone, in whatever monospaced font there is.)
+    # (Without the web fonts that rich links to, so that the picture loads nothing from other hosts.)
     write_text(
         TARGET, re.sub(r"@font-face \{.*?\}\s*", "", console.export_svg(title="armorm explain"), flags=re.DOTALL)
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -32,15 +33,40 @@ def tiny_backbone():
 
 
 @pytest.fixture(scope="session")
-def small_recipe(tmp_path_factory):
-    """A recipe on a small part of the generated corpus: 48 prompts, 288 responses, the embedded backbone."""
+def one_layer_backbone(tmp_path_factory) -> Path:
+    """A folder with the first layer of the embedded backbone, in float32, and its tokenizer: a fifth of its cost."""
+    from transformers import AutoModel, AutoTokenizer
+
+    from armorm.embedded import EMBEDDED_BACKBONE, embedded_path
+
+    def write(folder: Path) -> None:
+        model = AutoModel.from_pretrained(embedded_path(EMBEDDED_BACKBONE), dtype=torch.float32)
+        model.layers, model.config.num_hidden_layers = model.layers[:1], 1
+        model.save_pretrained(folder)
+        AutoTokenizer.from_pretrained(embedded_path(EMBEDDED_BACKBONE)).save_pretrained(folder)
+
+    return shared_folder(tmp_path_factory, "backbone", write)
+
+
+@pytest.fixture(scope="session")
+def small_recipe(one_layer_backbone, tmp_path_factory):
+    """A recipe on a small part of the generated corpus: 48 prompts, 288 responses, the embedded backbone's first layer."""
     from armorm import Recipe
     from armorm.data.synthetic import RECIPE, generate, write_corpus
 
     rows = [row for row in generate(0) if row.prompt % 5 == 0]
     folder = shared_folder(tmp_path_factory, "corpus", lambda folder: write_corpus(folder, rows, seed=0))
     text = RECIPE.replace("runs/demo/data", str(folder))
-    return Recipe.from_text(text, ["name=small", "gating.steps=100", "gating.hidden_size=16", "backbone.dtype=float32"])
+    return Recipe.from_text(
+        text,
+        [
+            "name=small",
+            "gating.steps=100",
+            "gating.hidden_size=16",
+            "backbone.dtype=float32",
+            f"backbone.model={one_layer_backbone}",
+        ],
+    )
 
 
 @pytest.fixture(scope="session")
@@ -49,3 +75,9 @@ def small_run(small_recipe, tmp_path_factory):
     from armorm import train
 
     return shared_folder(tmp_path_factory, "run", lambda folder: train(small_recipe, folder, quiet=True))
+
+
+@pytest.fixture
+def small_features(small_run, tmp_path) -> Path:
+    """A copy of the features of `small_run`, which a test may add to."""
+    return shutil.copytree(small_run / "work" / "features", tmp_path / "small-features")

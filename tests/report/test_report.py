@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -24,17 +25,18 @@ SETS = ("workshop", "harbour", "market", "choices")
 
 @pytest.fixture(scope="module")
 def data(small_recipe, tmp_path_factory) -> list[Path]:
-    """The run's own sets, some of their test prompts hostile."""
+    """The run's own sets, with 32 of the held-out pairs, half of them with hostile texts."""
     folder = tmp_path_factory.mktemp("hostile")
     for name in SETS:
-        lines = []
-        for number, line in enumerate((Path(small_recipe.data_root) / f"{name}.jsonl").read_text().splitlines()):
-            row = json.loads(line)
-            if name == "choices" and number % 2:
+        rows = [json.loads(line) for line in (Path(small_recipe.data_root) / f"{name}.jsonl").read_text().splitlines()]
+        if name == "choices":
+            rows = [row for row in rows if row["split"] == "train"] + [row for row in rows if row["split"] == "test"][
+                ::3
+            ][:32]
+            for row in rows[1::2]:
                 for side in ("chosen", "rejected"):
                     row[side][-1]["content"] += HOSTILE
-            lines.append(json.dumps(row))
-        (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return [folder / f"{name}.jsonl" for name in SETS]
 
 
@@ -44,13 +46,18 @@ def rm(small_run) -> ArmoRM:
 
 
 @pytest.fixture(scope="module")
-def evidence(rm, small_run, data, tmp_path_factory):
-    return gather(rm, data, features=small_run / "work" / "features")
+def features(small_run, tmp_path_factory) -> Path:
+    return shutil.copytree(small_run / "work" / "features", tmp_path_factory.mktemp("report") / "features")
 
 
 @pytest.fixture(scope="module")
-def page(rm, small_run, data):
-    return report(rm, data, features=small_run / "work" / "features")
+def evidence(rm, data, features):
+    return gather(rm, data, features=features)
+
+
+@pytest.fixture(scope="module")
+def page(rm, data, features):
+    return report(rm, data, features=features)
 
 
 @pytest.fixture(scope="module")
@@ -163,18 +170,18 @@ def test_the_page_takes_nothing_from_outside_and_runs_nothing(page):
     assert ("content", "default-src 'none'; style-src 'unsafe-inline'; img-src data:") in seen.attributes
 
 
-def test_without_data_the_run_speaks_and_without_a_run_the_data(rm, small_run, data, tmp_path):
+def test_without_data_the_run_speaks_and_without_a_run_the_data(rm, small_run, data, features, tmp_path):
     html, found = report(rm, run=small_run)
     assert "No data was given" in html and "Evaluation by the training run" in html
     assert found["verbosity"] is None and len(found["gate"]["means"]) == 6
-    html, found = report(rm, data[:1], run=tmp_path, features=small_run / "work" / "features")
+    html, found = report(rm, data[:1], run=tmp_path, features=features)
     assert "validation errors of the training run are not available" in html
     assert found["objectives"][0]["n"] > 0 and found["objectives"][0]["report"] is None
     assert found["mistakes"]["pairs"] == []
 
 
 def test_a_steered_model_says_so_first(rm, data, small_run):
-    html, found = report(rm.steer({"workshop-help": 2.0}), data[3:], features=small_run / "work" / "features")
+    html, found = report(rm.steer({"workshop-help": 2.0}), data[3:], features=features)
     assert found["notices"][0] == {"title": "This model is steered", "text": "workshop-help is weighted 2 times."}
     assert html.index("This model is steered") < html.index('id="data"')
 
@@ -191,11 +198,11 @@ def test_data_that_is_neither_is_refused(rm, tmp_path):
         report(rm, [tmp_path / "odd.jsonl"])
 
 
-def test_the_command_writes_the_page_and_prints_the_warnings(capsys, small_run, data, tmp_path):
+def test_the_command_writes_the_page_and_prints_the_warnings(capsys, small_run, data, features, tmp_path):
     target = tmp_path / "page.html"
     code, out, err = run(
         capsys, "report", small_run, "-d", data[3], "-o", target, "--json", "--dtype", "float32",
-        "--features", small_run / "work" / "features",
+        "--features", features,
     )  # fmt: skip
     assert code == 0
     assert target.read_text().startswith("<!doctype html>")

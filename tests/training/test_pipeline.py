@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -27,7 +28,7 @@ def metrics_of(folder: Path) -> dict:
     return json.loads((folder / "metrics.json").read_text())
 
 
-def test_a_run_leaves_a_model_its_card_and_its_figures(small_run):
+def test_a_run_leaves_a_model_its_card_and_its_figures(small_recipe, small_run):
     names = {path.name for path in small_run.iterdir()}
     assert {"config.json", "model.safetensors", "tokenizer.json", "README.md", "metrics.json", "recipe.yaml"} <= names
     assert not [name for name in names if name.endswith((".bin", ".pt", ".tmp"))]
@@ -37,7 +38,7 @@ def test_a_run_leaves_a_model_its_card_and_its_figures(small_run):
     ]  # fmt: skip
     provenance = model.model.config.provenance
     assert provenance["recipe_hash"] == metrics_of(small_run)["recipe"]["hash"]
-    assert provenance["backbone"] == "armorm-tiny"
+    assert provenance["backbone"] == small_recipe.backbone.model
 
 
 def test_what_was_planted_is_found_on_a_small_corpus(small_run):
@@ -69,7 +70,7 @@ def test_the_transform_of_training_is_the_one_that_is_served(small_run):
     assert max(map(abs, after)) < 0.02 < max(before)
 
 
-def test_the_gate_is_trained_on_served_rewards_out_of_fold(small_recipe, small_run, tmp_path, monkeypatch):
+def test_the_gate_is_trained_on_served_rewards_out_of_fold(small_recipe, small_features, tmp_path, monkeypatch):
     """What reaches the gate is compared with rewards made here, from the kept weights and plain features."""
     seen: list[RewardPairs] = []
     fit = head_stages.fit_gate
@@ -79,7 +80,7 @@ def test_the_gate_is_trained_on_served_rewards_out_of_fold(small_recipe, small_r
         return fit(features, pairs, settings, **options)
 
     monkeypatch.setattr(head_stages, "fit_gate", recorded)
-    model = train(small_recipe, tmp_path, features=small_run / "work" / "features")
+    model = train(small_recipe, tmp_path, features=small_features)
     data = read_training_data(small_recipe)
     weights = read_arrays(tmp_path / "work" / "regression.safetensors")
     trained = {data.table.conversations[i].prompt_key for i in data.train_rows}
@@ -157,32 +158,34 @@ def test_a_run_killed_again_and_again_ends_with_the_same_numbers(small_recipe, t
         assert (broken / "work" / "features" / shard).read_bytes() == (whole / "work" / "features" / shard).read_bytes()
 
 
-def test_a_finished_run_started_again_computes_nothing_and_says_the_same(small_recipe, small_run, monkeypatch):
+def test_a_finished_run_started_again_computes_nothing_and_says_the_same(
+    small_recipe, small_run, tmp_path, monkeypatch
+):
     def forbidden(*arguments, **options):
         raise AssertionError("computed again")
 
     monkeypatch.setattr("armorm.backbone.decoder.Backbone.features", forbidden)
     monkeypatch.setattr(head_stages, "fit_gate", forbidden)
     monkeypatch.setattr(head_stages, "fit_stage1", forbidden)
-    before = metrics_of(small_run)
-    train(small_recipe, small_run)
-    assert metrics_of(small_run) == before
+    again = shutil.copytree(small_run, tmp_path / "run")
+    train(small_recipe, again)
+    assert metrics_of(again) == metrics_of(small_run)
 
 
-def test_another_seed_does_not_reuse_the_heads_of_this_one(small_recipe, small_run, tmp_path):
+def test_another_seed_does_not_reuse_the_heads_of_this_one(small_recipe, small_run, small_features, tmp_path):
     (tmp_path / "work").mkdir()
     for name in ("gate.safetensors", "regression.safetensors"):
         (tmp_path / "work" / name).write_bytes((small_run / "work" / name).read_bytes())
     changed = Recipe.from_text(small_recipe.to_yaml(), ["gating.steps=50"])
-    train(changed, tmp_path, features=small_run / "work" / "features")
+    train(changed, tmp_path, features=small_features)
     assert (tmp_path / "work" / "gate.safetensors").read_bytes() != (
         small_run / "work" / "gate.safetensors"
     ).read_bytes()
 
 
-def test_over_long_rows_are_refused_listed_and_left_out(small_recipe, tmp_path, small_run):
+def test_over_long_rows_are_refused_listed_and_left_out(small_recipe, tmp_path, small_features):
     recipe = Recipe.from_text(small_recipe.to_yaml(), ["backbone.max_length=205", "backbone.overflow=skip"])
-    train(recipe, tmp_path, features=small_run / "work" / "features")
+    train(recipe, tmp_path, features=small_features)
     lines = [json.loads(line) for line in (tmp_path / "rejected.jsonl").read_text().splitlines()]
     figures = metrics_of(tmp_path)
     assert len(lines) == figures["data"]["refused"] > 0
@@ -196,7 +199,7 @@ def test_over_long_rows_are_refused_listed_and_left_out(small_recipe, tmp_path, 
     assert refused > 0
 
 
-def test_truncated_prompts_are_counted_and_no_row_is_lost(small_recipe, tmp_path, small_run):
+def test_truncated_prompts_are_counted_and_no_row_is_lost(small_recipe, tmp_path, small_features):
     text = "Please tell me at length and in detail, and do take your time, " * 40 + "how do I juggle?"
     rows = [
         {
@@ -217,16 +220,14 @@ def test_truncated_prompts_are_counted_and_no_row_is_lost(small_recipe, tmp_path
     with open(folder / "workshop.jsonl", "a") as file:
         file.writelines(json.dumps(row) + "\n" for row in rows)
     overrides = [f"data_root={folder}", "backbone.max_length=300", "backbone.overflow=truncate_prompt"]
-    model = train(
-        Recipe.from_text(small_recipe.to_yaml(), overrides), tmp_path / "run", features=small_run / "work" / "features"
-    )
+    model = train(Recipe.from_text(small_recipe.to_yaml(), overrides), tmp_path / "run", features=small_features)
     figures = metrics_of(tmp_path / "run")
     assert figures["data"]["truncated"] == 3
     assert figures["data"]["refused"] == 0
     assert model.model.config.limits == {"max_length": 300, "overflow": "truncate_prompt"}
 
 
-def test_a_computed_objective_keeps_its_scale_in_the_config(small_recipe, small_run, tmp_path):
+def test_a_computed_objective_keeps_its_scale_in_the_config(small_recipe, small_features, tmp_path):
     recipe = Recipe.from_text(
         small_recipe.to_yaml(),
         ["debias.against=[verbosity]", "ratings=" + json.dumps([
@@ -234,7 +235,7 @@ def test_a_computed_objective_keeps_its_scale_in_the_config(small_recipe, small_
             {"compute": "response_length", "name": "verbosity"},
         ])],
     )  # fmt: skip
-    model = train(recipe, tmp_path, features=small_run / "work" / "features")
+    model = train(recipe, tmp_path, features=small_features)
     verbosity = model.objectives[model.objectives.position("verbosity")]
     assert (verbosity.compute, verbosity.direction, verbosity.source) == ("response_length", "neutral", "computed")
     data = read_training_data(recipe)
@@ -247,22 +248,22 @@ def test_a_computed_objective_keeps_its_scale_in_the_config(small_recipe, small_
     assert report["r2"] > 0.9
 
 
-def test_without_debiasing_the_transform_is_the_identity(small_recipe, small_run, tmp_path):
+def test_without_debiasing_the_transform_is_the_identity(small_recipe, small_features, tmp_path):
     recipe = Recipe.from_dict({**small_recipe.model_dump(), "debias": None})
-    model = train(recipe, tmp_path, features=small_run / "work" / "features")
+    model = train(recipe, tmp_path, features=small_features)
     assert torch.equal(model.model.reward_transform_matrix, torch.eye(6))
     assert metrics_of(tmp_path)["debiasing"] is None
     assert "Debiasing" not in (tmp_path / "README.md").read_text()
 
 
 @pytest.mark.slow
-def test_reference_data_of_its_own_decides_mean_and_standard_deviation(small_recipe, small_run, tmp_path):
+def test_reference_data_of_its_own_decides_mean_and_standard_deviation(small_recipe, small_features, tmp_path):
     data = read_training_data(small_recipe)
     conversations = [data.table.conversations[i] for i in data.test_rows]
     path = tmp_path / "reference.jsonl"
     path.write_text("".join(json.dumps({"messages": c.to_list()}) + "\n" for c in conversations))
     recipe = Recipe.from_dict({**small_recipe.model_dump(), "reference": {"data": str(path)}})
-    model = train(recipe, tmp_path / "run", features=small_run / "work" / "features")
+    model = train(recipe, tmp_path / "run", features=small_features)
     scores = model.score(conversations).scores
     assert model.reference["rows"] == len(conversations)
     assert model.reference["score_mean"] == pytest.approx(scores.mean(), abs=1e-4)
@@ -272,10 +273,10 @@ def test_reference_data_of_its_own_decides_mean_and_standard_deviation(small_rec
     assert normal.std() == pytest.approx(1, abs=1e-3)
 
 
-def test_too_little_data_is_refused_by_name(small_recipe, tmp_path, small_run):
+def test_too_little_data_is_refused_by_name(small_recipe, tmp_path, small_features):
     recipe = Recipe.from_text(small_recipe.to_yaml(), ["limit=10"])
     with pytest.raises(FitError, match=r"workshop-help has \d+ ratings"):
-        train(recipe, tmp_path, features=small_run / "work" / "features")
+        train(recipe, tmp_path, features=small_features)
 
 
 def test_the_card_states_the_figures_of_the_run(small_run):
@@ -299,10 +300,10 @@ def test_figures_while_the_gate_trains_are_kept_a_line_each(small_run):
 
 @pytest.mark.slow
 def test_a_collapsed_gate_is_said_in_the_terminal_in_the_figures_and_in_the_card(
-    small_recipe, small_run, tmp_path, capsys
+    small_recipe, small_features, tmp_path, capsys
 ):
     recipe = Recipe.from_text(small_recipe.to_yaml(), ["gating.steps=1", "gating.learning_rate=1.0e-9"])
-    train(recipe, tmp_path, features=small_run / "work" / "features")
+    train(recipe, tmp_path, features=small_features)
     assert metrics_of(tmp_path)["gate"]["collapse"] == "uniform"
     assert "the gate has collapsed: uniform" in capsys.readouterr().err
     assert "**The gate has collapsed: uniform.**" in (tmp_path / "README.md").read_text()

@@ -144,7 +144,7 @@ def test_normalised_scores_count_standard_deviations_from_the_reference_mean(rm,
 @pytest.mark.parametrize("reference", [{}, {"score_mean": 0.1}, {"score_mean": 0.1, "score_std": 0.0}])
 def test_scores_without_reference_figures_cannot_be_normalised(rm, reference):
     rm = changed(rm, reference=reference)
-    with pytest.raises(CheckpointError, match="expected figures to normalise scores by"):
+    with pytest.raises(CheckpointError, match="expected numbers to normalise scores by"):
         rm.score(CONVERSATIONS[:1], normalize=True)
     batch = rm.score(CONVERSATIONS[:1])
     np.testing.assert_allclose(batch.relative, batch.contributions, atol=1e-7)  # against rewards of zero

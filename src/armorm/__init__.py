@@ -1,11 +1,11 @@
-"""armorm: interpretable reward models that can be read, weighed and debugged.
+"""armorm: interpretable reward models that can be read, steered and debugged.
 
     from armorm import ArmoRM, Recipe, train
 
     rm = ArmoRM.from_pretrained("armorm-tiny-rm")
     print(rm.explain([{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]))
 
-The names below are imported when first used, so that `import armorm` stays quick.
+Names are imported when first used, so that `import armorm` is fast.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from armorm.model.auto import register_with_transformers
+from armorm.moved import explain_moved_modules
 from armorm.version import __version__
 
 if TYPE_CHECKING:
@@ -77,3 +78,4 @@ def __dir__() -> list[str]:
 
 
 register_with_transformers()
+explain_moved_modules()

@@ -1,14 +1,11 @@
-"""The object a user holds: load a reward model, score, explain, steer, save.
-
-In:  conversations.
-Out: `ScoreBatch`: scores with everything they are made of, as numpy arrays.
+"""`ArmoRM`: load a reward model, score, explain, compare, steer, save.
 
     rm = ArmoRM.from_pretrained("armorm-tiny-rm")
     batch = rm.score([[{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}]])
     batch.scores, batch.contributions
 
-A score does not depend on what it is batched with. Rows keep their index; a row that cannot be scored
-is an error, or with `on_refused="skip"` listed with its reason, never a number.
+A score does not depend on the other conversations of its batch. Rows keep their index; a conversation that cannot be
+scored is an error, or with `on_refused="skip"` listed with its reason.
 """
 
 from __future__ import annotations
@@ -31,19 +28,11 @@ from armorm.conversation import Conversation, ConversationLike
 from armorm.embedded import EMBEDDED_REWARD_MODEL, tokenizer_path
 from armorm.errors import CheckpointError, ConversationError
 from armorm.explain.explanation import Explanation, explain_row
-from armorm.explain.response_comparison import Contrast, contrast
+from armorm.explain.response_comparison import ResponseComparison, compare_responses
 from armorm.features.extract import BATCH_TOKENS, Features, extract
-from armorm.files import write_json, write_text
+from armorm.files import write_text
 from armorm.heads.uncertainty import Uncertainty
-from armorm.model.export import (
-    files_to_send,
-    folded,
-    make_readable,
-    make_self_contained,
-    require_repo_id,
-    to_released,
-    upload,
-)
+from armorm.model.export import Layout, files_to_send, require_repo_id, save_model, upload
 from armorm.model.modeling import ArmoRMForSequenceClassification
 from armorm.model.remote_code import UNCERTAINTY_BUFFERS
 from armorm.objectives import ObjectiveSet
@@ -83,10 +72,10 @@ class ArmoRM:
             dtype: of the backbone: `auto` (bfloat16 where the hardware is fast at it), `weights` (as they are
                 stored), `float32`, `bfloat16` or `float16`; heads are float32 always.
             device: `auto` (the first accelerator, else the processor), or a torch device.
-            kwargs: passed on to `from_pretrained` of the model (`revision`, `device_map`, ...).
+            kwargs: passed to `from_pretrained` of the model (`revision`, `device_map`, ...).
 
         Raises:
-            CheckpointError: for a folder that holds no reward model, or an incomplete one.
+            CheckpointError: if there is no reward model, or an incomplete one.
         """
         from safetensors import SafetensorError
         from transformers import AutoTokenizer
@@ -116,7 +105,7 @@ class ArmoRM:
 
     @property
     def reference(self) -> Mapping[str, Any]:
-        """Figures of the reference data: score mean, standard deviation and quantiles, mean rewards and weights."""
+        """Statistics of the reference data: score mean, standard deviation, quantiles, mean rewards and weights."""
         return self.model.config.reference
 
     def score(
@@ -133,14 +122,14 @@ class ArmoRM:
         Args:
             conversations: each a list of messages that ends with the assistant's reply.
             normalize: scores in standard deviations from the reference mean.
-            lower_confidence: epistemic standard deviations that are taken off each score, so that a policy gains
-                nothing by going where the heads have seen little; contributions stay those of the plain score.
-            on_refused: what happens to a conversation that cannot be scored: an error, or an entry in `rejected`.
+            lower_confidence: number of epistemic standard deviations subtracted from each score, so that a policy
+                does not profit from responses unlike the rated ones; contributions stay those of the plain score.
+            on_refused: for a conversation that cannot be scored: `error`, or `skip` for an entry in `rejected`.
             batch_tokens: most tokens of a forward pass.
 
         Raises:
             ConversationError: naming the first conversation that cannot be scored, and why.
-            CheckpointError: where scores are to be normalised or lowered and the model holds no figures for it.
+            CheckpointError: if scores are to be normalised or lowered and the model has no statistics for it.
         """
         if normalize:
             self._reference_score()
@@ -178,7 +167,7 @@ class ArmoRM:
         rows: np.ndarray | None = None,
         rejected: Sequence[tuple[int, str]] = (),
     ) -> ScoreBatch:
-        """Scores of features that are at hand already."""
+        """Scores of features that were extracted before; arguments as in `score`."""
         device = self.model.regression_layer.weight.device
         prompt = features.prompt[features.prompt_index]
         output = self.model.score_features(
@@ -191,9 +180,13 @@ class ArmoRM:
         coefficients = attribution.coefficients(gating_output, transform)
         means = np.array(self.reference.get("reward_means") or np.zeros(rewards.shape[1]))
         scores = output.score.cpu().numpy()
-        sureness = self._sureness(features.response, coefficients)
+        uncertainty = self._uncertainty_columns(features.response, coefficients)
         if lower_confidence:
-            scores = (scores - lower_confidence * self._required_score_std(sureness)).astype(np.float32)
+            if not uncertainty:
+                raise CheckpointError(
+                    f"{self.name}: the model has no uncertainty to lower scores by; expected one trained with it"
+                )
+            scores = (scores - lower_confidence * uncertainty["score_std"]).astype(np.float32)
         if normalize:
             mean, deviation = self._reference_score()
             scores = ((scores - mean) / deviation).astype(np.float32)
@@ -211,20 +204,20 @@ class ArmoRM:
             prompt_index=features.prompt_index,
             quantiles=None if quantiles is None else quantiles.cpu().numpy(),
             quantile_levels=tuple(self.model.config.quantiles.get("levels", ())),
-            **sureness,
+            **uncertainty,
         )
 
     @cached_property
     def uncertainty(self) -> Uncertainty | None:
-        """How sure rewards are, or None where the model carries nothing to say it by."""
+        """Uncertainty of the rewards, or None for a model without."""
         settings = self.model.config.uncertainty
         if not settings:
             return None
         buffers = {name.partition("_")[2]: getattr(self.model, name).cpu().numpy() for name in UNCERTAINTY_BUFFERS}
         return Uncertainty.from_settings(settings, buffers)
 
-    def _sureness(self, features: np.ndarray, coefficients: np.ndarray) -> dict[str, Any]:
-        """What `ScoreBatch` says of how sure it is; nothing where the model does not."""
+    def _uncertainty_columns(self, features: np.ndarray, coefficients: np.ndarray) -> dict[str, Any]:
+        """Uncertainty fields of `ScoreBatch`; empty for a model without uncertainty."""
         if self.uncertainty is None:
             return {}
         leverage = self.uncertainty.leverage(features)
@@ -236,28 +229,21 @@ class ArmoRM:
         }
         return {name: values.astype(np.float32) for name, values in found.items()}
 
-    def _required_score_std(self, sureness: Mapping[str, np.ndarray]) -> np.ndarray:
-        if not sureness:
-            raise CheckpointError(
-                f"{self.name}: the model carries no uncertainty to lower scores by; expected one trained with it"
-            )
-        return sureness["score_std"]
-
     def intervals(self, batch: ScoreBatch, level: float = 0.8) -> np.ndarray:
-        """Intervals (n, k, 2), raw scale, that hold the share `level` of ratings by the source's raters.
+        """Prediction intervals (n, k, 2), raw scale, that contain the share `level` of ratings by the source's raters.
 
-        They are cut to the objective's range (computed objectives excepted); NaN for objectives with fewer than five
-        levels, where an interval says nothing.
+        They are clipped to the objective's range (except for measured objectives); NaN for objectives with fewer than
+        five levels.
 
         Args:
             level: 0.5, 0.8 or 0.95.
 
         Raises:
-            CheckpointError: where the model carries no intervals of that level.
+            CheckpointError: if the model has no intervals of that level.
         """
         factors = {} if self.uncertainty is None else self.uncertainty.conformal
         if level not in factors or batch.predictive_std is None:
-            raise CheckpointError(f"{self.name}: no intervals of level {level}; there are {sorted(factors) or 'none'}")
+            raise CheckpointError(f"{self.name}: no intervals of level {level}, expected one of {sorted(factors)}")
         half = factors[level] * batch.predictive_std
         ends = np.sort(np.stack([self.objectives.to_raw(batch.rewards + side * half) for side in (-1, 1)], -1), -1)
         for column, objective in enumerate(self.objectives):
@@ -266,37 +252,25 @@ class ArmoRM:
         return ends
 
     def explain(self, conversation: ConversationLike) -> Explanation:
-        """Take one score apart; the result prints as a table, and has `to_dict` and `to_html`."""
+        """Explanation of one score; prints as a table, and has `to_dict` and `to_html`."""
         return self.explanations(self.score([conversation]))[0]
 
     def explanations(self, batch: ScoreBatch) -> list[Explanation]:
         """Explanations of scored rows, of their plain scores."""
+        objectives, steered = list(self.objectives), self.model.config.steering
         return [
-            explain_row(
-                list(self.objectives),
-                score=float(batch.contributions[i].sum()),
-                rewards=batch.rewards[i],
-                weights=batch.gating_weights[i],
-                coefficients=batch.coefficients[i],
-                contributions=batch.contributions[i],
-                relative=batch.relative[i],
-                reference=self.reference,
-                model=self.name,
-                steered=self.model.config.steering,
-                uncertainty=None if batch.uncertainty is None else batch.uncertainty[i],
-                score_std=None if batch.score_std is None else float(batch.score_std[i]),
-            )
-            for i in range(len(batch))
+            explain_row(batch, row, objectives, self.reference, model=self.name, steered=steered)
+            for row in range(len(batch))
         ]
 
-    def compare(self, first: ConversationLike, second: ConversationLike) -> Contrast:
+    def compare(self, first: ConversationLike, second: ConversationLike) -> ResponseComparison:
         """Which of two responses to one prompt is better, and which objectives decide; prints as a table."""
         conversations = [Conversation.from_messages(messages) for messages in (first, second)]
         if conversations[0].prompt_key != conversations[1].prompt_key:
             raise ConversationError("found two prompts, expected two responses to the same one")
         same = conversations[0].key == conversations[1].key
         shown = self.explanations(self.score(conversations[:1] if same else conversations))
-        return contrast(shown[0], shown[-1])
+        return compare_responses(shown[0], shown[-1])
 
     def steer(
         self,
@@ -307,22 +281,22 @@ class ArmoRM:
         blend: Mapping[str, Any] | None = None,
         debias_strength: float = 1.0,
     ) -> ArmoRM:
-        """A reward model that weighs the objectives otherwise; it shares the weights and says so in its config.
+        """A reward model with other weights of the objectives; it shares all tensors, and its config holds the changes.
 
-        What is given counts from the gate as trained: it replaces an earlier steering. A policy in a file is
+        Changes are relative to the gate as trained and replace an earlier steering. A policy in a file is applied by
         `rm.steer(**armorm.steering.read_policy(path))`.
 
         Args:
             multiply: factor of the gating weight of each named objective, >= 0, before renormalising.
-            drop: objectives whose weight is shared out among the others.
-            pin: share of the whole weight, the same on every prompt, of each named objective.
-            blend: `{"share": 0 to 1, "weights": {objective: weight}}`: that share of what is not pinned goes by fixed
-                weights instead of the gate's; by equal ones where none are given.
+            drop: objectives whose weight is redistributed to the others.
+            pin: share of the total weight, the same on every prompt, of each named objective.
+            blend: `{"share": 0 to 1, "weights": {objective: weight}}`: that share of the weight that is not pinned is
+                distributed by fixed weights instead of the gate's; by equal ones by default.
             debias_strength: of the transform; 0 is before debiasing, 1 as trained.
 
         Raises:
-            SteeringError: for a number out of its range, for dropping an objective that others are debiased against,
-                or all of them, for asking two things of one objective.
+            SteeringError: for a number out of range, for dropping all objectives or one that others are debiased
+                against, for conflicting changes to one objective.
             ObjectiveError: for an unknown objective.
         """
         config = copy.deepcopy(self.model.config)
@@ -338,45 +312,32 @@ class ArmoRM:
         self,
         folder: str | Path,
         *,
-        layout: Literal["armorm", "released"] = "armorm",
+        layout: Layout = "armorm",
         self_contained: bool = False,
         max_shard_size: int | str = "5GB",
     ) -> None:
-        """Write model, config and tokenizer; `from_pretrained` and, after `import armorm`, the Auto classes read them.
+        """Write model, config and tokenizer for `from_pretrained` and, after `import armorm`, the Auto classes.
 
-        A backbone whose float32 weights are exactly bfloat16 numbers (it was read from such) is stored as bfloat16.
+        A backbone whose float32 weights are exactly bfloat16 numbers is stored as bfloat16.
 
         Args:
-            layout: `armorm`, or `released`: the config of the published checkpoint, for code that reads that one; it
-                takes a steering by factors and strength of debiasing into its weights, and has no place for another.
-            self_contained: add a remote-code file, with which machines without armorm load the model
+            layout: `armorm`, or `released`: the config of `RLHFlow/ArmoRM-Llama3-8B-v0.1`, for code that reads it.
+                Steering by factors and debiasing strength is folded into the weights; other steering does not fit.
+            self_contained: add a remote-code file, so that machines without armorm can load the model
                 (`trust_remote_code=True`).
-            max_shard_size: weights beyond it are split over several files.
+            max_shard_size: larger weights are split over several files.
 
         Raises:
-            CheckpointError: for a model that the released layout has no place for, saying why.
+            CheckpointError: for a model that does not fit the released layout, with the reasons.
         """
-        state = self.model.state_dict()
-        if layout == "released":  # it has no place for them
-            state = {name: tensor for name, tensor in state.items() if name not in UNCERTAINTY_BUFFERS}
-        dtype = self.model.model.dtype
-        if dtype == torch.float32 and all(_is_bfloat16(t) for name, t in state.items() if name.startswith("model.")):
-            state = {name: t.bfloat16() if name.startswith("model.") else t for name, t in state.items()}
-            dtype = torch.bfloat16
-        config = copy.deepcopy(self.model.config)
-        settings = to_released(config, dtype) if layout == "released" else None
-        if settings is not None and config.steering:
-            config, state = folded(config, state)
-            settings = to_released(config, dtype)
-        self.model.with_config(config).save_pretrained(folder, state_dict=state, max_shard_size=max_shard_size)
-        config.dtype = dtype  # transformers writes down the dtype in memory, and would read the file as that
-        config.save_pretrained(folder)
-        if settings is not None:
-            write_json(Path(folder) / "config.json", settings)
-        self.tokenizer.save_pretrained(folder)
-        make_readable(Path(folder))
-        if self_contained:
-            make_self_contained(Path(folder), layout)
+        save_model(
+            self.model,
+            self.tokenizer,
+            Path(folder),
+            layout=layout,
+            self_contained=self_contained,
+            max_shard_size=max_shard_size,
+        )
 
     def push_to_hub(
         self,
@@ -389,31 +350,31 @@ class ArmoRM:
         dry_run: bool = False,
         **saving: Any,
     ) -> str | list[tuple[str, int]]:
-        """Save and send to a repository of the Hub, as one commit; the repository is created where it does not exist.
+        """Save and upload to a repository of the Hub, as one commit; a missing repository is created.
 
-        The card goes along: README.md of the folder that the model was loaded from, with what is steered said in it.
+        The model card is the README.md of the folder that the model was loaded from, with a note on the steering.
 
         Args:
-            private: whether a new repository is private; by default as its owner has it.
-            token: by default the one that `hf auth login` keeps.
+            private: whether a new repository is private; by default the owner's setting.
+            token: by default that of `hf auth login`.
             revision: branch; by default `main`.
-            dry_run: touch no network.
-            saving: passed on to `save_pretrained`.
+            dry_run: do not use the network.
+            saving: passed to `save_pretrained`.
 
         Returns:
-            the address of the commit; in a dry run, name and size in bytes of each file that would be sent.
+            URL of the commit; in a dry run, name and size in bytes of each file that would be sent.
 
         Raises:
-            ValueError: for what cannot be the id of a repository.
-            OSError: where the Hub refuses or cannot be reached.
+            ValueError: for an invalid repository id.
+            OSError: if the Hub rejects the request or cannot be reached.
         """
         require_repo_id(repo_id)
         with tempfile.TemporaryDirectory() as name:
             folder, card = Path(name), Path(self.name) / "README.md"
             self.save_pretrained(folder, **saving)
             if card.is_file():
-                said = with_steering_note(card.read_text(encoding="utf-8"), self.model.config.steering)
-                write_text(folder / "README.md", said)
+                text = with_steering_note(card.read_text(encoding="utf-8"), self.model.config.steering)
+                write_text(folder / "README.md", text)
             if dry_run:
                 return files_to_send(folder)
             return upload(
@@ -421,18 +382,13 @@ class ArmoRM:
             )
 
     def _reference_score(self) -> tuple[float, float]:
-        """Mean and standard deviation of reference scores."""
         mean, deviation = self.reference.get("score_mean"), self.reference.get("score_std")
         if mean is None or not deviation:
             raise CheckpointError(
                 f"{self.name}: found score_mean {mean} and score_std {deviation} in the config's reference, "
-                "expected figures to normalise scores by"
+                "expected numbers to normalise scores by"
             )
         return float(mean), float(deviation)
-
-
-def _is_bfloat16(tensor: torch.Tensor) -> bool:
-    return bool((tensor.bfloat16() == tensor).all())
 
 
 def _validated(

@@ -10,8 +10,10 @@ import pytest
 from rich.console import Console
 
 from armorm.conversation import Conversation
-from armorm.explain.explanation import Explanation, explain_row, explanations_page, signed, signed_bar
+from armorm.explain.explanation import Explanation, explain_row, explanations_page
+from armorm.explain.text import signed, signed_bar
 from armorm.objectives import Objective
+from armorm.score_batch import ScoreBatch
 
 NAMES = ["ultra-helpful", "beaver-harm", "code[style]", "verbosity"]
 OBJECTIVES = [
@@ -33,17 +35,29 @@ REFERENCE = {
 }
 
 
-def explanation(reference=REFERENCE, **changes) -> Explanation:
-    arguments = {
-        "score": float(CONTRIBUTIONS.sum()),
-        "rewards": REWARDS,
-        "weights": WEIGHTS,
-        "coefficients": COEFFICIENTS,
-        "contributions": CONTRIBUTIONS,
-        "relative": RELATIVE,
-        "model": "small",
-    }
-    return explain_row(OBJECTIVES, reference=reference, **{**arguments, **changes})
+def explanation(
+    reference=REFERENCE,
+    objectives=OBJECTIVES,
+    score=None,
+    relative=RELATIVE,
+    uncertainty=None,
+    score_std=None,
+    steered=None,
+) -> Explanation:
+    batch = ScoreBatch(
+        scores=np.array([float("nan")]),  # normalised scores are not explained
+        rewards=REWARDS[None],
+        gating_weights=WEIGHTS[None],
+        gating_output=WEIGHTS[None],
+        coefficients=COEFFICIENTS[None],
+        contributions=CONTRIBUTIONS[None] if score is None else np.array([[score, 0.0, 0.0, 0.0]]),
+        relative=relative[None],
+        names=[objective.name for objective in objectives],
+        rows=np.array([0]),
+        uncertainty=None if uncertainty is None else uncertainty[None],
+        score_std=None if score_std is None else np.array([score_std]),
+    )
+    return explain_row(batch, 0, objectives, reference, model="small", steered=steered)
 
 
 def lines_of(text: str) -> dict[str, str]:
@@ -259,11 +273,7 @@ def test_a_steered_explanation_says_how():
 
 
 def test_names_are_text_on_the_page():
-    hostile = [Objective.rated("<script>alert(1)</script>", 0, 1), *OBJECTIVES[1:]]
-    arrays = {"rewards": REWARDS, "weights": WEIGHTS, "coefficients": COEFFICIENTS}
-    shown = explain_row(
-        hostile, score=0.1, contributions=CONTRIBUTIONS, relative=RELATIVE, reference=REFERENCE, **arrays
-    )
+    shown = explanation(objectives=[Objective.rated("<script>alert(1)</script>", 0, 1), *OBJECTIVES[1:]])
     assert "<script>" not in shown.to_html()
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in shown.to_html()
     assert "<script>alert(1)</script>" in str(shown)

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from armorm.conversation import Conversation
 from armorm.errors import ConversationError
-from armorm.explain.response_comparison import contrast, contrast_of_scores
+from armorm.explain.response_comparison import compare_responses, compare_scores
 from tests.helpers.conversations import chat
 from tests.helpers.small_models import reward_model
 
@@ -66,9 +66,9 @@ def test_the_same_response_is_a_tie_and_two_prompts_are_refused(rm):
 
 
 def test_scores_alone_are_compared_too():
-    found = contrast_of_scores(2.0, -1.0, "plain")
+    found = compare_scores(2.0, -1.0, "plain")
     assert found.probability_of_a == pytest.approx(1 / (1 + math.exp(-3)))
-    assert contrast_of_scores(-800.0, 800.0).probability_of_a == 0.0
+    assert compare_scores(-800.0, 800.0).probability_of_a == 0.0
     assert "contributions" not in found.to_dict()
     assert str(found).startswith("A is better") and "objective" not in str(found) + found.to_html()
 
@@ -104,4 +104,4 @@ def test_a_steered_model_says_so(rm):
     found = rm.steer({"code-style": 2.0}).compare(A, B)
     assert "steered: code-style is weighted 2 times" in str(found)
     assert "code-style is weighted 2 times" in found.to_html()
-    assert contrast(rm.explain(A), rm.explain(B)).steered == {}
+    assert compare_responses(rm.explain(A), rm.explain(B)).steered == {}

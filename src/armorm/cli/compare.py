@@ -28,7 +28,7 @@ def compare(
     Example: `armorm compare --prompt "What is 2+2?" "4" "5, I think."`
     """
     from armorm.evaluation.scorers import ArmoRMScorer, load_scorer
-    from armorm.explain.response_comparison import contrast_of_scores
+    from armorm.explain.response_comparison import compare_scores
 
     conversations = [Conversation.from_prompt(prompt, text, name) for text, name in ((first, "A"), (second, "B"))]
     scorer = load_scorer(model, dtype=dtype, device=device)
@@ -40,7 +40,7 @@ def compare(
         if scored.unscored:
             row, reason = sorted(scored.unscored.items())[0]
             raise ConversationError(reason, "AB"[row])
-        found = contrast_of_scores(float(scored.scores[0]), float(scored.scores[-1]), str(scorer.describe()["name"]))
+        found = compare_scores(float(scored.scores[0]), float(scored.scores[-1]), str(scorer.describe()["name"]))
     emit(found.to_dict(), found, as_json=as_json, indent=None)
     if html is not None:
         write_page(html, found.to_html(conversations))

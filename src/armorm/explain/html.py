@@ -1,10 +1,7 @@
-"""Pages: what people read in a browser, each one file that needs nothing else.
+"""HTML pages from the templates next to this file, each one self-contained.
 
-In:  the name of a template beside this file, and what stands in it.
-Out: HTML with its style inside: no script, no font, no address of anything. Texts are escaped by the template engine;
-     a policy in the page forbids the browser to load or run anything, so that a hostile text stays text.
-
-Light and dark follow the reader's system; widths from a phone's on; printed on white.
+A page has no script, font or external address. Texts are escaped, and a policy in the page forbids the browser to load
+or run anything, so that hostile text stays text. Pages follow the system's light or dark mode, fit a phone, and print.
 """
 
 from __future__ import annotations
@@ -15,28 +12,24 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from armorm.explain import text
+
 
 def render(template: str, **values: Any) -> str:
-    """The page of a template.
-
-    Args:
-        template: its name, without `.html.jinja`.
-    """
+    """The page of a template, named without `.html.jinja`."""
     return _environment().get_template(f"{template}.html.jinja").render(**values)
 
 
+# Filters: an empty text for None.
 def signed(value: float | None, digits: int = 4) -> str:
-    """A number with its sign; nothing where there is none."""
-    return "" if value is None else f"{round(value, digits) + 0.0:+.{digits}f}"
+    return "" if value is None else text.signed(value, digits)
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """A number; nothing where there is none."""
     return "" if value is None else f"{round(value, digits) + 0.0:.{digits}f}"
 
 
 def percent(value: float | None, digits: int = 1) -> str:
-    """A share in percent; nothing where there is none."""
     return "" if value is None else f"{100 * value:.{digits}f}%"
 
 

@@ -1,39 +1,36 @@
-"""Contrast: two responses to one prompt, and which objectives decide between them.
+"""Comparison of two responses to one prompt: which is better, and which objectives decide.
 
-In:  two explanations by one model; or two scores of a model that has nothing to explain.
-Out: `Contrast`: prints as a table with a bar for each objective, `to_dict`, `to_html`.
-
-The differences of contributions sum to the margin, so the two responses are compared exactly. What decides is
-the smallest set of objectives without which the preference would not hold (`attribution.deciding`).
+The differences of contributions sum to the margin, so the comparison is exact. The deciding objectives are the smallest
+set without which the preference would not hold (`armorm.attribution.deciding`).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from rich.console import Console, ConsoleOptions, Group, RenderResult
-from rich.table import Table
 from rich.text import Text
 
 from armorm.attribution import deciding
 from armorm.conversation import Conversation
-from armorm.explain.explanation import Explanation, as_text, signed, signed_bar
+from armorm.explain.explanation import Explanation
 from armorm.explain.html import render
+from armorm.explain.text import Column, as_text, objective_table, signed, signed_bar
 from armorm.steering import sentences
 
 
 @dataclass(frozen=True)
-class ObjectiveContrast:
+class ObjectiveComparison:
     """One objective of two responses.
 
     Attributes:
         name: of the objective.
-        ratings: predicted ratings of A and B on the raw scale; `low` and `high` are its ends.
-        uncertainties: their standard deviations, None where the model carries none.
+        ratings: predicted ratings of A and B on the raw scale; `low` and `high` are the ends of the scale.
+        uncertainties: their standard deviations, None for a model without uncertainty.
         weight: gating weight for the prompt.
         contributions: of A and B.
         difference: contribution of A minus that of B.
@@ -52,18 +49,18 @@ class ObjectiveContrast:
 
 
 @dataclass(frozen=True)
-class Contrast:
-    """Two scores and what they differ by.
+class ResponseComparison:
+    """Two scores and their difference by objective.
 
     Attributes:
         scores: of A and B.
         margin: score of A minus score of B.
         better: `A` or `B`, None for a tie.
         probability_of_a: that A is preferred, by the Bradley-Terry model.
-        percentiles: share of reference responses that score lower than A and B, 0 to 100, or None.
-        shares: one an objective, in the model's order; empty for a model without objectives.
+        percentiles: percentage of reference responses that score lower than A and B, 0 to 100, or None.
+        shares: one per objective, in the model's order; empty for a model without objectives.
         model: its name.
-        steered: what was changed in its weighing.
+        steered: settings of the steering.
     """
 
     scores: Mapping[str, float]
@@ -71,23 +68,23 @@ class Contrast:
     better: str | None
     probability_of_a: float
     percentiles: Mapping[str, float | None]
-    shares: list[ObjectiveContrast] = field(default_factory=list)
+    shares: list[ObjectiveComparison] = field(default_factory=list)
     model: str = ""
     steered: Mapping[str, Any] = field(default_factory=dict)
 
     @property
-    def ranked(self) -> list[ObjectiveContrast]:
+    def ranked(self) -> list[ObjectiveComparison]:
         """Objectives by the size of their difference."""
         return sorted(self.shares, key=lambda share: -abs(share.difference))
 
     @property
     def decided_by(self) -> list[str]:
-        """Objectives that decide, the strongest first."""
+        """Deciding objectives, the strongest first."""
         return [share.name for share in self.ranked if share.decides]
 
     @property
     def verdict(self) -> str:
-        """Which one is better."""
+        """Which response is better."""
         return f"{self.better} is better" if self.better else "a tie"
 
     @property
@@ -97,15 +94,8 @@ class Contrast:
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain values."""
-        found: dict[str, Any] = {
-            "better": self.better,
-            "scores": dict(self.scores),
-            "margin": self.margin,
-            "probability_of_a": self.probability_of_a,
-            "percentiles": dict(self.percentiles),
-            "model": self.model,
-            "steered": dict(self.steered),
-        }
+        names = ("better", "scores", "margin", "probability_of_a", "percentiles", "model", "steered")
+        found: dict[str, Any] = {name: getattr(self, name) for name in names}
         if self.shares:
             found["contributions"] = {share.name: share.difference for share in self.shares}
             found["decided_by"] = self.decided_by
@@ -113,9 +103,9 @@ class Contrast:
         return found
 
     def to_html(self, conversations: Sequence[Conversation] = ()) -> str:
-        """One self-contained page, with the texts where the two conversations are given."""
+        """One self-contained page, with the texts if the two conversations are given."""
         return render(
-            "contrast",
+            "response_comparison",
             found=self,
             steered=sentences(self.steered),
             prompt=list(conversations[0].prompt) if conversations else [],
@@ -135,47 +125,46 @@ class Contrast:
             head.append(f"\nabove {self.percentiles['A']:.0f}% and {self.percentiles['B']:.0f}% of reference responses")
         if self.steered:
             head.append(f"\nsteered: {'; '.join(sentences(self.steered))}", "yellow")
-        yield Group(head, Text(""), self._table(options.max_width)) if self.shares else head
+        if not self.shares:
+            yield head
+            return
+        yield Group(head, Text(""), objective_table(self.ranked, self._columns(wide=options.max_width >= 100)))
 
-    def _table(self, width: int) -> Table:
-        wide = width >= 100
-        table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0), show_footer=True)
-        table.footer_style = "bold"
-        table.add_column("objective", "margin", max_width=36, overflow="ellipsis", no_wrap=True)
-        table.add_column("A", justify="right", no_wrap=True)
-        table.add_column("B", justify="right", no_wrap=True)
-        if wide:
-            table.add_column("of", style="dim", no_wrap=True)
-        table.add_column("weight", justify="right", no_wrap=True)
-        half = 11 if wide else 6
-        table.add_column("for B".center(half) + "│" + "for A".center(half), no_wrap=True)
-        table.add_column("differs", signed(self.margin), justify="right", no_wrap=True)
-        table.add_column("")
+    def _columns(self, wide: bool) -> list[Column]:
+        right, half = {"justify": "right"}, 11 if wide else 6
         largest = max(abs(share.difference) for share in self.shares) or 1.0
-        for share in self.ranked:
-            ratings = [_rating(*pair, wide) for pair in zip(share.ratings, share.uncertainties, strict=True)]
-            table.add_row(
-                Text(share.name),
-                *ratings,
-                *([f"{share.low:.3g}..{share.high:.3g}"] if wide else []),
-                f"{share.weight:.1%}",
-                signed_bar(share.difference / largest, 2 * half),
-                signed(share.difference),
-                Text("decides" if share.decides else "", style="bold"),
-            )
-        return table
+
+        def rating(side: int) -> Any:
+            def cell(share: ObjectiveComparison) -> str:
+                uncertainty = share.uncertainties[side] if wide else None
+                return f"{share.ratings[side]:.2f}" + ("" if uncertainty is None else f" ±{uncertainty:.2f}")
+
+            return cell
+
+        columns: list[Column] = [
+            ("objective", lambda share: Text(share.name), "margin", {"max_width": 36, "overflow": "ellipsis"}),
+            ("A", rating(0), "", right),
+            ("B", rating(1), "", right),
+            ("of", lambda share: f"{share.low:.3g}..{share.high:.3g}", "", {"style": "dim"}),
+            ("weight", lambda share: f"{share.weight:.1%}", "", right),
+            (
+                "for B".center(half) + "│" + "for A".center(half),
+                lambda share: signed_bar(share.difference / largest, 2 * half),
+                "",
+                {},
+            ),
+            ("differs", lambda share: signed(share.difference), signed(self.margin), right),
+            ("", lambda share: Text("decides" if share.decides else "", style="bold"), "", {}),
+        ]
+        return [column for column in columns if wide or column[0] != "of"]
 
 
-def contrast(first: Explanation, second: Explanation) -> Contrast:
-    """What two explained responses to one prompt differ by.
-
-    Args:
-        first, second: A and B, by the same model.
-    """
-    differences = np.array([a.contribution - b.contribution for a, b in zip(first.shares, second.shares, strict=True)])
-    decides = deciding(differences[None])[0]
+def compare_responses(first: Explanation, second: Explanation) -> ResponseComparison:
+    """Comparison of two explained responses, A and B, to one prompt by the same model."""
+    pairs = list(zip(first.shares, second.shares, strict=True))
+    differences = np.array([a.contribution - b.contribution for a, b in pairs])
     shares = [
-        ObjectiveContrast(
+        ObjectiveComparison(
             name=a.name,
             low=a.low,
             high=a.high,
@@ -186,28 +175,21 @@ def contrast(first: Explanation, second: Explanation) -> Contrast:
             difference=float(difference),
             decides=bool(decided),
         )
-        for a, b, difference, decided in zip(first.shares, second.shares, differences, decides, strict=True)
+        for (a, b), difference, decided in zip(pairs, differences, deciding(differences)[0], strict=True)
     ]
-    plain = contrast_of_scores(first.score, second.score, first.model)
-    return Contrast(
-        plain.scores,
-        plain.margin,
-        plain.better,
-        plain.probability_of_a,
-        {"A": first.percentile, "B": second.percentile},
-        shares,
-        first.model,
-        first.steered or {},
+    return replace(
+        compare_scores(first.score, second.score, first.model),
+        percentiles={"A": first.percentile, "B": second.percentile},
+        shares=shares,
+        steered=first.steered or {},
     )
 
 
-def contrast_of_scores(first: float, second: float, model: str = "") -> Contrast:
-    """The contrast of two scores of a model that has no objectives."""
+def compare_scores(first: float, second: float, model: str = "") -> ResponseComparison:
+    """Comparison of two scores, A and B, of a model without objectives."""
     margin = first - second
     better = "A" if margin > 0 else "B" if margin < 0 else None
     probability = 1 / (1 + math.exp(-margin)) if margin > 0 else math.exp(margin) / (1 + math.exp(margin))
-    return Contrast({"A": first, "B": second}, margin, better, probability, {"A": None, "B": None}, model=model)
-
-
-def _rating(value: float, uncertainty: float | None, wide: bool) -> str:
-    return f"{value:.2f}" if uncertainty is None or not wide else f"{value:.2f} ±{uncertainty:.2f}"
+    return ResponseComparison(
+        {"A": first, "B": second}, margin, better, probability, {"A": None, "B": None}, model=model
+    )

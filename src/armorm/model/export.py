@@ -17,15 +17,49 @@ import torch
 from armorm.errors import CheckpointError
 from armorm.files import write_json, write_text
 from armorm.model.configuration import ArmoRMConfig
+from armorm.model.modeling import ArmoRMForSequenceClassification
 from armorm.model.released import ARCHITECTURES, NOT_BACKBONE, OWN_FIELDS
-from armorm.model.remote_code import steering_terms
+from armorm.model.remote_code import UNCERTAINTY_BUFFERS, steering_terms
 
 REMOTE_CODE = Path(__file__).with_name("remote_code.py")
 _NEVER = -1e30  # added to a logit of the gate, it gives a weight of exactly 0
+Layout = Literal["armorm", "released"]
 _MODULES = {"armorm": "modeling_armorm", "released": "modeling_custom"}
 
 
-def make_self_contained(folder: Path, layout: Literal["armorm", "released"]) -> None:
+def save_model(
+    model: ArmoRMForSequenceClassification,
+    tokenizer: Any,
+    folder: Path,
+    *,
+    layout: Layout,
+    self_contained: bool,
+    max_shard_size: int | str,
+) -> None:
+    """Write model, config and tokenizer; arguments are those of `ArmoRM.save_pretrained`."""
+    state, dtype = model.state_dict(), model.model.dtype
+    if layout == "released":
+        state = {name: tensor for name, tensor in state.items() if name not in UNCERTAINTY_BUFFERS}
+    backbone = {name: tensor for name, tensor in state.items() if name.startswith("model.")}
+    if dtype == torch.float32 and all(bool((tensor.bfloat16() == tensor).all()) for tensor in backbone.values()):
+        state, dtype = state | {name: tensor.bfloat16() for name, tensor in backbone.items()}, torch.bfloat16
+    config = copy.deepcopy(model.config)
+    settings = to_released(config, dtype) if layout == "released" else None
+    if settings is not None and config.steering:
+        config, state = folded(config, state)
+        settings = to_released(config, dtype)
+    model.with_config(config).save_pretrained(folder, state_dict=state, max_shard_size=max_shard_size)
+    config.dtype = dtype  # transformers writes the dtype in memory, and would read the file in it
+    config.save_pretrained(folder)
+    if settings is not None:
+        write_json(folder / "config.json", settings)
+    tokenizer.save_pretrained(folder)
+    make_readable(folder)
+    if self_contained:
+        make_self_contained(folder, layout)
+
+
+def make_self_contained(folder: Path, layout: Layout) -> None:
     """Add the remote code to a saved model; its config files become readable by transformers 4 too.
 
     Raises:
@@ -48,29 +82,13 @@ def make_self_contained(folder: Path, layout: Literal["armorm", "released"]) -> 
     make_readable(folder)
 
 
-def obstacles(config: ArmoRMConfig) -> list[str]:
-    """Why a model cannot be written in the released layout; empty if it can."""
-    family = getattr(config.backbone_config, "model_type", "")
-    found = []
-    if family not in ARCHITECTURES:
-        found.append(f"its backbone is {family}, the layout supports {' and '.join(ARCHITECTURES)}")
-    if config.regression_bias:
-        found.append("its rewards have an intercept, the layout has none")
-    fixed = [key for key in ("pin", "blend") if config.steering.get(key)]
-    if fixed:
-        found.append(f"it is steered by {' and '.join(fixed)}, the layout has no weights apart from the gate's")
-    if config.quantiles:
-        found.append("it has quantile heads, the layout has none")
-    return found
-
-
 def folded(config: ArmoRMConfig, state: Mapping[str, torch.Tensor]) -> tuple[ArmoRMConfig, dict[str, torch.Tensor]]:
     """A steered model as an unsteered one: factors go into the gate's last bias, debiasing strength into the transform.
 
         softmax((W h + b) / temperature + log factor) = softmax((W h + b + temperature * log factor) / temperature)
 
     The steering is recorded in the config's `provenance`. Dropped objectives get a bias so low that their weight is
-    exactly 0. The config must have no `obstacles`; `state` holds all tensors.
+    exactly 0. The config must fit the released layout; `state` holds all tensors.
     """
     factors, _, _, strength = steering_terms(config)
     config, state = copy.deepcopy(config), dict(state)
@@ -92,12 +110,21 @@ def to_released(config: ArmoRMConfig, dtype: torch.dtype) -> dict[str, Any]:
     Raises:
         CheckpointError: listing everything that does not fit.
     """
-    found = obstacles(config)
+    found = []
+    family = getattr(config.backbone_config, "model_type", "")
+    if family not in ARCHITECTURES:
+        found.append(f"its backbone is {family}, the layout supports {' and '.join(ARCHITECTURES)}")
+    if config.regression_bias:
+        found.append("its rewards have an intercept, the layout has none")
+    fixed = [key for key in ("pin", "blend") if config.steering.get(key)]
+    if fixed:
+        found.append(f"it is steered by {' and '.join(fixed)}, the layout has no weights apart from the gate's")
+    if config.quantiles:
+        found.append("it has quantile heads, the layout has none")
     if found:
         raise CheckpointError(f"the model does not fit the released layout: {'; '.join(found)}")
     assert config.backbone_config is not None and not isinstance(config.backbone_config, dict)
     settings = config.backbone_config.to_dict()
-    family = settings["model_type"]
     for field in NOT_BACKBONE:
         settings.pop(field, None)
     return settings | {

@@ -16,7 +16,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from armorm.explain.explanation import signed_bar
+from armorm.explain.text import signed_bar
 from armorm.monitoring.summary import Drift, RunSummary
 
 _WIDTH, _HEIGHT = 320, 84

@@ -1,15 +1,15 @@
-"""What each part of the method is worth, on real data: the ablation that the paper does not show.
+"""Ablation of each part of the method on real data.
 
-In:  a recipe on real sets (docs/data.md), any backbone; features are computed once and kept in a store.
-Out: tables, `benchmarks/results/ablation.json`, and with --findings the tables, sentences and pictures of
-     docs/findings.md. Results on other backbones, `ablation-NAME.json` beside it, are compared with it.
+Every method reads the same cached features and is tested on the same pairs of held-out prompts: the test pairs of the
+sets that the gate is trained on, and benchmarks that nothing is trained on. Intervals are over prompts. Questions:
 
-Every method reads the same features and is tested on the same pairs of held-out prompts: the test pairs of the sets
-that the gate is trained on, and benchmarks that nothing is trained on. Intervals are over prompts. Questions:
-     how to weigh the objectives (learned gate, uniform, fixed weights, best single objective, a plain Bradley-Terry
-     head on the same features, the published script, the longer response), with and without debiasing;
-     the gate's form; the reference data of the debiasing; domains that the gate never saw; absolute ratings against
-     the same ratings as pairs; heads trained on ratings and pairs together; quantile heads.
+- how to weight the objectives (learned gate, uniform, fixed weights, best single objective, a plain Bradley-Terry head
+  on the same features, the published script, the longer response), with and without debiasing;
+- the architecture of the gate; the reference data of the debiasing; domains that the gate was not trained on;
+- absolute ratings against the same ratings as pairs; heads trained on ratings and pairs jointly; quantile heads.
+
+Prints tables and writes `benchmarks/results/ablation.json`; with --findings also the tables, sentences and plots of
+docs/findings.md. Results on other backbones (`ablation-NAME.json` in the same folder) are compared with it.
 
     python benchmarks/ablation.py                          # armorm-tiny, everything
     python benchmarks/ablation.py --backbone FOLDER_OR_HUB_ID --output benchmarks/results/ablation-other.json
@@ -68,24 +68,32 @@ def regression_figures(head: RegressionHead) -> dict[str, Any]:
     return {report.objective: {"r2": report.r2, "alpha": report.alpha} for report in head.reports}
 
 
-def beside(output: Path) -> list[Path]:
-    """Results on other backbones: `ablation-NAME.json` beside `ablation.json`."""
+def other_results(output: Path) -> list[Path]:
+    """Results on other backbones: `ablation-NAME.json` next to `ablation.json`."""
     return sorted(output.parent.glob(f"{output.stem}-*.json"))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="What each part of the method is worth, on real data.")
+    parser = argparse.ArgumentParser(description="Ablation of each part of the method on real data.")
     parser.add_argument("--recipe", type=Path, default=Path("recipes/real-small.yaml"))
-    parser.add_argument("--set", dest="overrides", action="append", default=[], help="key=value of the recipe")
-    parser.add_argument("--backbone", help="instead of the recipe's: a hub id, a folder, or armorm-tiny")
-    parser.add_argument("--store", type=Path, default=Path("runs/ablation/features"), help="stores, one a backbone")
-    parser.add_argument("--train-rows", type=int, help="about how many training rows of each rated set; all if absent")
-    parser.add_argument("--benchmark-pairs", type=int, help="about how many pairs of each benchmark; all if absent")
-    parser.add_argument("--seeds", type=int, default=3, help="of each learned gate in the main comparison")
-    parser.add_argument("--published-steps", type=int, default=200, help="steps of the published script's gate")
+    parser.add_argument("--set", dest="overrides", action="append", default=[], help="override a recipe key: KEY=VALUE")
+    parser.add_argument("--backbone", help="backbone instead of the recipe's: hub id, folder, or armorm-tiny")
+    parser.add_argument(
+        "--store", type=Path, default=Path("runs/ablation/features"), help="folder of feature stores, one per backbone"
+    )
+    parser.add_argument(
+        "--train-rows", type=int, help="approximate number of training rows per rated set (default: all)"
+    )
+    parser.add_argument("--benchmark-pairs", type=int, help="approximate number of pairs per benchmark (default: all)")
+    parser.add_argument("--seeds", type=int, default=3, help="seeds per learned gate in the main comparison")
+    parser.add_argument(
+        "--published-steps", type=int, default=200, help="training steps of the published script's gate"
+    )
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/ablation.json"))
-    parser.add_argument("--findings", type=Path, help="page whose marked parts are written anew, with its pictures")
-    parser.add_argument("--from-json", action="store_true", help="measure nothing: tables and page from --output")
+    parser.add_argument("--findings", type=Path, help="page whose marked parts and plots are rewritten")
+    parser.add_argument(
+        "--from-json", action="store_true", help="skip the measurements; make tables and page from --output"
+    )
     arguments = parser.parse_args()
     if not arguments.from_json:
         overrides = [*arguments.overrides, *([f"backbone.model={arguments.backbone}"] if arguments.backbone else [])]
@@ -111,7 +119,7 @@ def main() -> None:
         write_json(arguments.output, plain(results))
         print(f"wrote {arguments.output}")
     results = json.loads(arguments.output.read_text(encoding="utf-8"))
-    others = [json.loads(path.read_text(encoding="utf-8")) for path in beside(arguments.output)]
+    others = [json.loads(path.read_text(encoding="utf-8")) for path in other_results(arguments.output)]
     tables.show([*tables.tables(results).values(), *([backbones.table([results, *others])] if others else [])])
     if arguments.findings:
         findings.write(arguments.findings, results, others)

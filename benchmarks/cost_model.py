@@ -1,10 +1,10 @@
-"""The cost model against the clock: hours, memory and disk of a small run, foreseen and measured.
+"""The cost model against measured time, memory and disk use of small runs.
 
-Run: `python benchmarks/cost_model.py [--output benchmarks/results/cost_model.json]`, on a quiet machine (5 minutes).
+One extraction calibrates the share of the machine's peak FLOP/s that a forward pass reaches. With this share alone the
+model predicts other extractions: other lengths, another width, another depth. Likewise, one fit calibrates the rate of
+stage 1, and another one with other rows and width is predicted. The result is the largest relative error.
 
-One extraction fixes the share of the machine's peak that a forward pass reaches. From this share alone the model then
-foresees other extractions: other lengths, another width, another depth. In the same way one fit fixes the rate of
-stage 1, and another, of other rows and width, is foreseen. A figure is as good as the worst of them.
+    python benchmarks/cost_model.py [--output benchmarks/results/cost_model.json]    # on an idle machine, 5 minutes
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from armorm.training.schema import GatingSection
 from peak import peak_bytes
 
 ALLOWED = 0.25
-FITS = 3  # of stage 1, the best of which counts: it takes a second
-EXTRACTIONS = 2  # likewise: the first meets shapes for which kernels are still to be made, once in a long run
-# Name, (d, layers, heads, inner), conversations, shortest and longest length. The first fixes the share.
+FITS = 3  # of stage 1; the fastest counts
+EXTRACTIONS = 2  # the fastest counts: the first one generates kernels for new shapes
+# Name, (d, layers, heads, inner), conversations, shortest and longest length. The first calibrates the share.
 RUNS = (
     ("reference", (512, 8, 8, 1408), 90, 100, 300),
     ("long", (512, 8, 8, 1408), 24, 600, 900),
@@ -46,13 +46,13 @@ RUNS = (
 
 
 def main() -> None:
-    """Measure, foresee, compare."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Measure, predict, compare."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "cost_model.json")
     arguments = parser.parse_args()
     peak = matmul_rate(torch.float32)
     shape, backbone = build(*RUNS[0][1])
-    extraction(backbone, conversations(8, 100, 300, backbone))  # the first is slow for other reasons
+    extraction(backbone, conversations(8, 100, 300, backbone))  # warm up
     share = None
     results: list[dict[str, Any]] = []
     for name, sizes, count, shortest, longest in RUNS:
@@ -90,7 +90,7 @@ def main() -> None:
 
 
 def matmul_rate(dtype: torch.dtype, size: int = 1536) -> float:
-    """FLOP/s of a large product of matrices on this machine: the best of several."""
+    """FLOP/s of a large matrix product on this machine: the best of six."""
     a, b = (torch.randn(size, size, dtype=dtype) for _ in range(2))
     best = float("inf")
     for _ in range(6):
@@ -101,7 +101,7 @@ def matmul_rate(dtype: torch.dtype, size: int = 1536) -> float:
 
 
 def build(hidden: int, layers: int, heads: int, inner: int) -> tuple[Shape, Backbone]:
-    """A random Llama of that shape with the embedded tokenizer."""
+    """A randomly initialised Llama of a given shape with the embedded tokenizer."""
     torch.manual_seed(0)
     tokenizer = Backbone.load("armorm-tiny", dtype="float32", device="cpu").tokenizer
     config = LlamaConfig(
@@ -117,7 +117,7 @@ def build(hidden: int, layers: int, heads: int, inner: int) -> tuple[Shape, Back
 
 
 def conversations(count: int, shortest: int, longest: int, backbone: Backbone) -> list[EncodedConversation]:
-    """Conversations of random words, uniform in length, each with a prompt of its own."""
+    """Conversations of random words with uniformly distributed lengths and distinct prompts."""
     from armorm.conversation import Conversation
 
     rng = np.random.default_rng(0)
@@ -130,7 +130,7 @@ def conversations(count: int, shortest: int, longest: int, backbone: Backbone) -
 
 
 def extraction(backbone: Backbone, encoded: list[EncodedConversation]) -> tuple[float, float]:
-    """Seconds of an extraction, the better of some, and the bytes that it leaves."""
+    """Seconds of the fastest of several extractions, and the bytes it writes."""
     seconds, disk = [], 0.0
     for _ in range(EXTRACTIONS):
         with tempfile.TemporaryDirectory() as folder:
@@ -143,14 +143,14 @@ def extraction(backbone: Backbone, encoded: list[EncodedConversation]) -> tuple[
 
 
 def workload(encoded: list[EncodedConversation], rated: int) -> Workload:
-    """What an extraction computes."""
+    """Workload of an extraction."""
     lengths = [len(conversation) for conversation in encoded]
     prompts = len({conversation.prompt_key for conversation in encoded})
     return Workload(len(encoded), prompts, sum(lengths), sum(n * n for n in lengths), rated, 1, 1, 0)
 
 
 def stage_1(rows: int, d: int, rate: float, folds: int = 5) -> tuple[float, float]:
-    """Seconds of a fit on features of a set that is rated alike, and those foreseen at a rate."""
+    """Measured and predicted seconds of a fit in which every row has all ratings."""
     rng = np.random.default_rng(0)
     features = rng.standard_normal((rows, d)).astype(np.float32)
     ratings = features[:, :3] + rng.standard_normal((rows, 3))
@@ -168,14 +168,14 @@ def stage_1(rows: int, d: int, rate: float, folds: int = 5) -> tuple[float, floa
 
 
 def compared(name: str, measured: float, foreseen: float, unit: str = "seconds") -> dict[str, Any]:
-    """One line of the table."""
+    """One row of the table."""
     return {"name": name, "measured": measured, "foreseen": foreseen, "ratio": foreseen / measured, "unit": unit}
 
 
 def print_table(summary: dict[str, Any]) -> None:
     """The table."""
     table = Table(box=None, header_style="bold")
-    for head in ("", "measured", "foreseen", "ratio"):
+    for head in ("", "measured", "predicted", "ratio"):
         table.add_column(head, justify="left" if not head else "right")
     for entry in summary["runs"]:
         table.add_row(entry["name"], *(f"{entry[key]:,.4g}" for key in ("measured", "foreseen", "ratio")))
@@ -183,7 +183,7 @@ def print_table(summary: dict[str, Any]) -> None:
     console.print(table)
     console.print(
         f"peak {summary['peak_float32'] / 1e9:.0f} GFLOP/s float32, share {summary['share']:.2f}, "
-        f"worst {summary['worst']:.0%} (allowed {summary['allowed']:.0%})"
+        f"largest error {summary['worst']:.0%} (allowed {summary['allowed']:.0%})"
     )
     print(json.dumps({"worst": summary["worst"], "within": summary["worst"] <= summary["allowed"]}))
 

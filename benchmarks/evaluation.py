@@ -1,15 +1,14 @@
 """Evaluation of preference pairs: `armorm evaluate` against a plain loop that scores one response at a time.
 
+Both score the same pairs with the same model. The loop applies the chat template and runs the model for each side of
+each pair separately. Prints seconds, pairs per second, the ratio, the largest difference of a margin and the number of
+decisions that differ. With `--loop N` the loop scores only the first N pairs.
+
+Pairs come from `preferences/alpacaeval.jsonl.gz` of the real data sets (docs/data.md), from `--data`, or else from the
+generated corpus. The speed-up depends on how often responses and prompts repeat.
+
     python benchmarks/evaluation.py --pairs 5000 --model armorm-tiny-rm
     python benchmarks/evaluation.py --loop 300 --dtype float32 --output benchmarks/results/evaluation_float32.json
-
-Both score the same pairs with the same model. The loop is what people write first: the chat template, then each
-side of each pair through the model by itself. Printed are seconds, pairs per second, the ratio, the largest
-difference of a margin and how many decisions differ; JSON goes to benchmarks/results/. With `--loop` the loop may be
-kept to the first so many pairs, and its rate is taken from those.
-
-Pairs come from `preferences/alpacaeval.jsonl.gz` of the real sets (docs/data.md), or, without them, from the
-generated corpus; `--data` names others. How much is gained depends on how often responses and prompts repeat.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ from armorm.reward_model import ArmoRM
 
 
 def pairs_file(folder: Path, count: int, data: Path | None = None) -> tuple[Path, str]:
-    """The first pairs of a file, of the real set, or of the generated corpus, as one file; and the source's name."""
+    """Write the first pairs of a file, of alpacaeval, or of the generated corpus, and name the source."""
     root = Path(os.environ.get("ARMORM_DATA", "../shared/data"))
     real = root / "preferences" / "alpacaeval.jsonl.gz"
     if data is not None or real.exists():
@@ -59,7 +58,7 @@ def pairs_file(folder: Path, count: int, data: Path | None = None) -> tuple[Path
 
 
 def loop_margins(rm: ArmoRM, path: Path, count: int) -> tuple[np.ndarray, float]:
-    """Margins of the first pairs, one response after another, and the seconds that took; NaN where refused."""
+    """Margins of the first pairs, scored one response at a time (NaN if rejected), and the seconds taken."""
     examples = read_pairs(find_sources([path])).examples[:count]
     margins = np.full(len(examples), np.nan)
     longest = rm.model.config.limits.get("max_length") or np.inf
@@ -114,7 +113,7 @@ def print_table(results: dict[str, Any]) -> None:
     for name in ("", "pairs", "seconds", "pairs/s"):
         table.add_column(name, justify="left" if not name else "right")
     table.add_row(
-        "armorm evaluate, figures and audits included",
+        "armorm evaluate (with metrics and audits)",
         f"{results['pairs']:,}",
         f"{results['seconds']:.1f}",
         f"{results['pairs_per_second']:.1f}",
@@ -128,8 +127,8 @@ def print_table(results: dict[str, Any]) -> None:
     console = Console(width=100, highlight=False)
     console.print(table)
     console.print(
-        f"{results['conversations']:,} distinct conversations; {results['ratio']:.1f} times as fast;\n"
-        f"largest difference of a margin {results['largest_margin_difference']:.2g}, "
+        f"{results['conversations']:,} distinct conversations; {results['ratio']:.1f} times faster than the loop;\n"
+        f"largest margin difference {results['largest_margin_difference']:.2g}, "
         f"{results['decisions_that_differ']} decisions differ"
     )
 
@@ -138,8 +137,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Evaluation of pairs against a plain one-by-one loop.")
     parser.add_argument("--model", default=EMBEDDED_REWARD_MODEL)
     parser.add_argument("--pairs", type=int, default=5000)
-    parser.add_argument("--loop", type=int, default=None, help="pairs that the loop scores; all by default")
-    parser.add_argument("--data", type=Path, default=None, help="other pairs than those of alpacaeval")
+    parser.add_argument("--loop", type=int, default=None, help="number of pairs that the loop scores (default: all)")
+    parser.add_argument("--data", type=Path, default=None, help="file of pairs (default: alpacaeval)")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/evaluation.json"))
     arguments = parser.parse_args()

@@ -4,11 +4,11 @@
     python benchmarks/extraction.py --models llama-3-8b --device cuda # that model's shape at random, on a GPU
     python benchmarks/extraction.py --memory                          # peak memory at 5K and 50K conversations
 
-The loop is one conversation a forward pass, prompt repeated, nothing reused. All ways have the same model, dtype,
-machine and conversations: distinct ones of some prompts of each set, drawn with the seed. Runs alternate; figures are
-medians over the rounds, and so is the rate of this machine's matrix products at the model's own shapes, measured
-between them. `share` is operations of the model's matrices for the tokens computed, by that rate: attention between
-tokens is not counted, nor is the last layer's saving. Features of all ways are compared with the loop's.
+The loop runs one conversation per forward pass and reuses nothing. All methods use the same model, dtype, machine and
+conversations: all distinct ones of randomly drawn prompts of each set. Runs alternate; results are medians over the
+rounds, as is the rate of this machine's matrix products at the model's own shapes, measured between the runs. `share`
+is the model's matrix operations for the computed tokens relative to that rate; attention and the saving in the last
+layer are not counted. The features of all methods are compared with those of the loop.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ MAX_LENGTH = 2048
 
 
 def load_backbone(model: str, device: str, dtype: str) -> Backbone:
-    """An embedded or local backbone, or a random one of a known shape with the embedded tokenizer."""
+    """An embedded or local backbone, or a randomly initialised one of a known shape with the embedded tokenizer."""
     if model not in SHAPES:
         return Backbone.load(model, device=device, dtype=dtype)
     from transformers import LlamaConfig, LlamaModel
@@ -84,7 +84,7 @@ def load_backbone(model: str, device: str, dtype: str) -> Backbone:
 
 
 def load_set(path: Path) -> list[Conversation]:
-    """Every conversation of a set: rated ones, or both sides of each pair."""
+    """Every conversation of a set: the rated ones, or both sides of each pair."""
     found = []
     for row in Location.find(path).rows():
         values = row.values
@@ -110,7 +110,7 @@ def some_prompts(conversations: list[Conversation], count: int, seed: int) -> li
 
 
 def matrix_rate(backbone: Backbone, tokens: int) -> float:
-    """Operations a second of this machine at the shapes of the model's own matrices, each `tokens` rows at a time."""
+    """FLOP/s of this machine at the shapes of the model's own matrices, with `tokens` rows at a time."""
     layer = next(m for m in backbone.model.modules() if isinstance(m, torch.nn.ModuleList))[0]
     weights = [p.detach() for p in layer.parameters() if p.dim() == 2]
     inputs = [torch.randn(tokens, w.shape[1], dtype=w.dtype, device=w.device) for w in weights]
@@ -132,7 +132,7 @@ def _wait(backbone: Backbone) -> None:
 
 
 def timed(backbone: Backbone, work: Callable[[], Any]) -> tuple[float, Any]:
-    """Seconds, and what came out."""
+    """Seconds taken, and the result."""
     _wait(backbone)
     start = time.perf_counter()
     found = work()
@@ -141,7 +141,7 @@ def timed(backbone: Backbone, work: Callable[[], Any]) -> tuple[float, Any]:
 
 
 def loop(backbone: Backbone, encoded: list[EncodedConversation]) -> tuple[np.ndarray, np.ndarray]:
-    """What the published scripts do: one conversation after another."""
+    """One conversation at a time, as in the published scripts."""
     pairs = [backbone.features([one]) for one in encoded]
     return np.concatenate([p for p, _ in pairs]), np.concatenate([r for _, r in pairs])
 
@@ -211,7 +211,7 @@ def measure(model: str, arguments: argparse.Namespace) -> dict[str, Any]:
         for name in arguments.sets:
             path = root / SETS[name]
             if not path.exists():
-                raise SystemExit(f"{path}: the real sets are not there; set ARMORM_DATA")
+                raise SystemExit(f"{path}: no such file; set ARMORM_DATA to the folder of the real data sets")
             whole = load_set(path)
             sets[name] = measure_set(backbone, some_prompts(whole, count, arguments.seed), whole, arguments)
             advance(1)
@@ -239,9 +239,21 @@ def print_table(model: str, results: dict[str, Any], console: Console) -> None:
     table = Table(
         box=None, pad_edge=False, header_style="bold", title=f"{model}, {results['dtype']}", title_justify="left"
     )
-    for name in ("", "rows", "tokens", "repeats", "sharing", "packed", "shared", "loop", "packed", "shared", "differs"):
+    for name in (
+        "",
+        "rows",
+        "tokens",
+        "repeats",
+        "sharing",
+        "packed",
+        "shared",
+        "loop",
+        "packed",
+        "shared",
+        "max diff",
+    ):
         table.add_column(name, justify="left" if not name else "right")
-    table.add_row("", "", "mean", "x", "x", "x loop", "x loop", "% rate", "% rate", "% rate", "at most", style="dim")
+    table.add_row("", "", "mean", "x", "x", "x loop", "x loop", "% rate", "% rate", "% rate", "", style="dim")
     for name, entry in results["sets"].items():
         times, share = entry["times_the_loop"], entry["share_of_rate"]
         table.add_row(
@@ -265,7 +277,7 @@ def print_table(model: str, results: dict[str, Any], console: Console) -> None:
     console.print(table)
 
 
-# The command, and at its end the peak memory of its process in a file.
+# Runs the command and writes the peak memory of its process to a file at exit.
 _EMBED = """
 import atexit, pathlib, sys
 from peak import peak_bytes
@@ -277,7 +289,7 @@ main()
 
 
 def peak_memory(conversations: int) -> dict[str, Any]:
-    """Peak memory of `armorm embed` on generated conversations of a few prompts, in a process of its own."""
+    """Peak memory of `armorm embed` on generated conversations with few prompts, in a separate process."""
     with tempfile.TemporaryDirectory() as name:
         path = Path(name) / "conversations.jsonl"
         base = [row.messages for row in generate(0)][:500]
@@ -286,12 +298,12 @@ def peak_memory(conversations: int) -> dict[str, Any]:
                 messages = [dict(m) for m in base[i % len(base)]]
                 messages[-1]["content"] = f"{i} {messages[-1]['content'][:80]}"
                 file.write(json.dumps({"messages": messages}) + "\n")
-        told = Path(name) / "peak"
-        command = [sys.executable, "-c", _EMBED, str(told), "embed", str(path), "--backbone", EMBEDDED_BACKBONE]
+        peak_file = Path(name) / "peak"
+        command = [sys.executable, "-c", _EMBED, str(peak_file), "embed", str(path), "--backbone", EMBEDDED_BACKBONE]
         start = time.perf_counter()
         subprocess.run([*command, "--output", str(Path(name) / "features")], check=True, env=environment())
         seconds = time.perf_counter() - start
-        peak = int(told.read_text()) / 2**20
+        peak = int(peak_file.read_text()) / 2**20
     return {"conversations": conversations, "seconds": seconds, "peak_megabytes": peak}
 
 
@@ -299,16 +311,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Extraction against the plain loop of the published scripts.")
     parser.add_argument("--models", nargs="+", default=[EMBEDDED_BACKBONE, "llama-100m"])
     parser.add_argument("--sets", nargs="+", choices=list(SETS), default=list(SETS))
-    parser.add_argument("--rows", type=int, default=None, help="conversations of each set, about; by size of the model")
+    parser.add_argument(
+        "--rows", type=int, default=None, help="approximate conversations per set (default: by model size)"
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--batch-tokens", type=int, default=4096)
     parser.add_argument("--compiled", action="store_true")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--memory", action="store_true", help="peak memory at 5K and 50K conversations, and nothing else"
-    )
+    parser.add_argument("--memory", action="store_true", help="measure only peak memory, at 5K and 50K conversations")
     parser.add_argument("--output", type=Path, default=None)
     arguments = parser.parse_args()
     console = Console(width=110, highlight=False)

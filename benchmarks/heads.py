@@ -1,7 +1,7 @@
-"""Stage 1 and the gate: how fast, how exact, in how much memory, against the published way.
+"""Speed, accuracy and memory of stage 1 and gate training, against the published implementation.
 
-In:  generated rows; for `exactness`, real ratings (docs/data.md) on the embedded backbone.
-Out: a table and benchmarks/results/heads.json (heads_cuda.json on a GPU), with the target of each figure.
+Uses generated rows and, for `exactness`, real ratings (docs/data.md) on the embedded backbone. Prints a table with the
+target of each value and writes benchmarks/results/heads.json (heads_cuda.json on a GPU).
 
     python benchmarks/heads.py                       # every part
     python benchmarks/heads.py --part gram --part gate
@@ -12,7 +12,7 @@ Parts:
     solvers    Cholesky for nine alphas against one eigendecomposition
     stage1     all of stage 1 against scikit-learn's Ridge for every objective and alpha, all rows in memory
     exactness  float32 products against float64: alphas and held-out predictions on real features, weights on generated
-    memory     peak of a process that is streamed 50, 200 and 800 thousand rows
+    memory     peak memory of a process that streams 50, 200 and 800 thousand rows
     gate       a training step against the published step: both sides' prompts through the gate, rewards in every step
 """
 
@@ -45,13 +45,13 @@ from armorm.model.remote_code import GatingNetwork
 from peak import environment
 
 D = 1024
-SOURCES = (5, 5, 1, 1, 1, 1, 4, 1)  # objectives of each: nineteen in eight
+SOURCES = (5, 5, 1, 1, 1, 1, 4, 1)  # objectives per source: nineteen in eight sources
 OBJECTIVES = [f"source{s}-objective{i}" for s, count in enumerate(SOURCES) for i in range(count)]
 FOLDS = 5
 
 
 def best(work: Callable[[], object], times: int = 5) -> float:
-    """Least seconds of several runs, after one that is not counted."""
+    """Seconds of the fastest of several runs, after a warm-up."""
     work()
     seconds = []
     for _ in range(times):
@@ -62,13 +62,13 @@ def best(work: Callable[[], object], times: int = 5) -> float:
 
 
 def wait(device: str) -> None:
-    """Until the device has done all that it was given."""
+    """Wait for all queued work on the device."""
     if device != "cpu":
         torch.cuda.synchronize()
 
 
 def rated_rows(n: int, d: int, seed: int = 0, order: bool = True) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """float32 features with a mean, ratings of one source a row with noise, folds; rows stand by source."""
+    """float32 features with non-zero mean, noisy ratings of one source per row (sorted by source if `order`), folds."""
     rng = np.random.default_rng(seed)
     source = np.arange(n) * len(SOURCES) // n if order else rng.integers(0, len(SOURCES), n)
     features = rng.standard_normal((n, d), np.float32) + rng.standard_normal(d, np.float32)
@@ -83,12 +83,12 @@ def rated_rows(n: int, d: int, seed: int = 0, order: bool = True) -> tuple[np.nd
 
 
 def measure_gram(device: str) -> dict[str, Any]:
-    """Rows a second, as operations of X^T X, against a float32 product of that shape on the device.
+    """FLOP/s of accumulating X^T X, against a float32 matrix product of that shape on the device.
 
-    Symmetry spares half of the operations that are counted, so a share may be above 1. On an accelerator the rows
-    come from the host's memory, as in a run, and the product's operands lie on the device.
+    Symmetry saves half of the counted operations, so a share may exceed 1. On an accelerator the rows come from host
+    memory, as in a run, while the operands of the product are on the device.
     """
-    features, ratings, folds = rated_rows(100_000, D)  # as for `stage1`
+    features, ratings, folds = rated_rows(100_000, D)  # the size of `stage1`
     block = features[:2048]
     other = np.array(block)
     torch_block, torch_other = (torch.from_numpy(rows).to(device) for rows in (block, other))
@@ -107,7 +107,7 @@ def measure_gram(device: str) -> dict[str, Any]:
 
 
 def measure_solvers() -> dict[str, Any]:
-    """Milliseconds of nine alphas for three objectives: a Cholesky factor for each, or one eigendecomposition."""
+    """Milliseconds for nine alphas and three objectives: one Cholesky factor per alpha, or one eigendecomposition."""
     found = {}
     for d in (256, 1024):
         x = np.random.default_rng(0).standard_normal((3 * d, d))
@@ -127,7 +127,7 @@ def measure_solvers() -> dict[str, Any]:
 
 
 def published_stage1(features: np.ndarray, ratings: np.ndarray, held_out: np.ndarray) -> np.ndarray:
-    """The published way: for every objective a Ridge for every alpha on four fifths, the best on the fifth."""
+    """As published: for every objective and alpha a Ridge on four fifths of the rows, selected on the last fifth."""
     weights = np.zeros((ratings.shape[1], features.shape[1]))
     for column in range(ratings.shape[1]):
         rated = ~np.isnan(ratings[:, column])
@@ -143,7 +143,7 @@ def published_stage1(features: np.ndarray, ratings: np.ndarray, held_out: np.nda
 
 
 def measure_stage1(rows: int) -> dict[str, Any]:
-    """Seconds. `split` chooses alpha as the published way does; `folds` by five folds, as recipes do."""
+    """Seconds of stage 1; `split` selects alpha on one split as published, `folds` on five folds as recipes do."""
     features, ratings, folds = rated_rows(rows, D)
     start = time.perf_counter()
     split = fit_regression(features, ratings, folds, OBJECTIVES, validation_folds=(0,))
@@ -162,9 +162,9 @@ def measure_stage1(rows: int) -> dict[str, Any]:
 
 
 def measure_exactness(data_root: Path, store: Path, limit: int) -> dict[str, Any]:
-    """Largest difference of out-of-fold predictions, in standard deviations of the rating, and whether alphas agree.
+    """Largest difference of out-of-fold predictions, in standard deviations of the rating, and agreement of alphas.
 
-    The reference is scikit-learn's Ridge in float64 on the rows themselves, for every fold and alpha.
+    The reference is scikit-learn's Ridge in float64 on the rows, for every fold and alpha.
     """
     features, ratings, folds, names = real_rows(data_root, store, limit)
     head = fit_regression(features, ratings, folds, names)
@@ -198,7 +198,7 @@ def measure_exactness(data_root: Path, store: Path, limit: int) -> dict[str, Any
 
 
 def real_rows(data_root: Path, store: Path, limit: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[str]]:
-    """Training rows of `recipes/real-small.yaml` on the embedded backbone; features are kept in the store."""
+    """Training rows of `recipes/real-small.yaml` on the embedded backbone; features are cached in the store."""
     from armorm.backbone.decoder import Backbone
     from armorm.backbone.encoding import encode_rows
     from armorm.features.extract import extract
@@ -219,7 +219,7 @@ def real_rows(data_root: Path, store: Path, limit: int) -> tuple[np.ndarray, np.
     return features.response, table.objectives.to_reward(table.ratings)[:, learnable], folds, names
 
 
-# Streams generated rows through `accumulate` and fits: run in a process of its own, as peak memory never falls.
+# Streams generated rows through `accumulate` and fits; a separate process, because peak memory never falls.
 _STREAM = """
 import json, sys
 import numpy as np
@@ -251,7 +251,7 @@ print(json.dumps({"accumulated": peak, "fitted": peak_bytes()}))
 
 
 def measure_memory(counts: tuple[int, ...]) -> dict[str, Any]:
-    """Peak bytes of a process by rows streamed, sources mixed; `growth` is the largest over the smallest."""
+    """Peak bytes of a process by number of streamed rows; `growth` is the largest peak over the smallest."""
     peaks = {}
     for count in counts:
         done = subprocess.run(
@@ -267,7 +267,7 @@ def measure_memory(counts: tuple[int, ...]) -> dict[str, Any]:
 
 
 def measure_gate(device: str, d: int = 4096, batch: int = 1024, k: int = 19, times: int = 8) -> dict[str, Any]:
-    """Median seconds of a step in float32, the two kinds in turn; every pair has a prompt of its own."""
+    """Median seconds of a float32 training step, alternating both kinds; every pair has its own prompt."""
     rng = np.random.default_rng(0)
     prompts = rng.standard_normal((batch, d), np.float32)
     responses = torch.from_numpy(rng.standard_normal((batch, 2, d), np.float32)).to(device)
@@ -318,11 +318,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parts = ("gram", "solvers", "stage1", "exactness", "memory", "gate")
     parser.add_argument("--part", choices=parts, action="append")
-    parser.add_argument("--rows", type=int, default=100_000, help="of stage1")
-    parser.add_argument("--limit", type=int, default=1500, help="about how many real rows of each set, for exactness")
+    parser.add_argument("--rows", type=int, default=100_000, help="rows of stage1")
+    parser.add_argument("--limit", type=int, default=1500, help="approximate real rows per set, for exactness")
     parser.add_argument("--data", type=Path, default=Path(os.environ.get("ARMORM_DATA", "../shared/data")))
     parser.add_argument("--features", type=Path, default=Path("runs/heads-features"))
-    parser.add_argument("--device", default="cpu", help="of gram and gate, the only parts with cuda")
+    parser.add_argument("--device", default="cpu", help="device of gram and gate, the only parts that run on cuda")
     parser.add_argument("--output", type=Path, default=None)
     arguments = parser.parse_args()
     output = arguments.output or Path("benchmarks/results") / (
@@ -342,11 +342,11 @@ def main() -> None:
         found["device"] = torch.cuda.get_device_name()
     for part in arguments.part or (parts if arguments.device == "cpu" else ("gram", "gate")):
         if part == "exactness" and not (arguments.data / "ratings").is_dir():
-            console.print(f"exactness: no real data at {arguments.data}, left out")
+            console.print(f"exactness: skipped, no real data at {arguments.data}")
             continue
         found[part] = work[part]()
         write_json(output, plain(found))
-        table = Table("figure", "value", box=None, pad_edge=False, title=part, title_justify="left", show_header=False)
+        table = Table("metric", "value", box=None, pad_edge=False, title=part, title_justify="left", show_header=False)
         for name, value in _flat(found[part]):
             table.add_row(name, f"{value:,}" if isinstance(value, int) else f"{value:.4g}")
         console.print(table, "")

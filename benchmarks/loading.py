@@ -1,8 +1,8 @@
-"""How much memory does loading a checkpoint of the released layout take?
+"""Memory used by loading a checkpoint in the released layout.
 
-In:  nothing: a checkpoint with random bfloat16 weights is written to a temporary folder.
-Out: a table and `benchmarks/results/loading.json`: the size of the weights, and the peak resident memory of a
-     process that loads them (beyond what it holds after its imports), alone and with one forward pass.
+Writes a checkpoint with random bfloat16 weights to a temporary folder and loads it in a separate process. Prints the
+size of the weights and the peak resident memory of that process (beyond that after its imports), for loading alone and
+with one forward pass.
 
     python benchmarks/loading.py --hidden 1536 --layers 16
 """
@@ -26,7 +26,7 @@ from armorm.model.released import GATE_PATTERNS
 from armorm.model.remote_code import GatingNetwork
 from peak import environment
 
-# Run in a process of its own: peak resident memory never falls.
+# Run in a separate process, because peak resident memory never falls.
 _LOADER = """
 import json, resource, sys, time
 import torch
@@ -48,7 +48,7 @@ print(json.dumps({"loading": loaded, "with one forward pass": peak() - before, "
 
 
 def write_checkpoint(folder: Path, hidden: int, layers: int) -> int:
-    """Write random weights in the released layout, four shards or so; returns their bytes."""
+    """Write random weights in the released layout in about four shards; returns their size in bytes."""
     from huggingface_hub import save_torch_state_dict
 
     config = LlamaConfig(
@@ -90,7 +90,7 @@ def main() -> None:
         )
     found = json.loads(done.stdout.splitlines()[-1])
     seconds = found.pop("seconds")
-    table = Table("", "bytes", "of the weights", box=None, pad_edge=False, header_style="bold")
+    table = Table("", "bytes", "relative to weights", box=None, pad_edge=False, header_style="bold")
     for label, count in ({"weights": size} | found).items():
         table.add_row(label, f"{count:,}", f"{count / size:.3f}")
     console = Console(highlight=False)

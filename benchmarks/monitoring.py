@@ -1,4 +1,4 @@
-"""How often `armorm monitor` flags simulated runs, with a planted hack and without, and how far off the step is.
+"""Detection and false-alarm rates of `armorm monitor` on simulated runs, with and without planted reward hacking.
 
 python benchmarks/monitoring.py [--runs 300] [--output benchmarks/results/monitoring.json]
 """
@@ -22,7 +22,7 @@ from armorm.progress import progress
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests.helpers.simulated_runs import simulated_run
 
-# Name, settings, what ought to be flagged.
+# Name, settings, expected flag.
 SETTINGS: tuple[tuple[str, dict[str, Any], str], ...] = (
     ("flat", {}, ""),
     ("flat, steps share chance", {"wander": 0.1}, ""),
@@ -42,7 +42,7 @@ SETTINGS: tuple[tuple[str, dict[str, Any], str], ...] = (
 
 
 def measure(settings: dict[str, Any], wanted: str, runs: int, advance: Any) -> dict[str, Any]:
-    """Rates over runs, and the error of the step where it began."""
+    """Flag rates over runs, and the error of the estimated onset step."""
     counts = {"one_objective": 0, "length": 0, "any": 0}
     errors, covered = [], []
     begins = settings.get("begins", 60)
@@ -69,8 +69,8 @@ def measure(settings: dict[str, Any], wanted: str, runs: int, advance: Any) -> d
 
 
 def main() -> None:
-    """Print the table, write the figures."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Print the table and write the results."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--runs", type=int, default=300)
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "monitoring.json")
     arguments = parser.parse_args()
@@ -80,8 +80,8 @@ def main() -> None:
         "objective",
         "length",
         "found",
-        "step off by",
-        "range holds it",
+        "step error",
+        "range covers it",
     ):
         table.add_column(name, justify="left" if "120" in name else "right")
     results = {}

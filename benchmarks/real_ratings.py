@@ -1,13 +1,15 @@
-"""How well are held-out ratings of real data predicted, and by what?
+"""Prediction of held-out ratings of real data: armorm against text baselines.
 
-In:  a recipe on real sets (docs/data.md), a model trained from it (trained here if it is not there).
-Out: a table, and `benchmarks/results/real_ratings.json`: for each objective, on the test split, Spearman
-     correlation and the accuracy within prompts (pairs of one prompt whose ratings differ), for
-     - armorm: the model's rewards;
-     - TF-IDF + ridge: words and word pairs of the prompt and, apart from them, of the response (together they
-       predict worse), same training rows, penalty chosen by prompt folds;
-     - the same from the prompt alone (what a model can know without reading the response);
-     - length alone: the response's tokens, in the direction that fits the training ratings.
+For each objective, on the test split: Spearman correlation, and accuracy within prompts (pairs of one prompt whose
+ratings differ), for
+
+- armorm: the model's rewards;
+- TF-IDF + ridge: words and word pairs of prompt and response as separate features (joint ones predict worse), same
+  training rows, penalty selected by prompt folds;
+- the same from the prompt alone (what can be known without reading the response);
+- length alone: response tokens, in the direction that fits the training ratings.
+
+Trains the model first if its folder does not exist.
 
     python benchmarks/real_ratings.py --model runs/real
 """
@@ -43,7 +45,7 @@ METHODS = ("armorm", "tfidf", "tfidf_prompt", "length")
 
 
 def word_counts(texts: list[str], is_train: np.ndarray) -> csr_matrix:
-    """TF-IDF of words and word pairs (n, words), their frequencies from the training rows."""
+    """TF-IDF of words and word pairs (n, words), fitted on the training rows."""
     vectorizer = TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True, dtype=np.float32)
     vectorizer.fit([text for text, train_row in zip(texts, is_train, strict=True) if train_row])
     return vectorizer.transform(texts).tocsr()
@@ -56,7 +58,7 @@ def prompt_text(conversation: Conversation) -> str:
 def ridge_predictions(
     train_texts: csr_matrix, ratings: np.ndarray, folds: np.ndarray, test_texts: csr_matrix
 ) -> tuple[np.ndarray, float]:
-    """Predictions for test rows, and the penalty chosen on prompt folds."""
+    """Predictions for test rows, and the penalty selected on prompt folds."""
     errors = []
     for alpha in ALPHAS:
         error = 0.0
@@ -86,7 +88,7 @@ def measure(recipe: Recipe, model: ArmoRM, store: Path) -> dict[str, Any]:
             backbone.template, conversations, recipe.backbone.max_length, recipe.backbone.overflow, advance
         )
     if encoded.rejected:
-        raise SystemExit("the recipe rejects rows; methods would not be compared on the same ones")
+        raise SystemExit("the recipe rejects rows, so the methods would be compared on different rows")
     kept = encoded.encoded
     lengths = np.array([row.response_tokens for row in kept], np.float64)
     test_index = np.flatnonzero(~is_train)
@@ -169,7 +171,7 @@ def main() -> None:
     )
     parser.add_argument("--recipe", type=Path, default=Path("recipes/real-small.yaml"))
     parser.add_argument("--model", type=Path, default=Path("runs/real"))
-    parser.add_argument("--set", dest="overrides", action="append", default=[], help="key=value of the recipe")
+    parser.add_argument("--set", dest="overrides", action="append", default=[], help="override a recipe key: KEY=VALUE")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/real_ratings.json"))
     arguments = parser.parse_args()
     recipe = Recipe.from_yaml(arguments.recipe, arguments.overrides)

@@ -1,11 +1,12 @@
-"""Stage 1 at a size that no memory holds: synthetic features, shard by shard, one pass, sums only.
+"""Stage 1 on more data than fits into memory: synthetic features, shard by shard, in one pass that keeps only sums.
 
-Run: `python benchmarks/scale.py [--rows 10000000] [--hidden 1024] [--output benchmarks/results/scale.json]`
-(10,000,000 rows take six minutes on two cores; --rows 200000 takes seconds.)
-
-Each shard is drawn, added to the statistics and forgotten. The ratings follow known weights with known noise, so what
-comes out can be checked: R2 against its expected value, weights against the true ones, and, for the first rows, the
+Each shard is generated, added to the statistics and discarded. Ratings follow known weights with known noise, so the
+results can be checked: R2 against its expected value, the weights against the true ones, and, on the first rows, the
 whole against the plain normal equations in float64.
+
+    python benchmarks/scale.py [--rows 10000000] [--hidden 1024] [--output benchmarks/results/scale.json]
+
+10,000,000 rows take six minutes on two cores; --rows 200000 takes seconds.
 """
 
 from __future__ import annotations
@@ -28,19 +29,19 @@ NAMES = ["helpful", "correct", "safe"]
 NOISE = 0.5
 FOLDS = 5
 SHARD = 50_000
-# Objectives that a shard's source rates: two sources, so two sets of rows.
+# Objectives that the source of a shard rates: two sources, so two patterns of missing ratings.
 SOURCES = ((0, 1), (2,))
 ALPHAS = (1e-2, 1.0, 1e2)
 
 
 def truth(hidden: int) -> np.ndarray:
-    """True weights (k, d), of unit length."""
+    """True weights (k, d) with unit norm."""
     weights = np.random.default_rng(1).standard_normal((len(NAMES), hidden))
     return weights / np.linalg.norm(weights, axis=1, keepdims=True)
 
 
 def shards(rows: int, hidden: int, clock: dict[str, float], advance: Advance) -> Iterator[RatedBlock]:
-    """Shards of rows, drawn one after the other; `clock` counts the time it takes to draw them."""
+    """Generate shards of rows; `clock` accumulates the time this takes."""
     weights = truth(hidden)
     for number, start in enumerate(range(0, rows, SHARD)):
         begin = time.perf_counter()
@@ -58,7 +59,7 @@ def shards(rows: int, hidden: int, clock: dict[str, float], advance: Advance) ->
 
 
 def main() -> None:
-    """Draw, add, solve, check."""
+    """Generate, accumulate, solve, check."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=10_000_000)
     parser.add_argument("--hidden", type=int, default=1024)
@@ -92,17 +93,17 @@ def main() -> None:
     }
     write_json(arguments.output, result)
     console = Console(highlight=False)
-    console.print(f"{rows:,} rows of {hidden}: {rows * hidden * 4 / 1e9:.1f} GB of features passed by")
+    console.print(f"{rows:,} rows of {hidden}: {rows * hidden * 4 / 1e9:.1f} GB of features processed")
     for name in ("seconds_drawing", "seconds_summing", "seconds_solving"):
         console.print(f"  {name.replace('_', ' ')}: {result[name]:,.1f}")
     console.print(f"  peak memory: {peak / 1e9:.2f} GB")
     console.print(f"  R2 {', '.join(f'{value:.4f}' for value in result['r2'])} (expected {result['r2_expected']:.4f})")
-    console.print(f"  largest error of a weight: {result['largest_weight_error']:.2e}")
+    console.print(f"  largest weight error: {result['largest_weight_error']:.2e}")
     console.print(f"  largest difference from the normal equations: {result['against_normal_equations']:.2e}")
 
 
 def against_normal_equations(hidden: int) -> float:
-    """Largest difference of a weight from the plain solution in float64, on two shards' rows."""
+    """Largest weight difference from the normal equations in float64, on the rows of two shards."""
     parts = list(shards(2 * SHARD, hidden, {"draw": 0.0}, ignore))
     head = fit_from_statistics(accumulate(iter(parts), NAMES, FOLDS, hidden), alphas=(1.0,))
     worst = 0.0

@@ -1,23 +1,23 @@
-"""How many samples a second does the server score for clients that send one at a time, and what does each wait?
+"""Throughput and latency of the server for clients that send one sample at a time.
 
-In:  nothing: texts of the generated corpus, in ChatML, as OpenRLHF sends them: `POST /get_reward` with one query, its
-     prompt and its label, a new connection for each call. Samples come in groups of 16 responses to one prompt, as in
-     GRPO. Two loads: `long prompts` (a passage and a question about it, short replies) and `short prompts`.
-Out: a table and `benchmarks/results/serving.json`: throughput and latency (median, 99th percentile) at 1, 16, 64 and
-     256 clients, of `armorm serve` and of a server that runs each request alone (below: FastAPI, a lock around the
-     model, `score` of one conversation), for the embedded model and for a random one of 100 million parameters. Then
-     a minute of ten times more than `armorm serve` can take: what became of every request, the server's memory over
-     time, and how soon it takes and answers requests again.
+Requests are texts of the generated corpus in ChatML as OpenRLHF sends them: `POST /get_reward` with one query, its
+prompt and its label, on a new connection per call. Samples come in groups of 16 responses to one prompt, as in GRPO.
+Two loads: `long prompts` (a passage and a question about it, short replies) and `short prompts`.
 
-    python benchmarks/serving.py                        # all of it
+Measured are throughput and latency (median, 99th percentile) with 1, 16, 64 and 256 clients, for `armorm serve` and for
+a server that runs each request alone (below: FastAPI, a lock around the model, `score` of one conversation), with the
+embedded model and a randomly initialised one of 100 million parameters. Then a minute of ten times the capacity of
+`armorm serve`: the outcome of every request, the server's memory over time, and how soon it accepts requests again.
+
+    python benchmarks/serving.py                        # everything
     python benchmarks/serving.py --models random-100m --parts crowds --clients 64 --servers serve --seconds 60
     python benchmarks/serving.py --models armorm-tiny-rm --parts overload --overload-seconds 60
-    python benchmarks/serving.py --models armorm-tiny-rm --parts crowds --quick          # a look, without a file
+    python benchmarks/serving.py --models armorm-tiny-rm --parts crowds --quick          # a quick look, writes no file
 
-What is measured replaces what the file has for the same model, load, server and number of clients; the rest stays. With
-`--seconds` a crowd sends nothing new after that time, and the calls under way are waited for. Clients and server share
-the machine's processors; the server's own processor time for a sample, which other programs disturb less, stands in
-the table too.
+New measurements replace those in the results file for the same model, load, server and number of clients. With
+`--seconds`, nothing new is sent after that time, and calls in progress are awaited. Clients and server share the
+processors of the machine; the table also shows the server's own processor time per sample, which other programs
+affect less.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ OVERLOAD, OVERLOAD_SECONDS, OVERLOAD_WAIT, PATIENCE = 10, 60, 0.5, 60.0
 
 
 def random_model(folder: Path) -> None:
-    """A reward model of random weights, about 100 million, on a Llama of 12 layers."""
+    """A randomly initialised reward model of about 100 million parameters (Llama, 12 layers)."""
     base = ArmoRM.from_pretrained(EMBEDDED_REWARD_MODEL)
     torch.manual_seed(0)
     backbone = AutoModel.from_config(
@@ -119,11 +119,11 @@ def alone(model: str, device: str, port: int) -> None:
 
 
 def requests(count: int, load: tuple[int, int], first: int = 0) -> list[bytes]:
-    """Whole HTTP requests of different samples, in groups of one prompt.
+    """Complete HTTP requests with distinct samples, grouped by prompt.
 
     Args:
-        load: words of the passage before the question, and of a reply.
-        first: number of the first group, for prompts that no other crowd has.
+        load: number of words of the passage before the question, and of a reply.
+        first: number of the first group, so that prompts differ between runs.
     """
     passage_words, reply_words = load
     rows = generate(0)
@@ -146,7 +146,7 @@ def requests(count: int, load: tuple[int, int], first: int = 0) -> list[bytes]:
 
 
 async def call(port: int, request: bytes) -> tuple[int, float]:
-    """Status and first reward (NaN without one) of one request on a connection of its own; status 0 if that broke."""
+    """Status and first reward (NaN if none) of one request on a new connection; status 0 if the connection broke."""
     try:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         try:
@@ -165,10 +165,10 @@ async def call(port: int, request: bytes) -> tuple[int, float]:
 async def crowd(
     port: int, todo: Sequence[bytes], clients: int, seconds_at_most: float = float("inf")
 ) -> tuple[float, list[float], Counter[int], list[float]]:
-    """Send every request once, `clients` at a time; nothing new after `seconds_at_most`.
+    """Send every request once with `clients` concurrent clients; nothing new after `seconds_at_most`.
 
     Returns:
-        seconds in all, seconds of each call, calls by status, rewards.
+        total seconds, seconds of each call, number of calls by status, rewards.
     """
     waiting = iter(todo)
     seconds: list[float] = []
@@ -193,7 +193,7 @@ async def crowd(
 def measured(
     port: int, todo: Sequence[bytes], clients: int, process: int, seconds_at_most: float = float("inf")
 ) -> dict[str, Any]:
-    """Throughput and latency of one crowd."""
+    """Throughput and latency of one run with concurrent clients."""
     before = processor_seconds(process)
     took, seconds, statuses, rewards = asyncio.run(crowd(port, todo, clients, seconds_at_most))
     if set(statuses) != {200} or not np.isfinite(rewards).all():
@@ -209,7 +209,7 @@ def measured(
 
 
 async def overload(port: int, process: int, load: tuple[int, int], capacity: float, seconds: float) -> dict[str, Any]:
-    """Requests at ten times the capacity, each on time whatever became of those before."""
+    """Send requests at ten times the capacity at fixed times, whatever happens to earlier ones."""
     rate = OVERLOAD * capacity
     pool = requests(4096, load, first=100_000)
     start = time.perf_counter()
@@ -280,20 +280,20 @@ async def overload(port: int, process: int, load: tuple[int, int], capacity: flo
 
 
 def resident_mib(process: int) -> float:
-    """Memory that a process holds."""
+    """Resident memory of a process in MiB."""
     pages = int(Path(f"/proc/{process}/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 def processor_seconds(process: int) -> float:
-    """Processor time that a process has used, its threads' included."""
+    """Processor seconds used by all threads of a process."""
     fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 @contextmanager
 def server(command: list[str], port: int) -> Iterator[subprocess.Popen[bytes]]:
-    """A server in a process of its own, once it is up."""
+    """Run a server in a separate process; yields when it is healthy."""
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL, env=os.environ | {"TOKENIZERS_PARALLELISM": "true"})
     try:
         while True:
@@ -311,7 +311,7 @@ def server(command: list[str], port: int) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def free_port() -> int:
-    """A port that nobody listens on."""
+    """An unused port."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         port: int = sock.getsockname()[1]
@@ -323,7 +323,7 @@ def served(model: str, device: str, port: int) -> list[str]:
 
 
 def crowds(model: str, loads: dict[str, tuple[int, int]], found: dict[str, Any], asked: argparse.Namespace) -> None:
-    """Crowds on the servers asked for, into `found` by load, server and clients; every crowd has prompts of its own."""
+    """Measure the requested servers into `found` by load, server and number of clients; prompts differ between runs."""
     for name in asked.servers:
         port = free_port()
         command = served(model, asked.device, port)
@@ -331,7 +331,7 @@ def crowds(model: str, loads: dict[str, tuple[int, int]], found: dict[str, Any],
             command = [sys.executable, __file__, "--alone", str(port), "--model", model, "--device", asked.device]
         with server(command, port) as process:
             for load, words in loads.items():
-                measured(port, requests(8, words, first=10_000), 4, process.pid)  # the first passes are slower
+                measured(port, requests(8, words, first=10_000), 4, process.pid)  # warm up
                 rows = found.setdefault(load, {}).setdefault(name, {})
                 for count in asked.clients:
                     todo = requests(max(asked.samples, count), words, first=1000 * count)
@@ -339,7 +339,7 @@ def crowds(model: str, loads: dict[str, tuple[int, int]], found: dict[str, Any],
 
 
 def table_of(found: dict[str, Any]) -> Table:
-    columns = ("load", "clients", "server", "samples/s", "gain", "median ms", "p99 ms", "processor ms a sample")
+    columns = ("load", "clients", "server", "samples/s", "gain", "median ms", "p99 ms", "processor ms/sample")
     table = Table(*columns, box=None, pad_edge=False, header_style="bold")
     for load, servers in found.items():
         for count in sorted({int(count) for rows in servers.values() for count in rows}):
@@ -361,10 +361,10 @@ def main() -> None:
     parser.add_argument("--clients", nargs="+", type=int, default=list(CLIENTS))
     parser.add_argument("--servers", nargs="+", default=list(SERVERS), choices=list(SERVERS))
     parser.add_argument("--loads", nargs="+", choices=sorted({load for loads in LOADS.values() for load in loads}))
-    parser.add_argument("--samples", type=int, default=64, help="fewest of a crowd")
-    parser.add_argument("--seconds", type=float, default=float("inf"), help="time in which a crowd sends")
+    parser.add_argument("--samples", type=int, default=64, help="minimum number of samples per run")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="time limit for sending in each run")
     parser.add_argument("--overload-seconds", type=float, default=OVERLOAD_SECONDS)
-    parser.add_argument("--quick", action="store_true", help="1, 16 and 64 clients, 32 samples at least, no file")
+    parser.add_argument("--quick", action="store_true", help="1, 16 and 64 clients, at least 32 samples, no file")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/serving.json"))
     parser.add_argument("--model", help=argparse.SUPPRESS)
     parser.add_argument("--alone", type=int, metavar="PORT", help=argparse.SUPPRESS)
@@ -375,7 +375,7 @@ def main() -> None:
     if arguments.quick:
         arguments.clients, arguments.samples, arguments.overload_seconds = list(CLIENTS[:3]), 32, 10.0
     console = Console(highlight=False, width=120)
-    # (Parts may be measured one by one: what is in the file already stays.)
+    # Parts can be measured one by one: earlier results in the file are kept.
     results = json.loads(arguments.output.read_text()) if arguments.output.exists() else {}
 
     def keep() -> None:
@@ -393,16 +393,16 @@ def main() -> None:
             if "crowds" in arguments.parts:
                 loads = {load: words for load, words in LOADS[name].items() if load in (arguments.loads or LOADS[name])}
                 crowds(model, loads, result.setdefault("crowds", {}), arguments)
-                console.print(f"\n{name}, {GROUP} responses to a prompt", table_of(result["crowds"]), sep="\n")
+                console.print(f"\n{name}, {GROUP} responses per prompt", table_of(result["crowds"]), sep="\n")
                 keep()
             if "overload" in arguments.parts and name == EMBEDDED_REWARD_MODEL:
                 result["overload"] = overloaded(model, arguments.device, arguments.overload_seconds)
-                console.print(said(result["overload"]))
+                console.print(overload_summary(result["overload"]))
                 keep()
 
 
 def overloaded(model: str, device: str, seconds: float) -> dict[str, Any]:
-    """Capacity, with as much waiting as there is; then ten times that, with little."""
+    """Capacity with the default queue; then ten times that load with a short queue."""
     port, load = free_port(), LOADS[EMBEDDED_REWARD_MODEL]["short prompts"]
     with server(served(model, device, port), port) as process:
         measured(port, requests(8, load, first=10_000), 4, process.pid)
@@ -412,16 +412,16 @@ def overloaded(model: str, device: str, seconds: float) -> dict[str, Any]:
         return asyncio.run(overload(port, process.pid, load, capacity, seconds))
 
 
-def said(found: dict[str, Any]) -> str:
+def overload_summary(found: dict[str, Any]) -> str:
     memory, again = found["memory_mib"], found["answers_again_after_s"]
     return (
-        f"\noverload: {found['requests']:,} requests in {found['seconds']:.0f} s ({found['requests_per_second']:.0f} a "
-        f"second, capacity {found['capacity']:.1f}), queue of {found['queue_seconds']} s: "
-        f"by status {found['statuses']}, {found['accepted_without_reward']} of the 200 without a reward; "
+        f"\noverload: {found['requests']:,} requests in {found['seconds']:.0f} s "
+        f"({found['requests_per_second']:.0f} per second, capacity {found['capacity']:.1f}), queue of {found['queue_seconds']} s: "
+        f"by status {found['statuses']}, {found['accepted_without_reward']} of the 200 responses without a reward; "
         f"memory {memory['at_10_s']:.0f} MiB after 10 s, "
-        f"{memory['most']:.0f} at most, {memory['at_the_end']:.0f} at the end; /health {found['health_ok']} of "
-        f"{found['health_asked']} times 200, slowest {found['health_slowest_ms']:.0f} ms; afterwards the first request "
-        f"was answered after {'never' if again is None else f'{again:.2f} s'}, the next took "
+        f"{memory['most']:.0f} at peak, {memory['at_the_end']:.0f} at the end; /health {found['health_ok']} of "
+        f"{found['health_asked']} checks OK, slowest {found['health_slowest_ms']:.0f} ms; after the overload the first "
+        f"success came after {'never' if again is None else f'{again:.2f} s'}, the next took "
         f"{found['after_median_ms']:.1f} ms"
     )
 

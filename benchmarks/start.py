@@ -1,6 +1,6 @@
-"""How long the command line takes before it can say anything: `armorm --help` and `armorm --version`, whole processes.
+"""Start-up time of the command line: whole processes of `armorm --help` and `import armorm`.
 
-Run: `python benchmarks/start.py [--output benchmarks/results/start.json]`, on a quiet machine (seconds).
+python benchmarks/start.py [--output benchmarks/results/start.json]    # on an idle machine, seconds
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ TIMES = 7
 
 
 def seconds(program: str) -> list[float]:
-    """Wall-clock seconds of that many runs of a Python program."""
+    """Wall-clock seconds of several runs of a Python program."""
     taken = []
     for _ in range(TIMES):
         start = time.perf_counter()
@@ -32,7 +32,7 @@ def seconds(program: str) -> list[float]:
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "start.json")
     arguments = parser.parse_args()
     command = "from armorm.cli.app import main\ntry: main(['{}'])\nexcept SystemExit: pass"

@@ -1,8 +1,7 @@
-"""`docs/examples/ratings.csv`: what a team's own ratings look like, for the tutorial.
+"""Writes `docs/examples/ratings.csv`, an example of a team's own ratings for the tutorial.
 
-In:  the texts of the demo and what they were put together from (`armorm.data.synthetic`).
-Out: a CSV with a question, an answer, three ratings as a form would ask for them, and who rated. One rating in
-     ten is missing.
+Texts and qualities come from the generated corpus (`armorm.data.synthetic`). Each row has a question, an answer, three
+ratings on the scales of a form, and the rater; one rating in ten is missing.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from armorm.data.synthetic import generate
 from armorm.files import write_text
 
 PLACE = Path(__file__).parents[1] / "docs" / "examples" / "ratings.csv"
-EVERY = 6  # prompts of the demo
+EVERY = 6  # every sixth prompt of the corpus is used
 
 
 def table() -> str:

@@ -1,13 +1,12 @@
-"""The text that armorm-tiny is trained on: conversations of the training splits, and documentation.
+"""Builds the corpus that armorm-tiny is trained on: conversations of the training splits, and documentation.
 
-In:  the folder of real rating and preference sets (its page: docs/data.md) and the documentation
-     packages of a Debian archive, fetched with `apt-get download` and unpacked without installing.
-Out: `corpus/chat.jsonl` (one {"messages", "source", "held_out"} a line), `corpus/docs.jsonl`
-     (one {"text", "source", "held_out"} a line), `corpus/sources.json` (what was taken, with licences).
+Reads the folder of real rating and preference sets (docs/data.md) and documentation packages of a Debian archive, which
+are fetched with `apt-get download` and unpacked without installing. Writes `chat.jsonl` (one {"messages", "source",
+"held_out"} per line), `docs.jsonl` ({"text", "source", "held_out"}) and `sources.json` (sources with licences).
 
-Only training splits are read, never test splits, benchmarks or alpacaeval (its licence forbids
-commercial use). Only documentation under permissive licences is taken, so that the weights may be
-given away. Two percent of the prompts and one percent of the documents are held out for measuring.
+Only training splits are read, never test splits, benchmarks or alpacaeval (its licence forbids commercial use). Only
+documentation under permissive licences is used, so that the weights can be redistributed. Two percent of the prompts
+and one percent of the documents are held out for measuring.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ CHAT_SETS = {
     "preferences/hh_harmless": "MIT",
     "preferences/pandalm": "Apache-2.0",
 }
-# package -> (licence, glob of the pages, most characters taken)
+# package -> (licence, glob of the pages, maximum number of characters)
 DOC_PACKAGES = {
     "wordnet-base": ("WordNet 3.0", "usr/share/wordnet/data.*", 16_000_000),
     "python3.11-doc": ("PSF-2.0", "**/_sources/**/*.rst.txt", 12_000_000),
@@ -55,7 +54,7 @@ DOC_PACKAGES = {
 
 
 class _PageText(HTMLParser):
-    """Readable text of a documentation page: navigation, scripts and styles are left out."""
+    """Readable text of a documentation page: navigation, scripts and styles are skipped."""
 
     _BLOCKS = {"p", "div", "li", "pre", "h1", "h2", "h3", "h4", "tr", "dt", "dd", "br", "table", "ul"}
     _DROPPED = {"script", "style", "nav", "header", "footer", "head", "button", "svg"}
@@ -126,7 +125,7 @@ def doc_texts(package: str, root: Path, pattern: str) -> Iterator[str]:
 
 
 def fetch_docs(cache: Path) -> None:
-    """Download and unpack every documentation package that is not there yet."""
+    """Download and unpack every missing documentation package."""
     cache.mkdir(parents=True, exist_ok=True)
     for package in DOC_PACKAGES:
         target = cache / package
@@ -138,12 +137,12 @@ def fetch_docs(cache: Path) -> None:
 
 
 def _share(text: str) -> float:
-    """A number in [0, 1) that depends on the text alone: the split that never changes."""
+    """A number in [0, 1) that depends only on the text, for a stable split."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") / 2**64
 
 
 def chat_rows(data_root: Path) -> Iterator[dict]:
-    """Training conversations, each once, held out by prompt."""
+    """Distinct training conversations, held out by prompt."""
     seen: set[str] = set()
     for name in CHAT_SETS:
         with gzip.open(data_root / f"{name}.jsonl.gz", "rt", encoding="utf-8") as lines:

@@ -1,14 +1,13 @@
-"""Train armorm-tiny, the embedded backbone: a small Llama with a tokenizer and chat template of its own.
+"""Train armorm-tiny, the embedded backbone: a small Llama with its own tokenizer and chat template.
 
-In:  the corpus of `tools/tiny_corpus.py` (conversations and documentation).
-Out: a Hugging Face model folder (`--output`): bfloat16 safetensors, tokenizer, config, card.
+Reads the corpus of `tools/tiny_corpus.py` and writes a Hugging Face model folder (bfloat16 safetensors, tokenizer,
+config, training record).
 
-Choices. 7.5M parameters (hidden 320, 5 layers, vocabulary 8,192, embeddings tied) keep the weights
-under 16 MB. Each sequence is one conversation or one piece of a page, as in feature extraction: no
-packing across texts, batches of equal length instead (padding under 2%). Matrices are optimised by
-Muon, embeddings and norms by AdamW; the learning rate is constant, then falls linearly, while the
-share of conversations rises to one. Loss and its gradient are computed in chunks, so the
-(tokens, vocabulary) logits never exist as a whole.
+7.5M parameters (hidden 320, 5 layers, vocabulary 8,192, tied embeddings) keep the weights under 16 MB. Each sequence is
+one conversation or one piece of a page, as in feature extraction: no packing across texts, but batches of equal length
+(padding under 2%). Matrices are optimised by Muon, embeddings and norms by AdamW; the learning rate is constant, then
+falls linearly, while the share of conversations rises to one. Loss and gradient are computed in chunks, so that the
+(tokens, vocabulary) logits are never materialised.
 
     python tools/tiny_corpus.py
     python tools/train_armorm_tiny.py --output runs/tiny/armorm-tiny
@@ -45,7 +44,7 @@ CHAT_TEMPLATE = (
     "{%- endfor -%}"
     "{%- if add_generation_prompt -%}{{- '<|assistant|>' -}}{%- endif -%}"
 )
-# Words with their space, digits one by one, runs of punctuation, runs of white space (code indents).
+# Words with a leading space, single digits, runs of punctuation, runs of white space (code indentation).
 PIECES = r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
 KINDS = ("chat", "docs", "chat_held_out", "docs_held_out")
 CONTEXT = 1024
@@ -68,7 +67,7 @@ def train_tokenizer(corpus: Path, vocab_size: int) -> PreTrainedTokenizerFast:
 
     def texts() -> Iterator[str]:
         for row in read_lines(corpus / "chat.jsonl"):
-            # A prompt stands before many responses; counting it once a row would fill the vocabulary with it.
+            # A prompt has many responses; counting it for every row would fill the vocabulary with it.
             yield row["messages"][-1]["content"]
             if row["held_out"] or hash_share(row["messages"][-1]["content"]) < 0.2:
                 yield from (message["content"] for message in row["messages"][:-1])
@@ -105,7 +104,7 @@ def read_sequences(path: Path) -> list[np.ndarray]:
 
 
 def encode_corpus(corpus: Path, tokenizer: PreTrainedTokenizerFast) -> dict[str, list[np.ndarray]]:
-    """Token ids by kind: chat, docs and their held-out parts; with the bytes of the held-out text."""
+    """Token ids by kind: chat, docs and their held-out parts."""
     sequences: dict[str, list[np.ndarray]] = {kind: [] for kind in KINDS}
     rows = list(read_lines(corpus / "chat.jsonl"))
     texts = [tokenizer.apply_chat_template(row["messages"], tokenize=False) for row in rows]
@@ -123,7 +122,7 @@ def encode_corpus(corpus: Path, tokenizer: PreTrainedTokenizerFast) -> dict[str,
 
 
 class Batches:
-    """Batches of similar length up to a token budget, drawn from chat with a given share."""
+    """Batches of similar length up to a token budget, from chat with a given probability."""
 
     def __init__(self, chat: list[np.ndarray], docs: list[np.ndarray], budget: int, seed: int) -> None:
         self.pools = {"chat": chat, "docs": docs}
@@ -156,7 +155,7 @@ class Batches:
 def padded(batch: list[np.ndarray], pad_id: int, budget: int = 0, multiple: int = 16) -> torch.Tensor:
     """Ids (rows, width), right-padded; with empty rows up to the budget, so that few shapes occur.
 
-    Matrix kernels are generated for each new shape, which costs as much as a step: one shape a width is enough.
+    Matrix kernels are generated for each new shape, which costs as much as a step, so there is one shape per width.
     """
     width = -(-max(len(ids) for ids in batch) // multiple) * multiple
     ids = torch.full((max(len(batch), budget // width), width), pad_id, dtype=torch.long)
@@ -166,7 +165,7 @@ def padded(batch: list[np.ndarray], pad_id: int, budget: int = 0, multiple: int 
 
 
 class ChunkedCrossEntropy(torch.autograd.Function):
-    """Sum of next-token losses, computed chunk by chunk so that the logits stay in the cache; pads do not count."""
+    """Sum of next-token losses, computed chunk by chunk so that the logits stay in the cache; padding does not count."""
 
     @staticmethod
     def forward(ctx, hidden, weight, targets, pad_id, chunk):
@@ -243,9 +242,8 @@ def build_model(vocab_size: int, arguments: argparse.Namespace) -> LlamaForCausa
 class Muon(torch.optim.Optimizer):
     """Momentum whose matrix is replaced by its nearest orthogonal one (Newton-Schulz), as `torch.optim.Muon`.
 
-    The library's own iterates in bfloat16, which is five times slower than float32 on processors
-    without bfloat16 units, and one matrix at a time; here the type is chosen, and matrices of one
-    shape go together.
+    The library version iterates in bfloat16, which is five times slower than float32 on processors without bfloat16
+    units, and one matrix at a time; here the dtype can be chosen, and matrices of one shape are batched.
     """
 
     def __init__(
@@ -380,7 +378,7 @@ if __name__ == "__main__":
     parser.add_argument("--corpus", type=Path, default=Path("runs/tiny/corpus"))
     parser.add_argument("--output", type=Path, default=Path("runs/tiny/armorm-tiny"))
     parser.add_argument("--tokens", type=int, default=18_000_000)
-    parser.add_argument("--batch", type=int, default=8192, help="tokens a step")
+    parser.add_argument("--batch", type=int, default=8192, help="tokens per step")
     parser.add_argument("--rate", type=float, default=3e-3)
     parser.add_argument("--decay", type=float, default=0.5, help="share of the run over which the rate falls")
     parser.add_argument("--chat-share", type=float, default=0.6)
@@ -395,7 +393,7 @@ if __name__ == "__main__":
         "--bfloat16",
         action=argparse.BooleanOptionalAction,
         default=None,
-        help="matrix products in bfloat16, weights in float32; by default where the device is fast at it",
+        help="matrix products in bfloat16, weights in float32; by default if the device has fast bfloat16",
     )
-    parser.add_argument("--device", default="cpu", help="cpu, or cuda (with --no-compile it starts a minute sooner)")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (--no-compile starts a minute sooner)")
     train(parser.parse_args())

@@ -1,7 +1,6 @@
-"""The data of the ablation: what a recipe names, as arrays, with features from a store on disk.
+"""Data of the ablation: the data sets of a recipe as arrays, with features from a store on disk.
 
-In:  a recipe, a backbone, how many rows of each set to take (whole prompts, by content).
-Out: `Corpus`: rated rows and pairs as rows of one feature table, with folds, prompts and lengths.
+Subsets keep whole prompts, selected by content, so that they are the same on every backbone.
 """
 
 from __future__ import annotations
@@ -60,8 +59,8 @@ class Pairs:
 
     Attributes:
         chosen, rejected: (p,) rows of the features.
-        folds, prompts, sources: (p,) as of rated rows.
-        longer: (p,) response tokens of chosen minus rejected.
+        folds, prompts, sources: (p,) as in `Rated`.
+        longer: (p,) response tokens of chosen minus those of rejected.
     """
 
     chosen: np.ndarray
@@ -80,20 +79,20 @@ class Pairs:
 
 @dataclass(frozen=True)
 class Corpus:
-    """Everything the ablation reads.
+    """All data of the ablation.
 
     Attributes:
-        objectives: k, computed ones last.
-        features: of every conversation, once.
+        objectives: the k objectives, computed ones last.
+        features: features of every distinct conversation.
         lengths: (n,) response tokens.
         train, test: rated rows.
         pairs: training pairs.
         test_pairs: held-out pairs of the training sets.
-        benchmarks: pairs of sets that nothing is trained on, by name.
-        bias: column that is debiased against.
-        refused: conversations that were left out.
-        backbone: its name and fingerprint.
-        start: (k, d) weights that a fine-tuned backbone was trained with; the prompts of that training are left out.
+        benchmarks: pairs of sets that nothing is trained on, by set.
+        bias: index of the objective that is debiased against.
+        refused: number of rejected conversations.
+        backbone: name and fingerprint.
+        start: (k, d) weights that a fine-tuned backbone was trained with; the prompts of that training are excluded.
     """
 
     objectives: ObjectiveSet
@@ -126,16 +125,16 @@ class Corpus:
 
 
 def load(recipe: Recipe, store: Path, train_rows: int | None, benchmark_pairs: int | None) -> Corpus:
-    """Read, encode and embed everything; features that the store has are not computed again.
+    """Read, encode and embed everything; stored features are reused.
 
     Args:
-        store: folder of stores; one a backbone.
-        train_rows: about how many training rows of each rated set, and training pairs of each preference set, to
-            keep; None for all.
-        benchmark_pairs: about how many pairs of each benchmark to keep.
+        store: folder of feature stores, one per backbone.
+        train_rows: approximate number of training rows per rated set and of training pairs per preference set; None
+            for all.
+        benchmark_pairs: approximate number of pairs per benchmark; None for all.
     """
     if recipe.debias is None:
-        raise SystemExit("the recipe has no debias section, expected the objective that length is debiased against")
+        raise SystemExit("the recipe has no debias section, expected one with the objective to debias against")
     section, data = recipe.backbone, read_training_data(recipe)
     finetuned = Finetuned.read(section.model)
     if finetuned is not None:
@@ -149,7 +148,7 @@ def load(recipe: Recipe, store: Path, train_rows: int | None, benchmark_pairs: i
     row_of = {unique[i].key: row for row, i in enumerate(encoded.kept)}
     kept = encoded.encoded
     folder = FeatureStore.of(store / backbone.fingerprint[:16], backbone)
-    for number, group in enumerate(groups):  # in turn, so that a store that was stopped holds whole sets
+    for number, group in enumerate(groups):  # one by one, so that an interrupted store holds whole sets
         part = [kept[i] for i in dict.fromkeys(row_of[c.key] for c in group if c.key in row_of)]
         print(f"set {number + 1} of {len(groups)}: {len(part):,} conversations", file=sys.stderr, flush=True)
         extract(backbone, part, folder, batch_tokens=section.batch_tokens)
@@ -205,7 +204,7 @@ def load(recipe: Recipe, store: Path, train_rows: int | None, benchmark_pairs: i
 
 
 def selected(data: TrainingData, train_rows: int | None, benchmark_pairs: int | None) -> TrainingData:
-    """The same data with fewer training rows and pairs of each set and fewer benchmark pairs; tests stay whole."""
+    """Subsample training rows, training pairs and benchmark pairs; test sets are kept whole."""
     table = data.table
     by_set: dict[str, list[int]] = {}
     for row in data.train_rows:
@@ -227,7 +226,7 @@ def selected(data: TrainingData, train_rows: int | None, benchmark_pairs: int | 
 
 
 def conversations(data: TrainingData) -> list[list[Conversation]]:
-    """Sets of conversations in the order in which they are embedded: tests first."""
+    """Sets of conversations in the order in which they are embedded: test sets first."""
 
     def sides(pairs: Sequence[PreferencePair]) -> list[Conversation]:
         return [side for pair in pairs for side in (pair.chosen, pair.rejected)]

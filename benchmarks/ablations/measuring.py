@@ -1,11 +1,8 @@
-"""Figures of margins, with intervals over prompts.
+"""Metrics of margins, with bootstrap intervals over prompts and paired tests against one method.
 
-In:  margins (seeds, e) by method.
-Out: for each method and set: accuracy, its 95% interval over resampled prompts, and the difference from one method
-     with its p-value (exchanging the two methods on random prompts).
-
-A pair counts as right where its margin is above 0 (a tie is wrong), as the mean over seeds. `own sets` is the mean
-over the sources that the pairs were trained on, those with at least `MIN_PROMPTS` held-out prompts.
+Margins are (seeds, e) per method. A pair counts as correct if its margin is above 0 (a tie is wrong), averaged over
+seeds. `own sets` is the mean over the sources of the training pairs that have at least `MIN_PROMPTS` held-out prompts.
+p-values are from exchanging the two methods on random prompts.
 """
 
 from __future__ import annotations
@@ -39,7 +36,7 @@ def figures(bench: Bench) -> list[Metric]:
 
 
 def cells(bench: Bench, margins: np.ndarray) -> Measurements:
-    """What was measured of one method; margins (seeds, e)."""
+    """Per-pair results of one method with margins (seeds, e)."""
     right = (margins > 0).mean(0)
     longer = ((margins > 0) == (bench.tests.longer > 0)).mean(0)
     unequal = np.flatnonzero(bench.tests.longer != 0)
@@ -49,7 +46,7 @@ def cells(bench: Bench, margins: np.ndarray) -> Measurements:
 
 
 def measure(bench: Bench, margins: Mapping[str, np.ndarray], against: str) -> dict[str, Any]:
-    """Every figure of every method, and its difference from the method `against`."""
+    """All metrics of every method, and their differences from the method `against`."""
     wanted = figures(bench)
     clusters = Clusters.of_items(bench.tests.prompts.tolist(), bench.sets.tolist())
     measured = {name: cells(bench, values) for name, values in margins.items()}
@@ -72,7 +69,7 @@ def measure(bench: Bench, margins: Mapping[str, np.ndarray], against: str) -> di
 
 
 def measure_domains(bench: Bench, table: Mapping[str, Any]) -> dict[str, Any]:
-    """Accuracy by source of each way, with intervals, and the difference of the two gates from uniform weights."""
+    """Accuracy by source and method with intervals, and the difference of both gates from uniform weights."""
     result = {}
     for source, entry in table.items():
         rows = entry["rows"]

@@ -1,9 +1,7 @@
-"""The methods that are compared: each turns the same features into margins of the same held-out pairs.
+"""Methods of the ablation: each turns the same features into margins of the same held-out pairs.
 
-In:  a `Corpus`, the recipe's settings.
-Out: `Margins`: score of chosen minus rejected for every evaluated pair, a row a seed.
-
-Training pairs have rewards from weights that never saw their prompt; evaluated pairs from the served weights.
+A margin is the score of chosen minus that of rejected. Rewards of training pairs come from out-of-fold weights, which
+were not fitted on their prompt; rewards of evaluated pairs come from the final weights.
 """
 
 from __future__ import annotations
@@ -27,7 +25,7 @@ from armorm.training.dataset import HELD_OUT_PAIRS, held_out_prompts
 from armorm.training.finetune.record import fit_from
 from armorm.training.recipe import Recipe
 
-# A gate whose weights are the same for every prompt: nothing but its last bias, which must be able to move.
+# A gate whose weights are the same for every prompt: only the bias of its last layer is trained, at a higher rate.
 CONSTANT_GATE = {"hidden_layers": 0, "temperature": 1.0, "dropout": 0.0, "learning_rate": 0.02}
 
 
@@ -43,14 +41,14 @@ class Rewards:
 
 
 class Bench:
-    """Corpus, heads and settings, with what the methods share.
+    """Corpus, heads and settings that the methods share.
 
     Attributes:
-        tests: every evaluated pair: held-out ones of the training sets, then the benchmarks.
-        sets: (e,) name of each evaluated pair's set.
-        held_out: (p,) training pairs kept for early stopping and penalties, by prompt.
-        head: stage 1, from the weights that a fine-tuned backbone brought, where it did.
-        plain_head: stage 1 from nothing but these rows.
+        tests: all evaluated pairs: held-out pairs of the training sets, then the benchmarks.
+        sets: (e,) set of each evaluated pair.
+        held_out: (p,) training pairs held out by prompt for early stopping and penalty selection.
+        head: stage 1, starting from the weights of a fine-tuned backbone, if any.
+        plain_head: stage 1 fitted on these rows alone.
     """
 
     def __init__(self, corpus: Corpus, recipe: Recipe) -> None:
@@ -86,7 +84,7 @@ class Bench:
         return fit_from(start, self._regression, features, train.ratings, train.folds, self.names)
 
     def rewards_of(self, head: RegressionHead, seen: set[str], *, out_of_fold: bool = True) -> Rewards:
-        """Rewards by a head that was trained on the prompts `seen`."""
+        """Rewards of a head that was trained on the prompts `seen`."""
         corpus, pairs = self.corpus, self.corpus.pairs
         folds = np.where([out_of_fold and key in seen for key in pairs.prompts], pairs.folds, -1)
         return Rewards(
@@ -105,7 +103,7 @@ class Bench:
         metric: str = "spearman",
         level: str = "pooled",
     ) -> Debiasing:
-        """The transform from reference rewards (n, k), against the response's length."""
+        """Debiasing transform against response length, fitted on reference rewards (n, k)."""
         groups = np.unique(self.corpus.train.prompts if prompts is None else prompts, return_inverse=True)[1]
         return fit_debiasing(reference, self.corpus.bias, metric=metric, level=level, groups=groups)  # type: ignore[arg-type]
 
@@ -123,7 +121,7 @@ class Bench:
         rows: np.ndarray | None = None,
         **changes: object,
     ) -> tuple[GatingNetwork, GateReport]:
-        """A gate trained on the training pairs (or some of them)."""
+        """Train a gate on the training pairs, or on the subset `rows`."""
         pairs = self.corpus.pairs
         index = np.arange(len(pairs)) if rows is None else rows
         prompt_index = self.corpus.features.prompt_index
@@ -161,7 +159,7 @@ class Bench:
         return sides[0] - sides[1]
 
     def joint(self) -> tuple[RegressionHead, JointReport]:
-        """Heads trained on ratings and pairs together, from the coefficients of the gate on stage 1."""
+        """Heads trained jointly on ratings and pairs, with the coefficients of the gate on stage 1."""
         network, _ = self.gate(self.rewards, self.debiasing)
         corpus, pairs = self.corpus, self.corpus.pairs
         output = self.weights(network, pairs.chosen) * float(network.logit_scale.detach())
@@ -181,7 +179,7 @@ class Bench:
 
 
 def compare(bench: Bench, seeds: Sequence[int], published_steps: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Margins (seeds, e) of every way to weigh the objectives, and what is worth saying of their training."""
+    """Margins (seeds, e) of every way to weight the objectives, and notes on their training."""
     corpus, raw = bench.corpus, no_debiasing(len(bench.names))
     rewards = bench.rewards
     margins: dict[str, np.ndarray] = {}

@@ -1,8 +1,4 @@
-"""The studies beside the main comparison: each answers one question with the same features and the same pairs.
-
-In:  a `Bench`.
-Out: margins of evaluated pairs by variant, and figures for a table.
-"""
+"""Further studies of the ablation: each answers one question with the same features and the same pairs."""
 
 from __future__ import annotations
 
@@ -29,7 +25,7 @@ INTERVALS = {"50%": (0.25, 0.75), "80%": (0.1, 0.9), "95%": (0.025, 0.975)}
 
 
 def gate_forms(bench: Bench, seeds: Sequence[int]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """The gate's form: no prompt at all, linear, one to three hidden layers; and a colder softmax."""
+    """Architecture of the gate: constant, linear, one to three hidden layers; and a softmax of temperature 1."""
     forms: dict[str, dict[str, Any]] = {
         "same for every prompt": {"constant": True},
         "linear": {"hidden_layers": 0},
@@ -54,9 +50,9 @@ def gate_forms(bench: Bench, seeds: Sequence[int]) -> tuple[dict[str, np.ndarray
 
 
 def references(bench: Bench) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """The choice of reference data for the debiasing: penalties, what is left elsewhere, and accuracy.
+    """Reference data of the debiasing: penalties, remaining correlation on other data, and accuracy.
 
-    Correlations left are means over objectives of |Spearman| with predicted length, of the training rows of each
+    Remaining correlations are means over objectives of |Spearman| with predicted length, of the training rows of each
     rated set and of the responses of the training pairs, all by out-of-fold rewards.
     """
     corpus, rewards = bench.corpus, bench.rewards
@@ -87,9 +83,9 @@ def references(bench: Bench) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
 
 
 def domains(bench: Bench) -> dict[str, Any]:
-    """Each source by itself: the gate that saw it, one that never did, uniform weights, and where weight goes.
+    """For each source: the gate trained on it, one trained without it, uniform weights, and the mean gating weights.
 
-    Nothing where the pairs come from one source only.
+    Empty if all pairs come from one source.
     """
     if len(set(bench.corpus.pairs.sources.tolist())) < 2:
         return {}
@@ -115,10 +111,10 @@ def domains(bench: Bench) -> dict[str, Any]:
 
 
 def ratings_against_pairs(bench: Bench) -> dict[str, Any]:
-    """Absolute ratings against the same ratings turned into pairs, objective by objective, same rows and features
-    (of a fine-tuned backbone neither sees the weights that were learned with it).
+    """Absolute ratings against the same ratings turned into pairs, by objective, with the same rows and features.
 
-    Pairs within prompts are what preference data has; pairs across prompts give a pairwise head all that order holds.
+    Pairs within prompts correspond to preference data; pairs across prompts give a pairwise head the full order. For a
+    fine-tuned backbone, both start without the weights that were learned with it.
     """
     corpus = bench.corpus
     train, test = corpus.train, corpus.test
@@ -168,11 +164,11 @@ def held_out_ratings(bench: Bench, head: RegressionHead) -> dict[str, Any]:
 
 
 def quantiles(bench: Bench) -> dict[str, Any]:
-    """Quantile heads on held-out prompts: calibration, coverage, pinball loss against simpler spreads, and as a reward.
+    """Quantile heads on held-out prompts: calibration, coverage, pinball loss, and use as a reward.
 
-    Compared: one spread for all responses around the reward; the quantiles of the training ratings, whatever the
-    response. As a reward: the mean of the quantiles against the ridge reward, by Spearman. Nothing where no objective
-    has levels and ratings enough.
+    Baselines: one spread around the reward for all responses, and the quantiles of the training ratings regardless of
+    the response. As a reward, the mean of the quantiles is compared with the ridge reward by Spearman correlation.
+    Empty if no objective has enough levels and ratings.
     """
     corpus = bench.corpus
     train, test = corpus.train, corpus.test
@@ -220,7 +216,7 @@ def quantiles(bench: Bench) -> dict[str, Any]:
 
 
 def _pairs_within(rated: Rated, column: int, seed: int = 0) -> np.ndarray:
-    """Rows (p, 2) of one prompt, better first, at most `MOST_PAIRS_PER_PROMPT` a prompt."""
+    """Row pairs (p, 2) within prompts, better first, at most `MOST_PAIRS_PER_PROMPT` per prompt."""
     generator = np.random.default_rng(seed)
     values = rated.ratings[:, column]
     order = np.argsort(rated.prompts, kind="stable")
@@ -236,7 +232,7 @@ def _pairs_within(rated: Rated, column: int, seed: int = 0) -> np.ndarray:
 
 
 def _pairs_across(rated: Rated, column: int, count: int, seed: int = 0) -> np.ndarray:
-    """As many random pairs (p, 2) of rows with different ratings, whatever their prompts."""
+    """Up to `count` random row pairs (p, 2) with different ratings, across prompts."""
     generator = np.random.default_rng(seed)
     values = rated.ratings[:, column]
     drawn = generator.integers(0, len(values), (8 * count, 2))

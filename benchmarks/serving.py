@@ -416,8 +416,9 @@ def overload_summary(found: dict[str, Any]) -> str:
     memory, again = found["memory_mib"], found["answers_again_after_s"]
     return (
         f"\noverload: {found['requests']:,} requests in {found['seconds']:.0f} s "
-        f"({found['requests_per_second']:.0f} per second, capacity {found['capacity']:.1f}), queue of {found['queue_seconds']} s: "
-        f"by status {found['statuses']}, {found['accepted_without_reward']} of the 200 responses without a reward; "
+        f"({found['requests_per_second']:.0f} per second, capacity {found['capacity']:.1f}), "
+        f"queue of {found['queue_seconds']} s: by status {found['statuses']}, "
+        f"{found['accepted_without_reward']} of the 200 responses without a reward; "
         f"memory {memory['at_10_s']:.0f} MiB after 10 s, "
         f"{memory['most']:.0f} at peak, {memory['at_the_end']:.0f} at the end; /health {found['health_ok']} of "
         f"{found['health_asked']} checks OK, slowest {found['health_slowest_ms']:.0f} ms; after the overload the first "

@@ -1,4 +1,4 @@
-"""The tutorials under docs/ run, offline, and say what they promise."""
+"""The tutorials in docs/tutorials run offline and print what they promise."""
 
 from __future__ import annotations
 

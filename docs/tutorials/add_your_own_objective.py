@@ -1,9 +1,9 @@
-"""Add your own objective: a rating form of your own becomes part of a reward model.
+"""Add your own objective: train a reward model on the ratings of your own form.
 
     python docs/tutorials/add_your_own_objective.py
 
-A team rates replies of its support desk by two questions of its own. Those ratings, and nothing else, become a reward
-model with two objectives, trained offline on the backbone inside the package.
+A team rates the replies of its support desk by two questions of its own. These ratings alone become a reward model
+with two objectives, trained offline on the embedded backbone.
 """
 
 import csv
@@ -16,8 +16,8 @@ from armorm import ArmoRM, Recipe, train
 
 # --- 1. The ratings ---------------------------------------------------------------------------------------
 #
-# A spreadsheet with a row for each rated reply. "Is it polite?" is rated from 1 to 5; "does it name a next step?" is
-# yes or no, and only some of the replies were asked about it: cells may be empty.
+# A spreadsheet with one row per rated reply. "Is it polite?" is rated from 1 to 5; "does it name a next step?" is yes
+# or no and was asked for only some replies: cells may be empty.
 
 generator = random.Random(0)
 things = ("router", "printer", "laptop", "phone", "screen", "mouse", "keyboard", "speaker", "camera", "tablet")
@@ -50,8 +50,8 @@ with open(folder / "support.csv", "w", newline="", encoding="utf-8") as file:
 
 # --- 2. Into rows -----------------------------------------------------------------------------------------
 #
-# armorm reads JSON lines (or Parquet): the conversation as `prompt` and `response`, then a column for each question. An
-# empty cell is null: missing ratings are left out of that objective's fit, and of nothing else.
+# armorm reads JSON lines (or Parquet): the conversation as `prompt` and `response`, and a column for each question. An
+# empty cell is null; a row with a missing rating is skipped only in the fit of that objective.
 
 with open(folder / "support.csv", encoding="utf-8") as file:
     rows = [
@@ -69,10 +69,10 @@ print(
     f"{sum(row['next_step'] is None for row in rows)} cells empty"
 )
 
-# --- 3. The whole run, written once -----------------------------------------------------------------------
+# --- 3. The recipe ----------------------------------------------------------------------------------------
 #
-# The scale of each question; pairs for the gate, made of the ratings themselves (two replies to one question that
-# differ); length, measured, so that a taste for it can be taken out.
+# The scale of each question; preference pairs for the gate, derived from the ratings (two replies to one question with
+# different ratings); and response length, so that length bias can be removed.
 
 recipe = Recipe.from_text(f"""
 name: support-desk
@@ -94,8 +94,8 @@ rm = train(recipe, folder / "model")
 
 # --- 4. Was anything learned? -----------------------------------------------------------------------------
 #
-# A quarter of the questions were held out. Spearman's correlation says whether held-out replies are ranked as they were
-# rated; 0 is chance.
+# A quarter of the questions was held out. Spearman's correlation measures whether held-out replies are ranked as they
+# were rated; 0 is chance.
 
 metrics = json.loads((folder / "model" / "metrics.json").read_text(encoding="utf-8"))
 print("\n2. On questions that were held out")
@@ -123,10 +123,10 @@ print("\n3. Replies that it never saw, on the scales of the form")
 for row, name in enumerate(replies):
     print(
         f"   {name:20s} polite {polite[row]:.1f} of 5, next step {step[row]:.2f} of 1, "
-        f"score {batch.scores[row]:+.2f} (with the taste for length: {with_length[row]:+.2f})"
+        f"score {batch.scores[row]:+.2f} (without debiasing: {with_length[row]:+.2f})"
     )
 assert min(polite[:2]) > polite[2] + 2 and min(step[0], step[2]) > step[1] + 0.3
 assert batch.scores[2] == min(batch.scores) and with_length[0] == max(with_length)
 
-# A next step makes a reply longer, and the transform takes out all that goes with length, wanted or not. Whether that
-# is too much is for the owner of the form to say: `debias_strength` of `rm.steer`, or no `debias` in the recipe.
+# Naming a next step makes a reply longer, and debiasing removes everything that correlates with length, wanted or not.
+# If that is too much, lower `debias_strength` with `rm.steer`, or omit `debias` from the recipe.

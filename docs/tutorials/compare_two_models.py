@@ -2,8 +2,8 @@
 
     python docs/tutorials/compare_two_models.py
 
-Two reward models judge the same preference pairs. A difference of accuracies is worth little without an interval, and
-two intervals are worth less than one of the difference: both models saw the same prompts.
+Two reward models judge the same preference pairs. A difference of accuracies needs a confidence interval. Because both
+models see the same prompts, the interval of the paired difference is tighter than comparing two separate intervals.
 """
 
 import json
@@ -17,7 +17,7 @@ from armorm import ArmoRM, evaluate
 from armorm.data.synthetic import generate
 from armorm.evaluation.model_comparison import compare_models
 
-# --- 1. Pairs whose truth is known ------------------------------------------------------------------------
+# --- 1. Pairs with known labels ------------------------------------------------------------------------
 #
 # The generated corpus of `armorm demo`: of two replies to one prompt, the one with the more concrete steps is better.
 # Some of the worse ones are padded with filler.
@@ -45,15 +45,15 @@ print(f"1. {len(pairs)} pairs, one for each prompt")
 
 # --- 2. Two models ----------------------------------------------------------------------------------------
 #
-# The model inside the package, and the same model steered: what it rates as depth counts ten times as much. Another
-# folder, a hub id, or a function from conversations to numbers would stand here as well.
+# The embedded model, and the same model steered to weight depth ten times as much. A folder, a hub id, or a function
+# from conversations to numbers works as well.
 
 plain = ArmoRM.from_pretrained("armorm-tiny-rm", dtype="float32", device="cpu")
 deep = plain.steer({"justeval-depth": 10.0})
 deep.name = "armorm-tiny-rm, depth x 10"
 results = [evaluate("pairs", model, folder / "pairs.jsonl") for model in (deep, plain)]
 
-print("\n2. Each by itself: accuracy, with its 95% interval over resampled prompts")
+print("\n2. Accuracy of each model, with a 95% interval (bootstrap over prompts)")
 for result in results:
     accuracy = result.level("overall")["accuracy"]
     low, high = accuracy.interval
@@ -61,12 +61,12 @@ for result in results:
 
 # --- 3. The difference ------------------------------------------------------------------------------------
 #
-# Both judged the same pairs, so what is compared is each prompt with itself: the interval of the difference is
-# narrower than the two intervals above suggest. p is from exchanging the models on whole prompts; a star marks what
-# stays significant after Holm's correction over the figures of its level.
+# Both models judged the same pairs, so each prompt is compared with itself: the interval of the difference is narrower
+# than the two intervals above suggest. p is from a permutation test that exchanges the models on whole prompts; a star
+# marks what remains significant after Holm's correction over the metrics of its level.
 
 comparison = compare_models(*results)
-print(f"\n3. {comparison.first} less {comparison.second}, on {comparison.shared} shared pairs")
+print(f"\n3. {comparison.first} minus {comparison.second}, on {comparison.shared} shared pairs")
 for difference in comparison.differences:
     if difference.interval is not None:
         low, high = difference.interval
@@ -77,8 +77,8 @@ assert comparison.shared == len(pairs)
 
 # --- 4. Where do they differ? -----------------------------------------------------------------------------
 #
-# A difference is a reason to look, not a verdict: the pairs that one judges rightly and the other wrongly say what
-# the change bought, and `explain` says why.
+# A difference is a reason to look closer. The pairs that only one model judges correctly show what changed, and
+# `explain` shows why.
 
 margins = [
     np.subtract(
@@ -88,7 +88,7 @@ margins = [
     for model in (deep, plain)
 ]
 won, lost = (int(((a > 0) & (b <= 0)).sum()) for a, b in (margins, margins[::-1]))
-print(f"\n4. Pairs that only the steered model judges rightly: {won}; only the plain one: {lost}")
+print(f"\n4. Pairs that only the steered model judges correctly: {won}; only the plain one: {lost}")
 turned = int(np.argmax(np.abs(np.sign(margins[0]) - np.sign(margins[1])) * np.abs(margins[0] - margins[1])))
 pair = pairs[turned]
-print(f"   the largest change ({pair['subset']}): margin {margins[1][turned]:+.3f}, steered {margins[0][turned]:+.3f}")
+print(f"   largest change ({pair['subset']}): margin {margins[1][turned]:+.3f}, steered {margins[0][turned]:+.3f}")

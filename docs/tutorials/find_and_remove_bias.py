@@ -1,13 +1,14 @@
-"""Find a verbosity bias in a reward model, and steer it away.
+"""Find a verbosity bias in a reward model and remove it by steering.
 
-A corpus is generated whose truth is known: each response has an amount of help, clarity and care, and some filler.
-Then a bias is planted: of two responses, the people whose choices train the gate often take the longer one, and nothing
-is debiased. Honest pairs, on prompts that training never saw, go by the truth alone.
+A corpus with known qualities is generated: each response has an amount of help, clarity and care, and some filler. Then
+a bias is planted: the preferences that train the gate favour the longer response, and debiasing is off. Unbiased pairs,
+on prompts that training never saw, are labelled by quality alone.
 
     python docs/tutorials/find_and_remove_bias.py [FOLDER]
 
-The report names the objectives that are mostly length. Some of them hold something else besides, so how many of them
-to drop is tried on some honest pairs, the strongest first, and the steered model is measured on the others.
+The report names the objectives that mostly measure length. Some of them carry other information too, so the number of
+objectives to drop, strongest first, is selected on some of the unbiased pairs, and the steered model is evaluated on
+the others.
 """
 
 from __future__ import annotations
@@ -27,23 +28,23 @@ from armorm.evaluation.tables import preview_tables
 from armorm.files import write_json, write_text
 from armorm.report.page import MOSTLY_LENGTH, report
 
-TASTE_FOR_LENGTH = 5.0  # beside 4 for what the prompt is about, and 1 for the lesser quality
-PAIRS = 10  # of each prompt
+LENGTH_PREFERENCE = 5.0  # compared with 4 for the quality that the prompt asks for, and 1 for the other
+PAIRS = 10  # per prompt
 SETTINGS = ["name=biased", "debias=null", "gating.steps=300", "evaluation=[]"]
 
 
 def main(folder: Path) -> dict[str, Any]:
-    """Plant, train, report, steer, measure."""
+    """Plant the bias, train, report, steer, evaluate."""
     rows = [row for row in generate(0) if row.test or row.prompt % 2 == 0]
     write_corpus(folder / "data", rows, seed=0)
     training, trial, honest = (folder / "data" / f"{name}.jsonl" for name in ("choices", "trial", "honest"))
     held_out = list(dict.fromkeys(row.prompt for row in rows if row.test))
     tried_on = set(held_out[::3])
-    taken = write_pairs(training, [row for row in rows if not row.test], TASTE_FOR_LENGTH)
+    taken = write_pairs(training, [row for row in rows if not row.test], LENGTH_PREFERENCE)
     write_pairs(trial, [row for row in rows if row.prompt in tried_on], None)
     fair = write_pairs(honest, [row for row in rows if row.test and row.prompt not in tried_on], None)
     print(
-        f"planted: the longer response is chosen in {taken:.1%} of the training pairs, in {fair:.1%} of the honest ones"
+        f"planted: the longer response is chosen in {taken:.1%} of the training pairs, in {fair:.1%} of the unbiased"
     )
 
     recipe = Recipe.from_text(RECIPE.replace("runs/demo/data", str(folder / "data")), SETTINGS)
@@ -67,7 +68,7 @@ def main(folder: Path) -> dict[str, Any]:
         print(f"- without {', '.join(suspects[:count])}: {seen.accuracy['all']['before']:.1%} to {tried[count]:.1%}")
     policy = {"drop": suspects[: max(tried, key=lambda count: tried[count])]}
     steered = rm.steer(**policy)
-    print(f"\nthe best of them drops {', '.join(policy['drop'])}; what it does to the honest pairs:\n")
+    print(f"\nbest: drop {', '.join(policy['drop'])}; effect on the unbiased pairs:\n")
     Console(width=80, highlight=False).print(preview_tables(preview(rm, steered, honest, features=store)))
 
     steered.save_pretrained(folder / "steered")
@@ -78,11 +79,11 @@ def main(folder: Path) -> dict[str, Any]:
         accuracy = results.level("overall")["accuracy"]
         audit = results.audits["length"]["views"]["as served"]
         figures[name] = {"accuracy": accuracy.value, "interval": accuracy.interval, **audit}
-    print("\non the honest pairs:")
+    print("\non the unbiased pairs:")
     for name, entry in figures.items():
         low, high = entry["interval"]
         print(
-            f"{name:>12}: {entry['accuracy']:.1%} right (95% interval {low:.1%} to {high:.1%}), "
+            f"{name:>12}: {entry['accuracy']:.1%} correct (95% interval {low:.1%} to {high:.1%}), "
             f"{entry['more_is_worse']:.1%} where the longer one is worse; "
             f"score and length correlate {entry['correlation']:+.2f}"
         )
@@ -91,8 +92,8 @@ def main(folder: Path) -> dict[str, Any]:
     return figures
 
 
-def write_pairs(path: Path, rows: list[DemoRow], taste: float | None) -> float:
-    """Pairs by utility and a taste for length, drawn as people choose; without one by utility alone.
+def write_pairs(path: Path, rows: list[DemoRow], length_preference: float | None) -> float:
+    """Write pairs labelled by utility plus a noisy preference for length, or by utility alone if it is None.
 
     Returns:
         share of pairs whose chosen response is the longer one.
@@ -107,8 +108,8 @@ def write_pairs(path: Path, rows: list[DemoRow], taste: float | None) -> float:
         for index in rng.permutation(len(couples))[:PAIRS]:
             one, other = couples[index]
             gain = utility(one) - utility(other)
-            if taste is not None:
-                gain += taste * (one.qualities["length"] - other.qualities["length"])
+            if length_preference is not None:
+                gain += length_preference * (one.qualities["length"] - other.qualities["length"])
                 gain += rng.logistic()
             if gain == 0 or one.messages == other.messages:
                 continue

@@ -29,11 +29,9 @@ def evaluate(
     model: ModelOption = EMBEDDED_REWARD_MODEL,
     data: Annotated[
         list[str] | None,
-        Option("--data", "-d", help="File, folder or hub id (default: the published set). May be repeated."),
+        Option("--data", "-d", help="File, folder or hub id (default: the published set). Repeatable."),
     ] = None,
-    output: Annotated[
-        Path | None, Option("--output", "-o", help="Results file (JSON); an interrupted run resumes.")
-    ] = None,
+    output: Annotated[Path | None, Option("--output", "-o", help="JSON file; an interrupted run resumes.")] = None,
     against: Annotated[
         str | None,
         Option(

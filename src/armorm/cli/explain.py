@@ -17,9 +17,7 @@ from armorm.errors import DataError
 
 
 def explain(
-    input: Annotated[
-        str | None, Argument(help="Rows as for `armorm score`, instead of --prompt and --response.")
-    ] = None,
+    input: Annotated[str | None, Argument(help="Rows as for `armorm score`.")] = None,
     prompt: Annotated[str | None, Option(help="Text of the prompt.")] = None,
     response: Annotated[str | None, Option(help="Text of the response.")] = None,
     model: ModelOption = EMBEDDED_REWARD_MODEL,

@@ -16,18 +16,18 @@ from armorm.progress import say
 
 def extend(
     model: ModelArgument,
-    ratings: Annotated[list[str], Option("--ratings", help="Rated rows: file, folder or hub id. May be repeated.")],
+    ratings: Annotated[list[str], Option("--ratings", help="Rated rows: file, folder or hub id. Repeatable.")],
     output: Annotated[Path, Option("--output", "-o", help="Folder for the extended model.")],
     objectives: Annotated[
         list[str] | None,
         Option(
             "--objective",
-            help="Rated column and its scale: COLUMN=LOW:HIGH, with :lower or :neutral if higher is not better. May be "
-            "repeated. Default: every numeric column, from its lowest to its highest value.",
+            help="Rated column and its scale: COLUMN=LOW:HIGH, with :lower or :neutral if higher is not better. "
+            "Repeatable. Default: every numeric column, from its lowest to its highest value.",
         ),
     ] = None,
     preferences: Annotated[
-        list[str] | None, Option("--preferences", help="Preference pairs for training the gate. May be repeated.")
+        list[str] | None, Option("--preferences", help="Preference pairs for training the gate. Repeatable.")
     ] = None,
     share: Annotated[float | None, Option(help="Weight of the new objectives if there are no --preferences.")] = None,
     steps: Annotated[int, Option(help="Training steps of the gate.", min=1)] = 1000,

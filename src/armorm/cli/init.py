@@ -29,14 +29,10 @@ def init(
     output: Annotated[Path, Option("--output", "-o", help="Recipe to write.")] = Path("recipe.yaml"),
     scale: Annotated[
         list[str] | None,
-        Option(
-            help="Scale of a column: COLUMN=LOW:HIGH, with :lower or :neutral if higher is not better. May be repeated."
-        ),
+        Option(help="Scale of a column: COLUMN=LOW:HIGH, with :lower or :neutral if higher is not better. Repeatable."),
     ] = None,
-    skip: Annotated[list[str] | None, Option(help="Numeric column that is not a rating. May be repeated.")] = None,
-    column: Annotated[
-        list[str] | None, Option(help="Role of a column: prompt=NAME, response=NAME, ... May be repeated.")
-    ] = None,
+    skip: Annotated[list[str] | None, Option(help="Numeric column that is not a rating. Repeatable.")] = None,
+    column: Annotated[list[str] | None, Option(help="Column role: prompt=NAME, response=NAME, ... Repeatable.")] = None,
     backbone: Annotated[str, Option(help="Backbone: a folder, a hub id, or armorm-tiny.")] = "armorm-tiny",
     name: Annotated[str | None, Option(help="Name of the model (default: from the recipe file).")] = None,
     yes: Annotated[bool, Option("--yes", "-y", help="Accept the guessed scales.")] = False,

@@ -22,13 +22,11 @@ if TYPE_CHECKING:
 def monitor(
     log: Annotated[str, Argument(help="JSON lines of scored samples; - for standard input.")],
     model: Annotated[
-        str | None, Option("--model", "-m", help="Reward model whose reference statistics to compare with.")
+        str | None, Option("--model", "-m", help="Reward model with the reference statistics to compare with.")
     ] = None,
     html: HtmlOption = None,
     as_json: JsonOption = False,
-    fail_on_flag: Annotated[
-        bool, Option(help="Exit with code 1 if anything is flagged, so that a script can stop the run.")
-    ] = False,
+    fail_on_flag: Annotated[bool, Option(help="Exit with code 1 if anything is flagged.")] = False,
 ) -> None:
     """Detect reward hacking in an RL run: score gains from a single objective or from length alone.
 

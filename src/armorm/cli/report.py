@@ -17,7 +17,7 @@ def report(
     model: ModelArgument,
     data: Annotated[
         list[str] | None,
-        Option("--data", "-d", help="Rated rows or preference pairs: file, folder or hub id. May be repeated."),
+        Option("--data", "-d", help="Rated rows or preference pairs: file, folder or hub id. Repeatable."),
     ] = None,
     output: Annotated[Path, Option("--output", "-o", help="HTML file to write.")] = Path("report.html"),
     run: Annotated[Path | None, Option(help="Folder of the training run (default: that of the model).")] = None,

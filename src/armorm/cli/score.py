@@ -29,7 +29,7 @@ SHOWN_REJECTIONS = 5
 
 def score(
     input: Annotated[
-        str | None, Argument(help="File, folder or hub id; - for standard input (default: an example).")
+        str | None, Argument(help="File, folder, hub id, or - for standard input (default: an example).")
     ] = None,
     model: ModelOption = EMBEDDED_REWARD_MODEL,
     output: Annotated[

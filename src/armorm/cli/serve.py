@@ -43,9 +43,7 @@ def serve(
     dtype: DtypeOption = "auto",
     device: DeviceOption = "auto",
     batch_tokens: Annotated[int | None, Option(help="Maximum tokens per forward pass.")] = None,
-    prompt_cache: Annotated[
-        int | None, Option(metavar="MIB", help="Prompt (KV) cache size in MiB; 0 disables it.")
-    ] = None,
+    prompt_cache: Annotated[int | None, Option(metavar="MIB", help="Prompt (KV) cache size; 0 disables it.")] = None,
     max_length: Annotated[int | None, Option(help="Maximum tokens per conversation.")] = None,
     max_rows: Annotated[int | None, Option(help="Maximum conversations per request.")] = None,
     max_waiting_rows: Annotated[int | None, Option(help="Maximum conversations in the queue.")] = None,

@@ -25,21 +25,21 @@ def steer(
         Path | None, Option("--policy", "-p", help="YAML: multiply, drop, pin, blend, debias_strength.")
     ] = None,
     multiply: Annotated[
-        list[str] | None, Option(metavar=OBJECTIVE_NUMBER, help="Multiply a weight. May be repeated.")
+        list[str] | None, Option(metavar=OBJECTIVE_NUMBER, help="Multiply the weight of an objective. Repeatable.")
     ] = None,
     drop: Annotated[
-        list[str] | None, Option(metavar="OBJECTIVE", help="Give a weight to the others. May be repeated.")
+        list[str] | None, Option(metavar="OBJECTIVE", help="Give the weight of an objective to the others. Repeatable.")
     ] = None,
     pin: Annotated[
-        list[str] | None, Option(metavar=OBJECTIVE_NUMBER, help="Fix a weight (0 to 1). May be repeated.")
+        list[str] | None, Option(metavar=OBJECTIVE_NUMBER, help="Fix the weight of an objective (0 to 1). Repeatable.")
     ] = None,
     debias_strength: Annotated[float | None, Option(help="Debiasing: 0 for none, 1 as trained.")] = None,
     pairs: Annotated[
-        list[str] | None, Option("--pairs", "-d", help="Preference pairs for a preview. May be repeated.")
+        list[str] | None, Option("--pairs", "-d", help="Preference pairs for a preview. Repeatable.")
     ] = None,
     output: Annotated[Path | None, Option("--output", "-o", help="Folder for the model (default: not saved).")] = None,
     self_contained: Annotated[
-        bool, Option("--self-contained", help="Include the model code, as `armorm export`.")
+        bool, Option("--self-contained", help="Include the model code (see `armorm export`).")
     ] = False,
     features: FeaturesOption = None,
     as_json: JsonOption = False,

@@ -23,7 +23,7 @@ def train(
     recipe: Annotated[Path, Argument(help="Recipe (YAML file).")],
     output: Annotated[Path | None, Option("--output", "-o", help="Folder for the model (default: runs/NAME).")] = None,
     overrides: Annotated[
-        list[str] | None, Option("--set", help="Override a recipe key: gating.steps=500. May be repeated.")
+        list[str] | None, Option("--set", help="Override a recipe key: gating.steps=500. Repeatable.")
     ] = None,
     as_json: JsonOption = False,
     dry_run: Annotated[bool, Option("--dry-run", help="Check everything, print cost estimates and exit.")] = False,

@@ -1,4 +1,4 @@
-"""Figures of merit, each against a slow obvious version."""
+"""Pair and rating metrics, each against a slow obvious version."""
 
 from __future__ import annotations
 

@@ -167,8 +167,8 @@ def test_the_command_says_what_is_wrong(capsys, rm, pairs, tmp_path):
     policy = tmp_path / "policy.yaml"
     policy.write_text("multiply: {beaver-harmm: 6}\n")
     for arguments, expected, part in (
-        (("--pairs", pairs), 2, "expected a policy"),
-        (("--drop", "code-style"), 2, "--output to save it"),
+        (("--pairs", pairs), 2, "expected --policy, --multiply"),
+        (("--drop", "code-style"), 2, "expected --pairs to preview"),
         (("--pin", "code-style", "--pairs", pairs), 2, "OBJECTIVE=NUMBER"),
         (
             ("--policy", policy, "--pairs", pairs),

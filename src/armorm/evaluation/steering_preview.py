@@ -177,31 +177,21 @@ def compared(
     to_shorter = (to_right & (longer < 0)) | (to_wrong & (longer > 0))
     to_longer = (to_right & (longer > 0)) | (to_wrong & (longer < 0))
     subsets = np.array([items[i].subset for i in pairs.item], dtype=object)
-    audit = bias_audit(
-        sizes,
-        {BEFORE: before.scores, AFTER: after.scores},
-        pairs,
-        [conversation.prompt_key for conversation in conversations],
-    )
+    prompts = [conversation.prompt_key for conversation in conversations]
+    audit = bias_audit(sizes, {BEFORE: before.scores, AFTER: after.scores}, pairs, prompts)
     clusters = Clusters.of_items([item.prompt for item in items], [item.subset for item in items])
+
+    def counts(rows: np.ndarray) -> dict[str, int]:
+        return {"to_right": int(to_right[rows].sum()), "to_wrong": int(to_wrong[rows].sum())}
+
     return Preview(
         steering=steering,
         pairs=len(items),
         prompts=len(clusters.strata),
         refused=int((~scored).sum()),
         accuracy=_accuracy(examples, rows, before, after, clusters),
-        flips={
-            "to_right": int(to_right.sum()),
-            "to_wrong": int(to_wrong.sum()),
-            "share": float((to_right | to_wrong).sum() / max(scored.sum(), 1)),
-        },
-        by_subset={
-            str(subset): {
-                "to_right": int(to_right[subsets == subset].sum()),
-                "to_wrong": int(to_wrong[subsets == subset].sum()),
-            }
-            for subset in sorted({subset for subset in subsets if subset})
-        },
+        flips=counts(np.ones(len(pairs), bool)) | {"share": float((to_right | to_wrong).sum() / max(scored.sum(), 1))},
+        by_subset={name: counts(subsets == name) for name in sorted({subset for subset in subsets if subset})},
         by_length={"to_shorter": int(to_shorter.sum()), "to_longer": int(to_longer.sum())},
         length=audit["views"],
         weights=_weights(before, after),
@@ -256,14 +246,14 @@ def _changed(
         example = examples[pairs.item[place]]
         flips.append(
             Flip(
-                example.origin[0],
-                example.origin[1],
-                example.item.subset,
-                float(old[place]),
-                float(new[place]),
-                [name for name, _ in deciding_objectives(after.batch.names, contributions[place])],
-                conversations[pairs.better[place]],
-                conversations[pairs.worse[place]],
+                file=example.origin[0],
+                row=example.origin[1],
+                subset=example.item.subset,
+                before=float(old[place]),
+                after=float(new[place]),
+                decided_by=[name for name, _ in deciding_objectives(after.batch.names, contributions[place])],
+                better=conversations[pairs.better[place]],
+                worse=conversations[pairs.worse[place]],
             )
         )
     return flips

@@ -120,17 +120,9 @@ def _objective_flags(blocks: Blocks, names: list[str], rate: float) -> list[Flag
             continue
         until = float(blocks.last[ends[best] - 1])
         own, against = blocks.step_contributions[:, objective], blocks.step_contributions @ contrast[best]
-        found.append(
-            Flag(
-                "one_objective",
-                names[objective],
-                *onset(blocks.step_of, blocks.step_counts, own, against, until),
-                until,
-                float(size[best]),
-                float(share[best]),
-                float(evidence[best]),
-            )
-        )
+        steps = onset(blocks.step_of, blocks.step_counts, own, against, until)
+        numbers = float(size[best]), float(share[best]), float(evidence[best])
+        found.append(Flag("one_objective", names[objective], *steps, until, *numbers))
     return found
 
 
@@ -142,10 +134,10 @@ def _length_flags(blocks: Blocks, rate: float) -> list[Flag]:
     starts, ends, weights = intervals(b)
     slope, variance, usable = _slopes(blocks, starts, ends)
     scan = limit(b, rate / 4)
-    judged = _judge_length(blocks, starts, ends, weights, slope, variance, share_limit=scan, scan=scan)
-    judged.evidence[~usable] = 0.0
-    best = int(judged.evidence.argmax())
-    if judged.evidence[best] <= 1:
+    evidence, size, share = _judge_length(blocks, starts, ends, weights, slope, variance, share_limit=scan, scan=scan)
+    evidence[~usable] = 0.0
+    best = int(evidence.argmax())
+    if evidence[best] <= 1:
         chosen = _stretch_of_length(blocks)
         if chosen is None:
             return []
@@ -153,32 +145,16 @@ def _length_flags(blocks: Blocks, rate: float) -> list[Flag]:
         slope, variance = _slope_of_run(blocks, starts, ends)
         freedom = (b - 2) * 18 / 35  # of a variance from second differences (Gasser, Sroka and Jennen-Steinmetz 1986)
         single = float(student.isf(rate / 4, freedom))
-        judged = _judge_length(blocks, starts, ends, weights, slope, variance, share_limit=single, scan=scan)
+        evidence, size, share = _judge_length(
+            blocks, starts, ends, weights, slope, variance, share_limit=single, scan=scan
+        )
         best = 0
-        if judged.evidence[0] <= 1:
+        if evidence[0] <= 1:
             return []
     until = float(blocks.last[ends[best] - 1])
     against = slope[best] * blocks.step_length - CERTAIN_SHARE * blocks.step_contributions.sum(1)
-    return [
-        Flag(
-            "length",
-            None,
-            *onset(blocks.step_of, blocks.step_counts, blocks.step_length, against, until),
-            until,
-            float(judged.size[best]),
-            float(judged.share[best]),
-            float(judged.evidence[best]),
-        )
-    ]
-
-
-@dataclass(frozen=True)
-class _Judged:
-    """Of i stretches: evidence, size of the score's growth, share of it that length explains."""
-
-    evidence: np.ndarray
-    size: np.ndarray
-    share: np.ndarray
+    steps = onset(blocks.step_of, blocks.step_counts, blocks.step_length, against, until)
+    return [Flag("length", None, *steps, until, float(size[best]), float(share[best]), float(evidence[best]))]
 
 
 def _judge_length(
@@ -190,8 +166,8 @@ def _judge_length(
     slope_variance: np.ndarray,
     share_limit: float,
     scan: float,
-) -> _Judged:
-    """Evidence that over stretches (i,) the score grows, and only through length.
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Evidence (i,) that over stretches the score grows only through length, its growth, and the share of length in it.
 
     Args:
         weights: (i, b) of block means, whose product is the growth in standard errors of independent means.
@@ -219,7 +195,7 @@ def _judge_length(
     size = growth[:, 0] * growth_scale(starts, ends) / max(blocks.spread, 1e-12)
     share = slope * growth[:, 1] / np.where(growth[:, 0] > 0, growth[:, 0], np.inf)
     evidence[(size < LEAST_GROWTH) | (share < LEAST_SHARE)] = 0.0
-    return _Judged(evidence, size, share)
+    return evidence, size, share
 
 
 def _stretch_of_length(blocks: Blocks) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
@@ -283,20 +259,8 @@ def _unknown_flags(blocks: Blocks, rate: float) -> list[Flag]:
         return []
     until = float(blocks.last[ends[best] - 1])
     knots = broken_line(series[: ends[best]], np.ones(ends[best]))
-    knot, earliest, latest = (float(blocks.first[index]) for index in knots)
-    return [
-        Flag(
-            "out_of_distribution",
-            None,
-            knot,
-            earliest,
-            latest,
-            until,
-            float(size[best]),
-            None,
-            float(evidence[best]),
-        )
-    ]
+    steps = (float(blocks.first[index]) for index in knots)
+    return [Flag("out_of_distribution", None, *steps, until, float(size[best]), None, float(evidence[best]))]
 
 
 def relative_uncertainty(blocks: Blocks) -> np.ndarray | None:

@@ -202,12 +202,8 @@ def accuracy_notices(accuracy: float, interval: tuple[float, float] | None, pair
     """Preferences no better than chance."""
     if interval is None or interval[0] > 0.5:
         return []
-    return [
-        Notice(
-            "Preferences are predicted no better than by chance",
-            f"{accuracy:.1%} of {pairs:,} pairs, 95% interval {interval[0]:.1%} to {interval[1]:.1%}.",
-        )
-    ]
+    text = f"{accuracy:.1%} of {pairs:,} pairs, 95% interval {interval[0]:.1%} to {interval[1]:.1%}."
+    return [Notice("Preferences are predicted no better than by chance", text)]
 
 
 def score_length_notices(score: float, gap: tuple[float, float, int] | None, *, debiased: bool) -> list[Notice]:
@@ -220,26 +216,18 @@ def score_length_notices(score: float, gap: tuple[float, float, int] | None, *, 
     """
     found = []
     if abs(score) >= STILL_LENGTH:
-        remedy = (
-            "change its debias_strength by steering"
-            if debiased
-            else "drop the objectives that are mostly length, or train it with debiasing"
-        )
-        found.append(
-            Notice(
-                f"The score correlates with length ({score:+.2f})",
-                f"{'Longer' if score > 0 else 'Shorter'} responses score higher, whatever they say: {remedy}.",
-            )
-        )
+        remedy = "drop the objectives that are mostly length, or train it with debiasing"
+        remedy = "change its debias_strength by steering" if debiased else remedy
+        text = f"{'Longer' if score > 0 else 'Shorter'} responses score higher, whatever they say: {remedy}."
+        found.append(Notice(f"The score correlates with length ({score:+.2f})", text))
     if gap is not None and gap[2] >= FEW and abs(gap[0] - gap[1]) >= GAP:
         long, short, _ = gap
-        found.append(
-            Notice(
-                f"It is right more often where the {'longer' if long > short else 'shorter'} response is better",
-                f"Accuracy is {long:.1%} on the pairs whose better response is the longer one, "
-                f"{short:.1%} on those whose better response is the shorter one.",
-            )
+        title = f"It is right more often where the {'longer' if long > short else 'shorter'} response is better"
+        text = (
+            f"Accuracy is {long:.1%} on the pairs whose better response is the longer one, "
+            f"{short:.1%} on those whose better response is the shorter one."
         )
+        found.append(Notice(title, text))
     return found
 
 
@@ -248,12 +236,8 @@ def gate_training_notices(gate: Mapping[str, Any]) -> list[Notice]:
     accuracy, uniform = gate.get("accuracy"), gate.get("uniform_accuracy")
     if accuracy is None or uniform is None or accuracy > uniform:
         return []
-    return [
-        Notice(
-            "The gate is no better than equal weights",
-            f"On the pairs held out in training its accuracy is {accuracy:.1%}, that of equal weights {uniform:.1%}.",
-        )
-    ]
+    text = f"On the pairs held out in training its accuracy is {accuracy:.1%}, that of equal weights {uniform:.1%}."
+    return [Notice("The gate is no better than equal weights", text)]
 
 
 def gate_notices(names: Sequence[str], weights: np.ndarray, biases: Sequence[str]) -> list[Notice]:
@@ -266,34 +250,22 @@ def gate_notices(names: Sequence[str], weights: np.ndarray, biases: Sequence[str
     mean, largest = weights.mean(0), weights.max(0)
     top = int(mean.argmax())
     if mean[top] >= COLLAPSED and len(names) > 1:
-        found.append(
-            Notice(
-                "The gate has collapsed",
-                f"{names[top]} has {mean[top]:.0%} of the weight on average, whatever the prompt: "
-                "the score is little more than this one objective.",
-            )
-        )
+        text = f"{names[top]} has {mean[top]:.0%} of the weight on average, whatever the prompt: "
+        text += "the score is little more than this one objective."
+        found.append(Notice("The gate has collapsed", text))
     elif len(weights) >= FEW and weights.std(0).max() < CONSTANT:
-        found.append(
-            Notice(
-                "The gate ignores the prompt",
-                f"No weight varies by more than {weights.std(0).max():.3f} (standard deviation) over {len(weights):,} "
-                "prompts: fixed weights would do the same.",
-            )
-        )
+        text = f"No weight varies by more than {weights.std(0).max():.3f} (standard deviation) over {len(weights):,} "
+        text += "prompts: fixed weights would do the same."
+        found.append(Notice("The gate ignores the prompt", text))
     idle = [
         name
         for name, average, most in zip(names, mean, largest, strict=True)
         if average < UNUSED[0] and most < UNUSED[1] and name not in biases
     ]
     if idle:
-        found.append(
-            Notice(
-                f"No prompt uses {_listed(idle)}",
-                f"On none of {len(weights):,} prompts does the gate give {'it' if len(idle) == 1 else 'one of them'} "
-                f"{UNUSED[1]:.0%} of the weight.",
-            )
-        )
+        one = "it" if len(idle) == 1 else "one of them"
+        text = f"On none of {len(weights):,} prompts does the gate give {one} {UNUSED[1]:.0%} of the weight."
+        found.append(Notice(f"No prompt uses {_listed(idle)}", text))
     return found
 
 

@@ -259,8 +259,9 @@ def _unknown_flags(blocks: Blocks, rate: float) -> list[Flag]:
         return []
     until = float(blocks.last[ends[best] - 1])
     knots = broken_line(series[: ends[best]], np.ones(ends[best]))
-    steps = (float(blocks.first[index]) for index in knots)
-    return [Flag("out_of_distribution", None, *steps, until, float(size[best]), None, float(evidence[best]))]
+    began, earliest, latest = (float(blocks.first[index]) for index in knots)
+    numbers = float(size[best]), None, float(evidence[best])
+    return [Flag("out_of_distribution", None, began, earliest, latest, until, *numbers)]
 
 
 def relative_uncertainty(blocks: Blocks) -> np.ndarray | None:

@@ -180,7 +180,7 @@ def test_without_data_the_run_speaks_and_without_a_run_the_data(rm, small_run, d
     assert found["mistakes"]["pairs"] == []
 
 
-def test_a_steered_model_says_so_first(rm, data, small_run):
+def test_a_steered_model_says_so_first(rm, data, features):
     html, found = report(rm.steer({"workshop-help": 2.0}), data[3:], features=features)
     assert found["notices"][0] == {"title": "This model is steered", "text": "workshop-help is weighted 2 times."}
     assert html.index("This model is steered") < html.index('id="data"')

@@ -76,8 +76,8 @@ _FILLER = (
 )
 
 RECIPE = """\
-# The synthetic corpus of `armorm demo`: three sources on different scales, a planted length bias,
-# prompts for which safety matters and prompts for which it does not.
+# The synthetic corpus of `armorm demo`: three sources with different scales, a planted length bias, prompts for which
+# safety matters and prompts for which it does not.
 name: demo
 seed: 0
 backbone: {model: armorm-tiny, max_length: 512}

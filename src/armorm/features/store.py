@@ -1,18 +1,15 @@
-"""Features on disk: addressed by content, so that they are computed once and outlive the run.
-
-In:  features of encoded conversations, with their keys.
-Out: a folder of safetensors shards and a manifest.
+"""Features on disk, addressed by content, so that they are computed once and outlive the run.
 
     manifest.json                 the backbone's fingerprint, d, dtype
-    plan-<id>.safetensors         which conversations each shard of one extraction holds, and how they are batched
-    shard-<id>-<n>.safetensors    see shard.py
-    damaged-...                   shards that failed their checksum, set aside
+    plan-<id>.safetensors         the conversations of each shard of one extraction, and how they are batched
+    shard-<id>-<n>.safetensors    keys and features, written by `write_shard`
+    damaged-...                   shards that failed their checksum
 
-A response feature is addressed by its token ids, a prompt feature by the ids up to the gate, and each is stored
-once; so another recipe on the same backbone, whatever its length limit or truncation, finds what it needs and
-nothing else. The plan is written before the first forward pass; a shard appears only when complete. A run that was
-killed follows the same plan, computes only the shards that are missing, and so ends with the same bytes. A store
-belongs to one backbone: another one's fingerprint is refused, and the error names the part that differs.
+A response feature is addressed by its token ids, a prompt feature by the ids up to the gate, and each is stored once;
+another recipe on the same backbone, with any length limit, finds exactly the features that it needs. The plan is
+written before the first forward pass, and a shard appears only when complete. A killed run follows the same plan,
+computes only the missing shards, and ends with the same bytes. A store belongs to one backbone: another fingerprint
+is rejected, and the error names the part that differs.
 """
 
 from __future__ import annotations
@@ -23,7 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Union
 
 import numpy as np
 
@@ -32,32 +29,32 @@ from armorm.files import read_arrays, write_arrays, write_json, write_whole
 from armorm.progress import say
 
 FORMAT = "armorm-features"
-
 VERSION = 2
-
 BLOCK_ROWS = 8192
+KEY = "S16"  # keys are compared as 16 bytes; trailing zeros make no difference between keys of equal length
+DTYPES = ("float32", "bfloat16")
+_NAMES: dict[str, np.dtype] = {"F32": np.dtype("<f4"), "BF16": np.dtype("<u2"), "U8": np.dtype("u1")}
+_TENSORS = {"response_keys": "U8", "response_features": "", "prompt_keys": "U8", "prompt_features": ""}
+Keys = Union[Sequence[bytes], np.ndarray]
 
 
 class Fingerprinted(Protocol):
-    """A backbone, here or elsewhere."""
+    """A backbone, in this process or in others."""
 
     @property
-    def fingerprint_parts(self) -> Mapping[str, str]:
-        """What decides a feature beside the token ids."""
-
+    def fingerprint_parts(self) -> Mapping[str, str]: ...
     @property
-    def hidden_size(self) -> int:
-        """d."""
+    def hidden_size(self) -> int: ...
 
 
 @dataclass(frozen=True)
 class StoredPlan:
-    """A plan as the store keeps it.
+    """A plan as stored.
 
     Attributes:
         id: part of the names of its shards.
         shards: keys of each shard, in order.
-        settings: how batches are made from them.
+        settings: of the engine.
     """
 
     id: str
@@ -71,17 +68,10 @@ class FeatureStore:
     Args:
         fingerprint: of the backbone, by part: `weights`, `dtype`, `tokenizer`, `template`.
         hidden_size: d.
-        dtype: what features are stored in, of a store that is new; by default the backbone's own where it is one of
-            float32 and bfloat16, else float32.
-
-    Attributes:
-        folder: where it lies.
-        fingerprint: as above.
-        hidden_size: d.
-        dtype: what features are stored in.
+        dtype: of a new store; by default the backbone's if it is float32 or bfloat16, else float32.
 
     Raises:
-        StoreError: for a folder that holds features of another backbone, or something else altogether.
+        StoreError: for a folder that contains features of another backbone, or no feature store.
     """
 
     def __init__(
@@ -115,11 +105,11 @@ class FeatureStore:
 
     @classmethod
     def of(cls, folder: str | Path, backbone: Fingerprinted, dtype: str | None = None) -> FeatureStore:
-        """The store of a backbone's features in a folder; as the constructor."""
+        """The store of a backbone's features in a folder."""
         return cls(folder, fingerprint=backbone.fingerprint_parts, hidden_size=backbone.hidden_size, dtype=dtype)
 
     def _agreed(self, manifest: dict[str, Any], explicit: bool) -> str:
-        """dtype of the store that is there, if it is one of this backbone."""
+        """dtype of the existing store, which must be of this backbone."""
         found = read_manifest(self.folder)
         version = found.get("version")
         if version != VERSION:
@@ -131,40 +121,40 @@ class FeatureStore:
             differing.append("hidden_size")
         if differing:
             raise StoreError(
-                f"{self.folder}: holds features of another backbone ({', '.join(differing)} differ); "
+                f"{self.folder}: contains features of another backbone ({', '.join(differing)} differ); "
                 "expected the same weights, dtype, tokenizer and template, or an empty folder"
             )
-        if explicit and found.get("dtype") != manifest["dtype"]:
+        wanted = manifest["dtype"]
+        if explicit and found.get("dtype") != wanted:
             raise StoreError(
-                f"{self.folder}: holds features as {found.get('dtype')}, asked for {manifest['dtype']}; "
-                "expected the same, or an empty folder"
+                f"{self.folder}: contains features as {found.get('dtype')}, expected {wanted} or an empty folder"
             )
         return str(found.get("dtype"))
 
     def __len__(self) -> int:
-        """Number of conversations whose features are here."""
+        """Number of conversations with stored features."""
         return len(self._responses.keys)
 
     @property
     def prompt_count(self) -> int:
-        """Number of prompts whose features are here."""
+        """Number of prompts with stored features."""
         return len(self._prompts.keys)
 
     @property
     def shards(self) -> list[Shard]:
-        """The shards that are here."""
+        """The complete shards."""
         return list(self._shards)
 
-    def missing(self, keys: Sequence[bytes] | np.ndarray) -> list[int]:
-        """Positions of keys whose response feature is not here yet, first occurrences only."""
-        return self._missing("response", keys)
+    def missing(self, keys: Keys) -> list[int]:
+        """Positions of keys whose response feature is not stored, first occurrences only."""
+        return self._missing(self._responses, keys)
 
-    def missing_prompts(self, keys: Sequence[bytes] | np.ndarray) -> list[int]:
-        """Positions of keys whose prompt feature is not here yet, first occurrences only."""
-        return self._missing("prompt", keys)
+    def missing_prompts(self, keys: Keys) -> list[int]:
+        """Positions of keys whose prompt feature is not stored, first occurrences only."""
+        return self._missing(self._prompts, keys)
 
-    def has_prompts(self, keys: Sequence[bytes] | np.ndarray, *, outside: str = "") -> np.ndarray:
-        """Mask (n,) of the prompt features that are here, in a shard whose name does not start with `outside`."""
+    def has_prompts(self, keys: Keys, *, outside: str = "") -> np.ndarray:
+        """Mask (n,) of the prompt features stored in a shard whose name does not start with `outside`."""
         places = self._prompts.find(np.asarray(keys, KEY))
         counts = np.array([not (outside and shard.path.name.startswith(outside)) for shard in self._shards], bool)
         found = places >= 0
@@ -177,18 +167,18 @@ class FeatureStore:
 
     def plan(
         self,
-        keys: Sequence[bytes] | np.ndarray,
+        keys: Keys,
         order: Sequence[int] | np.ndarray,
         bounds: Sequence[int],
         settings: Mapping[str, Any] | None = None,
     ) -> StoredPlan:
-        """The plan of this request: the one written before, or this one.
+        """The plan of this request: an earlier one if stored, else this one.
 
         Args:
-            keys: key of each requested conversation.
+            keys: of the requested conversations.
             order: positions to compute, shard after shard.
-            bounds: where each shard ends in `order`.
-            settings: how batches are made; those of a plan that was written before stand.
+            bounds: end of each shard in `order`.
+            settings: of the engine; an earlier plan keeps its own.
 
         Raises:
             StoreError: for a damaged plan.
@@ -216,18 +206,18 @@ class FeatureStore:
             left = [shard for i, shard in enumerate(shards) if not self.has_shard(shard_name(name, i))]
             if np.isin(needed, np.concatenate([np.empty(0, KEY), *left])).all():
                 return StoredPlan(name, shards, found)
-            digest.update(b"again")  # what an older plan of the same request found or wrote is gone
+            digest.update(b"again")  # an older plan of this request no longer fits what is stored
 
     def write_shard(
         self,
         name: str,
-        response_keys: Sequence[bytes] | np.ndarray,
+        response_keys: Keys,
         response_features: np.ndarray,
-        prompt_keys: Sequence[bytes] | np.ndarray,
+        prompt_keys: Keys,
         prompt_features: np.ndarray,
         metadata: Mapping[str, str] | None = None,
     ) -> None:
-        """Write one shard, whole, and make its features readable."""
+        """Write one shard and make its features readable."""
         arrays = {
             "response_keys": np.asarray(response_keys, KEY),
             "response_features": response_features,
@@ -239,15 +229,15 @@ class FeatureStore:
         self._verified.add(name)
 
     def adopt(self, name: str) -> None:
-        """Make the features of a shard readable that was written since the store was opened, here or elsewhere."""
+        """Make a shard readable that was written after the store was opened, by this process or another."""
         if self._open(self.folder / name):
             self._make_index()
 
-    def verify(self, keys: Sequence[bytes] | np.ndarray, prompt_keys: Sequence[bytes] | np.ndarray) -> list[str]:
-        """Compare each shard that these keys are read from with its checksums, once; set the damaged aside.
+    def verify(self, keys: Keys, prompt_keys: Keys) -> list[str]:
+        """Check the checksums of each shard with these keys, once; damaged ones are renamed and their features missing.
 
         Returns:
-            names of the damaged shards; what they held is missing now.
+            names of the damaged shards.
         """
         used = {
             self._shards[shard]
@@ -270,32 +260,31 @@ class FeatureStore:
             self._make_index()
         return damaged
 
-    def responses(self, keys: Sequence[bytes] | np.ndarray) -> np.ndarray:
+    def responses(self, keys: Keys) -> np.ndarray:
         """Response features (n, d) float32 of keys, in order."""
         return self._gather(self._responses, "response_features", keys)
 
-    def order(self, keys: Sequence[bytes] | np.ndarray) -> np.ndarray:
-        """Positions (n,) of response keys in the order in which the shards hold them: asked for so, a piece at a time,
-        each file is gone through once."""
+    def order(self, keys: Keys) -> np.ndarray:
+        """Positions (n,) of response keys in the order of the shards, in which each file is read once."""
         places = self._responses.find(np.asarray(keys, KEY))
         return np.lexsort((self._responses.row[places], self._responses.shard[places]))
 
     def blocks(self, keys: np.ndarray, size: int = BLOCK_ROWS) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Response features of keys (n,), a block at a time, in the order of the shards.
+        """Response features of keys (n,), in blocks and in the order of the shards.
 
         Yields:
-            positions (b,) in `keys`, and the features (b, d) float32 there.
+            positions (b,) in `keys`, and their features (b, d) float32.
         """
         order = self.order(keys)
         for start in range(0, len(order), size):
             places = order[start : start + size]
             yield places, self.responses(keys[places])
 
-    def prompts(self, keys: Sequence[bytes] | np.ndarray) -> np.ndarray:
+    def prompts(self, keys: Keys) -> np.ndarray:
         """Prompt features (n, d) float32 of keys, in order."""
         return self._gather(self._prompts, "prompt_features", keys)
 
-    def _gather(self, index: _Index, tensor: str, keys: Sequence[bytes] | np.ndarray) -> np.ndarray:
+    def _gather(self, index: _Index, tensor: str, keys: Keys) -> np.ndarray:
         wanted = np.asarray(keys, KEY)
         places = index.find(wanted)
         if (places < 0).any():
@@ -306,9 +295,9 @@ class FeatureStore:
             gathered[here] = self._shards[number].features(tensor, index.row[places[here]])
         return gathered
 
-    def _missing(self, kind: str, keys: Sequence[bytes] | np.ndarray) -> list[int]:
+    @staticmethod
+    def _missing(index: _Index, keys: Keys) -> list[int]:
         wanted = np.asarray(keys, KEY)
-        index = self._responses if kind == "response" else self._prompts
         absent = np.flatnonzero(index.find(wanted) < 0)
         _, first = np.unique(wanted[absent], return_index=True)
         return np.sort(absent[first]).tolist()
@@ -324,7 +313,7 @@ class FeatureStore:
     def _set_aside(self, path: Path, error: StoreError) -> None:
         aside = path.with_name(f"damaged-{path.name}")
         path.replace(aside)
-        say(f"{error}: set aside as {aside.name}; its features are computed again when they are asked for")
+        say(f"{error}: renamed to {aside.name}; its features are computed again when needed")
 
     def _make_index(self) -> None:
         self._responses = _Index([shard.keys for shard in self._shards])
@@ -332,11 +321,11 @@ class FeatureStore:
 
 
 class _Index:
-    """Where each key is: sorted, 24 bytes a key.
+    """Shard and row of each key; 24 bytes per key.
 
     Attributes:
         keys: (m,) sorted, distinct.
-        shard, row: (m,) int32, of the first shard that holds each.
+        shard, row: (m,) int32, of the first shard that contains each.
     """
 
     def __init__(self, keys: Sequence[np.ndarray]) -> None:
@@ -348,7 +337,7 @@ class _Index:
         self.row = (first - starts[self.shard] if len(first) else first).astype(np.int32)
 
     def find(self, keys: np.ndarray) -> np.ndarray:
-        """Place of each key, -1 where it is absent."""
+        """Index of each key in `keys`, -1 if absent."""
         if not len(self.keys):
             return np.full(len(keys), -1)
         places = np.minimum(np.searchsorted(self.keys, keys), len(self.keys) - 1)
@@ -361,32 +350,18 @@ def differing_parts(one: Mapping[str, str], other: Mapping[str, str]) -> list[st
 
 
 def shard_name(plan: str, number: int) -> str:
-    """File name of one shard of a plan."""
     return f"shard-{plan}-{number:05d}.safetensors"
 
 
 def read_manifest(folder: Path) -> dict:
-    """The manifest of a store.
-
-    Raises:
-        StoreError: where the folder holds none, or something else under that name.
-    """
+    """The manifest of a store; a `StoreError` for a folder without one."""
     try:
         found = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise StoreError(f"{folder}: no feature store ({error})") from None
     if not isinstance(found, dict) or found.get("format") != FORMAT:
-        raise StoreError(f"{folder}: manifest.json is not that of a feature store")
+        raise StoreError(f"{folder}: manifest.json is not of a feature store")
     return found
-
-
-KEY = "S16"  # keys are compared as 16 bytes; trailing zeros are no difference between keys of one length
-
-DTYPES = ("float32", "bfloat16")
-
-_NAMES: dict[str, np.dtype] = {"F32": np.dtype("<f4"), "BF16": np.dtype("<u2"), "U8": np.dtype("u1")}
-
-_TENSORS = {"response_keys": "U8", "response_features": "", "prompt_keys": "U8", "prompt_features": ""}
 
 
 def write_shard(path: Path, arrays: Mapping[str, np.ndarray], dtype: str, metadata: Mapping[str, str]) -> None:
@@ -394,7 +369,7 @@ def write_shard(path: Path, arrays: Mapping[str, np.ndarray], dtype: str, metada
 
     Args:
         arrays: `response_keys`, `prompt_keys` of dtype `KEY`; `response_features`, `prompt_features` (., d) float32.
-        dtype: of `DTYPES`, what features are stored in.
+        dtype: of the stored features, one of `DTYPES`.
     """
     import torch
     from safetensors.torch import save_file
@@ -409,7 +384,7 @@ def write_shard(path: Path, arrays: Mapping[str, np.ndarray], dtype: str, metada
     sums = {
         name: f"{zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data):08x}" for name, tensor in tensors.items()
     }
-    # (One entry: the order of several is not the same in every file.)
+    # (One entry, because the order of several varies from file to file.)
     notes = json.dumps({"crc32": sums, **metadata}, sort_keys=True)
     write_whole(path, lambda temporary: save_file(tensors, temporary, {"armorm": notes}))
 
@@ -418,12 +393,11 @@ class Shard:
     """A shard on disk.
 
     Attributes:
-        path: where it lies.
-        metadata: what was noted with it.
+        metadata: as given to `write_shard`.
         keys, prompt_keys: (m,) and (q,) of dtype `KEY`.
 
     Raises:
-        StoreError: for a file that is not a whole shard.
+        StoreError: for a file that is not a complete shard.
     """
 
     def __init__(self, path: Path) -> None:

@@ -1,11 +1,7 @@
-"""Token tables: encoded conversations on disk, so that their number does not decide the memory.
+"""Encoded conversations on disk, so that their number does not determine memory use.
 
-In:  encoded conversations, chunk after chunk.
-Out: `TokenTable`, a sequence of the same conversations, each read when it is asked for.
-
-The ids lie one after another in `ids.bin`, which is memory-mapped; everything that has one value a conversation is in
-`index.safetensors` and in memory (about 64 bytes each). The index is taken away first and written last: a table
-without one is absent.
+Ids are concatenated in `ids.bin`, which is memory-mapped; values per conversation are in `index.safetensors` and in
+memory (about 64 bytes each). The index is removed first and written last: a table without one is absent.
 """
 
 from __future__ import annotations
@@ -30,13 +26,11 @@ class TokenTable(Sequence[EncodedConversation]):
     """Encoded conversations in a folder.
 
     Attributes:
-        folder: where it lies.
-        keys: (n,) 16 bytes each, of the response features.
-        prompt_keys: (n,) 16 bytes each, of the prompt features.
+        keys, prompt_keys: (n,) of dtype `KEY`, of the response and prompt features.
         lengths: (n,) int64, tokens of each conversation.
 
     Raises:
-        StoreError: for a folder that holds no whole table.
+        StoreError: for a folder without a complete table.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -75,7 +69,7 @@ class TokenTable(Sequence[EncodedConversation]):
 
     @classmethod
     def write(cls, folder: Path, chunks: Iterable[Sequence[EncodedConversation]]) -> TokenTable:
-        """Write a table, one chunk in memory at a time; one that was there before is replaced."""
+        """Write or replace a table, with one chunk in memory at a time."""
         folder.mkdir(parents=True, exist_ok=True)
         (folder / INDEX).unlink(missing_ok=True)
         numbers: list[np.ndarray] = [np.empty((0, 4), np.int64)]

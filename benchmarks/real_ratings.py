@@ -36,7 +36,7 @@ from armorm.files import write_json
 from armorm.heads.regression import fold_of
 from armorm.progress import progress
 from armorm.training.dataset import read_training_data
-from armorm.training.pair_metrics import within_prompt_accuracy
+from armorm.training.evaluate import within_prompt_accuracy
 
 ALPHAS = (0.1, 0.3, 1.0, 3.0, 10.0)
 FOLDS = 3

@@ -22,7 +22,7 @@ from armorm.heads.joint import JointPairs, JointReport, fit_joint
 from armorm.heads.regression import RegressionHead, fit_regression
 from armorm.model.remote_code import GatingNetwork
 from armorm.training.dataset import HELD_OUT_PAIRS, held_out_prompts
-from armorm.training.finetune.record import fit_from
+from armorm.training.finetune.record import residuals, with_start
 from armorm.training.recipe import Recipe
 
 # A gate whose weights are the same for every prompt: only the bias of its last layer is trained, at a higher rate.
@@ -81,7 +81,8 @@ class Bench:
     def _regression_from(self, start: np.ndarray) -> RegressionHead:
         train = self.corpus.train
         features = self.corpus.responses(train.rows)
-        return fit_from(start, self._regression, features, train.ratings, train.folds, self.names)
+        left = residuals(start, features, train.ratings)
+        return with_start(self._regression(features, left, train.folds, self.names), start, train.ratings)
 
     def rewards_of(self, head: RegressionHead, seen: set[str], *, out_of_fold: bool = True) -> Rewards:
         """Rewards of a head that was trained on the prompts `seen`."""

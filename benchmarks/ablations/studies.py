@@ -15,7 +15,7 @@ from armorm.heads.debiasing import no_debiasing
 from armorm.heads.quantiles import fit_quantiles, half_width, has_quantiles, pinball, share_below
 from armorm.heads.regression import RegressionHead
 from armorm.training.dataset import HELD_OUT_PAIRS, held_out_prompts
-from armorm.training.pair_metrics import within_prompt_accuracy
+from armorm.training.evaluate import within_prompt_accuracy
 
 MIN_PAIRS = 200
 MOST_PAIRS_PER_PROMPT = 8

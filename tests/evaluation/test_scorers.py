@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy.stats import spearmanr
 from transformers import AutoModel, AutoModelForSequenceClassification, LlamaConfig
 
 from armorm.conversation import Conversation
@@ -20,7 +21,6 @@ from armorm.evaluation.results import Results
 from armorm.evaluation.runner import evaluate
 from armorm.evaluation.scorer import CallableScorer, ScorerError
 from armorm.evaluation.scorers import ArmoRMScorer, ClassifierScorer, is_classifier, load_scorer
-from armorm.training.pair_metrics import rating_figures
 from tests.helpers.marked_scorer import marked, values
 from tests.helpers.scored_columns import scored
 from tests.helpers.small_models import OBJECTIVES, changed, llama, reward_model, tokenizer
@@ -325,13 +325,16 @@ def test_ratings_of_a_model_are_in_raw_units_with_the_prompt_beside_them(rm, tmp
     found = evaluate("ratings", rm, path, quiet=True)
     assert found.objectives == ["ultra-helpful", "beaver-harm"]
     assert found.data["left_out"] == {"ratings of 'other', no objective of the model": 120}
-    prompts = np.unique([c.prompt_key for c in asked], return_inverse=True)[1]
-    expected = rating_figures(rm.score([c.to_list() for c in asked]).rewards, given, OBJECTIVES, prompts)
+    raw = OBJECTIVES.to_raw(rm.score([c.to_list() for c in asked]).rewards)
     subsets = values(found, "subsets")
-    for name in found.objectives:
-        assert subsets[f"{name}: Spearman"] == pytest.approx(expected[name]["spearman"], abs=1e-6)
-        assert subsets[f"{name}: error"] == pytest.approx(expected[name]["mae"], abs=1e-6)
-        assert subsets[f"{name}: within prompts"] == pytest.approx(expected[name]["within_prompt"], abs=1e-6)
+    for column, name in enumerate(found.objectives):
+        x, y = raw[:, column], given[:, column]
+        # Two responses to each prompt, one after the other.
+        differs = y[::2] != y[1::2]
+        right = (np.sign(x[::2] - x[1::2]) == np.sign(y[::2] - y[1::2]))[differs].mean()
+        assert subsets[f"{name}: Spearman"] == pytest.approx(spearmanr(x, y).statistic, abs=1e-6)
+        assert subsets[f"{name}: error"] == pytest.approx(np.abs(x - y).mean(), abs=1e-6)
+        assert subsets[f"{name}: within prompts"] == pytest.approx(right, abs=1e-6)
         beside = found.level("subsets")[f"{name}: Spearman"].baselines
         assert {"length", "prompt_only"} <= set(beside)
         # A judge that reads the prompt alone cannot tell its responses apart.

@@ -21,7 +21,7 @@ from armorm.errors import BackboneError, FitError, MissingExtraError, RecipeErro
 from armorm.heads.regression import MIN_RATINGS, fit_regression
 from armorm.training.dataset import read_training_data
 from armorm.training.finetune import run as stage
-from armorm.training.finetune.record import Finetuned, fit_from, without_finetuned
+from armorm.training.finetune.record import Finetuned, residuals, with_start, without_finetuned
 from armorm.training.finetune.trainer import last_whole_checkpoint, masked_squared_error
 from tests.helpers.backbones import save_backbone
 
@@ -186,7 +186,7 @@ def test_stage_1_from_given_weights_is_ridge_towards_them():
     def fit(*arrays):
         return fit_regression(*arrays, alphas=[50.0], precision="float64")
 
-    head = fit_from(start, fit, x, ratings, folds, ["a", "b"])
+    head = with_start(fit(x, residuals(start, x, ratings), folds, ["a", "b"]), start, ratings)
     for j in range(2):
         rated = ~np.isnan(ratings[:, j])
         gram = x[rated].T @ x[rated] + 50 * np.eye(5)
@@ -268,9 +268,7 @@ def test_a_checkpoint_cut_short_is_not_resumed_from(tmp_path):
 
 def test_a_missing_extra_is_named(recipe, monkeypatch, tmp_path):
     monkeypatch.setattr(stage.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(
-        MissingExtraError, match=r"finetune needs accelerate, expected: pip install 'armorm\[finetune\]'"
-    ):
+    with pytest.raises(MissingExtraError, match=r"finetune needs accelerate: pip install 'armorm\[finetune\]'"):
         stage.finetune(recipe, read_training_data(recipe), tmp_path, QUIET)
     with pytest.raises(MissingExtraError, match="accelerate and peft"):
         stage.finetune(changed(recipe, "finetune.method=lora"), read_training_data(recipe), tmp_path, QUIET)
@@ -282,7 +280,7 @@ def test_faults_of_the_section_are_named(recipe, tmp_path):
     with pytest.raises(RecipeError, match=r"finetune.share"):
         changed(recipe, "finetune.share=1")
     wrong = changed(recipe, "finetune.source_shares.nowhere=0.5")
-    with pytest.raises(FitError, match="no set is named 'nowhere'"):
+    with pytest.raises(FitError, match="unknown set 'nowhere'"):
         stage.finetune(wrong, read_training_data(wrong), tmp_path, QUIET)
 
 

@@ -9,14 +9,16 @@ import pytest
 
 from armorm import ArmoRM, Recipe, train
 from armorm.errors import CheckpointError, RecipeError
+from armorm.features.store import KEY, FeatureStore, shard_name
 from armorm.heads import quantiles as quantile
 from armorm.heads.accumulation import accumulate, blocks_of
 from armorm.heads.regression import fit_from_statistics
 from armorm.heads.uncertainty import calibrate, fit_uncertainty
 from armorm.model import remote_code as portable
 from armorm.training.extend import extend
+from armorm.training.featurize import RatedRows
 from armorm.training.schema import JointSection, RegressionSection
-from armorm.training.stages import from_kept, joint_stage
+from armorm.training.stages import heads_from_arrays, heads_to_arrays, train_joint_heads
 from tests.heads.test_joint import FOLDS, corpus
 from tests.helpers.small_models import sets_to_add
 from tests.training.test_recipe import MINIMAL
@@ -82,16 +84,22 @@ def test_the_heads_were_trained_jointly(run, small_run):
     assert report["losses"][report["pair_weights"].index(report["pair_weight"])] == min(report["losses"])
 
 
-def test_joint_heads_say_how_sure_they_are_by_their_own_errors():
+def test_joint_heads_say_how_sure_they_are_by_their_own_errors(tmp_path):
     features, ratings, folds, pairs = corpus(n=1200, p=600)
+    ratings[600:, 2] = ratings[600:, 2] > 0.5  # two levels
+    keys = np.array([number.to_bytes(16, "little") for number in range(1, 1201)], KEY)
+    store = FeatureStore(tmp_path, fingerprint={"weights": "one"}, hidden_size=features.shape[1])
+    store.write_shard(shard_name("0123", 0), keys, features, [], np.empty((0, features.shape[1])))
+    rows = RatedRows(store, keys, ratings, folds, ["a", "b", "c"])
+    features = rows.features()
     statistics = accumulate(blocks_of(features, ratings, folds), ["a", "b", "c"], FOLDS, features.shape[1])
     head = fit_from_statistics(statistics, alphas=[3.0])
     before = fit_uncertainty(statistics, head)
-    before = calibrate(before, head, blocks_of(features, ratings, folds), np.ones(3, bool))
+    before = calibrate(before, head, rows.blocks(), np.ones(3, bool))
     section, regression = JointSection(pair_weights=(30.0,), r2_price=10.0), RegressionSection(folds=FOLDS)
-    arrays, report = joint_stage(head, before, features, ratings, folds, [9, 9, 2], pairs, section, regression)
-    joint, uncertainty = from_kept(arrays, report)
-    assert report["joint"]["pair_weight"] == 30.0
+    joint, uncertainty, report = train_joint_heads(head, before, rows, pairs, section, regression)
+    joint, uncertainty = heads_from_arrays(*heads_to_arrays(joint, uncertainty))
+    assert report.pair_weight == 30.0
     errors = ratings - joint.predict_out_of_fold(features, folds)
     np.testing.assert_allclose(uncertainty.noise, np.sqrt(np.nanmean(errors**2, axis=0)), rtol=1e-3)
     assert (uncertainty.noise > 1.02 * before.noise).any()

@@ -18,7 +18,7 @@ from armorm.conversation import Conversation
 from armorm.errors import FitError
 from armorm.files import read_arrays
 from armorm.heads.gate_training import RewardPairs
-from armorm.training import stages as head_stages
+from armorm.training import pipeline, stages
 from armorm.training.dataset import held_out_prompts, read_training_data
 
 QUESTION = [{"role": "user", "content": "Just for fun, how do I learn to juggle?"}]
@@ -73,13 +73,13 @@ def test_the_transform_of_training_is_the_one_that_is_served(small_run):
 def test_the_gate_is_trained_on_served_rewards_out_of_fold(small_recipe, small_features, tmp_path, monkeypatch):
     """What reaches the gate is compared with rewards made here, from the kept weights and plain features."""
     seen: list[RewardPairs] = []
-    fit = head_stages.fit_gate
+    fit = stages.fit_gate
 
     def recorded(features, pairs, settings, **options):
         seen.append(pairs)
         return fit(features, pairs, settings, **options)
 
-    monkeypatch.setattr(head_stages, "fit_gate", recorded)
+    monkeypatch.setattr(stages, "fit_gate", recorded)
     model = train(small_recipe, tmp_path, features=small_features)
     data = read_training_data(small_recipe)
     weights = read_arrays(tmp_path / "work" / "regression.safetensors")
@@ -165,8 +165,8 @@ def test_a_finished_run_started_again_computes_nothing_and_says_the_same(
         raise AssertionError("computed again")
 
     monkeypatch.setattr("armorm.backbone.decoder.Backbone.features", forbidden)
-    monkeypatch.setattr(head_stages, "fit_gate", forbidden)
-    monkeypatch.setattr(head_stages, "fit_stage1", forbidden)
+    monkeypatch.setattr(stages, "fit_gate", forbidden)
+    monkeypatch.setattr(pipeline, "fit_stage1", forbidden)
     again = shutil.copytree(small_run, tmp_path / "run")
     train(small_recipe, again)
     assert metrics_of(again) == metrics_of(small_run)

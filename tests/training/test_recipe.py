@@ -80,7 +80,7 @@ evaluation:
         ("evaluation: [{benchmark: ratings, data: x.jsonl}]", ["evaluation.0", "expected no data"]),
         ("reference: {dat: x}", ["reference.dat", "did you mean data?"]),
         ("backbone: {overflow: truncate}", ["backbone.overflow", "truncate_prompt"]),
-        ("backbone: {workers: 2}", ["backbone", "workers and gpus_per_worker go with engine: ray"]),
+        ("backbone: {workers: 2}", ["backbone", "workers and gpus_per_worker need engine: ray"]),
         ("backbone: {engine: dask}", ["backbone.engine", "'dask'", "local"]),
         ("limit: 0", ["limit", "0"]),
     ],
@@ -101,8 +101,8 @@ def test_a_fault_is_named_by_its_path_and_the_nearest_right_name(extra, parts):
         ("{data: a.jsonl, objectives: {q: [4, 0]}}", "low < high"),
         ("{data: a.jsonl, objectives: {q: {range: [0, 4], direction: down}}}", "ratings.0.objectives.q.direction"),
         ("{data: a.jsonl, objectives: {q: {rnge: [0, 4]}}}", "did you mean range?"),
-        ("{preset: helpsteer, objectives: {q: [0, 1]}}", "objectives go with data"),
-        ("{data: a.jsonl, name: x, objectives: {q: [0, 1]}}", "name goes with compute"),
+        ("{preset: helpsteer, objectives: {q: [0, 1]}}", "objectives need data"),
+        ("{data: a.jsonl, name: x, objectives: {q: [0, 1]}}", "name needs compute"),
     ],
 )
 def test_a_faulty_rating_entry_is_refused(entry, part):
@@ -115,7 +115,7 @@ def test_a_faulty_rating_entry_is_refused(entry, part):
         ("{data: b.jsonl, from_ratings: quality}", "exactly one"),
         ("{max_pairs_per_prompt: 3}", "exactly one"),
         ("{from_ratings: quality}", "margin > 0"),
-        ("{data: b.jsonl, margin: 1}", "margin goes with from_ratings"),
+        ("{data: b.jsonl, margin: 1}", "margin needs from_ratings"),
         ("{data: b.jsonl, max_pairs_per_prompt: 0}", "preferences.0.max_pairs_per_prompt"),
     ],
 )

@@ -1,10 +1,7 @@
-"""`armorm demo`: train on the generated corpus, and say whether the method found what was planted.
+"""`armorm demo`: train on a synthetic corpus with planted effects, and test whether training recovers them.
 
-In:  an output folder, a seed.
-Out: the trained model there, the control's beside it, and the findings.
-
-Everything is measured on held-out prompts. A finding counts only beyond three standard errors, so the
-control, in which nothing is planted, must come out empty.
+Everything is measured on held-out prompts. An effect counts as found only beyond three standard errors, so nothing must
+be found in the control, a corpus without planted effects.
 """
 
 from __future__ import annotations
@@ -34,23 +31,23 @@ from armorm.training.dataset import held_out_prompts, read_training_data
 from armorm.training.pipeline import train
 from armorm.training.recipe import Recipe
 
-# Which planted quality is the truth of each rated objective.
+# Planted quality that each objective rates.
 TRUTH = {
     "workshop-help": "help",
     "workshop-clarity": "clarity",
     "workshop-verbosity": "length",
     "harbour-is_safe": "care",
-    "harbour-muddle": "clarity",  # less muddle is better, so its reward points to clarity
+    "harbour-muddle": "clarity",  # less muddle is better, so its reward rises with clarity
     "market-overall": "overall",
 }
 STANDARD_ERRORS = 3.0
 
 
 def run_demo(output: Path, seed: int = 0) -> dict[str, Any]:
-    """Generate, train, measure; and the same for the control.
+    """Generate the corpus, train and measure; likewise for the control.
 
     Returns:
-        `planted` and `control`, each with objectives, gate and pairs, and what was `found`.
+        `planted` and `control`, each with the metrics of `objectives`, `gate` and `pairs`, and the effects `found`.
     """
     rows = generate(seed)
     findings = {}
@@ -95,10 +92,11 @@ def _objective_findings(
 ) -> dict[str, Any]:
     """Rank correlations on held-out prompts.
 
-    For each objective: `rating` (reward with the ratings given), `rating_length` (those ratings with planted
-    length), `truth` and `length` (reward with planted quality and with planted length), before and after
-    debiasing. An objective is found by `rating`, a taste for length by `rating_length`: under the control
-    both are correlations with independent draws, so their standard error is 1 / sqrt(n).
+    Per objective: `rating` (reward with the given ratings), `rating_length` (given ratings with planted length),
+    `truth` and `length` (reward with planted quality and with planted length), the last two also after debiasing. An
+    objective
+    is found by `rating`, a length bias by `rating_length`: in the control both correlate independent draws, so their
+    standard error is 1 / sqrt(n).
     """
     qualities = {
         name: np.array([row.qualities[name] for row in test]) for name in ("help", "clarity", "care", "length")
@@ -127,13 +125,13 @@ def _objective_findings(
 
 
 def _gate_findings(model: ArmoRM, test: list[DemoRow], weights: np.ndarray) -> dict[str, Any]:
-    """Weight on safety for risky and for harmless prompts, one value a prompt."""
+    """Gating weight of safety on risky and on harmless prompts, one value per prompt."""
     column = model.objectives.position("harbour-is_safe")
     prompts = {row.prompt: (row.risky, float(weights[i, column])) for i, row in enumerate(test)}
     risky, harmless = (np.array([w for kind, w in prompts.values() if kind is wanted]) for wanted in (True, False))
     error = math.sqrt(risky.var(ddof=1) / len(risky) + harmless.var(ddof=1) / len(harmless))
     difference = float(risky.mean() - harmless.mean())
-    # A gate that hardly moves has tiny errors too: what is found must also be of a size that matters.
+    # A gate that hardly moves has a tiny standard error too, so the difference must also be of a relevant size.
     return {
         "safety_weight_risky": float(risky.mean()),
         "safety_weight_harmless": float(harmless.mean()),
@@ -144,7 +142,7 @@ def _gate_findings(model: ArmoRM, test: list[DemoRow], weights: np.ndarray) -> d
 
 
 def _pair_findings(model: ArmoRM, recipe: Recipe, store: Path) -> dict[str, Any]:
-    """Accuracy on held-out pairs, against uniform weights, the best single objective, a linear Bradley-Terry head."""
+    """Accuracy on held-out pairs, of the model and of three baselines."""
     pairs = read_preferences(Location.find("choices.jsonl", Path(recipe.data_root)))
     training, test = ([pair for pair in pairs if pair.split == split] for split in ("train", "test"))
     sides = {name: _sides(model, part, store) for name, part in (("train", training), ("test", test))}
@@ -159,24 +157,24 @@ def _pair_findings(model: ArmoRM, recipe: Recipe, store: Path) -> dict[str, Any]
     held_out = held_out_prompts([pair.prompt_key for pair in training], 0.2)
     weights = fit_bradley_terry(sides["train"][0].response, sides["train"][1].response, held_out)
     linear = (sides["test"][0].response.astype(np.float64) - sides["test"][1].response) @ weights
-    accuracies = {
+    all_margins = {
         "armorm": margins["test"],
         "uniform weights": rewards["test"].mean(1),
         f"best single objective ({model.objectives.names[best]})": rewards["test"][:, best],
         "linear Bradley-Terry head": linear,
     }
-    figures = {name: float((values > 0).mean()) for name, values in accuracies.items()}
-    # Pairs of one prompt hang together: the standard error is that of the prompts' means.
+    accuracy = {name: float((values > 0).mean()) for name, values in all_margins.items()}
+    # Pairs of one prompt are dependent: the standard error is that of the means of prompts.
     right = (margins["test"] > 0).astype(float)
     _, index = np.unique([pair.prompt_key for pair in test], return_inverse=True)
     means = np.bincount(index, right) / np.bincount(index)
     error = float(means.std(ddof=1) / math.sqrt(len(means)))
     return {
-        "accuracy": figures,
+        "accuracy": accuracy,
         "pairs": len(test),
         "prompts": len(means),
         "standard_error": error,
-        "found": figures["armorm"] - 0.5 > STANDARD_ERRORS * error,
+        "found": accuracy["armorm"] - 0.5 > STANDARD_ERRORS * error,
     }
 
 
@@ -193,17 +191,17 @@ def _features(model: ArmoRM, conversations: list[Conversation], store: Path) -> 
 
 
 def findings_table(findings: dict[str, Any]) -> RenderableType:
-    """The findings for a terminal."""
+    """Terminal tables of the findings."""
     planted, control = findings["planted"], findings["control"]
     objectives = Table(
         box=None,
         pad_edge=False,
         header_style="bold",
         title_justify="left",
-        title="Rank correlation of each reward on held-out prompts, before > after debiasing",
+        title="Rank correlation of rewards on held-out prompts, before > after debiasing",
     )
     objectives.add_column("objective", no_wrap=True)
-    for name in ("its ratings", "the truth", "length", "control"):
+    for name in ("ratings", "planted", "length", "control"):
         objectives.add_column(name, justify="right", no_wrap=True)
     for name, entry in planted["objectives"].items():
         objectives.add_row(
@@ -213,7 +211,7 @@ def findings_table(findings: dict[str, Any]) -> RenderableType:
             _before_after(entry["length"], entry["length_debiased"]),
             f"{control['objectives'][name]['rating']:+.2f}",
         )
-    gate = Table(box=None, pad_edge=False, header_style="bold", title_justify="left", title="\nGate weight on safety")
+    gate = Table(box=None, pad_edge=False, header_style="bold", title_justify="left", title="\nGating weight of safety")
     for name in ("", "risky prompts", "harmless prompts"):
         gate.add_column(name, justify="right" if name else "left")
     pairs = Table(
@@ -244,10 +242,10 @@ def _before_after(before: float, after: float | None) -> str:
 
 def _verdict(label: str, part: dict[str, Any]) -> Text:
     found = part["found"]
-    said = [
+    parts = [
         f"{len(found['objectives'])} of {len(part['objectives'])} objectives",
-        f"taste for length in {len(found['bias'])}",
-        "safety weighed by the prompt" if found["gate"] else "no weighing by the prompt",
+        f"length bias in {len(found['bias'])}",
+        "safety weighted by the prompt" if found["gate"] else "no dependence of the gate on the prompt",
         "preferences" if found["preferences"] else "no preferences",
     ]
-    return Text.assemble((f"{label}: ", "bold"), "found ", "; ".join(said))
+    return Text.assemble((f"{label}: ", "bold"), "found ", "; ".join(parts))

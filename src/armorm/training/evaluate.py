@@ -1,21 +1,20 @@
-"""The figures of a run, for metrics.json: what debiasing left, how sure the heads are, what the model gets right.
+"""Metrics of a finished run for metrics.json: held-out ratings and pairs, debiasing, uncertainty.
 
-In:  a run's data, corpus and parts.
-Out: plain values.
+Ratings and pairs are scored by the rules of the benchmarks of the same name, on features that the run has in its store.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from armorm.correlation import spearman
 from armorm.data.preferences import PreferencePair
-from armorm.data.ratings import RatingTable
 from armorm.evaluation.audits.debiasing import (
     MIN_ROWS,
     prompt_kind,
@@ -24,129 +23,200 @@ from armorm.evaluation.audits.debiasing import (
     residual_bias,
 )
 from armorm.evaluation.audits.uncertainty import uncertainty_audit
+from armorm.evaluation.benchmarks import ratings as ratings_benchmark
+from armorm.evaluation.benchmarks.pairs import strictly_right
+from armorm.evaluation.benchmarks.ratings import comparison_columns
 from armorm.evaluation.runner import evaluate
 from armorm.heads.debiasing import Debiasing
 from armorm.heads.regression import RegressionHead
 from armorm.heads.uncertainty import Uncertainty
 from armorm.model.remote_code import GatingNetwork
+from armorm.objectives import ObjectiveSet
 from armorm.reward_model import ArmoRM
 from armorm.training.dataset import TrainingData, group_index
-from armorm.training.featurize import Corpus
-from armorm.training.pair_metrics import pair_figures, rating_figures
-from armorm.training.stages import rating_levels
+from armorm.training.featurize import Corpus, rating_levels
+from armorm.training.stages import RatedSplit
 
 
-@dataclass(frozen=True)
-class RunFigures:
-    """Figures of one run.
+def evaluation_metrics(
+    model: ArmoRM, data: TrainingData, rated: RatedSplit, corpus: Corpus, debiasing: Debiasing, folder: Path
+) -> dict[str, Any]:
+    """Metrics on everything that the recipe evaluates on, and on held-out pairs by source.
 
-    Attributes:
-        data: of the run.
-        corpus: its conversations.
-        folder: of the run; results of benchmarks go to `benchmarks` in it.
+    Args:
+        folder: of the run; benchmark results are written to `benchmarks` in it.
     """
+    metrics: dict[str, Any] = {}
+    if data.evaluate_ratings and len(rated.test):
+        metrics["ratings"] = held_out_rating_metrics(model, rated, corpus)
+    sets = [(evaluation.name, evaluation.pairs) for evaluation in data.evaluations]
+    for source in dict.fromkeys(pair.source for pair in data.test_pairs):
+        sets.append((f"{source} (test)", [pair for pair in data.test_pairs if pair.source == source]))
+    if sets:
+        metrics["pairs"] = {name: _evaluate_pairs(model, pairs, corpus, debiasing) for name, pairs in sets}
+    for name, benchmark, sources in data.benchmarks:
+        results = evaluate(benchmark, model, sources, output=folder / "benchmarks" / f"{name}.json", quiet=True)
+        metrics.setdefault("benchmarks", {})[name] = {
+            "counts": dict(results.counts),
+            "figures": [asdict(metric) for metric in results.metrics],
+        }
+    return metrics
 
-    data: TrainingData
-    corpus: Corpus
-    folder: Path
 
-    def debiasing(
-        self,
-        debiasing: Debiasing,
-        table: RatingTable,
-        test_rows: np.ndarray,
-        head: RegressionHead,
-        network: GatingNetwork,
-    ) -> dict[str, Any] | None:
-        """Correlation with the biases before and after, on reference data and on held-out rated rows."""
-        if not debiasing.against:
-            return None
-        figures = reference_bias(debiasing, table.objectives.names)
-        if len(test_rows) >= MIN_ROWS:
-            conversations = [table.conversations[i] for i in test_rows]
-            rows = self.corpus.indices(conversations)
-            tokens = [self.corpus.encoded[i].response_tokens for i in rows]
-            features = self.corpus.features(rows)
-            with torch.no_grad():
-                output = network(torch.from_numpy(features.prompt)).double().numpy()[features.prompt_index]
-            figures["stability"] = residual_bias(
-                debiasing,
-                head.predict(features.response),
-                output,
-                [quantity_behind(table.objectives[i], conversations, tokens) for i in debiasing.against],
-                table.objectives.names,
-                group_index([conversation.prompt_key for conversation in conversations]),
-                [table.sources[i] for i in test_rows],
-                [prompt_kind(conversation) for conversation in conversations],
-            )
-        return figures
+def held_out_rating_metrics(model: ArmoRM, rated: RatedSplit, corpus: Corpus) -> dict[str, dict[str, Any]]:
+    """`rating_metrics` of a model on the test rows."""
+    conversations = rated.test_conversations
+    rewards = model.score_features(corpus.features(conversations)).rewards
+    columns = [model.objectives.position(name) for name in rated.table.objectives.names]
+    prompts = [conversation.prompt_key for conversation in conversations]
+    return rating_metrics(rewards[:, columns], rated.table.ratings[rated.test], rated.table.objectives, prompts)
 
-    def uncertainty(
-        self,
-        uncertainty: Uncertainty | None,
-        head: RegressionHead,
-        table: RatingTable,
-        train_rows: np.ndarray,
-        test_rows: np.ndarray,
-    ) -> dict[str, Any] | None:
-        if uncertainty is None:
-            return None
-        features = self.corpus.responses(self.corpus.indices([table.conversations[i] for i in test_rows]))
-        return uncertainty_audit(
-            uncertainty,
-            head.predict(features),
-            features,
-            table.ratings[test_rows],
-            rating_levels(table.ratings[train_rows]),
-            table.objectives,
-            [table.sources[i] for i in test_rows],
+
+def rating_metrics(
+    rewards: np.ndarray, ratings: np.ndarray, objectives: ObjectiveSet, prompts: Sequence[str]
+) -> dict[str, dict[str, Any]]:
+    """Agreement of predicted with given ratings, by objective.
+
+    Args:
+        rewards: (n, k) predicted rewards.
+        ratings: (n, k) raw ratings, NaN where missing.
+        prompts: (n,) prompt of each row.
+
+    Returns:
+        by objective: `n`, `prompts`, `spearman`, `mae` (raw units), `within_prompt` (accuracy between responses to one
+        prompt) and `within_prompt_pairs`; values are NaN if there are too few rows.
+    """
+    predicted = objectives.to_raw(rewards)
+    metrics = {}
+    for column, name in enumerate(objectives.names):
+        rows = np.flatnonzero(~np.isnan(ratings[:, column]))
+        x, y, groups = predicted[rows, column], ratings[rows, column], [prompts[i] for i in rows.tolist()]
+        enough = len(rows) >= ratings_benchmark.MIN_ROWS
+        accuracy, pairs = within_prompt_accuracy(x, y, groups)
+        metrics[name] = {
+            "n": len(rows),
+            "prompts": len(set(groups)),
+            "spearman": spearman(x, y) if enough else float("nan"),
+            "mae": float(np.abs(x - y).mean()) if enough else float("nan"),
+            "within_prompt": accuracy,
+            "within_prompt_pairs": pairs,
+        }
+    return metrics
+
+
+def within_prompt_accuracy(
+    prediction: np.ndarray, rating: np.ndarray, prompts: Sequence[Any] | np.ndarray
+) -> tuple[float, int]:
+    """Accuracy between responses to one prompt with different ratings (NaN without any), and the number of such pairs;
+    a tie of predictions counts half."""
+    right, compared = (values.sum() for values in comparison_columns(prediction, rating, list(prompts)))
+    return (float(right / compared) if compared else float("nan")), int(compared)
+
+
+def _evaluate_pairs(
+    model: ArmoRM, pairs: Sequence[PreferencePair], corpus: Corpus, debiasing: Debiasing
+) -> dict[str, Any]:
+    scored = np.array([pair.chosen in corpus and pair.rejected in corpus for pair in pairs], bool)
+    margins = np.full(len(pairs), np.nan)
+    reward_margins = np.full((len(pairs), len(model.objectives)), np.nan)
+    lengths = np.zeros(len(pairs))
+    if scored.any():
+        usable = corpus.usable(pairs)
+        sides = [pair.chosen for pair in usable], [pair.rejected for pair in usable]
+        chosen, rejected = (model.score_features(corpus.features(side)) for side in sides)
+        margins[scored] = chosen.scores.astype(np.float64) - rejected.scores
+        reward_margins[scored] = debiasing.apply(chosen.rewards.astype(np.float64) - rejected.rewards)
+        tokens = [np.array(corpus.response_tokens(side)) for side in sides]
+        lengths[scored] = tokens[0] - tokens[1]
+    return pair_metrics(margins, reward_margins, lengths, pairs, model.objectives.names)
+
+
+def pair_metrics(
+    margins: np.ndarray,
+    reward_margins: np.ndarray,
+    length_differences: np.ndarray,
+    pairs: Sequence[PreferencePair],
+    names: Sequence[str],
+) -> dict[str, Any]:
+    """Accuracy on p preference pairs; a tie is wrong, and so is a rejected pair.
+
+    Args:
+        margins: (p,) score of chosen minus score of rejected; NaN for a pair that was rejected.
+        reward_margins: (p, k) debiased rewards of chosen minus rejected.
+        length_differences: (p,) response tokens of chosen minus rejected.
+        names: (k,) objectives.
+
+    Returns:
+        `accuracy`, `pairs`, `prompts`, `refused`, `ties`; `baselines` (uniform weights, the longer response);
+        `objectives` (accuracy of each alone); `longer_right` and `longer_wrong` (accuracy where the longer response is
+        the chosen, or the rejected one); `subsets`.
+    """
+    right = strictly_right(margins, np.zeros(len(margins)))
+    subsets = np.array([pair.subset for pair in pairs], object)
+
+    def accuracy(mask: np.ndarray) -> dict[str, Any]:
+        return {"accuracy": _mean(right[mask]), "pairs": int(mask.sum())}
+
+    return {
+        "accuracy": _mean(right),
+        "pairs": len(pairs),
+        "prompts": len({pair.prompt_key for pair in pairs}),
+        "refused": int(np.isnan(margins).sum()),
+        "ties": int((margins == 0).sum()),
+        "baselines": {
+            "uniform_weights": _mean(reward_margins.mean(1) > 0),
+            "longer_response": _mean(length_differences > 0),
+        },
+        "objectives": {name: _mean(reward_margins[:, column] > 0) for column, name in enumerate(names)},
+        "longer_right": accuracy(length_differences > 0),
+        "longer_wrong": accuracy(length_differences < 0),
+        "subsets": {name: accuracy(subsets == name) for name in sorted(set(subsets)) if name},
+    }
+
+
+def _mean(right: np.ndarray) -> float:
+    return float(right.mean()) if len(right) else float("nan")
+
+
+def debiasing_metrics(
+    debiasing: Debiasing, rated: RatedSplit, corpus: Corpus, head: RegressionHead, network: GatingNetwork
+) -> dict[str, Any] | None:
+    """Correlation with the biases before and after, on reference data and on the test rows; None without debiasing."""
+    if not debiasing.against:
+        return None
+    table, conversations = rated.table, rated.test_conversations
+    metrics = reference_bias(debiasing, table.objectives.names)
+    if len(conversations) >= MIN_ROWS:
+        tokens = corpus.response_tokens(conversations)
+        features = corpus.features(conversations)
+        with torch.no_grad():
+            output = network(torch.from_numpy(features.prompt)).double().numpy()[features.prompt_index]
+        metrics["stability"] = residual_bias(
+            debiasing,
+            head.predict(features.response),
+            output,
+            [quantity_behind(table.objectives[i], conversations, tokens) for i in debiasing.against],
+            table.objectives.names,
+            group_index([conversation.prompt_key for conversation in conversations]),
+            [table.sources[i] for i in rated.test],
+            [prompt_kind(conversation) for conversation in conversations],
         )
+    return metrics
 
-    def evaluation(
-        self, model: ArmoRM, table: RatingTable, test_rows: np.ndarray, debiasing: Debiasing
-    ) -> dict[str, Any]:
-        names = table.objectives.names
-        figures: dict[str, Any] = {}
-        if self.data.evaluate_ratings and len(test_rows):
-            conversations = [table.conversations[i] for i in test_rows]
-            batch = model.score_features(self.corpus.features(self.corpus.indices(conversations)))
-            prompts = group_index([conversation.prompt_key for conversation in conversations])
-            figures["ratings"] = rating_figures(batch.rewards, table.ratings[test_rows], table.objectives, prompts)
-        sets = [(evaluation.name, evaluation.pairs) for evaluation in self.data.evaluations]
-        sources = dict.fromkeys(pair.source for pair in self.data.test_pairs)
-        sets += [(f"{source} (test)", [p for p in self.data.test_pairs if p.source == source]) for source in sources]
-        for name, pairs in sets:
-            figures.setdefault("pairs", {})[name] = self._pairs(model, pairs, debiasing, names)
-        for name, benchmark, places in self.data.benchmarks:
-            results = evaluate(benchmark, model, places, output=self.folder / "benchmarks" / f"{name}.json", quiet=True)
-            figures.setdefault("benchmarks", {})[name] = {
-                "counts": dict(results.counts),
-                "figures": [asdict(metric) for metric in results.metrics],
-            }
-        return figures
 
-    def _pairs(
-        self, model: ArmoRM, pairs: Sequence[PreferencePair], debiasing: Debiasing, names: list[str]
-    ) -> dict[str, Any]:
-        sides = [
-            self.corpus.indices([pair.chosen for pair in pairs]),
-            self.corpus.indices([pair.rejected for pair in pairs]),
-        ]
-        scored = (sides[0] >= 0) & (sides[1] >= 0)
-        margins = np.full(len(pairs), np.nan)
-        reward_margins = np.full((len(pairs), len(names)), np.nan)
-        lengths = np.zeros(len(pairs))
-        if scored.any():
-            chosen, rejected = (model.score_features(self.corpus.features(side[scored])) for side in sides)
-            margins[scored] = chosen.scores.astype(np.float64) - rejected.scores
-            reward_margins[scored] = debiasing.apply(chosen.rewards.astype(np.float64) - rejected.rewards)
-            tokens = [np.array([self.corpus.encoded[i].response_tokens for i in side[scored]]) for side in sides]
-            lengths[scored] = tokens[0] - tokens[1]
-        return pair_figures(
-            margins,
-            reward_margins,
-            lengths,
-            [pair.subset for pair in pairs],
-            [pair.prompt_key for pair in pairs],
-            names,
-        )
+def uncertainty_metrics(
+    uncertainty: Uncertainty | None, rated: RatedSplit, corpus: Corpus, head: RegressionHead
+) -> dict[str, Any] | None:
+    """Calibration of the uncertainty on the test rows; None without uncertainty."""
+    if uncertainty is None:
+        return None
+    features = corpus.responses(rated.test_conversations)
+    return uncertainty_audit(
+        uncertainty,
+        head.predict(features),
+        features,
+        rated.table.ratings[rated.test],
+        rating_levels(rated.table.ratings[rated.train]),
+        rated.table.objectives,
+        [rated.table.sources[i] for i in rated.test],
+    )

@@ -1,17 +1,15 @@
-"""The conversations of a run, each once, with their tokens and features.
+"""Tokens and features of a run's conversations, each computed once and kept in the feature store.
 
-In:  a recipe, its plan, the backbone.
-Out: `Corpus`.
-
-Features of the prompts are in memory; those of the responses stay in the store, and are read a block at a time, in
-the order of its shards: what a run holds does not grow with hidden size times rated rows.
+Prompt features are in memory. Response features stay in the store and are read a block at a time, in the order of its
+shards, so memory does not grow with hidden size times the number of rated rows.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from rich.console import Console
@@ -20,32 +18,32 @@ from armorm.backbone.chat_template import EncodedConversation
 from armorm.backbone.decoder import Backbone
 from armorm.backbone.encoding import encode_rows
 from armorm.conversation import Conversation
+from armorm.data.preferences import PreferencePair
 from armorm.errors import MissingExtraError
-from armorm.features.engine import keys_of, prompt_keys_of
+from armorm.features.engine import BATCH_TOKENS, keys_of, prompt_keys_of
 from armorm.features.extract import Features, distinct, fill_store
-from armorm.features.store import BLOCK_ROWS, FeatureStore, read_manifest
+from armorm.features.store import FeatureStore, read_manifest
 from armorm.features.workers import ExtractionSettings, Workers
 from armorm.heads.accumulation import RatedBlock, accumulate
 from armorm.heads.statistics import RatingStatistics
 from armorm.progress import progress
-from armorm.training.dataset import TrainingData
-from armorm.training.recipe import Recipe
+from armorm.training.finetune.record import residuals
 from armorm.training.schema import BackboneSection
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """All conversations of a run, each once, with encodings and features.
+    """The n conversations of a run that could be encoded, with tokens and features.
 
     Attributes:
-        rows: row of each conversation by its content key; absent where it was refused.
-        encoded: n encodings by row.
+        rows: row of each conversation by its content key.
+        encoded: (n,) token ids.
         store: holds the features of every row.
-        keys: (n,) under which it holds the responses'.
+        keys: (n,) keys of the response features in the store.
         prompt: (m, d) float32 features of the distinct prompts.
         prompt_index: (n,) int64, row of `prompt` for each conversation.
-        rejected: reason of each refused conversation by its content key.
-        truncated: conversations that lost prompt tokens.
+        rejected: reason of each rejected conversation by its content key.
+        truncated: number of conversations that lost prompt tokens.
     """
 
     rows: dict[str, int]
@@ -57,56 +55,81 @@ class Corpus:
     rejected: dict[str, str]
     truncated: int
 
+    def __contains__(self, conversation: Conversation) -> bool:
+        return conversation.key in self.rows
+
+    def usable(self, pairs: Sequence[PreferencePair]) -> list[PreferencePair]:
+        """The pairs of which neither side was rejected."""
+        return [pair for pair in pairs if pair.chosen in self and pair.rejected in self]
+
     def indices(self, conversations: Sequence[Conversation]) -> np.ndarray:
-        """Row of each conversation, -1 where it was refused."""
-        return np.array([self.rows.get(conversation.key, -1) for conversation in conversations], np.int64)
+        """Row (c,) of each conversation, none of which may be rejected; likewise below."""
+        return np.array([self.rows[conversation.key] for conversation in conversations], np.int64)
 
-    def responses(self, rows: np.ndarray) -> np.ndarray:
-        """Response features (len(rows), d) float32, in memory."""
-        return self.store.responses(self.keys[rows])
+    def response_keys(self, conversations: Sequence[Conversation]) -> np.ndarray:
+        """Key (c,) of each response's features in the store."""
+        return self.keys[self.indices(conversations)]
 
-    def prompts(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Features (p, d) of the distinct prompts of rows, and which of them each row has (len(rows),)."""
-        used, index = np.unique(self.prompt_index[rows], return_inverse=True)
-        return self.prompt[used], index
+    def response_tokens(self, conversations: Sequence[Conversation]) -> list[int]:
+        """Number of tokens of each response, template tokens excluded."""
+        return [self.encoded[row].response_tokens for row in self.indices(conversations)]
 
-    def features(self, rows: np.ndarray) -> Features:
-        """Features of rows, in memory."""
-        return Features(self.responses(rows), *self.prompts(rows))
+    def responses(self, conversations: Sequence[Conversation]) -> np.ndarray:
+        """Response features (c, d) float32, in memory."""
+        return self.store.responses(self.response_keys(conversations))
+
+    def prompt_rows(self, conversations: Sequence[Conversation]) -> np.ndarray:
+        """Row (c,) of each conversation's prompt in `prompt`."""
+        return self.prompt_index[self.indices(conversations)]
+
+    def features(self, conversations: Sequence[Conversation]) -> Features:
+        """Prompt and response features, in memory."""
+        used, index = np.unique(self.prompt_rows(conversations), return_inverse=True)
+        return Features(self.responses(conversations), self.prompt[used], index)
 
 
-def read_corpus(recipe: Recipe, data: TrainingData, backbone: Backbone, store: Path, console: Console) -> Corpus:
-    """Encode every conversation of the run once, and compute its features, or read them from the store at a path."""
-    rated = [data.table.conversations[i] for i in (*data.train_rows, *data.test_rows)]
-    sides = [
-        side
-        for pairs in (data.pairs, data.test_pairs, *(evaluation.pairs for evaluation in data.evaluations))
-        for pair in pairs
-        for side in (pair.chosen, pair.rejected)
-    ]
-    unique = list({c.key: c for c in (*rated, *sides, *(data.reference or ()))}.values())
-    section = recipe.backbone
-    with progress("tokens", len(unique), "conversations") as advance:
-        result = encode_rows(backbone.template, unique, section.max_length, section.overflow, advance)
+def build_corpus(
+    conversations: Sequence[Conversation],
+    backbone: Backbone,
+    store: Path,
+    console: Console,
+    *,
+    max_length: int | None,
+    overflow: Literal["error", "truncate_prompt", "skip"],
+    batch_tokens: int = BATCH_TOKENS,
+    workers: Workers | None = None,
+) -> Corpus:
+    """Encode distinct conversations, and compute their features or read them from the store.
+
+    Args:
+        store: folder of the feature store.
+        workers: compute the features elsewhere, by default the backbone in this process.
+    """
+    with progress("tokens", len(conversations), "conversations") as advance:
+        result = encode_rows(backbone.template, conversations, max_length, overflow, advance)
     encoded = result.encoded
     feature_store = FeatureStore.of(store, backbone)
-    fill_store(
-        _workers(section, backbone) or backbone, encoded, feature_store, ExtractionSettings(section.batch_tokens)
-    )
+    fill_store(workers or backbone, encoded, feature_store, ExtractionSettings(batch_tokens))
     prompts, prompt_index = distinct(prompt_keys_of(encoded))
-    rows = {unique[i].key: row for row, i in enumerate(result.kept)}
-    rejected = {unique[i].key: reason for i, reason in result.rejected}
-    if rejected:
-        console.print(f"refused: {len(rejected):,} of {len(unique):,} conversations, listed in rejected.jsonl")
+    if result.rejected:
+        count = f"{len(result.rejected):,} of {len(conversations):,}"
+        console.print(f"rejected: {count} conversations, listed in rejected.jsonl")
     if result.truncated:
-        console.print(f"truncated: the prompts of {len(result.truncated):,} of {len(unique):,} conversations")
-    features = feature_store.prompts(prompts)
-    truncated = len(result.truncated)
-    return Corpus(rows, encoded, feature_store, keys_of(encoded), features, prompt_index, rejected, truncated)
+        console.print(f"truncated: the prompts of {len(result.truncated):,} of {len(conversations):,} conversations")
+    return Corpus(
+        rows={conversations[i].key: row for row, i in enumerate(result.kept)},
+        encoded=encoded,
+        store=feature_store,
+        keys=keys_of(encoded),
+        prompt=feature_store.prompts(prompts),
+        prompt_index=prompt_index,
+        rejected={conversations[i].key: reason for i, reason in result.rejected},
+        truncated=len(result.truncated),
+    )
 
 
-def _workers(section: BackboneSection, backbone: Backbone) -> Workers | None:
-    """Who extracts features, where that is not this process."""
+def ray_workers(section: BackboneSection, backbone: Backbone) -> Workers | None:
+    """Ray workers for `engine: ray`, else None."""
     if section.engine == "local":
         return None
     from armorm.features.ray_workers import BackboneSource, RayWorkers
@@ -117,59 +140,67 @@ def _workers(section: BackboneSection, backbone: Backbone) -> Workers | None:
 
 
 @dataclass(frozen=True)
-class StoredRows:
-    """Rated rows whose features a store holds; plain data that travels to a task.
+class RatedRows:
+    """Rated rows whose features are in a store.
 
     Attributes:
-        folder: of the store.
-        keys: (n,) key of each conversation.
-        ratings: (n, k) mapped ratings, NaN where missing.
+        store: holds the features.
+        keys: (n,) key of each row in the store.
+        ratings: (n, k) mapped, NaN where missing.
         folds: (n,) int.
         names: (k,) objectives.
-        fold_count: number of folds.
     """
 
-    folder: str
-    keys: Sequence[bytes]
+    store: FeatureStore
+    keys: np.ndarray
     ratings: np.ndarray
     folds: np.ndarray
     names: Sequence[str]
-    fold_count: int
 
-    def parts(self, count: int) -> list[StoredRows]:
-        """The rows in `count` runs of about equal length."""
-        ends = np.linspace(0, len(self.keys), count + 1).astype(int)
-        return [
-            StoredRows(self.folder, self.keys[a:b], self.ratings[a:b], self.folds[a:b], self.names, self.fold_count)
-            for a, b in zip(ends, ends[1:], strict=False)
-        ]
+    @property
+    def levels(self) -> list[int]:
+        """Number of distinct ratings of each objective (k,)."""
+        return rating_levels(self.ratings)
 
-    def blocks(self, store: FeatureStore) -> Iterator[RatedBlock]:
-        """The rows, a block at a time."""
-        for start in range(0, len(self.keys), BLOCK_ROWS):
-            rows = slice(start, start + BLOCK_ROWS)
-            yield RatedBlock(store.responses(self.keys[rows]), self.ratings[rows], self.folds[rows])
+    def take(self, rows: np.ndarray) -> RatedRows:
+        """Some of the rows."""
+        return replace(self, keys=self.keys[rows], ratings=self.ratings[rows], folds=self.folds[rows])
+
+    def features(self) -> np.ndarray:
+        """(n, d) float32, all of them in memory."""
+        return self.store.responses(self.keys)
+
+    def blocks(self, start: np.ndarray | None = None) -> Iterator[RatedBlock]:
+        """The rows, a block at a time, in the order of the store's shards.
+
+        Args:
+            start: (k, d) weights; the blocks then hold the residuals of their predictions instead of the ratings.
+        """
+        for places, features in self.store.blocks(self.keys):
+            ratings = self.ratings[places]
+            left = ratings if start is None else residuals(start, features, ratings)
+            yield RatedBlock(features, left, self.folds[places])
+
+    def statistics(self, fold_count: int, start: np.ndarray | None = None) -> RatingStatistics:
+        """Sufficient statistics of the rows, or of the residuals of `start`, in this process."""
+        return accumulate(self.blocks(start), self.names, fold_count, self.store.hidden_size)
 
 
-def statistics_of(rows: StoredRows) -> RatingStatistics:
-    """Statistics of some rows, in this process."""
-    from pathlib import Path
-
-    manifest = read_manifest(Path(rows.folder))
-    store = FeatureStore(rows.folder, fingerprint=manifest["fingerprint"], hidden_size=manifest["hidden_size"])
-    return accumulate(rows.blocks(store), rows.names, rows.fold_count, store.hidden_size)
+def rating_levels(ratings: np.ndarray) -> list[int]:
+    """Number of distinct values in each column of ratings (n, k), NaN excluded."""
+    return [len(np.unique(column[~np.isnan(column)])) for column in ratings.T]
 
 
-def statistics_by_ray(rows: StoredRows, tasks: int | None = None) -> RatingStatistics:
-    """The same, as Ray tasks; connects to a running cluster, or starts Ray on this machine.
+def statistics_by_ray(rows: RatedRows, fold_count: int, tasks: int | None = None) -> RatingStatistics:
+    """`rows.statistics` as Ray tasks; connects to a running cluster, or starts Ray on this machine.
 
-    The store's folder must be one that every machine of the cluster sees.
+    The store's folder must be visible to every machine of the cluster.
 
     Args:
-        tasks: how many, with an equal share of the cluster's cores each; by default one for each machine.
+        tasks: number of tasks, each with an equal share of the cluster's cores; by default one per machine.
 
     Raises:
-        MissingExtraError: where Ray is not installed.
+        MissingExtraError: if Ray is not installed.
     """
     try:
         import ray
@@ -180,8 +211,10 @@ def statistics_by_ray(rows: StoredRows, tasks: int | None = None) -> RatingStati
 
     tasks = tasks or sum(1 for node in ray.nodes() if node["Alive"])
     cores = max(1, int(ray.cluster_resources().get("CPU", 1)) // tasks)
-    task = ray.remote(_arrays_of).options(num_cpus=cores)
-    waiting = [task.remote(part) for part in rows.parts(tasks)]
+    task = ray.remote(_part_statistics).options(num_cpus=cores)
+    folder = str(rows.store.folder.resolve())
+    parts = [rows.take(part) for part in np.array_split(rows.store.order(rows.keys), tasks)]
+    waiting = [task.remote(folder, part.keys, part.ratings, part.folds, part.names, fold_count) for part in parts]
     total: RatingStatistics | None = None
     while waiting:  # in order of completion, so that few parts are held at a time
         done, waiting = ray.wait(waiting)
@@ -191,5 +224,10 @@ def statistics_by_ray(rows: StoredRows, tasks: int | None = None) -> RatingStati
     return total
 
 
-def _arrays_of(rows: StoredRows) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    return statistics_of(rows).to_arrays()
+def _part_statistics(
+    folder: str, keys: np.ndarray, ratings: np.ndarray, folds: np.ndarray, names: Sequence[str], fold_count: int
+) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Statistics of some rows as plain arrays, in a Ray task, which opens the store itself."""
+    manifest = read_manifest(Path(folder))
+    store = FeatureStore(folder, fingerprint=manifest["fingerprint"], hidden_size=manifest["hidden_size"])
+    return RatedRows(store, keys, ratings, folds, names).statistics(fold_count).to_arrays()

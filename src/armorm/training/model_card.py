@@ -1,8 +1,4 @@
-"""The model card: what the model is, what it was trained on, what it reached, written by the run itself.
-
-In:  the recipe, the run's metrics, the objectives.
-Out: Markdown for README.md beside the model, with the front matter that hubs read.
-"""
+"""Model card of a trained or extended model: Markdown with the front matter that the Hugging Face Hub reads."""
 
 from __future__ import annotations
 
@@ -13,7 +9,6 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 
 from armorm.objectives import ObjectiveSet
-from armorm.training.recipe import Recipe
 
 _CARD = """\
 ---
@@ -22,12 +17,18 @@ pipeline_tag: text-classification
 tags: [reward-model, armorm, interpretable]
 ---
 
-# {{ recipe.name }}
+# {{ name }}
 
-An interpretable reward model: {{ objectives|length }} objectives predicted from the features of
-`{{ metrics.backbone.name }}`{{ ", fine-tuned with them" if metrics.backbone.finetuned else "" }}, weighed by the prompt, summed to one score.
-Trained with armorm {{ metrics.armorm_version }}; recipe hash `{{ metrics.recipe.hash }}` (recipe.yaml beside this file).
-
+{% set extended = metrics.get("extended") -%}
+{% if extended -%}
+The interpretable reward model `{{ extended["from"] }}` with more objectives or ratings: {{ objectives|length }} objectives in all. \
+New objectives: {{ extended.objectives|join(", ") or "none" }}; additional ratings of: {{ extended.more_ratings|join(", ") or "none" }}. \
+The other objectives are unchanged.
+{% else -%}
+An interpretable reward model: {{ objectives|length }} objectives are predicted from the hidden states of `{{ metrics.backbone.name }}`\
+{{ " (fine-tuned with them)" if metrics.backbone.finetuned else "" }}, weighted by a gate that reads the prompt, and summed to one score.
+Trained with armorm {{ metrics.armorm_version }}; recipe hash `{{ metrics.recipe.hash }}` (see recipe.yaml in this folder).
+{% endif %}
 ```python
 from armorm import ArmoRM
 
@@ -37,44 +38,49 @@ print(rm.explain([{"role": "user", "content": "..."}, {"role": "assistant", "con
 
 ## Data
 
-{% for name, count in metrics.data.counts.items() -%}
-- {{ name.replace("_", " ") }}: {{ "{:,}".format(count) }}
+{% if extended -%}
+- rated rows: {{ "{:,}".format(metrics.data.rated_train) }} for training, {{ "{:,}".format(metrics.data.rated_test) }} held out
+- preference pairs: {{ "{:,}".format(metrics.data.pairs) }}
+{% else -%}
+{% for count_name, count in metrics.data.counts.items() -%}
+- {{ count_name.replace("_", " ") }}: {{ "{:,}".format(count) }}
 {% endfor -%}
 {% for reason, count in metrics.data.left_out.items() -%}
-- left out: {{ "{:,}".format(count) }} {{ reason }}
+- excluded: {{ "{:,}".format(count) }} {{ reason }}
 {% endfor -%}
 {% if metrics.backbone.finetuned -%}
 - the backbone was fine-tuned on {{ "{:,}".format(metrics.backbone.finetuned.rated_rows) }} rated rows\
 {{ " and %s pairs"|format("{:,}".format(metrics.backbone.finetuned.pairs)) if metrics.backbone.finetuned.pairs else "" }}
 {% endif -%}
-- refused: {{ "{:,}".format(metrics.data.refused) }}, truncated: {{ "{:,}".format(metrics.data.truncated) }} \
-of {{ "{:,}".format(metrics.data.conversations) }} distinct conversations
-
+- {{ "{:,}".format(metrics.data.conversations) }} distinct conversations, of which {{ "{:,}".format(metrics.data.truncated) }} were truncated; \
+{{ "{:,}".format(metrics.data.refused) }} more were rejected
+{% endif %}
 ## Objectives
 
-Validation is by prompt; R2 and the ridge penalty alpha come from held-out folds, the other columns from
-{{ "held-out rows" if rated else "no held-out rows: none were asked for" }}.
+All splits are by prompt. R2 and the ridge penalty alpha come from cross-validation\
+{{ ". On held-out rows: Spearman correlation of predicted and given ratings, accuracy between responses to one prompt, and mean absolute error in raw units" if rated else "; held-out rows were not evaluated" }}.
 
-| objective | raw range | ratings | alpha | R2 | test n | Spearman | within prompt | error (raw) |
+| objective | raw range | ratings | alpha | R2 | held-out rows | Spearman | within prompt | error |
 |---|---|---|---|---|---|---|---|---|
 {% for report in metrics.regression -%}
-{% set o = objectives[loop.index0] %}{% set t = rated.get(report.objective, {}) -%}
+{% set o = by_name[report.objective] %}{% set t = rated.get(report.objective, {}) -%}
 | {{ o.name }}{{ " (less is better)" if o.direction == "lower" else "" }} | {{ "%.3g..%.3g"|format(o.low, o.high) }} | {{ "{:,}".format(report.ratings) }} \
 | {{ "%g"|format(report.alpha) }} | {{ number(report.r2) }} | {{ t.get("n", "") }} | {{ number(t.get("spearman")) }} \
 | {{ number(t.get("within_prompt")) }} | {{ number(t.get("mae")) }} |
 {% endfor %}
 {% if metrics.get("joint") -%}
-## Ratings and pairs together
+{% set chosen = metrics.joint.pair_weights.index(metrics.joint.pair_weight) -%}
+## Joint training on ratings and pairs
 
-The regression heads minimise the ratings' error and {{ "%g"|format(metrics.joint.pair_weight) }} times the pair loss; chosen on held-out \
-folds: pair loss {{ number(metrics.joint.losses[0], 4) }} -> {{ number(metrics.joint.losses[metrics.joint.pair_weights.index(metrics.joint.pair_weight)], 4) }}, \
-mean R2 {{ number(metrics.joint.mean_r2[0]) }} -> {{ number(metrics.joint.mean_r2[metrics.joint.pair_weights.index(metrics.joint.pair_weight)]) }}.
+The reward heads minimise the squared error of the ratings plus {{ "%g"|format(metrics.joint.pair_weight) }} times the pair loss. On held-out \
+folds: pair loss {{ number(metrics.joint.losses[0], 4) }} -> {{ number(metrics.joint.losses[chosen], 4) }}, \
+mean R2 {{ number(metrics.joint.mean_r2[0]) }} -> {{ number(metrics.joint.mean_r2[chosen]) }}.
 
 {% endif -%}
 {% if metrics.get("quantiles") -%}
 ## Quantiles
 
-Share of held-out ratings below each quantile, by folds of prompts; the score does not use them.
+Share of held-out ratings below each predicted quantile, by cross-validation; quantiles do not change the score.
 
 | objective | {% for level in metrics.quantiles.levels %}{{ "%g"|format(level) }} | {% endfor %}
 |---|{% for level in metrics.quantiles.levels %}---|{% endfor %}
@@ -82,10 +88,10 @@ Share of held-out ratings below each quantile, by folds of prompts; the score do
 | {{ head.objective }} | {% for share in head.below %}{{ number(share) }} | {% endfor %}
 {% endfor %}
 {% endif -%}
-{% if metrics.debiasing -%}
+{% if metrics.get("debiasing") -%}
 ## Debiasing against {{ metrics.debiasing.against }}
 
-{{ metrics.debiasing.metric|capitalize }} correlation with the predicted {{ metrics.debiasing.against }}, {{ metrics.debiasing.level.replace("_", " ") }}, on reference data.
+{{ metrics.debiasing.metric|capitalize }} correlation with the predicted {{ metrics.debiasing.against }} on reference data, {{ metrics.debiasing.level.replace("_", " ") }}, before and after debiasing.
 
 {% for bias, of in metrics.debiasing.biases.items() -%}
 {% if metrics.debiasing.biases|length > 1 -%}
@@ -94,15 +100,15 @@ Share of held-out ratings below each quantile, by folds of prompts; the score do
 {% endif -%}
 | objective | penalty | before | after |
 |---|---|---|---|
-{% for name, penalty in of.penalties.items() if name not in metrics.debiasing.biases -%}
-| {{ name }} | {{ number(penalty) }} | {{ number(of.before[name]) }} | {{ number(of.after[name], 4) }} |
+{% for objective, penalty in of.penalties.items() if objective not in metrics.debiasing.biases -%}
+| {{ objective }} | {{ number(penalty) }} | {{ number(of.before[objective]) }} | {{ number(of.after[objective], 4) }} |
 {% endfor %}
 {% endfor -%}
 {% for bias, of in metrics.debiasing.get("stability", {}).items() -%}
 On held-out prompts the score's correlation with {{ of.measured_by }} is {{ number(of.actual.pooled.score.after) }} \
-({{ number(of.actual.pooled.score.before) }} without the transform), within prompts \
+({{ number(of.actual.pooled.score.before) }} without debiasing), within prompts \
 {{ number(of.actual.within_prompt.score.after) }} ({{ number(of.actual.within_prompt.score.before) }}); \
-with the predicted {{ bias }} {{ number(of.predicted.pooled.score.after) }}.
+with the predicted {{ bias }} it is {{ number(of.predicted.pooled.score.after) }}.
 
 {% endfor -%}
 {% for warning in metrics.debiasing.warnings -%}
@@ -111,39 +117,52 @@ with the predicted {{ bias }} {{ number(of.predicted.pooled.score.after) }}.
 {% endif -%}
 ## Gate
 
-Trained on {{ "{:,}".format(metrics.gate.pairs) }} pairs, stopped by {{ "{:,}".format(metrics.gate.held_out_pairs) }} held out by prompt: \
-accuracy {{ number(metrics.gate.accuracy) }} against {{ number(metrics.gate.uniform_accuracy) }} of uniform weights; \
-entropy {{ number(metrics.gate.mean_entropy) }} nats of {{ number(most) }} possible.
+{% if metrics.gate -%}
+Trained on {{ "{:,}".format(metrics.gate.pairs) }} preference pairs, with early stopping on {{ "{:,}".format(metrics.gate.held_out_pairs) }} held out by prompt. \
+On the latter: accuracy {{ number(metrics.gate.accuracy) }} ({{ number(metrics.gate.uniform_accuracy) }} with uniform weights); \
+mean entropy of the gating weights {{ number(metrics.gate.mean_entropy) }} nats of at most {{ number(max_entropy) }}.
 {% if metrics.gate.collapse %}
-**The gate has collapsed: {{ metrics.gate.collapse }}.** Its weights do not read the prompt.
+**The gate has collapsed: {{ metrics.gate.collapse }}.** Its weights ignore the prompt.
 {% endif %}
+{% else -%}
+No new preference pairs: the new objectives get a constant share of the weight.
+
+{% endif -%}
 {% if metrics.evaluation.get("pairs") -%}
 ## Preference pairs
 
-A tie is wrong; so is a refused pair.
+Accuracy on held-out pairs; ties and rejected pairs count as wrong.
 
 | set | pairs | prompts | accuracy | uniform weights | longer response | where longer is right | where longer is wrong |
 |---|---|---|---|---|---|---|---|
-{% for name, f in metrics.evaluation.pairs.items() -%}
-| {{ name }} | {{ "{:,}".format(f.pairs) }} | {{ "{:,}".format(f.prompts) }} | {{ number(f.accuracy) }} | {{ number(f.baselines.uniform_weights) }} \
+{% for set_name, f in metrics.evaluation.pairs.items() -%}
+| {{ set_name }} | {{ "{:,}".format(f.pairs) }} | {{ "{:,}".format(f.prompts) }} | {{ number(f.accuracy) }} | {{ number(f.baselines.uniform_weights) }} \
 | {{ number(f.baselines.longer_response) }} | {{ number(f.longer_right.accuracy) }} | {{ number(f.longer_wrong.accuracy) }} |
 {% endfor %}
 {% endif -%}
-## Limits
+## Limitations
 
-Predicted ratings are estimates of what the raters of each source would have said; they are no better than
-the figures above. Scores have no absolute meaning: compare them, or normalise by the reference mean and
-standard deviation in config.json.
+Predicted ratings estimate what the raters of each source would have given, and are only as good as the metrics above.
+Scores have no absolute meaning: compare them with each other, or normalise them by the reference mean and standard
+deviation in config.json.
 """
 
 
-def model_card(recipe: Recipe, metrics: Mapping[str, Any], objectives: ObjectiveSet) -> str:
-    """The card of a finished run, with its real figures."""
+def model_card(name: str, metrics: Mapping[str, Any], objectives: ObjectiveSet) -> str:
+    """The card of a finished run.
+
+    Args:
+        metrics: contents of metrics.json, of `train` or of `extend`.
+    """
     environment = Environment(undefined=StrictUndefined, trim_blocks=False, keep_trailing_newline=True)
-    rated = metrics["evaluation"].get("ratings", {})
-    most = math.log(len(objectives))
     return environment.from_string(_CARD).render(
-        recipe=recipe, metrics=metrics, objectives=list(objectives), rated=rated, number=_number, most=most
+        name=name,
+        metrics=metrics,
+        objectives=list(objectives),
+        by_name={objective.name: objective for objective in objectives},
+        rated=metrics["evaluation"].get("ratings", {}),
+        number=_number,
+        max_entropy=math.log(len(objectives)),
     )
 
 

@@ -1,11 +1,8 @@
-"""The recipe: a whole run, written once.
+"""The recipe: one YAML file that describes a whole training run.
 
-In:  a YAML file (or a dictionary), `key=value` overrides, environment variables as `${NAME:-default}`.
-Out: a validated `Recipe`.
-
-Unknown keys, impossible values, keys that stand twice: refused before any work starts, each by its
-path in the file and with the nearest right name. Missing files and unknown objectives are refused
-just as early, by `training.plan`.
+`${NAME:-default}` is replaced by an environment variable, and `key=value` overrides are applied before validation.
+Unknown keys, invalid values and duplicate keys are rejected before any work, each by its path in the file and with the
+nearest valid name; missing files and unknown objectives are rejected by dataset.py.
 """
 
 from __future__ import annotations
@@ -14,9 +11,9 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Optional, Union
+from typing import Any, Literal, Optional, Union, get_args
 
 import yaml
 from pydantic import Field, ValidationError, field_validator
@@ -30,7 +27,6 @@ from armorm.training.schema import (
     FinetuneSection,
     GatingSection,
     JointSection,
-    ObjectiveSection,
     PreferencesSection,
     QuantilesSection,
     RatingsSection,
@@ -43,22 +39,20 @@ _VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
 
 
 class Recipe(Section):
-    """A whole run.
+    """Everything that decides a training run.
 
     Example:
         >>> recipe = Recipe.from_yaml("recipes/demo.yaml", ["seed=1"])    # doctest: +SKIP
     """
 
-    name: str = Field("unnamed", description="of the model and its card")
-    seed: int = Field(0, ge=0)
+    name: str = Field("unnamed", description="name of the model, used in its card")
+    seed: int = Field(0, ge=0, description="of everything random: gate training, subsampling, fine-tuning")
     backbone: BackboneSection = BackboneSection()
     finetune: Optional[FinetuneSection] = None
-    data_root: str = Field(
-        ".", description="where every relative path starts, itself relative to the working directory"
-    )
-    test_share: float = Field(0.1, ge=0, lt=1, description="share of prompts held out of sets without a split column")
+    data_root: str = Field(".", description="folder that relative paths of data start from")
+    test_share: float = Field(0.1, ge=0, lt=1, description="share of prompts held out from sets without a split column")
     limit: Optional[int] = Field(
-        None, ge=1, description="about how many rows to keep of each set (whole prompts), for trying things out"
+        None, ge=1, description="approximate maximum rows per set, sampled by prompt, for quick experiments"
     )
     ratings: tuple[RatingsSection, ...] = Field(min_length=1)
     preferences: tuple[PreferencesSection, ...] = Field(min_length=1)
@@ -70,10 +64,10 @@ class Recipe(Section):
     gating: GatingSection = GatingSection()
     evaluation: tuple[EvaluationSection, ...] = ()
     keep_apart: tuple[str, ...] = Field(
-        (), description="benchmarks, or files of pairs, whose prompts are never trained on, though not evaluated here"
+        (), description="benchmarks or files of pairs whose prompts are excluded from training without being evaluated"
     )
     report_to: tuple[Literal["tensorboard", "wandb"], ...] = Field(
-        (), description="trackers that get the figures of training beside metrics.jsonl"
+        (), description="trackers that receive the training metrics, in addition to metrics.jsonl"
     )
 
     @field_validator("report_to", mode="before")
@@ -85,13 +79,13 @@ class Recipe(Section):
 
     @classmethod
     def from_yaml(cls, path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-        """Read a recipe.
+        """Read a recipe from a file.
 
         Args:
-            overrides: `key=value` each, the key a path (`gating.steps`, `ratings.0.data`), the value YAML.
+            overrides: `key=value` each; the key is a path (`gating.steps`, `ratings.0.data`), the value YAML.
 
         Raises:
-            RecipeError: naming every fault by its path in the file.
+            RecipeError: naming each error by its path in the file.
         """
         try:
             text = Path(path).read_text(encoding="utf-8")
@@ -101,7 +95,7 @@ class Recipe(Section):
 
     @classmethod
     def from_text(cls, text: str, overrides: Sequence[str] = (), *, name: str = "recipe") -> Recipe:
-        """Read a recipe from YAML text; as `from_yaml`."""
+        """Read a recipe from YAML text; see `from_yaml`."""
         try:
             values = read_yaml(text)
         except yaml.YAMLError as error:
@@ -114,7 +108,7 @@ class Recipe(Section):
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], *, name: str = "recipe") -> Recipe:
-        """Validate a recipe given as a dictionary."""
+        """Validate a recipe that is given as a dictionary."""
         try:
             return cls.model_validate(dict(values))
         except ValidationError as error:
@@ -122,12 +116,12 @@ class Recipe(Section):
 
     @property
     def hash(self) -> str:
-        """16 hex digits of everything the recipe says."""
+        """Digest of all values, 16 hex digits."""
         text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
         return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
     def to_yaml(self) -> str:
-        """The recipe with every value written out, as it is kept beside its results."""
+        """The recipe with all values, defaults included."""
         return yaml.safe_dump(
             self.model_dump(mode="json", exclude_none=True), sort_keys=False, allow_unicode=True, width=100
         )
@@ -203,14 +197,17 @@ def _faults(error: ValidationError) -> list[str]:
 
 
 def _known_keys(path: Sequence[str | int]) -> list[str]:
-    """Keys that the section at a path knows."""
-    sections: dict[str, type[Section]] = {
-        "backbone": BackboneSection, "ratings": RatingsSection, "preferences": PreferencesSection,
-        "reference": ReferenceSection, "regression": RegressionSection, "debias": DebiasSection,
-        "gating": GatingSection, "evaluation": EvaluationSection, "finetune": FinetuneSection,
-        "joint": JointSection, "quantiles": QuantilesSection,
-    }  # fmt: skip
+    """Keys of the section at a path."""
     section: type[Section] = Recipe
-    if path:
-        section = ObjectiveSection if "objectives" in path else sections.get(str(path[0]), Recipe)
+    for part in path:
+        field = section.model_fields.get(str(part))
+        section = next(_sections(field.annotation), section) if field else section
     return list(section.model_fields)
+
+
+def _sections(annotation: Any) -> Iterator[type[Section]]:
+    """The sections in a type such as `Optional[GatingSection]` or `dict[str, ObjectiveSection]`."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        yield annotation
+    for argument in get_args(annotation):
+        yield from _sections(argument)

@@ -1,10 +1,7 @@
-"""The draft of a recipe, from files that were inspected.
+"""Draft of a recipe from inspected files of ratings and pairs: YAML with comments that can be trained on unchanged.
 
-In:  `Inspection`s of rated files and of files of pairs.
-Out: the text of a recipe (YAML with comments) that trains on them as it stands.
-
-Where there are no pairs, responses to one prompt whose ratings differ make them. The response's length is measured
-and taken out of every rating, since people and models alike rate length. Small sets get a small gate.
+Without a file of pairs, responses to one prompt with different ratings are used as pairs. Response length is a measured
+objective that all others are debiased against, since people and models alike rate length. Small sets get a small gate.
 """
 
 from __future__ import annotations
@@ -18,14 +15,14 @@ from armorm.data.ratings import objective_name
 from armorm.errors import DataError
 
 _SMALL = 20_000  # rows
-_PART_OF_SCALE = 0.25  # two ratings that differ by so much of the scale make a pair
+_PAIR_MARGIN = 0.25  # minimum difference of two ratings for a pair, as a share of the scale
 
 
 def draft_recipe(sets: Sequence[Inspection], name: str, backbone: str) -> str:
     """The text of a recipe for these files.
 
     Raises:
-        DataError: where nothing is rated, or nothing tells which of two responses is better.
+        DataError: if nothing is rated, or there is nothing to make pairs from.
     """
     rated = [found for found in sets if found.kind == "ratings"]
     pairs = [found for found in sets if found.kind == "pairs"]
@@ -33,8 +30,8 @@ def draft_recipe(sets: Sequence[Inspection], name: str, backbone: str) -> str:
         raise DataError("no file has a column of ratings; expected at least one", file=sets[0].location.name)
     if not pairs and not any(found.several and found.guesses for found in rated):
         raise DataError(
-            "every prompt has one response only, so nothing tells which of two is better; expected several responses "
-            "to a prompt, or a file of pairs with chosen and rejected",
+            "every prompt has only one response, so there are no preference pairs; expected several responses per "
+            "prompt, or a file of pairs with chosen and rejected",
             file=rated[0].location.name,
         )
     sources = _sources(sets)
@@ -55,7 +52,7 @@ def draft_recipe(sets: Sequence[Inspection], name: str, backbone: str) -> str:
         for found in rated:
             for guess in found.guesses if found.several else ():
                 objective = objective_name(guess.column, sources[found.location.name])
-                margin = (guess.high - guess.low) * _PART_OF_SCALE
+                margin = (guess.high - guess.low) * _PAIR_MARGIN
                 if guess.direction != "neutral":
                     lines.append(
                         f"  - {{from_ratings: {json.dumps(objective)}, margin: {margin:g}, max_pairs_per_prompt: 16}}"
@@ -80,10 +77,10 @@ def _rated(found: Inspection, source: str) -> list[str]:
 
 
 def evidence(guess: ScaleGuess) -> str:
-    """What a scale rests on, in a few words."""
+    """The ratings that a scale was derived from, in a few words."""
     seen = f"{guess.rated:,} ratings, {guess.levels:,} levels, from {guess.lowest:g} to {guess.highest:g}"
     if guess.stated:
-        return f"stated; {seen}"
+        return f"given; {seen}"
     others = "".join(f", or {low:g} to {high:g}" for low, high in guess.others)
     return f"guessed from {seen}{others}"
 
@@ -97,7 +94,7 @@ def _quoted(found: Inspection) -> str:
 
 
 def _sources(sets: Sequence[Inspection]) -> dict[str, str]:
-    """A name for each file that says where a rating comes from; no two are alike, and none has a hyphen."""
+    """A unique source name for each file, without hyphens."""
     names: dict[str, str] = {}
     for found in sets:
         stem = Path(found.location.name).name.split(".")[0].replace("-", "_").replace(" ", "_")

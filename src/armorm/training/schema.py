@@ -1,7 +1,6 @@
-"""The sections of a recipe: every key with its range, default and meaning.
+"""Schema of a recipe: every key with its type, range, default and description.
 
-In:  the dictionaries of a recipe (recipe.py reads the file).
-Out: frozen pydantic models; a key that is unknown or a value that is impossible is refused.
+The descriptions are printed in the recipe reference of the documentation.
 """
 
 from __future__ import annotations
@@ -17,85 +16,99 @@ OUR_COLUMNS = ("prompt", "response", "messages", "chosen", "rejected", "margin",
 
 
 class Section(BaseModel):
-    """A part of a recipe: unknown keys are refused."""
+    """A part of a recipe. Unknown keys are rejected."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class BackboneSection(Section):
-    """The decoder whose features everything is learned on."""
+    """The decoder whose hidden states are the features of all heads."""
 
-    model: str = Field("armorm-tiny", description="hub id, folder, or the embedded armorm-tiny")
+    model: str = Field(
+        "armorm-tiny", description="hub id, local folder, or armorm-tiny, which is included in the package"
+    )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="auto: bfloat16 where the hardware is fast at it"
+        "auto", description="of the weights; auto is bfloat16 on hardware that is fast at it, else float32"
     )
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, ...")
-    max_length: int = Field(2048, ge=8, description="most tokens of a conversation")
-    overflow: Literal["error", "truncate_prompt", "skip"] = Field("error", description="what happens to longer ones")
-    batch_tokens: int = Field(8192, ge=64, description="tokens of a forward pass, padding included")
-    engine: Literal["local", "ray"] = Field("local", description="who extracts features: this process, or Ray workers")
-    workers: Optional[int] = Field(None, ge=1, description="of the ray engine; if empty, one for each GPU")
-    gpus_per_worker: Optional[float] = Field(
-        None, ge=0, description="of the ray engine; if empty, 1 where there are any"
+    max_length: int = Field(2048, ge=8, description="maximum tokens per conversation")
+    overflow: Literal["error", "truncate_prompt", "skip"] = Field(
+        "error", description="longer conversations: stop the run, drop the beginning of the prompt, or reject the row"
     )
-    revision: Optional[str] = Field(None, description="of a hub model")
-    trust_remote_code: bool = Field(False, description="run code that comes with the model")
+    batch_tokens: int = Field(8192, ge=64, description="maximum tokens per forward pass, padding included")
+    engine: Literal["local", "ray"] = Field("local", description="features are computed in this process, or by Ray")
+    workers: Optional[int] = Field(None, ge=1, description="number of Ray workers, by default one per GPU")
+    gpus_per_worker: Optional[float] = Field(
+        None, ge=0, description="GPUs per Ray worker, by default 1 if the cluster has any"
+    )
+    revision: Optional[str] = Field(None, description="commit, tag or branch of a hub model")
+    trust_remote_code: bool = Field(False, description="run Python code from the model's repository")
 
     @model_validator(mode="after")
     def _workers_of_ray(self) -> BackboneSection:
         if self.engine == "local" and (self.workers is not None or self.gpus_per_worker is not None):
-            raise ValueError("workers and gpus_per_worker go with engine: ray")
+            raise ValueError("workers and gpus_per_worker need engine: ray")
         return self
 
 
 class FinetuneSection(Section):
-    """The backbone trained with the heads before its features are read (finetune.py)."""
+    """Fine-tuning of the backbone together with linear reward heads, before its features are computed."""
 
-    method: Literal["full", "lora"] = Field("full", description="every weight, or adapters that are merged at the end")
+    method: Literal["full", "lora"] = Field("full", description="train all weights, or LoRA adapters merged at the end")
     share: float = Field(
-        0.8, gt=0, lt=1, description="share of the prompts to train on; the others choose alpha and train the gate"
+        0.8,
+        gt=0,
+        lt=1,
+        description="share of the prompts to fine-tune on; only the others are used to fit heads and gate afterwards",
     )
     source_shares: dict[str, Annotated[float, Field(ge=0, lt=1)]] = Field(
-        default_factory=dict, description="share of a rated set's prompts, where it differs"
+        default_factory=dict, description="share for the prompts of single rated sets, by name"
     )
     objective_weights: Literal["equal", "balanced"] = Field(
-        "balanced", description="equal: the paper's sum; balanced: by variance and the root of the number of ratings"
+        "balanced",
+        description="weight of each objective's squared error: 1, or 1 / (variance x sqrt(number of ratings))",
     )
     epochs: float = Field(2.0, gt=0, description="passes over the ratings")
-    preference_epochs: float = Field(0.0, ge=0, description="passes over the preference pairs before them")
-    learning_rate: float = Field(2e-5, gt=0)
+    preference_epochs: float = Field(
+        0.0, ge=0, description="passes over the preference pairs with a Bradley-Terry loss, before the ratings"
+    )
+    learning_rate: float = Field(2e-5, gt=0, description="peak learning rate of the backbone")
     head_learning_rate: float = Field(
-        0.003, gt=0, description="of the linear rewards, as the most that a step moves one on its scale of 0 to 1"
+        0.003, gt=0, description="learning rate of the reward heads: largest change of a reward (0-1) per step"
     )
-    weight_decay: float = Field(0.01, ge=0)
+    weight_decay: float = Field(0.01, ge=0, description="AdamW weight decay of the backbone's matrices")
     schedule: Literal["cosine", "linear", "stable"] = Field(
-        "cosine", description="stable: constant, then a linear fall to zero"
+        "cosine", description="learning rate schedule after warmup; stable is constant with a linear decay at the end"
     )
-    decay: float = Field(0.4, gt=0, le=1, description="share of the steps over which a stable rate falls")
-    warmup: float = Field(0.05, ge=0, lt=1, description="share of the steps")
-    batch_tokens: int = Field(8192, ge=64, description="tokens of a batch, padding included")
-    tree_tokens: int = Field(1024, ge=64, description="most tokens of one prompt with its responses")
-    accumulation: int = Field(1, ge=1, description="batches of a step")
-    frozen_layers: int = Field(0, ge=0, description="first layers, with the embeddings, that stay as they are")
-    lora_rank: int = Field(16, ge=1)
-    lora_alpha: int = Field(32, ge=1)
-    lora_dropout: float = Field(0.0, ge=0, lt=1)
-    gradient_checkpointing: bool = Field(False, description="less memory for a third more time")
+    decay: float = Field(0.4, gt=0, le=1, description="share of the steps in which a stable schedule decays")
+    warmup: float = Field(0.05, ge=0, lt=1, description="share of the steps used for linear warmup")
+    batch_tokens: int = Field(8192, ge=64, description="maximum tokens per batch, padding included")
+    tree_tokens: int = Field(
+        1024, ge=64, description="maximum tokens of a prompt with responses that are computed together"
+    )
+    accumulation: int = Field(1, ge=1, description="gradient accumulation: batches per optimiser step")
+    frozen_layers: int = Field(0, ge=0, description="number of first layers to freeze, with the embeddings")
+    lora_rank: int = Field(16, ge=1, description="rank of the LoRA matrices")
+    lora_alpha: int = Field(32, ge=1, description="LoRA scaling")
+    lora_dropout: float = Field(0.0, ge=0, lt=1, description="dropout of the LoRA layers")
+    gradient_checkpointing: bool = Field(False, description="saves memory for about a third more time")
     save_steps: int = Field(200, ge=1, description="steps between checkpoints")
-    report_to: tuple[str, ...] = Field((), description="tensorboard, wandb, ...: as for transformers' Trainer")
+    report_to: tuple[str, ...] = Field((), description="trackers, as for the Trainer of transformers: tensorboard, ...")
 
 
 class ObjectiveSection(Section):
-    """How a rating column maps to an objective."""
+    """Scale of a rating column. `[low, high]` is short for `{range: [low, high]}`."""
 
     range: Range = Field(description="lowest and highest raw rating")
     direction: Literal["higher", "lower", "neutral"] = Field(
-        "higher", description="lower: less is better, flipped in the map"
+        "higher",
+        description="whether a higher or lower rating is better, or neither (neutral); lower flips the scale",
     )
     map: Literal["min_max", "bin_centre"] = Field(
-        "min_max", description="bin_centre: integer levels at the centres of equal bins"
+        "min_max",
+        description="to rewards in 0-1: linear, or levels at the centres of equal bins, as in the released model",
     )
-    name: Optional[str] = Field(None, description="name of the objective, by default the column with its source")
+    name: Optional[str] = Field(None, description="name of the objective, by default SOURCE-COLUMN")
 
     @model_validator(mode="before")
     @classmethod
@@ -111,16 +124,16 @@ class ObjectiveSection(Section):
 
 
 class SetSection(Section):
-    """What every entry that reads rows has in common."""
+    """Keys of every entry that reads rows."""
 
-    data: Optional[str] = Field(None, description="file or folder below data_root, or hub id")
+    data: Optional[str] = Field(None, description="file or folder relative to data_root, or hub id")
     subset: Optional[str] = Field(None, description="configuration of a hub set")
     split: Optional[str] = Field(None, description="split to train on, by default train")
-    revision: Optional[str] = Field(None, description="of a hub set")
-    source: Optional[str] = Field(None, description="name of the set, by default that of its file")
+    revision: Optional[str] = Field(None, description="commit, tag or branch of a hub set")
+    source: Optional[str] = Field(None, description="name of the set, by default its file name or preset")
     columns: dict[str, str] = Field(
         default_factory=dict,
-        description="the set's own column for prompt, response, messages, chosen, rejected or split, where it differs",
+        description="column names of the set that differ: prompt, response, messages, chosen, rejected, margin, split",
     )
 
     @field_validator("columns")
@@ -135,20 +148,18 @@ class SetSection(Section):
 
 
 class RatingsSection(SetSection):
-    """A set of rated conversations, a preset, or a computed objective."""
+    """One of: a set of rated conversations (`data`), a public set (`preset`), a computed objective (`compute`)."""
 
     objectives: dict[str, ObjectiveSection] = Field(
-        default_factory=dict, description="rating columns with their ranges"
+        default_factory=dict, description="rating columns with their scales"
     )
-    preset: Optional[str] = Field(None, description="a public set whose mapping is known")
+    preset: Optional[str] = Field(None, description="name of a public set with known columns and scales")
     compute: Optional[str] = Field(
         None,
-        description="response_length, list_density, markdown_density, or python:MODULE:FUNCTION",
+        description="measure: response_length, list_density, markdown_density or python:MODULE:FUNCTION",
     )
     name: Optional[str] = Field(None, description="name of the computed objective")
-    map: Literal["min_max", "bin_centre"] = Field(
-        "min_max", description="of a preset's objectives; bin_centre as in the released model"
-    )
+    map: Literal["min_max", "bin_centre"] = Field("min_max", description="of a preset's objectives, see objectives")
 
     @model_validator(mode="after")
     def _one_kind(self) -> RatingsSection:
@@ -158,23 +169,27 @@ class RatingsSection(SetSection):
         if self.data is not None and not self.objectives:
             raise ValueError("a set of ratings needs objectives: {column: [low, high]}")
         if self.compute is None and self.name is not None:
-            raise ValueError("name goes with compute; a rated objective is named under objectives")
+            raise ValueError("name needs compute; a rated objective is named under objectives")
         if self.data is None and self.objectives:
-            raise ValueError(f"objectives go with data, not with {given[0]}")
+            raise ValueError(f"objectives need data, found {given[0]}")
         if self.data is None and self.columns:
-            raise ValueError(f"columns go with data, not with {given[0]}")
+            raise ValueError(f"columns need data, found {given[0]}")
         if self.preset is None and self.map != "min_max":
-            raise ValueError("map goes with preset; that of an objective is written beside its range")
+            raise ValueError("map needs preset; for data it is a key of each objective")
         return self
 
 
 class PreferencesSection(SetSection):
-    """A set of preference pairs, a preset, or pairs made from the ratings of one objective."""
+    """One of: a set of preference pairs (`data`), a public set (`preset`), pairs made from ratings (`from_ratings`)."""
 
-    preset: Optional[str] = Field(None, description="a public set whose layout is known")
-    from_ratings: Optional[str] = Field(None, description="objective whose ratings make pairs within a prompt")
-    margin: float = Field(0.0, ge=0, description="least difference of two raw ratings that makes a pair")
-    max_pairs_per_prompt: Optional[int] = Field(None, ge=1, description="cap, drawn at random with the seed")
+    preset: Optional[str] = Field(None, description="name of a public set with a known layout")
+    from_ratings: Optional[str] = Field(
+        None, description="objective whose ratings are turned into pairs of responses to the same prompt"
+    )
+    margin: float = Field(0.0, ge=0, description="minimum difference of raw ratings for a pair")
+    max_pairs_per_prompt: Optional[int] = Field(
+        None, ge=1, description="maximum pairs per prompt; more are subsampled with the seed"
+    )
 
     @model_validator(mode="after")
     def _one_kind(self) -> PreferencesSection:
@@ -186,14 +201,16 @@ class PreferencesSection(SetSection):
         if self.from_ratings is not None and self.margin <= 0:
             raise ValueError("from_ratings needs a margin > 0, in raw units")
         if self.from_ratings is None and self.margin:
-            raise ValueError("margin goes with from_ratings; a pair's own margin is a column of its data")
+            raise ValueError("margin needs from_ratings; margins of pairs from data are a column")
         return self
 
 
 class ReferenceSection(SetSection):
-    """Conversations over which correlation with a bias, score mean and standard deviation are measured."""
+    """Reference data: debiasing is fitted, and mean and standard deviation of the score measured, on these rows."""
 
-    preset: Optional[str] = Field(None, description="a public set, rated or of pairs (both sides are taken)")
+    preset: Optional[str] = Field(
+        None, description="name of a public set of ratings or pairs; both responses of a pair are used"
+    )
 
     @model_validator(mode="after")
     def _one_kind(self) -> ReferenceSection:
@@ -203,7 +220,7 @@ class ReferenceSection(SetSection):
 
 
 class RegressionSection(Section):
-    """Stage 1."""
+    """Stage 1: ridge regression of the rewards."""
 
     alphas: tuple[float, ...] = Field(
         tuple(10.0**e for e in range(-4, 5)), min_length=1, description="ridge penalties to choose from"
@@ -211,14 +228,19 @@ class RegressionSection(Section):
     intercept: bool = Field(False, description="fit an unpenalised intercept")
     validation: Literal["by_prompt", "split"] = Field(
         "by_prompt",
-        description="alpha is chosen on every fold in turn, or on one fold alone (split); folds are by prompt",
+        description="alpha is chosen by cross-validation over all folds, or on one fold (split); folds are by prompt",
     )
-    folds: int = Field(5, ge=2, le=50, description="folds for choosing alpha and for out-of-fold rewards")
+    folds: int = Field(5, ge=2, le=50, description="number of folds, for choosing alpha and for out-of-fold rewards")
     weights: dict[str, Annotated[float, Field(gt=0)]] = Field(
-        default_factory=dict, description="of an objective's squared errors against its penalty, 1 by default"
+        default_factory=dict,
+        description="weight of an objective's squared errors relative to its penalty, by default 1",
     )
-    uncertainty: bool = Field(True, description="keep in the model what says how sure rewards are")
-    keep_statistics: bool = Field(True, description="keep the rows' sums, so that ratings can be added later")
+    uncertainty: bool = Field(
+        True, description="store in the model what is needed for uncertainties and intervals of rewards"
+    )
+    keep_statistics: bool = Field(
+        True, description="save sufficient statistics, so that ratings can be added later with armorm extend"
+    )
 
     @field_validator("alphas")
     @classmethod
@@ -229,19 +251,23 @@ class RegressionSection(Section):
 
 
 class JointSection(Section):
-    """Regression heads trained on ratings and preference pairs together, after a first gate."""
+    """Regression heads trained on ratings and preference pairs together, with the weights of a first gate."""
 
     pair_weights: tuple[Annotated[float, Field(ge=0)], ...] = Field(
-        (0.0, 0.1, 0.3, 1.0, 3.0), min_length=1, description="weights of the pair loss to choose from; 0 is stage 1"
+        (0.0, 0.1, 0.3, 1.0, 3.0),
+        min_length=1,
+        description="weights of the pair loss to choose from by cross-validation; 0 is stage 1",
     )
-    r2_price: float = Field(0.02, ge=0, description="how far the mean held-out R^2 of the ratings may fall")
+    r2_price: float = Field(0.02, ge=0, description="maximum decrease of the mean held-out R^2 of the ratings")
 
 
 class QuantilesSection(Section):
-    """A distribution for each objective that is rated in levels enough."""
+    """Quantile heads: the distribution of each objective's ratings, if it has enough distinct values."""
 
     levels: tuple[float, ...] = Field(
-        (0.025, 0.1, 0.25, 0.5, 0.75, 0.9, 0.975), min_length=1, description="ascending, between 0 and 1"
+        (0.025, 0.1, 0.25, 0.5, 0.75, 0.9, 0.975),
+        min_length=1,
+        description="quantile levels, ascending, between 0 and 1",
     )
 
     @field_validator("levels")
@@ -253,54 +279,60 @@ class QuantilesSection(Section):
 
 
 class DebiasSection(Section):
-    """The transform that takes a bias out of the other objectives."""
+    """Debiasing: a linear transform that removes correlation with biases, such as verbosity, from the other rewards."""
 
     against: tuple[str, ...] = Field(min_length=1, description="objectives that are biases")
-    metric: Literal["spearman", "pearson"] = Field("spearman", description="correlation brought to zero")
+    metric: Literal["spearman", "pearson"] = Field("spearman", description="correlation that is brought to zero")
     level: Literal["pooled", "within_prompt"] = Field(
-        "pooled", description="over all rows, or only differences within a prompt"
+        "pooled", description="correlation over all rows, or of differences between responses to the same prompt"
     )
     method: Literal["exact", "published"] = Field(
-        "exact", description="published: the grid search of the published script, for reproduction only"
+        "exact", description="exact solution, or the grid search of the published script (for reproduction)"
     )
 
     @model_validator(mode="after")
     def _published_way(self) -> DebiasSection:
         doubled = [name for i, name in enumerate(self.against) if name in self.against[:i]]
         if doubled:
-            raise ValueError(f"against names {doubled[0]!r} twice")
+            raise ValueError(f"found {doubled[0]!r} twice in against")
         if self.method == "published" and (len(self.against), self.metric, self.level) != (1, "spearman", "pooled"):
-            raise ValueError("method published goes with one bias, metric spearman and level pooled")
+            raise ValueError("method published needs one bias, metric spearman and level pooled")
         return self
 
 
 class GatingSection(Section):
-    """Stage 2."""
+    """Stage 2: training of the gate on preference pairs."""
 
-    hidden_size: int = Field(1024, ge=1)
-    hidden_layers: int = Field(3, ge=0, description="0 is a linear gate")
-    temperature: float = Field(10.0, gt=0)
+    hidden_size: int = Field(1024, ge=1, description="width of the hidden layers")
+    hidden_layers: int = Field(3, ge=0, description="number of hidden layers; 0 is a linear gate")
+    temperature: float = Field(10.0, gt=0, description="divides the logits before the softmax")
     logit_scale: Union[Literal["fit"], Annotated[float, Field(gt=0)]] = Field(
-        "fit", description="fit, or a fixed number"
+        "fit", description="factor of the gating weights: fitted, or a fixed number"
     )
-    dropout: float = Field(0.2, ge=0, lt=1)
-    learning_rate: float = Field(1e-3, gt=0)
-    weight_decay: float = Field(0.0, ge=0)
-    steps: int = Field(2000, ge=1)
-    batch_size: int = Field(1024, ge=1)
-    patience: int = Field(10, ge=1, description="evaluations (every 50 steps) without progress before stopping")
-    margin: float = Field(0.0, ge=0, description="times a pair's margin over its source's mean: least lead of chosen")
-    label_smoothing: float = Field(0.0, ge=0, lt=0.5, description="share of pairs taken as labelled the wrong way")
-    entropy: float = Field(0.0, ge=0, description="reward for weights that are spread over the objectives")
-    load_balance: float = Field(0.0, ge=0, description="penalty for mean weights that are not uniform")
+    dropout: float = Field(0.2, ge=0, lt=1, description="dropout of the hidden layers")
+    learning_rate: float = Field(1e-3, gt=0, description="peak learning rate of AdamW, with a cosine schedule")
+    weight_decay: float = Field(0.0, ge=0, description="AdamW weight decay")
+    steps: int = Field(2000, ge=1, description="maximum optimiser steps")
+    batch_size: int = Field(1024, ge=1, description="pairs per step")
+    patience: int = Field(
+        10, ge=1, description="evaluations (every 50 steps) without improvement before early stopping"
+    )
+    margin: float = Field(
+        0.0, ge=0, description="margin of the loss, times the pair's own margin relative to the mean of its source"
+    )
+    label_smoothing: float = Field(0.0, ge=0, lt=0.5, description="assumed share of pairs with swapped labels")
+    entropy: float = Field(0.0, ge=0, description="weight of an entropy bonus, which spreads the gating weights")
+    load_balance: float = Field(
+        0.0, ge=0, description="weight of a penalty on mean gating weights that are not uniform"
+    )
     source_weights: dict[str, Annotated[float, Field(gt=0)]] = Field(
-        default_factory=dict, description="how much a pair of a preference set counts, 1 by default"
+        default_factory=dict, description="weight of the pairs of a preference set, by name; by default 1"
     )
     scale_rewards: bool = Field(
-        False, description="debiased rewards of unit standard deviation on the reference data, folded into T"
+        False, description="scale debiased rewards to unit standard deviation on the reference data, as part of T"
     )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="of products in training; auto: bfloat16 where the hardware is fast at it"
+        "auto", description="of matrix products in training; auto is bfloat16 on hardware that is fast at it"
     )
 
 
@@ -308,12 +340,12 @@ Benchmark = Literal["pairs", "ratings", "rewardbench", "rewardbench2", "rm-bench
 
 
 class EvaluationSection(SetSection):
-    """One evaluation after training."""
+    """An evaluation after training."""
 
     benchmark: Benchmark = Field(
-        description="pairs: preference rows; ratings: held-out ratings; or a published benchmark"
+        description="pairs (preference pairs in data), ratings (held-out ratings), or a published benchmark"
     )
-    name: Optional[str] = Field(None, description="name in the report, by default that of the data")
+    name: Optional[str] = Field(None, description="name in metrics and report, by default that of the data")
 
     @model_validator(mode="after")
     def _has_data(self) -> EvaluationSection:

@@ -1,4 +1,4 @@
-"""The metrics of a training run as terminal tables."""
+"""Metrics of a training run, and objectives of a model, as terminal tables."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from armorm.objectives import ObjectiveSet
 
 
 def metrics_summary(metrics: Mapping[str, Any]) -> RenderableType:
-    """Objectives, debiasing, gate and pairs of a finished run."""
+    """Objectives, debiasing, gate and preference pairs of metrics.json."""
     parts: list[RenderableType] = [_objectives(metrics)]
     gate = metrics["gate"]
     parts.append(
         Text.from_markup(
-            f"\n[bold]gate[/bold]  {gate['pairs']:,} pairs, {gate['held_out_pairs']:,} held out by prompt: "
+            f"\n[bold]gate[/bold]  {gate['pairs']:,} training pairs, {gate['held_out_pairs']:,} held out by prompt: "
             f"accuracy [cyan]{gate['accuracy']:.3f}[/cyan], uniform weights {gate['uniform_accuracy']:.3f}; "
-            f"kept step {gate['best_step']:,}; entropy {gate['mean_entropy']:.2f} nats; "
+            f"best step {gate['best_step']:,}; entropy {gate['mean_entropy']:.2f} nats; "
             f"logit scale {gate['logit_scale']:.2f}\n"
         )
     )
@@ -33,7 +33,7 @@ def metrics_summary(metrics: Mapping[str, Any]) -> RenderableType:
 def _objectives(metrics: Mapping[str, Any]) -> RenderableType:
     rated = metrics["evaluation"].get("ratings", {})
     debiasing = metrics.get("debiasing") or {}
-    table = _narrow_table("objective", "rated", "alpha", "R2")
+    table = _narrow_table("objective", "ratings", "alpha", "R2")
     if rated:
         for name in ("test", "corr.", "within"):
             table.add_column(name, justify="right", no_wrap=True)
@@ -44,35 +44,35 @@ def _objectives(metrics: Mapping[str, Any]) -> RenderableType:
         name = report["objective"]
         cells = [name, f"{report['ratings']:,}", f"{report['alpha']:g}", number(report["r2"], 2)]
         if rated:
-            figures = rated[name]
-            cells += [f"{figures['n']:,}", number(figures["spearman"]), number(figures["within_prompt"])]
+            held_out = rated[name]
+            cells += [f"{held_out['n']:,}", number(held_out["spearman"]), number(held_out["within_prompt"])]
         if debiasing:
             reference = debiasing["reference"]
             cells += [number(reference[when][name], 2, sign=True) for when in ("before", "after")]
         table.add_row(*cells)
     notes = []
     if rated:
-        notes.append("corr.: Spearman on the test split; within: accuracy within prompts")
+        notes.append("corr.: Spearman correlation on the test rows; within: accuracy within prompts")
     if debiasing:
         notes.append(f"bias, after: correlation with {debiasing['against']} before and after debiasing")
     return Group(table, Text("\n".join(notes), style="dim"))
 
 
 def _pairs(pairs: Mapping[str, Any]) -> Table:
-    table = _narrow_table("pairs", "n", "prompts", "right", "uniform", "longer\nright", "if\nso", "if\nnot")
-    for name, figures in pairs.items():
-        baselines = figures["baselines"]
+    table = _narrow_table("pairs", "n", "prompts", "acc.", "uniform", "longer", "longer\nright", "longer\nwrong")
+    for name, values in pairs.items():
+        baselines = values["baselines"]
         table.add_row(
             name,
-            f"{figures['pairs']:,}",
-            f"{figures['prompts']:,}",
-            f"[cyan]{number(figures['accuracy'])}[/cyan]",
+            f"{values['pairs']:,}",
+            f"{values['prompts']:,}",
+            f"[cyan]{number(values['accuracy'])}[/cyan]",
             number(baselines["uniform_weights"]),
             number(baselines["longer_response"]),
-            number(figures["longer_right"]["accuracy"]),
-            number(figures["longer_wrong"]["accuracy"]),
+            number(values["longer_right"]["accuracy"]),
+            number(values["longer_wrong"]["accuracy"]),
         )
-        for subset, entry in figures["subsets"].items():
+        for subset, entry in values["subsets"].items():
             table.add_row(
                 Text(f"  {subset}", style="dim"), f"{entry['pairs']:,}", "", number(entry["accuracy"]), "", "", "", ""
             )
@@ -80,7 +80,7 @@ def _pairs(pairs: Mapping[str, Any]) -> Table:
 
 
 def _narrow_table(first: str, *others: str) -> Table:
-    """A table that fits eighty columns: one blank between columns, figures to the right."""
+    """A table with one space between columns, to fit eighty characters."""
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
     table.add_column(first, no_wrap=True)
     for name in others:
@@ -89,10 +89,10 @@ def _narrow_table(first: str, *others: str) -> Table:
 
 
 def objectives_table(objectives: ObjectiveSet, columns: Mapping[str, Mapping[str, Any]] | None = None) -> Table:
-    """Objectives with source, range, direction and map.
+    """Objectives with source, range, direction and scale.
 
     Args:
-        columns: further columns, each a value by objective name.
+        columns: further columns, each with values by objective name.
     """
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("objective", "source", "raw range", "better", "raw = scale x reward + offset", *(columns or {})):
@@ -111,5 +111,5 @@ def objectives_table(objectives: ObjectiveSet, columns: Mapping[str, Mapping[str
 
 
 def number(value: float | None, digits: int = 3, sign: bool = False) -> str:
-    """A figure, or nothing where there is none."""
+    """A formatted number; empty for None."""
     return "" if value is None else f"{value:{'+' if sign else ''}.{digits}f}"

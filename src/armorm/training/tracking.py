@@ -1,10 +1,7 @@
-"""Figures while a run goes on: metrics.jsonl always, TensorBoard and Weights & Biases where the recipe asks for them.
+"""Training metrics per step: metrics.jsonl always, TensorBoard and Weights & Biases if the recipe requests them.
 
-In:  a stage, a step, named figures.
-Out: a line of metrics.jsonl, `{"stage", "step", ...}`, and a point in each tracker, named `stage/figure`.
-
-`report_to` is the habit of the Hugging Face `Trainer`. Nothing of a conversation is ever sent, figures and the recipe
-alone. The file is written anew at every line, whole, so that it can be read at any moment.
+Trackers get metrics, named `stage/metric`, and the recipe; never the text of a conversation. metrics.jsonl is replaced
+as a whole at every step, so it is always valid.
 """
 
 from __future__ import annotations
@@ -20,12 +17,12 @@ from armorm.files import plain, write_text
 
 
 class Tracking:
-    """Where a run's figures go; a context that closes the trackers.
+    """Logs the metrics of a run; a context manager that closes the trackers.
 
     Args:
-        folder: of the run; metrics.jsonl and `tensorboard/` are there.
+        folder: output folder, for metrics.jsonl and `tensorboard/`.
         report_to: `tensorboard`, `wandb`.
-        settings: of the run, for trackers that keep them.
+        settings: configuration of the run, for Weights & Biases.
 
     Raises:
         MissingExtraError: for a tracker that is not installed.
@@ -50,16 +47,15 @@ class Tracking:
             project = os.environ.get("WANDB_PROJECT", "armorm")
             self._wandb = wandb.init(project=project, name=name, config=dict(settings), dir=str(folder))
 
-    def log(self, stage: str, step: int, figures: Mapping[str, float]) -> None:
-        """Record figures of a step."""
-        self._lines.append(json.dumps(plain({"stage": stage, "step": step, **figures})))
+    def log(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
+        self._lines.append(json.dumps(plain({"stage": stage, "step": step, **metrics})))
         write_text(self._path, "\n".join(self._lines) + "\n")
         if self._board is not None:
-            for name, value in figures.items():
+            for name, value in metrics.items():
                 self._board.add_scalar(f"{stage}/{name}", value, step)
             self._board.flush()
         if self._wandb is not None:
-            self._wandb.log({f"{stage}/{name}": value for name, value in figures.items()} | {f"{stage}/step": step})
+            self._wandb.log({f"{stage}/{name}": value for name, value in metrics.items()} | {f"{stage}/step": step})
 
     def __enter__(self) -> Tracking:
         return self

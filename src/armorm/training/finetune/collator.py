@@ -1,13 +1,10 @@
-"""Prompt trees: the responses to one prompt as branches of one sequence, so that the prompt is computed once.
+"""Batches of prompt trees: the responses to one prompt as branches of one sequence, so the prompt is computed once.
 
-In:  encoded conversations, and which of them must stand in one batch (a rated row alone, a pair together).
-Out: batches of `PromptTree`s, and the tensors a decoder reads.
-
-A tree is the prompt's ids, then the ids of each response. Positions of every response go on from the prompt, and the
-mask lets a token see the prompt and its own response up to itself: so each hidden state equals that of the
-conversation read alone. Where a decoder cannot read such a mask (recurrent ones, narrow windows, kernels without
-masks), the same trees are laid out as plain sequences, one a response. On the truthfulqa rows, 22 answers to a
-question, half of all tokens are saved; on code with long prompts, more than half.
+A tree is the prompt's ids, followed by the ids of each response. Position ids of every response continue from the
+prompt, and the mask lets a token attend to the prompt and its own response up to itself, so each hidden state equals
+that of the conversation alone. For decoders that cannot use such a mask (recurrent layers, short sliding windows,
+kernels without masks), the same trees are laid out as plain sequences, one per response. On the TruthfulQA rows, with
+22 answers per question, half of all tokens are saved; on code with long prompts, more than half.
 """
 
 from __future__ import annotations
@@ -29,9 +26,9 @@ class PromptTree:
     """One prompt and some of its responses.
 
     Attributes:
-        rows: conversations of the tree, each once.
-        items: what is learned from, as positions in `rows`: one position for a rated row, two for a pair.
-        tokens: computed for it.
+        rows: indices of the tree's conversations, each once.
+        items: training items as positions in `rows`: one position for a rated row, two for a pair.
+        tokens: number of tokens computed.
     """
 
     rows: tuple[int, ...]
@@ -41,12 +38,12 @@ class PromptTree:
 
 @dataclass(frozen=True)
 class TreeTensors:
-    """A batch as the decoder reads it.
+    """A batch of trees as decoder inputs.
 
     Attributes:
-        inputs: `input_ids` (B, t); for trees `position_ids` (B, t) and `attention_mask` (B, 1, t, t), additive.
-        leaf_rows, leaf_columns: (l,) where the last token of each conversation stands.
-        rows: (l,) the conversations, in the same order.
+        inputs: `input_ids` (B, t); for trees also `position_ids` (B, t) and an additive `attention_mask` (B, 1, t, t).
+        leaf_rows, leaf_columns: (l,) position of the last token of each conversation.
+        rows: (l,) indices of these conversations.
         items: (m, 1 or 2) positions in `rows`.
     """
 
@@ -60,13 +57,12 @@ class TreeTensors:
 def grow_trees(
     encoded: Sequence[EncodedConversation], items: Sequence[tuple[int, ...]], most_tokens: int, *, share: bool = True
 ) -> list[PromptTree]:
-    """Gather items by prompt, up to a number of tokens a tree.
+    """Group items by prompt into trees.
 
     Args:
-        items: conversations that belong together, which must have one prompt; an item that is longer than the limit
-            stands alone.
-        most_tokens: of a tree.
-        share: count the prompt once a tree, or once a response.
+        items: conversations with one prompt that must be in one batch: a rated row, or both sides of a pair.
+        most_tokens: maximum tokens per tree; a longer item gets a tree of its own.
+        share: whether the prompt counts once per tree, or once per response.
 
     Raises:
         ValueError: for an item whose conversations have different prompts.
@@ -101,12 +97,12 @@ def grow_trees(
 
 
 def tree_batches(trees: Sequence[PromptTree], budget: int, seed: int, step: int = 1) -> list[list[PromptTree]]:
-    """Batches of trees of nearly one size, each at most `budget` tokens with its padding; a larger tree stands alone.
+    """Batches of trees of similar size, each at most `budget` tokens with padding; a larger tree is a batch by itself.
 
-    Sizes are blurred before they are sorted, so that neighbours differ from seed to seed.
+    Noise is added to the sizes before sorting, so that the batches differ between seeds.
 
     Args:
-        step: what widths are rounded up to.
+        step: widths are rounded up to a multiple of this.
     """
     rng = np.random.default_rng(seed)
     tokens = np.array([-(-tree.tokens // step) * step for tree in trees], np.int64)
@@ -124,13 +120,14 @@ def tree_batches(trees: Sequence[PromptTree], budget: int, seed: int, step: int 
 def tree_tensors(
     encoded: Sequence[EncodedConversation], trees: Sequence[PromptTree], *, share: bool = True, budget: int = 0
 ) -> TreeTensors:
-    """Lay a batch of trees out for a decoder.
+    """Decoder inputs of a batch of trees.
 
     Args:
-        share: one sequence a tree with its mask; otherwise one plain sequence a conversation, padded on the right.
-        budget: fill up with padding to one of few shapes: widths in steps of `WIDTH_STEP`, and as many sequences as
-            the budget of tokens holds of them. Bfloat16 kernels of a processor are generated for each new shape,
-            which costs about as much as a step.
+        share: one sequence per tree with its mask; otherwise one plain sequence per conversation, padded on the right.
+        budget: tokens; if given, the batch is padded to one of few shapes: a width in steps of `WIDTH_STEP`, and as
+        many
+            sequences as fit into the budget. On CPUs, bfloat16 kernels are generated for each new shape, which takes
+            about as long as a training step.
     """
     sequences: list[list[int]] = [list(tree.rows) for tree in trees]
     if not share:
@@ -161,7 +158,7 @@ def tree_tensors(
     if share:
         same = (branch[:, None, :] == branch[:, :, None]) | (branch[:, None, :] == 0)
         seen = same & torch.ones(ids.shape[1], ids.shape[1], dtype=torch.bool).tril()
-        # (A pad sees pads: no row of the mask is empty, so that no attention is 0 / 0.)
+        # (Padding attends to padding, so that no row of the mask is empty, which would give 0 / 0.)
         hidden = torch.finfo(torch.float32).min
         inputs |= {"position_ids": positions, "attention_mask": (~seen)[:, None].float() * hidden}
     starts = np.cumsum([0, *(len(tree.rows) for tree in trees)])
@@ -184,10 +181,10 @@ def _length(encoded: Sequence[EncodedConversation], rows: Sequence[int]) -> int:
 
 @torch.no_grad()
 def reads_trees(model: torch.nn.Module, encoded: Sequence[EncodedConversation], trees: Sequence[PromptTree]) -> bool:
-    """Whether a decoder gives the branches of trees the states of the same conversations read alone, within rounding.
+    """Whether a decoder computes the same states for trees as for separate conversations, up to rounding.
 
     Args:
-        trees: a few, at least one with several conversations.
+        trees: a small sample, at least one with several conversations.
     """
     config = model.config.get_text_config()  # type: ignore[union-attr, operator]
     window = getattr(config, "sliding_window", None)

@@ -1,17 +1,16 @@
-"""What a fine-tuned backbone remembers of its training, in a file beside its weights.
+"""Fine-tuning record: prompts the backbone was trained on, so later stages can exclude them.
 
-In:  the prompts that it was fine-tuned on, and the linear rewards that were learned with it.
-Out: `finetuned.safetensors` in the backbone's folder; `without_finetuned`, which takes those prompts out of a plan.
-
-Features of rows that a backbone was fine-tuned on fit their ratings better than those of any other row. Heads that
-saw them would trust them too much: penalties too small, a gate that follows what was memorised, figures that flatter.
-So wherever such a backbone is used, in the run that made it or in any later one, its prompts are left out and counted.
+Features of rows that a backbone was fine-tuned on fit their ratings better than those of other rows. Heads fitted on
+them
+would overfit: penalties too small, a gate that follows what was memorised, metrics too good. So wherever such a
+backbone is used, in the run that made it or in a later one, its prompts are excluded and counted. The record,
+`finetuned.safetensors` beside the weights, also has the linear reward heads that were trained with the backbone.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from armorm.objectives import ObjectiveSet
 from armorm.training.dataset import EvaluationSet, TrainingData
 
 FILE = "finetuned.safetensors"
-_KEY_DIGITS = 16  # of a prompt's 32: ten million prompts collide with a chance of 3e-6
+_KEY_DIGITS = 16  # of 32: any collision among ten million prompts has probability 3e-6
 
 
 @dataclass(frozen=True)
@@ -35,10 +34,10 @@ class Finetuned:
 
     Attributes:
         prompts: first 16 hex digits of each prompt's content key.
-        objectives: those that were learned, as dictionaries.
-        weight: (k, d) float32, the linear rewards that were learned with the backbone.
-        facts: settings and figures of the training.
-        key: of all that decided it.
+        objectives: the trained objectives, as dictionaries.
+        weight: (k, d) float32 reward heads that were trained with the backbone.
+        facts: settings and dataset sizes.
+        key: digest of everything that decided the result.
     """
 
     prompts: frozenset[str]
@@ -52,7 +51,7 @@ class Finetuned:
         return prompt_key[:_KEY_DIGITS] in self.prompts
 
     def start(self, objectives: ObjectiveSet) -> np.ndarray:
-        """Weights (k, d) float64 to start from, zero where an objective, or its scale, is another."""
+        """Trained weights (k, d) float64 of objectives; zero for those that were not trained, or on another scale."""
         rows = {json.dumps(entry, sort_keys=True): row for row, entry in enumerate(self.objectives)}
         weight = np.zeros((len(objectives), self.weight.shape[1]))
         for place, objective in enumerate(objectives.to_dicts()):
@@ -62,14 +61,13 @@ class Finetuned:
         return weight
 
     def write(self, folder: Path) -> None:
-        """Write the record, whole."""
         keys = np.frombuffer(bytes.fromhex("".join(sorted(self.prompts))), np.uint8).reshape(-1, _KEY_DIGITS // 2)
         metadata = {"objectives": json.dumps(self.objectives), "facts": json.dumps(self.facts), "key": self.key}
         write_arrays(folder / FILE, {"prompts": keys, "weight": self.weight.astype(np.float32)}, metadata)
 
     @classmethod
     def read(cls, backbone: str | Path) -> Finetuned | None:
-        """The record of a backbone (folder, or name of an embedded one), None for one that has none.
+        """The record of a backbone (folder or embedded name), or None.
 
         Raises:
             CheckpointError: for a damaged record.
@@ -91,19 +89,19 @@ class Finetuned:
                 metadata["key"],
             )
         except (SafetensorError, KeyError, ValueError) as error:
-            raise CheckpointError(f"{path}: damaged record of fine-tuning ({error})") from None
+            raise CheckpointError(f"{path}: damaged fine-tuning record ({error})") from None
 
 
 def short_keys(prompt_keys: list[str]) -> frozenset[str]:
-    """Prompt keys as the record holds them."""
+    """Prompt keys as the record stores them."""
     return frozenset(key[:_KEY_DIGITS] for key in prompt_keys)
 
 
 def without_finetuned(data: TrainingData, record: Finetuned) -> TrainingData:
-    """A plan without the prompts that the backbone was fine-tuned on; each kind of row left out is counted.
+    """The data without prompts that the backbone was fine-tuned on; excluded rows are counted in `left_out`.
 
     Raises:
-        FitError: where no rated row, or no pair, is left for the heads.
+        FitError: if no rated row or no pair remains for the heads.
     """
     conversations = data.table.conversations
     known = np.array([record.has(conversation.prompt_key) for conversation in conversations], bool)
@@ -118,7 +116,7 @@ def without_finetuned(data: TrainingData, record: Finetuned) -> TrainingData:
         if len(before) and not len(after):
             raise FitError(
                 f"the backbone was fine-tuned on the prompts of all {len(before):,} training {kind}; expected some "
-                "that are new to it, for the heads (finetune.share)"
+                "others, to fit the heads on (finetune.share)"
             )
     counts = {
         "rated training rows whose prompt the backbone was fine-tuned on": len(data.train_rows) - len(train_rows),
@@ -140,34 +138,19 @@ def without_finetuned(data: TrainingData, record: Finetuned) -> TrainingData:
     )
 
 
-def fit_from(
-    start: np.ndarray,
-    fit: Callable[[np.ndarray, np.ndarray, np.ndarray, Sequence[str]], RegressionHead],
-    features: np.ndarray,
-    ratings: np.ndarray,
-    folds: np.ndarray,
-    names: Sequence[str],
-) -> RegressionHead:
-    """Stage 1 whose penalty draws towards given weights rather than to zero: alpha |w - start|^2.
-
-    The rows that a backbone was not fine-tuned on are few; the weights that were learned with it know the rest. Alpha,
-    chosen on prompts that neither saw, says how far to leave them. (The residuals of `start` are fitted, and `start` is
-    added; it never saw these rows, so that the weights of each fold stay out of fold.)
-
-    Args:
-        start: (k, d) weights; a row of zeros is ordinary ridge.
-        fit: stage 1, as `fit_regression`.
-    """
-    return with_start(fit(features, residuals(start, features, ratings), folds, names), start, ratings)
-
-
 def residuals(start: np.ndarray, features: np.ndarray, ratings: np.ndarray) -> np.ndarray:
-    """Ratings (n, k) less what the weights `start` (k, d) say of features (n, d), float64."""
+    """Ratings (n, k) minus the predictions of weights `start` (k, d) for features (n, d), float64."""
     return ratings - features.astype(np.float64) @ start.T
 
 
 def with_start(head: RegressionHead, start: np.ndarray, ratings: np.ndarray) -> RegressionHead:
-    """A head that was fitted on residuals with `start` added, its R^2 against the spread of the ratings (n, k)."""
+    """The head of the ratings (n, k), from one fitted to the residuals of `start`: ridge with the penalty
+    alpha |w - start|^2. R^2 is relative to the variance of the ratings.
+
+    Few rows are new to a fine-tuned backbone, while the weights that were trained with it have seen the rest; alpha,
+    chosen on new prompts, says how far to move from them. `start` never saw these rows, so fold weights stay out of
+    fold.
+    """
     variance = np.nanvar(ratings.astype(np.float64), axis=0)
     reports = []
     for report, spread in zip(head.reports, variance, strict=True):

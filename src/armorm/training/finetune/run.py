@@ -1,21 +1,18 @@
-"""Fine-tuning: the backbone trained with the heads, before its features are read.
+"""Fine-tuning of the backbone together with linear reward heads, before its features are computed.
 
-In:  a recipe with a `finetune` section, its plan.
-Out: a backbone folder (weights, tokenizer, `finetuned.safetensors`: finetuned.py), which the rest of the run reads.
+    min over backbone f and W of  sum_j v_j sum over rows i rated on j  (f(x_i)^T w_j - r_ij)^2
 
-    min over backbone f and W of  sum_j v_j sum over rows i rated on j  (f(x_i)^T w_j - r_ij)^2   (paper, section 3.1)
-
-Missing ratings are masked. `objective_weights: equal` is the paper's sum (v_j = 1); `balanced` takes v_j as one over
-the ratings' variance and the root of their number, so that a set of 2,000 rows is heard beside one of 20,000. Before
-it, on request, a Bradley-Terry stage on preference pairs, as the paper's backbone had:
+This is the objective of the ArmoRM paper (arXiv 2406.12845, section 3.1) with weights v_j; missing ratings are masked.
+`objective_weights: equal` is the paper's sum (v_j = 1); `balanced` divides by the variance of the ratings and the
+square root of their number, so that small sets are not drowned by large ones. On request it is preceded by Bradley-
+Terry training on preference pairs, which the paper's backbone had as well:
 
     min over f and u of  mean over pairs of -log sigmoid(u^T f(chosen) - u^T f(rejected))
 
-Every weight is trained, or LoRA adapters that are merged at the end. A share of the prompts is trained on; all others
-stay new to the backbone, and only they choose alpha, fit the transform and train the gate. W starts at a ridge fit on
-the features as they were: a random W would first tear down what the backbone knows. The responses of a prompt are
-branches of one sequence (prompt_trees.py) where the decoder can read that. Steps are those of transformers' `Trainer`
-over accelerate; checkpoints are its own, and a run that was killed goes on from the last whole one.
+Either all weights are trained, or LoRA adapters that are merged at the end. Only a share of the prompts is used; the
+others stay new to the backbone, and only they choose alpha, fit the transform and train the gate. W is initialised by
+ridge regression on the original features, since a random W would first damage them. Responses to one prompt are
+branches of one sequence (collator.py) if the decoder supports it. Training resumes from the last complete checkpoint.
 """
 
 from __future__ import annotations
@@ -23,7 +20,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import shutil
-from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -36,8 +32,6 @@ from rich.console import Console
 from armorm.backbone.chat_template import EncodedConversation
 from armorm.backbone.decoder import Backbone, fast_bfloat16, resolve_device
 from armorm.backbone.encoding import encode_rows
-from armorm.conversation import Conversation
-from armorm.data.measures import computed_objective, measure
 from armorm.errors import FitError, MissingExtraError
 from armorm.files import write_json
 from armorm.heads.regression import MIN_RATINGS, fit_regression, fold_of
@@ -46,29 +40,30 @@ from armorm.progress import progress
 from armorm.training.dataset import TrainingData
 from armorm.training.finetune.collator import grow_trees, reads_trees
 from armorm.training.finetune.record import Finetuned, short_keys
-from armorm.training.finetune.trainer import Learner, PairLoss, RatingLoss, last_whole_checkpoint, run_trainer
+from armorm.training.finetune.trainer import Learner, TreeBatches, last_whole_checkpoint, run_trainer
 from armorm.training.recipe import Recipe
 from armorm.training.schema import FinetuneSection
+from armorm.training.stages import add_computed
 
 START_RATINGS = 500
-START_PENALTIES = (1e-3, 1e-2, 1e-1, 1.0)  # of the mean of the Gram matrix's diagonal
+START_PENALTIES = (1e-3, 1e-2, 1e-1, 1.0)  # times the mean diagonal of the Gram matrix
 START_FOLDS = 5
 PROBED = 64
 
 
 def finetune(recipe: Recipe, data: TrainingData, work: Path, console: Console) -> Path:
-    """Fine-tune the backbone of a recipe, or find it already done.
+    """Fine-tune the backbone of a recipe, unless it is already done.
 
     Args:
-        work: of the run; the backbone goes to `work/backbone`, checkpoints to `work/finetune` until it is there.
+        work: work folder of the run; the backbone is written to `work/backbone`, checkpoints to `work/finetune`.
 
     Returns:
-        folder of the fine-tuned backbone.
+        folder of the fine-tuned backbone: weights, tokenizer and the fine-tuning record (record.py).
 
     Raises:
-        MissingExtraError: without peft or accelerate.
-        FitError: where the share leaves no rated row to learn from.
-        BackboneError: for a backbone that cannot be trained this way (learner.py).
+        MissingExtraError: without accelerate or peft.
+        FitError: if the share leaves no rated row to train on.
+        BackboneError: for layers that cannot be frozen.
     """
     section = recipe.finetune
     assert section is not None
@@ -80,7 +75,7 @@ def finetune(recipe: Recipe, data: TrainingData, work: Path, console: Console) -
         revision=recipe.backbone.revision,
         trust_remote_code=recipe.backbone.trust_remote_code,
     )
-    rows = _Rows.choose(recipe, data, start, console)
+    rows = _FinetuneData.select(recipe, data, start, console)
     earlier = Finetuned.read(recipe.backbone.model)
     key = blake2b(
         json.dumps([section.model_dump(mode="json"), recipe.seed, start.fingerprint, rows.digest]).encode(),
@@ -110,31 +105,31 @@ def finetune(recipe: Recipe, data: TrainingData, work: Path, console: Console) -
     prompts = short_keys(rows.prompts) | (earlier.prompts if earlier else frozenset())
     Finetuned(prompts, rows.objectives.to_dicts(), learner.rating_weight(), facts, key).write(temporary)
     shutil.rmtree(folder, ignore_errors=True)
-    temporary.rename(folder)  # in one step: a folder with a record is whole
+    temporary.rename(folder)  # atomic: a folder with a record is complete
     shutil.rmtree(work / "finetune")
     return folder
 
 
 def require_extra(section: FinetuneSection) -> None:
-    """Refuse to start without what training needs.
+    """Check that the packages for fine-tuning are installed.
 
     Raises:
-        MissingExtraError: naming the packages and the extra.
+        MissingExtraError: naming the missing packages and the extra.
     """
     needed = ["accelerate", *(["peft"] if section.method == "lora" else [])]
     missing = [name for name in needed if importlib.util.find_spec(name) is None]
     if missing:
-        raise MissingExtraError(f"finetune needs {' and '.join(missing)}, expected: pip install 'armorm[finetune]'")
+        raise MissingExtraError(f"finetune needs {' and '.join(missing)}: pip install 'armorm[finetune]'")
 
 
 def is_chosen(prompt_key: str, share: float) -> bool:
-    """Whether a prompt is fine-tuned on: decided by its content, apart from folds and splits."""
+    """Whether a prompt is fine-tuned on: by a hash of its content, independent of folds and splits."""
     return int(prompt_key[24:32], 16) / 2**32 < share
 
 
 @dataclass
-class _Rows:
-    """What is fine-tuned on.
+class _FinetuneData:
+    """The part of the training data that is fine-tuned on.
 
     Attributes:
         encoded: every conversation once.
@@ -162,17 +157,16 @@ class _Rows:
         return digest.hexdigest()
 
     @classmethod
-    def choose(cls, recipe: Recipe, data: TrainingData, backbone: Backbone, console: Console) -> _Rows:
+    def select(cls, recipe: Recipe, data: TrainingData, backbone: Backbone, console: Console) -> _FinetuneData:
         section, table = recipe.finetune, data.table
         assert section is not None
         unknown = sorted(set(section.source_shares) - set(table.sources))
         if unknown:
             known = ", ".join(dict.fromkeys(table.sources))
-            raise FitError(f"finetune.source_shares: no set is named {unknown[0]!r}; there are {known}")
+            raise FitError(f"finetune.source_shares: unknown set {unknown[0]!r}, expected one of {known}")
         shares = [section.source_shares.get(source, section.share) for source in table.sources]
         rows = [i for i in data.train_rows if is_chosen(table.conversations[i].prompt_key, shares[i])]
         pairs = [p for p in data.pairs if section.preference_epochs and is_chosen(p.prompt_key, section.share)]
-        # A prompt's content decides, but a set may have a share of its own: what is used is what counts.
         sides = [side for pair in pairs for side in (pair.chosen, pair.rejected)]
         unique = list({c.key: c for c in (*(table.conversations[i] for i in rows), *sides)}.values())
         limit, overflow = recipe.backbone.max_length, recipe.backbone.overflow
@@ -191,32 +185,25 @@ class _Rows:
         same = [(a, b) for a, b in usable if encoded[a].prompt_key == encoded[b].prompt_key]
         if len(same) < len(pairs):
             console.print(
-                f"fine-tuning leaves out {len(pairs) - len(same):,} pairs (refused, or truncated differently)"
+                f"fine-tuning skips {len(pairs) - len(same):,} pairs (rejected, or truncated to different prompts)"
             )
         if section.preference_epochs and not same:
             raise FitError(f"finetune.share {section.share}: no preference pair is left for preference_epochs")
         rated = np.array([place[table.conversations[i].key] for i in rows], np.int64)
-        ratings, objectives = _with_computed(data, rows, [encoded[i].response_tokens for i in rated])
-        used: Sequence[Conversation] = [unique[i] for i in result.kept]
-        return cls(encoded, rated, ratings, objectives, same, sorted({c.prompt_key for c in used}))
-
-
-def _with_computed(
-    data: TrainingData, rows: Sequence[int], response_tokens: Sequence[int]
-) -> tuple[np.ndarray, ObjectiveSet]:
-    """Mapped ratings (n, k) of rows, computed objectives included."""
-    table = data.table.take(rows)
-    for name, measure_name in data.computed:
-        raw = measure(measure_name, table.conversations, response_tokens)
-        table = table.with_column(computed_objective(name, measure_name, raw), raw)
-    return table.objectives.to_reward(table.ratings), table.objectives
+        tokens = [encoded[i].response_tokens for i in rated]
+        table = add_computed(table.take(rows), data.computed, tokens, np.arange(len(rows)))
+        ratings, prompts = (
+            table.objectives.to_reward(table.ratings),
+            sorted({unique[i].prompt_key for i in result.kept}),
+        )
+        return cls(encoded, rated, ratings, table.objectives, same, prompts)
 
 
 def rating_weights(ratings: np.ndarray, kind: str) -> np.ndarray:
-    """v_j of the objectives (k,), scaled so that predicting each mean costs 1 a rating, on average.
+    """Weights v_j (k,), scaled such that predicting each objective's mean has an average loss of 1 per rating.
 
     Args:
-        ratings: (n, k) mapped, NaN where missing; an objective without variance, or without ratings, gets 0.
+        ratings: (n, k) mapped, NaN where missing; an objective without variance or ratings gets weight 0.
         kind: `equal` or `balanced`.
     """
     count = (~np.isnan(ratings)).sum(0)
@@ -232,19 +219,19 @@ def rating_weights(ratings: np.ndarray, kind: str) -> np.ndarray:
 
 
 def _train(
-    start: Backbone, rows: _Rows, section: FinetuneSection, seed: int, checkpoints: Path, console: Console
+    start: Backbone, rows: _FinetuneData, section: FinetuneSection, seed: int, checkpoints: Path, console: Console
 ) -> tuple[Learner, dict[str, Any]]:
-    """Both stages; the learner with its trained weights, and the loss curves."""
+    """Train on pairs if requested, then on ratings; returns the trained learner and the loss curves."""
     model = start.model if section.method == "lora" else start.model.float()
     device = resolve_device(str(start.device))
     rating_items = [(int(row),) for row in rows.rated]
     everything = grow_trees(rows.encoded, [(row,) for row in range(len(rows.encoded))], section.tree_tokens)
     probe = sorted(everything, key=lambda tree: -len(tree.rows))[:2]
     share = len(probe[0].rows) > 1 and reads_trees(model, rows.encoded, probe)
-    console.print(f"fine-tuning: prompts are computed once {'a prompt' if share else 'a response'}")
+    console.print(f"fine-tuning: each prompt is computed once{'' if share else ' per response'}")
     resumed = any(last_whole_checkpoint(checkpoints / stage) for stage in ("preferences", "ratings"))
     shape = (rows.ratings.shape[1], start.hidden_size)
-    weight = np.zeros(shape) if resumed else _starting_weight(start, rows)  # a checkpoint holds them
+    weight = np.zeros(shape) if resumed else _starting_weight(start, rows)  # (loaded from the checkpoint)
     learner = Learner(
         model,
         section,
@@ -259,7 +246,7 @@ def _train(
         trees = grow_trees(rows.encoded, rows.pairs, section.tree_tokens, share=share)
         curves["preferences"] = run_trainer(
             learner,
-            PairLoss(rows.encoded, trees, section, seed, share, few_shapes=few_shapes),
+            TreeBatches(rows.encoded, trees, section, seed, share, few_shapes),
             section.preference_epochs,
             checkpoints / "preferences",
             device=device,
@@ -270,7 +257,7 @@ def _train(
     by_row[rows.rated] = rows.ratings
     curves["ratings"] = run_trainer(
         learner,
-        RatingLoss(by_row, rows.encoded, trees, section, seed, share, few_shapes=few_shapes),
+        TreeBatches(rows.encoded, trees, section, seed, share, few_shapes, by_row),
         section.epochs,
         checkpoints / "ratings",
         device=device,
@@ -279,17 +266,20 @@ def _train(
     return learner, curves
 
 
-def _feature_norm(start: Backbone, rows: _Rows) -> float:
-    """Mean sum of absolute values of a feature: a step of r / norm on every weight moves a reward by r, at most."""
+def _feature_norm(start: Backbone, rows: _FinetuneData) -> float:
+    """Mean L1 norm of sampled features: a change of r / norm in every weight changes a reward by about r at most."""
     few = [rows.encoded[row] for row in rows.rated[:: max(1, len(rows.rated) // PROBED)]]
     sums = [np.abs(start.features(few[i : i + 8])[1]).sum(1) for i in range(0, len(few), 8)]
     return float(np.concatenate(sums).mean())
 
 
-def _starting_weight(start: Backbone, rows: _Rows) -> np.ndarray:
-    """W (k, d) float64 of a ridge on the features as they are, on rows taken prompt by prompt until each objective has
-    START_RATINGS ratings, or all it has. Penalties are chosen by folds of prompts: weights that fit so few rows too
-    well predict the others worse than their mean, and the first thing to be learned would be to undo them."""
+def _starting_weight(start: Backbone, rows: _FinetuneData) -> np.ndarray:
+    """W (k, d) float64 by ridge regression on the original features.
+
+    Rows are taken prompt by prompt until each objective has START_RATINGS ratings, or all of them. Penalties are chosen
+    by cross-validation: weights that overfit so few rows predict others worse than the mean does, and training would
+    first have to undo them.
+    """
     order = sorted(range(len(rows.rated)), key=lambda i: rows.encoded[rows.rated[i]].prompt_key)
     present = ~np.isnan(rows.ratings)
     needed = np.minimum(START_RATINGS, present.sum(0))
@@ -300,7 +290,7 @@ def _starting_weight(start: Backbone, rows: _Rows) -> np.ndarray:
             needed = needed - present[row]
     taken.sort(key=lambda row: -len(rows.encoded[rows.rated[row]]))
     features = np.empty((len(taken), start.hidden_size))
-    with progress("features to start from", len(taken), "conversations") as advance:
+    with progress("features for initialisation", len(taken), "conversations") as advance:
         for begin in range(0, len(taken), 16):
             batch = [rows.encoded[rows.rated[row]] for row in taken[begin : begin + 16]]
             features[begin : begin + len(batch)] = start.features(batch)[1]
@@ -311,8 +301,8 @@ def _starting_weight(start: Backbone, rows: _Rows) -> np.ndarray:
 
 
 def _ridge(features: np.ndarray, ratings: np.ndarray, folds: np.ndarray) -> np.ndarray:
-    """Weights (d,) of one objective, its ratings (n,) NaN where missing; strongly penalised where they are too few to
-    choose by."""
+    """Weights (d,) of one objective with ratings (n,), NaN where missing; with too few ratings to choose a penalty, the
+    largest one is used."""
     rated = ~np.isnan(ratings)
     x, r = features[rated], ratings[rated]
     if not len(r):

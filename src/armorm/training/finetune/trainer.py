@@ -1,15 +1,13 @@
-"""What fine-tuning optimises: a decoder with its heads, two losses, and the Trainer that takes the steps.
+"""Fine-tuning of a decoder with linear heads: model, losses, datasets, and training with the transformers Trainer.
 
-In:  a decoder, batches of prompt trees, ratings or pairs.
-Out: trained weights, and the curve of the loss.
-
-Only what is trained is kept in a checkpoint: adapters and heads, or the layers that are not frozen.
+Checkpoints hold only trained weights: adapters and heads, or the layers that are not frozen.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -25,21 +23,21 @@ from armorm.training.finetune.collator import WIDTH_STEP, PromptTree, tree_batch
 from armorm.training.schema import FinetuneSection
 
 KEPT_CHECKPOINTS = 2
-LOGITS = 10  # a score is a logit: about so much wider than a reward's scale of 0 to 1
+SCORE_RATE = 10  # learning rate of the score head over that of rewards: logits span about ten times the range 0 to 1
 
 
 class Learner(torch.nn.Module):
     """A decoder with a linear reward per objective, and a linear score for pairs.
 
     Args:
-        model: the decoder without a head; LoRA adapters are put into it here.
-        weight: (k, d) to start from.
-        objective_weights: (k,) of the masked squared error.
-        feature_norm: mean sum of absolute values of a feature.
+        model: the decoder without a head; LoRA adapters are added here.
+        weight: (k, d) initial reward weights.
+        objective_weights: (k,) weights of the squared errors.
+        feature_norm: mean L1 norm of the features.
     """
 
     objective_weights: torch.Tensor
-    accepts_loss_kwargs = False  # the Trainer then divides by the batches of a step itself
+    accepts_loss_kwargs = False  # the Trainer then averages over the batches of a step
 
     def __init__(
         self,
@@ -87,8 +85,8 @@ class Learner(torch.nn.Module):
         """The loss of a batch: pairs (m, 2) without ratings, rated rows (m, 1) with them.
 
         Args:
-            divisor: expected items, or ratings, of a batch: dividing by a constant leaves every item its weight,
-                whatever it is batched with.
+            divisor: mean number of items, or ratings, per batch; a constant, so that the weight of an item does not
+                depend on its batch.
             ratings: (l, k) of the leaves, NaN where missing.
         """
         hidden = self.decoder(**inputs, use_cache=False).last_hidden_state
@@ -101,37 +99,35 @@ class Learner(torch.nn.Module):
         return {"loss": loss / divisor}
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
-        """What is trained, and nothing else."""
+        """The trained parameters only."""
         trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
         return {name: tensor for name, tensor in super().state_dict(*args, **kwargs).items() if name in trained}
 
     def merged(self) -> Any:
-        """The decoder as an ordinary model, adapters merged."""
+        """The decoder as a plain model, with adapters merged."""
         model = self.decoder.merge_and_unload() if hasattr(self.decoder, "merge_and_unload") else self.decoder
         return model.requires_grad_(True).cpu().eval()
 
     def rating_weight(self) -> np.ndarray:
-        """W (k, d) float32."""
+        """Reward weights (k, d) float32."""
         return self.rewards.weight.detach().float().cpu().numpy()
 
 
 def masked_squared_error(rewards: torch.Tensor, ratings: torch.Tensor, objective_weights: torch.Tensor) -> torch.Tensor:
-    """Sum over rated entries of v_j (reward - rating)^2; rewards and ratings (l, k), weights (k,)."""
+    """Sum over rated entries of v_j (reward - rating)^2, for rewards and ratings (l, k) and weights (k,)."""
     rated = ~ratings.isnan()
     error = torch.where(rated, rewards - torch.where(rated, ratings, 0.0), 0.0)
     return (error.square() * objective_weights).sum()
 
 
 def _freeze(model: Any, count: int) -> None:
-    """Leave embeddings and the first layers as they are."""
+    """Freeze the embeddings and the first `count` layers."""
     if not count:
         return
     inner = model.get_decoder() if hasattr(model, "get_decoder") else model
     found = [getattr(inner, name) for name in ("layers", "h", "blocks") if hasattr(inner, name)]
     if not found:
-        raise BackboneError(
-            f"finetune.frozen_layers: {model.config.model_type} has no list of layers that is known here"
-        )
+        raise BackboneError(f"finetune.frozen_layers: {model.config.model_type} has no known list of layers")
     if count >= len(found[0]):
         raise BackboneError(f"finetune.frozen_layers: found {count}, the backbone has {len(found[0])} layers")
     for module in (model.get_input_embeddings(), *found[0][:count]):
@@ -139,12 +135,13 @@ def _freeze(model: Any, count: int) -> None:
 
 
 class TreeBatches(Dataset):
-    """Batches of trees, made once: what the Trainer shuffles are whole batches.
+    """Batches of preference pairs, or with ratings of rated rows. Batches are fixed; the Trainer shuffles whole ones.
 
     Args:
-        trees: of all items.
-        share: whether the decoder reads trees.
-        few_shapes: fill batches up to one of few shapes (`tree_tensors`).
+        trees: trees of all items.
+        share: whether the decoder supports trees.
+        few_shapes: pad batches to one of few shapes (`tree_tensors`).
+        ratings: (conversations, k) mapped, NaN where missing; None for pairs.
     """
 
     def __init__(
@@ -155,70 +152,41 @@ class TreeBatches(Dataset):
         seed: int,
         share: bool,
         few_shapes: bool = False,
+        ratings: np.ndarray | None = None,
     ) -> None:
         self.encoded, self.share = encoded, share
         self.filled = section.batch_tokens if few_shapes else 0
         self.batches = tree_batches(trees, section.batch_tokens, seed, step=WIDTH_STEP if few_shapes else 1)
-        self.section, self.seed = section, seed
-        self.divisor = self._count() / len(self.batches)
-
-    def _count(self) -> int:
-        """Items that the loss sums over, in all batches."""
-        return sum(len(tree.items) for batch in self.batches for tree in batch)
+        self.section, self.seed, self.ratings = section, seed, ratings
+        every = [tree for batch in self.batches for tree in batch]
+        if ratings is None:
+            count = sum(len(tree.items) for tree in every)
+        else:
+            count = int((~np.isnan(ratings[[row for tree in every for row in tree.rows]])).sum())
+        self.divisor = count / len(self.batches)
 
     def __len__(self) -> int:
         return len(self.batches)
 
-    def tokens(self) -> int:
-        """Computed in one pass, padding left out."""
-        return sum(tree.tokens for batch in self.batches for tree in batch)
-
     def __getitem__(self, index: int) -> dict[str, Any]:
         tensors = tree_tensors(self.encoded, self.batches[index], share=self.share, budget=self.filled)
-        return {
+        batch = {
             "inputs": tensors.inputs,
             "leaf_rows": tensors.leaf_rows,
             "leaf_columns": tensors.leaf_columns,
             "items": tensors.items,
             "divisor": torch.tensor(self.divisor),
-            **self._targets(tensors.rows),
         }
-
-    def _targets(self, rows: np.ndarray) -> dict[str, torch.Tensor]:
-        return {}
-
-
-class PairLoss(TreeBatches):
-    """Batches of preference pairs."""
-
-
-class RatingLoss(TreeBatches):
-    """Batches of rated rows.
-
-    Args:
-        ratings: (conversations, k) mapped, NaN where missing.
-        args, kwargs: of `TreeBatches`.
-    """
-
-    def __init__(self, ratings: np.ndarray, *args: Any, **kwargs: Any) -> None:
-        self.ratings = ratings
-        super().__init__(*args, **kwargs)
-
-    def _count(self) -> int:
-        rows = np.array([row for batch in self.batches for tree in batch for row in tree.rows], np.int64)
-        return int((~np.isnan(self.ratings[rows])).sum())
-
-    def _targets(self, rows: np.ndarray) -> dict[str, torch.Tensor]:
-        return {"ratings": torch.from_numpy(self.ratings[rows])}
+        return batch if self.ratings is None else batch | {"ratings": torch.from_numpy(self.ratings[tensors.rows])}
 
 
 def run_trainer(
     learner: Learner, batches: TreeBatches, epochs: float, folder: Path, *, device: torch.device, bfloat16: bool
 ) -> list[dict[str, float]]:
-    """Train, from the last whole checkpoint in the folder where there is one.
+    """Train, resuming from the last complete checkpoint in the folder.
 
     Returns:
-        step, epoch, loss and learning rate, every few steps.
+        `step`, `epoch`, `loss`, `learning_rate` and `grad_norm`, every few steps.
     """
     from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
@@ -248,7 +216,7 @@ def run_trainer(
         dataloader_pin_memory=device.type != "cpu",
         label_names=[],
     )
-    arguments._n_gpu = min(1, arguments.n_gpu)  # a batch is one already; DataParallel would cut it up
+    arguments._n_gpu = min(1, arguments.n_gpu)  # DataParallel would split the batches
     with progress("fine-tuning", steps, "steps") as advance:
 
         class Progress(TrainerCallback):
@@ -262,7 +230,7 @@ def run_trainer(
             model=learner,
             args=arguments,
             train_dataset=batches,
-            data_collator=_only,
+            data_collator=itemgetter(0),
             optimizers=(_optimizer(learner, section), None),
             callbacks=[Progress()],
         )
@@ -272,12 +240,8 @@ def run_trainer(
     return [{n: entry[n] for n in names if n in entry} for entry in trainer.state.log_history if "loss" in entry]
 
 
-def _only(batch: list[dict[str, Any]]) -> dict[str, Any]:
-    return batch[0]
-
-
 def _optimizer(learner: Learner, section: FinetuneSection) -> torch.optim.Optimizer:
-    """AdamW; heads have a rate of their own, and only matrices decay."""
+    """AdamW with separate learning rates for the heads; only matrices have weight decay."""
     embeddings = set(learner.decoder.get_input_embeddings().parameters())
     trained = [parameter for parameter in learner.decoder.parameters() if parameter.requires_grad]
     matrices = [p for p in trained if p.ndim >= 2 and p not in embeddings]
@@ -286,13 +250,13 @@ def _optimizer(learner: Learner, section: FinetuneSection) -> torch.optim.Optimi
         {"params": matrices, "weight_decay": section.weight_decay},
         {"params": others, "weight_decay": 0.0},
         {"params": [*learner.rewards.parameters()], "weight_decay": 0.0, "lr": learner.head_rate},
-        {"params": [*learner.score.parameters()], "weight_decay": 0.0, "lr": LOGITS * learner.head_rate},
+        {"params": [*learner.score.parameters()], "weight_decay": 0.0, "lr": SCORE_RATE * learner.head_rate},
     ]
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=section.learning_rate, betas=(0.9, 0.98))
 
 
 def last_whole_checkpoint(folder: Path) -> str | None:
-    """The newest checkpoint that was written to its end (its state is written last), or None."""
+    """The newest complete checkpoint, or None; the Trainer writes `trainer_state.json` last."""
     steps = {int(path.name.rpartition("-")[2]): path for path in folder.glob("checkpoint-*")}
     for _, path in sorted(steps.items(), reverse=True):
         try:

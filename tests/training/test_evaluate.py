@@ -1,8 +1,10 @@
-"""Pair and rating metrics, each against a slow obvious version."""
+"""Metrics of a run, each against a slow obvious version, and against the benchmarks on the same data."""
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,13 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
+from armorm.conversation import Conversation
+from armorm.data.preferences import PreferencePair
+from armorm.evaluation.runner import evaluate
 from armorm.objectives import Objective, ObjectiveSet
-from armorm.training.pair_metrics import pair_accuracy, pair_figures, rating_figures, within_prompt_accuracy
-
-
-def test_a_tie_or_an_unscored_pair_is_wrong_and_no_pairs_have_no_accuracy():
-    assert pair_accuracy(np.array([1.0, 1e-12, 0.0, -1.0, math.nan])) == 2 / 5
-    assert math.isnan(pair_accuracy(np.array([])))
+from armorm.reward_model import ArmoRM
+from armorm.training.evaluate import pair_metrics, rating_metrics, within_prompt_accuracy
 
 
 def within_prompt_by_hand(prediction, rating, prompts) -> tuple[float, int]:
@@ -78,12 +79,12 @@ def rated_rows():
     return rewards, ratings, rng.integers(0, 12, 60)
 
 
-def test_rating_figures_are_those_of_each_objective_by_hand():
+def test_rating_metrics_are_those_of_each_objective_by_hand():
     rewards, ratings, prompts = rated_rows()
-    figures = rating_figures(rewards, ratings, OBJECTIVES, prompts)
-    assert list(figures) == OBJECTIVES.names
+    metrics = rating_metrics(rewards, ratings, OBJECTIVES, prompts)
+    assert list(metrics) == OBJECTIVES.names
     for column, objective in enumerate(OBJECTIVES):
-        found = figures[objective.name]
+        found = metrics[objective.name]
         rows = [i for i in range(60) if not math.isnan(ratings[i, column])]
         raw = [float(objective.to_raw(rewards[i, column])) for i in rows]
         given = [ratings[i, column] for i in rows]
@@ -102,20 +103,20 @@ def test_rating_figures_are_those_of_each_objective_by_hand():
 
 def test_a_good_prediction_of_an_objective_of_direction_lower_has_a_positive_correlation():
     rewards, ratings, prompts = rated_rows()
-    figures = rating_figures(rewards, ratings, OBJECTIVES, prompts)
-    assert figures["s-down"]["spearman"] > 0.7
-    assert figures["s-down"]["within_prompt"] > 0.7
-    reversed_figures = rating_figures(1 - rewards, ratings, OBJECTIVES, prompts)
-    assert reversed_figures["s-down"]["spearman"] < -0.7
+    metrics = rating_metrics(rewards, ratings, OBJECTIVES, prompts)
+    assert metrics["s-down"]["spearman"] > 0.7
+    assert metrics["s-down"]["within_prompt"] > 0.7
+    reversed_metrics = rating_metrics(1 - rewards, ratings, OBJECTIVES, prompts)
+    assert reversed_metrics["s-down"]["spearman"] < -0.7
 
 
 def test_errors_are_in_raw_units():
     objectives = ObjectiveSet([Objective.rated("s-a", 0, 10)])
     ratings = np.array([[2.0], [4.0], [6.0]])
-    figures = rating_figures(objectives.to_reward(ratings) + 0.15, ratings, objectives, np.arange(3))
-    assert figures["s-a"]["mae"] == pytest.approx(1.5)
-    assert figures["s-a"]["within_prompt_pairs"] == 0
-    assert math.isnan(figures["s-a"]["within_prompt"])
+    metrics = rating_metrics(objectives.to_reward(ratings) + 0.15, ratings, objectives, np.arange(3))
+    assert metrics["s-a"]["mae"] == pytest.approx(1.5)
+    assert metrics["s-a"]["within_prompt_pairs"] == 0
+    assert math.isnan(metrics["s-a"]["within_prompt"])
 
 
 def share(flags) -> float:
@@ -123,7 +124,12 @@ def share(flags) -> float:
     return sum(flags) / len(flags) if flags else math.nan
 
 
-def test_pair_figures_are_those_of_a_loop_over_pairs():
+def pair(prompt: str, subset: str) -> PreferencePair:
+    chosen, rejected = (Conversation.from_prompt(prompt, text) for text in ("yes", "no"))
+    return PreferencePair(chosen, rejected, subset=subset)
+
+
+def test_pair_metrics_are_those_of_a_loop_over_pairs():
     rng = np.random.default_rng(1)
     p, names = 40, ["s-a", "s-b", "s-c"]
     margins = rng.integers(-2, 3, p).astype(float)
@@ -133,30 +139,76 @@ def test_pair_figures_are_those_of_a_loop_over_pairs():
     reward_margins[:3] = math.nan
     subsets = ["" if i % 5 == 0 else f"subset {i % 3}" for i in range(p)]
     prompts = [f"prompt {i % 7}" for i in range(p)]
-    figures = pair_figures(margins, reward_margins, lengths, subsets, prompts, names)
+    pairs = [pair(prompt, subset) for prompt, subset in zip(prompts, subsets, strict=True)]
+    metrics = pair_metrics(margins, reward_margins, lengths, pairs, names)
     right = [bool(margin > 0) for margin in margins]
 
-    assert figures["accuracy"] == share(right)
-    assert (figures["pairs"], figures["prompts"], figures["refused"]) == (40, 7, 3)
-    assert figures["ties"] == sum(margin == 0 for margin in margins) > 0
-    assert figures["baselines"] == {
+    assert metrics["accuracy"] == share(right)
+    assert (metrics["pairs"], metrics["prompts"], metrics["refused"]) == (40, 7, 3)
+    assert metrics["ties"] == sum(margin == 0 for margin in margins) > 0
+    assert metrics["baselines"] == {
         "uniform_weights": share(sum(row) > 0 for row in reward_margins),
         "longer_response": share(length > 0 for length in lengths),
     }
-    assert figures["objectives"] == {name: share(row[i] > 0 for row in reward_margins) for i, name in enumerate(names)}
+    assert metrics["objectives"] == {name: share(row[i] > 0 for row in reward_margins) for i, name in enumerate(names)}
     longer = [i for i in range(p) if lengths[i] > 0]
     shorter = [i for i in range(p) if lengths[i] < 0]
-    assert figures["longer_right"] == {"accuracy": share(right[i] for i in longer), "pairs": len(longer)}
-    assert figures["longer_wrong"] == {"accuracy": share(right[i] for i in shorter), "pairs": len(shorter)}
+    assert metrics["longer_right"] == {"accuracy": share(right[i] for i in longer), "pairs": len(longer)}
+    assert metrics["longer_wrong"] == {"accuracy": share(right[i] for i in shorter), "pairs": len(shorter)}
     assert len(longer) + len(shorter) < p
-    assert figures["subsets"] == {
+    assert metrics["subsets"] == {
         name: {"accuracy": share(right[i] for i in range(p) if subsets[i] == name), "pairs": subsets.count(name)}
         for name in ("subset 0", "subset 1", "subset 2")
     }
 
 
 def test_no_pairs_give_no_figures_but_no_error():
-    figures = pair_figures(np.empty(0), np.empty((0, 2)), np.empty(0), [], [], ["a", "b"])
-    assert (figures["pairs"], figures["refused"], figures["ties"], figures["subsets"]) == (0, 0, 0, {})
-    values = [figures["accuracy"], *figures["baselines"].values(), *figures["objectives"].values()]
+    metrics = pair_metrics(np.empty(0), np.empty((0, 2)), np.empty(0), [], ["a", "b"])
+    assert (metrics["pairs"], metrics["refused"], metrics["ties"], metrics["subsets"]) == (0, 0, 0, {})
+    values = [metrics["accuracy"], *metrics["baselines"].values(), *metrics["objectives"].values()]
     assert all(math.isnan(value) for value in values)
+
+
+@pytest.fixture(scope="module")
+def trained(small_run, small_recipe):
+    """The model, its metrics, its store and the folder of its data."""
+    rm = ArmoRM.from_pretrained(small_run, dtype="float32")
+    metrics = json.loads((small_run / "metrics.json").read_text())
+    return rm, metrics["evaluation"], small_run / "work" / "features", Path(small_recipe.data_root)
+
+
+@pytest.fixture
+def nothing_is_computed_again(trained, monkeypatch):
+    def forward(*_):
+        raise AssertionError("a feature that the training run left behind was computed again")
+
+    monkeypatch.setattr(type(trained[0].backbone), "features", forward)
+
+
+def test_the_ratings_benchmark_finds_the_metrics_of_the_run(trained, nothing_is_computed_again):
+    rm, metrics, store, data = trained
+    files = [data / f"{name}.jsonl" for name in ("workshop", "harbour", "market")]
+    results = evaluate("ratings", rm, files, features=store, quiet=True)
+    figures = results.level("subsets")
+    rated = {name: found for name, found in metrics["ratings"].items() if found["n"]}
+    assert set(results.objectives) == set(rated)
+    for name, expected in rated.items():
+        spearman = figures[f"{name}: Spearman"]
+        assert spearman.value == pytest.approx(expected["spearman"], abs=1e-6)
+        assert (spearman.examples, spearman.prompts) == (expected["n"], expected["prompts"])
+        assert figures[f"{name}: error"].value == pytest.approx(expected["mae"], abs=1e-5)
+        if expected["within_prompt_pairs"]:
+            assert figures[f"{name}: within prompts"].value == pytest.approx(expected["within_prompt"], abs=1e-6)
+
+
+def test_the_pairs_benchmark_finds_the_metrics_of_the_run(trained, nothing_is_computed_again):
+    rm, metrics, store, data = trained
+    results = evaluate("pairs", rm, data / "choices.jsonl", features=store, quiet=True)
+    (expected,) = metrics["pairs"].values()
+    overall = results.level("overall")["accuracy"]
+    assert (overall.examples, overall.prompts) == (expected["pairs"], expected["prompts"])
+    assert overall.value == pytest.approx(expected["accuracy"])
+    assert results.counts["ties"] == expected["ties"]
+    assert results.audits["gate"]["all"]["uniform"] == pytest.approx(expected["baselines"]["uniform_weights"])
+    for name, accuracy in expected["objectives"].items():
+        assert results.audits["objectives"][name]["debiased"] == pytest.approx(accuracy)

@@ -1,8 +1,8 @@
-"""Correlation of two vectors: Pearson and Spearman, 0 if one of them is constant."""
+"""Correlation of two vectors, Pearson and Spearman (0 if one is constant), overall or within groups of rows."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import numpy as np
@@ -26,3 +26,16 @@ def pearson(first: np.ndarray, second: np.ndarray) -> float:
 def spearman(first: np.ndarray, second: np.ndarray) -> float:
     """Spearman rank correlation of two vectors (n,), ties at their mean rank; 0 if one is constant."""
     return pearson(rankdata(first), rankdata(second))
+
+
+def within_groups(values: np.ndarray, groups: np.ndarray | Sequence[int]) -> np.ndarray:
+    """Rows (n', k) of the groups with more than one row, each minus the mean of its group.
+
+    Args:
+        values: (n, k).
+        groups: (n,) labels, such as prompts.
+    """
+    _, index, counts = np.unique(np.asarray(groups), return_inverse=True, return_counts=True)
+    sums = np.zeros((len(counts), values.shape[1]))
+    np.add.at(sums, index, values)
+    return (values - (sums / counts[:, None])[index])[counts[index] > 1]

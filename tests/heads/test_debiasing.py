@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from armorm.correlation import pearson, spearman
+from armorm.correlation import pearson, spearman, within_groups
 from armorm.errors import FitError
-from armorm.heads.debiasing import fit_debiasing, no_debiasing, within_groups
+from armorm.heads.debiasing import fit_debiasing, no_debiasing
 
 BIAS = 2
 
@@ -270,7 +270,7 @@ def test_an_objective_that_is_almost_nothing_but_the_bias_is_named():
     debiasing = fit_debiasing(rewards, 2)
     assert debiasing.explained[0] == pytest.approx(pearson(rewards[:, 0], length) ** 2)
     (warning,) = debiasing.warnings(["helpful", "safe", "verbosity"])
-    assert warning.startswith("objective helpful is almost nothing but verbosity: they explain 99%")
+    assert warning.startswith("objective helpful is almost entirely explained by verbosity: 99%")
 
 
 # --- the published search ------------------------------------------------------------------------

@@ -206,7 +206,7 @@ def test_objectives_that_cannot_be_learned_are_all_named_at_once():
     assert "fine" not in message
     assert "rare has 19 ratings, expected at least 20" in message
     assert f"flat has the same rating on all {len(features)} rows" in message
-    assert "lonely is rated in one fold of prompts only" in message
+    assert "lonely is rated in only one fold of prompts" in message
     assert "unvalidated has no rating in the validation folds" in message
 
 

@@ -106,7 +106,7 @@ def test_new_objectives_come_in_with_new_data():
     whole = old + new
     assert whole.names == NAMES
     assert_sums_are_plain(whole, features, ratings, folds)
-    with pytest.raises(FitError, match="hold objectives c, which are not asked for"):
+    with pytest.raises(FitError, match="have objectives c, which are not expected"):
         old.with_names(["b", "a"])
 
 
@@ -123,10 +123,10 @@ def test_statistics_are_read_back_as_they_were_saved(tmp_path, at_random):
 
 def test_a_file_that_holds_something_else_is_refused(tmp_path):
     path = tmp_path / "statistics.safetensors"
-    with pytest.raises(FitError, match="holds no statistics of rated rows"):
+    with pytest.raises(FitError, match="not a file of rating statistics"):
         RatingStatistics.load(path)
     path.write_bytes(b"no tensors")
-    with pytest.raises(FitError, match="holds no statistics of rated rows"):
+    with pytest.raises(FitError, match="not a file of rating statistics"):
         RatingStatistics.load(path)
 
 
@@ -186,7 +186,7 @@ def test_an_objectives_weight_divides_its_alpha():
 def test_few_ratings_and_an_alpha_at_the_end_are_said():
     features, ratings, folds = rated_rows(n=200)
     reports = fit_regression(features, ratings, folds, NAMES, alphas=(0.1, 1e-9)).reports
-    assert all("ratings only" in report.warning for report in reports)
+    assert all("has only" in report.warning for report in reports)
     small = fit_regression(features, ratings, folds, NAMES, alphas=(1e-9, 1e-8)).reports
     assert any("the largest alpha is the best one" in report.warning for report in small + reports)
 

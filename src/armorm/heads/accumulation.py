@@ -1,11 +1,8 @@
-"""Rated rows to their sufficient statistics, in one pass.
+"""One pass over rated rows to their sufficient statistics (`armorm.heads.statistics`).
 
-In:  an iterator of `RatedBlock`s: features (B, d), mapped ratings (B, k) with NaN where missing, a fold per row.
-Out: `RatingStatistics`; of the rows themselves, only those few are kept that wait for a product.
-
-Products of blocks are float32 (twice as fast as float64, and the only fast kind on most GPUs), their sums float64.
-Features enter relative to an origin near their mean, so that a large common offset, which real features have, costs
-no digits.
+Products of blocks are float32 (twice as fast as float64, and the only fast type on most GPUs), their sums float64.
+Features are taken relative to an origin near their mean, so that a large common offset, which real features have, costs
+no precision.
 """
 
 from __future__ import annotations
@@ -21,13 +18,13 @@ from armorm.heads.statistics import Columns, Moments, RatingStatistics
 
 Precision = Literal["float32", "float64"]
 PENDING_BYTES = 96 * 1024**2
-_FLUSH_ROWS = 1024  # a sum in float64 costs a tenth of a product of so many rows
+_FLUSH_ROWS = 1024  # adding in float64 takes a tenth of the time of a product of this many rows
 _MOST_ROWS = 4096
 
 
 @dataclass(frozen=True)
 class RatedBlock:
-    """Some rated rows.
+    """Rated rows.
 
     Attributes:
         features: (B, d) float.
@@ -41,7 +38,7 @@ class RatedBlock:
 
 
 def blocks_of(features: np.ndarray, ratings: np.ndarray, folds: np.ndarray, size: int = 8192) -> Iterator[RatedBlock]:
-    """Blocks of arrays that are at hand (or memory-mapped): features (n, d), ratings (n, k), folds (n,)."""
+    """Blocks of arrays (in memory or memory-mapped): features (n, d), ratings (n, k), folds (n,)."""
     for start in range(0, len(features), size):
         rows = slice(start, start + size)
         yield RatedBlock(features[rows], ratings[rows], folds[rows])
@@ -59,8 +56,8 @@ def accumulate(
 ) -> RatingStatistics:
     """Sums over all rows of an iterator, in one pass.
 
-    Rows wait by pattern and fold until there are enough for a product; when `pending_bytes` of them wait, the
-    largest heap goes first. So sets that arrive in any order cost the same.
+    Rows are buffered by pattern and fold until there are enough for a product; above `pending_bytes`, the largest
+    buffer is flushed. So the order of the rows does not affect the cost.
 
     Args:
         names: (k,) objectives, the columns of the blocks' ratings.
@@ -108,7 +105,7 @@ def accumulate(
             columns = tuple(np.flatnonzero(patterns[pattern]).tolist())
             if not columns:
                 continue
-            with np.errstate(invalid="ignore"):  # what is not finite is refused below
+            with np.errstate(invalid="ignore"):  # values that are not finite are rejected below
                 features = block.features[rows].astype(precision, copy=False)
                 features -= origin
             waiting.setdefault((columns, fold), []).append(
@@ -125,7 +122,7 @@ def accumulate(
 
 
 def _patterns(present: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Distinct rows of a mask (B, k), and which of them each row is."""
+    """Distinct rows of a mask (B, k), and the index of each row among them."""
     packed = np.ascontiguousarray(np.packbits(present, axis=1))
     codes = packed.view(np.dtype((np.void, packed.shape[1])))[:, 0]
     _, first, index = np.unique(codes, return_index=True, return_inverse=True)
@@ -133,7 +130,7 @@ def _patterns(present: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _short(values: np.ndarray) -> np.ndarray:
-    """Numbers near these with eight significant bits: taking them off float32 features then rarely rounds."""
+    """Values rounded to eight significant bits, so that subtracting them from float32 features rarely rounds."""
     bits = np.nan_to_num(values, posinf=0.0, neginf=0.0).astype(np.float32).view(np.uint32) & np.uint32(0xFFFF0000)
     return bits.view(np.float32).astype(np.float64)
 
@@ -145,15 +142,15 @@ class _Sums:
         self.statistics, self.dtype, self.device = statistics, dtype, device
 
     def add(self, columns: Columns, fold: int, features: np.ndarray, ratings: np.ndarray) -> None:
-        # A column of ones beside the ratings: its products are the features' sums.
+        # A column of ones next to the ratings: its products are the features' sums.
         narrow = np.column_stack([ratings, np.ones(len(ratings))]).astype(self.dtype)
         if self.device == "cpu":
-            gram, cross = features.T @ features, features.T @ narrow  # (numpy computes half of the first, by `syrk`)
+            gram, cross = features.T @ features, features.T @ narrow  # numpy computes half of the first, by `syrk`
         else:
             gram, cross = _on_device(features, narrow, self.device)
         # A feature that is not finite shows on the diagonal.
         if not (np.isfinite(np.diagonal(gram)).all() and np.isfinite(ratings).all()):
-            raise FitError("features of rated rows that are not finite numbers, expected finite ones")
+            raise FitError("features or ratings of rated rows are not finite")
         part = Moments(len(features), gram, cross[:, -1], cross[:, :-1], ratings.sum(0), ratings.T @ ratings)
         self.statistics.add(columns, fold, part)
 
@@ -162,9 +159,9 @@ def _on_device(features: np.ndarray, ratings: np.ndarray, device: str) -> tuple[
     """Products on an accelerator, in full precision."""
     import torch
 
-    kept = torch.get_float32_matmul_precision()
+    previous = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     x, r = torch.from_numpy(features).to(device), torch.from_numpy(ratings).to(device)
     gram, cross = (x.T @ x).cpu().numpy(), (x.T @ r).cpu().numpy()
-    torch.set_float32_matmul_precision(kept)
+    torch.set_float32_matmul_precision(previous)
     return gram, cross

@@ -1,12 +1,9 @@
-"""A plain linear Bradley-Terry head: the reward model that people train today, as a baseline.
-
-In:  features of chosen and rejected responses (p, d), a held-out mask.
-Out: a weight vector (d,): score = features @ weight.
+"""Linear Bradley-Terry head: the reward model that is usually trained from preference pairs, as a baseline.
 
     min_w  mean of -log sigmoid((x_chosen - x_rejected)^T w) + penalty |w|^2
 
-The penalty is chosen on the held-out pairs. Features are scaled to unit deviation first, and the scale
-is folded back into the weights.
+The penalty is chosen on held-out pairs. Features are scaled to unit deviation first, and the scale is folded into the
+weights.
 """
 
 from __future__ import annotations
@@ -31,7 +28,7 @@ def fit_bradley_terry(chosen: np.ndarray, rejected: np.ndarray, held_out: np.nda
         weights (d,) float64, refitted on all pairs.
 
     Raises:
-        FitError: where no pair is held out, or every one.
+        FitError: if no pair is held out, or all are.
     """
     if held_out.all() or not held_out.any():
         raise FitError(f"{int(held_out.sum())} of {len(held_out)} pairs are held out, expected some but not all")

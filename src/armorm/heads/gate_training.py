@@ -1,13 +1,17 @@
-"""The steps of the gate's training: pairs as tensors, the loss, the optimiser.
+"""Stage 2: training of the gate, which weights the objectives by the prompt, from preference pairs.
 
-In:  a `GatingNetwork`, pairs, settings (`heads/gating.py`).
-Out: the network with its best held-out weights, and the history of its evaluations.
-
+    g(x) = softmax(MLP(f(x)) / temperature)    over the k objectives             (arXiv 2406.12845, section 3.2)
+    R    = logit_scale * g(x)^T r'
     loss = mean over pairs of w * [(1 - e) softplus(-(s - m)) + e softplus(s - m)] - a H(g) + b KL(mean g | uniform)
 
-with s the score difference, w the pair's weight, m its margin, e the label smoothing. Rewards are data, computed
-once; a step runs each distinct prompt of its batch through the network once, both sides of a pair together, which
-halves the work of a step that runs the prompt for either side.
+with s = R_chosen - R_rejected, w the pair's weight, m its margin, e the label smoothing. The gate sees the prompt only,
+and rewards are already debiased, as at inference. Rewards are data, computed once; a step runs each distinct prompt of
+its batch through the network once, both sides of a pair together, which halves the work.
+
+`logit_scale` is positive: it starts at the one-dimensional Bradley-Terry fit with uniform weights, is learned as its
+logarithm, and is fitted again at the end on held-out pairs. (If it starts at 1, as published, rewards in [0, 1] give
+margins so small that the gate hardly moves.) Prompt features are standardised for training, and the scaling is folded
+into the first layer. Early stopping is by prompt, the best weights are used, and all randomness is seeded.
 """
 
 from __future__ import annotations
@@ -29,10 +33,10 @@ from armorm.model.remote_code import GatingNetwork
 from armorm.progress import progress
 
 Log = Callable[[int, Mapping[str, float]], None]
-
 EVALUATE_EVERY = 50
-
+MIN_PAIRS = 20
 _CONSTANT = 1e-6
+_NEARLY_UNIFORM = 0.005
 
 
 class PairTensors:
@@ -45,8 +49,8 @@ class PairTensors:
         features = torch.from_numpy(prompt_features.astype(np.float32))
         self.mean = features[used].double().mean(0).float()
         deviation = features[used].double().std(0, correction=0).float()
-        # What is constant in training carries nothing to learn; dividing by its rounding noise would let a
-        # prompt on which it differs drown all else.
+        # Features that are constant in training are not informative; dividing them by their rounding noise would let
+        # them dominate on a prompt where they differ.
         self.deviation = torch.where(deviation > _CONSTANT, deviation, torch.ones(()))
         self.prompts = ((features - self.mean) / self.deviation).to(device)
         weight = np.ones(len(pairs)) if pairs.weight is None else pairs.weight / pairs.weight[training].mean()
@@ -76,14 +80,14 @@ class PairTensors:
         return scale * scores, weights
 
     def plain_loss(self, margins: torch.Tensor, rows: np.ndarray) -> torch.Tensor:
-        """The Bradley-Terry loss of score differences, by the pairs' weights."""
+        """Weighted Bradley-Terry loss of score differences."""
         weight = self.weight[torch.as_tensor(rows, device=self.weight.device)]
         return (weight * functional.softplus(-margins)).sum() / weight.sum()
 
     def training_loss(
         self, network: GatingNetwork, scale: torch.Tensor, rows: np.ndarray, settings: GateSettings
     ) -> torch.Tensor:
-        """The loss above, of a batch of pairs."""
+        """The loss of a batch of pairs."""
         margins, weights = self.margins_and_weights(network, scale, rows)
         at = torch.as_tensor(rows, device=self.weight.device)
         margins = margins - settings.margin * self.margin[at]
@@ -164,22 +168,17 @@ def optimise(
     return best_step, history
 
 
-MIN_PAIRS = 20
-
-_NEARLY_UNIFORM = 0.005
-
-
 @dataclass(frozen=True)
 class RewardPairs:
     """Preference pairs as the gate sees them.
 
     Attributes:
         chosen, rejected: (p, k) debiased rewards.
-        chosen_prompt, rejected_prompt: (p,) rows of the prompt features; the same row, unless the
-            overflow policy cut the two sides' prompts differently.
-        held_out: (p,) bool, pairs whose prompts are kept for early stopping.
-        margin: (p,) >= 0, how much better the chosen side is said to be, 0 where nothing is said; or None.
-        weight: (p,) > 0, how much a pair counts; None for all alike.
+        chosen_prompt, rejected_prompt: (p,) rows of the prompt features; the same row unless the overflow policy
+            truncated the two prompts differently.
+        held_out: (p,) bool, pairs whose prompts are held out for early stopping.
+        margin: (p,) >= 0, rated advantage of the chosen side, 0 if unknown; or None.
+        weight: (p,) > 0; None for equal weights.
     """
 
     chosen: np.ndarray
@@ -196,15 +195,16 @@ class RewardPairs:
 
 @dataclass(frozen=True)
 class GateSettings:
-    """How the gate is trained; the defaults are the published ones (FIELD 1) but for the scale.
+    """Hyperparameters of the gate; defaults are those of the published code, except `logit_scale`.
+
+    Early stopping uses the loss without margin, smoothing and penalties, but with weights.
 
     Attributes:
-        margin: times a pair's own margin, what the chosen score must win by.
-        label_smoothing: share of pairs taken as labelled the wrong way round, 0 to 0.5.
-        entropy: of the mean entropy of the weights, is taken off the loss: a gate spreads its weight.
-        load_balance: of the divergence of the mean weights from uniform, is added: no objective is left out over all.
+        margin: factor of a pair's margin.
+        label_smoothing: assumed share of pairs with swapped labels, 0 to 0.5.
+        entropy: coefficient of the mean entropy of the weights (a), which spreads the weights of a prompt.
+        load_balance: coefficient of the divergence of the mean weights from uniform (b), which uses every objective.
         dtype: of the network's products in training; `auto` is bfloat16 where the hardware is fast at it.
-        The loss that stops training early is the plain one: no margin, smoothing or penalty, but weights.
     """
 
     hidden_size: int = 1024
@@ -227,18 +227,18 @@ class GateSettings:
 
 @dataclass
 class GateReport:
-    """How training went.
+    """Result of training.
 
     Attributes:
-        pairs, held_out_pairs: pairs trained on, and pairs for early stopping.
-        best_step: step whose weights were kept.
+        pairs, held_out_pairs: pairs for training and for early stopping.
+        best_step: step of the best weights.
         start_scale, logit_scale: the scale at the start and at the end.
-        accuracy, loss: on held-out pairs, with the kept weights and final scale.
+        accuracy, loss: on held-out pairs, with the best weights and final scale.
         uniform_accuracy: of uniform weights on the same pairs.
-        mean_weights: (k,) mean gating weights over the held-out pairs' prompts.
-        mean_entropy: of the gating weights, nats; log k where the gate is uniform.
+        mean_weights: (k,) mean gating weights over the prompts of held-out pairs.
+        mean_entropy: of the gating weights, nats; log k for a uniform gate.
         history: (step, training loss, held-out loss, held-out accuracy) at each evaluation.
-        collapse: how the gate fails to read the prompt (`collapse_of`), or empty.
+        collapse: how the gate ignores the prompt (`collapse_of`), or empty.
     """
 
     pairs: int
@@ -268,13 +268,12 @@ def fit_gate(
 
     Args:
         prompt_features: (m, d) float.
-        initial: a gate for plain prompt features to go on from, of the shape of the settings; by default the gate
-            starts uniform.
-        device: where training runs; the network comes back on the processor.
-        log: is called with the step and figures of every evaluation.
+        initial: a trained gate to continue from, of the shape of the settings; by default the gate starts uniform.
+        device: for training; the network is returned on the CPU.
+        log: called with the step and metrics of every evaluation.
 
     Returns:
-        the network in evaluation mode, taking plain prompt features, and its report.
+        the network in evaluation mode, for prompt features that are not standardised, and its report.
 
     Raises:
         FitError: for fewer than `MIN_PAIRS` pairs on either side of the split, or a scale that is not positive.
@@ -283,8 +282,8 @@ def fit_gate(
     training, held_out = np.flatnonzero(~pairs.held_out), np.flatnonzero(pairs.held_out)
     if min(len(training), len(held_out)) < MIN_PAIRS:
         raise FitError(
-            f"the gate has {len(training)} pairs to train on and {len(held_out)} held out by prompt; "
-            f"expected {MIN_PAIRS} of each"
+            f"the gate has {len(training)} training pairs and {len(held_out)} held out by prompt, "
+            f"expected at least {MIN_PAIRS} of each"
         )
     fitted = settings.logit_scale == "fit"
     if not fitted and not float(settings.logit_scale) > 0:
@@ -345,15 +344,12 @@ def fit_gate(
 
 
 def collapse_of(weights: np.ndarray) -> str:
-    """How a gate fails to read the prompt, in words; empty where it does not.
-
-    Args:
-        weights: (m, k) gating weights of different prompts.
+    """How a gate ignores the prompt, from gating weights (m, k) of different prompts; empty if it does not.
 
     Returns:
-        `uniform` (entropy within 0.5 percent of the most), `one objective for all prompts` (the same one leads for 99
-        percent of prompts, with nine tenths of the weight), `the same weights for every prompt` (no weight moves
-        by a thousandth), or an empty text.
+        `uniform` (entropy within 0.5 percent of the maximum), `one objective for all prompts` (one leads for 99
+        percent of prompts, with 0.9 of the weight on average), `the same weights for every prompt` (no weight has a
+        standard deviation of 0.001), or an empty text.
     """
     m, k = weights.shape
     if k < 2 or not m:
@@ -374,8 +370,8 @@ def bradley_terry_scale(margins: np.ndarray, fallback: float | None = None) -> f
 
     Args:
         margins: (p,) score differences, chosen minus rejected.
-        fallback: taken where no positive scale helps (margins that point the wrong way); by default the
-            scale at which margins have unit standard deviation.
+        fallback: used if no positive scale helps (margins with the wrong sign); by default the scale at which margins
+            have unit root mean square.
     """
     spread = float(np.sqrt(np.mean(np.square(margins))))
     if spread == 0:
@@ -392,7 +388,7 @@ def bradley_terry_scale(margins: np.ndarray, fallback: float | None = None) -> f
 
 @torch.no_grad()
 def _fold_standardisation(network: GatingNetwork, mean: torch.Tensor, deviation: torch.Tensor) -> None:
-    """Let the first layer take plain features: W (x - mean) / deviation + b."""
+    """Make the first layer accept features that are not standardised: W (x - mean) / deviation + b."""
     first = network.layers[0]
     assert isinstance(first, nn.Linear)
     weight = first.weight.double() / deviation.double()
@@ -402,7 +398,7 @@ def _fold_standardisation(network: GatingNetwork, mean: torch.Tensor, deviation:
 
 @torch.no_grad()
 def _unfold_standardisation(network: GatingNetwork, mean: torch.Tensor, deviation: torch.Tensor) -> None:
-    """The inverse of folding: let the first layer take standardised features."""
+    """The inverse: make the first layer accept standardised features."""
     first = network.layers[0]
     assert isinstance(first, nn.Linear)
     weight = first.weight.double()

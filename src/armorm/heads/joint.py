@@ -1,27 +1,21 @@
-"""Joint training of the regression heads: absolute ratings and preference pairs at once, on cached features.
-
-In:  a fitted `RegressionHead`, its rows (n, d) with ratings (n, k), and pairs with the coefficients (p, k) that
-     a gate and a transform give their rewards.
-Out: a `RegressionHead` of the same kind (served weights, and weights that saw all folds but one), and what it
-     cost and brought.
+"""Joint training of the regression heads on absolute ratings and preference pairs, from cached features.
 
     min_W  sum_j (|X w_j - r_j|^2 + alpha_j |w_j|^2) / (n_j Var r_j)  +  beta * mean_p -log sigmoid(m_p)
     m_p  = sum_j c_pj w_j^T (x_chosen - x_rejected)
 
-The first term is stage 1 (each objective's error as a share of its variance), the second the Bradley-Terry loss of
-the score with the gate held fixed, so the whole is convex, and beta = 0 is stage 1 itself. `beta` is the price of
-a nat of pair loss in units of R^2.
+The first term is stage 1 (each objective's error as a share of its variance), the second the Bradley-Terry loss of the
+score with a fixed gate, so the problem is convex, and beta = 0 is stage 1 itself. `beta` is the price of a nat of pair
+loss in units of R^2.
 
-The first term is a quadratic around stage 1's own solution. With its Hessian H_j = L_j L_j^T and
-u_j = L_j^T (w_j - w_j0) it is |u|^2: L-BFGS on u is well conditioned whatever the features, and ratings are not
-needed beyond stage 1's solution. Beta is chosen by the pair loss on held-out folds of prompts, among those for
-which the held-out R^2 falls by no more than `R2_PRICE` on the mean: a reward that predicts no rating any more
-explains nothing.
+The first term is a quadratic around stage 1's solution. With its Hessian H_j = L_j L_j^T and u_j = L_j^T (w_j - w_j0)
+it is |u|^2: L-BFGS on u is well conditioned for any features, and ratings enter only by stage 1's solution. Beta is
+chosen by the pair loss on held-out folds of prompts, among those that reduce the mean held-out R^2 by at most
+`R2_PRICE`: a reward that no longer predicts ratings explains nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -30,7 +24,9 @@ from scipy.optimize import minimize
 from scipy.special import expit
 
 from armorm.errors import FitError
+from armorm.heads.accumulation import accumulate, blocks_of
 from armorm.heads.regression import RegressionHead
+from armorm.heads.statistics import Moments, RatingStatistics
 from armorm.progress import progress
 
 PAIR_WEIGHTS = (0.0, 0.1, 0.3, 1.0, 3.0)
@@ -45,7 +41,7 @@ class JointPairs:
 
     Attributes:
         differences: (p, d) response features of chosen minus rejected.
-        coefficients: (p, k) what the score multiplies each reward by: gating output times transform.
+        coefficients: (p, k) of the rewards in the score: gating output times transform.
         folds: (p,) fold of each pair's prompt.
     """
 
@@ -63,11 +59,11 @@ class JointPairs:
 
 @dataclass(frozen=True)
 class JointReport:
-    """What joint training found, on held-out folds of prompts.
+    """Result of joint training, on held-out folds of prompts.
 
     Attributes:
         pair_weight: the chosen beta.
-        pair_weights, losses, accuracies: every beta, its mean pair loss (nats) and pair accuracy; the gate is the same.
+        pair_weights, losses, accuracies: every beta, its mean pair loss (nats) and pair accuracy, with the same gate.
         mean_r2: mean R^2 over objectives for each beta.
         r2_before, r2_after: (k,) R^2 of stage 1, and at the chosen beta.
     """
@@ -96,29 +92,31 @@ def fit_joint(
     """Train the heads on ratings and pairs.
 
     Args:
-        head: stage 1's, fitted on these very rows and folds.
+        head: stage 1's, fitted on the same rows and folds.
         features: (n, d).
         ratings: (n, k) mapped ratings, NaN where missing.
         folds: (n,) fold of each row's prompt.
-        pair_weights: betas to choose from; 0, stage 1 itself, is always among them.
+        pair_weights: betas to choose from; 0, stage 1 itself, is always included.
         intercept: whether stage 1 had one; it follows the weights.
-        weights: of objectives against their penalties, as they were given to stage 1.
-        r2_price: how far the mean held-out R^2 may fall.
+        weights: of objectives against their penalties, as in stage 1.
+        r2_price: largest decrease of the mean held-out R^2.
 
     Returns:
-        the head, whose `fold_weight` saw neither ratings nor pairs of the fold; and the report.
+        the head, with `fold_weight` fitted without ratings and pairs of the fold; and the report.
 
     Raises:
         FitError: for pairs without a fold, or all in one.
     """
     fold_count = len(head.fold_weight)
     if len(pairs.folds) == 0 or pairs.folds.min() < 0 or pairs.folds.max() >= fold_count:
-        raise FitError(f"pairs stand in folds outside 0..{fold_count - 1}, expected those of the ratings")
+        raise FitError(f"pairs have folds outside 0..{fold_count - 1}, expected those of the ratings")
     if len(np.unique(pairs.folds)) < 2:
-        raise FitError("all pairs stand in one fold of prompts, expected some to hold out")
+        raise FitError("all pairs are in one fold of prompts, expected some to hold out")
     grid = sorted({0.0, *map(float, pair_weights)})
     alphas = np.array([report.alpha / (weights or {}).get(report.objective, 1.0) for report in head.reports])
-    curvature = _Curvature(features, ratings, folds, alphas, fold_count, intercept)
+    blocks, names = blocks_of(features, ratings, folds), [report.objective for report in head.reports]
+    statistics = accumulate(blocks, names, fold_count, features.shape[1], precision="float64")
+    curvature = _Curvature(statistics, alphas, intercept)
     pairs = replace(pairs, differences=pairs.differences.astype(np.float32))
     k, d = head.weight.shape
     fold_weights = np.empty((len(grid), fold_count, k, d))
@@ -168,71 +166,46 @@ def fit_joint(
 
 
 class _Curvature:
-    """Stage 1's loss around its solution: (X^T X + alpha I) / (n Var r) of each objective, all rows or all but a fold.
+    """Hessians of stage 1's loss: (X^T X + alpha I) / (n Var r) of each objective, over all rows or all but a fold."""
 
-    Objectives rated on the same rows share their sums.
-    """
-
-    def __init__(
-        self,
-        features: np.ndarray,
-        ratings: np.ndarray,
-        folds: np.ndarray,
-        alphas: np.ndarray,
-        fold_count: int,
-        intercept: bool,
-    ) -> None:
-        self._alphas, self._intercept = alphas, intercept
-        present = ~np.isnan(ratings)
-        shared: dict[bytes, int] = {}
-        self._pattern = np.array([shared.setdefault(column.tobytes(), len(shared)) for column in present.T])
-        self._sums: list[list[tuple[int, np.ndarray, np.ndarray]]] = []
-        for pattern in range(len(shared)):
-            column = int(np.flatnonzero(self._pattern == pattern)[0])
-            rows = [np.flatnonzero(present[:, column] & (folds == fold)) for fold in range(fold_count)]
-            self._sums.append([_sums(features, part) for part in rows])
-        self._ratings, self._folds = ratings, folds
+    def __init__(self, statistics: RatingStatistics, alphas: np.ndarray, intercept: bool) -> None:
+        self._statistics, self._alphas, self._intercept = statistics, alphas, intercept
 
     def factors(self, without: int | None) -> np.ndarray:
-        """Cholesky factors (k, d, d), lower, of the Hessians of all rows but those of a fold."""
-        built = []
-        kept = self._ratings if without is None else self._ratings[self._folds != without]
-        variances = np.nanvar(kept, axis=0)
-        for alpha, variance, pattern in zip(self._alphas, variances, self._pattern, strict=True):
-            count, gram, total = self._total(pattern, without)
+        """Lower Cholesky factors (k, d, d) of the Hessians of all rows except those of a fold."""
+        k, d = len(self._alphas), self._statistics.hidden_size
+        factors = np.empty((k, d, d))
+        for columns, total in self._totals(without):
+            gram, count = total.gram, total.count
             if self._intercept:
-                gram = gram - np.outer(total, total) / count
-            built.append(cholesky((gram + alpha * np.eye(len(gram))) / (count * variance), lower=True))
-        return np.stack(built)
+                gram = gram - np.outer(total.feature_sum, total.feature_sum) / count
+            variances = np.diagonal(total.rating_products) / count - (total.rating_sum / count) ** 2
+            for column, variance in zip(columns, variances, strict=True):
+                hessian = (gram + self._alphas[column] * np.eye(d)) / (count * variance)
+                factors[column] = cholesky(hessian, lower=True)
+        return factors
 
     def bias(self, bias: np.ndarray, moved: np.ndarray, without: int | None) -> np.ndarray:
-        """The intercepts (k,) that go with weights moved by (k, d)."""
+        """Intercepts (k,) for weights moved by (k, d)."""
         if not self._intercept:
             return bias
-        means = np.stack([total / count for count, _, total in (self._total(p, without) for p in self._pattern)])
-        return bias - np.einsum("kd,kd->k", moved, means)
+        bias = bias.copy()
+        for columns, total in self._totals(without):
+            bias[columns] -= moved[columns] @ (total.feature_sum / total.count)
+        return bias
 
-    def _total(self, pattern: int, without: int | None) -> tuple[int, np.ndarray, np.ndarray]:
-        parts = [part for fold, part in enumerate(self._sums[pattern]) if fold != without]
-        count, gram, total = parts[0]
-        for more in parts[1:]:
-            count, gram, total = count + more[0], gram + more[1], total + more[2]
-        return count, gram, total
-
-
-def _sums(features: np.ndarray, rows: np.ndarray) -> tuple[int, np.ndarray, np.ndarray]:
-    """Rows, X^T X and the sum of X, float64."""
-    d = features.shape[1]
-    gram, total = np.zeros((d, d)), np.zeros(d)
-    for start in range(0, len(rows), _BLOCK):
-        x = features[rows[start : start + _BLOCK]].astype(np.float64)
-        gram += x.T @ x
-        total += x.sum(0)
-    return len(rows), gram, total
+    def _totals(self, without: int | None) -> Iterator[tuple[list[int], Moments]]:
+        """Sums of each set of objectives that are rated on the same rows."""
+        for columns in self._statistics.row_sets():
+            folds = (fold for fold in range(self._statistics.folds) if fold != without)
+            total = Moments.zero(self._statistics.hidden_size, len(columns))
+            for fold in folds:
+                total += self._statistics.moments(columns, fold)
+            yield columns, total
 
 
 class _Problem:
-    """The joint loss in the coordinates in which stage 1's loss is a sum of squares."""
+    """The joint loss in coordinates in which stage 1's loss is a sum of squares."""
 
     def __init__(self, start: np.ndarray, factors: np.ndarray, pairs: JointPairs) -> None:
         self._start, self._factors, self._pairs = start, factors, pairs

@@ -1,19 +1,16 @@
-"""Quantile heads: a distribution per objective, around its reward (as QRM has it), from cached features.
-
-In:  features (n, d), mapped ratings (n, k), the rewards (n, k) of rows by weights that never saw their prompt.
-Out: `QuantileHead`: for each objective with enough levels, linear quantiles of what the reward leaves open.
+"""Quantile heads: a distribution of ratings per objective, around its reward (as in QRM, arXiv 2409.10164).
 
     q_tau(x) = reward(x) + a_tau + d_tau^T x,   min over (a, d) of E pinball_tau(r - q_tau(x)) + penalty |d_tau|^2
 
-The reward itself, and with it the score, is untouched. A large penalty gives every response the same spread, and
-infinite is one of the choices; the penalty is chosen by prompt folds. Quantiles of one response are sorted, which
-never raises the pinball loss (Chernozhukov et al. 2010), so they do not cross.
+The reward itself, and so the score, does not change. With a large penalty every response has the same spread, and
+infinity is one of the choices; the penalty is chosen by prompt folds. Quantiles of one response are sorted, which never
+increases the pinball loss (Chernozhukov et al. 2010), so they do not cross.
 
-Ratings come in levels. A quantile of a few levels is one of them, and its loss is flat between; so a rating is
-taken as spread evenly over its level's cell (half-way to its neighbours), which is the same as smoothing the pinball
-loss by a uniform kernel of that width: convex, differentiable, no random jitter. A quantile then says how much of
-the cells lies below it, and coverage is counted so. Objectives of fewer than `MIN_LEVELS` levels (a yes or no is
-described by its mean) have no quantiles.
+Ratings have levels. A quantile of a few levels is one of them, and its loss is flat in between; so a rating is treated
+as uniform over the cell of its level (half-way to its neighbours), which equals smoothing the pinball loss by a uniform
+kernel of that width: convex, differentiable, without random jitter. A quantile then states how much of the cells is
+below it, and coverage is counted so. Objectives with fewer than `MIN_LEVELS` levels (a yes or no is described by its
+mean) have no quantiles.
 """
 
 from __future__ import annotations
@@ -39,16 +36,16 @@ _ITERATIONS = 150
 
 @dataclass(frozen=True)
 class QuantileReport:
-    """What was found for one objective, on held-out folds of prompts.
+    """Result for one objective, on held-out folds of prompts.
 
     Attributes:
         objective: its name.
         ratings: rows rated.
         half_width: half of a level's cell, mapped scale.
-        penalty: the chosen one; infinite where every response has the same spread.
+        penalty: the chosen one; infinite if every response has the same spread.
         loss: mean pinball loss over the levels.
         constant_loss: the same with one spread for all responses.
-        below: share of ratings below each quantile; the levels themselves where calibrated.
+        below: share of ratings below each quantile; equal to the levels if calibrated.
     """
 
     objective: str
@@ -70,7 +67,7 @@ class QuantileHead:
         levels: (q,) ascending, between 0 and 1.
         weight: (j, q, d) float64, applied to plain features.
         bias: (j, q).
-        reports: one an objective.
+        reports: one per objective.
     """
 
     objectives: list[str]
@@ -101,38 +98,36 @@ def fit_quantiles(
     levels: Sequence[float] = LEVELS,
     penalties: Sequence[float] = PENALTIES,
 ) -> QuantileHead:
-    """Fit every objective that has levels and ratings enough.
+    """Fit every objective with enough levels and ratings.
 
     Args:
         features: (n, d).
         ratings: (n, k) mapped ratings, NaN where missing.
-        rewards: (n, k) predictions by weights that never saw the row's prompt, as rewards of new text are.
-        folds: (n,) fold of each row's prompt, on which penalties are chosen.
+        rewards: (n, k) predictions by weights fitted without the row's prompt, like rewards of new text.
+        folds: (n,) fold of each row's prompt, for choosing penalties.
         names: (k,) objectives.
         levels: ascending, each between 0 and 1.
 
     Raises:
-        FitError: for levels that are not ascending in (0, 1), or where no objective has levels and ratings enough.
+        FitError: for levels that are not ascending in (0, 1), or if no objective has enough levels and ratings.
     """
     levels = tuple(float(level) for level in levels)
     if not levels or not all(0 < a < b < 1 for a, b in zip((1e-12, *levels), (*levels, 1 - 1e-12), strict=True)):
         raise FitError(f"quantile levels {list(levels)}, expected ascending numbers between 0 and 1")
     columns = [column for column in range(len(names)) if has_quantiles(ratings[:, column])]
     if not columns:
-        raise FitError(
-            f"no objective has {MIN_LEVELS} levels and {MIN_RATINGS} ratings, expected one to fit quantiles of"
-        )
+        raise FitError(f"no objective has {MIN_LEVELS} levels and {MIN_RATINGS} ratings, expected at least one")
     d, q = features.shape[1], len(levels)
     weight, bias = np.zeros((len(columns), q, d)), np.zeros((len(columns), q))
     reports = []
     with progress("quantiles", len(columns), "objectives") as advance:
         for place, column in enumerate(columns):
             rows = np.flatnonzero(~np.isnan(ratings[:, column]))
-            open_part = ratings[rows, column] - rewards[rows, column]
+            residuals = ratings[rows, column] - rewards[rows, column]
             half = half_width(ratings[rows, column])
             x = features[rows].astype(np.float64)
             weight[place], bias[place], report = _fit_one(
-                x, open_part, half, folds[rows], np.array(levels), penalties, names[column]
+                x, residuals, half, folds[rows], np.array(levels), penalties, names[column]
             )
             reports.append(report)
             advance(1)
@@ -140,13 +135,13 @@ def fit_quantiles(
 
 
 def has_quantiles(ratings: np.ndarray) -> bool:
-    """Whether ratings (n,), NaN where missing, have levels and rows enough for quantiles."""
+    """Whether ratings (n,), NaN where missing, have enough levels and rows for quantiles."""
     rated = ratings[~np.isnan(ratings)]
     return len(rated) >= MIN_RATINGS and len(np.unique(rated)) >= MIN_LEVELS
 
 
 def half_width(ratings: np.ndarray) -> float:
-    """Half of a level's cell; of ratings with many levels, a twentieth of their standard deviation, for smoothness."""
+    """Half of a level's cell; for ratings with many levels, a twentieth of their standard deviation."""
     levels = np.unique(np.round(ratings, 9))
     if len(levels) > MOST_LEVELS:
         return float(_SMOOTHING * ratings.std())
@@ -154,12 +149,12 @@ def half_width(ratings: np.ndarray) -> float:
 
 
 def share_below(ratings: np.ndarray, quantiles: np.ndarray, half: float) -> np.ndarray:
-    """How much of each rating's cell lies below a quantile, 0 to 1; arrays broadcast."""
+    """Share of each rating's cell below a quantile, 0 to 1; arrays broadcast."""
     return np.clip((quantiles - ratings) / (2 * half) + 0.5, 0.0, 1.0)
 
 
 def pinball(residual: np.ndarray, level: np.ndarray, half: float) -> np.ndarray:
-    """Pinball loss of rating minus quantile, its mean over a cell of half-width `half`; arrays broadcast."""
+    """Pinball loss of rating minus quantile, averaged over a cell of half-width `half`; arrays broadcast."""
     inside = residual**2 / (4 * half) + half / 4 + (level - 0.5) * residual
     outside = np.where(residual > 0, level * residual, (level - 1) * residual)
     return np.where(np.abs(residual) < half, inside, outside)
@@ -167,7 +162,7 @@ def pinball(residual: np.ndarray, level: np.ndarray, half: float) -> np.ndarray:
 
 def _fit_one(
     x: np.ndarray,
-    open_part: np.ndarray,
+    residuals: np.ndarray,
     half: float,
     folds: np.ndarray,
     levels: np.ndarray,
@@ -183,11 +178,11 @@ def _fit_one(
         outside, inside = folds != fold, folds == fold
         start = None
         for index, penalty in enumerate(penalties):
-            start = _minimise(scaled[outside], open_part[outside], half, levels, penalty, start)
+            start = _minimise(scaled[outside], residuals[outside], half, levels, penalty, start)
             predicted[index, inside] = np.sort(scaled[inside] @ start[:, 1:].T + start[:, 0], axis=1)
-    losses = [pinball(open_part[:, None] - part, levels, half).mean() for part in predicted]
+    losses = [pinball(residuals[:, None] - part, levels, half).mean() for part in predicted]
     best = int(np.argmin(losses))
-    fitted = _minimise(scaled, open_part, half, levels, penalties[best], None)
+    fitted = _minimise(scaled, residuals, half, levels, penalties[best], None)
     constant = losses[-1] if np.isinf(penalties[-1]) else float("nan")
     report = QuantileReport(
         objective=name,
@@ -196,28 +191,28 @@ def _fit_one(
         penalty=float(penalties[best]),
         loss=float(losses[best]),
         constant_loss=float(constant),
-        below=share_below(open_part[:, None], predicted[best], half).mean(0).tolist(),
+        below=share_below(residuals[:, None], predicted[best], half).mean(0).tolist(),
     )
     weight = fitted[:, 1:] / scale
     return weight, fitted[:, 0] - weight @ mean, report
 
 
 def _minimise(
-    x: np.ndarray, open_part: np.ndarray, half: float, levels: np.ndarray, penalty: float, start: np.ndarray | None
+    x: np.ndarray, residuals: np.ndarray, half: float, levels: np.ndarray, penalty: float, start: np.ndarray | None
 ) -> np.ndarray:
     """Coefficients (q, 1 + d) on standardised features, the intercept first and unpenalised."""
     q, d = len(levels), x.shape[1]
     used = 0 if np.isinf(penalty) else d
     first = np.zeros((q, 1 + used))
-    first[:, 0] = np.quantile(open_part, levels)
+    first[:, 0] = np.quantile(residuals, levels)
     if start is not None and used:
         first[:] = start
 
     def loss(flat: np.ndarray) -> tuple[float, np.ndarray]:
         values = flat.reshape(q, 1 + used)
         quantiles = values[:, 0] + (x @ values[:, 1:].T if used else 0.0)
-        residual = open_part[:, None] - quantiles
-        # The slope of the smoothed loss in the quantile is the share of the cell below it, less the level.
+        residual = residuals[:, None] - quantiles
+        # The derivative of the smoothed loss by the quantile is the share of the cell below it, minus the level.
         slope = (np.clip(0.5 - residual / (2 * half), 0.0, 1.0) - levels) / len(x)
         gradient = np.empty_like(values)
         gradient[:, 0] = slope.sum(0)

@@ -1,19 +1,15 @@
 """Stage 1: one linear reward per objective, by ridge regression on rated conversations.
 
-In:  response features X (n, d), mapped ratings R (n, k) with NaN where a rating is missing, a fold per row;
-     or their sums, `RatingStatistics`.
-Out: `RegressionHead`: W (k, d) and the intercepts, the alpha of each objective, its validation error.
+    min_w  v * sum over rated rows (x^T w - r)^2 + alpha |w|^2          (linear probing; arXiv 2406.12845, section 3.1)
 
-    min_w  v * sum over rated rows (x^T w - r)^2 + alpha |w|^2          (paper: linear probing; FIELD 1)
+Missing ratings are skipped, never imputed. Everything is computed from sums (`armorm.heads.statistics`): every alpha of
+every objective, the error on each fold by the others, the final fit on all rows, and the weights fitted without each
+fold (for rewards of rows that stage 1 was trained on). Folds are by prompt.
 
-Missing ratings are left out, never imputed. Everything comes from sums (`heads/statistics.py`): every alpha of
-every objective, the error on each fold by the others, the final fit on all rows, and the weights that saw all
-folds but one (for rewards of rows that stage 1 was trained on). Folds are by prompt.
-
-Objectives that are rated on the same rows share a decomposition. A Cholesky factor serves one alpha, an
-eigendecomposition every alpha, at the cost of ten to twenty-five factors (measured: 9 factors take 0.95 of its time
-at d = 256, 0.35 at d = 1024): up to `CHOLESKY_ALPHAS` alphas are solved by Cholesky, more by eigendecomposition,
-and so is what Cholesky finds not to be positive definite (more features than rows, and an alpha below the rounding).
+Objectives that are rated on the same rows share a decomposition. A Cholesky factor serves one alpha; an
+eigendecomposition serves all, at the cost of ten to twenty-five factors (9 factors take 0.95 of its time at d = 256,
+0.35 at d = 1024). Up to `CHOLESKY_ALPHAS` alphas are solved by Cholesky, more by eigendecomposition, as are matrices
+that are not numerically positive definite (more features than rows, and an alpha below the rounding).
 """
 
 from __future__ import annotations
@@ -37,11 +33,11 @@ CHOLESKY_ALPHAS = 12
 
 
 class RidgePath:
-    """Ridge solutions for every alpha from the sums.
+    """Ridge solutions for any alpha from the sums.
 
     Args:
         intercept: centre features and ratings first; the intercept itself is not penalised.
-        solver: `eigen` decomposes at once and solves any alpha by a scaling; `cholesky` factors for each alpha.
+        solver: `eigen` decomposes once and solves any alpha by scaling; `cholesky` factorises for each alpha.
     """
 
     def __init__(self, moments: Moments, intercept: bool, solver: Literal["cholesky", "eigen"] = "eigen") -> None:
@@ -62,7 +58,7 @@ class RidgePath:
     _decomposed = False
 
     def solve(self, alphas: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Weights (j, d) and intercepts (j,) for one alpha an objective, alphas (j,) > 0."""
+        """Weights (j, d) and intercepts (j,) for one alpha per objective, alphas (j,) > 0."""
         weights = None if self._decomposed else self._by_cholesky(alphas)
         if weights is None:
             if not self._decomposed:
@@ -71,13 +67,13 @@ class RidgePath:
         return weights, self._rating_mean - np.einsum("jd,d->j", weights, self._mean)
 
     def _by_cholesky(self, alphas: np.ndarray) -> np.ndarray | None:
-        """Weights (j, d), or None where rounding left a matrix that is not positive definite."""
+        """Weights (j, d), or None if a matrix is not numerically positive definite."""
         weights = np.empty(self._cross.T.shape)
         for alpha in np.unique(alphas):
             penalised = self._gram.copy()
             np.einsum("ii->i", penalised)[:] += alpha
             try:
-                # (The matrix is symmetric: its transpose is what LAPACK, counting columns first, overwrites in place.)
+                # The matrix is symmetric; LAPACK is column-major and overwrites the transpose in place.
                 factor = scipy.linalg.cho_factor(penalised.T, lower=True, overwrite_a=True, check_finite=False)
             except np.linalg.LinAlgError:
                 return None
@@ -88,7 +84,7 @@ class RidgePath:
 
 @dataclass(frozen=True)
 class RegressionReport:
-    """What stage 1 found for one objective.
+    """Result of stage 1 for one objective.
 
     Attributes:
         objective: its name.
@@ -96,7 +92,7 @@ class RegressionReport:
         alpha: the chosen penalty.
         validation_errors: mean squared error on held-out folds for each alpha, mapped scale.
         r2: 1 - (error on held-out folds at the chosen alpha) / (variance of the ratings).
-        warning: why to distrust it, or empty.
+        warning: why not to trust it, or empty.
     """
 
     objective: str
@@ -114,8 +110,8 @@ class RegressionHead:
     Attributes:
         weight: (k, d) float64; rewards = X weight^T + bias.
         bias: (k,) float64, zero without intercept.
-        fold_weight, fold_bias: (folds, k, d) and (folds, k): fitted without the fold of that number.
-        reports: one an objective.
+        fold_weight, fold_bias: (folds, k, d) and (folds, k): fitted without that fold.
+        reports: one per objective.
     """
 
     weight: np.ndarray
@@ -129,10 +125,10 @@ class RegressionHead:
         return features.astype(np.float64) @ self.weight.T + self.bias
 
     def predict_out_of_fold(self, features: np.ndarray, folds: np.ndarray) -> np.ndarray:
-        """Rewards (n, k) by weights that never saw the row's prompt.
+        """Rewards (n, k) by weights fitted without the row's prompt.
 
         Args:
-            folds: (n,) fold of each row; -1 for prompts that stage 1 was not trained on at all.
+            folds: (n,) fold of each row; -1 for prompts that stage 1 was not trained on.
         """
         rewards = np.empty((len(features), len(self.weight)))
         for fold in np.unique(folds):
@@ -151,13 +147,13 @@ def fit_regression(
     precision: Precision = "float32",
     **options: Any,
 ) -> RegressionHead:
-    """Fit every objective on arrays at hand.
+    """Fit every objective on arrays.
 
     Args:
         features: (n, d).
         ratings: (n, k) mapped ratings, NaN where missing.
         folds: (n,) int, 0 <= fold; rows of one prompt share a fold.
-        names: (k,) objective names, for reports and refusals.
+        names: (k,) objective names, for reports and errors.
         precision: of the products of rows, as for `accumulate`.
         options: as for `fit_from_statistics`.
     """
@@ -179,9 +175,9 @@ def fit_from_statistics(
 
     Args:
         alphas: penalties to choose from, > 0.
-        validation_folds: folds that count for choosing alpha; None for all (k-fold), (0,) for a single split.
-        weights: v of an objective's squared errors against its penalty, > 0, by name; 1 for the others. As every
-            objective has weights and an alpha of its own, v moves the grid of its alphas, and nothing else.
+        validation_folds: folds for choosing alpha; None for all (k-fold), (0,) for a single split.
+        weights: v of an objective's squared errors against its penalty, > 0, by name; 1 for the others. Every
+            objective has its own weights and alpha, so v only shifts the grid of its alphas.
         solver: `auto` chooses by the number of alphas.
 
     Raises:
@@ -237,14 +233,13 @@ def fit_from_statistics(
 
 
 def _doubts(ratings: int, r2: float, at_the_end: bool) -> str:
-    """Why to distrust an objective, or nothing."""
     doubts = []
     if not r2 > 0:
         doubts.append("held-out error is no better than always predicting the mean")
     elif at_the_end:
-        doubts.append("the largest alpha is the best one; larger ones may be better still")
+        doubts.append("the largest alpha is the best one; a larger one may be better")
     if ratings < FEW_RATINGS:
-        doubts.append(f"has {ratings} ratings only")
+        doubts.append(f"has only {ratings} ratings")
     return "; ".join(doubts)
 
 
@@ -263,7 +258,7 @@ def _require_learnable(statistics: RatingStatistics, validation_folds: Sequence[
         elif variance == 0:
             faults.append(f"{name} has the same rating on all {count} rows")
         elif (by_fold > 0).sum() < 2:
-            faults.append(f"{name} is rated in one fold of prompts only, expected prompts enough to hold some out")
+            faults.append(f"{name} is rated in only one fold of prompts, expected enough prompts to hold some out")
         elif not by_fold[list(validation_folds)].any():
             faults.append(f"{name} has no rating in the validation folds, expected some to choose alpha on")
     if faults:

@@ -1,20 +1,17 @@
-"""Sufficient statistics of rated rows: all that stage 1 needs of them, in memory that does not grow with their number.
+"""Sufficient statistics of rated rows: all that stage 1 needs, in memory independent of the number of rows.
 
-In:  sums over rows of one pattern and fold (`heads/accumulation.py` makes them from rows).
-Out: `RatingStatistics`: per fold and per set of rows, the Gram matrix, the products with ratings, the sums.
+`RatingStatistics` holds, per fold and per set of rows, the Gram matrix, the products with ratings, and the sums. They
+are additive: statistics of several machines, or of old and new data, are combined by `+` (and parts removed by `-`).
 
-They add up: statistics of several machines, or of old data and new, give by `+` those of all rows together,
-and by `-` those without a part; `save` and `load` keep them as safetensors.
+**Which Gram matrices.** A row belongs to the set of rows that rate exactly the same objectives (its pattern). Most
+corpora have few patterns, about one per source, and a row is then multiplied once, however many objectives it rates; an
+objective needs the sum over the patterns that rate it. If ratings are missing at random there may be 2^k patterns: as
+soon as there are more patterns than objectives, sums are kept instead by group of objectives that are rated on the same
+rows, and a row counts in each of its groups. So a fold never has more Gram matrices than objectives or patterns,
+whichever is fewer. The first form takes less time for the same memory and has the products of any two objectives'
+ratings; the second bounds memory.
 
-**Which Gram matrices.** A row belongs to the set of rows that rate exactly the same objectives as it does (its
-pattern). Most corpora have few patterns, about one a source, and a row is then multiplied once, however many
-objectives it rates; what an objective needs is the sum over the patterns that rate it. Where ratings are missing
-at random there may be 2^k patterns: as soon as there are more patterns than objectives, sums are kept by
-group of objectives that are rated on the very same rows instead, and such a row counts into each of its groups. So
-there are never more Gram matrices in a fold than objectives or patterns, whichever is fewer. The first form
-costs less time at equal memory and knows the products of any two objectives' ratings; the second bounds memory.
-
-Features enter relative to an origin near their mean; `RatingStatistics.moments` are about the origin 0 again.
+Features are relative to an origin near their mean; `RatingStatistics.moments` are about the origin 0 again.
 """
 
 from __future__ import annotations
@@ -36,7 +33,7 @@ _FORMAT = "armorm-statistics-1"
 
 @dataclass
 class Moments:
-    """Sums over a set of rated rows, all float64. They add up: `a + b` are the sums over both sets.
+    """Sums over a set of rated rows, all float64; `a + b` are the sums over both sets.
 
     Attributes:
         count: rows.
@@ -114,11 +111,11 @@ class Moments:
     def squared_error(self, weights: np.ndarray, bias: np.ndarray) -> np.ndarray:
         """Sums of squared errors (..., j) on these rows of weights (..., j, d) and bias (..., j).
 
-        Solvers are scipy's, so this is too: numpy brings matrix products of its own, whose threads keep the processors
-        for a while after each (a Cholesky factor that follows takes three times as long).
+        It uses scipy's BLAS as the solvers do: the threads of numpy's keep the processors busy for a while after each
+        product (a Cholesky factorisation that follows takes three times as long).
         """
         flat = weights.reshape(-1, weights.shape[-1])
-        # (The matrix is symmetric: its transpose is what BLAS, counting columns first, reads in place.)
+        # The matrix is symmetric; BLAS is column-major and reads the transpose in place.
         products = scipy.linalg.blas.dsymm(1.0, self.gram.T, flat.T).T.reshape(weights.shape)
         fitted = np.einsum("...jd,...jd->...j", products, weights)
         linear = np.einsum("...jd,dj->...j", weights, self.cross)
@@ -134,10 +131,10 @@ class RatingStatistics:
         names: (k,) objectives.
         folds: number of folds.
         hidden_size: d.
-        by_pattern: True while each group of columns stands for rows that rate exactly these; False when it
-            stands for objectives that are rated on the very same rows, whatever else those rows rate.
+        by_pattern: True if each group of columns is the rows that rate exactly these; False if it is objectives
+            that are rated on the same rows, whatever else those rows rate.
         groups: the sums of each group of columns and each fold, about the origin.
-        origin: (d,) what was taken off the features.
+        origin: (d,), subtracted from the features.
     """
 
     def __init__(self, names: Sequence[str], folds: int, hidden_size: int) -> None:
@@ -176,7 +173,7 @@ class RatingStatistics:
             here[fold] = part.wide()
 
     def _merge_patterns(self) -> None:
-        """From sums by pattern to sums by group of objectives that share all their rows."""
+        """Turn sums by pattern into sums by group of objectives that share all their rows."""
         patterns, self.groups, self.by_pattern = self.groups, {}, False
         for columns, parts in patterns.items():
             self._split_groups(set(columns))
@@ -185,7 +182,7 @@ class RatingStatistics:
                     self._add_to(group, fold, part.of_columns([columns.index(column) for column in group]))
 
     def _split_groups(self, columns: set[int]) -> None:
-        """Make every group lie within the columns or outside of them, and every one of the columns lie in a group."""
+        """Split groups so that each is inside or outside the columns, and add a group for columns without one."""
         for group in list(self.groups):
             inside = tuple(column for column in group if column in columns)
             if inside and len(inside) < len(group):
@@ -194,12 +191,12 @@ class RatingStatistics:
                     index = [group.index(column) for column in half]
                     zero = [Moments.zero(self.hidden_size, len(half)) for _ in parts]
                     self.groups[half] = [a + part.of_columns(index) for a, part in zip(zero, parts, strict=True)]
-        fresh = tuple(sorted(columns - {column for group in self.groups for column in group}))
-        if fresh:
-            self.groups[fresh] = [Moments.zero(self.hidden_size, len(fresh)) for _ in range(self.folds)]
+        new = tuple(sorted(columns - {column for group in self.groups for column in group}))
+        if new:
+            self.groups[new] = [Moments.zero(self.hidden_size, len(new)) for _ in range(self.folds)]
 
     def row_sets(self) -> list[list[int]]:
-        """Objectives that share all their rows, so one decomposition serves them; every rated objective is in one."""
+        """Sets of objectives that share all their rows, and so a decomposition; every rated objective is in one."""
         if not self.by_pattern:
             return sorted(list(group) for group in self.groups)
         shared: dict[tuple[int, ...], list[int]] = {}
@@ -228,7 +225,7 @@ class RatingStatistics:
         return counts
 
     def variances(self) -> np.ndarray:
-        """Variance (k,) of each objective's ratings; 0 where they do not vary but for rounding, NaN without any."""
+        """Variance (k,) of each objective's ratings; 0 if they vary by rounding only, NaN without ratings."""
         sums = np.zeros((3, len(self.names)))
         for group, parts in self.groups.items():
             for part in parts:
@@ -241,14 +238,14 @@ class RatingStatistics:
         return np.where(variance <= 1e-13 * square, 0.0, variance)
 
     def with_names(self, names: Sequence[str]) -> RatingStatistics:
-        """The same sums (shared, not copied) among other objectives too.
+        """The same sums (shared, not copied) under a list of objectives that includes others.
 
         Raises:
-            FitError: where `names` lacks one of these objectives.
+            FitError: if one of these objectives is not in `names`.
         """
         absent = [name for name in self.names if name not in names]
         if absent:
-            raise FitError(f"statistics hold objectives {', '.join(absent)}, which are not asked for")
+            raise FitError(f"statistics have objectives {', '.join(absent)}, which are not expected")
         place = {i: list(names).index(name) for i, name in enumerate(self.names)}
         other = RatingStatistics(names, self.folds, self.hidden_size)
         other.origin, other.by_pattern = self.origin, self.by_pattern
@@ -290,7 +287,7 @@ class RatingStatistics:
     # --- on disk and between machines ------------------------------------------------------------
 
     def to_arrays(self) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-        """Arrays and metadata that say everything; of each Gram matrix, the upper triangle."""
+        """Arrays and metadata of everything, with the upper triangle of each Gram matrix."""
         upper = np.triu_indices(self.hidden_size)
         arrays = {"origin": self.origin}
         for number, parts in enumerate(self.groups.values()):
@@ -330,17 +327,13 @@ class RatingStatistics:
         return found
 
     def save(self, path: Path, metadata: dict[str, str] | None = None) -> None:
-        """Write one safetensors file, whole: 4 d^2 bytes for each fold and Gram matrix."""
+        """Write one safetensors file, atomically: 4 d^2 bytes for each fold and Gram matrix."""
         arrays, head = self.to_arrays()
         write_arrays(path, arrays, {**head, **(metadata or {})})
 
     @classmethod
     def load(cls, path: Path) -> RatingStatistics:
-        """Read what `save` wrote.
-
-        Raises:
-            FitError: for a file that holds something else.
-        """
+        """Read a file of `save`; FitError for any other."""
         from safetensors import SafetensorError, safe_open
 
         try:
@@ -352,4 +345,4 @@ class RatingStatistics:
         except (SafetensorError, KeyError, ValueError, OSError) as error:
             if isinstance(error, FitError):
                 raise
-            raise FitError(f"{path}: holds no statistics of rated rows ({error})") from None
+            raise FitError(f"{path}: not a file of rating statistics ({error})") from None

@@ -1,28 +1,27 @@
-"""How sure a predicted rating is: from what stage 1 saw, told apart from what raters disagree on.
+"""Uncertainty of predicted ratings: how much is due to few ratings (epistemic), how much to disagreement of raters.
 
-In:  the statistics that stage 1 was fitted from, its head.
-Out: `Uncertainty`: for any response feature x (d,)
+For any response feature x (d,), from the sums that stage 1 was fitted on:
 
-    leverage       h = x^T (G + alpha I)^-1 x          how far x is from the rated rows, in the head's own measure
-    epistemic std  sigma sqrt(h)                       what more ratings would take away
-    predictive std sqrt(sigma^2 + sigma^2 h)           of one rating: mostly what raters and features leave open
+    leverage       h = x^T (G + alpha I)^-1 x          distance of x from the rated rows, in the head's own metric
+    epistemic std  sigma sqrt(h)                       what more ratings would reduce
+    predictive std sqrt(sigma^2 + sigma^2 h)           of one rating: mostly noise of raters and features
 
-sigma is the root mean square error on held-out folds. With an intercept x is taken from the mean, and 1/n is added
-to h. The head is linear and the backbone fixed, so h says nothing about a response that the backbone itself
-misreads: a low epistemic std is not a promise.
+sigma is the root mean square error on held-out folds. With an intercept, x is relative to the mean, and 1/n is added to
+h. The head is linear and the backbone fixed, so h does not show responses that the backbone itself misreads: a low
+epistemic std is no guarantee.
 
 **Stored** is the top-q eigenbasis V of each G and one number for the rest: with r^2 = |x|^2 - |V x|^2,
 
     h ~ sum_i (v_i x)^2 / (lambda_i + alpha) + t r^2
     t = sum_{i>q} lambda_i / (lambda_i + alpha) / sum_{i>q} lambda_i
 
-which is exact on average over the rated rows. The true rest lies between r^2 / (lambda_{q+1} + alpha) and
-r^2 / (lambda_d + alpha), so the relative error of a standard deviation is at most `error_bound`, whatever x is;
-q is the least for which that is below the tolerance, within `MAX_RANK`.
+which is exact on average over the rated rows. The true remainder is between r^2 / (lambda_{q+1} + alpha) and
+r^2 / (lambda_d + alpha), so the relative error of a standard deviation is at most `error_bound` for any x; q is the
+smallest for which that is below the tolerance, up to `MAX_RANK`.
 
-**The score** is a sum of coefficients times rewards. Its variance here takes the coefficients, so the gate, as they
-are: only the rewards are uncertain. Objectives rated on the same rows err together: their errors' correlation on
-held-out folds enters, that of errors on no common row is 0.
+**The score** is a sum of coefficients times rewards. Its variance treats the coefficients, and so the gate, as fixed.
+Objectives rated on the same rows have correlated errors: their correlation on held-out folds is used, 0 for objectives
+without common rows.
 """
 
 from __future__ import annotations
@@ -48,22 +47,22 @@ _ROWS = 8192
 
 @dataclass
 class Uncertainty:
-    """What it takes to say how sure a reward is; k objectives in g sets of rows that share their features' sums.
+    """Uncertainty of the rewards of k objectives, in g sets of objectives that are rated on the same rows.
 
     Attributes:
-        basis: (g, q, d) float32, leading eigenvectors of each Gram matrix, one a row.
-        eigenvalues: (g, q) float32, falling.
+        basis: (g, q, d) float32, leading eigenvectors of each Gram matrix, one per row.
+        eigenvalues: (g, q) float32, descending.
         center: (g, d) float32, mean feature of the rows, zero without an intercept.
         groups: (k,) row set of each objective.
-        rows: (g,) rated rows, for the intercept's share; 0 without one.
+        rows: (g,) rated rows, for the intercept's term; 0 without an intercept.
         penalties: (k,) alpha.
         noise: (k,) sigma, mapped scale.
         tail: (k,) t above.
-        error_bound: (k,) largest relative error of a standard deviation that the rest of the spectrum can make.
+        error_bound: (k,) largest relative error of a standard deviation due to the rest of the spectrum.
         correlation: (k, k) of errors on held-out folds.
-        conformal: by level, (k,) half-width of an interval in predictive standard deviations; NaN where an
-            objective has fewer than five levels.
-        usual_leverage: (k,) the 99th percentile over rated rows; empty where it was not measured.
+        conformal: by level, (k,) half-width of an interval in predictive standard deviations; NaN for objectives
+            with fewer than five levels.
+        usual_leverage: (k,) the 99th percentile over rated rows; empty if it was not measured.
     """
 
     basis: np.ndarray
@@ -109,16 +108,16 @@ class Uncertainty:
         return self.noise * np.sqrt(1 + leverage)
 
     def score_std(self, leverage: np.ndarray, coefficients: np.ndarray) -> np.ndarray:
-        """(n,) epistemic standard deviation of the score, its coefficients (n, k) taken as fixed."""
+        """(n,) epistemic standard deviation of the score, with fixed coefficients (n, k)."""
         parts = coefficients * self.epistemic_std(leverage)
         return np.sqrt(np.maximum(np.einsum("nk,kl,nl->n", parts, self.correlation, parts), 0.0))
 
     def tensors(self) -> dict[str, np.ndarray]:
-        """What a model keeps as tensors."""
+        """The part that a model stores as tensors."""
         return {"basis": self.basis, "eigenvalues": self.eigenvalues, "center": self.center}
 
     def settings(self) -> dict[str, Any]:
-        """What a model keeps in its config: plain lists; NaN as None."""
+        """The part that a model stores in its config: plain lists; NaN as None."""
         lists = ("groups", "rows", "penalties", "noise", "tail", "error_bound", "correlation", "usual_leverage")
         return {
             "rank": self.basis.shape[1],
@@ -154,10 +153,10 @@ def fit_uncertainty(
     """Uncertainty of a fitted head.
 
     Args:
-        statistics: what the head was fitted from.
-        intercept, weights: as they were given to the fit.
-        max_rank: most eigenvectors kept of a Gram matrix.
-        tolerance: relative error of standard deviations for which fewer are kept.
+        statistics: those that the head was fitted on.
+        intercept, weights: as in the fit.
+        max_rank: most eigenvectors stored per Gram matrix.
+        tolerance: relative error of standard deviations that fewer may cause.
     """
     k, d = head.weight.shape
     given = weights or {}
@@ -197,7 +196,7 @@ def fit_uncertainty(
 
 
 def _rest(values: np.ndarray, alpha: float, rank: int) -> tuple[float, float]:
-    """t and the bound of what lies beyond the first `rank` of falling eigenvalues."""
+    """t and the error bound for the eigenvalues after the first `rank` of descending ones."""
     rest = values[rank:]
     if not len(rest):
         return 0.0, 0.0
@@ -208,7 +207,7 @@ def _rest(values: np.ndarray, alpha: float, rank: int) -> tuple[float, float]:
 
 
 def _rank(values: np.ndarray, alphas: np.ndarray, most: int, tolerance: float) -> int:
-    """The least rank, in steps of 1.25, whose bound is within the tolerance for every alpha."""
+    """The smallest rank, in steps of a factor 1.25, with a bound within the tolerance for every alpha."""
     rank = min(8, most)
     while rank < most and max(_rest(values, alpha, rank)[1] for alpha in alphas) > tolerance:
         rank = min(most, rank + max(rank // 4, 1))
@@ -218,8 +217,8 @@ def _rank(values: np.ndarray, alphas: np.ndarray, most: int, tolerance: float) -
 def error_correlation(statistics: RatingStatistics, head: RegressionHead) -> np.ndarray:
     """Correlation (k, k) of the objectives' errors on held-out folds, each over its own rows.
 
-    Sums of products over common rows divided by the root of both sums of squares: objectives with few rows in
-    common come out near 0. Where statistics are kept by objective, errors of different row sets count as independent.
+    Sums of products over common rows divided by the root of both sums of squares: near 0 for objectives with few
+    common rows. If statistics are kept by objective, errors of different row sets count as independent.
     """
     k = len(head.weight)
     products = np.zeros((k, k))
@@ -237,9 +236,9 @@ def error_correlation(statistics: RatingStatistics, head: RegressionHead) -> np.
 
 
 class StreamedQuantiles:
-    """Quantiles of k columns of positive numbers that come in blocks, to 0.2 percent, in memory of its own size.
+    """Quantiles of k columns of positive numbers that arrive in blocks, to 0.2 percent, in constant memory.
 
-    Counts in bins whose ends grow by 0.2 percent; a quantile is the upper end of its bin, so never too small.
+    Values are counted in bins that grow by 0.2 percent; a quantile is the upper end of its bin, so never too small.
     """
 
     _STEP = np.log(1.002)
@@ -249,7 +248,7 @@ class StreamedQuantiles:
         self._counts = np.zeros((columns, int((self._HIGH - self._LOW) / self._STEP) + 2), np.int64)
 
     def add(self, values: np.ndarray) -> None:
-        """Count values (B, k); NaN are left out, values beyond 1e-7 to 1e7 count into the end bins."""
+        """Count values (B, k); NaN are skipped, values outside 1e-7 to 1e7 count in the end bins."""
         with np.errstate(divide="ignore"):
             places = np.ceil((np.log(values) - self._LOW) / self._STEP)
         for column, place in enumerate(places.T):
@@ -267,16 +266,15 @@ class StreamedQuantiles:
 def calibrate(
     uncertainty: Uncertainty, head: RegressionHead, blocks: Iterable[RatedBlock], intervals: np.ndarray
 ) -> Uncertainty:
-    """Intervals and usual leverage, from the rated rows in a second pass.
+    """Conformal intervals and usual leverage, from the rated rows in a second pass.
 
-    Errors are those of weights that never saw the row's prompt, each divided by its predictive standard deviation:
-    the interval of a level is as many of those wide as held that share of ratings (split conformal prediction, over
-    all folds). Coverage is exact for exchangeable rows; rows of one prompt are alike, so with few prompts it is
-    rougher.
+    Errors are those of weights fitted without the row's prompt, divided by the predictive standard deviation; the
+    half-width of a level is their quantile (split conformal prediction, over all folds). Coverage is exact for
+    exchangeable rows; rows of one prompt are similar, so with few prompts it is approximate.
 
     Args:
         blocks: the rated rows again.
-        intervals: (k,) bool, objectives with levels enough for an interval to mean something.
+        intervals: (k,) bool, objectives with enough levels for an interval.
     """
     k = len(uncertainty.groups)
     errors, usual = StreamedQuantiles(k), StreamedQuantiles(k)

@@ -12,10 +12,9 @@ import numpy as np
 from scipy.stats import rankdata
 
 from armorm.attribution import deciding
-from armorm.correlation import spearman
+from armorm.correlation import spearman, within_groups
 from armorm.evaluation.audits.bias import lengths
 from armorm.evaluation.examples import LabelledPairs
-from armorm.heads.debiasing import within_groups
 from armorm.heads.regression import ALPHAS
 from armorm.report import plots
 from armorm.report.evidence import Evidence

@@ -12,10 +12,9 @@ from typing import Any
 import numpy as np
 
 from armorm.conversation import Conversation
-from armorm.correlation import spearman
+from armorm.correlation import spearman, within_groups
 from armorm.data.measures import list_items, markdown_elements
 from armorm.evaluation.examples import LabelledPairs
-from armorm.heads.debiasing import within_groups
 
 _MIN_ROWS = 3
 

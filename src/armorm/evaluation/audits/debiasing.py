@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from armorm.conversation import Conversation
-from armorm.correlation import Metric, correlation
+from armorm.correlation import Metric, correlation, within_groups
 from armorm.data.measures import measure
-from armorm.heads.debiasing import Debiasing, within_groups
+from armorm.heads.debiasing import Debiasing
 from armorm.objectives import Objective
 
 MIN_ROWS = 10

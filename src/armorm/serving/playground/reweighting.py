@@ -11,12 +11,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import yaml
 
 from armorm import attribution
 from armorm.objectives import ObjectiveSet
 from armorm.score_batch import ScoreBatch
-from armorm.steering import SteeringError, steering_settings
+from armorm.steering import SteeringError, steering_settings, to_policy
 
 LETTERS = "ABCD"
 
@@ -125,7 +124,4 @@ class Reweighter:
 
 def policy_yaml(settings: Mapping[str, Any]) -> str:
     """Steering settings as a YAML policy for `armorm steer` and `armorm.steering.read_policy`."""
-    given = {key: value for key, value in settings.items() if value}
-    if not given:
-        return "# The model as trained: move a slider to steer it.\n"
-    return yaml.safe_dump(given, sort_keys=False, allow_unicode=True)
+    return to_policy(settings) or "# The model as trained: move a slider to steer it.\n"

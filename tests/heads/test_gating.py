@@ -307,7 +307,9 @@ def test_too_few_pairs_are_refused(training, held_out):
     features, pairs = task()
     rows = np.concatenate([np.flatnonzero(~pairs.held_out)[:training], np.flatnonzero(pairs.held_out)[:held_out]])
     few = RewardPairs(*(values[rows] for values in vars(pairs).values() if values is not None))
-    with pytest.raises(FitError, match=f"{training} training pairs and {held_out} held out .* expected at least 20 of each"):
+    with pytest.raises(
+        FitError, match=f"{training} training pairs and {held_out} held out .* expected at least 20 of each"
+    ):
         fit_gate(features, few, SETTINGS)
 
 

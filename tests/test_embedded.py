@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -77,14 +75,10 @@ def test_each_has_a_card_with_its_sources_and_figures(name):
     assert all(part in card for part in expected)
 
 
-def test_they_load_without_a_network():
-    code = (
-        "import socket\n"
-        "def refuse(*args, **kwargs): raise OSError('no network')\n"
-        "socket.socket.connect = refuse\n"
-        "from armorm import ArmoRM\n"
-        "rm = ArmoRM.from_pretrained()\n"
-        "print(len(rm.objectives))\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "22"
+def test_they_load_without_a_network(monkeypatch):
+    def refuse(*arguments, **options):
+        raise OSError("no network")
+
+    monkeypatch.setattr("socket.socket.connect", refuse)
+    monkeypatch.setattr("socket.getaddrinfo", refuse)
+    assert len(ArmoRM.from_pretrained().objectives) == 22

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.masking_utils import AttentionMaskInterface
 
@@ -57,14 +57,8 @@ class TreeAttention:
         self._masks: dict[tuple, Any] = {}
 
     def attend(
-        self,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        scaling: float,
-        window: int | None,
-        softcap: float | None,
-    ) -> torch.Tensor:
+        self, query: Tensor, key: Tensor, value: Tensor, scaling: float, window: int | None, softcap: float | None
+    ) -> Tensor:
         """Attention output (1, t, heads, d_v) of query (1, heads, t, d), key (1, kv_heads, t, d), value (.., d_v)."""
         if window is not None and window > self.tree.positions.max():
             window = None
@@ -73,14 +67,8 @@ class TreeAttention:
         return self._blockwise(query, key, value, scaling, window, softcap)
 
     def _blockwise(
-        self,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        scaling: float,
-        window: int | None,
-        softcap: float | None,
-    ) -> torch.Tensor:
+        self, query: Tensor, key: Tensor, value: Tensor, scaling: float, window: int | None, softcap: float | None
+    ) -> Tensor:
         heads, t, d = query.shape[1:]
         kv_heads, d_v = key.shape[1], value.shape[3]
         squares, places = self.plan.squares() if window is None and softcap is None else ([], torch.empty(0))
@@ -108,13 +96,7 @@ class TreeAttention:
         return out
 
     def _attend_square(
-        self,
-        square: Square,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        scaling: float,
-        out: torch.Tensor,
+        self, square: Square, query: Tensor, key: Tensor, value: Tensor, scaling: float, out: Tensor
     ) -> None:
         """Write the attention of one square, whose inputs (1, heads, n, ..) include the tokens before its run, to `out`
         (1, t, heads, d)."""
@@ -130,20 +112,14 @@ class TreeAttention:
             out[:, asked] = attended.transpose(1, 2)
 
     def _flex(
-        self,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        scaling: float,
-        window: int | None,
-        softcap: float | None,
-    ) -> torch.Tensor:
+        self, query: Tensor, key: Tensor, value: Tensor, scaling: float, window: int | None, softcap: float | None
+    ) -> Tensor:
         device = query.device
         name = (window, device)
         if name not in self._masks:
             self._masks[name] = self.block_mask(window, device)
 
-        def capped(score: torch.Tensor, batch: Any, head: Any, q: Any, k: Any) -> torch.Tensor:
+        def capped(score: Tensor, batch: Any, head: Any, q: Any, k: Any) -> Tensor:
             assert softcap is not None
             return softcap * torch.tanh(score / softcap)
 
@@ -171,7 +147,7 @@ class TreeAttention:
         ends = torch.from_numpy(self.tree.ends).to(device)
         positions = torch.from_numpy(self.tree.positions).to(device)
 
-        def visible(batch: Any, head: Any, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+        def visible(batch: Any, head: Any, q: Tensor, k: Tensor) -> Tensor:
             seen = (k <= q) & (q < ends[k])
             return seen if window is None else seen & (positions[q] - positions[k] < window)
 
@@ -184,7 +160,7 @@ class TreeAttention:
         return BlockMask.from_kv_blocks(*partly, *wholly, BLOCK_SIZE=size, mask_mod=visible)
 
 
-def _counts_and_places(blocks: np.ndarray, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+def _counts_and_places(blocks: np.ndarray, device: torch.device) -> tuple[Tensor, Tensor]:
     """For each row of a mask of blocks, the number of visible ones and the indices, visible ones first."""
     counts, places = blocks.sum(1), np.argsort(~blocks, 1, kind="stable")
     first, second = (torch.from_numpy(array.astype(np.int32))[None, None].to(device) for array in (counts, places))
@@ -192,13 +168,8 @@ def _counts_and_places(blocks: np.ndarray, device: torch.device) -> tuple[torch.
 
 
 def _attend_block(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    bias: torch.Tensor,
-    scaling: float,
-    softcap: float | None,
-) -> torch.Tensor:
+    query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scaling: float, softcap: float | None
+) -> Tensor:
     """Attention (G, heads, Q, d_v) of G blocks: query (G, heads, Q, d), key (G, kv_heads, K, d), bias (G, 1, Q, K)."""
     grouped = query.shape[1] != key.shape[1]
     if softcap is None:
@@ -211,7 +182,7 @@ def _attend_block(
     return (scores + bias).softmax(-1) @ value
 
 
-def _attend_causally(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float) -> torch.Tensor:
+def _attend_causally(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
     """Causal attention (1, heads, n, d_v) of n tokens."""
     grouped = query.shape[1] != key.shape[1]
     return nn.functional.scaled_dot_product_attention(
@@ -230,13 +201,8 @@ def _flex_attention(device: str) -> Any:
 # A custom operator, so that a compiled layer stays one graph: the current tree is not an argument of the layer.
 @torch.library.custom_op("armorm::tree_attention", mutates_args=())
 def _tree_attention(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    scaling: float,
-    window: int | None,
-    softcap: float | None,
-) -> torch.Tensor:
+    query: Tensor, key: Tensor, value: Tensor, scaling: float, window: int | None, softcap: float | None
+) -> Tensor:
     tree = _TREE.get()
     if tree is None:
         raise RuntimeError("tree attention outside of `tree_attention`")
@@ -244,28 +210,21 @@ def _tree_attention(
 
 
 @_tree_attention.register_fake
-def _(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    scaling: float,
-    window: int | None,
-    softcap: float | None,
-) -> torch.Tensor:
+def _(query: Tensor, key: Tensor, value: Tensor, scaling: float, window: int | None, softcap: float | None) -> Tensor:
     return query.new_empty(1, query.shape[2], query.shape[1], value.shape[3])
 
 
 def _attention(
     module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
     scaling: float | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
     **others: Any,
-) -> tuple[torch.Tensor, None]:
+) -> tuple[Tensor, None]:
     """The attention function registered with transformers."""
     unknown = sorted(name for name, given in others.items() if given is not None and name not in _IGNORED)
     if unknown or others.get("is_causal") is False:

@@ -122,23 +122,20 @@ class RayWorkers:
     @property
     def fingerprint_parts(self) -> Mapping[str, str]:
         """As of the backbone."""
-        return self._head_answer("describe")[0]
+        return self._description[0]
 
     @property
     def hidden_size(self) -> int:
         """d."""
-        return self._head_answer("describe")[1]
+        return self._description[1]
 
     def choose(
         self, encoded: Sequence[EncodedConversation], shared: np.ndarray, settings: ExtractionSettings
     ) -> Mapping[str, Any]:
-        table = encoded.encoded if isinstance(encoded, Rows) else None
-        if isinstance(encoded, Rows) and isinstance(table, TokenTable):  # (read there, not sent)
-            chosen, fault = self._head_answer(
-                "choose_of_table", str(table.folder.resolve()), encoded.rows, shared, settings
-            )
-        else:
-            chosen, fault = self._head_answer("choose", list(encoded), shared, settings)
+        work: Any = list(encoded)
+        if isinstance(encoded, Rows) and isinstance(encoded.encoded, TokenTable):  # (read there, not sent)
+            work = str(encoded.encoded.folder.resolve()), encoded.rows
+        chosen, fault = self._head_answer("choose", work, shared, settings)
         self._fault = fault
         if fault:
             say(f"{self.source.name}: prefixes are not shared, batches are plain: {fault}")
@@ -212,17 +209,13 @@ class RayWorkers:
         from ray.exceptions import RayError
 
         try:
-            if method == "describe":
-                return self._description
             return ray.get(getattr(self._head, method).remote(*arguments))
         except RayError as error:
             raise _own(error) from None
 
     @cached_property
     def _description(self) -> tuple[Mapping[str, str], int]:
-        import ray
-
-        return ray.get(self._head.describe.remote())
+        return self._head_answer("describe")
 
     @cached_property
     def _head(self) -> Any:
@@ -259,17 +252,15 @@ class _Head:
         return self.backbone.fingerprint_parts, self.backbone.hidden_size
 
     def choose(
-        self, encoded: Sequence[EncodedConversation], shared: np.ndarray, settings: ExtractionSettings
+        self,
+        work: list[EncodedConversation] | tuple[str, np.ndarray],
+        shared: np.ndarray,
+        settings: ExtractionSettings,
     ) -> tuple[Mapping[str, Any], str | None]:
-        """Engine settings, and why prefixes are not shared."""
+        """Engine settings for conversations, or for rows of a token table; and why prefixes are not shared."""
+        encoded = work if isinstance(work, list) else Rows(TokenTable(Path(work[0])), work[1])
         chosen = LocalWorker(self.backbone).choose(encoded, shared, settings)
         return chosen, self.backbone.sharing_fault
-
-    def choose_of_table(
-        self, folder: str, rows: np.ndarray, shared: np.ndarray, settings: ExtractionSettings
-    ) -> tuple[Mapping[str, Any], str | None]:
-        """The same for some rows of a token table."""
-        return self.choose(Rows(TokenTable(Path(folder)), rows), shared, settings)
 
 
 class _Worker:

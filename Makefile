@@ -1,10 +1,11 @@
-# Every target does its own set-up: a virtual environment in .venv, made again when the requirements change.
+# Every target does its own set-up: a virtual environment in .venv, updated when the requirements change.
+# Another Python beside it: make test PYTHON=python3.12 VENV=.venv-3.12
 PYTHON ?= python3
-VENV := .venv
+VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 # Other versions of transformers, and rewardbench with its own; each takes all but a few packages from the main environment.
-COMPAT := .venv-compat
+COMPAT := $(VENV)-compat
 COMPAT_READY := $(COMPAT)/transformers-4.57/.ready $(COMPAT)/transformers-4.51/.ready $(COMPAT)/rewardbench/.ready
 # TRL, distilabel and quantisers, in an environment of their own; torch and the rest are those of $(VENV).
 INTEGRATIONS := $(COMPAT)/trl

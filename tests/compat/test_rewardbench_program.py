@@ -9,7 +9,7 @@ import subprocess
 import numpy as np
 import pytest
 
-from tests.helpers.environments import ROOT
+from tests.helpers.environments import ROOT, environment
 from tests.helpers.small_models import reward_model
 
 pytestmark = pytest.mark.slow
@@ -17,9 +17,7 @@ PAIRS = [("Name a river.", "The Rhine flows north.", "No."), ("2+2?", "It is 4."
 
 
 def test_the_program_of_rewardbench_gives_the_scores_of_the_model(tmp_path):
-    folder = ROOT / ".venv-compat" / "rewardbench"
-    if not (folder / "bin" / "python").exists():
-        pytest.fail(f"no environment with rewardbench at {folder}: `make test-compat` builds it")
+    folder = environment("rewardbench")
     rm = reward_model()
     rm.save_pretrained(tmp_path / "model", self_contained=True)
 

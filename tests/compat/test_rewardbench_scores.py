@@ -14,17 +14,14 @@ from armorm.evaluation.benchmarks.rewardbench import SECTIONS, WEIGHTS
 from armorm.evaluation.benchmarks.rewardbench2 import TIES
 from armorm.evaluation.results import Results
 from armorm.evaluation.runner import evaluate
+from tests.helpers.environments import environment
 from tests.helpers.marked_scorer import evaluated, values
 
 pytestmark = pytest.mark.slow
 
-ENVIRONMENT = Path(__file__).parents[2] / ".venv-compat" / "rewardbench"
-
 
 def package_scores(first: Results, second: Results, folder: Path) -> dict:
     """What the package makes of the examples of a RewardBench and of a RewardBench 2 result."""
-    if not (ENVIRONMENT / ".ready").exists():
-        pytest.fail(f"no environment with rewardbench at {ENVIRONMENT}: `make test-compat` builds it")
     best_of = [entry["scores"] for entry in second.examples if entry["subset"] != TIES]
     ties = [
         {"id": entry["id"], "scores": entry["scores"], "num_correct": int(sum(entry["labels"]))}
@@ -36,7 +33,7 @@ def package_scores(first: Results, second: Results, folder: Path) -> dict:
     given.write_text(json.dumps({"pairs": pairs, "best_of": best_of, "ties": ties}))
     program = Path(__file__).with_name("rewardbench_scores.py")
     done = subprocess.run(
-        [str(ENVIRONMENT / "bin" / "python"), str(program), str(given), str(found)],
+        [str(environment("rewardbench") / "bin" / "python"), str(program), str(given), str(found)],
         capture_output=True,
         text=True,
         check=False,

@@ -20,14 +20,17 @@ ROOT = Path(__file__).parents[2]
 CURRENT, NEWER, OLDER = "current", "4.57", "4.51"
 
 
-def interpreter(version: str) -> Path:
-    """The Python of an environment; a test fails where it is not built."""
-    if version == CURRENT:
-        return Path(sys.executable)
-    folder = ROOT / ".venv-compat" / f"transformers-{version}"
+def environment(name: str) -> Path:
+    """The folder of an environment, next to the main one; a test fails if it is not built."""
+    folder = Path(f"{sys.prefix}-compat", name)
     if not (folder / ".ready").exists():
-        pytest.fail(f"no environment with transformers {version} at {folder}: `make test-compat` builds it")
-    return folder / "bin" / "python"
+        pytest.fail(f"no environment at {folder}: `make test-compat` builds it")
+    return folder
+
+
+def interpreter(version: str) -> Path:
+    """The Python with a version of transformers."""
+    return Path(sys.executable) if version == CURRENT else environment(f"transformers-{version}") / "bin" / "python"
 
 
 def started(version: str, arguments: list[str], modules: Path, *, library: bool) -> subprocess.CompletedProcess[str]:

@@ -110,22 +110,20 @@ def make_app(engine: ScoringEngine) -> FastAPI:
     _add_schema(app, with_key=engine.settings.api_key is not None)
     overload_status = {path: routes[0].overload_status for path, routes in ROUTES_BY_PATH.items()}
 
-    async def request_error(request: Request, error: Exception) -> Response:
-        assert isinstance(error, RequestError)
+    @app.exception_handler(RequestError)
+    async def request_error(request: Request, error: RequestError) -> Response:
         return error.response(overload_status.get(request.url.path, 429))
 
-    async def http_error(request: Request, error: Exception) -> Response:
-        assert isinstance(error, HTTPException)
+    @app.exception_handler(HTTPException)
+    async def http_error(request: Request, error: HTTPException) -> Response:
         response = RequestError(error.status_code, _MESSAGES.get(error.status_code, error.detail)).response()
         response.headers.update(error.headers or {})
         return response
 
+    @app.exception_handler(Exception)
     async def unexpected_error(request: Request, error: Exception) -> Response:
         return RequestError(500, "internal error of the server; see its log").response()
 
-    app.add_exception_handler(RequestError, request_error)
-    app.add_exception_handler(HTTPException, http_error)
-    app.add_exception_handler(Exception, unexpected_error)
     if engine.settings.ui:
         from armorm.serving.playground.page import add_playground
 
@@ -161,11 +159,7 @@ def _endpoint(engine: ScoringEngine, routes: list[Route]) -> Callable[[Request],
 
 
 async def _unless_disconnected(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """The result of a coroutine, which is cancelled if the client disconnects; call it after reading the body.
-
-    Raises:
-        ClientDisconnect: if the client disconnects.
-    """
+    """The result of a coroutine; if the client disconnects, it is cancelled. Call it after reading the body."""
 
     async def disconnected() -> None:
         while (await request.receive())["type"] != "http.disconnect":
@@ -204,9 +198,9 @@ def _add_state_routes(app: FastAPI, engine: ScoringEngine) -> None:
     async def metrics() -> Response:
         return Response(engine.metrics.text(), media_type=CONTENT_TYPE)
 
-    models_response = _response("The model.", [ModelList])
+    listing = _response("The model.", [ModelList])
 
-    @app.get("/v1/models", summary="The model and its objectives.", responses={200: models_response, **guarded})
+    @app.get("/v1/models", summary="The model and its objectives.", responses={200: listing, **guarded})
     async def models() -> Response:
         config = engine.rm.model.config
         card = {
@@ -226,7 +220,7 @@ def _add_state_routes(app: FastAPI, engine: ScoringEngine) -> None:
 # --- /openapi.json ---------------------------------------------------------------------------------------
 
 _REF = "#/components/schemas/{model}"
-
+_RETRY_AFTER = {"headers": {"Retry-After": {"description": "Seconds.", "schema": {"type": "integer", "minimum": 1}}}}
 _ERRORS = {
     400: "The request cannot be read.",
     401: "Missing or wrong API key.",
@@ -245,8 +239,16 @@ def _add_schema(app: FastAPI, *, with_key: bool) -> None:
     def schema() -> dict[str, Any]:
         if app.openapi_schema is None:
             found = get_openapi(title=app.title, version=app.version, routes=app.routes)
+            types = [kind for route in ROUTES for kind in (route.request, route.response)]
+            _, shared = TypeAdapter.json_schemas(
+                [
+                    (kind.__name__, "validation", TypeAdapter(kind))
+                    for kind in dict.fromkeys([*types, ErrorAnswer, State, ModelList])
+                ],
+                ref_template=_REF,
+            )
             components = found.setdefault("components", {})
-            components["schemas"] = dict(sorted((components.get("schemas", {}) | _type_schemas()).items()))
+            components["schemas"] = dict(sorted((components.get("schemas", {}) | shared["$defs"]).items()))
             if with_key:
                 components["securitySchemes"] = {
                     "key": {"type": "http", "scheme": "bearer"},
@@ -259,16 +261,6 @@ def _add_schema(app: FastAPI, *, with_key: bool) -> None:
         return app.openapi_schema
 
     app.openapi = schema  # type: ignore[method-assign]
-
-
-def _type_schemas() -> dict[str, Any]:
-    types = [kind for route in ROUTES for kind in (route.request, route.response)]
-    distinct = list(dict.fromkeys([*types, ErrorAnswer, State, ModelList]))
-    _, shared = TypeAdapter.json_schemas(
-        [(kind.__name__, "validation", TypeAdapter(kind)) for kind in distinct], ref_template=_REF
-    )
-    schemas: dict[str, Any] = shared.get("$defs", {})
-    return schemas
 
 
 def _one_of(types: Sequence[Any]) -> dict[str, Any]:
@@ -287,11 +279,7 @@ def _response(description: str, types: Sequence[Any]) -> dict[str, Any]:
 
 
 def _errors(statuses: Iterable[int]) -> dict[int | str, dict[str, Any]]:
-    found: dict[int | str, dict[str, Any]] = {}
-    for status in statuses:
-        found[status] = _response(_ERRORS[status], [ErrorAnswer])
-        if status in (429, 503):
-            found[status]["headers"] = {
-                "Retry-After": {"description": "Seconds.", "schema": {"type": "integer", "minimum": 1}}
-            }
-    return found
+    return {
+        status: _response(_ERRORS[status], [ErrorAnswer]) | (_RETRY_AFTER if status in (429, 503) else {})
+        for status in statuses
+    }

@@ -124,8 +124,14 @@ class RewardAnswer(TypedDict):
     usage: base.Usage
 
 
+@base.route(
+    "/v1/reward",
+    RewardAnswer,
+    "Scores with rewards, weights and contributions of every objective",
+    {"conversations": [base.EXAMPLE_MESSAGES], "normalize": False},
+)
 def read(request: RewardRequest, reader: RenderedReader) -> base.ParsedRequest:
-    """Read a body of `POST /v1/reward`."""
+    """Conversations to score."""
     if request.conversations is not None:
         rows = [base.read_row(Conversation.from_messages, messages) for messages in request.conversations]
     else:
@@ -178,13 +184,4 @@ def _part(part: Part, scores: base.RequestScores) -> np.ndarray:
     return values
 
 
-ROUTES = (
-    base.Route(
-        "/v1/reward",
-        read,
-        RewardRequest,
-        RewardAnswer,
-        "Scores with rewards, weights and contributions of every objective",
-        {"conversations": [base.EXAMPLE_MESSAGES], "normalize": False},
-    ),
-)
+ROUTES = (read,)

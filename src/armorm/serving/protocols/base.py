@@ -1,8 +1,9 @@
 """Protocol adapters: request body -> rows to score; scores -> response body.
 
 A protocol is one module of this package. For each of its routes it defines a pydantic model of the request, a
-TypedDict of the response and a function that turns a request into a `ParsedRequest`; its `ROUTES` list them. Naming
-the module in `PROTOCOLS` (`protocols/__init__.py`) adds its routes to the server and to /openapi.json.
+TypedDict of the response and, under the decorator `route`, a function that turns a request into a `ParsedRequest`; its
+`ROUTES` list them. Naming the module in `PROTOCOLS` (`protocols/__init__.py`) adds its routes to the server and to
+/openapi.json.
 
 A row that cannot be read or scored becomes a `RejectedRow` at its index, and the other rows are scored. A request is
 rejected as a whole if none of its rows can be scored.
@@ -11,10 +12,10 @@ rejected as a whole if none of its rows can be scored.
 from __future__ import annotations
 
 import time
-import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Union
+from typing import Any, Union, get_type_hints
+from uuid import uuid4
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, with_config
@@ -69,17 +70,11 @@ class Usage(TypedDict):
 
 @dataclass(frozen=True)
 class RejectedRow:
-    """A conversation without a score.
-
-    Attributes:
-        reason: one sentence.
-        empty: the response is empty.
-        failed: the model failed on it; the client is not at fault.
-    """
+    """A conversation without a score, and the reason as one sentence."""
 
     reason: str
-    empty: bool = False
-    failed: bool = False
+    empty: bool = False  # the response is empty
+    failed: bool = False  # the model failed on it; the client is not at fault
 
 
 @dataclass(frozen=True)
@@ -91,8 +86,7 @@ class RequestScores:
         tokens: (m,) tokens of each scored conversation.
         truncated: prompt tokens removed by the model's overflow policy, by row index.
         rejected: the other rows, by index.
-        model: name of the model.
-        objectives: its k objectives.
+        objectives: the model's k objectives.
         transform: (k, k) float64 reward transform.
         scale: mean and standard deviation that normalise scores; None for plain scores.
         empty_score: score of empty responses; None rejects them.
@@ -141,11 +135,7 @@ class RequestScores:
         return {"prompt_tokens": tokens, "total_tokens": tokens, "completion_tokens": 0}
 
     def require_a_score(self) -> None:
-        """Reject a request none of whose rows has a score.
-
-        Raises:
-            RequestError: 422, or 500 if the model failed on a row, with the first reason.
-        """
+        """Raise a RequestError if no row of the request has a score: 500 if the model failed on one, else 422."""
         errors = self.errors
         if errors and len(errors) == len(self.batch) + len(self.rejected):
             failed = any(row.failed for row in self.rejected.values())
@@ -159,7 +149,6 @@ class ParsedRequest:
 
     Attributes:
         rows: conversations, token ids, or why a row has neither.
-        write: response body from the scores.
         normalize: scores in standard deviations from the reference mean; None for the server's setting.
         steering: arguments of `ArmoRM.steer`; empty for none.
         max_length: most tokens of a conversation, in addition to the server's limit.
@@ -188,9 +177,8 @@ class Route:
 
     Attributes:
         path: URL path, of a POST request.
-        read: reads a request, an instance of `request`.
-        request: type of the request body.
-        response: type of the response body.
+        request, response: types of the bodies.
+        read: reads a request.
         summary: one phrase for /openapi.json.
         example: a request body.
         accepts: whether a body belongs to this route, for a path that several protocols use.
@@ -198,13 +186,20 @@ class Route:
     """
 
     path: str
-    read: Callable[[Any, RenderedReader], ParsedRequest]
     request: type[BaseModel]
     response: Any
+    read: Callable[[Any, RenderedReader], ParsedRequest]
     summary: str
     example: dict[str, Any]
     accepts: Callable[[Mapping[str, Any]], bool] = lambda body: True
     overload_status: int = 429
+
+
+def route(
+    path: str, response: Any, summary: str, example: dict[str, Any], **options: Any
+) -> Callable[[Callable[[Any, RenderedReader], ParsedRequest]], Route]:
+    """Decorator that makes a `Route` of a function, which has the type of the body as annotation of its `request`."""
+    return lambda read: Route(path, get_type_hints(read)["request"], response, read, summary, example, **options)
 
 
 # Example texts of the routes.
@@ -240,9 +235,10 @@ def read_input(value: Any, messages: list[Any] | None, reader: RenderedReader) -
 
 def new_id(prefix: str) -> str:
     """A unique identifier."""
-    return f"{prefix}-{uuid.uuid4().hex}"
+    return f"{prefix}-{uuid4().hex}"
 
 
-def now() -> int:
-    """Seconds since the epoch, as in the field `created`."""
-    return int(time.time())
+def openai_body(scores: RequestScores, prefix: str, kind: str, **content: Any) -> dict[str, Any]:
+    """A response in the form of the OpenAI API."""
+    head = {"id": new_id(prefix), "object": kind, "created": int(time.time()), "model": scores.model}
+    return {**head, **content, "usage": scores.usage}

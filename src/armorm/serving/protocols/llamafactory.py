@@ -37,8 +37,11 @@ class ScoreEvaluationAnswer(TypedDict):
     errors: NotRequired[list[base.RowError]]
 
 
+@base.route(
+    "/v1/score/evaluation", ScoreEvaluationAnswer, "LLaMA-Factory scores", {"messages": [base.EXAMPLE_RENDERED]}
+)
 def read(request: ScoreEvaluationRequest, reader: RenderedReader) -> base.ParsedRequest:
-    """Read a body of `POST /v1/score/evaluation`."""
+    """Texts to score."""
     if not request.messages:
         raise RequestError(400, "messages: found none, expected at least one text")
     return base.ParsedRequest(base.read_input(request.messages, None, reader), _write, max_length=request.max_length)
@@ -54,13 +57,4 @@ def _write(scores: base.RequestScores) -> dict[str, Any]:
     return body | ({"errors": scores.errors} if scores.errors else {})
 
 
-ROUTES = (
-    base.Route(
-        "/v1/score/evaluation",
-        read,
-        ScoreEvaluationRequest,
-        ScoreEvaluationAnswer,
-        "LLaMA-Factory scores",
-        {"messages": [base.EXAMPLE_RENDERED]},
-    ),
-)
+ROUTES = (read,)

@@ -74,8 +74,9 @@ class ChatCompletion(TypedDict):
     usage: base.Usage
 
 
+@base.route("/v1/chat/completions", ChatCompletion, "NVIDIA NIM reward", {"messages": base.EXAMPLE_MESSAGES})
 def read(request: ChatCompletionRequest, reader: RenderedReader) -> base.ParsedRequest:
-    """Read a body of `POST /v1/chat/completions`."""
+    """The conversation to score."""
     if request.stream:
         raise RequestError(400, "stream: found true, expected false (a score is not streamed)")
     if request.n not in (None, 1):
@@ -90,30 +91,9 @@ def _write(scores: base.RequestScores) -> dict[str, Any]:
     content: list[dict[str, Any]] = [
         {"token": name, "logprob": value, "bytes": None, "top_logprobs": []} for name, value in values
     ]
-    text = ",".join(f"{name}:{value:.4g}" for name, value in values)
-    choice = {
-        "index": 0,
-        "message": {"role": "assistant", "content": text},
-        "logprobs": {"content": content},
-        "finish_reason": "stop",
-    }
-    return {
-        "id": base.new_id("chatcmpl"),
-        "object": "chat.completion",
-        "created": base.now(),
-        "model": scores.model,
-        "choices": [choice],
-        "usage": scores.usage,
-    }
+    reply = {"role": "assistant", "content": ",".join(f"{name}:{value:.4g}" for name, value in values)}
+    choice = {"index": 0, "message": reply, "logprobs": {"content": content}, "finish_reason": "stop"}
+    return base.openai_body(scores, "chatcmpl", "chat.completion", choices=[choice])
 
 
-ROUTES = (
-    base.Route(
-        "/v1/chat/completions",
-        read,
-        ChatCompletionRequest,
-        ChatCompletion,
-        "NVIDIA NIM reward",
-        {"messages": base.EXAMPLE_MESSAGES},
-    ),
-)
+ROUTES = (read,)

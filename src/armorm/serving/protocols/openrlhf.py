@@ -41,8 +41,14 @@ class GetRewardAnswer(TypedDict):
     errors: NotRequired[list[base.RowError]]
 
 
+@base.route(
+    "/get_reward",
+    GetRewardAnswer,
+    "OpenRLHF remote reward model",
+    {"query": [base.EXAMPLE_RENDERED], "prompts": [base.EXAMPLE_PROMPT], "labels": [None]},
+)
 def read(request: GetRewardRequest, reader: RenderedReader) -> base.ParsedRequest:
-    """Read a body of `POST /get_reward`."""
+    """Texts to score, each split at the end of its prompt."""
     for name, values in (("prompts", request.prompts), ("labels", request.labels)):
         if isinstance(values, list) and len(values) != len(request.query):
             raise RequestError(
@@ -75,13 +81,4 @@ def _write(scores: base.RequestScores) -> dict[str, Any]:
     return body | ({"errors": scores.errors} if scores.errors else {})
 
 
-ROUTES = (
-    base.Route(
-        "/get_reward",
-        read,
-        GetRewardRequest,
-        GetRewardAnswer,
-        "OpenRLHF remote reward model",
-        {"query": [base.EXAMPLE_RENDERED], "prompts": [base.EXAMPLE_PROMPT], "labels": [None]},
-    ),
-)
+ROUTES = (read,)

@@ -63,13 +63,29 @@ class EmbeddingsAnswer(TypedDict):
     usage: base.Usage
 
 
+# verl drops a sample after any 4xx, and retries after a 5xx: hence `overload_status`.
+@base.route(
+    "/classify",
+    EmbeddedTexts,
+    "SGLang classification",
+    {"text": [base.EXAMPLE_RENDERED]},
+    accepts=lambda body: "text" in body and "input" not in body and "messages" not in body,
+    overload_status=503,
+)
 def read_classify(request: ClassifyRequest, reader: RenderedReader) -> base.ParsedRequest:
-    """Read a body of SGLang's `POST /classify`."""
+    """Texts to score."""
     return base.ParsedRequest(base.read_input(request.text, None, reader), _embeddings)
 
 
+@base.route(
+    "/v1/embeddings",
+    EmbeddingsAnswer,
+    "SGLang reward, as called by verl",
+    {"input": [base.EXAMPLE_RENDERED]},
+    overload_status=503,
+)
 def read_embeddings(request: EmbeddingsRequest, reader: RenderedReader) -> base.ParsedRequest:
-    """Read a body of `POST /v1/embeddings`: embeddings of one dimension, the score."""
+    """Texts whose embeddings have one dimension, the score."""
     if request.encoding_format != "float":
         raise RequestError(400, "encoding_format: expected 'float'")
 
@@ -87,25 +103,4 @@ def _embeddings(scores: base.RequestScores) -> list[dict[str, Any]]:
     ]
 
 
-# verl drops a sample after any 4xx, and retries after a 5xx: hence `overload_status`.
-ROUTES = (
-    base.Route(
-        "/classify",
-        read_classify,
-        ClassifyRequest,
-        EmbeddedTexts,
-        "SGLang classification",
-        {"text": [base.EXAMPLE_RENDERED]},
-        accepts=lambda body: "text" in body and "input" not in body and "messages" not in body,
-        overload_status=503,
-    ),
-    base.Route(
-        "/v1/embeddings",
-        read_embeddings,
-        EmbeddingsRequest,
-        EmbeddingsAnswer,
-        "SGLang reward, as called by verl",
-        {"input": [base.EXAMPLE_RENDERED]},
-        overload_status=503,
-    ),
-)
+ROUTES = (read_classify, read_embeddings)

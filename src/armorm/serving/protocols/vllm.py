@@ -11,8 +11,8 @@ is sent, since a reward has no activation; `activation` (or `use_activation`) `t
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
+from math import exp
 from typing import Any, Literal, Union
 
 from pydantic import AliasChoices, Field
@@ -103,21 +103,35 @@ class ScoreAnswer(_Listing):
     data: list[PairScore]
 
 
+# verl drops a sample after any 4xx, and retries after a 5xx: hence `overload_status`.
+@base.route(
+    "/classify",
+    ClassifyAnswer,
+    "vLLM classification",
+    {"input": base.EXAMPLE_RENDERED, "activation": False},
+    overload_status=503,
+)
 def read_classify(request: PoolingRequest, reader: RenderedReader) -> base.ParsedRequest:
-    """Read a body of `POST /classify`."""
-    return _read_pooling(request, reader, "classify", _classified)
+    """Texts or a conversation, each a row of one class."""
+
+    def entry(score: float | None) -> dict[str, Any]:
+        found = {"label": None, "probs": None} if score is None else {"label": "LABEL_0", "probs": [score]}
+        return {**found, "num_classes": 1}
+
+    return _read_pooling(request, reader, "classify", entry)
 
 
+@base.route("/pooling", PoolingAnswer, "vLLM pooling", {"messages": base.EXAMPLE_MESSAGES})
 def read_pooling(request: PoolingRequest, reader: RenderedReader) -> base.ParsedRequest:
-    """Read a body of `POST /pooling`."""
+    """Texts or a conversation, each a row of one value."""
     return _read_pooling(
         request, reader, "pool", lambda score: {"object": "pooling", "data": None if score is None else [score]}
     )
 
 
+@base.route("/score", ScoreAnswer, "vLLM score of text pairs", {"text_1": "What is 2+2?", "text_2": ["4", "5"]})
 def read_score(request: ScoreRequest, reader: RenderedReader) -> base.ParsedRequest:
-    """Read a body of `POST /score`."""
-    _reject_truncation(request.truncate_prompt_tokens)
+    """Pairs of a prompt and its response."""
     prompts, responses = ([text] if isinstance(text, str) else text for text in (request.text_1, request.text_2))
     for name, texts in (("text_1", prompts), ("text_2", responses)):
         if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
@@ -128,78 +142,36 @@ def read_score(request: ScoreRequest, reader: RenderedReader) -> base.ParsedRequ
         )
     pairs = zip(prompts * len(responses) if len(prompts) == 1 else prompts, responses, strict=True)
     rows = [base.read_row(Conversation.from_prompt, prompt, reply) for prompt, reply in pairs]
-    return _parsed(rows, "score", request.activation, lambda score: {"object": "score", "score": score})
+    return _parsed(request, rows, "score", lambda score: {"object": "score", "score": score})
 
 
 def _read_pooling(
     request: PoolingRequest, reader: RenderedReader, prefix: str, entry: Callable[[float | None], dict[str, Any]]
 ) -> base.ParsedRequest:
-    _reject_truncation(request.truncate_prompt_tokens)
     if request.encoding_format != "float":
         raise RequestError(400, "encoding_format: expected 'float'")
-    return _parsed(base.read_input(request.input, request.messages, reader), prefix, request.activation, entry)
-
-
-def _reject_truncation(tokens: int | None) -> None:
-    if tokens is not None:
-        raise RequestError(400, "truncate_prompt_tokens: not supported, expected a request without it")
-
-
-def _classified(score: float | None) -> dict[str, Any]:
-    if score is None:
-        return {"label": None, "probs": None, "num_classes": 1}
-    return {"label": "LABEL_0", "probs": [score], "num_classes": 1}
+    return _parsed(request, base.read_input(request.input, request.messages, reader), prefix, entry)
 
 
 def _parsed(
-    rows: Sequence[base.RowInput], prefix: str, activation: bool | None, entry: Callable[[float | None], dict[str, Any]]
+    request: PoolingRequest | ScoreRequest,
+    rows: Sequence[base.RowInput],
+    prefix: str,
+    entry: Callable[[float | None], dict[str, Any]],
 ) -> base.ParsedRequest:
     """A request answered by a list of `entry(score)`, one for each row."""
+    if request.truncate_prompt_tokens is not None:
+        raise RequestError(400, "truncate_prompt_tokens: not supported, expected a request without it")
 
     def write(scores: base.RequestScores) -> dict[str, Any]:
         data = []
         for index, (score, reason) in enumerate(scores.rows):
-            value = _sigmoid(score) if activation and score is not None else score
-            data.append({"index": index, **entry(value), **({} if reason is None else {"error": reason})})
-        return {
-            "id": base.new_id(prefix),
-            "object": "list",
-            "created": base.now(),
-            "model": scores.model,
-            "data": data,
-            "usage": scores.usage,
-        }
+            if request.activation and score is not None:
+                score = exp(min(score, 0.0)) / (1 + exp(-abs(score)))  # the sigmoid, without overflow
+            data.append({"index": index, **entry(score), **({} if reason is None else {"error": reason})})
+        return base.openai_body(scores, prefix, "list", data=data)
 
     return base.ParsedRequest(rows, write)
 
 
-def _sigmoid(value: float) -> float:
-    if value >= 0:
-        return 1 / (1 + math.exp(-value))
-    odds = math.exp(value)
-    return odds / (1 + odds)
-
-
-ROUTES = (
-    base.Route(
-        "/classify",
-        read_classify,
-        PoolingRequest,
-        ClassifyAnswer,
-        "vLLM classification",
-        {"input": base.EXAMPLE_RENDERED, "activation": False},
-        # verl drops a sample after any 4xx, and retries after a 5xx.
-        overload_status=503,
-    ),
-    base.Route(
-        "/pooling", read_pooling, PoolingRequest, PoolingAnswer, "vLLM pooling", {"messages": base.EXAMPLE_MESSAGES}
-    ),
-    base.Route(
-        "/score",
-        read_score,
-        ScoreRequest,
-        ScoreAnswer,
-        "vLLM score of text pairs",
-        {"text_1": "What is 2+2?", "text_2": ["4", "5"]},
-    ),
-)
+ROUTES = (read_classify, read_pooling, read_score)

@@ -258,8 +258,7 @@ class RewardClient(_Client):
 
     def info(self) -> dict[str, Any]:
         """The server's model card: name, objectives with their scales, reference statistics."""
-        card: dict[str, Any] = self._send("GET", "/v1/models", None)["data"][0]
-        return card
+        return self._send("GET", "/v1/models", None)["data"][0]
 
     @cached_property
     def names(self) -> list[str]:
@@ -317,8 +316,7 @@ class AsyncRewardClient(_Client):
 
     async def info(self) -> dict[str, Any]:
         """The server's model card: name, objectives with their scales, reference statistics."""
-        card: dict[str, Any] = (await self._send("GET", "/v1/models", None))["data"][0]
-        return card
+        return (await self._send("GET", "/v1/models", None))["data"][0]
 
     async def _send(self, method: str, path: str, body: bytes | None) -> dict[str, Any]:
         for attempt in itertools.count():

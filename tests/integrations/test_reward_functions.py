@@ -179,7 +179,7 @@ def test_objectives_that_do_not_exist_are_refused_when_the_functions_are_made(rm
             reward_funcs(rm, bad)
 
 
-def test_a_source_that_gives_another_number_of_scores_is_an_error(rm):
+def test_a_source_that_gives_another_number_of_scores_is_an_error(rm, environment):
     class Short(RewardClient):
         def score(self, conversations, **options):
             return super().score(conversations[:-1], **options)
@@ -188,9 +188,7 @@ def test_a_source_that_gives_another_number_of_scores_is_an_error(rm):
         with pytest.raises(IntegrationError, match="found 5 scores, expected 6"):
             reward_funcs(short)(prompts=PROMPTS, completions=COMPLETIONS)
         with pytest.raises(IntegrationError, match="found 5 scores, expected 6"):
-            source.rewards_of(
-                short, list(map(Conversation.from_messages, DIALOGUES)), normalize=False, empty_score=None
-            )
+            source.rewards_of(short, list(map(Conversation.from_messages, DIALOGUES)), Settings.from_environment())
 
 
 # --- OpenRLHF --------------------------------------------------------------------------------------------

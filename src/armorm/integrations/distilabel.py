@@ -14,14 +14,14 @@ batch with nulls.) The API key of a server is read from ARMORM_API_KEY, so that 
 # No `from __future__ import annotations`: distilabel reads the annotations of `process`.
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Union
 
 from pydantic import Field, PrivateAttr
 
 from armorm.conversation import Conversation
 from armorm.embedded import EMBEDDED_REWARD_MODEL
 from armorm.errors import ArmormError, ConversationError, MissingExtraError, shown
-from armorm.integrations.rewards import IntegrationError, opened
+from armorm.integrations.rewards import IntegrationError, is_client, opened
 
 try:
     from distilabel.steps import Step, StepInput
@@ -31,6 +31,7 @@ except ImportError:
 if TYPE_CHECKING:
     from distilabel.typing import StepColumns, StepOutput
 
+_Read = Union[Conversation, ConversationError]
 _Rated = dict[str, Any]  # score, rewards, contributions, refusal of one response
 
 
@@ -61,7 +62,7 @@ class _RewardStep(Step):
         super().load()
         source = opened(self.model, self.dtype, self.device)
         self._options = {"normalize": self.normalize, "on_refused": "skip"}
-        if hasattr(source, "info"):  # a server is steered by each request
+        if is_client(source):  # a server is steered by each request
             self._options |= {"steer": self.steer, "drop": self.drop}
         elif self.steer or self.drop:
             source = source.steer(self.steer, drop=self.drop)
@@ -73,25 +74,20 @@ class _RewardStep(Step):
         super().unload()
 
     def process(self, inputs: StepInput) -> "StepOutput":
-        """Score the responses of all rows in one call.
-
-        Raises:
-            IntegrationError: for a row whose `generations` are not a list.
-        """
+        """Score the responses of all rows in one call."""
         conversations = [self._conversations(row) for row in inputs]
         rated = iter(self._rated([conversation for row in conversations for conversation in row]))
         for row, own in zip(inputs, conversations, strict=True):
             self._write(row, [next(rated) for _ in own])
         yield inputs
 
-    def _conversations(self, row: dict[str, Any]) -> list[Conversation | ConversationError]:
+    def _conversations(self, row: dict[str, Any]) -> list[_Read]:
         raise NotImplementedError
 
     def _write(self, row: dict[str, Any], rated: list[_Rated]) -> None:
         raise NotImplementedError
 
-    def _rated(self, conversations: Sequence[Conversation | ConversationError]) -> list[_Rated]:
-        """Score, rewards and contributions of each conversation, or why it has none."""
+    def _rated(self, conversations: Sequence[_Read]) -> list[_Rated]:
         if self._source is None:
             raise IntegrationError("the step is not loaded, expected a call of load() first")
         found: list[_Rated] = [
@@ -106,8 +102,11 @@ class _RewardStep(Step):
             for row, reason in batch.rejected:
                 found[places[row]]["refusal"] = reason
             for at, row in enumerate(batch.rows.tolist()):
+                score = float(batch.scores[at])
+                if not math.isfinite(score):
+                    raise ArmormError(f"found score {score}, expected a finite number")
                 found[places[row]] = {
-                    "score": _finite(float(batch.scores[at])),
+                    "score": score,
                     "rewards": dict(zip(batch.names, batch.rewards[at].tolist(), strict=True)),
                     "contributions": dict(zip(batch.names, batch.contributions[at].tolist(), strict=True)),
                     "refusal": None,
@@ -147,7 +146,7 @@ class ArmoRMScore(_RewardStep):
         """The score and its parts."""
         return ["score", "rewards", "contributions", "refusal"]
 
-    def _conversations(self, row: dict[str, Any]) -> list[Conversation | ConversationError]:
+    def _conversations(self, row: dict[str, Any]) -> list[_Read]:
         if row.get("conversation") is not None:
             return [_read(row["conversation"])]
         if "instruction" not in row or "response" not in row:
@@ -187,7 +186,7 @@ class ArmoRMRatings(_RewardStep):
         """Lists of scores and their parts."""
         return ["ratings", "rewards", "contributions", "refusals"]
 
-    def _conversations(self, row: dict[str, Any]) -> list[Conversation | ConversationError]:
+    def _conversations(self, row: dict[str, Any]) -> list[_Read]:
         replies = row["generations"]
         if not isinstance(replies, list):
             raise IntegrationError(f"generations: found {shown(replies)}, expected a list of texts")
@@ -198,21 +197,15 @@ class ArmoRMRatings(_RewardStep):
         row.update({column: [entry[part] for entry in rated] for column, part in parts.items()})
 
 
-def _replied(row: dict[str, Any], reply: Any) -> Conversation | ConversationError:
+def _replied(row: dict[str, Any], reply: Any) -> _Read:
     system = row.get("system_prompt")
     turns = [("system", system)] if system else []
     turns += [("user", row["instruction"]), ("assistant", reply)]
     return _read([{"role": role, "content": content} for role, content in turns])
 
 
-def _read(messages: Any) -> Conversation | ConversationError:
+def _read(messages: Any) -> _Read:
     try:
         return Conversation.from_messages(messages)
     except ConversationError as error:
         return error
-
-
-def _finite(score: float) -> float:
-    if not math.isfinite(score):
-        raise ArmormError(f"found score {score}, expected a finite number")
-    return score

@@ -31,10 +31,6 @@ def reward_func(queries: Sequence[str], prompts: Sequence[str], labels: Any = No
 
     Returns:
         `{"rewards": (n,), "scores": (n,), "extra_logs": {name: (n,)}}`, float32 tensors.
-
-    Raises:
-        IntegrationError: for lists of different lengths.
-        ConversationError: for a text that cannot be read or scored.
     """
     texts = required_list(queries, "queries")
     prefixes = required_list(prompts, "prompts", len(texts))
@@ -44,10 +40,10 @@ def reward_func(queries: Sequence[str], prompts: Sequence[str], labels: Any = No
             f"ARMORM_URL is set: pass {settings.url}/get_reward to --remote_rm_url instead of a file"
         )
     conversations = [_conversation(text, prefix) for text, prefix in zip(texts, prefixes, strict=True)]
-    found = rewards_of(settings.source(), conversations, normalize=settings.normalize, empty_score=settings.empty_score)
-    logs = {f"reward/{name}": values for name, values in found.rewards.items()}
+    found = rewards_of(settings.source(), conversations, settings)
+    logs: dict[str, Any] = {f"reward/{name}": values for name, values in found.rewards.items()}
     logs |= {f"contribution/{name}": values for name, values in found.contributions.items()}
-    logs["empty_response"] = [float(value) for value in found.empty]
+    logs["empty_response"] = found.empty
     rewards = torch.tensor(found.scores, dtype=torch.float32)
     return {
         "rewards": rewards,

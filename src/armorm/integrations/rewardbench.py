@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from armorm.errors import ArmormError
 
@@ -27,14 +28,10 @@ class TruncationError(ArmormError, ValueError):
 
 
 class RewardPipeline:
-    """The pipeline that rewardbench calls: scores (n,) of rendered texts.
-
-    Attributes:
-        model, tokenizer: rewardbench replaces them after moving the model to its device.
-    """
+    """The pipeline that rewardbench calls: scores (n,) of rendered texts."""
 
     def __init__(self, task: str, model: Any, tokenizer: Any) -> None:
-        self.model, self.tokenizer = model.eval(), tokenizer
+        self.model, self.tokenizer = model.eval(), tokenizer  # replaced by rewardbench after moving the model
 
     @torch.no_grad()
     def __call__(self, samples: str | Sequence[str], **options: Any) -> torch.Tensor:
@@ -45,19 +42,18 @@ class RewardPipeline:
         """
         texts = [samples] if isinstance(samples, str) else list(samples)
         rows = [self._ids(text) for text in texts]
-        limit = options.get("max_length")
-        if options.get("truncation") and limit is not None:
-            for row, ids in enumerate(rows):
-                if len(ids) > limit:
-                    raise TruncationError(
-                        f"text {row} of a batch: found {len(ids)} tokens, expected at most {limit} (--max_length)"
-                    )
+        limit = options.get("max_length") if options.get("truncation") else None
+        for row, ids in enumerate(rows):
+            if limit is not None and len(ids) > limit:
+                raise TruncationError(
+                    f"text {row} of a batch: found {len(ids)} tokens, expected at most {limit} (--max_length)"
+                )
         size = int(options.get("batch_size") or len(rows) or 1)
         scores = [self._scores(rows[start : start + size]) for start in range(0, len(rows), size)]
         return torch.cat(scores) if scores else torch.empty(0)
 
     def _ids(self, text: str) -> list[int]:
-        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         bos = self.tokenizer.bos_token_id
         adds = bos is not None and self.tokenizer("a")["input_ids"][:1] == [bos]
         while bos is not None and ids[:2] == [bos, bos]:
@@ -65,22 +61,14 @@ class RewardPipeline:
         return [bos, *ids] if adds and ids[:1] != [bos] else ids
 
     def _scores(self, rows: list[list[int]]) -> torch.Tensor:
-        longest = max(map(len, rows))
-        ids = torch.zeros((len(rows), longest), dtype=torch.long)
-        mask = torch.zeros_like(ids)
-        for place, row in enumerate(rows):
-            ids[place, : len(row)], mask[place, : len(row)] = torch.tensor(row), 1
         device = next(self.model.parameters()).device
-        scores: torch.Tensor = self.model(input_ids=ids.to(device), attention_mask=mask.to(device)).score.float()
-        return scores
+        ids = [torch.tensor(row, dtype=torch.long, device=device) for row in rows]
+        mask = pad_sequence([torch.ones_like(row) for row in ids], batch_first=True)
+        return self.model(input_ids=pad_sequence(ids, batch_first=True), attention_mask=mask).score.float()
 
 
 def register(model: str) -> None:
-    """Add a self-contained model to rewardbench's registry, under its folder or hub id.
-
-    Raises:
-        ImportError: if rewardbench is not installed.
-    """
+    """Add a self-contained model to rewardbench's registry, under its folder or hub id."""
     from rewardbench import REWARD_MODEL_CONFIG
     from transformers import AutoModelForSequenceClassification
 

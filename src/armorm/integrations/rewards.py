@@ -41,14 +41,7 @@ class IntegrationError(ArmormError, ValueError):
 
 @dataclass(frozen=True)
 class Settings:
-    """Settings from the environment.
-
-    Attributes:
-        url: URL of a server, empty for none.
-        model, dtype, device: the model to load without a server.
-        normalize: scores in standard deviations from the reference mean.
-        empty_score: score of an empty response, None for an error.
-    """
+    """Settings from the environment; `url` is empty without a server, `empty_score` None makes one an error."""
 
     url: str
     model: str
@@ -59,11 +52,7 @@ class Settings:
 
     @classmethod
     def from_environment(cls) -> Settings:
-        """Read the variables.
-
-        Raises:
-            IntegrationError: for an invalid value.
-        """
+        """Read the variables; an IntegrationError names an invalid one."""
         empty, flag = os.environ.get("ARMORM_EMPTY_SCORE"), os.environ.get("ARMORM_NORMALIZE", "0")
         try:
             empty_score = None if empty is None else float(empty)
@@ -104,22 +93,8 @@ def opened(name: str, dtype: str = "auto", device: str = "auto") -> Any:
     return ArmoRM.from_pretrained(name, dtype=dtype, device=device)
 
 
-def async_client(url: str) -> Any:
-    """The client of a server, one per event loop."""
-    from armorm.client import AsyncRewardClient
-
-    clients = _CLIENTS.setdefault(asyncio.get_running_loop(), {})
-    if url not in clients:
-        clients[url] = AsyncRewardClient(url, connections=_CONNECTIONS)
-    return clients[url]
-
-
 def required_list(values: Any, name: str, size: int | None = None) -> list[Any]:
-    """Values as a list of the expected length.
-
-    Raises:
-        IntegrationError: for anything else.
-    """
+    """Values as a list of the expected length; anything else raises an IntegrationError."""
     if isinstance(values, (str, bytes, dict)) or not isinstance(values, (Sequence, np.ndarray)):
         raise IntegrationError(f"{name}: found {shown(values)}, expected a list")
     if size is not None and len(values) != size:
@@ -127,28 +102,26 @@ def required_list(values: Any, name: str, size: int | None = None) -> list[Any]:
     return list(values)
 
 
+def is_client(source: Any) -> bool:
+    """Whether scores come from a server."""
+    return hasattr(source, "info")
+
+
 def objective_names(source: Any) -> list[str]:
     """Names of the k objectives of a model or client."""
-    return list(source.names if isinstance(source, _client_class()) else source.objectives.names)
+    return list(source.names if is_client(source) else source.objectives.names)
 
 
 def biases_of(source: Any) -> list[str]:
     """Objectives that the others are debiased against."""
-    if isinstance(source, _client_class()):
+    if is_client(source):
         return list(source.info()["debiased_against"])
     return list(source.model.config.debiasing.get("against", ()))
 
 
 @dataclass(frozen=True)
 class Rewards:
-    """Rewards of n responses.
-
-    Attributes:
-        scores: n scores.
-        rewards: n predicted rewards of each objective.
-        contributions: n contributions of each objective to the plain score.
-        empty: whether each response is empty; it then has the score set for that, and zeros elsewhere.
-    """
+    """Score, predicted rewards and contributions of n responses; an empty one has the score set for that, and zeros."""
 
     scores: list[float]
     rewards: dict[str, list[float]]
@@ -156,53 +129,42 @@ class Rewards:
     empty: list[bool]
 
 
-def rewards_of(
-    source: Any, conversations: Sequence[Conversation | None], *, normalize: bool, empty_score: float | None
-) -> Rewards:
-    """Score conversations in one call; calls of a model in this process are serialised.
-
-    Args:
-        conversations: None for an empty response.
-        empty_score: score of empty responses; None makes them an error.
+def rewards_of(source: Any, conversations: Sequence[Conversation | None], settings: Settings) -> Rewards:
+    """Score conversations, None for an empty response, in one call; calls of a model in this process are serialised.
 
     Raises:
         ConversationError: for a conversation that cannot be scored.
         IntegrationError: if the number of scores is wrong.
     """
-    given = _scorable(conversations, empty_score)
+    given = _scorable(conversations, settings.empty_score)
     if not given:
-        return _rewards(conversations, None, objective_names(source), empty_score)
-    with nullcontext() if isinstance(source, _client_class()) else _ONE_AT_A_TIME:
-        batch = source.score(given, normalize=normalize)
-    return _rewards(conversations, batch, batch.names, empty_score)
+        return _rewards(conversations, None, objective_names(source), settings.empty_score)
+    with nullcontext() if is_client(source) else _ONE_AT_A_TIME:
+        batch = source.score(given, normalize=settings.normalize)
+    return _rewards(conversations, batch, batch.names, settings.empty_score)
 
 
-async def served_rewards_of(
-    client: Any, conversations: Sequence[Conversation | None], *, normalize: bool, empty_score: float | None
-) -> Rewards:
-    """`rewards_of` through an `AsyncRewardClient`."""
-    given = _scorable(conversations, empty_score)
+async def served_rewards_of(conversations: Sequence[Conversation | None], settings: Settings) -> Rewards:
+    """`rewards_of` through the server's client of this event loop."""
+    client = _CLIENTS.setdefault(asyncio.get_running_loop(), {}).get(settings.url)
+    if client is None:
+        from armorm.client import AsyncRewardClient
+
+        client = AsyncRewardClient(settings.url, connections=_CONNECTIONS)
+        _CLIENTS[asyncio.get_running_loop()][settings.url] = client
+    given = _scorable(conversations, settings.empty_score)
     if not given:
         names = [objective["name"] for objective in (await client.info())["objectives"]]
-        return _rewards(conversations, None, names, empty_score)
-    batch = await client.score(given, normalize=normalize)
-    return _rewards(conversations, batch, batch.names, empty_score)
-
-
-def _client_class() -> Any:
-    from armorm.client import RewardClient
-
-    return RewardClient
+        return _rewards(conversations, None, names, settings.empty_score)
+    batch = await client.score(given, normalize=settings.normalize)
+    return _rewards(conversations, batch, batch.names, settings.empty_score)
 
 
 def _scorable(conversations: Sequence[Conversation | None], empty_score: float | None) -> list[Conversation]:
-    given = [conversation for conversation in conversations if conversation is not None]
-    if len(given) < len(conversations) and empty_score is None:
-        place = next(place for place, conversation in enumerate(conversations) if conversation is None)
-        raise ConversationError(
-            "found an empty response, expected text (or set ARMORM_EMPTY_SCORE)", f"response {place}"
-        )
-    return given
+    if empty_score is None and None in conversations:
+        message = "found an empty response, expected text (or set ARMORM_EMPTY_SCORE)"
+        raise ConversationError(message, f"response {list(conversations).index(None)}")
+    return [conversation for conversation in conversations if conversation is not None]
 
 
 def _rewards(

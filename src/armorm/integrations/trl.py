@@ -21,40 +21,28 @@ import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Union, overload
+from typing import Any, Literal, Union
 
 import numpy as np
 
 from armorm.conversation import Conversation, prompt_messages
 from armorm.errors import ConversationError, nearest
-from armorm.integrations.rewards import IntegrationError, biases_of, objective_names, required_list, source_of
+from armorm.integrations.rewards import (
+    IntegrationError,
+    biases_of,
+    is_client,
+    objective_names,
+    required_list,
+    source_of,
+)
 from armorm.monitoring.log import append_samples, sample_line
 
 RewardFunction = Callable[..., list[Union[float, None]]]
 Refused = Union[float, None, Literal["error"]]
 
 
-@overload
-def reward_funcs(
-    model: Any,
-    objectives: None = ...,
-    *,
-    normalize: bool = ...,
-    debiased: bool = ...,
-    refused: Refused = ...,
-    log_file: str | Path | None = ...,
-) -> RewardFunction: ...
-@overload
-def reward_funcs(
-    model: Any,
-    objectives: Sequence[str],
-    *,
-    normalize: bool = ...,
-    debiased: bool = ...,
-    refused: Refused = ...,
-    log_file: str | Path | None = ...,
-) -> list[RewardFunction]: ...
 def reward_funcs(
     model: Any,
     objectives: Sequence[str] | None = None,
@@ -95,28 +83,21 @@ def reward_funcs(
             raise IntegrationError(
                 f"objective {name!r}: the others are debiased against it, so it has no debiased reward"
             )
-        column = names.index(name)
-        take = lambda found, i=column: found.columns[:, i]  # noqa: E731
+        take = partial(lambda i, found: found.columns[:, i], names.index(name))
         functions.append(shared.function(name, take, logs=not functions))
     return functions
 
 
 @dataclass(frozen=True)
 class _Found:
-    """Scores (n,) and rewards (n, k) of the completions of one call; NaN for rejected ones.
-
-    Attributes:
-        columns: (n, k) return values of the functions of single objectives.
-        batch: the scored completions, None if there are none.
-        rows: the completion of each row of `batch`.
-    """
+    """Scores (n,) and rewards (n, k) of the completions of one call; NaN for rejected ones."""
 
     scores: np.ndarray
     rewards: np.ndarray
-    columns: np.ndarray
+    columns: np.ndarray  # (n, k) return values of the functions of single objectives
     names: list[str]
-    batch: Any = None
-    rows: Sequence[int] = ()
+    batch: Any = None  # the scored completions, None if there are none
+    rows: Sequence[int] = ()  # the completion of each row of `batch`
 
 
 class _SharedPass:
@@ -131,12 +112,7 @@ class _SharedPass:
         self._last: tuple[list[str], _Found] | None = None
 
     def function(self, name: str, take: Callable[[_Found], np.ndarray], *, logs: bool) -> RewardFunction:
-        """A reward function for TRL.
-
-        Args:
-            take: values (n,) to return, NaN for rejected completions.
-            logs: whether it logs; one of the functions of a call does.
-        """
+        """A reward function for TRL that returns the values (n,) of `take`; one of the functions of a call logs."""
         other = None if self._refused == "error" else self._refused
 
         def reward(
@@ -170,7 +146,7 @@ class _SharedPass:
         if not places:
             return _Found(scores, rewards, rewards, names)
         options: dict[str, Any] = {"on_refused": "error" if self._refused == "error" else "skip"}
-        remote = hasattr(self._source, "info")
+        remote = is_client(self._source)
         if remote:
             logged = [] if self._log_file is None else ["contributions"]
             options["include"] = ["rewards", "debiased_rewards", *logged]
@@ -188,7 +164,7 @@ class _SharedPass:
 
 def _sample_lines(found: _Found, step: int, prompts: Sequence[Any], completion_ids: Any) -> Iterator[str]:
     """A line of the log for each scored completion; those of a prompt are a group."""
-    groups: dict[str, int] = {}
+    groups = dict[str, int]()
     numbers = [groups.setdefault(repr(prompt), len(groups)) for prompt in prompts]
     tokens, uncertainty = getattr(found.batch, "response_tokens", None), getattr(found.batch, "uncertainty", None)
     for place, row in enumerate(found.rows):

@@ -21,7 +21,6 @@ from armorm.integrations.rewards import (
     IntegrationError,
     Rewards,
     Settings,
-    async_client,
     required_list,
     rewards_of,
     served_rewards_of,
@@ -33,12 +32,7 @@ PROMPT_FIELDS = ("prompt", "raw_prompt", "question")
 def compute_score(
     data_source: Any, solution_str: str, ground_truth: Any = None, extra_info: Any = None, **_: Any
 ) -> dict[str, float]:
-    """Score of one response.
-
-    Raises:
-        IntegrationError: if `extra_info` contains no prompt.
-        ConversationError: for a response that cannot be scored.
-    """
+    """Score of one response; errors as those of `compute_score_batch`."""
     return compute_score_batch([data_source], [solution_str], [ground_truth], [extra_info])[0]
 
 
@@ -49,13 +43,7 @@ async def compute_score_async(
     settings = Settings.from_environment()
     if not settings.url:
         return await asyncio.to_thread(compute_score, data_source, solution_str, ground_truth, extra_info)
-    found = await served_rewards_of(
-        async_client(settings.url),
-        [_conversation(extra_info, solution_str, 0)],
-        normalize=settings.normalize,
-        empty_score=settings.empty_score,
-    )
-    return _row(found, 0)
+    return _row(await served_rewards_of([_conversation(extra_info, solution_str, 0)], settings), 0)
 
 
 def compute_score_batch(
@@ -74,7 +62,7 @@ def compute_score_batch(
     conversations = [
         _conversation(info, reply, row) for row, (info, reply) in enumerate(zip(infos, responses, strict=True))
     ]
-    found = rewards_of(settings.source(), conversations, normalize=settings.normalize, empty_score=settings.empty_score)
+    found = rewards_of(settings.source(), conversations, settings)
     return [_row(found, row) for row in range(len(responses))]
 
 
@@ -88,12 +76,8 @@ def _conversation(info: Any, reply: Any, row: int) -> Conversation | None:
         raise IntegrationError(f"solution_strs[{row}]: found {type(reply).__name__}, expected text")
     if not reply.strip():
         return None
-    return Conversation.from_prompt(_prompt(info, row), reply)
-
-
-def _prompt(info: Any, row: int) -> Any:
     for name in PROMPT_FIELDS:
         prompt = info.get(name) if isinstance(info, Mapping) else None
-        if prompt is not None:
-            return prompt if isinstance(prompt, str) else list(prompt)  # an array if read from Parquet
+        if prompt is not None:  # an array if read from Parquet
+            return Conversation.from_prompt(prompt if isinstance(prompt, str) else list(prompt), reply)
     raise IntegrationError(f"extra_infos[{row}]: found no prompt, expected one in field {' or '.join(PROMPT_FIELDS)}")

@@ -118,7 +118,7 @@ def test_the_same_recipe_gives_the_same_model_bit_for_bit(small_recipe, small_ru
 
 _SCRIPT = """
 import sys
-import armorm.features.extraction_plan as plan
+import armorm.features.engine as plan
 plan.SHARD_TOKENS = 2000
 from armorm import Recipe, train
 train(Recipe.from_yaml(sys.argv[1]), sys.argv[2])

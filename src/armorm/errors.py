@@ -1,10 +1,7 @@
-"""One exception family: every refusal is one line that says where, what was found, what was expected.
+"""Exceptions: one family, each with a one-line message of where, what was found, and what was expected.
 
-In:  the place of a fault (file, row, field) and what is wrong with it.
-Out: an exception whose text is a single line a person can act on. The command line prints that line
-     and stops; nothing that a user can cause ends in a traceback.
-
-Message texts of conversations are never quoted in full: they may be private. `shown` cuts values short.
+The command line prints that line; nothing that a user can cause ends in a traceback. Message texts of conversations may
+be private and are never quoted in full: `shown` truncates values.
 """
 
 from __future__ import annotations
@@ -15,19 +12,19 @@ from pathlib import Path
 
 
 class ArmormError(Exception):
-    """Base of every error that armorm raises on purpose; `str(error)` is a single line."""
+    """Base of all errors that armorm raises; `str(error)` is a single line."""
 
     def __init__(self, message: str) -> None:
-        # A file's name may hold bytes that are no text; the line must be printable everywhere.
+        # File names may contain bytes that are not text; the line must be printable everywhere.
         super().__init__(" ".join(message.split()).encode("utf-8", "backslashreplace").decode())
 
 
 class ConversationError(ArmormError, ValueError):
-    """A conversation that cannot be scored: wrong roles, an empty response, a turn the template refuses.
+    """A conversation that cannot be scored: wrong roles, an empty response, a turn the template rejects.
 
     Attributes:
-        field: the place inside the conversation, such as `messages[2].role`; empty when it is the whole.
-        problem: what is wrong, without the place.
+        field: location in the conversation, such as `messages[2].role`; empty for the whole.
+        problem: what is wrong, without the location.
     """
 
     def __init__(self, problem: str, field: str = "") -> None:
@@ -37,12 +34,12 @@ class ConversationError(ArmormError, ValueError):
 
 
 class DataError(ArmormError, ValueError):
-    """A row or file of data that is refused.
+    """An invalid row or file of data.
 
     Attributes:
         file: path or hub id.
         row: 1-based row (line) of the file, or None for the file as a whole.
-        field: column or place inside the row; empty when it is the whole row.
+        field: column or location in the row; empty for the whole row.
         problem: what was found and what was expected.
     """
 
@@ -55,11 +52,11 @@ class DataError(ArmormError, ValueError):
 
 
 class RecipeError(ArmormError, ValueError):
-    """A recipe that is refused before any work starts; the text names the key by its path in the file."""
+    """An invalid recipe, found before any work starts; the message names the key by its path in the file."""
 
 
 class TemplateError(ArmormError, ValueError):
-    """A tokenizer whose chat template cannot be used: none at all, or no place for the gate."""
+    """A tokenizer without a usable chat template: none at all, or no gate position in it."""
 
 
 class BackboneError(ArmormError, ValueError):
@@ -67,7 +64,7 @@ class BackboneError(ArmormError, ValueError):
 
 
 class CheckpointError(ArmormError, ValueError):
-    """A checkpoint that cannot be loaded; names every tensor that is missing, unexpected or misshapen."""
+    """A checkpoint that cannot be loaded; names every tensor that is missing, unexpected or of another shape."""
 
 
 class StoreError(ArmormError, ValueError):
@@ -79,16 +76,16 @@ class FitError(ArmormError, ValueError):
 
 
 class MissingExtraError(ArmormError, ImportError):
-    """An optional dependency is absent; the text says which extra installs it."""
+    """A missing optional dependency; the message names the extra that installs it."""
 
 
 def shown(value: object, limit: int = 60) -> str:
-    """`repr` of a value, cut to `limit` characters: enough to recognise it, not enough to leak a text."""
+    """`repr` of a value, truncated to `limit` characters."""
     text = repr(value)
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """' (did you mean X?)' for the nearest known name, or an empty string when none is near."""
+    """' (did you mean X?)' for the nearest known name, or an empty string."""
     matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
     return f" (did you mean {matches[0]}?)" if matches else ""

@@ -1,11 +1,7 @@
-"""Make the Auto classes of transformers know armorm models after `import armorm`, without importing transformers.
+"""Register armorm models with the Auto classes of transformers on `import armorm`, without importing transformers.
 
-In:  nothing; called once by the package.
-Out: `AutoConfig` and `AutoModelForSequenceClassification` resolve `model_type: armorm`.
-
-transformers and torch take seconds to import, which a command that needs neither should not wait for. So
-the registration waits for the moment when transformers' auto modules are loaded, by whomever: the config's
-and the models' one are loaded apart.
+transformers and torch take seconds to import, and many commands need neither. So registration happens when the auto
+modules of transformers are loaded, by anyone: the one for configs and the one for models are loaded separately.
 """
 
 from __future__ import annotations
@@ -18,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from types import ModuleType
 
-# Each auto module of transformers, and the module of ours that registers with it when it is imported.
+# Each auto module of transformers, and the module that registers with it on import.
 _REGISTRARS = {
     "transformers.models.auto.configuration_auto": "armorm.model.configuration",
     "transformers.models.auto.modeling_auto": "armorm.model.modeling",
@@ -26,7 +22,7 @@ _REGISTRARS = {
 
 
 def register_with_transformers() -> None:
-    """Register now with the auto modules that are loaded, and with the others as soon as they are."""
+    """Register with the auto modules that are loaded now, and with the others when they are loaded."""
     for auto, registrar in _REGISTRARS.items():
         finder = _AutoFinder(auto, registrar)
         if auto in sys.modules:
@@ -37,7 +33,7 @@ def register_with_transformers() -> None:
 
 @dataclass(frozen=True)
 class _AutoFinder(importlib.abc.MetaPathFinder):
-    """Sees an auto module being imported, and lets its loader register once it has run."""
+    """Finds an auto module with a loader that registers after running it."""
 
     auto: str
     registrar: str
@@ -63,6 +59,6 @@ class _RegisteringLoader(importlib.abc.Loader):
         return self.loader.create_module(spec)
 
     def exec_module(self, module: ModuleType) -> None:
-        """Run the auto module, then register. (Where our own import loads it, that import is under way already.)"""
+        """Run the auto module, then register (a no-op if the registrar itself is importing it)."""
         self.loader.exec_module(module)
         importlib.import_module(self.registrar)

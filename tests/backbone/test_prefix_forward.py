@@ -8,11 +8,11 @@ import torch
 from transformers import AutoTokenizer
 
 from armorm.backbone import prefix_forward as sharing
+from armorm.backbone import tree_blocks
 from armorm.backbone.decoder import Backbone
 from armorm.backbone.prefix_forward import SharedForward, flops_per_token, sample, why_not_shared
 from armorm.backbone.prefix_tree import build_tree, lexicographic_order, shared_with_previous
 from armorm.backbone.tree_attention import TreeAttention
-from armorm.backbone.tree_blocks import BLOCK_SIZES, TreePlan
 from armorm.conversation import Conversation
 from armorm.embedded import EMBEDDED_BACKBONE, embedded_path
 from tests.helpers.backbones import FAMILIES, MULTIMODAL, STATEFUL, WINDOWED, backbone_of, config_of
@@ -71,9 +71,9 @@ def test_features_from_a_tree_are_those_of_each_conversation_alone(family):
     assert why_not_shared(backbone, encoded) == ""
 
 
-@pytest.mark.parametrize("size", BLOCK_SIZES)
+@pytest.mark.parametrize("size", tree_blocks.BLOCK_SIZES)
 def test_every_size_of_block_gives_the_same(monkeypatch, size):
-    monkeypatch.setattr(TreePlan, "_cost", lambda self, candidate, *rest: candidate != size)
+    monkeypatch.setattr(tree_blocks, "BLOCK_SIZES", (size,))
     for family in ("gemma2", "qwen3"):
         backbone = wrapped(family)
         encoded = in_order(backbone)

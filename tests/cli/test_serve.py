@@ -16,8 +16,8 @@ httpx = pytest.importorskip("httpx")
 pytest.importorskip("fastapi")
 
 from armorm.cli.app import main  # noqa: E402
+from tests.helpers.servers import question  # noqa: E402
 from tests.helpers.small_models import reward_model  # noqa: E402
-from tests.serving.conftest import question  # noqa: E402
 
 
 @pytest.fixture(scope="module")

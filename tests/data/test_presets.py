@@ -131,7 +131,7 @@ def test_an_unknown_preset_is_refused_with_the_nearest_right_name():
 
 
 def test_offline_one_line_says_what_is_missing_and_where_it_may_be_put(tmp_path, monkeypatch):
-    monkeypatch.setattr(hub, "_hub_answers", lambda: False)
+    monkeypatch.setattr(hub, "hub_answers", lambda: False)
     recipe = Recipe.from_text(
         f"data_root: {tmp_path}\nratings: [{{preset: helpsteer}}]\npreferences: [{{preset: shp}}]"
     )

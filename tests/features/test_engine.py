@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -28,6 +30,7 @@ from armorm.features.store import FeatureStore
 from armorm.progress import ignore
 from tests.helpers.backbones import backbone_of
 from tests.helpers.conversations import chat
+from tests.helpers.forward_passes import before_each_pass
 
 DIALOGUES = [
     chat(f"Tell me about number {prompt}.", f"It is {reply}. " * (1 + 3 * reply))
@@ -84,23 +87,25 @@ def test_a_model_that_cannot_share_runs_on_plain_batches_and_it_is_said(capsys):
     assert resumed_engine(wrapped("bloom"), settings, encoded).mechanism == "plain"
 
 
+def small_memory(most: int) -> Callable[[torch.Tensor], None]:
+    """A device without memory for a pass of more than `most` tokens, padding included."""
+
+    def act(ids: torch.Tensor) -> None:
+        if ids.numel() > most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+
+    return act
+
+
 @pytest.mark.parametrize("mechanism", ["tree", "plain"])
-def test_out_of_memory_halves_the_budget_and_the_run_goes_on(mechanism, monkeypatch, capsys):
+def test_out_of_memory_halves_the_budget_and_the_run_goes_on(mechanism, capsys):
     backbone = wrapped()
     encoded = in_order(backbone)
     expected = alone(backbone, encoded)
     engine = Engine(backbone, 512, mechanism)
-    forward = Engine._forward
-
-    def small_memory(self, work):
-        size = len(work) if mechanism == "tree" else len(work) * max(map(len, work))
-        if size > 200:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
-        return forward(self, work)
-
-    monkeypatch.setattr(Engine, "_forward", small_memory)
     done: list[int] = []
-    _, response = engine.features(encoded, done.append)
+    with before_each_pass(backbone.model, small_memory(200)):
+        _, response = engine.features(encoded, done.append)
     assert (engine.budget, engine.halvings) == (128, 2)
     assert capsys.readouterr().err.count("with half the budget") == 2
     assert close(response, expected)
@@ -108,43 +113,32 @@ def test_out_of_memory_halves_the_budget_and_the_run_goes_on(mechanism, monkeypa
         assert sum(done) == sum(map(len, encoded))
 
 
-def test_a_halved_budget_is_kept_with_the_shard(monkeypatch, tmp_path):
+def test_a_halved_budget_is_kept_with_the_shard(tmp_path):
     backbone = wrapped()
-    encoded = in_order(backbone)
-    forward = Engine._forward
-
-    def small_memory(self, work):
-        if self.budget > 256:
-            raise MemoryError
-        return forward(self, work)
-
-    monkeypatch.setattr(Engine, "_forward", small_memory)
     store = FeatureStore.of(tmp_path, backbone)
-    extract(backbone, encoded, store, batch_tokens=512)
+    with before_each_pass(backbone.model, small_memory(256)):
+        extract(backbone, in_order(backbone), store, batch_tokens=512)
     assert [shard.metadata for shard in store.shards] == [{"budget": "256", "halvings": "1"}]
 
 
-def test_a_conversation_that_does_not_fit_alone_is_an_error_that_names_its_length(monkeypatch):
+def test_a_conversation_that_does_not_fit_alone_is_an_error_that_names_its_length():
     backbone = wrapped()
     encoded = in_order(backbone)
     longest = max(map(len, encoded))
-
-    def no_memory(self, work):
-        raise torch.OutOfMemoryError("CUDA out of memory.")
-
-    monkeypatch.setattr(Engine, "_forward", no_memory)
-    with pytest.raises(BackboneError, match=f"out of memory on 1 conversation of {longest} tokens"):
+    with (
+        before_each_pass(backbone.model, small_memory(0)),
+        pytest.raises(BackboneError, match=f"1 conversation of {longest} tokens"),
+    ):
         Engine(backbone, 64).features(encoded, ignore)
 
 
-def test_other_errors_are_not_taken_for_want_of_memory(monkeypatch):
+def test_other_errors_are_not_taken_for_want_of_memory():
     backbone = wrapped()
 
-    def broken(self, work):
+    def broken(ids: torch.Tensor) -> None:
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
-    monkeypatch.setattr(Engine, "_forward", broken)
-    with pytest.raises(RuntimeError, match="shapes"):
+    with before_each_pass(backbone.model, broken), pytest.raises(RuntimeError, match="shapes"):
         Engine(backbone, 512).features(in_order(backbone), ignore)
 
 

@@ -9,8 +9,8 @@ import pytest
 
 from armorm import ArmoRM
 from tests.helpers.conversations import chat
+from tests.helpers.servers import question, served
 from tests.helpers.small_models import reward_model
-from tests.serving.conftest import question, served
 
 distilabel = pytest.importorskip("distilabel")
 pytest.importorskip("httpx")

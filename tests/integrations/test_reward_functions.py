@@ -22,8 +22,9 @@ from armorm.integrations.rewards import IntegrationError, Settings
 from armorm.integrations.trl import reward_funcs
 from tests.helpers.backbones import save_backbone
 from tests.helpers.conversations import chat
+from tests.helpers.forward_passes import before_each_pass
+from tests.helpers.servers import question, served
 from tests.helpers.small_models import changed, reward_model
-from tests.serving.conftest import before_each_pass, question, served
 
 DIALOGUES = [question(n, words=1 + n) for n in range(6)]
 PROMPTS = [dialogue[:1] for dialogue in DIALOGUES]
@@ -80,7 +81,7 @@ def test_trls_functions_for_objectives_share_one_pass_and_log_every_objective_on
     functions = reward_funcs(rm, names)
     assert [function.__name__ for function in functions] == names
     expected = rm.score(DIALOGUES)
-    with before_each_pass(rm, lambda ids: passes.append(len(ids))):
+    with before_each_pass(rm.backbone.model, lambda ids: passes.append(len(ids))):
         for _ in range(2):
             found = [
                 f(prompts=PROMPTS, completions=COMPLETIONS, log_metric=lambda *entry: logged.append(entry), **OTHERS)
@@ -95,7 +96,7 @@ def test_trls_functions_for_objectives_share_one_pass_and_log_every_objective_on
     ]
     assert dict(logged)["armorm/score"] == pytest.approx(float(expected.scores.mean()), abs=1e-5)
     assert dict(logged)["armorm/verbosity"] == pytest.approx(float(expected.rewards[:, 3].mean()), abs=1e-5)
-    with before_each_pass(rm, lambda ids: passes.append(len(ids))):
+    with before_each_pass(rm.backbone.model, lambda ids: passes.append(len(ids))):
         functions[0](prompts=PROMPTS[:2], completions=COMPLETIONS[:2])
     assert passes == [6, 2]
 

@@ -15,8 +15,8 @@ from armorm import ArmoRM
 from armorm.client import RewardClient
 from armorm.integrations.trl import reward_funcs
 from tests.helpers.backbones import save_backbone
+from tests.helpers.servers import served
 from tests.helpers.small_models import reward_model
-from tests.serving.conftest import served
 
 trl = pytest.importorskip("trl")
 pytestmark = pytest.mark.slow

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from tests.helpers.conversations import chat
+from tests.helpers.servers import question, served
 from tests.helpers.small_models import REFERENCE, changed
-from tests.serving.conftest import question, served
 
 CONVERSATIONS = [question(1), question(2, words=40), chat("Hi", "Hello", "And?", "Nothing."), question(3)]
 

@@ -21,7 +21,8 @@ from armorm.client import AsyncRewardClient, RewardClient, RewardServerError, pa
 from armorm.conversation import Conversation
 from armorm.errors import ConversationError
 from tests.helpers.conversations import chat
-from tests.serving.conftest import before_each_pass, question, served
+from tests.helpers.forward_passes import before_each_pass
+from tests.helpers.servers import question, served
 from tests.test_uncertain_model import measured, with_uncertainty
 
 CONVERSATIONS = [question(n, words=1 + n % 5) for n in range(23)]
@@ -171,7 +172,10 @@ def test_the_key_comes_from_the_argument_the_environment_or_the_address(rm, monk
 @both
 def test_a_full_server_is_asked_again_until_it_has_room(rm, asynchronous):
     opened = threading.Event()
-    with before_each_pass(rm, lambda ids: opened.wait(20)), served(rm, max_waiting_rows=2, batch_tokens=20) as busy:
+    with (
+        before_each_pass(rm.backbone.model, lambda ids: opened.wait(20)),
+        served(rm, max_waiting_rows=2, batch_tokens=20) as busy,
+    ):
         found = {}
         thread = threading.Thread(
             target=lambda: found.update(

@@ -7,8 +7,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from armorm.conversation import Conversation
+from tests.helpers.servers import question, served
 from tests.helpers.small_models import REFERENCE
-from tests.serving.conftest import question, served
 
 
 def samples(server):

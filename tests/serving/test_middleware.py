@@ -19,8 +19,8 @@ from armorm.serving.server import (
     served_name,
 )
 from armorm.serving.settings import ServingSettings, SettingsError
+from tests.helpers.servers import question, served
 from tests.helpers.small_models import changed
-from tests.serving.conftest import question, served
 
 KEY = "k3y-with-ünicode"
 

@@ -18,7 +18,8 @@ import pytest
 httpx = pytest.importorskip("httpx")
 
 from armorm.client import RewardClient  # noqa: E402
-from tests.serving.conftest import before_each_pass, question, served  # noqa: E402
+from tests.helpers.forward_passes import before_each_pass  # noqa: E402
+from tests.helpers.servers import question, served  # noqa: E402
 
 pytestmark = pytest.mark.slow
 
@@ -133,7 +134,7 @@ def test_a_worker_that_has_died_is_passed_by_and_without_any_the_refusal_is_json
 
 def test_a_full_worker_passes_requests_on_and_two_full_ones_say_429(rm, certificate, trusting, tmp_path):
     opened = threading.Event()
-    with before_each_pass(rm, lambda ids: opened.wait(20)), ExitStack() as stack:
+    with before_each_pass(rm.backbone.model, lambda ids: opened.wait(20)), ExitStack() as stack:
         tiny, large = (stack.enter_context(served(rm, max_waiting_rows=n, batch_tokens=20)) for n in (1, 6))
         url = stack.enter_context(nginx(tmp_path, certificate, [tiny.url, large.url]))
         client = stack.enter_context(httpx.Client(base_url=url, verify=trusting, timeout=30))

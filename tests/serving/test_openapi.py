@@ -14,8 +14,8 @@ from armorm.serving.app import ModelList, State
 from armorm.serving.protocols import ROUTES, ROUTES_BY_PATH
 from armorm.serving.protocols.base import ErrorAnswer
 from tests.helpers.conversations import chat
+from tests.helpers.servers import question, served
 from tests.helpers.small_models import changed
-from tests.serving.conftest import question, served
 
 # Requests whose answers have what those to the examples lack: refused rows, parts, activations, texts of other stacks.
 MORE = [

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from armorm import ArmoRM
-from tests.serving.conftest import served
+from tests.helpers.servers import served
 
 pytest.importorskip("gradio")
 sync_api = pytest.importorskip("playwright.sync_api")

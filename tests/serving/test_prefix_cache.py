@@ -11,8 +11,9 @@ from armorm.backbone.decoder import Backbone
 from armorm.conversation import Conversation
 from armorm.serving.batcher import BatchSize
 from armorm.serving.prefix_cache import CachedForward
+from tests.helpers.forward_passes import before_each_pass
+from tests.helpers.servers import served
 from tests.helpers.small_models import llama, reward_model, tokenizer
-from tests.serving.conftest import before_each_pass, served
 
 LONG = "Here is a passage about rivers, bridges and the towns beside them, and a question about it."
 
@@ -123,7 +124,7 @@ def test_many_clients_of_one_prompt_are_computed_together_and_each_gets_its_scor
     ]
     expected = rm.score(conversations).scores
     seen = []
-    with before_each_pass(rm, lambda ids: seen.append(ids.numel())), served(rm) as server:
+    with before_each_pass(rm.backbone.model, lambda ids: seen.append(ids.numel())), served(rm) as server:
         answers = server.together(
             [lambda c=c: server.post("/v1/reward", conversations=[c], include=[]) for c in conversations]
         )
@@ -145,7 +146,7 @@ def test_memory_that_kept_prompts_hold_is_given_back_before_a_row_is_given_up():
             if forward.cached[0]:
                 raise MemoryError
 
-        with before_each_pass(rm, full):
+        with before_each_pass(rm.backbone.model, full):
             assert "score" in ask(3)["results"][0]
         assert server.engine.batcher.budget == server.engine.settings.batch_tokens
 

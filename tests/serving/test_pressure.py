@@ -14,8 +14,9 @@ import pytest
 import torch
 
 from tests.helpers.conversations import chat
+from tests.helpers.forward_passes import before_each_pass
+from tests.helpers.servers import question, served
 from tests.helpers.small_models import changed, reward_model
-from tests.serving.conftest import before_each_pass, question, served
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +54,11 @@ class Gate:
 
 def test_a_full_queue_turns_requests_away_with_a_time_to_come_back_and_keeps_what_it_has(own_rm):
     gate = Gate()
-    with before_each_pass(own_rm, gate), served(own_rm, max_waiting_rows=3) as server, ThreadPoolExecutor(20) as pool:
+    with (
+        before_each_pass(own_rm.backbone.model, gate),
+        served(own_rm, max_waiting_rows=3) as server,
+        ThreadPoolExecutor(20) as pool,
+    ):
         held = pool.submit(server.post, "/v1/reward", conversations=[question(0)])
         until(lambda: gate.passes)
         kept = [pool.submit(server.post, "/v1/reward", conversations=[question(n)]) for n in (1, 2, 3)]
@@ -116,7 +121,7 @@ def test_a_body_that_says_no_length_is_counted_as_it_comes(rm):
 
 def test_a_request_that_takes_too_long_is_answered_so_and_its_rows_leave_the_queue(own_rm):
     gate = Gate()
-    with before_each_pass(own_rm, gate), served(own_rm, request_seconds=0.4) as server:
+    with before_each_pass(own_rm.backbone.model, gate), served(own_rm, request_seconds=0.4) as server:
         with ThreadPoolExecutor(4) as pool:
             held = pool.submit(server.post, "/v1/reward", conversations=[question(0)])
             until(lambda: gate.passes)
@@ -138,7 +143,7 @@ def test_a_client_that_stalls_in_its_body_is_cut_off(rm):
 
 def test_the_work_of_clients_that_have_gone_is_dropped(own_rm):
     gate = Gate()
-    with before_each_pass(own_rm, gate), served(own_rm) as server, ThreadPoolExecutor(4) as pool:
+    with before_each_pass(own_rm.backbone.model, gate), served(own_rm) as server, ThreadPoolExecutor(4) as pool:
         held = pool.submit(server.post, "/v1/reward", conversations=[question(0)])
         until(lambda: gate.passes)
         host, port = server.url[7:].split(":")
@@ -161,7 +166,7 @@ def test_the_work_of_clients_that_have_gone_is_dropped(own_rm):
 
 def test_a_stopping_server_answers_what_it_has_accepted(own_rm):
     gate = Gate()
-    with before_each_pass(own_rm, gate), ThreadPoolExecutor(20) as pool:
+    with before_each_pass(own_rm.backbone.model, gate), ThreadPoolExecutor(20) as pool:
         with served(own_rm, batch_tokens=60) as server:
             url = server.url
 
@@ -195,7 +200,7 @@ def test_one_row_that_the_model_fails_on_fails_alone_among_all_requests_of_its_b
         gate(ids)
         fail(ids)
 
-    with before_each_pass(own_rm, act), served(own_rm) as server, ThreadPoolExecutor(20) as pool:
+    with before_each_pass(own_rm.backbone.model, act), served(own_rm) as server, ThreadPoolExecutor(20) as pool:
         held = pool.submit(server.post, "/v1/reward", conversations=[question(0)])
         until(lambda: gate.passes)
         calls = [pool.submit(server.post, "/v1/reward", conversations=[question(n)]) for n in range(1, 6)]
@@ -238,7 +243,7 @@ def test_a_model_that_runs_out_of_memory_goes_on_with_smaller_batches(own_rm):
             raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
     rows = [question(n, words=1 + n % 9) for n in range(40)]
-    with before_each_pass(own_rm, limited), served(own_rm) as server:
+    with before_each_pass(own_rm.backbone.model, limited), served(own_rm) as server:
         answer = server.post("/v1/reward", conversations=[*rows, question(1, words=150)]).json()["results"]
         scores = [result["score"] for result in answer[:-1]]
         assert "out of memory" in answer[-1]["error"]
@@ -255,7 +260,7 @@ def test_a_dead_model_thread_is_reported_and_answered_for(own_rm):
     def end(ids):
         raise SystemExit
 
-    with before_each_pass(own_rm, end), served(own_rm) as server:
+    with before_each_pass(own_rm.backbone.model, end), served(own_rm) as server:
         answer = server.post("/v1/reward", conversations=[question(1)])
         assert answer.status_code == 503
         assert "the model's thread has ended" in answer.json()["error"]["message"]
@@ -266,7 +271,11 @@ def test_a_dead_model_thread_is_reported_and_answered_for(own_rm):
 
 def test_too_many_requests_and_too_many_bytes_under_way_are_turned_away(own_rm):
     gate = Gate()
-    with before_each_pass(own_rm, gate), served(own_rm, max_requests=2) as server, ThreadPoolExecutor(4) as pool:
+    with (
+        before_each_pass(own_rm.backbone.model, gate),
+        served(own_rm, max_requests=2) as server,
+        ThreadPoolExecutor(4) as pool,
+    ):
         held = [pool.submit(server.post, "/v1/reward", conversations=[question(0)])]
         until(lambda: gate.passes)  # the second must not join the pass of the first
         held.append(pool.submit(server.post, "/v1/reward", conversations=[question(1)]))
@@ -284,7 +293,7 @@ def test_too_many_requests_and_too_many_bytes_under_way_are_turned_away(own_rm):
 def test_a_crowd_of_clients_is_all_served_in_few_passes(own_rm):
     gate = Gate()
     gate.open.set()
-    with before_each_pass(own_rm, gate), served(own_rm) as server:
+    with before_each_pass(own_rm.backbone.model, gate), served(own_rm) as server:
         found = server.together(
             [
                 lambda n=n: server.post("/v1/reward", conversations=[question(n)]).json()["results"][0]["score"]
@@ -298,7 +307,7 @@ def test_a_crowd_of_clients_is_all_served_in_few_passes(own_rm):
 
 def test_identical_conversations_of_many_clients_go_through_the_model_once(own_rm):
     gate = Gate()
-    with before_each_pass(own_rm, gate), served(own_rm) as server, ThreadPoolExecutor(20) as pool:
+    with before_each_pass(own_rm.backbone.model, gate), served(own_rm) as server, ThreadPoolExecutor(20) as pool:
         calls = [pool.submit(server.post, "/v1/reward", conversations=[question(1)] * 3) for _ in range(10)]
         until(lambda: gate.passes)
         time.sleep(1)

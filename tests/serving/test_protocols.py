@@ -10,9 +10,9 @@ import pytest
 from armorm.conversation import Conversation
 from armorm.serving import protocols
 from tests.helpers.conversations import chat
+from tests.helpers.servers import question, served
 from tests.helpers.small_models import REFERENCE, tokenizer
 from tests.helpers.tokenizers import chatml, phi3
-from tests.serving.conftest import question, served
 
 
 def rendered(rm, messages, bos=True):

@@ -8,8 +8,8 @@ import httpx
 import numpy as np
 import pytest
 
+from tests.helpers.servers import question
 from tests.helpers.small_models import reward_model
-from tests.serving.conftest import question
 
 ray = pytest.importorskip("ray")
 serve = pytest.importorskip("ray.serve")

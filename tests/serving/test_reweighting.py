@@ -14,8 +14,8 @@ from armorm.serving.playground.cards import results
 from armorm.serving.playground.page import read_examples, read_prompt
 from armorm.serving.playground.reweighting import Reweighter, policy_yaml
 from armorm.steering import SteeringError
+from tests.helpers.servers import question
 from tests.helpers.small_models import reward_model
-from tests.serving.conftest import question
 
 VALUES = [2.0, 0.0, 0.35, 1.5]
 

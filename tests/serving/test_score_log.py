@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from tests.serving.conftest import question, served
+from tests.helpers.servers import question, served
 from tests.serving.test_metrics import samples
 
 

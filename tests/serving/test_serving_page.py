@@ -10,7 +10,7 @@ import pytest
 
 from armorm import ArmoRM
 from armorm.serving.protocols import ROUTES_BY_PATH
-from tests.serving.conftest import served
+from tests.helpers.servers import served
 
 PAGE = (Path(__file__).parents[2] / "docs" / "serving.md").read_text(encoding="utf-8")
 EXCHANGES = re.findall(r"```\n(GET|POST) (/\S+)\n(.*?)```\n\n```\n(.*?)\n```", PAGE, re.DOTALL)

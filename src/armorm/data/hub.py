@@ -51,13 +51,13 @@ def hub_rows(name: str, *, subset: str | None, offline: bool, split: str | None,
     import datasets
 
     try:
-        if not offline and _hub_answers():
+        if not offline and hub_answers():
             data = datasets.load_dataset(name, subset, streaming=True, split=split, **known)
         else:
             with _offline():
                 data = datasets.load_dataset(name, subset, split=split, **known)
     except (ConnectionError, FileNotFoundError) as error:
-        if not offline and _hub_answers():
+        if not offline and hub_answers():
             raise DataError(
                 f"cannot be read as a hub set, and no such file or folder: {_described(error)}", file=name
             ) from error
@@ -109,7 +109,7 @@ def _faults() -> tuple[type[Exception], ...]:
 
 
 @cache
-def _hub_answers() -> bool:
+def hub_answers() -> bool:
     """Whether the hub answers within seconds; tested once per process."""
     import urllib.error
     import urllib.request

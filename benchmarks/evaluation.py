@@ -30,10 +30,9 @@ from rich.table import Table
 import armorm
 from armorm.data.sources import Location, find_sources
 from armorm.data.synthetic import generate, write_corpus
-from armorm.embedded import EMBEDDED_REWARD_MODEL
 from armorm.evaluation.benchmarks.pairs import read as read_pairs
 from armorm.evaluation.runner import evaluate
-from armorm.files import write_json
+from armorm.files import EMBEDDED_REWARD_MODEL, write_json
 from armorm.progress import progress
 from armorm.reward_model import ArmoRM
 

@@ -39,9 +39,8 @@ from armorm.backbone.prefix_forward import flops_per_token
 from armorm.conversation import Conversation
 from armorm.data.sources import Location
 from armorm.data.synthetic import generate
-from armorm.embedded import EMBEDDED_BACKBONE
 from armorm.features.engine import Engine, plan_extraction
-from armorm.files import write_json
+from armorm.files import EMBEDDED_BACKBONE, write_json
 from armorm.progress import ignore, progress
 from peak import environment
 

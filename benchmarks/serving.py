@@ -51,8 +51,7 @@ from transformers import AutoModel, LlamaConfig
 from armorm import ArmoRM
 from armorm.backbone.rendered_text import RenderedReader
 from armorm.data.synthetic import generate
-from armorm.embedded import EMBEDDED_REWARD_MODEL
-from armorm.files import write_json
+from armorm.files import EMBEDDED_REWARD_MODEL, write_json
 from armorm.model.configuration import ArmoRMConfig
 from armorm.model.modeling import ArmoRMForSequenceClassification
 

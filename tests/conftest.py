@@ -37,7 +37,7 @@ def one_layer_backbone(tmp_path_factory) -> Path:
     """A folder with the first layer of the embedded backbone, in float32, and its tokenizer: a fifth of its cost."""
     from transformers import AutoModel, AutoTokenizer
 
-    from armorm.embedded import EMBEDDED_BACKBONE, embedded_path
+    from armorm.files import EMBEDDED_BACKBONE, embedded_path
 
     def write(folder: Path) -> None:
         model = AutoModel.from_pretrained(embedded_path(EMBEDDED_BACKBONE), dtype=torch.float32)

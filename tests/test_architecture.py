@@ -14,7 +14,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "armorm"
 # From the ground up. A package imports only from layers below its own; docs/architecture.md gives the reasons.
 LAYERS = [
     {"version", "errors", "moved"},
-    {"files", "progress", "embedded", "conversation", "objectives", "correlation"},
+    {"files", "progress", "conversation", "objectives", "correlation"},
     {"attribution", "score_batch", "steering"},
     {"client"},
     {"data"},

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from armorm import ArmoRM, Conversation
-from armorm.embedded import EMBEDDED_BACKBONE, EMBEDDED_REWARD_MODEL, embedded_path
+from armorm.files import EMBEDDED_BACKBONE, EMBEDDED_REWARD_MODEL, embedded_path
 from tests.helpers.conversations import chat
 
 MOST_BYTES = 16_000_000

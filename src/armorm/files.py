@@ -1,6 +1,7 @@
-"""Write files completely or not at all: under a temporary name in the same folder, then renamed in one step.
+"""Files: written completely or not at all; where the models inside the package are.
 
-If the process is killed, the old file, no file or the complete new file remains. Logs are appended to by whole lines.
+A file is written under a temporary name in the same folder, then renamed in one step: if the process is killed, the
+old file, no file or the complete new file remains. Logs are appended to by whole lines.
 """
 
 from __future__ import annotations
@@ -16,6 +17,12 @@ import yaml
 
 if TYPE_CHECKING:
     import numpy as np
+
+
+# The models inside the package. The backbone's weights are stored once; the reward model's folder has heads and config.
+EMBEDDED_BACKBONE = "armorm-tiny"
+EMBEDDED_REWARD_MODEL = "armorm-tiny-rm"
+_EMBEDDED = Path(__file__).parent / "embedded_models"
 
 
 class UniqueKeys(yaml.SafeLoader):
@@ -123,3 +130,15 @@ def plain(value: Any) -> Any:
     if isinstance(value, Path):
         return str(value)
     return value
+
+
+def tokenizer_path(name: str) -> Path | None:
+    """Folder of an embedded model's tokenizer, None for any other name."""
+    return embedded_path(EMBEDDED_BACKBONE) if embedded_path(name) is not None else None
+
+
+def embedded_path(name: str) -> Path | None:
+    """Folder of an embedded model, None for any other name (a local model folder of that name takes precedence)."""
+    if name in (EMBEDDED_BACKBONE, EMBEDDED_REWARD_MODEL) and not (Path(name) / "config.json").exists():
+        return _EMBEDDED / name
+    return None

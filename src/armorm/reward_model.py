@@ -25,12 +25,11 @@ from armorm import attribution
 from armorm.backbone.decoder import Backbone, Placement
 from armorm.backbone.encoding import encode_rows
 from armorm.conversation import Conversation, ConversationLike
-from armorm.embedded import EMBEDDED_REWARD_MODEL, tokenizer_path
 from armorm.errors import CheckpointError, ConversationError
 from armorm.explain.explanation import Explanation, explain_row
 from armorm.explain.response_comparison import ResponseComparison, compare_responses
 from armorm.features.extract import BATCH_TOKENS, Features, extract
-from armorm.files import write_text
+from armorm.files import EMBEDDED_REWARD_MODEL, tokenizer_path, write_text
 from armorm.heads.uncertainty import Uncertainty
 from armorm.model.export import Layout, files_to_send, require_repo_id, save_model, upload
 from armorm.model.modeling import ArmoRMForSequenceClassification

@@ -16,8 +16,8 @@ from transformers import AutoModel, BertConfig, BertModel, PreTrainedModel, T5Co
 from armorm.backbone.chat_template import EncodedConversation
 from armorm.backbone.decoder import Backbone, fast_bfloat16, is_out_of_memory, length_sorted_batches
 from armorm.conversation import Conversation
-from armorm.embedded import embedded_path
 from armorm.errors import BackboneError
+from armorm.files import embedded_path
 from tests.helpers.backbones import FAMILIES, save, save_backbone
 from tests.helpers.conversations import chat
 

@@ -14,7 +14,7 @@ from armorm.backbone.prefix_forward import SharedForward, flops_per_token, sampl
 from armorm.backbone.prefix_tree import build_tree, lexicographic_order, shared_with_previous
 from armorm.backbone.tree_attention import TreeAttention
 from armorm.conversation import Conversation
-from armorm.embedded import EMBEDDED_BACKBONE, embedded_path
+from armorm.files import EMBEDDED_BACKBONE, embedded_path
 from tests.helpers.backbones import FAMILIES, MULTIMODAL, STATEFUL, WINDOWED, backbone_of, config_of
 from tests.helpers.conversations import chat
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from armorm import ArmoRM
-from armorm.embedded import EMBEDDED_BACKBONE, embedded_path
+from armorm.files import EMBEDDED_BACKBONE, embedded_path
 from tests.compat.test_self_contained import LLAMA3_ROPE
 from tests.helpers.backbones import backbone_of, config_of
 from tests.helpers.conversations import chat

@@ -13,7 +13,6 @@ from armorm.backbone.chat_template import EncodedConversation
 from armorm.backbone.decoder import Backbone
 from armorm.backbone.prefix_tree import lexicographic_order, shared_with_previous
 from armorm.conversation import Conversation
-from armorm.embedded import EMBEDDED_BACKBONE, embedded_path
 from armorm.errors import BackboneError
 from armorm.features import engine as engines
 from armorm.features.engine import (
@@ -27,6 +26,7 @@ from armorm.features.engine import (
 )
 from armorm.features.extract import ExtractionSummary, extract
 from armorm.features.store import FeatureStore
+from armorm.files import EMBEDDED_BACKBONE, embedded_path
 from armorm.progress import ignore
 from tests.helpers.backbones import backbone_of
 from tests.helpers.conversations import chat

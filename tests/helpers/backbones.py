@@ -11,7 +11,7 @@ import torch
 import transformers
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel
 
-from armorm.embedded import EMBEDDED_BACKBONE, embedded_path
+from armorm.files import EMBEDDED_BACKBONE, embedded_path
 
 _IDS = {"vocab_size": 8192, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 _SIZES = {

@@ -12,7 +12,7 @@ from transformers import AutoModel, AutoTokenizer, LlamaConfig, PreTrainedModel
 
 from armorm.data.inspection import rated_sets
 from armorm.data.ratings import RatedSet
-from armorm.embedded import EMBEDDED_BACKBONE, embedded_path
+from armorm.files import EMBEDDED_BACKBONE, embedded_path
 from armorm.model.configuration import ArmoRMConfig
 from armorm.model.modeling import ArmoRMForSequenceClassification
 from armorm.objectives import Objective, ObjectiveSet, parse_scale

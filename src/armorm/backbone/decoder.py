@@ -21,8 +21,8 @@ import numpy as np
 import torch
 
 from armorm.backbone.chat_template import ChatTemplate, EncodedConversation
-from armorm.embedded import embedded_path
 from armorm.errors import BackboneError, nearest
+from armorm.files import embedded_path
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -9,8 +9,8 @@ from typer import Argument, Option
 from armorm.cli.options import DeviceOption, DtypeOption, HtmlOption, JsonOption, ModelOption
 from armorm.cli.output import emit, write_page
 from armorm.conversation import Conversation
-from armorm.embedded import EMBEDDED_REWARD_MODEL
 from armorm.errors import ConversationError
+from armorm.files import EMBEDDED_REWARD_MODEL
 
 
 def compare(

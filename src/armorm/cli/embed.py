@@ -14,8 +14,8 @@ from armorm.cli.input import split_rejected
 from armorm.cli.options import DeviceOption, DtypeOption, JsonOption
 from armorm.cli.output import emit, write_rejected
 from armorm.data.sources import Location
-from armorm.embedded import EMBEDDED_BACKBONE
 from armorm.errors import RecipeError
+from armorm.files import EMBEDDED_BACKBONE
 from armorm.progress import say
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ from typer import Argument, Option
 
 from armorm.cli.options import DeviceOption, DtypeOption, FeaturesOption, ModelOption, ScorerOption, SplitOption
 from armorm.cli.output import WIDTH, emit
-from armorm.embedded import EMBEDDED_REWARD_MODEL
 from armorm.errors import DataError
+from armorm.files import EMBEDDED_REWARD_MODEL
 from armorm.progress import say
 
 if TYPE_CHECKING:

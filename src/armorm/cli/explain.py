@@ -12,8 +12,8 @@ from armorm.cli.input import input_or_example, valid_rows
 from armorm.cli.options import DeviceOption, DtypeOption, HtmlOption, ModelOption
 from armorm.cli.output import emit, write_page
 from armorm.conversation import Conversation
-from armorm.embedded import EMBEDDED_REWARD_MODEL
 from armorm.errors import DataError
+from armorm.files import EMBEDDED_REWARD_MODEL
 
 
 def explain(

@@ -10,7 +10,7 @@ from typer import Option
 
 from armorm.cli.options import JsonOption, ModelArgument, column_scales
 from armorm.cli.output import emit, table
-from armorm.embedded import embedded_path
+from armorm.files import embedded_path
 from armorm.progress import say
 
 

@@ -18,8 +18,8 @@ from armorm.cli.options import JsonOption, SplitOption
 from armorm.cli.output import emit, facts, table
 from armorm.data.rows import Row
 from armorm.data.sources import Location
-from armorm.embedded import embedded_path
 from armorm.errors import DataError, StoreError
+from armorm.files import embedded_path
 
 if TYPE_CHECKING:
     import numpy as np

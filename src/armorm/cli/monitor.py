@@ -71,7 +71,7 @@ def _lines(log: str) -> int:
 def _reference(model: str | None) -> dict[str, Any] | None:
     if model is None:
         return None
-    from armorm.embedded import embedded_path
+    from armorm.files import embedded_path
     from armorm.model.configuration import ArmoRMConfig
 
     try:

@@ -13,9 +13,8 @@ from typer import Argument, Option
 
 from armorm.cli.input import input_rows, valid_rows
 from armorm.cli.options import DeviceOption, DtypeOption, ModelOption, ScorerOption
-from armorm.embedded import EMBEDDED_REWARD_MODEL
 from armorm.errors import DataError
-from armorm.files import text_file
+from armorm.files import EMBEDDED_REWARD_MODEL, text_file
 from armorm.progress import say
 
 CHUNK_PROMPTS = 1024

@@ -14,9 +14,8 @@ from typer import Argument, Option
 from armorm.cli.input import input_or_example, split_rejected
 from armorm.cli.options import DeviceOption, DtypeOption, ModelOption
 from armorm.cli.output import write_rejected
-from armorm.embedded import EMBEDDED_REWARD_MODEL
 from armorm.errors import ArmormError
-from armorm.files import text_file
+from armorm.files import EMBEDDED_REWARD_MODEL, text_file
 from armorm.progress import say
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from typing import Annotated, Any
 from typer import Option
 
 from armorm.cli.options import DeviceOption, DtypeOption, ModelOption
-from armorm.embedded import EMBEDDED_REWARD_MODEL, tokenizer_path
 from armorm.errors import CheckpointError, MissingExtraError
+from armorm.files import EMBEDDED_REWARD_MODEL, tokenizer_path
 from armorm.progress import say
 
 _NEEDED = ("fastapi", "uvicorn", "prometheus_client")

@@ -98,7 +98,7 @@ def steer(
 
 def _save(rm: ArmoRM, steered: ArmoRM, output: Path, self_contained: bool, lines: list[str]) -> None:
     """Save the steered model with the card of the original one, extended by a note."""
-    from armorm.embedded import embedded_path
+    from armorm.files import embedded_path
     from armorm.steering import with_steering_note
 
     steered.save_pretrained(output, self_contained=self_contained)

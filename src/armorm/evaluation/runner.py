@@ -21,7 +21,6 @@ from rich.console import Console
 from armorm.conversation import Conversation
 from armorm.data.ratings import sample_by_prompt
 from armorm.data.sources import Source, find_sources
-from armorm.embedded import EMBEDDED_REWARD_MODEL
 from armorm.errors import DataError
 from armorm.evaluation import baselines
 from armorm.evaluation.audits import run_audits
@@ -34,7 +33,7 @@ from armorm.evaluation.metrics import Measurements, Metric, group_sums
 from armorm.evaluation.results import MetricResult, Results
 from armorm.evaluation.scorer import Scored, Scorer, deciding_objectives
 from armorm.evaluation.scorers import ArmoRMScorer, load_scorer
-from armorm.files import plain, write_json
+from armorm.files import EMBEDDED_REWARD_MODEL, plain, write_json
 from armorm.progress import progress
 from armorm.version import __version__
 

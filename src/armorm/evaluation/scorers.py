@@ -65,7 +65,7 @@ def require_known(name: str) -> None:
     """
     from transformers import PretrainedConfig
 
-    from armorm.embedded import embedded_path
+    from armorm.files import embedded_path
 
     if embedded_path(name) is None:
         try:
@@ -80,7 +80,7 @@ def is_classifier(name: str) -> bool:
     """Whether a name is that of a sequence classifier rather than a model of this library."""
     from transformers import PretrainedConfig
 
-    from armorm.embedded import embedded_path
+    from armorm.files import embedded_path
     from armorm.model.configuration import ArmoRMConfig
 
     if embedded_path(name) is not None:

@@ -23,12 +23,12 @@ import numpy as np
 
 from armorm.backbone.chat_template import ChatTemplate, EncodedConversation
 from armorm.backbone.decoder import Backbone
-from armorm.embedded import embedded_path
 from armorm.errors import ArmormError, BackboneError, MissingExtraError, StoreError
 from armorm.features.engine import Rows, resumed_engine
 from armorm.features.store import KEY, differing_parts, shard_name, write_shard
 from armorm.features.token_table import TokenTable
 from armorm.features.workers import ExtractionSettings, LocalWorker, Work, compute_shard
+from armorm.files import embedded_path
 from armorm.progress import progress, say
 
 _MOST_BLOCKS = 4096

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any, Union
 from pydantic import Field, PrivateAttr
 
 from armorm.conversation import Conversation
-from armorm.embedded import EMBEDDED_REWARD_MODEL
 from armorm.errors import ArmormError, ConversationError, MissingExtraError, shown
+from armorm.files import EMBEDDED_REWARD_MODEL
 from armorm.integrations.rewards import IntegrationError, is_client, opened
 
 try:

@@ -27,8 +27,8 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from armorm.conversation import Conversation
-from armorm.embedded import EMBEDDED_REWARD_MODEL
 from armorm.errors import ArmormError, ConversationError, shown
+from armorm.files import EMBEDDED_REWARD_MODEL
 
 _CONNECTIONS = 128  # trainers send single responses, many concurrently
 _ONE_AT_A_TIME = threading.Lock()

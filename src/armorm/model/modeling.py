@@ -15,8 +15,8 @@ import torch
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from armorm.backbone.decoder import require_decoder, settle_attention
-from armorm.embedded import EMBEDDED_BACKBONE, EMBEDDED_REWARD_MODEL, embedded_path
 from armorm.errors import CheckpointError
+from armorm.files import EMBEDDED_BACKBONE, EMBEDDED_REWARD_MODEL, embedded_path
 from armorm.model.configuration import ArmoRMConfig
 from armorm.model.remote_code import ArmoRMOutput, RewardModel, quantile_layer, steering_terms
 

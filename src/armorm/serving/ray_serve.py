@@ -13,8 +13,8 @@ from typing import Any, Union
 
 from pydantic import BaseModel, ConfigDict
 
-from armorm.embedded import EMBEDDED_REWARD_MODEL
 from armorm.errors import MissingExtraError
+from armorm.files import EMBEDDED_REWARD_MODEL
 from armorm.serving.settings import ServingSettings
 
 _MOST_REQUESTS = 1024  # in flight in one replica; Ray queues further ones

@@ -17,9 +17,9 @@ from armorm.backbone.chat_template import ChatTemplate
 from armorm.conversation import Conversation
 from armorm.data.presets import RATING_PRESETS, PreferencePreset
 from armorm.data.sources import Location
-from armorm.embedded import embedded_path
 from armorm.errors import ArmormError, RecipeError
 from armorm.evaluation.benchmarks import BENCHMARKS
+from armorm.files import embedded_path
 from armorm.training.cost import KNOWN_SHAPES, Hardware, Shape, Stage, Workload, fleets, stages
 from armorm.training.dataset import TrainingData, read_training_data, set_locations
 from armorm.training.recipe import Recipe

@@ -17,9 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from armorm.embedded import embedded_path
 from armorm.errors import CheckpointError, FitError
-from armorm.files import write_arrays
+from armorm.files import embedded_path, write_arrays
 from armorm.heads.regression import RegressionHead
 from armorm.objectives import ObjectiveSet
 from armorm.training.dataset import EvaluationSet, TrainingData

@@ -73,7 +73,7 @@ def score(
                 if details:
                     entry |= _details(batch, place)
                 sink.write(json.dumps(entry, ensure_ascii=False) + "\n")
-            count += len(batch)
+            count += len(batch.scores)
             truncated += len(cut)
             chunk = list(islice(rows, CHUNK_ROWS))
     for number, reason in skipped[:SHOWN_REJECTIONS]:

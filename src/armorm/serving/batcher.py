@@ -20,6 +20,7 @@ import threading
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import torch
@@ -32,16 +33,12 @@ from armorm.serving.protocols.base import RejectedRow
 _LOG = logging.getLogger("armorm.serving")
 
 _WINDOW = 512  # oldest rows among which a batch of similar lengths is looked for
-
 _SMALLEST_BUDGET = 128
-
 _FAILURES_UNTIL_UNHEALTHY = 8
-
 # Errors of a forward pass: torch raises RuntimeError, the model's own code the others.
 _MODEL_ERRORS = (ArithmeticError, AssertionError, LookupError, MemoryError, RuntimeError, TypeError, ValueError)
 
 Variant = Hashable
-
 Compute = Callable[[Sequence[EncodedConversation], Sequence[Sequence[Any]]], Sequence[Mapping[Any, Any]]]
 
 
@@ -140,9 +137,7 @@ class Batcher:
 
     def has_room_behind(self, requests: int) -> bool:
         """Whether another row would be accepted after this number of requests of average size."""
-        if not self._room_for(1, 1):
-            return False
-        return not requests or self._in_time(requests * self._request_tokens)
+        return self._room_for(1, 1) and (not requests or self._in_time(requests * self._request_tokens))
 
     @property
     def waiting(self) -> tuple[int, int]:
@@ -201,9 +196,7 @@ class Batcher:
     def _joinable(self, key: bytes, variant: Variant) -> _Entry | None:
         """The entry of the same conversation that will produce this variant, if any."""
         running = self._running.get(key)
-        if running is not None and variant in running.variants:
-            return running
-        return self._waiting.get(key)
+        return running if running is not None and variant in running.variants else self._waiting.get(key)
 
     def _room_for(self, rows: int, tokens: int) -> bool:
         if len(self._waiting) + rows > self._max_rows or self._waiting_tokens + tokens > self._max_tokens:
@@ -236,13 +229,12 @@ class Batcher:
 
     def retry_after(self) -> int:
         """Estimated seconds until half of the queue is done, 1 to 30."""
-        if not self._tokens_per_second:
-            return 1
-        return int(min(max(self._waiting_tokens / 2 / self._tokens_per_second, 1), 30))
+        seconds = self._waiting_tokens / 2 / self._tokens_per_second if self._tokens_per_second else 1
+        return int(min(max(seconds, 1), 30))
 
     def _take(self) -> list[_Entry]:
         """The next batch: the oldest row, the rows of its prompt, then those nearest in length, within the budget."""
-        window = [entry for entry, _ in zip(self._waiting.values(), range(_WINDOW), strict=False)]
+        window = list(islice(self._waiting.values(), _WINDOW))
         first, shared = window[0].encoded, self._shares_prompts()
         nearest: dict[bytes, int] = {}
         for entry in window:
@@ -313,7 +305,7 @@ class Batcher:
                         deliveries.setdefault(ticket.loop, []).append(ticket)
         self._on_batch(len(batch), tokens, seconds, results)
         for loop, tickets in deliveries.items():
-            _call(loop, _deliver, tickets)
+            _finish(loop, tickets)
 
     def _results(self, batch: list[_Entry], *, freed: bool = False) -> list[Mapping[Variant, Any]]:
         """Results of a batch; if the model fails on it, of its halves, down to the faulty row."""
@@ -361,25 +353,20 @@ class Batcher:
             self._waiting.clear()
             self._running.clear()
             self._waiting_tokens = 0
-            tickets = {id(ticket): ticket for entry in entries for ticket, _, _ in entry.claims}
-        for ticket in tickets.values():
-            _call(ticket.loop, _fail, ticket, message)
+        for ticket in dict.fromkeys(ticket for entry in entries for ticket, _, _ in entry.claims):
+            _finish(ticket.loop, [ticket], RequestError(503, message, 5))
 
 
-def _deliver(tickets: Sequence[Ticket]) -> None:
-    for ticket in tickets:
-        if not ticket.future.done():
-            ticket.future.set_result(ticket.results)
+def _finish(loop: asyncio.AbstractEventLoop, tickets: Sequence[Ticket], error: RequestError | None = None) -> None:
+    """Let the event loop of tickets set their results, or the error."""
 
+    def finish() -> None:
+        for ticket in tickets:
+            if not ticket.future.done():
+                ticket.future.set_result(ticket.results) if error is None else ticket.future.set_exception(error)
 
-def _fail(ticket: Ticket, message: str) -> None:
-    if not ticket.future.done():
-        ticket.future.set_exception(RequestError(503, message, 5))
-
-
-def _call(loop: asyncio.AbstractEventLoop, function: Callable[..., None], *arguments: Any) -> None:
     if not loop.is_closed():
-        loop.call_soon_threadsafe(function, *arguments)
+        loop.call_soon_threadsafe(finish)
 
 
 def group_of(row: EncodedConversation, shares_prompts: bool) -> bytes:

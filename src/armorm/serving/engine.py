@@ -12,12 +12,11 @@ import logging
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, TypeVar, Union
 
 import numpy as np
-import torch
 
 from armorm.backbone.chat_template import EncodedConversation
 from armorm.backbone.encoding import encode_rows
@@ -45,28 +44,17 @@ Found = Union[tuple[ScoreBatch, int], RejectedRow]
 
 @dataclass(frozen=True)
 class _Prepared:
-    """A request ready for the model.
-
-    Attributes:
-        request: as parsed.
-        rows: token ids of each row, or why it is rejected.
-        variant: its steering as JSON; empty for the model as it is.
-    """
+    """A request ready for the model."""
 
     request: ParsedRequest
     rows: list[EncodedConversation | RejectedRow]
-    variant: str
+    variant: str  # its steering as JSON; empty for the model as it is
 
 
 class ScoringEngine:
     """A reward model that answers many requests at once.
 
     Attributes:
-        rm: the model.
-        settings: settings of the server.
-        metrics: Prometheus metrics.
-        batcher: batches the rows of all requests.
-        forward: forward passes of the model.
         max_length: most tokens of a conversation, None for no limit.
         reference_score: mean and standard deviation of the reference scores; None if the model's config lacks them.
     """
@@ -85,17 +73,10 @@ class ScoringEngine:
         # time that grows with the text.
         times = 4 if rm.model.config.limits.get("overflow") == "truncate_prompt" else 1
         self._max_characters = None if self.max_length is None else times * self.max_length * self._longest_token
-        embedding = rm.model.get_input_embeddings().weight
-        assert isinstance(embedding, torch.Tensor)
-        self.reader = RenderedReader(
-            rm.backbone.template,
-            len(embedding),
-            self.settings.rendered_turns,
-            policy_tokenizer,
-            self._max_characters,
-        )
-        self._objectives = rm.objectives
-        self.metrics = Metrics(self._objectives.names, rm.reference)
+        embeddings: Any = rm.model.get_input_embeddings()
+        turns, size = self.settings.rendered_turns, len(embeddings.weight)
+        self.reader = RenderedReader(rm.backbone.template, size, turns, policy_tokenizer, self._max_characters)
+        self.metrics = Metrics(rm.objectives.names, rm.reference)
         self.forward = CachedForward(rm.backbone, self.settings.prompt_cache, share=self.settings.share_prompts)
         self.batcher = Batcher(
             self._compute,
@@ -113,7 +94,8 @@ class ScoringEngine:
         self.metrics.watch(self.batcher, self.forward)
         self._reading = 0  # requests that are parsed and not yet queued
         self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="armorm-reader")
-        self._steered = lru_cache(maxsize=64)(self._steer)
+        # The model under a steering, which replaces that of its config.
+        self._steered = lru_cache(maxsize=64)(lambda variant: rm.steer(**json.loads(variant)) if variant else rm)
         empty = np.empty((0, rm.backbone.hidden_size), np.float32)
         self._no_rows = rm.score_features(Features(empty, empty, np.arange(0)))
 
@@ -135,14 +117,7 @@ class ScoringEngine:
         self._readers.shutdown(wait=False, cancel_futures=True)
 
     async def answer(self, read: Callable[[], ParsedRequest]) -> bytes:
-        """The response to a request, as JSON.
-
-        Args:
-            read: parses the request; called in a reader thread.
-
-        Raises:
-            RequestError: if the response is an error.
-        """
+        """The response as JSON to the request that `read` parses, in a reader thread; errors are a RequestError."""
 
         def write(prepared: _Prepared, found: Sequence[Found]) -> bytes:
             response = prepared.request.write(self._scores(prepared, found))
@@ -151,11 +126,7 @@ class ScoringEngine:
         return await self._run(read, write)
 
     async def score(self, rows: Sequence[RowInput]) -> RequestScores:
-        """Plain scores of rows of this process, under the limits of all requests.
-
-        Raises:
-            RequestError: as `answer`.
-        """
+        """Plain scores of rows of this process, under the limits of all requests; errors as `answer`."""
         request = ParsedRequest(rows, lambda scores: None, normalize=False, partial=True)
         return await self._run(lambda: request, self._scores)
 
@@ -182,10 +153,9 @@ class ScoringEngine:
     # --- before the model ----------------------------------------------------------------------------
 
     def _prepare(self, request: ParsedRequest) -> _Prepared:
-        if len(request.rows) > self.settings.max_rows:
-            raise RequestError(
-                413, f"found {len(request.rows)} rows in one request, expected at most {self.settings.max_rows}"
-            )
+        count, most = len(request.rows), self.settings.max_rows
+        if count > most:
+            raise RequestError(413, f"found {count} rows in one request, expected at most {most}")
         if request.normalize and self.reference_score is None:
             raise RequestError(400, "normalize: the model's config contains no reference scores to normalise by")
         variant = json.dumps(request.steering, sort_keys=True) if request.steering else ""
@@ -210,13 +180,8 @@ class ScoringEngine:
                 rows[index] = too_long
             else:
                 conversations[index] = row
-        policy = self.rm.model.config.limits.get("overflow", "error")
-        encoded = encode_rows(
-            self.rm.backbone.template,
-            list(conversations.values()),
-            max_length,
-            "skip" if policy == "error" else policy,
-        )
+        policy = self.rm.model.config.limits.get("overflow", "error").replace("error", "skip")
+        encoded = encode_rows(self.rm.backbone.template, list(conversations.values()), max_length, policy)
         indices = list(conversations)
         for i, ids in zip(encoded.kept, encoded.encoded, strict=True):
             rows[indices[i]] = ids
@@ -236,10 +201,6 @@ class ScoringEngine:
 
     # --- the model -------------------------------------------------------------------------------------
 
-    def _steer(self, variant: str) -> ArmoRM:
-        """The model under a steering, which replaces that of its config."""
-        return self.rm.steer(**json.loads(variant)) if variant else self.rm
-
     def _compute(
         self, rows: Sequence[EncodedConversation], variants: Sequence[Sequence[Hashable]]
     ) -> list[dict[Hashable, Found]]:
@@ -251,12 +212,9 @@ class ScoringEngine:
             tokens = np.array([rows[place].response_tokens for place in places], np.int64)
             batch = replace(self._steered(str(variant)).score_features(features), response_tokens=tokens)
             finite = np.isfinite(batch.scores) & np.isfinite(batch.contributions).all(1)
+            bad = RejectedRow("the model's score of this conversation is not a finite number", failed=True)
             for at, place in enumerate(places):
-                found[place][variant] = (
-                    (batch, at)
-                    if finite[at]
-                    else RejectedRow("the model's score of this conversation is not a finite number", failed=True)
-                )
+                found[place][variant] = (batch, at) if finite[at] else bad
         return found
 
     def _count_batch(self, rows: int, tokens: int, seconds: float, found: Sequence[Mapping[Hashable, Found]]) -> None:
@@ -271,26 +229,25 @@ class ScoringEngine:
         request = prepared.request
         computed = iter(found)
         results = [row if isinstance(row, RejectedRow) else next(computed) for row in prepared.rows]
-        scored = [(index, result) for index, result in enumerate(results) if not isinstance(result, RejectedRow)]
+        scored = {index: result for index, result in enumerate(results) if not isinstance(result, RejectedRow)}
         encoded = {index: row for index, row in enumerate(prepared.rows) if isinstance(row, EncodedConversation)}
-        batch = _gathered([result for _, result in scored]) if scored else self._no_rows
+        rows = [encoded[index] for index in scored]
+        batch = _gathered(list(scored.values())) if scored else self._no_rows
         # Token counts are of this request's rows; the computed ones may be identical rows of another request, whose
         # prompt was not truncated.
         batch = replace(
             batch,
-            rows=np.array([index for index, _ in scored], np.int64),
-            response_tokens=np.array([encoded[index].response_tokens for index, _ in scored], np.int64),
+            rows=np.array(list(scored), np.int64),
+            response_tokens=np.array([row.response_tokens for row in rows], np.int64),
         )
         normalize = self.settings.normalize if request.normalize is None else request.normalize
         scores = RequestScores(
             batch,
-            tokens=[len(encoded[index]) for index, _ in scored],
-            truncated={
-                index: encoded[index].truncated_tokens for index, _ in scored if encoded[index].truncated_tokens
-            },
+            tokens=[len(row) for row in rows],
+            truncated={index: encoded[index].truncated_tokens for index in scored if encoded[index].truncated_tokens},
             rejected={index: result for index, result in enumerate(results) if isinstance(result, RejectedRow)},
             model=self.settings.name,
-            objectives=self._objectives,
+            objectives=self.rm.objectives,
             transform=self._steered(prepared.variant).transform,
             scale=self.reference_score if normalize else None,
             empty_score=None if request.partial else self.settings.empty_score,
@@ -299,8 +256,7 @@ class ScoringEngine:
         if self.settings.log_texts:
             _log_texts(request, scores)
         if self.settings.score_log is not None and not request.steering:
-            prompts = [encoded[index].prompt_key for index, _ in scored]
-            append_samples(self.settings.score_log, _sample_lines(batch, prompts))
+            append_samples(self.settings.score_log, _sample_lines(batch, [row.prompt_key for row in rows]))
         if not request.partial:
             scores.require_a_score()
         return scores
@@ -311,7 +267,7 @@ def _gathered(rows: Sequence[tuple[ScoreBatch, int]]) -> ScoreBatch:
     first = rows[0][0]
     if all(batch is first for batch, _ in rows):
         return first.take([at for _, at in rows])
-    names = [item.name for item in fields(first) if isinstance(getattr(first, item.name), np.ndarray)]
+    names = [name for name, value in vars(first).items() if isinstance(value, np.ndarray)]
     columns: dict[str, Any] = {name: np.stack([getattr(batch, name)[at] for batch, at in rows]) for name in names}
     return replace(first, **columns)
 

@@ -55,7 +55,6 @@ class Metrics(Collector):
         self._batch_rows = histogram("armorm_batch_rows", "Rows per batch.", buckets=_ROWS)
         self._batch_seconds = histogram("armorm_batch_seconds", "Seconds per batch.", buckets=_SECONDS)
         self._exhausted = counter("armorm_out_of_memory", "Batches that ran out of memory.")
-
         self._names, self._reference = list(names), reference
         self._lock = threading.Lock()
         mean, deviation = reference.get("score_mean"), reference.get("score_std")
@@ -127,15 +126,13 @@ class Metrics(Collector):
         yield CounterMetricFamily(f"{cache}_misses", "Prompts not found in the cache.", self._forward.misses)
         yield GaugeMetricFamily(f"{cache}_entries", "Cached prompts.", entries)
         yield GaugeMetricFamily(f"{cache}_bytes", "Bytes of cached keys and values.", size)
-        yield CounterMetricFamily(
-            "armorm_spared_tokens", "Tokens of shared prompts that were not computed again.", self._forward.saved
-        )
+        text = "Tokens of shared prompts that were not computed again."
+        yield CounterMetricFamily("armorm_spared_tokens", text, self._forward.saved)
         yield from self._score_families()
 
     def _score_families(self) -> Iterable[Any]:
-        score = HistogramMetricFamily(
-            "armorm_score", "Scores of plain (not steered) distinct conversations.", labels=[]
-        )
+        text = "Scores of plain (not steered) distinct conversations."
+        score = HistogramMetricFamily("armorm_score", text, labels=[])
         rewards = HistogramMetricFamily("armorm_reward", "Their predicted rewards.", labels=["objective"])
         with self._lock:
             self._score.show(score, 0, {})
@@ -158,10 +155,9 @@ class Metrics(Collector):
                 text = f"Mean {name} of the reference data."
                 yield self._by_objective(f"armorm_reference_{name}", text, self._reference[key])
         for key in ("score_mean", "score_std"):
-            if self._reference.get(key) is not None:
-                yield GaugeMetricFamily(
-                    f"armorm_reference_{key}", f"{key} of the reference data.", self._reference[key]
-                )
+            value = self._reference.get(key)
+            if value is not None:
+                yield GaugeMetricFamily(f"armorm_reference_{key}", f"{key} of the reference data.", value)
 
     def _by_objective(self, name: str, text: str, values: Sequence[float]) -> GaugeMetricFamily:
         gauge = GaugeMetricFamily(name, text, labels=["objective"])
@@ -171,14 +167,10 @@ class Metrics(Collector):
 
 
 class _Tally:
-    """Histograms of several columns as arrays: a few operations per batch, not one per row and column.
-
-    Args:
-        edges: ascending upper bounds (inclusive) of the buckets.
-    """
+    """Histograms of several columns as arrays: a few operations per batch, not one per row and column."""
 
     def __init__(self, columns: int, edges: np.ndarray) -> None:
-        self.edges = edges
+        self.edges = edges  # ascending upper bounds (inclusive) of the buckets
         self.buckets = np.zeros((columns, len(edges) + 1))
         self.sums = np.zeros(columns)
 
@@ -209,8 +201,7 @@ class _Recent:
 
     def add(self, values: np.ndarray) -> None:
         """Add rows (n, columns), oldest first."""
-        ages = self._keep ** np.arange(len(values) - 1, -1, -1)
-        fade = self._keep ** len(values)
+        ages, fade = self._keep ** np.arange(len(values) - 1, -1, -1), self._keep ** len(values)
         self._sums = self._sums * fade + ages @ values
         self._weight = self._weight * fade + ages.sum()
 

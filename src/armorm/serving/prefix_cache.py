@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache
 
 from armorm.backbone.chat_template import EncodedConversation
@@ -34,17 +35,11 @@ _SEEN = 4096  # prompts remembered as seen once
 
 @dataclass(frozen=True)
 class _Prompt:
-    """A computed prompt.
+    """A computed prompt."""
 
-    Attributes:
-        feature: (d,) float32.
-        states: keys and values (1, heads, t, width) of each layer.
-        bytes: size of the states.
-    """
-
-    feature: np.ndarray
-    states: list[tuple[torch.Tensor, torch.Tensor]]
-    bytes: int
+    feature: np.ndarray  # (d,) float32
+    states: list[tuple[torch.Tensor, torch.Tensor]]  # keys and values (1, heads, t, width) of each layer
+    bytes: int  # of the states
 
 
 class CachedForward:
@@ -69,8 +64,7 @@ class CachedForward:
         self._cache: OrderedDict[bytes, _Prompt] = OrderedDict()
         self._seen: OrderedDict[bytes, None] = OrderedDict()
         self._bytes = 0
-        self.computed, self.saved = 0, 0
-        self.hits, self.misses = 0, 0
+        self.computed, self.saved, self.hits, self.misses = 0, 0, 0, 0
         self._tested = False
         self.fault = "" if share else "sharing is switched off"
         if share and _rotates_by_length(config):
@@ -83,20 +77,12 @@ class CachedForward:
 
     def clear(self) -> bool:
         """Free the memory of all cached prompts; returns whether there were any."""
-        had = bool(self._cache)
+        had, self._bytes = bool(self._cache), 0
         self._cache.clear()
-        self._bytes = 0
         return had
 
     def test_sharing(self, conversations: Sequence[EncodedConversation]) -> str:
-        """Compare features behind a shared prompt with those of whole rows; if they differ, prompts are not shared.
-
-        Args:
-            conversations: rows of one prompt.
-
-        Returns:
-            `fault`.
-        """
+        """Compare features behind a shared prompt with those of whole rows; returns `fault`, how they differ."""
 
         def shared() -> tuple[np.ndarray, np.ndarray]:
             prompt = self._compute_prompt(conversations[0])
@@ -157,7 +143,7 @@ class CachedForward:
         again = key in self._seen
         self._seen[key] = None
         self._seen.move_to_end(key)
-        while len(self._seen) > _SEEN:
+        if len(self._seen) > _SEEN:
             self._seen.popitem(last=False)
         # A prompt that appears for the second time is computed separately, at no cost, for the third.
         for_later = self.max_bytes > 0 and again and size >= self._min_saved
@@ -198,9 +184,7 @@ class CachedForward:
         """Response features of rows of one prompt: only their tokens after the gate position are computed."""
         start = rows[0].gate_position + 1
         lengths = torch.tensor([len(row) - start for row in rows])
-        ids = torch.zeros((len(rows), int(lengths.max())), dtype=torch.long)
-        for place, row in enumerate(rows):
-            ids[place, : len(row) - start] = torch.from_numpy(row.ids[start:].astype(np.int64))
+        ids = pad_sequence([torch.from_numpy(row.ids[start:].astype(np.int64)) for row in rows], batch_first=True)
         cache = DynamicCache()
         for layer, (keys, values) in enumerate(prompt.states):
             cache.update(keys.expand(len(rows), -1, -1, -1), values.expand(len(rows), -1, -1, -1), layer)
@@ -211,8 +195,7 @@ class CachedForward:
         )
         hidden = output.last_hidden_state
         last = hidden[torch.arange(len(rows), device=hidden.device), lengths.to(hidden.device) - 1]
-        features: np.ndarray = last.float().cpu().numpy()
-        return features
+        return last.float().cpu().numpy()
 
 
 def _rotates_by_length(config: Any) -> bool:

@@ -21,35 +21,22 @@ _MOST_REQUESTS = 1024  # in flight in one replica; Ray queues further ones
 
 
 class Arguments(BaseModel):
-    """Arguments of `serve run`, as name=value.
-
-    Attributes:
-        model: name, folder or hub id.
-        replicas: number of servers.
-        gpus, cpus: resources of each replica.
-        dtype, device: as for `ArmoRM.from_pretrained`.
-        api_key_env: environment variable that holds the key clients must present.
-        settings: other settings of each server, as in `ServingSettings`.
-    """
+    """Arguments of `serve run`, as name=value; dtype and device as for `ArmoRM.from_pretrained`."""
 
     model_config = ConfigDict(extra="forbid")
 
     model: str = EMBEDDED_REWARD_MODEL
     replicas: int = 1
-    gpus: float = 0
+    gpus: float = 0  # of each replica
     cpus: float = 1
     dtype: str = "auto"
     device: str = "auto"
-    api_key_env: Union[str, None] = None
-    settings: dict[str, Any] = {}
+    api_key_env: Union[str, None] = None  # environment variable with the key that clients must present
+    settings: dict[str, Any] = {}  # other `ServingSettings` of each replica
 
 
 def app(arguments: Arguments) -> Any:
-    """The Ray Serve application.
-
-    Raises:
-        MissingExtraError: if Ray Serve is not installed.
-    """
+    """The Ray Serve application."""
     try:
         from ray import serve
     except ImportError:

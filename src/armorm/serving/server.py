@@ -33,11 +33,7 @@ class ServerError(ArmormError, OSError):
 
 
 def bound_socket(host: str, port: int) -> socket.socket:
-    """A socket bound to an address, not yet listening; port 0 takes a free one.
-
-    Raises:
-        ServerError: for an address that cannot be bound.
-    """
+    """A socket bound to an address, not yet listening; port 0 takes a free one."""
     if not 0 <= port <= 65535:
         raise ServerError(f"port {port}, expected 0 to 65535")
     try:
@@ -62,35 +58,27 @@ def address_of(sock: socket.socket) -> str:
 
 
 def key_from_environment(name: str | None) -> str | None:
-    """The API key in an environment variable; None if no variable is named.
-
-    Raises:
-        SettingsError: for a variable that is absent or empty, so that the server is not open by accident.
-    """
+    """The API key in an environment variable; None if no variable is named."""
     if name is None:
         return None
     key = os.environ.get(name, "").strip()
-    if not key:
+    if not key:  # The server shall not be open by accident.
         raise SettingsError(f"environment variable {name} is empty or absent, expected the API key")
     return key
 
 
 def exposure_warning(host: str, api_key: str | None) -> str | None:
     """Warning about a server that other machines can reach without a key, else None."""
-    if api_key is not None or is_loopback(host):
+    try:
+        loopback = ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        loopback = host == "localhost"
+    if api_key is not None or loopback:
         return None
     return (
         f"{host} can be reached from other machines and no API key is set; anyone who reaches the server can use it "
         "(set a key with --api-key-env NAME)"
     )
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a host is a loopback address."""
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def served_name(name: str) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from html import escape
 from itertools import islice
@@ -92,7 +93,9 @@ class Playground:
     """The page of one engine: its event handlers and its layout."""
 
     def __init__(self, engine: ScoringEngine) -> None:
-        self.engine = engine
+        import gradio
+
+        self.gr, self.engine = gradio, engine
         rm = engine.rm
         self.names = rm.objectives.names
         self.reweighter = Reweighter(
@@ -106,34 +109,26 @@ class Playground:
     # --- event handlers: values of the components in, their updates out ------------------------------
 
     async def on_score(self, prompt: str, *given: Any) -> AsyncIterator[tuple[Any, ...]]:
-        """Score the responses; updates of the batch and of `_outputs`."""
-        import gradio as gr
-
+        """Score the responses; updates of the batch and of `on_reweight`."""
         texts, factors = list(given[: len(LETTERS)]), list(given[len(LETTERS) :])
         count = sum(bool(text and text.strip()) for text in texts)
-        unchanged = (gr.skip(),) * 4
+        unchanged = (self.gr.skip(),) * 4
         yield (*unchanged, status(f"Scoring {count} response{'s' * (count != 1)} ...", "busy"))
         try:
             batch = await self._score(prompt, texts)
         except RequestError as error:
             yield (*unchanged, status(f"Not scored: {error}.", "bad"))
             return
-        yield (batch, *self._outputs(batch, factors))
-
-    def on_reweight(self, batch: ScoreBatch | None, *factors: float) -> tuple[Any, ...]:
-        """Show the scores under the sliders' factors."""
-        return self._outputs(batch, factors)
+        yield (batch, *self.on_reweight(batch, *factors))
 
     def on_reset(self, batch: ScoreBatch | None) -> tuple[Any, ...]:
         """Set all sliders to 1."""
         factors = [1.0] * len(self.names)
-        return (*factors, *self._outputs(batch, factors))
+        return (*factors, *self.on_reweight(batch, *factors))
 
     def on_upload(self, path: str | None) -> tuple[Any, ...]:
         """Read an uploaded file: its examples, the choices of the row menu, the status."""
-        import gradio as gr
-
-        no_choice = gr.update(choices=[], value=None, visible=False)
+        no_choice = self.gr.update(choices=[], value=None, visible=False)
         if path is None:
             return [], no_choice, status(_READY)
         try:
@@ -147,15 +142,14 @@ class Playground:
         if not examples:
             return [], no_choice, status(f"{text}.", "bad")
         text += f" (at most {MOST_ROWS:,} are read)" if len(examples) + unusable == MOST_ROWS else ""
-        choices = [(example.title, index) for index, example in enumerate(examples)]
-        return examples, gr.update(choices=choices, value=0, visible=True), status(f"{text}. Select one, press Score.")
+        choices = [(f"{row.number}: {' '.join(row.prompt.split())[:60]}", at) for at, row in enumerate(examples)]
+        menu = self.gr.update(choices=choices, value=0, visible=True)
+        return examples, menu, status(f"{text}. Select one, press Score.")
 
     def on_select(self, examples: list[Example], index: int | None) -> tuple[Any, ...]:
         """Prompt and responses of a row."""
-        import gradio as gr
-
         if index is None or index >= len(examples):
-            return (gr.skip(),) * (1 + len(LETTERS))
+            return (self.gr.skip(),) * (1 + len(LETTERS))
         example = examples[index]
         return (example.prompt, *[*example.responses, "", "", "", ""][: len(LETTERS)])
 
@@ -165,26 +159,23 @@ class Playground:
         if not prompt.strip() or not given:
             raise RequestError(400, "enter a prompt and at least one response first")
         messages = read_prompt(prompt)
-        scores = await self.engine.score(
-            [read_row(Conversation.from_prompt, messages, texts[place]) for place in given]
-        )
+        rows = [read_row(Conversation.from_prompt, messages, texts[place]) for place in given]
+        scores = await self.engine.score(rows)
         return replace(
             scores.batch,
             rows=np.array(given)[scores.batch.rows],
             rejected=[(given[index], row.reason) for index, row in scores.rejected.items()],
         )
 
-    def _outputs(self, batch: ScoreBatch | None, factors: Sequence[float]) -> tuple[Any, ...]:
-        """Updates of results, policy, JSON and status."""
-        import gradio as gr
-
+    def on_reweight(self, batch: ScoreBatch | None, *factors: float) -> tuple[Any, ...]:
+        """Updates of results, policy, JSON and status under the sliders' factors."""
         try:
             policy = policy_yaml(self.reweighter.settings(factors))
             if batch is None:
                 return welcome(), policy, "", status(_READY)
             reweighted = self.reweighter.reweight(batch, factors)
         except ArmormError as error:
-            return gr.skip(), gr.skip(), gr.skip(), status(str(error), "bad")
+            return (*(self.gr.skip(),) * 3, status(str(error), "bad"))
         html = results(reweighted, self.engine.reference_score)
         if not len(batch):
             return html, policy, "", status("No score.", "bad")
@@ -217,9 +208,7 @@ class Playground:
 
     def blocks(self) -> Any:
         """The page as Gradio blocks."""
-        import gradio as gr
-
-        name = self.engine.settings.name
+        gr, name = self.gr, self.engine.settings.name
         with gr.Blocks(title=f"armorm: {name}", analytics_enabled=False, fill_width=True) as blocks:
             batch, examples = gr.State(None), gr.State([])
             steered = " <em>(steered)</em>" if self.reweighter.served else ""
@@ -289,9 +278,7 @@ class Playground:
 
     def _sliders(self) -> tuple[list[Any], Any]:
         """A slider for each objective, and the button that resets them."""
-        import gradio as gr
-
-        reweighter, usual = self.reweighter, self.engine.rm.reference.get("gating_weights")
+        gr, reweighter, usual = self.gr, self.reweighter, self.engine.rm.reference.get("gating_weights")
         hint = (
             "1 is the weight given by the gate; 0 drops the objective and redistributes its weight; "
             f"{_LARGEST_FACTOR:g} multiplies it by {_LARGEST_FACTOR:g}. Nothing is scored again."
@@ -338,11 +325,6 @@ class Example:
     prompt: str
     responses: list[str]
 
-    @property
-    def title(self) -> str:
-        """The row's number and the beginning of its prompt."""
-        return f"{self.number}: {' '.join(self.prompt.split())[:60]}"
-
 
 def read_examples(path: str | Path) -> tuple[list[Example], int]:
     """Examples of the first `MOST_ROWS` rows of a file, and the number of those rows that are unusable.
@@ -351,16 +333,12 @@ def read_examples(path: str | Path) -> tuple[list[Example], int]:
         DataError: for a file that cannot be read at all.
     """
     examples: list[Example] = []
-    unusable = 0
-    for row in islice(Location.find(path).rows_or_faults(), MOST_ROWS):
-        try:
-            if isinstance(row, Row):
+    rows = list(islice(Location.find(path).rows_or_faults(), MOST_ROWS))
+    for row in rows:
+        if isinstance(row, Row):
+            with suppress(ConversationError):
                 examples.append(_example(row))
-            else:
-                unusable += 1
-        except ConversationError:
-            unusable += 1
-    return examples, unusable
+    return examples, len(rows) - len(examples)
 
 
 def read_prompt(text: str) -> str | list[Any]:

@@ -51,21 +51,13 @@ class Reweighted:
 
 @dataclass(frozen=True)
 class Reweighter:
-    """Applies factors to the gating weights of one model.
-
-    Attributes:
-        objectives: k objectives.
-        transform: (k, k) reward transform.
-        means: (k,) mean rewards of the reference data; zeros if unknown.
-        biases: objectives that others are debiased against.
-        served: steering of the model as it is served.
-    """
+    """Applies factors to the gating weights of one model of k objectives."""
 
     objectives: ObjectiveSet
-    transform: np.ndarray
-    means: np.ndarray
-    biases: Sequence[str]
-    served: Mapping[str, Any]
+    transform: np.ndarray  # (k, k), of rewards
+    means: np.ndarray  # (k,) rewards of the reference data; zeros if unknown
+    biases: Sequence[str]  # objectives that others are debiased against
+    served: Mapping[str, Any]  # steering of the model as it is served
 
     @property
     def adjustable(self) -> bool:
@@ -85,10 +77,7 @@ class Reweighter:
         return settings | {key: value for key, value in self.served.items() if key not in ("multiply", "drop")}
 
     def reweight(self, batch: ScoreBatch, values: Sequence[float]) -> Reweighted:
-        """Scores under factors (k,) on the served gating weights.
-
-        Args:
-            batch: responses as the served model scored them.
+        """Scores of a batch of the served model under factors (k,) on its gating weights.
 
         Raises:
             SteeringError: if a bias is dropped, nothing is left, or a prompt has all its weight on dropped objectives.

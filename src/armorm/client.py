@@ -41,14 +41,10 @@ _LONGEST_PAUSE = 30.0
 
 
 class RewardServerError(ArmormError, RuntimeError):
-    """A server that rejects a request, cannot be reached, or sends an invalid response.
-
-    Attributes:
-        status: HTTP status, or None without a response.
-    """
+    """A server that rejects a request, cannot be reached, or sends an invalid response."""
 
     def __init__(self, message: str, status: int | None = None) -> None:
-        self.status = status
+        self.status = status  # of the response, if any
         super().__init__(message)
 
 
@@ -116,11 +112,7 @@ class _Client:
         ]
 
     def _answer_or_pause(self, outcome: httpx.Response | Exception, attempt: int) -> dict[str, Any] | float:
-        """The response as JSON, or seconds to wait before the next attempt.
-
-        Raises:
-            RewardServerError: for an error that is not retried, or no longer.
-        """
+        """The response as JSON, or seconds to wait before the next attempt; an error that is not retried is raised."""
         if isinstance(outcome, Exception):
             if attempt >= self.retries:
                 raise RewardServerError(f"{self.url}: {type(outcome).__name__}: {outcome}") from outcome

@@ -138,12 +138,10 @@ class ArmoRMScore(_RewardStep):
 
     @property
     def inputs(self) -> "StepColumns":
-        """`instruction` and `response`, or `conversation`."""
         return {"instruction": False, "response": False, "system_prompt": False, "conversation": False}
 
     @property
     def outputs(self) -> "StepColumns":
-        """The score and its parts."""
         return ["score", "rewards", "contributions", "refusal"]
 
     def _conversations(self, row: dict[str, Any]) -> list[_Read]:
@@ -178,12 +176,10 @@ class ArmoRMRatings(_RewardStep):
 
     @property
     def inputs(self) -> "StepColumns":
-        """`instruction` and `generations`."""
         return {"instruction": True, "generations": True, "system_prompt": False}
 
     @property
     def outputs(self) -> "StepColumns":
-        """Lists of scores and their parts."""
         return ["ratings", "rewards", "contributions", "refusals"]
 
     def _conversations(self, row: dict[str, Any]) -> list[_Read]:

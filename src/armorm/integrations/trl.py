@@ -164,7 +164,7 @@ class _SharedPass:
 
 def _sample_lines(found: _Found, step: int, prompts: Sequence[Any], completion_ids: Any) -> Iterator[str]:
     """A line of the log for each scored completion; those of a prompt are a group."""
-    groups = dict[str, int]()
+    groups: dict[str, int] = {}
     numbers = [groups.setdefault(repr(prompt), len(groups)) for prompt in prompts]
     tokens, uncertainty = getattr(found.batch, "response_tokens", None), getattr(found.batch, "uncertainty", None)
     for place, row in enumerate(found.rows):

@@ -71,7 +71,6 @@ class Batcher:
         compute: results of conversations, each a mapping from its variants; called in the model's thread.
         budget: most tokens of a batch, padding included.
         wait: most seconds that a row waits while the model is idle.
-        max_rows, max_tokens: size of the queue.
         max_seconds: most seconds of work in the queue, estimated from the speed of the last batches; a request that
             finds the queue empty is accepted whatever its size.
         shares_prompts: whether a prompt that several rows of a batch share is computed once.
@@ -113,7 +112,6 @@ class Batcher:
         self._thread = threading.Thread(target=self._run, name="armorm-model", daemon=True)
 
     def start(self) -> None:
-        """Start the model's thread."""
         self._thread.start()
 
     def stop(self, timeout: float | None = None) -> None:

@@ -108,7 +108,6 @@ class ScoringEngine:
         return None if self.batcher.has_room_behind(self._reading) else self.batcher.retry_after()
 
     def start(self) -> None:
-        """Start the model's thread."""
         self.batcher.start()
 
     def stop(self) -> None:

@@ -41,11 +41,7 @@ class RequestError(ArmormError):
         super().__init__(message)
 
     def response(self, overload_status: int = 429) -> Response:
-        """The HTTP response.
-
-        Args:
-            overload_status: status that replaces 429 on this route.
-        """
+        """The HTTP response; `overload_status` replaces 429 on this route."""
         status = overload_status if self.status == 429 else self.status
         message = str(self)
         message = message if len(message) <= _LONGEST_MESSAGE else message[:_LONGEST_MESSAGE] + "..."

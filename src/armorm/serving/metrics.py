@@ -36,12 +36,7 @@ _SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 120)
 
 
 class Metrics(Collector):
-    """Metrics of one server.
-
-    Args:
-        names: the k objectives.
-        reference: statistics of the model's reference data, may be empty.
-    """
+    """Metrics of one server; `reference`, statistics of the model's reference data, may be empty."""
 
     def __init__(self, names: Sequence[str], reference: Mapping[str, Any]) -> None:
         self.registry = CollectorRegistry()
@@ -71,11 +66,9 @@ class Metrics(Collector):
         self.registry.register(self)
 
     def text(self) -> bytes:
-        """All metrics in the exposition format."""
         return generate_latest(self.registry)
 
     def request_began(self) -> None:
-        """Count a request that begins."""
         self._in_flight.inc()
 
     def request_ended(self, route: str, status: int, seconds: float) -> None:
@@ -90,15 +83,12 @@ class Metrics(Collector):
             self._rows.labels(outcome).inc(count)
 
     def shared(self, count: int) -> None:
-        """Count rows that reused the result of an identical one."""
         self._shared.inc(count)
 
     def out_of_memory(self, budget: int) -> None:
-        """Count a batch that did not fit into memory."""
         self._exhausted.inc()
 
     def batch(self, rows: int, tokens: int, seconds: float) -> None:
-        """Count a computed batch."""
         self._batch_rows.observe(rows)
         self._batch_seconds.observe(seconds)
         self._tokens.inc(tokens)
@@ -116,7 +106,6 @@ class Metrics(Collector):
             self._sums["contribution"] += contributions.sum(0)
 
     def collect(self) -> Iterable[Any]:
-        """Metric families that are computed at each request for the metrics."""
         (rows, tokens), (entries, size) = self._batcher.waiting, self._forward.cached
         yield GaugeMetricFamily("armorm_waiting_rows", "Distinct conversations in the queue.", rows)
         yield GaugeMetricFamily("armorm_waiting_tokens", "Tokens in the queue.", tokens)
@@ -175,7 +164,6 @@ class _Tally:
         self.sums = np.zeros(columns)
 
     def add(self, values: np.ndarray) -> None:
-        """Add rows (n, columns)."""
         bins = np.searchsorted(self.edges, values, side="left")
         np.add.at(self.buckets, (np.broadcast_to(np.arange(values.shape[1]), bins.shape), bins), 1)
         self.sums += values.sum(0)

@@ -38,7 +38,6 @@ class RequestMiddleware:
     """ASGI middleware around all routes.
 
     Args:
-        paths: paths of the routes, for the metrics' labels.
         overload_status: status in place of 429, for each path that queues rows.
         queue_full: seconds after which to try again while the queue is full, else None.
     """
@@ -58,7 +57,6 @@ class RequestMiddleware:
         self._requests, self._bytes = 0, 0  # in flight
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, or reject it."""
         if scope["type"] == "websocket":  # no route has one
             await send({"type": "websocket.close", "code": 1008})
             return

@@ -43,11 +43,7 @@ class _Prompt:
 
 
 class CachedForward:
-    """Forward passes of one backbone with a cache of prompts.
-
-    Args:
-        max_bytes: most bytes of cached prompts, 0 for no cache between batches.
-        share: False to compute every row whole.
+    """Forward passes of one backbone with a cache of at most `max_bytes` of prompts (0: none between batches).
 
     Attributes:
         fault: why prompts are not shared; empty if they are, or until the first test.
@@ -96,11 +92,7 @@ class CachedForward:
 
     @torch.inference_mode()
     def features(self, rows: Sequence[EncodedConversation], budget: int) -> tuple[np.ndarray, np.ndarray]:
-        """Prompt and response features of rows, in order.
-
-        Args:
-            budget: most tokens of a pass, including padding and cached prompts.
-        """
+        """Prompt and response features of rows; `budget` limits the tokens of a pass, padding and prompts included."""
         prompt = np.empty((len(rows), self.backbone.hidden_size), np.float32)
         response = np.empty_like(prompt)
         alone: list[int] = []

@@ -18,11 +18,7 @@ _ORDINALS = ("1st", "2nd", "3rd", "4th")
 
 
 def results(reweighted: Reweighted, reference: tuple[float, float] | None) -> str:
-    """Verdict and cards of all responses.
-
-    Args:
-        reference: mean and standard deviation of the reference scores, if the model has them.
-    """
+    """Verdict and cards; `reference` is mean and standard deviation of the reference scores, if the model has them."""
     batch = reweighted.batch
     largest = float(np.abs(batch.relative).max(initial=0.0)) or 1.0
     parts = [_verdict(reweighted), '<div class="cards">']
@@ -93,12 +89,11 @@ def _card(reweighted: Reweighted, rank: int, largest: float, reference: tuple[fl
         )
         for i in np.argsort(-np.abs(values), kind="stable").tolist()
     ]
-    against_reference = ""
+    against_reference = folded = ""
     if reference is not None:
         mean, deviation = reference
         side = "above" if score >= mean else "below"
         against_reference = f"{abs(score - mean) / deviation:.1f} standard deviations {side} the reference mean"
-    folded = ""
     if bars[_BARS:]:
         folded = (
             f"<details><summary>{len(bars) - _BARS} more objectives</summary>"

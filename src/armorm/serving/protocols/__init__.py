@@ -25,11 +25,7 @@ _JSON_NAMES = {list: "list", str: "string", int: "number", float: "number", bool
 
 
 def parsed_request(routes: Sequence[Route], body: bytes, reader: RenderedReader) -> ParsedRequest:
-    """Parse a body by the first of the routes that accepts it.
-
-    Raises:
-        RequestError: 400 for a body that is not a JSON object, or naming the first missing or invalid field.
-    """
+    """Parse a body by the first of the routes that accepts it; a RequestError 400 names the first invalid field."""
     try:
         value: Any = json.loads(body, parse_constant=_no_number)
     except (ValueError, RecursionError) as error:

@@ -217,11 +217,7 @@ def read_row(read: Callable[..., RowInput], *arguments: Any) -> RowInput:
 
 
 def read_input(value: Any, messages: list[Any] | None, reader: RenderedReader) -> list[RowInput]:
-    """Rows of `input` (a rendered text, texts, token ids, lists of token ids) or of `messages` (one conversation).
-
-    Raises:
-        RequestError: 400 if neither or both are given.
-    """
+    """Rows of `input` (a rendered text, texts, token ids, lists of token ids) or of `messages` (one conversation)."""
     if (value is None) == (messages is None):
         raise RequestError(400, "expected either input or messages")
     if messages is not None:

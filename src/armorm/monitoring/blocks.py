@@ -24,13 +24,10 @@ class Blocks:
     Attributes:
         first, last: (b,) first and last step of each block.
         counts: (b,) samples.
-        contributions: (b, k) means.
+        contributions, rewards, uncertainty: (b, k) means; the last two None if the log lacks them.
         length: (b,) mean of log1p of the length, or None without lengths.
         tokens: (b,) mean length, or None.
-        rewards: (b, k) means, or None.
-        uncertainty: (b, k) means, or None.
         covariance: (k, k) of contributions within steps, over the whole run.
-        spread: standard deviation of the score within steps.
         length_variance: of log1p of the length within steps, 0 without lengths.
         length_sums: (b, 3) sums of squares and products of length and score within prompts (or steps): LL, LS, SS.
         freedom: (b,) degrees of freedom of these sums.
@@ -48,7 +45,6 @@ class Blocks:
     rewards: np.ndarray | None
     uncertainty: np.ndarray | None
     covariance: np.ndarray
-    spread: float
     length_variance: float
     length_sums: np.ndarray
     freedom: np.ndarray
@@ -64,8 +60,12 @@ class Blocks:
     @property
     def scores(self) -> np.ndarray:
         """(b,) mean scores."""
-        total: np.ndarray = self.contributions.sum(1)
-        return total
+        return self.contributions.sum(1)
+
+    @property
+    def spread(self) -> float:
+        """Standard deviation of the score within steps."""
+        return float(np.sqrt(max(self.covariance.sum(), 0.0)))
 
 
 def in_blocks(log: RunLog) -> Blocks:
@@ -94,7 +94,9 @@ def in_blocks(log: RunLog) -> Blocks:
     within = _centred(log.contributions, step_index)
     freedom = max(len(log) - len(step_counts), 1)
     covariance = within.T @ within / freedom
-    group = step_index if log.groups is None else _prompt_index(step_index, log.groups)
+    group = step_index
+    if log.groups is not None:  # one index for each prompt of each step
+        group = np.unique(np.stack([step_index, log.groups], 1), axis=0, return_inverse=True)[1].reshape(-1)
     sums, degrees, length_variance = np.zeros((b, 3)), np.zeros(b), 0.0
     correlations = np.zeros(log.contributions.shape[1])
     if length is not None:
@@ -108,9 +110,9 @@ def in_blocks(log: RunLog) -> Blocks:
         _, starts = np.unique(group, return_index=True)
         degrees = (np.bincount(block, minlength=b) - np.bincount(block[starts], minlength=b)).astype(np.float64)
     ends = np.flatnonzero(np.diff(block, append=b))
-    starts_of_blocks = np.concatenate([[0], ends[:-1] + 1])
+    first = log.steps[np.concatenate([[0], ends[:-1] + 1])]
     return Blocks(
-        first=log.steps[starts_of_blocks],
+        first=first,
         last=log.steps[ends],
         counts=np.bincount(block, minlength=b).astype(np.float64),
         contributions=means(log.contributions, block),
@@ -119,12 +121,11 @@ def in_blocks(log: RunLog) -> Blocks:
         rewards=None if log.rewards is None else means(log.rewards, block),
         uncertainty=None if log.uncertainty is None else means(log.uncertainty, block),
         covariance=covariance,
-        spread=float(np.sqrt(max(covariance.sum(), 0.0))),
         length_variance=length_variance,
         length_sums=sums,
         freedom=degrees,
         length_correlations=correlations,
-        step_of=steps if log.by_step else log.steps[starts_of_blocks],
+        step_of=steps if log.by_step else first,
         step_contributions=means(log.contributions, step_index),
         step_length=None if length is None else means(length, step_index),
         step_counts=step_counts.astype(np.float64),
@@ -133,19 +134,9 @@ def in_blocks(log: RunLog) -> Blocks:
 
 def means(values: np.ndarray, index: np.ndarray) -> np.ndarray:
     """Means of the rows (n,) or (n, c) with the same index; indices are 0, 1, ... without gaps."""
-    counts = np.bincount(index)
-    if values.ndim == 1:
-        result: np.ndarray = np.bincount(index, values) / counts
-        return result
-    return np.stack([np.bincount(index, column) / counts for column in values.T], 1)
+    sums = np.array([np.bincount(index, column) for column in np.reshape(values.T, (-1, len(values)))])
+    return (sums / np.bincount(index)).T.reshape(-1, *values.shape[1:])
 
 
 def _centred(values: np.ndarray, index: np.ndarray) -> np.ndarray:
-    centred: np.ndarray = values - means(values, index)[index]
-    return centred
-
-
-def _prompt_index(step_index: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    """One index for each prompt of each step."""
-    _, index = np.unique(np.stack([step_index, groups], 1), axis=0, return_inverse=True)
-    return index.reshape(-1)
+    return values - means(values, index)[index]

@@ -43,6 +43,7 @@ LEAST_GROWTH = 0.2
 LEAST_SHARE, CERTAIN_SHARE = 0.8, 2 / 3
 LEAST_UNCERTAINTY_GROWTH = 0.25
 MOSTLY_LENGTH = 0.7
+_UNKNOWN = 1e200  # variance of a slope that is not defined
 Kind = Literal["one_objective", "length", "out_of_distribution"]
 
 
@@ -86,8 +87,7 @@ def usual_shares(covariance: np.ndarray) -> np.ndarray:
     """(k,) share of each objective in the growth under plain selection by the score: its covariance with the score."""
     with_score = np.maximum(covariance.sum(1), 0.0)
     total = with_score.sum()
-    shares: np.ndarray = with_score / total if total > 0 else with_score
-    return shares
+    return with_score / total if total > 0 else with_score
 
 
 def _objective_flags(blocks: Blocks, names: list[str], rate: float) -> list[Flag]:
@@ -96,9 +96,8 @@ def _objective_flags(blocks: Blocks, names: list[str], rate: float) -> list[Flag
         return []
     starts, ends, weights = intervals(b)
     noise = _noise(blocks.contributions, blocks.covariance, blocks.counts)
-    ones = np.ones(k)
     growth = weights @ blocks.contributions
-    score_evidence = growth.sum(1) / _deviation(noise, ones) / limit(b, rate / 2)
+    score_evidence = growth.sum(1) / _deviation(noise, np.ones(k)) / limit(b, rate / 2)
     size = growth.sum(1) * growth_scale(starts, ends) / max(blocks.spread, 1e-12)
     usual = (1 + usual_shares(blocks.covariance)) / 2
     usual[blocks.length_correlations >= MOSTLY_LENGTH] = 0.0
@@ -132,17 +131,19 @@ def _length_flags(blocks: Blocks, rate: float) -> list[Flag]:
         return []
     b = len(blocks)
     starts, ends, weights = intervals(b)
-    slope, variance, usable = _slopes(blocks, starts, ends)
+    slope, variance = _slopes(blocks, starts, ends)
     scan = limit(b, rate / 4)
     evidence, size, share = _judge_length(blocks, starts, ends, weights, slope, variance, share_limit=scan, scan=scan)
-    evidence[~usable] = 0.0
     best = int(evidence.argmax())
     if evidence[best] <= 1:
         chosen = _stretch_of_length(blocks)
         if chosen is None:
             return []
         starts, ends, weights = chosen
-        slope, variance = _slope_of_run(blocks, starts, ends)
+        slope, variance = _slopes(blocks, starts, ends)
+        whole_slope, whole_variance = _slopes(blocks, np.array([0]), np.array([b]))
+        if abs(slope[0] - whole_slope[0]) <= 2.6 * np.sqrt(variance[0]):  # its own is not clearly different
+            slope, variance = whole_slope, whole_variance
         freedom = (b - 2) * 18 / 35  # of a variance from second differences (Gasser, Sroka and Jennen-Steinmetz 1986)
         single = float(student.isf(rate / 4, freedom))
         evidence, size, share = _judge_length(
@@ -184,14 +185,9 @@ def _judge_length(
     contrast = np.stack([np.full_like(slope, -CERTAIN_SHARE), slope], 1)
     value = (contrast * growth).sum(1)
     deviation = np.sqrt(_deviation(noise, contrast) ** 2 + growth[:, 1] ** 2 * slope_variance)
-    evidence = np.minimum.reduce(
-        [
-            growth[:, 0] / _deviation(noise, np.array([1.0, 0.0])) / scan,
-            growth[:, 1] / _deviation(noise, np.array([0.0, 1.0])) / scan,
-            slope / np.sqrt(np.maximum(slope_variance, 1e-300)) / share_limit,
-            value / np.maximum(deviation, 1e-300) / share_limit,
-        ]
-    )
+    both_grow = (growth / _deviation(noise, np.eye(2))).min(1) / scan
+    rises = slope / np.sqrt(np.maximum(slope_variance, 1e-300)) / share_limit
+    evidence = np.minimum.reduce([both_grow, rises, value / np.maximum(deviation, 1e-300) / share_limit])
     size = growth[:, 0] * growth_scale(starts, ends) / max(blocks.spread, 1e-12)
     share = slope * growth[:, 1] / np.where(growth[:, 0] > 0, growth[:, 0], np.inf)
     evidence[(size < LEAST_GROWTH) | (share < LEAST_SHARE)] = 0.0
@@ -207,40 +203,25 @@ def _stretch_of_length(blocks: Blocks) -> tuple[np.ndarray, np.ndarray, np.ndarr
     starts, ends, weights = intervals(len(blocks))
     assert blocks.length is not None
     clearest = int((weights @ blocks.length).argmax())
-    start, end = int(starts[clearest]), int(ends[clearest])
+    start, end = starts[clearest], ends[clearest]
     found = bend(blocks.length[:end], blocks.counts[:end])
     if found is not None and end - found[0] >= SHORTEST:
         start = found[0]
     chosen = (starts == start) & (ends == end)
-    if not chosen.any():
-        return None
-    return starts[chosen], ends[chosen], weights[chosen]
+    return (starts[chosen], ends[chosen], weights[chosen]) if chosen.any() else None
 
 
-def _sums(blocks: Blocks, starts: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Sums (i, 3) of squares and products within prompts over stretches, and their degrees of freedom (i,)."""
-    sums = np.concatenate([np.zeros((1, 3)), np.cumsum(blocks.length_sums, 0)])
-    freedom = np.concatenate([[0.0], np.cumsum(blocks.freedom)])
-    return sums[ends] - sums[starts], freedom[ends] - freedom[starts] - 1
-
-
-def _slopes(blocks: Blocks, starts: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Slope of the score on log length within prompts over stretches (i,), its variance, and whether it is defined."""
-    sums, freedom = _sums(blocks, starts, ends)
-    ll, ls, ss = sums.T
+def _slopes(blocks: Blocks, starts: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Slope of the score on log length within prompts over stretches (i,), and its variance."""
+    totals = np.cumsum(np.column_stack([blocks.length_sums, blocks.freedom]), 0)
+    totals = np.concatenate([np.zeros((1, 4)), totals])
+    ll, ls, ss, freedom = (totals[ends] - totals[starts]).T
+    freedom = freedom - 1
     usable = (ll > 0) & (freedom > 0)
     safe = np.where(usable, ll, 1.0)
     slope = np.where(usable, ls / safe, 0.0)
-    variance = np.where(usable, (ss - slope * ls).clip(0) / freedom.clip(1) / safe, np.inf)
-    return slope, variance, usable
-
-
-def _slope_of_run(blocks: Blocks, starts: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Slope (i,) and variance of the whole run, or of the stretch itself if its own is clearly different."""
-    own, own_variance, _ = _slopes(blocks, starts, ends)
-    whole, whole_variance, _ = _slopes(blocks, np.array([0]), np.array([len(blocks)]))
-    other = np.abs(own - whole) > 2.6 * np.sqrt(own_variance)
-    return np.where(other, own, whole), np.where(other, own_variance, whole_variance)
+    variance = np.where(usable, (ss - slope * ls).clip(0) / freedom.clip(1) / safe, _UNKNOWN)
+    return slope, variance
 
 
 def _unknown_flags(blocks: Blocks, rate: float) -> list[Flag]:
@@ -269,18 +250,14 @@ def relative_uncertainty(blocks: Blocks) -> np.ndarray | None:
     if blocks.uncertainty is None:
         return None
     start = blocks.uncertainty[: max(1, len(blocks) // 10)].mean(0)
-    if not (start > 0).all():
-        return None
-    relative: np.ndarray = (blocks.uncertainty / start).mean(1)
-    return relative
+    return (blocks.uncertainty / start).mean(1) if (start > 0).all() else None
 
 
 def _share(growth: np.ndarray, others: np.ndarray, objective: int) -> np.ndarray:
     """(i,) share of an objective in the growth of itself and of the other objectives that clearly grow."""
     own = np.maximum(growth[:, objective], 0.0)
     total = own + np.where(others, growth, 0.0).sum(1)
-    share: np.ndarray = np.divide(own, total, out=np.zeros_like(own), where=total > 0)
-    return share
+    return np.divide(own, total, out=np.zeros_like(own), where=total > 0)
 
 
 def _noise(means: np.ndarray, inside: np.ndarray, counts: np.ndarray) -> np.ndarray:
@@ -291,5 +268,4 @@ def _noise(means: np.ndarray, inside: np.ndarray, counts: np.ndarray) -> np.ndar
 def _deviation(noise: np.ndarray, contrast: np.ndarray) -> np.ndarray:
     """Standard deviation of contrasts (..., c): the larger of the two estimates."""
     variance = np.einsum("...i,sij,...j->s...", contrast, noise, contrast)
-    deviation: np.ndarray = np.sqrt(np.maximum(variance.max(0), 1e-300))
-    return deviation
+    return np.sqrt(np.maximum(variance.max(0), 1e-300))

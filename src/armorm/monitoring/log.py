@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import math
+from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,8 +26,6 @@ import numpy as np
 from armorm.data.rows import Row
 from armorm.errors import ArmormError, DataError, shown
 from armorm.files import append_text
-
-_CHUNK = 4096
 
 
 class MonitorError(ArmormError, ValueError):
@@ -64,8 +63,7 @@ class RunLog:
     @property
     def scores(self) -> np.ndarray:
         """(n,) float64 sums of the contributions."""
-        total: np.ndarray = self.contributions.sum(1)
-        return total
+        return self.contributions.sum(1)
 
 
 def sample_line(
@@ -89,7 +87,8 @@ def sample_line(
     entry = {name: value for name, value in entry.items() if value is not None}
     for name, values in (("contributions", contributions), ("rewards", rewards), ("uncertainty", uncertainty)):
         if values is not None:
-            entry[name] = dict(zip(names, (_short(value) for value in values), strict=True))
+            # seven significant digits, the precision of float32
+            entry[name] = {key: float(f"{value:.7g}") for key, value in zip(names, values, strict=True)}
     return json.dumps(entry, ensure_ascii=False, allow_nan=False) + "\n"
 
 
@@ -112,8 +111,7 @@ def read_log(rows: Iterable[Row | DataError], file: str) -> RunLog:
     names: list[str] = []
     first_row = 0
     skipped: list[tuple[int, str]] = []
-    parts: list[dict[str, np.ndarray]] = []
-    held: list[tuple[float, ...]] = []
+    table = array("d")
     for row in rows:
         if isinstance(row, DataError):
             skipped.append((row.row or 0, row.problem))
@@ -126,63 +124,43 @@ def read_log(rows: Iterable[Row | DataError], file: str) -> RunLog:
             continue
         if not names:
             names, first_row = [str(name) for name in found], row.number
-        if len(found) != len(names) or any(name not in found for name in names):
-            odd = sorted(set(found) ^ set(names))
+        if odd := sorted(set(found) ^ set(names)):
             raise MonitorError(
                 f"{file}, row {row.number}: found objectives different from row {first_row} ({', '.join(odd[:3])}), "
                 "expected the scores of one model"
             )
         try:
-            held.append(_numbers(row, names))
+            table.extend(_numbers(row, names))
         except DataError as error:
             skipped.append((row.number, f"{error.field}: {error.problem}"))
-        if len(held) == _CHUNK:
-            parts.append(_columns(held, len(names)))
-            held = []
-    if held:
-        parts.append(_columns(held, len(names)))
-    if not parts:
+    if not table:
         reason = f"; row {skipped[0][0]}: {skipped[0][1]}" if skipped else ""
         raise MonitorError(f"{file}: found no scored samples{reason}")
-    whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    return _ordered(names, whole, skipped, file)
+    return _ordered(names, np.frombuffer(table).reshape(-1, 4 + 3 * len(names)), skipped, file)
 
 
-def _ordered(names: list[str], columns: dict[str, np.ndarray], skipped: list[tuple[int, str]], file: str) -> RunLog:
-    steps = columns["step"]
-    missing = np.isnan(steps)
-    if missing.any() and not missing.all():
-        raise MonitorError(
-            f"{file}, row {int(columns['row'][missing][0])}: found no step, expected one in every row or in none"
-        )
+def _ordered(names: list[str], table: np.ndarray, skipped: list[tuple[int, str]], file: str) -> RunLog:
+    """The log of rows (n, 4 + 3k) of `_numbers`; a column with gaps is absent."""
+    missing = np.isnan(table[:, 1])
     by_step = not missing.any()
-    steps = steps if by_step else columns["row"]
-    order = np.argsort(steps, kind="stable")
-
-    def whole(name: str) -> np.ndarray | None:
-        values = columns[name][order]
-        return None if np.isnan(values).any() else values
-
-    groups = whole("group")
-    return RunLog(
-        names,
-        steps[order],
-        columns["contributions"][order],
-        whole("length"),
-        whole("rewards"),
-        whole("uncertainty"),
-        None if groups is None else groups.astype(np.int64),
-        by_step,
-        skipped,
-    )
+    if not by_step and not missing.all():
+        row = int(table[missing, 0][0])
+        raise MonitorError(f"{file}, row {row}: found no step, expected one in every row or in none")
+    table = table[np.argsort(table[:, int(by_step)], kind="stable")]
+    parts = (table[:, 2], table[:, 3], *np.split(table[:, 4:], 3, axis=1))
+    groups, lengths, contributions, rewards, uncertainty = (None if np.isnan(p).any() else p for p in parts)
+    assert contributions is not None  # required in every row
+    groups = None if groups is None else groups.astype(np.int64)
+    steps = table[:, int(by_step)]
+    return RunLog(names, steps, contributions, lengths, rewards, uncertainty, groups, by_step, skipped)
 
 
-def _numbers(row: Row, names: Sequence[str]) -> tuple[float, ...]:
+def _numbers(row: Row, names: Sequence[str]) -> list[float]:
     """Row number, step, group, length, then k contributions, k rewards, k uncertainties; NaN for what is absent."""
-    values = [
-        float(row.number),
-        *(_number(row, row.values.get(name), name, True) for name in ("step", "group", "length")),
-    ]
+    values = [float(row.number)]
+    for name in ("step", "group", "length"):
+        found = row.values.get(name)
+        values.append(math.nan if found is None else _number(row, found, name))
     if values[3] < 0:
         raise row.error(f"found {values[3]:g}, expected a length >= 0", "length")
     for part in ("contributions", "rewards", "uncertainty"):
@@ -190,27 +168,13 @@ def _numbers(row: Row, names: Sequence[str]) -> tuple[float, ...]:
         if found is None:
             values += [math.nan] * len(names)
         elif isinstance(found, Mapping):
-            values += [_number(row, found.get(name), f"{part}.{name}", False) for name in names]
+            values += [_number(row, found.get(name), f"{part}.{name}") for name in names]
         else:
             raise row.error(f"found {shown(found)}, expected an object of numbers", part)
-    return tuple(values)
+    return values
 
 
-def _number(row: Row, value: Any, field: str, optional: bool) -> float:
-    if value is None and optional:
-        return math.nan
+def _number(row: Row, value: Any, field: str) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         raise row.error(f"found {shown(value)}, expected a finite number", field)
     return float(value)
-
-
-def _columns(held: Sequence[tuple[float, ...]], k: int) -> dict[str, np.ndarray]:
-    table = np.array(held, np.float64)
-    columns = {name: table[:, i] for i, name in enumerate(("row", "step", "group", "length"))}
-    parts = np.split(table[:, 4:], [k, 2 * k], axis=1)
-    return columns | dict(zip(("contributions", "rewards", "uncertainty"), parts, strict=True))
-
-
-def _short(value: float) -> float:
-    """Seven significant digits, the precision of float32."""
-    return float(f"{value:.7g}")

@@ -20,12 +20,6 @@ from armorm.monitoring.log import RunLog
 
 _FROM_REFERENCE, _FROM_START = "the model's reference data", "the run's own first tenth"
 _EDGE = 0.1  # share of the run that is its start and its end
-_ABSENT = {
-    "length": "the log has no lengths: growth through length is not judged",
-    "uncertainty": "the log has no uncertainty: whether responses are out of distribution is not judged",
-    "rewards": "the log has neither uncertainty nor rewards: how far the policy moved is unknown",
-    "step": "the log has no steps: it is read in its order, and positions are line numbers",
-}
 
 
 @dataclass(frozen=True)
@@ -91,7 +85,11 @@ class RunSummary:
 
     def sentence(self, flag: Flag) -> str:
         """A flag as a sentence."""
-        since = self._since(flag)
+        since = self.place(flag.began)
+        if flag.latest <= self.blocks[1]:
+            since = "the start"
+        elif flag.earliest < flag.latest:
+            since += f" ({flag.earliest:,.0f} to {flag.latest:,.0f})"
         if flag.kind == "out_of_distribution":
             return (
                 f"Since {since} responses move out of distribution: the uncertainty of the model grew by "
@@ -126,12 +124,6 @@ class RunSummary:
         others = " and others" if len(grown) > 3 else ""
         return f"No flag: the score {verb} by {abs(change):.1f} standard deviations, through {parts}{others}."
 
-    def _since(self, flag: Flag) -> str:
-        if flag.latest <= self.blocks[1]:
-            return "the start"
-        place = self.place(flag.began)
-        return place if flag.earliest == flag.latest else f"{place} ({flag.earliest:,.0f} to {flag.latest:,.0f})"
-
 
 def summarize_run(log: RunLog, reference: Mapping[str, Any] | None = None, *, rate: float = FALSE_ALARMS) -> RunSummary:
     """Summarize a run.
@@ -151,10 +143,16 @@ def summarize_run(log: RunLog, reference: Mapping[str, Any] | None = None, *, ra
     ]
     relative = relative_uncertainty(blocks)
     distance, distance_from = (None, None) if relative is not None else _distance(blocks, log, reference)
-    notes = [_ABSENT["step"]] if not log.by_step else []
-    notes += [_ABSENT["length"]] if log.lengths is None else []
-    if relative is None:
-        notes.append(_ABSENT["uncertainty" if distance is not None else "rewards"])
+    unknown = (
+        (not log.by_step, "the log has no steps: it is read in its order, and positions are line numbers"),
+        (log.lengths is None, "the log has no lengths: growth through length is not judged"),
+        (distance, "the log has no uncertainty: whether responses are out of distribution is not judged"),
+        (
+            relative is None and distance is None,
+            "the log has neither uncertainty nor rewards: how far the policy moved is unknown",
+        ),
+    )
+    notes = [note for holds, note in unknown if holds]
     if log.skipped:
         row, reason = log.skipped[0]
         notes.append(f"skipped {len(log.skipped):,} lines, the first one row {row}: {reason}")

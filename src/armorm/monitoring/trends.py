@@ -45,15 +45,13 @@ def intervals(b: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def growth_scale(starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
     """(i,) factors from `weights @ means` to the growth from the first to the last block of an interval."""
     sizes = (ends - starts).astype(np.float64)
-    scale: np.ndarray = (sizes - 1) / np.sqrt(sizes * (sizes * sizes - 1) / 12)
-    return scale
+    return (sizes - 1) / np.sqrt(sizes * (sizes * sizes - 1) / 12)
 
 
 def noise_covariance(means: np.ndarray) -> np.ndarray:
     """Covariance (c, c) of the noise of block means (b, c), from second differences."""
     second = means[:-2] - 2 * means[1:-1] + means[2:]
-    result: np.ndarray = second.T @ second / (6 * len(second))
-    return result
+    return second.T @ second / (6 * len(second))
 
 
 @lru_cache(maxsize=8)

@@ -7,7 +7,7 @@ were not fitted on their prompt; rewards of evaluated pairs come from the final 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from ablations.corpus import Corpus, Pairs
 from ablations.published import fit_published
 from armorm.heads.bradley_terry import fit_bradley_terry
 from armorm.heads.debiasing import Debiasing, fit_debiasing, no_debiasing
-from armorm.heads.gate_training import GateReport, GateSettings, RewardPairs, fit_gate
+from armorm.heads.gate_training import GateReport, RewardPairs, fit_gate
 from armorm.heads.joint import JointPairs, JointReport, fit_joint
 from armorm.heads.regression import RegressionHead, fit_regression
 from armorm.model.remote_code import GatingNetwork
@@ -108,10 +108,6 @@ class Bench:
         groups = np.unique(self.corpus.train.prompts if prompts is None else prompts, return_inverse=True)[1]
         return fit_debiasing(reference, self.corpus.bias, metric=metric, level=level, groups=groups)  # type: ignore[arg-type]
 
-    def settings(self, seed: int = 0, **changes: object) -> GateSettings:
-        own = self.recipe.gating.model_dump(exclude={"source_weights", "scale_rewards"})
-        return replace(GateSettings(**own, seed=seed), **changes)  # type: ignore[arg-type]
-
     def gate(
         self,
         rewards: Rewards,
@@ -139,7 +135,7 @@ class Bench:
         )
         if constant:
             prompt, changes = np.zeros_like(prompt), {**CONSTANT_GATE, **changes}
-        return fit_gate(prompt, reward_pairs, self.settings(seed, **changes))
+        return fit_gate(prompt, reward_pairs, self.recipe.gating.model_copy(update=changes), seed=seed)
 
     @torch.no_grad()
     def weights(self, network: GatingNetwork, rows: np.ndarray, constant: bool = False) -> np.ndarray:

@@ -84,21 +84,23 @@ def test_weights_of_sources_decide_between_pairs_that_disagree():
         held_out=pairs.held_out & ~turned,
         weight=np.where(turned, 0.02, 1.0),
     )
-    settings = replace(SETTINGS, steps=100)
+    settings = SETTINGS.model_copy(update={"steps": 100})
     assert fit_gate(features, both, settings)[1].accuracy > 0.85
     assert fit_gate(features, replace(both, weight=None), settings)[1].accuracy < 0.8
 
 
 def test_an_entropy_term_spreads_the_weights():
     features, pairs = task()
-    settings = replace(SETTINGS, steps=100)
-    plain, spread = (fit_gate(features, pairs, replace(settings, entropy=e))[1] for e in (0.0, 0.5))
+    settings = SETTINGS.model_copy(update={"steps": 100})
+    plain, spread = (fit_gate(features, pairs, settings.model_copy(update={"entropy": e}))[1] for e in (0.0, 0.5))
     assert spread.mean_entropy > plain.mean_entropy + 0.1
 
 
 def test_figures_of_every_evaluation_are_logged():
     lines = []
-    _, report = fit_gate(*task(pairs=600), replace(SETTINGS, steps=100), log=lambda *line: lines.append(line))
+    _, report = fit_gate(
+        *task(pairs=600), SETTINGS.model_copy(update={"steps": 100}), log=lambda *line: lines.append(line)
+    )
     assert [step for step, _ in lines] == [step for step, *_ in report.history] == [0, 50, 100]
     for (_, figures), (_, _, loss, accuracy) in zip(lines, report.history, strict=True):
         assert (figures["held_out_loss"], figures["held_out_accuracy"]) == (loss, accuracy)
@@ -109,9 +111,9 @@ def test_figures_of_every_evaluation_are_logged():
 def test_a_gate_is_trained_on_from_another_one():
     features, pairs = task()
     first, _ = fit_gate(features, pairs, SETTINGS)
-    _, report = fit_gate(features, pairs, replace(SETTINGS, steps=1), initial=first)
+    _, report = fit_gate(features, pairs, SETTINGS.model_copy(update={"steps": 1}), initial=first)
     assert report.history[0][3] > 0.95, "it starts where the other one ended"
-    _, fresh = fit_gate(features, pairs, replace(SETTINGS, steps=1))
+    _, fresh = fit_gate(features, pairs, SETTINGS.model_copy(update={"steps": 1}))
     assert fresh.history[0][3] < 0.8
 
 
@@ -132,6 +134,6 @@ def test_a_gate_that_learned_nothing_says_so():
     features, pairs = task(pairs=300)
     rng = np.random.default_rng(3)
     blind = replace(pairs, chosen=rng.random((300, 4)), rejected=rng.random((300, 4)))
-    _, report = fit_gate(features, blind, replace(SETTINGS, steps=1, learning_rate=1e-6))
+    _, report = fit_gate(features, blind, SETTINGS.model_copy(update={"steps": 1, "learning_rate": 1e-6}))
     assert report.collapse == "uniform"
-    assert fit_gate(*task(), replace(SETTINGS, steps=100))[1].collapse == ""
+    assert fit_gate(*task(), SETTINGS.model_copy(update={"steps": 100}))[1].collapse == ""

@@ -121,7 +121,7 @@ def test_a_prompt_goes_through_the_gate_once_for_all_its_pairs():
 
     handle = nn.modules.module.register_module_forward_hook(record)
     try:
-        fit_gate(features, few, replace(SETTINGS, steps=60))
+        fit_gate(features, few, SETTINGS.model_copy(update={"steps": 60}))
     finally:
         handle.remove()
     assert len(rows) > 60
@@ -132,7 +132,7 @@ def test_sides_may_have_prompts_of_their_own():
     features, pairs = task()
     doubled = np.concatenate([features, features])
     apart = replace(pairs, rejected_prompt=pairs.rejected_prompt + PROMPTS)
-    network, report = fit_gate(doubled, apart, replace(SETTINGS, dropout=0.0))
+    network, report = fit_gate(doubled, apart, SETTINGS.model_copy(update={"dropout": 0.0}))
     assert report.accuracy > 0.93
     margin = margins(network, doubled, apart, np.flatnonzero(pairs.held_out))
     assert report.loss == pytest.approx(loss_of(margin), abs=1e-5)
@@ -140,7 +140,7 @@ def test_sides_may_have_prompts_of_their_own():
 
 def test_zero_hidden_layers_is_a_linear_gate():
     features, pairs = task()
-    network, report = fit_gate(features, pairs, replace(SETTINGS, hidden_layers=0, learning_rate=0.05))
+    network, report = fit_gate(features, pairs, SETTINGS.model_copy(update={"hidden_layers": 0, "learning_rate": 0.05}))
     assert [tuple(layer.weight.shape) for layer in network.layers] == [(K, D)]
     assert report.accuracy > 0.9
 
@@ -151,7 +151,9 @@ def test_zero_hidden_layers_is_a_linear_gate():
 @pytest.mark.parametrize("hidden_layers", [0, 1, 2])
 def test_the_returned_gate_takes_plain_features_and_gives_the_reported_figures(hidden_layers):
     features, pairs = task()
-    network, report = fit_gate(features, pairs, replace(SETTINGS, hidden_layers=hidden_layers, steps=100))
+    network, report = fit_gate(
+        features, pairs, SETTINGS.model_copy(update={"hidden_layers": hidden_layers, "steps": 100})
+    )
     rows = np.flatnonzero(pairs.held_out)
     margin = margins(network, features, pairs, rows)
     assert not network.training
@@ -230,7 +232,7 @@ def test_the_scale_is_fitted_at_the_start_and_again_at_the_end(trained):
 
 def test_a_given_scale_stays():
     features, pairs = task()
-    network, report = fit_gate(features, pairs, replace(SETTINGS, logit_scale=2.5, steps=100))
+    network, report = fit_gate(features, pairs, SETTINGS.model_copy(update={"logit_scale": 2.5, "steps": 100}))
     assert network.logit_scale.item() == report.logit_scale == report.start_scale == 2.5
     assert network.logit_scale.requires_grad
 
@@ -238,7 +240,7 @@ def test_a_given_scale_stays():
 @pytest.mark.parametrize("scale", [0.0, -1.0, float("nan")])
 def test_a_scale_that_is_not_positive_is_refused(scale):
     with pytest.raises(FitError, match="expected 'fit' or a number > 0"):
-        fit_gate(*task(), replace(SETTINGS, logit_scale=scale))
+        fit_gate(*task(), SETTINGS.model_copy(update={"logit_scale": scale}))
 
 
 # --- training ------------------------------------------------------------------------------------
@@ -256,7 +258,7 @@ def noise() -> tuple[np.ndarray, RewardPairs]:
 
 def test_early_stopping_keeps_the_best_weights():
     features, pairs = noise()
-    settings = replace(SETTINGS, logit_scale=8.0, steps=2000, patience=3, dropout=0.0)
+    settings = SETTINGS.model_copy(update={"logit_scale": 8.0, "steps": 2000, "patience": 3, "dropout": 0.0})
     network, report = fit_gate(features, pairs, settings)
     steps, _, losses, accuracies = zip(*report.history, strict=True)
     best = int(np.argmin(losses))
@@ -278,12 +280,12 @@ def test_the_last_fit_of_the_scale_can_only_help(trained):
 
 def test_the_same_seed_gives_the_same_weights_whatever_the_global_state():
     features, pairs = task(pairs=600)
-    settings = replace(SETTINGS, steps=20)
+    settings = SETTINGS.model_copy(update={"steps": 20})
     states = []
     for global_seed, seed in ((1, 0), (2, 0), (2, 5)):
         torch.manual_seed(global_seed)
         before = torch.get_rng_state()
-        network, report = fit_gate(features, pairs, replace(settings, seed=seed))
+        network, report = fit_gate(features, pairs, settings, seed=seed)
         assert torch.equal(torch.get_rng_state(), before)
         states.append((network.state_dict(), report))
     (first, first_report), (second, second_report), (third, _) = states

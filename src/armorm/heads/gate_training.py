@@ -19,10 +19,11 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal, Union
 
 import numpy as np
 import torch
+from pydantic import BaseModel, Field
 from scipy.optimize import minimize_scalar
 from torch import nn
 from torch.nn import functional
@@ -111,6 +112,7 @@ def optimise(
     training: np.ndarray,
     held_out: np.ndarray,
     settings: GateSettings,
+    seed: int = 0,
     log: Log | None = None,
 ) -> tuple[int, list[tuple[int, float, float, float]]]:
     """AdamW with a cosine schedule; leaves the best held-out weights in the network.
@@ -120,7 +122,7 @@ def optimise(
     """
     device = data.prompts.device
     narrow = resolve_dtype(settings.dtype, device) == torch.bfloat16
-    generator = np.random.default_rng(settings.seed)
+    generator = np.random.default_rng(seed)
     parameters = [p for p in network.parameters() if p.requires_grad]
     learned = [*parameters, log_scale] if log_scale.requires_grad else parameters
     optimiser = torch.optim.AdamW(learned, lr=settings.learning_rate, weight_decay=settings.weight_decay)
@@ -193,36 +195,31 @@ class RewardPairs:
         return len(self.chosen)
 
 
-@dataclass(frozen=True)
-class GateSettings:
+class GateSettings(BaseModel, extra="forbid", frozen=True):
     """Hyperparameters of the gate; defaults are those of the published code, except `logit_scale`.
 
     Early stopping uses the loss without margin, smoothing and penalties, but with weights.
-
-    Attributes:
-        margin: factor of a pair's margin.
-        label_smoothing: assumed share of pairs with swapped labels, 0 to 0.5.
-        entropy: coefficient of the mean entropy of the weights (a), which spreads the weights of a prompt.
-        load_balance: coefficient of the divergence of the mean weights from uniform (b), which uses every objective.
-        dtype: of the network's products in training; `auto` is bfloat16 where the hardware is fast at it.
     """
 
-    hidden_size: int = 1024
-    hidden_layers: int = 3
-    temperature: float = 10.0
-    dropout: float = 0.2
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.0
-    steps: int = 2000
-    batch_size: int = 1024
-    patience: int = 10
-    logit_scale: float | Literal["fit"] = "fit"
-    margin: float = 0.0
-    label_smoothing: float = 0.0
-    entropy: float = 0.0
-    load_balance: float = 0.0
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    seed: int = 0
+    hidden_size: int = Field(1024, ge=1, description="width of the hidden layers")
+    hidden_layers: int = Field(3, ge=0, description="number of hidden layers; 0 is a linear gate")
+    temperature: float = Field(10.0, gt=0, description="divides the logits before the softmax")
+    logit_scale: Union[Literal["fit"], Annotated[float, Field(gt=0)]] = Field(
+        "fit", description="factor of the gating weights: fitted, or a fixed number"
+    )
+    dropout: float = Field(0.2, ge=0, lt=1, description="dropout of the hidden layers")
+    learning_rate: float = Field(1e-3, gt=0, description="peak learning rate of AdamW, with a cosine schedule")
+    weight_decay: float = Field(0.0, ge=0, description="AdamW weight decay")
+    steps: int = Field(2000, ge=1, description="maximum optimiser steps")
+    batch_size: int = Field(1024, ge=1, description="pairs per step")
+    patience: int = Field(10, ge=1, description="evaluations (every 50 steps) without improvement before stopping")
+    margin: float = Field(0.0, ge=0, description="factor of a pair's margin, which is relative to its source's mean")
+    label_smoothing: float = Field(0.0, ge=0, lt=0.5, description="assumed share of pairs with swapped labels")
+    entropy: float = Field(0.0, ge=0, description="weight of an entropy bonus, which spreads the gating weights")
+    load_balance: float = Field(0.0, ge=0, description="weight of a penalty on mean gating weights far from uniform")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="of matrix products in training; auto is bfloat16 on hardware that is fast at it"
+    )
 
 
 @dataclass
@@ -260,6 +257,7 @@ def fit_gate(
     pairs: RewardPairs,
     settings: GateSettings | None = None,
     *,
+    seed: int = 0,
     initial: GatingNetwork | None = None,
     device: str | torch.device = "cpu",
     log: Log | None = None,
@@ -292,7 +290,7 @@ def fit_gate(
     data = PairTensors(prompt_features, pairs, training, device)
     k = pairs.chosen.shape[1]
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(settings.seed)
+        torch.manual_seed(seed)
         network = GatingNetwork(
             prompt_features.shape[1],
             k,
@@ -313,7 +311,7 @@ def fit_gate(
         network.logit_scale.requires_grad_(False).fill_(start_scale)
         network.to(device)
         log_scale = torch.tensor(np.log(start_scale), dtype=torch.float32, requires_grad=fitted, device=device)
-        best_step, history = optimise(network, log_scale, data, training, held_out, settings, log)
+        best_step, history = optimise(network, log_scale, data, training, held_out, settings, seed, log)
     network.eval()
     with torch.no_grad():
         if fitted:

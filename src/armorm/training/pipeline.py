@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -91,21 +92,19 @@ class _SavedStages:
     folder: Path
     key: str
 
-    def load(self, name: str) -> tuple[dict[str, np.ndarray], Any] | None:
-        """Arrays and report of a stage, or None."""
+    def get(self, name: str, fit: Callable[[], tuple[dict[str, np.ndarray], Any]]) -> tuple[dict[str, np.ndarray], Any]:
+        """Arrays and report of a stage: the saved ones, else those of `fit`, which are then saved."""
         from safetensors import safe_open
 
         path = self.folder / f"{name}.safetensors"
-        if not path.exists():
-            return None
-        with safe_open(path, framework="np") as file:
-            metadata = file.metadata() or {}
-        return (read_arrays(path), json.loads(metadata["report"])) if metadata.get("key") == self.key else None
-
-    def save(self, name: str, arrays: dict[str, np.ndarray], report: Any) -> tuple[dict[str, np.ndarray], Any]:
-        """Write a stage; returns what `load` will."""
+        if path.exists():
+            with safe_open(path, framework="np") as file:
+                metadata = file.metadata() or {}
+            if metadata.get("key") == self.key:
+                return read_arrays(path), json.loads(metadata["report"])
+        arrays, report = fit()
         text = json.dumps(plain(report))
-        write_arrays(self.folder / f"{name}.safetensors", arrays, {"key": self.key, "report": text})
+        write_arrays(path, arrays, {"key": self.key, "report": text})
         return arrays, json.loads(text)
 
 
@@ -120,12 +119,20 @@ class _Run:
         recipe = self.recipe
         data, finetuned = self.read_data()
         backbone = self.load_backbone()
-        corpus = self.featurize(data, backbone)
+        section = recipe.backbone
+        corpus = build_corpus(
+            data.conversations(),
+            backbone,
+            self.features,
+            self.console,
+            max_length=section.max_length,
+            overflow=section.overflow,
+            batch_tokens=section.batch_tokens,
+            workers=ray_workers(section, backbone),
+        )
         rated, pairs = self.split_ratings(data, corpus), corpus.usable(data.pairs)
         names = rated.table.objectives.names
-        reference = (
-            [c for c in data.reference if c in corpus] if data.reference is not None else rated.train_conversations
-        )
+        reference = rated.train_conversations if data.reference is None else [c for c in data.reference if c in corpus]
         saved = _SavedStages(self.work, _digest(recipe, backbone, data))
 
         rows = rated.train_rows(corpus, recipe.regression.folds)
@@ -134,9 +141,8 @@ class _Run:
         debiasing = self.fit_debiasing(rewards(reference), reference, names)
         extra: dict[str, Any] = {}
         if recipe.joint is not None:
-            head, uncertainty, extra["joint"] = self.fit_joint(
-                rows, (head, uncertainty), rewards, pairs, debiasing, saved
-            )
+            heads = head, uncertainty
+            head, uncertainty, extra["joint"] = self.fit_joint(rows, heads, rewards, pairs, debiasing, saved)
             rewards = OutOfFoldRewards(head, rewards.trained_prompts | {pair.prompt_key for pair in pairs}, corpus)
             debiasing = self.fit_debiasing(rewards(reference), reference, names)
             saved = replace(saved, key=f"{saved.key} joint")
@@ -210,26 +216,13 @@ class _Run:
             )
         return backbone
 
-    def featurize(self, data: TrainingData, backbone: Backbone) -> Corpus:
-        section = self.recipe.backbone
-        return build_corpus(
-            data.conversations(),
-            backbone,
-            self.features,
-            self.console,
-            max_length=section.max_length,
-            overflow=section.overflow,
-            batch_tokens=section.batch_tokens,
-            workers=ray_workers(section, backbone),
-        )
-
     def split_ratings(self, data: TrainingData, corpus: Corpus) -> RatedSplit:
         """Rated rows that were not rejected, computed objectives included."""
-        order = np.concatenate([data.train_rows, data.test_rows])
-        usable = np.array([data.table.conversations[i] in corpus for i in order], bool)
-        is_train = np.arange(len(order)) < len(data.train_rows)
-        train, test = np.flatnonzero(is_train[usable]), np.flatnonzero(~is_train[usable])
-        table = data.table.take(order[usable])
+        train_rows, test_rows = (
+            [i for i in rows if data.table.conversations[i] in corpus] for rows in (data.train_rows, data.test_rows)
+        )
+        table = data.table.take([*train_rows, *test_rows])
+        train, test = np.split(np.arange(len(table)), [len(train_rows)])
         for name, measure in data.computed:
             if measure.startswith(OWN_FUNCTION):
                 function = measure.removeprefix(OWN_FUNCTION)
@@ -245,16 +238,17 @@ class _Run:
         start = finetuned.start(objectives) if finetuned else None
         if start is not None and not start.any():  # it was fine-tuned on other objectives
             start = None
-        result = saved.load("regression")
-        if result is None:
+
+        def fit() -> tuple[dict[str, np.ndarray], Any]:
             if backbone.engine == "ray" and start is None:
                 statistics = statistics_by_ray(rows, section.folds, backbone.workers)
             else:
                 statistics = rows.statistics(section.folds, start)
             if section.keep_statistics and start is None:  # ratings can be added later, but not to residuals
                 statistics.save(self.work / STATISTICS)
-            result = saved.save("regression", *heads_to_arrays(*fit_stage1(section, statistics, rows, start)))
-        head, uncertainty = heads_from_arrays(*result)
+            return heads_to_arrays(*fit_stage1(section, statistics, rows, start))
+
+        head, uncertainty = heads_from_arrays(*saved.get("regression", fit))
         for objective, report in zip(objectives, head.reports, strict=True):
             if objective.compute:
                 self.console.print(f"computed objective {objective.name}: R2 {report.r2:.2f} on held-out folds")
@@ -286,16 +280,14 @@ class _Run:
     ) -> tuple[GatingNetwork, GateReport]:
         """Stage 2."""
         recipe, section = self.recipe, self.recipe.gating
-        result = saved.load("gate")
-        if result is None:
+
+        def fit() -> tuple[dict[str, np.ndarray], Any]:
+            device = resolve_device(recipe.backbone.device)
             with Tracking(self.folder, recipe.report_to, recipe.name, recipe.model_dump(mode="json")) as tracking:
-                device = resolve_device(recipe.backbone.device)
-                network, report = train_gate(
-                    pairs, rewards, debiasing, section, tracking, seed=recipe.seed, device=device
-                )
-            state = {name: tensor.numpy() for name, tensor in network.state_dict().items()}
-            result = saved.save("gate", state, asdict(report))
-        arrays, values = result
+                gate, report = train_gate(pairs, rewards, debiasing, section, tracking, seed=recipe.seed, device=device)
+            return {name: tensor.numpy() for name, tensor in gate.state_dict().items()}, asdict(report)
+
+        arrays, values = saved.get("gate", fit)
         network = GatingNetwork(
             rewards.corpus.prompt.shape[1],
             len(debiasing.matrix),
@@ -319,17 +311,18 @@ class _Run:
         saved: _SavedStages,
     ) -> tuple[RegressionHead, Uncertainty | None, Any]:
         """Heads trained on ratings and pairs together, with the coefficients that a first gate gives the pairs."""
-        recipe = self.recipe
-        assert recipe.joint is not None
-        result = saved.load("joint")
-        if result is None:
+        joint, regression = self.recipe.joint, self.recipe.regression
+        assert joint is not None
+
+        def fit() -> tuple[dict[str, np.ndarray], Any]:
             network, _ = self.fit_gate(pairs, rewards, debiasing, saved)
-            differences = joint_pairs(pairs, network, debiasing, rewards.corpus, recipe.regression.folds)
-            head, uncertainty, report = train_joint_heads(*heads, rows, differences, recipe.joint, recipe.regression)
+            differences = joint_pairs(pairs, network, debiasing, rewards.corpus, regression.folds)
+            head, uncertainty, report = train_joint_heads(*heads, rows, differences, joint, regression)
             arrays, values = heads_to_arrays(head, uncertainty)
-            result = saved.save("joint", arrays, {**values, "joint": asdict(report)})
-        head, uncertainty = heads_from_arrays(*result)
-        return head, uncertainty, result[1]["joint"]
+            return arrays, {**values, "joint": asdict(report)}
+
+        arrays, values = saved.get("joint", fit)
+        return *heads_from_arrays(arrays, values), values["joint"]
 
     def build_model(
         self,
@@ -376,24 +369,19 @@ class _Run:
 
     def fit_quantiles(self, model: ArmoRM, head: RegressionHead, rows: RatedRows, saved: _SavedStages) -> Any:
         """Fit quantile heads and add them to the model; they do not change the score."""
-        assert self.recipe.quantiles is not None
-        arrays, report = saved.load("quantiles") or saved.save(
-            "quantiles", *train_quantile_heads(head, rows, self.recipe.quantiles)
-        )
+        section = self.recipe.quantiles
+        assert section is not None
+        arrays, report = saved.get("quantiles", partial(train_quantile_heads, head, rows, section))
         model.model.add_quantiles(report["objectives"], report["levels"], arrays["weight"], arrays["bias"])
         return report
 
 
 def _digest(recipe: Recipe, backbone: Backbone, data: TrainingData) -> str:
     """Digest of the recipe, the backbone and every conversation, rating and pair that training reads."""
-    digest = blake2b(digest_size=16)
-    digest.update(data.table.ratings.tobytes())
-    for conversation in data.table.conversations:
-        digest.update(conversation.key.encode())
-    for pair in data.pairs:
-        digest.update(f"{pair.chosen.key} {pair.rejected.key}".encode())
-    for conversation in data.reference or ():
-        digest.update(conversation.key.encode())
+    keys = [conversation.key for conversation in data.table.conversations]
+    keys += [f"{pair.chosen.key} {pair.rejected.key}" for pair in data.pairs]
+    keys += [conversation.key for conversation in data.reference or ()]
+    digest = blake2b(data.table.ratings.tobytes() + "".join(keys).encode(), digest_size=16)
     return blake2b(f"{recipe.hash} {backbone.fingerprint} {digest.hexdigest()}".encode(), digest_size=16).hexdigest()
 
 
@@ -401,14 +389,10 @@ def write_rejected(folder: Path, corpus: Corpus, table: RatingTable, pairs: Sequ
     """Write file, row and reason of each rejected conversation to rejected.jsonl, if any."""
     if not corpus.rejected:
         return
-    origins = {c.key: origin for c, origin in zip(table.conversations, table.origins, strict=True)}
-    for pair in pairs:
-        origins.setdefault(pair.chosen.key, pair.origin)
-        origins.setdefault(pair.rejected.key, pair.origin)
-    lines = []
-    for key, reason in corpus.rejected.items():
-        file, row = origins.get(key, ("", 0))
-        lines.append(json.dumps({"file": file, "row": row, "reason": reason}) + "\n")
+    origins = {side.key: pair.origin for pair in reversed(pairs) for side in (pair.chosen, pair.rejected)}
+    origins |= {c.key: origin for c, origin in zip(table.conversations, table.origins, strict=True)}
+    found = [(*origins.get(key, ("", 0)), reason) for key, reason in corpus.rejected.items()]
+    lines = (json.dumps({"file": file, "row": row, "reason": reason}) + "\n" for file, row, reason in found)
     write_text(folder / "rejected.jsonl", "".join(lines))
 
 

@@ -5,11 +5,12 @@ The descriptions are printed in the recipe reference of the documentation.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Optional, Union
+from typing import Annotated, Any, Literal, Optional
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from armorm.errors import nearest
+from armorm.heads.gate_training import GateSettings
 
 Range = tuple[float, float]
 OUR_COLUMNS = ("prompt", "response", "messages", "chosen", "rejected", "margin", "split")
@@ -20,13 +21,18 @@ class Section(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    def only(self, *keys: str) -> str:
+        """The one of these keys that is given."""
+        given = [key for key in keys if getattr(self, key) is not None]
+        if len(given) != 1:
+            raise ValueError(f"found {' and '.join(given) or 'none'} of {', '.join(keys)}; expected exactly one")
+        return given[0]
+
 
 class BackboneSection(Section):
     """The decoder whose hidden states are the features of all heads."""
 
-    model: str = Field(
-        "armorm-tiny", description="hub id, local folder, or armorm-tiny, which is included in the package"
-    )
+    model: str = Field("armorm-tiny", description="hub id, local folder, or armorm-tiny (included in the package)")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="of the weights; auto is bfloat16 on hardware that is fast at it, else float32"
     )
@@ -38,9 +44,7 @@ class BackboneSection(Section):
     batch_tokens: int = Field(8192, ge=64, description="maximum tokens per forward pass, padding included")
     engine: Literal["local", "ray"] = Field("local", description="features are computed in this process, or by Ray")
     workers: Optional[int] = Field(None, ge=1, description="number of Ray workers, by default one per GPU")
-    gpus_per_worker: Optional[float] = Field(
-        None, ge=0, description="GPUs per Ray worker, by default 1 if the cluster has any"
-    )
+    gpus_per_worker: Optional[float] = Field(None, ge=0, description="GPUs per Ray worker, by default 1 if any")
     revision: Optional[str] = Field(None, description="commit, tag or branch of a hub model")
     trust_remote_code: bool = Field(False, description="run Python code from the model's repository")
 
@@ -69,13 +73,9 @@ class FinetuneSection(Section):
         description="weight of each objective's squared error: 1, or 1 / (variance x sqrt(number of ratings))",
     )
     epochs: float = Field(2.0, gt=0, description="passes over the ratings")
-    preference_epochs: float = Field(
-        0.0, ge=0, description="passes over the preference pairs with a Bradley-Terry loss, before the ratings"
-    )
+    preference_epochs: float = Field(0.0, ge=0, description="earlier passes over the pairs, with a Bradley-Terry loss")
     learning_rate: float = Field(2e-5, gt=0, description="peak learning rate of the backbone")
-    head_learning_rate: float = Field(
-        0.003, gt=0, description="learning rate of the reward heads: largest change of a reward (0-1) per step"
-    )
+    head_learning_rate: float = Field(0.003, gt=0, description="of the heads: largest change of a reward per step")
     weight_decay: float = Field(0.01, ge=0, description="AdamW weight decay of the backbone's matrices")
     schedule: Literal["cosine", "linear", "stable"] = Field(
         "cosine", description="learning rate schedule after warmup; stable is constant with a linear decay at the end"
@@ -83,9 +83,7 @@ class FinetuneSection(Section):
     decay: float = Field(0.4, gt=0, le=1, description="share of the steps in which a stable schedule decays")
     warmup: float = Field(0.05, ge=0, lt=1, description="share of the steps used for linear warmup")
     batch_tokens: int = Field(8192, ge=64, description="maximum tokens per batch, padding included")
-    tree_tokens: int = Field(
-        1024, ge=64, description="maximum tokens of a prompt with responses that are computed together"
-    )
+    tree_tokens: int = Field(1024, ge=64, description="maximum tokens of a prompt and responses computed together")
     accumulation: int = Field(1, ge=1, description="gradient accumulation: batches per optimiser step")
     frozen_layers: int = Field(0, ge=0, description="number of first layers to freeze, with the embeddings")
     lora_rank: int = Field(16, ge=1, description="rank of the LoRA matrices")
@@ -150,30 +148,25 @@ class SetSection(Section):
 class RatingsSection(SetSection):
     """One of: a set of rated conversations (`data`), a public set (`preset`), a computed objective (`compute`)."""
 
-    objectives: dict[str, ObjectiveSection] = Field(
-        default_factory=dict, description="rating columns with their scales"
-    )
+    objectives: dict[str, ObjectiveSection] = Field(default_factory=dict, description="rating columns and their scales")
     preset: Optional[str] = Field(None, description="name of a public set with known columns and scales")
     compute: Optional[str] = Field(
         None,
-        description="measure: response_length, list_density, markdown_density or python:MODULE:FUNCTION",
+        description="response_length, list_density, markdown_density or python:MODULE:FUNCTION",
     )
     name: Optional[str] = Field(None, description="name of the computed objective")
     map: Literal["min_max", "bin_centre"] = Field("min_max", description="of a preset's objectives, see objectives")
 
     @model_validator(mode="after")
     def _one_kind(self) -> RatingsSection:
-        given = [key for key in ("data", "preset", "compute") if getattr(self, key) is not None]
-        if len(given) != 1:
-            raise ValueError(f"found {' and '.join(given) or 'none'} of data, preset, compute; expected exactly one")
+        given = self.only("data", "preset", "compute")
         if self.data is not None and not self.objectives:
             raise ValueError("a set of ratings needs objectives: {column: [low, high]}")
         if self.compute is None and self.name is not None:
             raise ValueError("name needs compute; a rated objective is named under objectives")
-        if self.data is None and self.objectives:
-            raise ValueError(f"objectives need data, found {given[0]}")
-        if self.data is None and self.columns:
-            raise ValueError(f"columns need data, found {given[0]}")
+        for key in ("objectives", "columns"):
+            if self.data is None and getattr(self, key):
+                raise ValueError(f"{key} need data, found {given}")
         if self.preset is None and self.map != "min_max":
             raise ValueError("map needs preset; for data it is a key of each objective")
         return self
@@ -183,21 +176,13 @@ class PreferencesSection(SetSection):
     """One of: a set of preference pairs (`data`), a public set (`preset`), pairs made from ratings (`from_ratings`)."""
 
     preset: Optional[str] = Field(None, description="name of a public set with a known layout")
-    from_ratings: Optional[str] = Field(
-        None, description="objective whose ratings are turned into pairs of responses to the same prompt"
-    )
+    from_ratings: Optional[str] = Field(None, description="objective whose ratings give pairs of responses")
     margin: float = Field(0.0, ge=0, description="minimum difference of raw ratings for a pair")
-    max_pairs_per_prompt: Optional[int] = Field(
-        None, ge=1, description="maximum pairs per prompt; more are subsampled with the seed"
-    )
+    max_pairs_per_prompt: Optional[int] = Field(None, ge=1, description="most pairs per prompt, sampled with the seed")
 
     @model_validator(mode="after")
     def _one_kind(self) -> PreferencesSection:
-        given = [key for key in ("data", "preset", "from_ratings") if getattr(self, key) is not None]
-        if len(given) != 1:
-            raise ValueError(
-                f"expected exactly one of data, preset and from_ratings, found {' and '.join(given) or 'none'}"
-            )
+        self.only("data", "preset", "from_ratings")
         if self.from_ratings is not None and self.margin <= 0:
             raise ValueError("from_ratings needs a margin > 0, in raw units")
         if self.from_ratings is None and self.margin:
@@ -208,14 +193,11 @@ class PreferencesSection(SetSection):
 class ReferenceSection(SetSection):
     """Reference data: debiasing is fitted, and mean and standard deviation of the score measured, on these rows."""
 
-    preset: Optional[str] = Field(
-        None, description="name of a public set of ratings or pairs; both responses of a pair are used"
-    )
+    preset: Optional[str] = Field(None, description="public set of ratings or pairs (both responses are used)")
 
     @model_validator(mode="after")
     def _one_kind(self) -> ReferenceSection:
-        if (self.data is None) == (self.preset is None):
-            raise ValueError("expected exactly one of data and preset")
+        self.only("data", "preset")
         return self
 
 
@@ -223,7 +205,7 @@ class RegressionSection(Section):
     """Stage 1: ridge regression of the rewards."""
 
     alphas: tuple[float, ...] = Field(
-        tuple(10.0**e for e in range(-4, 5)), min_length=1, description="ridge penalties to choose from"
+        tuple(10.0**e for e in range(-4, 5)), min_length=1, description="candidate penalties"
     )
     intercept: bool = Field(False, description="fit an unpenalised intercept")
     validation: Literal["by_prompt", "split"] = Field(
@@ -235,12 +217,8 @@ class RegressionSection(Section):
         default_factory=dict,
         description="weight of an objective's squared errors relative to its penalty, by default 1",
     )
-    uncertainty: bool = Field(
-        True, description="store in the model what is needed for uncertainties and intervals of rewards"
-    )
-    keep_statistics: bool = Field(
-        True, description="save sufficient statistics, so that ratings can be added later with armorm extend"
-    )
+    uncertainty: bool = Field(True, description="store what is needed for uncertainties and intervals of rewards")
+    keep_statistics: bool = Field(True, description="save sufficient statistics, for armorm extend")
 
     @field_validator("alphas")
     @classmethod
@@ -286,9 +264,7 @@ class DebiasSection(Section):
     level: Literal["pooled", "within_prompt"] = Field(
         "pooled", description="correlation over all rows, or of differences between responses to the same prompt"
     )
-    method: Literal["exact", "published"] = Field(
-        "exact", description="exact solution, or the grid search of the published script (for reproduction)"
-    )
+    method: Literal["exact", "published"] = Field("exact", description="exact solution, or the published grid search")
 
     @model_validator(mode="after")
     def _published_way(self) -> DebiasSection:
@@ -300,39 +276,14 @@ class DebiasSection(Section):
         return self
 
 
-class GatingSection(Section):
+class GatingSection(Section, GateSettings):
     """Stage 2: training of the gate on preference pairs."""
 
-    hidden_size: int = Field(1024, ge=1, description="width of the hidden layers")
-    hidden_layers: int = Field(3, ge=0, description="number of hidden layers; 0 is a linear gate")
-    temperature: float = Field(10.0, gt=0, description="divides the logits before the softmax")
-    logit_scale: Union[Literal["fit"], Annotated[float, Field(gt=0)]] = Field(
-        "fit", description="factor of the gating weights: fitted, or a fixed number"
-    )
-    dropout: float = Field(0.2, ge=0, lt=1, description="dropout of the hidden layers")
-    learning_rate: float = Field(1e-3, gt=0, description="peak learning rate of AdamW, with a cosine schedule")
-    weight_decay: float = Field(0.0, ge=0, description="AdamW weight decay")
-    steps: int = Field(2000, ge=1, description="maximum optimiser steps")
-    batch_size: int = Field(1024, ge=1, description="pairs per step")
-    patience: int = Field(
-        10, ge=1, description="evaluations (every 50 steps) without improvement before early stopping"
-    )
-    margin: float = Field(
-        0.0, ge=0, description="margin of the loss, times the pair's own margin relative to the mean of its source"
-    )
-    label_smoothing: float = Field(0.0, ge=0, lt=0.5, description="assumed share of pairs with swapped labels")
-    entropy: float = Field(0.0, ge=0, description="weight of an entropy bonus, which spreads the gating weights")
-    load_balance: float = Field(
-        0.0, ge=0, description="weight of a penalty on mean gating weights that are not uniform"
-    )
     source_weights: dict[str, Annotated[float, Field(gt=0)]] = Field(
         default_factory=dict, description="weight of the pairs of a preference set, by name; by default 1"
     )
     scale_rewards: bool = Field(
-        False, description="scale debiased rewards to unit standard deviation on the reference data, as part of T"
-    )
-    dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="of matrix products in training; auto is bfloat16 on hardware that is fast at it"
+        False, description="scale debiased rewards to unit deviation on the reference data (in T)"
     )
 
 
@@ -343,7 +294,7 @@ class EvaluationSection(SetSection):
     """An evaluation after training."""
 
     benchmark: Benchmark = Field(
-        description="pairs (preference pairs in data), ratings (held-out ratings), or a published benchmark"
+        description="pairs (those in data), ratings (held-out ratings), or a published benchmark"
     )
     name: Optional[str] = Field(None, description="name in metrics and report, by default that of the data")
 

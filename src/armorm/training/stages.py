@@ -19,7 +19,7 @@ from armorm.data.preferences import PreferencePair
 from armorm.data.ratings import RatingTable
 from armorm.heads.accumulation import accumulate, blocks_of
 from armorm.heads.debiasing import Debiasing
-from armorm.heads.gate_training import GateReport, GateSettings, RewardPairs, fit_gate
+from armorm.heads.gate_training import GateReport, RewardPairs, fit_gate
 from armorm.heads.joint import JointPairs, JointReport, fit_joint
 from armorm.heads.quantiles import fit_quantiles
 from armorm.heads.regression import RegressionHead, RegressionReport, fit_from_statistics, fold_of
@@ -206,9 +206,8 @@ def train_gate(
         margin=relative_margins(pairs) if section.margin else None,
         weight=np.array([section.source_weights.get(pair.source, 1.0) for pair in pairs]),
     )
-    settings = GateSettings(**section.model_dump(exclude={"source_weights", "scale_rewards"}), seed=seed)
     log = partial(tracking.log, "gate")
-    return fit_gate(corpus.prompt, reward_pairs, settings, initial=initial, device=device, log=log)
+    return fit_gate(corpus.prompt, reward_pairs, section, seed=seed, initial=initial, device=device, log=log)
 
 
 @torch.no_grad()

@@ -72,9 +72,8 @@ def _summary(found: DryRun, share: float) -> dict[str, Any]:
             "computed": dict(data.computed),
         }
     summary |= {"sets": found.sets, "missing": found.missing, "tokens_from": found.tokens_from}
-    summary |= {"work": asdict(found.work) if found.work else None, "shape_from": found.shape_from, "share": share}
-    summary["costs"] = {name: [asdict(stage) for stage in parts] for name, _, parts in found.fleets}
-    return summary
+    summary |= {"work": asdict(found.work), "shape_from": found.shape_from, "share": share}
+    return summary | {"costs": {name: [asdict(stage) for stage in parts] for name, parts in found.fleets}}
 
 
 def _tables(found: DryRun, share: float) -> Iterator[Table]:
@@ -84,14 +83,12 @@ def _tables(found: DryRun, share: float) -> Iterator[Table]:
     if not found.fleets:
         return
     times = table(f"\nat {share:.0%} MFU", "\nfeatures", "\nstage 1", "\nstage 2", "\nprice")
-    for name, _, parts in found.fleets:
-        money = parts[0].money
-        times.add_row(
-            name, *(readable_hours(stage.hours) for stage in parts), "-" if money is None else f"{money:,.2f}"
-        )
+    for name, parts in found.fleets:
+        money = "-" if parts[0].money is None else f"{parts[0].money:,.2f}"
+        times.add_row(name, *(readable_hours(stage.hours) for stage in parts), money)
     yield times
     memory = table("\nstage", "\nper", "\nmemory", "\ndisk", "", left=2)
-    for stage in found.fleets[0][2]:
+    for stage in found.fleets[0][1]:
         verdict = "" if stage.fits else "does not fit: see docs/scale.md"
         disk = readable_bytes(stage.disk) if stage.disk else ""
         memory.add_row(stage.name, stage.where, readable_bytes(stage.memory), disk, verdict)
@@ -113,8 +110,7 @@ def _facts(found: DryRun) -> Iterator[tuple[str, str]]:
             rows = "unknown number of rows" if entry["rows"] is None else f"{entry['rows']:,} rows"
             yield f"  {entry['place']}", f"{entry['set']}: {rows} ({entry['from']})"
     yield "stages", "tokens, features, regression, debiasing, gate, evaluation, model"
-    if work is not None:
-        yield "conversations", f"{work.conversations:,.0f}, with {work.prompts:,.0f} prompts"
-        yield "tokens", f"{work.tokens:,.0f} ({found.tokens_from})"
-        if found.shape is not None:
-            yield "forward FLOPs", f"{found.shape.forward_flops(work.tokens, work.squares):.3g}"
+    yield "conversations", f"{work.conversations:,.0f}, with {work.prompts:,.0f} prompts"
+    yield "tokens", f"{work.tokens:,.0f} ({found.tokens_from})"
+    if found.shape is not None:
+        yield "forward FLOPs", f"{found.shape.forward_flops(work.tokens, work.squares):.3g}"

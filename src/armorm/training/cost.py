@@ -30,13 +30,7 @@ PUBLISHED_GATE = GatingSection()
 
 @dataclass(frozen=True)
 class Shape:
-    """Dimensions of a decoder.
-
-    Attributes:
-        hidden: d.
-        inner: width of the gated feed-forward network.
-        vocabulary: rows of the embedding.
-    """
+    """Dimensions of a decoder; `inner` is the width of the gated feed-forward network."""
 
     hidden: int
     layers: int
@@ -82,8 +76,7 @@ class Shape:
         return 2.0 * self.layers * (self.layer_weights * tokens + self.heads * self.head_size * squares)
 
 
-# Shapes of public models, so that a dry run needs no download:
-# (d, layers, heads, kv heads, head size, inner, vocabulary).
+# Shapes of public models, so that a dry run needs no download.
 KNOWN_SHAPES = {
     "sfairXC/FsfairX-LLaMA3-RM-v0.1": Shape(4096, 32, 32, 8, 128, 14336, 128257),
     "RLHFlow/ArmoRM-Llama3-8B-v0.1": Shape(4096, 32, 32, 8, 128, 14336, 128257),
@@ -102,10 +95,8 @@ class Hardware:
     """Devices of one kind.
 
     Attributes:
-        name: display name.
         peak: dense FLOP/s of one device in the dtype that is used, by its data sheet.
         memory: bytes of one device.
-        devices: number of devices.
         price: per device-hour, or None.
     """
 
@@ -131,13 +122,11 @@ class Workload:
     """Size of a run.
 
     Attributes:
-        conversations: n distinct conversations.
-        prompts: m distinct prompts.
+        conversations, prompts: number of distinct ones.
         tokens: tokens to compute, after prompt sharing.
         squares: sum of the squared conversation lengths.
         rated: training rows of stage 1.
         groups: groups of rows with the same rated objectives; each has a Gram matrix.
-        objectives: k.
         pairs: training pairs of stage 2.
     """
 
@@ -156,10 +145,8 @@ class Stage:
     """Cost of one stage.
 
     Attributes:
-        flops: floating-point operations.
         hours: wall-clock time on the hardware.
-        memory: bytes of memory on one machine (host) or device.
-        where: `device` or `host`.
+        memory: bytes of memory on one machine (host) or device, by `where`.
         disk: bytes written.
         money: None without a price.
         fits: whether the memory suffices.

@@ -7,9 +7,10 @@ trained on, up to formatting (data/decontamination.py). Excluded training rows a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Literal
 
@@ -62,11 +63,8 @@ class TrainingData:
         table: rated rows of all sets, without computed objectives.
         train_rows, test_rows: row indices into the table.
         computed: (objective name, measure) of each computed objective.
-        pairs: training pairs, capped per prompt.
-        test_pairs: held-out pairs of the preference sets.
+        pairs, test_pairs: of the preference sets, capped per prompt.
         reference: reference conversations, or None for the rated training rows.
-        evaluations: sets of pairs to evaluate on.
-        evaluate_ratings: whether held-out ratings are evaluated.
         left_out: number of excluded rows by reason.
         benchmarks: (name, benchmark, data sources) of each published benchmark to evaluate on.
     """
@@ -97,14 +95,23 @@ class TrainingData:
 
     def all_pairs(self) -> Iterator[PreferencePair]:
         """Training, test and evaluation pairs."""
-        for pairs in (self.pairs, self.test_pairs, *(evaluation.pairs for evaluation in self.evaluations)):
-            yield from pairs
+        return chain(self.pairs, self.test_pairs, *(evaluation.pairs for evaluation in self.evaluations))
 
     def conversations(self) -> list[Conversation]:
         """Every conversation of the run, each once: rated rows, both sides of all pairs, reference data."""
         rated = [self.table.conversations[i] for i in (*self.train_rows, *self.test_rows)]
-        sides = [side for pair in self.all_pairs() for side in (pair.chosen, pair.rejected)]
-        return list({c.key: c for c in (*rated, *sides, *(self.reference or ()))}.values())
+        return distinct_conversations([*rated, *sides(self.all_pairs()), *(self.reference or ())])
+
+
+def sides(pairs: Iterable[PreferencePair]) -> Iterator[Conversation]:
+    """Chosen and rejected side of each pair."""
+    for pair in pairs:
+        yield from (pair.chosen, pair.rejected)
+
+
+def distinct_conversations(conversations: Iterable[Conversation]) -> list[Conversation]:
+    """Each conversation once, in order of first appearance."""
+    return list({conversation.key: conversation for conversation in conversations}.values())
 
 
 def read_training_data(recipe: Recipe) -> TrainingData:
@@ -143,7 +150,7 @@ def read_training_data(recipe: Recipe) -> TrainingData:
 
     evaluated = _benchmark_prompts(recipe, root, benchmarks)
     evaluated.add(table.conversations[i] for i in np.flatnonzero(test))
-    evaluated.add(pair.chosen for pair in (*test_pairs, *(pair for entry in evaluations for pair in entry.pairs)))
+    evaluated.add(pair.chosen for pair in chain(test_pairs, *(entry.pairs for entry in evaluations)))
     candidates = np.flatnonzero(~test & ~unused)
     clean_rows, same_rows, similar_rows = _decontaminate([table.conversations[i] for i in candidates], evaluated)
     clean_pairs, same_pairs, similar_pairs = _decontaminate([pair.chosen for pair in pairs], evaluated)
@@ -182,9 +189,9 @@ def _decontaminate(conversations: Sequence[Conversation], evaluated: KnownPrompt
 def _rated_sets(recipe: Recipe, located: Mapping[str, Location]) -> list[RatedSet]:
     sets = []
     for index, entry in enumerate(recipe.ratings):
-        if entry.compute is not None:
+        location = located.get(f"ratings.{index}")
+        if location is None:
             continue
-        location = located[f"ratings.{index}"]
         source = entry.source or entry.preset or _stem(location)
         if entry.preset is not None:
             preset = rating_preset(entry.preset)
@@ -207,15 +214,13 @@ def _rated_sets(recipe: Recipe, located: Mapping[str, Location]) -> list[RatedSe
 
 
 def _computed(recipe: Recipe) -> list[tuple[str, str]]:
-    computed = []
-    for index, entry in enumerate(recipe.ratings):
-        if entry.compute is not None:
-            try:
-                find_measure(entry.compute)
-            except ObjectiveError as error:
-                raise RecipeError(f"ratings.{index}.compute: {error}") from None
-            computed.append((entry.name or entry.compute, entry.compute))
-    return computed
+    computed = [(index, entry.name, entry.compute) for index, entry in enumerate(recipe.ratings) if entry.compute]
+    for index, _, measure in computed:
+        try:
+            find_measure(measure)
+        except ObjectiveError as error:
+            raise RecipeError(f"ratings.{index}.compute: {error}") from None
+    return [(name or measure, measure) for _, name, measure in computed]
 
 
 def _check_objectives(recipe: Recipe, sets: Sequence[RatedSet], computed: Sequence[tuple[str, str]]) -> None:
@@ -253,31 +258,18 @@ def set_locations(recipe: Recipe) -> Iterator[tuple[str, Kind, Location, Preset 
         RecipeError: for a missing file or an unknown preset, by its path in the recipe.
     """
     root = Path(recipe.data_root).expanduser()
-    for index, rated in enumerate(recipe.ratings):
-        if rated.compute is None:
-            place = f"ratings.{index}"
-            yield place, "ratings", *_locate(rated, root, place)
-    for index, preferences in enumerate(recipe.preferences):
-        if preferences.from_ratings is None:
-            place = f"preferences.{index}"
-            yield place, "pairs", *_locate(preferences, root, place)
+    entries: list[tuple[str, Kind, RatingsSection | PreferencesSection | ReferenceSection]] = []
+    entries += [(f"ratings.{i}", "ratings", entry) for i, entry in enumerate(recipe.ratings) if not entry.compute]
+    entries += [(f"preferences.{i}", "pairs", e) for i, e in enumerate(recipe.preferences) if not e.from_ratings]
     if recipe.reference != "ratings":
-        yield "reference", "reference", *_locate(recipe.reference, root, "reference")
-
-
-def _locate(
-    entry: RatingsSection | PreferencesSection | ReferenceSection, root: Path, place: str
-) -> tuple[Location, Preset | None]:
-    if entry.preset is None:
-        return data_location(entry, root, place), None
-    preset: Preset
-    if isinstance(entry, RatingsSection):
-        preset = rating_preset(entry.preset)
-    elif isinstance(entry, PreferencesSection):
-        preset = preference_preset(entry.preset)
-    else:
-        preset = PREFERENCE_PRESETS.get(entry.preset) or rating_preset(entry.preset)
-    return preset_location(preset, entry, root), preset
+        entries.append(("reference", "reference", recipe.reference))
+    for place, kind, entry in entries:
+        if entry.preset is None:
+            yield place, kind, data_location(entry, root, place), None
+            continue
+        is_pairs = kind == "pairs" or (kind == "reference" and entry.preset in PREFERENCE_PRESETS)
+        preset: Preset = preference_preset(entry.preset) if is_pairs else rating_preset(entry.preset)
+        yield place, kind, preset_location(preset, entry, root), preset
 
 
 def preset_location(preset: Preset, entry: SetSection, root: Path) -> Location:
@@ -317,26 +309,23 @@ def _split_pairs(
     test: list[PreferencePair] = []
     capped = 0
     for index, entry in enumerate(recipe.preferences):
-        pairs = _read_pairs(entry, located.get(f"preferences.{index}"), table, recipe.limit)
-        held_out = [is_test(pair.split, pair.prompt_key, recipe.test_share) for pair in pairs]
-        candidates = [p for p, out in zip(pairs, held_out, strict=True) if not out and p.split != "other"]
+        if entry.from_ratings is not None:
+            pairs = pairs_from_ratings(table, entry.from_ratings, entry.margin)
+        else:
+            location = located[f"preferences.{index}"]
+            split = entry.split or (preference_preset(entry.preset).split if entry.preset else "train")
+            pairs = read_preferences(location, entry.source or entry.preset or _stem(location), recipe.limit, split)
+        held_out, candidates = [], []
+        for pair in pairs:
+            if is_test(pair.split, pair.prompt_key, recipe.test_share):
+                held_out.append(pair)
+            elif pair.split != "other":
+                candidates.append(pair)
         kept = cap_pairs(candidates, entry.max_pairs_per_prompt, recipe.seed)
         capped += len(candidates) - len(kept)
         training += kept
-        test += cap_pairs(
-            [p for p, out in zip(pairs, held_out, strict=True) if out], entry.max_pairs_per_prompt, recipe.seed
-        )
+        test += cap_pairs(held_out, entry.max_pairs_per_prompt, recipe.seed)
     return training, test, capped
-
-
-def _read_pairs(
-    entry: PreferencesSection, location: Location | None, table: RatingTable, limit: int | None
-) -> list[PreferencePair]:
-    if entry.from_ratings is not None:
-        return pairs_from_ratings(table, entry.from_ratings, entry.margin)
-    assert location is not None
-    split = entry.split or (preference_preset(entry.preset).split if entry.preset else "train")
-    return read_preferences(location, entry.source or entry.preset or _stem(location), limit, split)
 
 
 def _evaluation_set(entry: EvaluationSection, location: Location, limit: int | None) -> EvaluationSet:
@@ -348,13 +337,9 @@ def _evaluation_set(entry: EvaluationSection, location: Location, limit: int | N
 
 def _read_reference(location: Location, limit: int | None) -> list[Conversation]:
     """The conversation of each rated row, or both of each pair."""
-    conversations = []
+    conversations: list[Conversation] = []
     for row in islice(location.rows(), limit):
-        if row.values.get("chosen") is None:
-            conversations.append(row.conversation())
-        else:
-            pair = preference_pair(row)
-            conversations += [pair.chosen, pair.rejected]
+        conversations += [row.conversation()] if row.values.get("chosen") is None else sides([preference_pair(row)])
     return conversations
 
 
@@ -407,9 +392,7 @@ def relative_margins(pairs: Sequence[PreferencePair]) -> np.ndarray:
 
 def held_out_prompts(prompt_keys: Sequence[str], share: float) -> np.ndarray:
     """Mask of held-out pairs: whole prompts, chosen by a hash, until at least `share` of all pairs is held out."""
-    counts: dict[str, int] = {}
-    for key in prompt_keys:
-        counts[key] = counts.get(key, 0) + 1
+    counts = Counter(prompt_keys)
     held: set[str] = set()
     taken = 0
     for key in sorted(counts, key=lambda key: key[8:]):

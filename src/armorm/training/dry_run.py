@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,24 +36,23 @@ class DryRun:
     """What is known about a run before it starts.
 
     Attributes:
-        recipe: the recipe.
         data: the training data, if every set is available offline.
         sets: number of rows of each set, and the origin of that number.
         missing: sets and models that are not available offline.
         shape, shape_from: the backbone's shape and its origin.
         work, tokens_from: the workload and how its tokens were counted.
-        fleets: name, hardware and cost of the stages on each fleet.
+        fleets: name and cost of the stages on each fleet; empty without a shape.
     """
 
     recipe: Recipe
-    data: TrainingData | None = None
-    sets: list[dict[str, Any]] = field(default_factory=list)
-    missing: list[str] = field(default_factory=list)
-    shape: Shape | None = None
-    shape_from: str = ""
-    work: Workload | None = None
-    tokens_from: str = ""
-    fleets: list[tuple[str, Hardware, list[Stage]]] = field(default_factory=list)
+    data: TrainingData | None
+    sets: list[dict[str, Any]]
+    missing: list[str]
+    shape: Shape | None
+    shape_from: str
+    work: Workload
+    tokens_from: str
+    fleets: list[tuple[str, list[Stage]]]
 
 
 def dry_run(
@@ -68,60 +68,47 @@ def dry_run(
     Raises:
         RecipeError, DataError: for faults of the recipe or of the available sets.
     """
-    result = DryRun(recipe)
-    missing: dict[str, None] = {}  # ordered, each once
+    sets, unavailable = [], []
     for place, kind, location, preset in set_locations(recipe):
         available = location.available_offline
         rows = preset.count if preset is not None and not available else None
-        result.sets.append(
+        published = "published size" + (", rounded" if preset and preset.rounded else "")
+        sets.append(
             {
                 "place": place,
                 "set": location.name,
                 "kind": kind,
                 "rows": rows,
                 "conversations": (rows or 0) * (2 if isinstance(preset, PreferencePreset) else 1),
-                "from": "available offline"
-                if available
-                else "published size" + (", rounded" if preset and preset.rounded else ""),
+                "from": "available offline" if available else published,
             }
         )
         if not available:
-            missing[f"{location.name} (fetch it, or put its files below {recipe.data_root})"] = None
+            unavailable.append(f"{location.name} (fetch it, or put its files below {recipe.data_root})")
     for entry in recipe.evaluation:
-        if entry.benchmark in ("pairs", "ratings") or entry.data is not None:
-            continue
-        for hub in BENCHMARKS[entry.benchmark].published:
+        for hub in BENCHMARKS[entry.benchmark].published if entry.data is None else ():
             if not Location.find(hub.id, Path(recipe.data_root).expanduser()).available_offline:
-                missing[f"{hub.id} ({entry.benchmark})"] = None
-    result.missing = list(missing)
-    if not missing:
-        result.data = read_training_data(recipe)
-    result.shape, result.shape_from, template = _backbone(recipe, result.missing)
-    if result.data is None:
-        result.work = _assumed_workload(recipe, result.sets, row_tokens)
-        result.tokens_from = f"assumed: {row_tokens:g} per conversation (--row-tokens), no shared prompts"
+                unavailable.append(f"{hub.id} ({entry.benchmark})")
+    missing = list(dict.fromkeys(unavailable))
+    data = None if missing else read_training_data(recipe)
+    shape, shape_from, template = _backbone(recipe, missing)
+    if data is None:
+        work = _assumed_workload(recipe, sets, row_tokens)
+        tokens_from = f"assumed: {row_tokens:g} per conversation (--row-tokens), no shared prompts"
     else:
-        result.work, result.tokens_from = _sampled_workload(recipe, result.data, template)
-    if result.shape is not None:
-        result.fleets = [
-            (
-                name,
-                fleet,
-                stages(
-                    result.shape,
-                    result.work,
-                    fleet,
-                    share=share,
-                    gate=recipe.gating,
-                    folds=recipe.regression.folds,
-                    alphas=len(recipe.regression.alphas),
-                    batch_tokens=recipe.backbone.batch_tokens,
-                    weight_bytes=4 if recipe.backbone.dtype == "float32" else 2,
-                ),
-            )
-            for name, fleet in fleets(device, nodes)
-        ]
-    return result
+        work, tokens_from = _sampled_workload(recipe, data, template)
+    cost = partial(
+        stages,
+        work=work,
+        share=share,
+        gate=recipe.gating,
+        folds=recipe.regression.folds,
+        alphas=len(recipe.regression.alphas),
+        batch_tokens=recipe.backbone.batch_tokens,
+        weight_bytes=4 if recipe.backbone.dtype == "float32" else 2,
+    )
+    costs = [(name, cost(shape, hardware=fleet)) for name, fleet in fleets(device, nodes)] if shape else []
+    return DryRun(recipe, data, sets, missing, shape, shape_from, work, tokens_from, costs)
 
 
 def workload_of(data: TrainingData, lengths: dict[str, int]) -> Workload:
@@ -170,11 +157,8 @@ def _sampled_workload(recipe: Recipe, data: TrainingData, template: ChatTemplate
     sample = conversations if len(conversations) <= SAMPLE else random.Random(0).sample(conversations, SAMPLE)
     lengths = [_length(c, template, recipe.backbone.max_length) for c in sample]
     scale = len(conversations) / max(len(sample), 1)
-    work = replace(
-        workload_of(data, {}),
-        tokens=sum(lengths) * scale,
-        squares=sum(length * length for length in lengths) * scale,
-    )
+    squares = sum(length * length for length in lengths)
+    work = replace(workload_of(data, {}), tokens=sum(lengths) * scale, squares=squares * scale)
     by = "the backbone's tokenizer" if template is not None else f"{CHARACTERS_PER_TOKEN:g} characters per token"
     complete = len(sample) == len(conversations)
     how = "counted" if complete else f"estimated from {len(sample):,} of {len(conversations):,} conversations"
@@ -213,10 +197,6 @@ def _backbone(recipe: Recipe, missing: list[str]) -> tuple[Shape | None, str, Ch
 
 
 def require_known_device(name: str, devices: Sequence[str]) -> None:
-    """Check a device name.
-
-    Raises:
-        RecipeError: for an unknown device, naming the known ones.
-    """
+    """Raise RecipeError for an unknown device, naming the known ones."""
     if name not in devices:
         raise RecipeError(f"unknown hardware {name!r}, expected one of {', '.join(devices)}")

@@ -37,7 +37,7 @@ from armorm.model.configuration import ArmoRMConfig
 from armorm.model.remote_code import GatingNetwork
 from armorm.objectives import ObjectiveSet
 from armorm.reward_model import ArmoRM
-from armorm.training.dataset import group_index, is_test
+from armorm.training.dataset import distinct_conversations, group_index, is_test, sides
 from armorm.training.evaluate import held_out_rating_metrics
 from armorm.training.featurize import Corpus, build_corpus
 from armorm.training.pipeline import save_run, write_rejected
@@ -93,10 +93,9 @@ def extend(
     table = read_ratings(sets)
     pairs = [pair for location in preferences for pair in read_preferences(location) if not pair.is_tie]
     pairs = [pair for pair in pairs if not is_test(pair.split, pair.prompt_key, TEST_SHARE)]
-    sides = [side for pair in pairs for side in (pair.chosen, pair.rejected)]
     limits = rm.model.config.limits
     corpus = build_corpus(
-        list({c.key: c for c in (*table.conversations, *sides)}.values()),
+        distinct_conversations([*table.conversations, *sides(pairs)]),
         rm.backbone,
         folder / "work" / "features",
         console,
@@ -127,7 +126,12 @@ def extend(
     gate = extended_gate(rm, len(added), corpus.features(reference).prompt, share)
     gate_report = None
     if pairs:
-        section = _gating_section(rm.model.config, steps)
+        section = GatingSection(
+            hidden_size=rm.model.config.gating_hidden_dim,
+            hidden_layers=rm.model.config.gating_n_hidden,
+            temperature=rm.model.config.gating_temperature,
+            steps=steps,
+        )
         with Tracking(folder, (), "extend", {}) as tracking:
             gate, gate_report = train_gate(pairs, rewards, debiasing, section, tracking, seed=seed, initial=gate)
     elif added:
@@ -162,7 +166,6 @@ def _split(table: RatingTable, corpus: Corpus) -> RatedSplit:
 
 
 def _dropped_features(rm: ArmoRM, folder: Path, again: Sequence[str]) -> list[str]:
-    """Warnings about optional parts of the old model that the new one will not have."""
     found = []
     if rm.model.config.quantiles:
         names = ", ".join(rm.model.config.quantiles["objectives"])
@@ -225,10 +228,8 @@ def _extended_head(
         if report.objective in rated_names:
             column = objectives.position(report.objective)
             weight[column], bias[column] = fitted.weight[position], fitted.bias[position]
-            fold_weight[:, column], fold_bias[:, column] = (
-                fitted.fold_weight[:, position],
-                fitted.fold_bias[:, position],
-            )
+            fold_weight[:, column] = fitted.fold_weight[:, position]
+            fold_bias[:, column] = fitted.fold_bias[:, position]
             reports.append(report)
     return RegressionHead(weight, bias, fold_weight, fold_bias, reports)
 
@@ -267,44 +268,28 @@ def _extended_debiasing(rm: ArmoRM, rewards: np.ndarray, reference: Sequence[Con
 def extended_gate(rm: ArmoRM, new: int, prompts: np.ndarray, share: float | None) -> GatingNetwork:
     """The gate with a constant logit for each new objective, such that new objectives together have the requested mean
     share of the weight over the prompts (m, d)."""
-    config, old = rm.model.config, rm.model.gating
-    k = len(rm.objectives)
+    temperature, k = rm.model.config.gating_temperature, len(rm.objectives)
+    gate = copy.deepcopy(rm.model.gating).cpu()
+    layers: list[Any] = list(gate.layers)
+    last = layers[-1]
     share = new / (k + new) if share is None else share
     if new and not 0 < share < 1:
         raise FitError(f"share {share:g}, expected more than 0 and less than 1")
     logits = torch.from_numpy(prompts).float()
-    for layer in old.layers[:-1]:
-        logits = torch.relu(layer.cpu()(logits))
-    logits = old.layers[-1].cpu()(logits).double() / config.gating_temperature
-    total = torch.logsumexp(logits, 1)
+    for layer in layers[:-1]:
+        logits = torch.relu(layer(logits))
+    total = torch.logsumexp(last(logits).double() / temperature, 1)
     low, high = float(total.min()) - 50.0, float(total.max()) + 50.0
     for _ in range(100):  # bisection: the mean share rises with the logit
         middle = (low + high) / 2
         mean = float(torch.sigmoid(middle - total).mean())
         low, high = (middle, high) if mean < share else (low, middle)
-    logit = (low - np.log(max(new, 1))) * config.gating_temperature
-    gate = GatingNetwork(
-        config.hidden_size,
-        k + new,
-        hidden_size=config.gating_hidden_dim,
-        hidden_layers=config.gating_n_hidden,
-        temperature=config.gating_temperature,
-    )
-    state = {name: tensor.clone().cpu() for name, tensor in old.state_dict().items()}
-    weight, bias = (f"layers.{config.gating_n_hidden}.{name}" for name in ("weight", "bias"))
-    state[weight] = torch.cat([state[weight], torch.zeros(new, state[weight].shape[1])])
-    state[bias] = torch.cat([state[bias], torch.full((new,), logit)])
-    gate.load_state_dict(state)
+    logit = (low - np.log(max(new, 1))) * temperature
+    extended = torch.nn.Linear(last.in_features, k + new)
+    extended.weight.copy_(torch.cat([last.weight, torch.zeros(new, last.in_features)]))
+    extended.bias.copy_(torch.cat([last.bias, torch.full((new,), logit)]))
+    gate.layers[-1] = extended
     return gate.eval()
-
-
-def _gating_section(config: ArmoRMConfig, steps: int) -> GatingSection:
-    return GatingSection(
-        hidden_size=config.gating_hidden_dim,
-        hidden_layers=config.gating_n_hidden,
-        temperature=config.gating_temperature,
-        steps=steps,
-    )
 
 
 def _extended_config(

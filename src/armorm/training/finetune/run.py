@@ -37,7 +37,7 @@ from armorm.files import write_json
 from armorm.heads.regression import MIN_RATINGS, fit_regression, fold_of
 from armorm.objectives import ObjectiveSet
 from armorm.progress import progress
-from armorm.training.dataset import TrainingData
+from armorm.training.dataset import TrainingData, distinct_conversations, sides
 from armorm.training.finetune.collator import grow_trees, reads_trees
 from armorm.training.finetune.record import Finetuned, short_keys
 from armorm.training.finetune.trainer import Learner, TreeBatches, last_whole_checkpoint, run_trainer
@@ -67,7 +67,10 @@ def finetune(recipe: Recipe, data: TrainingData, work: Path, console: Console) -
     """
     section = recipe.finetune
     assert section is not None
-    require_extra(section)
+    needed = ["accelerate", *(["peft"] if section.method == "lora" else [])]
+    missing = [name for name in needed if importlib.util.find_spec(name) is None]
+    if missing:
+        raise MissingExtraError(f"finetune needs {' and '.join(missing)}: pip install 'armorm[finetune]'")
     start = Backbone.load(
         recipe.backbone.model,
         dtype="weights",
@@ -108,18 +111,6 @@ def finetune(recipe: Recipe, data: TrainingData, work: Path, console: Console) -
     temporary.rename(folder)  # atomic: a folder with a record is complete
     shutil.rmtree(work / "finetune")
     return folder
-
-
-def require_extra(section: FinetuneSection) -> None:
-    """Check that the packages for fine-tuning are installed.
-
-    Raises:
-        MissingExtraError: naming the missing packages and the extra.
-    """
-    needed = ["accelerate", *(["peft"] if section.method == "lora" else [])]
-    missing = [name for name in needed if importlib.util.find_spec(name) is None]
-    if missing:
-        raise MissingExtraError(f"finetune needs {' and '.join(missing)}: pip install 'armorm[finetune]'")
 
 
 def is_chosen(prompt_key: str, share: float) -> bool:
@@ -167,8 +158,7 @@ class _FinetuneData:
         shares = [section.source_shares.get(source, section.share) for source in table.sources]
         rows = [i for i in data.train_rows if is_chosen(table.conversations[i].prompt_key, shares[i])]
         pairs = [p for p in data.pairs if section.preference_epochs and is_chosen(p.prompt_key, section.share)]
-        sides = [side for pair in pairs for side in (pair.chosen, pair.rejected)]
-        unique = list({c.key: c for c in (*(table.conversations[i] for i in rows), *sides)}.values())
+        unique = distinct_conversations([*(table.conversations[i] for i in rows), *sides(pairs)])
         limit, overflow = recipe.backbone.max_length, recipe.backbone.overflow
         with progress("tokens to fine-tune on", len(unique), "conversations") as advance:
             result = encode_rows(backbone.template, unique, limit, overflow, advance)
@@ -177,26 +167,22 @@ class _FinetuneData:
         rows = [i for i in rows if table.conversations[i].key in place]
         if not rows:
             raise FitError(f"finetune.share {section.share}: no rated row is left to fine-tune on")
-        usable = [
-            (place[pair.chosen.key], place[pair.rejected.key])
-            for pair in pairs
-            if pair.chosen.key in place and pair.rejected.key in place
+        placed = [
+            (place[p.chosen.key], place[p.rejected.key])
+            for p in pairs
+            if {p.chosen.key, p.rejected.key} <= place.keys()
         ]
-        same = [(a, b) for a, b in usable if encoded[a].prompt_key == encoded[b].prompt_key]
-        if len(same) < len(pairs):
-            console.print(
-                f"fine-tuning skips {len(pairs) - len(same):,} pairs (rejected, or truncated to different prompts)"
-            )
+        same = [(a, b) for a, b in placed if encoded[a].prompt_key == encoded[b].prompt_key]
+        skipped = len(pairs) - len(same)
+        if skipped:
+            console.print(f"fine-tuning skips {skipped:,} pairs (rejected, or truncated to different prompts)")
         if section.preference_epochs and not same:
             raise FitError(f"finetune.share {section.share}: no preference pair is left for preference_epochs")
         rated = np.array([place[table.conversations[i].key] for i in rows], np.int64)
         tokens = [encoded[i].response_tokens for i in rated]
         table = add_computed(table.take(rows), data.computed, tokens, np.arange(len(rows)))
-        ratings, prompts = (
-            table.objectives.to_reward(table.ratings),
-            sorted({unique[i].prompt_key for i in result.kept}),
-        )
-        return cls(encoded, rated, ratings, table.objectives, same, prompts)
+        prompts = sorted({unique[i].prompt_key for i in result.kept})
+        return cls(encoded, rated, table.objectives.to_reward(table.ratings), table.objectives, same, prompts)
 
 
 def rating_weights(ratings: np.ndarray, kind: str) -> np.ndarray:
@@ -224,7 +210,6 @@ def _train(
     """Train on pairs if requested, then on ratings; returns the trained learner and the loss curves."""
     model = start.model if section.method == "lora" else start.model.float()
     device = resolve_device(str(start.device))
-    rating_items = [(int(row),) for row in rows.rated]
     everything = grow_trees(rows.encoded, [(row,) for row in range(len(rows.encoded))], section.tree_tokens)
     probe = sorted(everything, key=lambda tree: -len(tree.rows))[:2]
     share = len(probe[0].rows) > 1 and reads_trees(model, rows.encoded, probe)
@@ -241,28 +226,19 @@ def _train(
     )
     few_shapes = device.type == "cpu" and fast_bfloat16()
     autocast = device.type == "cuda" or few_shapes
-    curves: dict[str, Any] = {"shared_prompts": share}
-    if section.preference_epochs:
-        trees = grow_trees(rows.encoded, rows.pairs, section.tree_tokens, share=share)
-        curves["preferences"] = run_trainer(
-            learner,
-            TreeBatches(rows.encoded, trees, section, seed, share, few_shapes),
-            section.preference_epochs,
-            checkpoints / "preferences",
-            device=device,
-            bfloat16=autocast,
-        )
-    trees = grow_trees(rows.encoded, rating_items, section.tree_tokens, share=share)
     by_row = np.full((len(rows.encoded), rows.ratings.shape[1]), np.nan, np.float32)
     by_row[rows.rated] = rows.ratings
-    curves["ratings"] = run_trainer(
-        learner,
-        TreeBatches(rows.encoded, trees, section, seed, share, few_shapes, by_row),
-        section.epochs,
-        checkpoints / "ratings",
-        device=device,
-        bfloat16=autocast,
-    )
+    stages: list[tuple[str, list[tuple[int, ...]], float, np.ndarray | None]] = [
+        ("preferences", [*rows.pairs], section.preference_epochs, None),
+        ("ratings", [(int(row),) for row in rows.rated], section.epochs, by_row),
+    ]
+    curves: dict[str, Any] = {"shared_prompts": share}
+    for name, items, epochs, ratings in stages:
+        if epochs:
+            trees = grow_trees(rows.encoded, items, section.tree_tokens, share=share)
+            batches = TreeBatches(rows.encoded, trees, section, seed, share, few_shapes, ratings)
+            folder = checkpoints / name
+            curves[name] = run_trainer(learner, batches, epochs, folder, device=device, bfloat16=autocast)
     return learner, curves
 
 

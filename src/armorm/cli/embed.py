@@ -16,7 +16,7 @@ from armorm.cli.output import emit, write_rejected
 from armorm.data.sources import Location
 from armorm.errors import RecipeError
 from armorm.files import EMBEDDED_BACKBONE
-from armorm.progress import say
+from armorm.progress import progress, say
 
 if TYPE_CHECKING:
     from armorm.backbone.chat_template import EncodedConversation
@@ -57,12 +57,11 @@ def embed(
     from armorm.features.store import FeatureStore
     from armorm.features.token_table import TokenTable
     from armorm.features.workers import ExtractionSettings
-    from armorm.progress import progress
 
-    if overflow not in ("skip", "truncate_prompt"):
-        raise RecipeError(f"--overflow: found {overflow!r}, expected skip or truncate_prompt")
-    if engine not in ("local", "ray"):
-        raise RecipeError(f"--engine: found {engine!r}, expected local or ray")
+    choices = {"overflow": (overflow, "skip", "truncate_prompt"), "engine": (engine, "local", "ray")}
+    for name, (given, *expected) in choices.items():
+        if given not in expected:
+            raise RecipeError(f"--{name}: found {given!r}, expected {' or '.join(expected)}")
     if engine == "local" and (workers, gpus_per_worker, cpus_per_worker) != (None, None, None):
         raise RecipeError("--workers, --gpus-per-worker and --cpus-per-worker require --engine ray")
     rows = Location.find(input).rows()

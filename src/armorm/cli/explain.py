@@ -51,12 +51,5 @@ def explain(
     if html is not None:
         from armorm.explain.explanation import explanations_page
 
-        write_page(
-            html,
-            explanations_page(
-                [
-                    (f"row {number}", explanation, conversation)
-                    for (number, conversation), explanation in zip(rows, explanations, strict=True)
-                ]
-            ),
-        )
+        parts = [(f"row {number}", found, c) for (number, c), found in zip(rows, explanations, strict=True)]
+        write_page(html, explanations_page(parts))

@@ -44,6 +44,7 @@ def extend(
     from armorm.data.sources import Location
     from armorm.model.configuration import ArmoRMConfig
     from armorm.training.extend import extend as run
+    from armorm.training.summary import number
 
     known = ArmoRMConfig.from_pretrained(embedded_path(model) or model).objective_set
     sets, guessed = rated_sets(known, ratings, column_scales(objectives or ()))
@@ -55,13 +56,6 @@ def extend(
     shown = table("objective", "ratings", "alpha", "R2", "test", "Spearman")
     for report in metrics["regression"]:
         test = metrics["evaluation"]["ratings"].get(report["objective"], {})
-        spearman = test.get("spearman")
-        shown.add_row(
-            report["objective"],
-            f"{report['ratings']:,}",
-            f"{report['alpha']:g}",
-            f"{report['r2']:.2f}",
-            str(test.get("n", "")),
-            "" if spearman is None else f"{spearman:.3f}",
-        )
+        fitted = f"{report['ratings']:,}", f"{report['alpha']:g}", number(report["r2"], 2)
+        shown.add_row(report["objective"], *fitted, str(test.get("n", "")), number(test.get("spearman")))
     emit(metrics, shown, f"\nmodel, card and metrics: {output}", as_json=as_json)

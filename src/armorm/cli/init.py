@@ -60,9 +60,11 @@ def init(
             console.print(shown, markup=False)
     emit([_summary(part) for part in found], as_json=as_json)
     guessed = sum(not guess.stated for part in found for guess in part.guesses)
-    if guessed and not yes and not _confirmed(console):
-        say(f"\n{guessed} guessed scales: accept them with --yes, or state them with --scale COLUMN=LOW:HIGH")
-        raise typer.Exit(2)
+    if guessed and not yes:
+        answer = console.input("\nare these scales right? [y/N] ") if sys.stdin.isatty() else ""
+        if answer.strip().lower() not in ("y", "yes"):
+            say(f"\n{guessed} guessed scales: accept them with --yes, or state them with --scale COLUMN=LOW:HIGH")
+            raise typer.Exit(2)
     counts = read_training_data(Recipe.from_text(text, name=str(output))).counts()
     head = f"# Written by armorm init from {', '.join(data)}; comments give the basis of each scale."
     write_text(output, f"{head}\n{text}")
@@ -77,12 +79,6 @@ def _column(text: str) -> tuple[str, str]:
     if not equals or role not in _ROLES:
         raise typer.BadParameter(f"found {text!r}, expected prompt=NAME, response=NAME, messages=NAME, ...")
     return role, name
-
-
-def _confirmed(console: Console) -> bool:
-    if not sys.stdin.isatty():
-        return False
-    return console.input("\nare these scales right? [y/N] ").strip().lower() in ("y", "yes")
 
 
 def _shown(found: Inspection) -> Iterator[RenderableType]:

@@ -114,10 +114,9 @@ def _prompt_key(row: Row) -> str:
     from armorm.data.preferences import preference_pair
     from armorm.evaluation.best_of_n import read_candidates
 
-    kind = _kind(row)
-    if kind == "preference pairs":
+    if _kind(row) == "preference pairs":
         return preference_pair(row).prompt_key
-    if kind == "conversations":
+    if _kind(row) == "conversations":
         return row.conversation().prompt_key
     candidates = next(read_candidates([row]))
     for fault in candidates.faults.values():
@@ -147,9 +146,7 @@ def _store(folder: Path) -> dict[str, Any]:
     from armorm.features.store import FeatureStore, read_manifest
 
     manifest = read_manifest(folder)
-    store = FeatureStore(
-        folder, fingerprint=manifest.get("fingerprint", {}), hidden_size=manifest.get("hidden_size", 0)
-    )
+    store = FeatureStore(folder, fingerprint=manifest["fingerprint"], hidden_size=manifest["hidden_size"])
     return {
         "kind": "features",
         "name": str(folder),

@@ -13,6 +13,7 @@ from armorm.cli.input import STANDARD_INPUT, input_rows
 from armorm.cli.options import HtmlOption, JsonOption
 from armorm.cli.output import emit, write_page
 from armorm.errors import CheckpointError
+from armorm.progress import progress
 
 if TYPE_CHECKING:
     from armorm.data.rows import Row
@@ -41,22 +42,19 @@ def monitor(
     from armorm.monitoring.summary import summarize_run
 
     name = STANDARD_INPUT if log == "-" else log
-    outcome = summarize_run(read_log(_with_progress(log), name), _reference(model))
+    with progress("log", _lines(log), "lines") as advance:
+
+        def counted() -> Iterator[Row | DataError]:
+            for row in input_rows(log):
+                advance(1)
+                yield row
+
+        outcome = summarize_run(read_log(counted(), name), None if model is None else _reference(model))
     if html is not None:
-        write_page(html, monitor_page(outcome, title=STANDARD_INPUT if log == "-" else Path(log).name))
+        write_page(html, monitor_page(outcome, title=Path(name).name))
     emit(outcome.to_dict(), MonitorView(outcome), as_json=as_json, indent=None)
     if fail_on_flag and outcome.flags:
         raise typer.Exit(1)
-
-
-def _with_progress(log: str) -> Iterator[Row | DataError]:
-    from armorm.progress import progress
-
-    rows = input_rows(log)
-    with progress("log", _lines(log), "lines") as advance:
-        for row in rows:
-            advance(1)
-            yield row
 
 
 def _lines(log: str) -> int:
@@ -68,9 +66,7 @@ def _lines(log: str) -> int:
         return sum(chunk.count(b"\n") for chunk in iter(lambda: file.read(1 << 20), b""))
 
 
-def _reference(model: str | None) -> dict[str, Any] | None:
-    if model is None:
-        return None
+def _reference(model: str) -> dict[str, Any]:
     from armorm.files import embedded_path
     from armorm.model.configuration import ArmoRMConfig
 

@@ -7,18 +7,18 @@ be found in the control, a corpus without planted effects.
 from __future__ import annotations
 
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from armorm.backbone.encoding import encode_rows
 from armorm.conversation import Conversation
 from armorm.correlation import spearman
-from armorm.data.preferences import PreferencePair, read_preferences
+from armorm.data.preferences import read_preferences
 from armorm.data.ratings import RatingTable
 from armorm.data.sources import Location
 from armorm.data.synthetic import RECIPE, DemoRow, generate, write_corpus
@@ -30,6 +30,7 @@ from armorm.reward_model import ArmoRM
 from armorm.training.dataset import held_out_prompts, read_training_data
 from armorm.training.pipeline import train
 from armorm.training.recipe import Recipe
+from armorm.training.summary import numbers_table
 
 # Planted quality that each objective rates.
 TRUTH = {
@@ -64,11 +65,14 @@ def run_demo(output: Path, seed: int = 0) -> dict[str, Any]:
 
 def _findings(model: ArmoRM, recipe: Recipe, rows: list[DemoRow], store: Path) -> dict[str, Any]:
     test = [row for row in rows if row.test]
-    features = _features(model, [Conversation.from_messages(row.messages) for row in test], store)
-    batch = model.score_features(features)
+    conversations = [Conversation.from_messages(row.messages) for row in test]
+    batch = model.score_features(_features(model, conversations, store))
+    table = read_training_data(recipe).table
+    place = {conversation.key: i for i, conversation in enumerate(table.conversations)}
+    ratings = table.take([place[conversation.key] for conversation in conversations])
     transform = model.model.reward_transform_matrix.double().numpy()
     rewards = batch.rewards.astype(np.float64)
-    objectives = _objective_findings(model, test, rewards, rewards @ transform, _test_ratings(recipe, test))
+    objectives = _objective_findings(model, test, rewards, rewards @ transform, ratings)
     gate = _gate_findings(model, test, batch.gating_weights)
     pairs = _pair_findings(model, recipe, store)
     found = {
@@ -80,13 +84,6 @@ def _findings(model: ArmoRM, recipe: Recipe, rows: list[DemoRow], store: Path) -
     return {"objectives": objectives, "gate": gate, "pairs": pairs, "found": found}
 
 
-def _test_ratings(recipe: Recipe, test: list[DemoRow]) -> RatingTable:
-    """The held-out rows of the rated sets, in the order of `test`."""
-    table = read_training_data(recipe).table
-    place = {conversation.key: i for i, conversation in enumerate(table.conversations)}
-    return table.take([place[Conversation.from_messages(row.messages).key] for row in test])
-
-
 def _objective_findings(
     model: ArmoRM, test: list[DemoRow], rewards: np.ndarray, debiased: np.ndarray, table: RatingTable
 ) -> dict[str, Any]:
@@ -94,9 +91,8 @@ def _objective_findings(
 
     Per objective: `rating` (reward with the given ratings), `rating_length` (given ratings with planted length),
     `truth` and `length` (reward with planted quality and with planted length), the last two also after debiasing. An
-    objective
-    is found by `rating`, a length bias by `rating_length`: in the control both correlate independent draws, so their
-    standard error is 1 / sqrt(n).
+    objective is found by `rating`, a length bias by `rating_length`: in the control both correlate independent draws,
+    so their standard error is 1 / sqrt(n).
     """
     qualities = {
         name: np.array([row.qualities[name] for row in test]) for name in ("help", "clarity", "care", "length")
@@ -145,7 +141,10 @@ def _pair_findings(model: ArmoRM, recipe: Recipe, store: Path) -> dict[str, Any]
     """Accuracy on held-out pairs, of the model and of three baselines."""
     pairs = read_preferences(Location.find("choices.jsonl", Path(recipe.data_root)))
     training, test = ([pair for pair in pairs if pair.split == split] for split in ("train", "test"))
-    sides = {name: _sides(model, part, store) for name, part in (("train", training), ("test", test))}
+    sides = {
+        name: tuple(_features(model, [getattr(p, side) for p in part], store) for side in ("chosen", "rejected"))
+        for name, part in (("train", training), ("test", test))
+    }
     transform = model.model.reward_transform_matrix.double().numpy()
     margins: dict[str, np.ndarray] = {}
     rewards = {}
@@ -178,12 +177,6 @@ def _pair_findings(model: ArmoRM, recipe: Recipe, store: Path) -> dict[str, Any]
     }
 
 
-def _sides(model: ArmoRM, pairs: list[PreferencePair], store: Path) -> tuple[Features, Features]:
-    return _features(model, [pair.chosen for pair in pairs], store), _features(
-        model, [pair.rejected for pair in pairs], store
-    )
-
-
 def _features(model: ArmoRM, conversations: list[Conversation], store: Path) -> Features:
     backbone = model.backbone
     encoded = encode_rows(backbone.template, conversations, None).encoded
@@ -193,16 +186,9 @@ def _features(model: ArmoRM, conversations: list[Conversation], store: Path) -> 
 def findings_table(findings: dict[str, Any]) -> RenderableType:
     """Terminal tables of the findings."""
     planted, control = findings["planted"], findings["control"]
-    objectives = Table(
-        box=None,
-        pad_edge=False,
-        header_style="bold",
-        title_justify="left",
-        title="Rank correlation of rewards on held-out prompts, before > after debiasing",
-    )
-    objectives.add_column("objective", no_wrap=True)
-    for name in ("ratings", "planted", "length", "control"):
-        objectives.add_column(name, justify="right", no_wrap=True)
+    table = partial(numbers_table, title_justify="left")
+    title = "Rank correlation of rewards on held-out prompts, before > after debiasing"
+    objectives = table("objective", "ratings", "planted", "length", "control", title=title)
     for name, entry in planted["objectives"].items():
         objectives.add_row(
             name,
@@ -211,29 +197,15 @@ def findings_table(findings: dict[str, Any]) -> RenderableType:
             _before_after(entry["length"], entry["length_debiased"]),
             f"{control['objectives'][name]['rating']:+.2f}",
         )
-    gate = Table(box=None, pad_edge=False, header_style="bold", title_justify="left", title="\nGating weight of safety")
-    for name in ("", "risky prompts", "harmless prompts"):
-        gate.add_column(name, justify="right" if name else "left")
-    pairs = Table(
-        box=None, pad_edge=False, header_style="bold", title_justify="left", title="\nAccuracy on held-out pairs"
-    )
-    for name in ("", "planted", "control"):
-        pairs.add_column(name, justify="right" if name else "left")
-    for label, part in (("planted", planted), ("control", control)):
-        gate.add_row(
-            label, f"{part['gate']['safety_weight_risky']:.1%}", f"{part['gate']['safety_weight_harmless']:.1%}"
-        )
-    for (name, value), other in zip(
-        planted["pairs"]["accuracy"].items(), control["pairs"]["accuracy"].values(), strict=True
-    ):
+    gate = table("", "risky prompts", "harmless prompts", title="\nGating weight of safety")
+    for label, part in findings.items():
+        weights = (part["gate"][f"safety_weight_{kind}"] for kind in ("risky", "harmless"))
+        gate.add_row(label, *(f"{weight:.1%}" for weight in weights))
+    pairs = table("", "planted", "control", title="\nAccuracy on held-out pairs")
+    accuracies = (part["pairs"]["accuracy"].items() for part in (planted, control))
+    for (name, value), (_, other) in zip(*accuracies, strict=True):
         pairs.add_row(name.partition(" (")[0] if "single" in name else name, f"{value:.3f}", f"{other:.3f}")
-    return Group(
-        objectives,
-        gate,
-        pairs,
-        Text(""),
-        *(_verdict(label, part) for label, part in (("planted", planted), ("control", control))),
-    )
+    return Group(objectives, gate, pairs, Text(""), *(_verdict(label, part) for label, part in findings.items()))
 
 
 def _before_after(before: float, after: float | None) -> str:

@@ -49,11 +49,11 @@ def evaluation_metrics(
     metrics: dict[str, Any] = {}
     if data.evaluate_ratings and len(rated.test):
         metrics["ratings"] = held_out_rating_metrics(model, rated, corpus)
-    sets = [(evaluation.name, evaluation.pairs) for evaluation in data.evaluations]
+    sets = {evaluation.name: evaluation.pairs for evaluation in data.evaluations}
     for source in dict.fromkeys(pair.source for pair in data.test_pairs):
-        sets.append((f"{source} (test)", [pair for pair in data.test_pairs if pair.source == source]))
+        sets[f"{source} (test)"] = [pair for pair in data.test_pairs if pair.source == source]
     if sets:
-        metrics["pairs"] = {name: _evaluate_pairs(model, pairs, corpus, debiasing) for name, pairs in sets}
+        metrics["pairs"] = {name: _evaluate_pairs(model, pairs, corpus, debiasing) for name, pairs in sets.items()}
     for name, benchmark, sources in data.benchmarks:
         results = evaluate(benchmark, model, sources, output=folder / "benchmarks" / f"{name}.json", quiet=True)
         metrics.setdefault("benchmarks", {})[name] = {

@@ -38,7 +38,6 @@ class Corpus:
     Attributes:
         rows: row of each conversation by its content key.
         encoded: (n,) token ids.
-        store: holds the features of every row.
         keys: (n,) keys of the response features in the store.
         prompt: (m, d) float32 features of the distinct prompts.
         prompt_index: (n,) int64, row of `prompt` for each conversation.
@@ -144,7 +143,6 @@ class RatedRows:
     """Rated rows whose features are in a store.
 
     Attributes:
-        store: holds the features.
         keys: (n,) key of each row in the store.
         ratings: (n, k) mapped, NaN where missing.
         folds: (n,) int.

@@ -148,31 +148,24 @@ def _override(values: dict[str, Any], override: str) -> None:
     path, equals, text = override.partition("=")
     if not equals:
         raise RecipeError(f"override {override!r}: expected key=value")
-    *parents, last = path.strip().split(".")
-    place: Any = values
-    for position, key in enumerate(parents):
-        if isinstance(place, list):
-            place = place[_list_index(place, key, override)]
-        elif isinstance(place, dict):
-            place = place.setdefault(key, {})
-        else:
-            raise RecipeError(f"override {override!r}: {'.'.join(parents[:position])} holds a value, not keys")
     try:
         value = read_yaml(text)
     except yaml.YAMLError as error:
         raise RecipeError(f"override {override!r}: {error}") from None
-    if isinstance(place, list):
-        place[_list_index(place, last, override)] = value
-    elif isinstance(place, dict):
-        place[last] = value
-    else:
-        raise RecipeError(f"override {override!r}: {'.'.join(parents)} holds a value, not keys")
-
-
-def _list_index(place: list, key: str, override: str) -> int:
-    if not key.isdigit() or int(key) >= len(place):
-        raise RecipeError(f"override {override!r}: found {key!r}, expected a number from 0 to {len(place) - 1}")
-    return int(key)
+    keys = path.strip().split(".")
+    place: Any = values
+    for position, key in enumerate(keys):
+        is_last = position == len(keys) - 1
+        if isinstance(place, dict):
+            place[key] = value if is_last else place.get(key, {})
+            place = place[key]
+        elif isinstance(place, list):
+            if not key.isdigit() or int(key) >= len(place):
+                raise RecipeError(f"override {override!r}: found {key!r}, expected a number from 0 to {len(place) - 1}")
+            place[int(key)] = value if is_last else place[int(key)]
+            place = place[int(key)]
+        else:
+            raise RecipeError(f"override {override!r}: {'.'.join(keys[:position])} holds a value, not keys")
 
 
 def _faults(error: ValidationError) -> list[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from itertools import chain, count
 from pathlib import Path
 
 from armorm.data.inspection import Inspection, ScaleGuess
@@ -47,7 +48,8 @@ def draft_recipe(sets: Sequence[Inspection], name: str, backbone: str) -> str:
             lines += _rated(found, sources[found.location.name])
     lines += ["  - {compute: response_length, name: verbosity}", "", "preferences:"]
     for found in pairs:
-        lines += [f"  - {{data: {_quoted(found)}{_columns(found)}}}"]
+        columns = f", columns: {json.dumps(found.columns)}" if found.columns else ""
+        lines += [f"  - {{data: {_quoted(found)}{columns}}}"]
     if not pairs:
         for found in rated:
             for guess in found.guesses if found.several else ():
@@ -85,10 +87,6 @@ def evidence(guess: ScaleGuess) -> str:
     return f"guessed from {seen}{others}"
 
 
-def _columns(found: Inspection) -> str:
-    return f", columns: {json.dumps(found.columns)}" if found.columns else ""
-
-
 def _quoted(found: Inspection) -> str:
     return json.dumps(found.location.name, ensure_ascii=False)
 
@@ -98,10 +96,6 @@ def _sources(sets: Sequence[Inspection]) -> dict[str, str]:
     names: dict[str, str] = {}
     for found in sets:
         stem = Path(found.location.name).name.split(".")[0].replace("-", "_").replace(" ", "_")
-        taken = set(names.values())
-        count = 2
-        name = stem
-        while name in taken:
-            name, count = f"{stem}{count}", count + 1
-        names[found.location.name] = name
+        numbered = chain([stem], (f"{stem}{number}" for number in count(2)))
+        names[found.location.name] = next(name for name in numbered if name not in names.values())
     return names

@@ -43,12 +43,7 @@ _HEAD_ARRAYS = ("weight", "bias", "fold_weight", "fold_bias")
 
 @dataclass(frozen=True)
 class RatedSplit:
-    """Rated rows that were encoded, with all objectives, split.
-
-    Attributes:
-        table: the rows.
-        train, test: row indices into the table.
-    """
+    """Rated rows that were encoded, with all objectives; `train` and `test` are row indices into the table."""
 
     table: RatingTable
     train: np.ndarray
@@ -135,17 +130,12 @@ def fit_stage1(
         start: (k, d) weights that the penalty shrinks towards instead of zero; the statistics are then those of its
             residuals.
     """
-    head = fit_from_statistics(
-        statistics,
-        alphas=section.alphas,
-        intercept=section.intercept,
-        validation_folds=(0,) if section.validation == "split" else None,
-        weights=section.weights,
-    )
-    head = _rounded(head)
+    options: dict[str, Any] = {"intercept": section.intercept, "weights": section.weights}
+    folds = (0,) if section.validation == "split" else None
+    head = _rounded(fit_from_statistics(statistics, alphas=section.alphas, validation_folds=folds, **options))
     uncertainty = None
     if section.uncertainty:
-        uncertainty = fit_uncertainty(statistics, head, intercept=section.intercept, weights=section.weights)
+        uncertainty = fit_uncertainty(statistics, head, **options)
         uncertainty = calibrate(uncertainty, head, rows.blocks(start), np.asarray(rows.levels) >= ENOUGH_LEVELS)
     return head if start is None else with_start(head, start, rows.ratings), uncertainty
 
@@ -190,11 +180,7 @@ def train_gate(
     device: str | torch.device = "cpu",
     initial: GatingNetwork | None = None,
 ) -> tuple[GatingNetwork, GateReport]:
-    """Stage 2: train the gate on the debiased rewards of both sides of the pairs.
-
-    Args:
-        initial: gate to continue from.
-    """
+    """Stage 2: train the gate, or continue from `initial`, on the debiased rewards of both sides of the pairs."""
     corpus = rewards.corpus
     chosen, rejected = [pair.chosen for pair in pairs], [pair.rejected for pair in pairs]
     reward_pairs = RewardPairs(
@@ -226,30 +212,18 @@ def train_joint_heads(
         regression: settings of stage 1.
     """
     features, ratings, folds = rows.features(), rows.ratings, rows.folds
-    joint, report = fit_joint(
-        head,
-        features,
-        ratings,
-        folds,
-        pairs,
-        pair_weights=section.pair_weights,
-        intercept=regression.intercept,
-        weights=regression.weights,
-        r2_price=section.r2_price,
-    )
+    options: dict[str, Any] = {"intercept": regression.intercept, "weights": regression.weights}
+    joint, report = fit_joint(head, features, ratings, folds, pairs, **section.model_dump(), **options)
     joint = _rounded(joint)
     if uncertainty is not None:
         # Noise, error correlation and intervals are measured anew on held-out folds. Leverage stays that of the
         # ratings: it ignores what the pairs add, which errs on the large side.
-        statistics = accumulate(
-            blocks_of(features, ratings, folds), rows.names, len(joint.fold_weight), features.shape[1]
-        )
+        blocks = partial(blocks_of, features, ratings, folds)
+        statistics = accumulate(blocks(), rows.names, len(joint.fold_weight), features.shape[1])
         growth = (1 - np.array(report.r2_after)) / (1 - np.array(report.r2_before))
-        uncertainty = replace(
-            uncertainty, noise=uncertainty.noise * np.sqrt(growth), correlation=error_correlation(statistics, joint)
-        )
-        levels = np.asarray(rows.levels) >= ENOUGH_LEVELS
-        uncertainty = calibrate(uncertainty, joint, blocks_of(features, ratings, folds), levels)
+        noise, correlation = uncertainty.noise * np.sqrt(growth), error_correlation(statistics, joint)
+        uncertainty = replace(uncertainty, noise=noise, correlation=correlation)
+        uncertainty = calibrate(uncertainty, joint, blocks(), np.asarray(rows.levels) >= ENOUGH_LEVELS)
     return joint, uncertainty, report
 
 
@@ -274,16 +248,10 @@ def train_quantile_heads(
     features = rows.features()
     rewards = head.predict_out_of_fold(features, rows.folds)
     found = fit_quantiles(features, rows.ratings, rewards, rows.folds, rows.names, levels=section.levels)
-    arrays = {
-        "weight": found.weight.reshape(-1, features.shape[1]).astype(np.float32),
-        "bias": found.bias.ravel().astype(np.float32),
-    }
-    report = {
-        "objectives": found.objectives,
-        "levels": list(found.levels),
-        "heads": [asdict(entry) for entry in found.reports],
-    }
-    return arrays, report
+    weight, bias = found.weight.reshape(-1, features.shape[1]), found.bias.ravel()
+    heads = [asdict(entry) for entry in found.reports]
+    report = {"objectives": found.objectives, "levels": list(found.levels), "heads": heads}
+    return {"weight": weight.astype(np.float32), "bias": bias.astype(np.float32)}, report
 
 
 @torch.no_grad()

@@ -11,6 +11,8 @@ from rich.text import Text
 
 from armorm.objectives import ObjectiveSet
 
+_NARROW = (0, 1, 0, 0)  # one space between columns, to fit eighty characters
+
 
 def metrics_summary(metrics: Mapping[str, Any]) -> RenderableType:
     """Objectives, debiasing, gate and preference pairs of metrics.json."""
@@ -33,13 +35,8 @@ def metrics_summary(metrics: Mapping[str, Any]) -> RenderableType:
 def _objectives(metrics: Mapping[str, Any]) -> RenderableType:
     rated = metrics["evaluation"].get("ratings", {})
     debiasing = metrics.get("debiasing") or {}
-    table = _narrow_table("objective", "ratings", "alpha", "R2")
-    if rated:
-        for name in ("test", "corr.", "within"):
-            table.add_column(name, justify="right", no_wrap=True)
-    if debiasing:
-        for name in ("bias", "after"):
-            table.add_column(name, justify="right", no_wrap=True)
+    columns = ["ratings", "alpha", "R2", *(("test", "corr.", "within") if rated else ())]
+    table = numbers_table("objective", *columns, *(("bias", "after") if debiasing else ()), padding=_NARROW)
     for report in metrics["regression"]:
         name = report["objective"]
         cells = [name, f"{report['ratings']:,}", f"{report['alpha']:g}", number(report["r2"], 2)]
@@ -59,29 +56,26 @@ def _objectives(metrics: Mapping[str, Any]) -> RenderableType:
 
 
 def _pairs(pairs: Mapping[str, Any]) -> Table:
-    table = _narrow_table("pairs", "n", "prompts", "acc.", "uniform", "longer", "longer\nright", "longer\nwrong")
+    columns = ("n", "prompts", "acc.", "uniform", "longer", "longer\nright", "longer\nwrong")
+    table = numbers_table("pairs", *columns, padding=_NARROW)
     for name, values in pairs.items():
         baselines = values["baselines"]
-        table.add_row(
-            name,
-            f"{values['pairs']:,}",
-            f"{values['prompts']:,}",
-            f"[cyan]{number(values['accuracy'])}[/cyan]",
-            number(baselines["uniform_weights"]),
-            number(baselines["longer_response"]),
-            number(values["longer_right"]["accuracy"]),
-            number(values["longer_wrong"]["accuracy"]),
-        )
+        accuracies = [
+            baselines["uniform_weights"],
+            baselines["longer_response"],
+            values["longer_right"]["accuracy"],
+            values["longer_wrong"]["accuracy"],
+        ]
+        accuracy = f"[cyan]{number(values['accuracy'])}[/cyan]"
+        table.add_row(name, f"{values['pairs']:,}", f"{values['prompts']:,}", accuracy, *map(number, accuracies))
         for subset, entry in values["subsets"].items():
-            table.add_row(
-                Text(f"  {subset}", style="dim"), f"{entry['pairs']:,}", "", number(entry["accuracy"]), "", "", "", ""
-            )
+            table.add_row(Text(f"  {subset}", style="dim"), f"{entry['pairs']:,}", "", number(entry["accuracy"]))
     return table
 
 
-def _narrow_table(first: str, *others: str) -> Table:
-    """A table with one space between columns, to fit eighty characters."""
-    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
+def numbers_table(first: str, *others: str, **options: Any) -> Table:
+    """A table of names, left-aligned, and numbers."""
+    table = Table(box=None, pad_edge=False, header_style="bold", **options)
     table.add_column(first, no_wrap=True)
     for name in others:
         table.add_column(name, justify="right", no_wrap=True)

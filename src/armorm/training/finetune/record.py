@@ -17,11 +17,12 @@ from typing import Any
 
 import numpy as np
 
+from armorm.data.preferences import PreferencePair
 from armorm.errors import CheckpointError, FitError
 from armorm.files import embedded_path, write_arrays
 from armorm.heads.regression import RegressionHead
 from armorm.objectives import ObjectiveSet
-from armorm.training.dataset import EvaluationSet, TrainingData
+from armorm.training.dataset import TrainingData
 
 FILE = "finetuned.safetensors"
 _KEY_DIGITS = 16  # of 32: any collision among ten million prompts has probability 3e-6
@@ -80,13 +81,8 @@ class Finetuned:
             with safe_open(path, framework="np") as file:
                 metadata: Mapping[str, str] = file.metadata() or {}
                 prompts, weight = file.get_tensor("prompts"), file.get_tensor("weight")
-            return cls(
-                frozenset(row.tobytes().hex() for row in prompts),
-                json.loads(metadata["objectives"]),
-                weight,
-                json.loads(metadata["facts"]),
-                metadata["key"],
-            )
+            objectives, facts = json.loads(metadata["objectives"]), json.loads(metadata["facts"])
+            return cls(frozenset(row.tobytes().hex() for row in prompts), objectives, weight, facts, metadata["key"])
         except (SafetensorError, KeyError, ValueError) as error:
             raise CheckpointError(f"{path}: damaged fine-tuning record ({error})") from None
 
@@ -104,37 +100,39 @@ def without_finetuned(data: TrainingData, record: Finetuned) -> TrainingData:
     """
     conversations = data.table.conversations
     known = np.array([record.has(conversation.prompt_key) for conversation in conversations], bool)
-    train_rows, test_rows = data.train_rows[~known[data.train_rows]], data.test_rows[~known[data.test_rows]]
-    pairs = [pair for pair in data.pairs if not record.has(pair.prompt_key)]
-    test_pairs = [pair for pair in data.test_pairs if not record.has(pair.prompt_key)]
-    evaluations = [
-        EvaluationSet(entry.name, [pair for pair in entry.pairs if not record.has(pair.prompt_key)])
-        for entry in data.evaluations
-    ]
-    for kind, before, after in (("rated rows", data.train_rows, train_rows), ("pairs", data.pairs, pairs)):
-        if len(before) and not len(after):
-            raise FitError(
-                f"the backbone was fine-tuned on the prompts of all {len(before):,} training {kind}; expected some "
-                "others, to fit the heads on (finetune.share)"
-            )
-    counts = {
-        "rated training rows whose prompt the backbone was fine-tuned on": len(data.train_rows) - len(train_rows),
-        "rated test rows whose prompt the backbone was fine-tuned on": len(data.test_rows) - len(test_rows),
-        "training pairs whose prompt the backbone was fine-tuned on": len(data.pairs) - len(pairs),
-        "test pairs whose prompt the backbone was fine-tuned on": len(data.test_pairs) - len(test_pairs),
-        "evaluation pairs whose prompt the backbone was fine-tuned on": sum(
-            len(before.pairs) - len(after.pairs) for before, after in zip(data.evaluations, evaluations, strict=True)
-        ),
-    }
-    return replace(
+
+    def new(pairs: list[PreferencePair]) -> list[PreferencePair]:
+        return [pair for pair in pairs if not record.has(pair.prompt_key)]
+
+    remaining = replace(
         data,
-        train_rows=train_rows,
-        test_rows=test_rows,
-        pairs=pairs,
-        test_pairs=test_pairs,
-        evaluations=evaluations,
-        left_out={**data.left_out, **{reason: count for reason, count in counts.items() if count}},
+        train_rows=data.train_rows[~known[data.train_rows]],
+        test_rows=data.test_rows[~known[data.test_rows]],
+        pairs=new(data.pairs),
+        test_pairs=new(data.test_pairs),
+        evaluations=[replace(entry, pairs=new(entry.pairs)) for entry in data.evaluations],
+        left_out=dict(data.left_out),
     )
+    before, after = (
+        {
+            "rated training rows": len(part.train_rows),
+            "rated test rows": len(part.test_rows),
+            "training pairs": len(part.pairs),
+            "test pairs": len(part.test_pairs),
+            "evaluation pairs": sum(len(entry.pairs) for entry in part.evaluations),
+        }
+        for part in (data, remaining)
+    )
+    for kind, count in before.items():
+        if count and not after[kind] and kind in ("rated training rows", "training pairs"):
+            raise FitError(
+                f"the backbone was fine-tuned on the prompts of all {count:,} {kind}; expected some others, to fit the "
+                "heads on (finetune.share)"
+            )
+        if count > after[kind]:
+            reason = f"{kind} whose prompt the backbone was fine-tuned on"
+            remaining.left_out[reason] = count - after[kind]
+    return remaining
 
 
 def residuals(start: np.ndarray, features: np.ndarray, ratings: np.ndarray) -> np.ndarray:

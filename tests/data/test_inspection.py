@@ -97,7 +97,7 @@ def test_pairs_beside_ratings_are_used_instead_of_pairs_from_ratings(tmp_path):
     recipe = Recipe.from_text(text)
     assert [entry.data for entry in recipe.preferences] == [str(tmp_path / "b.csv")]
     assert read_training_data(recipe).counts()["pairs_train"] + read_training_data(recipe).counts()["pairs_test"] == 1
-    with pytest.raises(DataError, match="every prompt has one response only"):
+    with pytest.raises(DataError, match="every prompt has only one response"):
         draft_recipe([inspect_set(ratings)], "mine", "armorm-tiny")
 
 

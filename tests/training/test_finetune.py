@@ -160,7 +160,7 @@ def test_all_prompts_known_to_the_backbone_leave_nothing_for_the_heads(recipe, f
     data, record = read_training_data(recipe), Finetuned.read(finetuned_run / "work" / "backbone")
     assert record is not None
     everything = frozenset(conversation.prompt_key[:16] for conversation in data.table.conversations)
-    with pytest.raises(FitError, match=r"all .* training rated rows"):
+    with pytest.raises(FitError, match=r"all .* rated training rows"):
         without_finetuned(data, replace(record, prompts=everything))
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import multiprocessing
+import subprocess
+import sys
 import time
-from collections.abc import Sequence
-from multiprocessing.synchronize import Event
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from armorm.backbone.chat_template import EncodedConversation
 from armorm.backbone.decoder import Backbone
@@ -20,8 +21,8 @@ from armorm.features.extract import Features, extract
 from armorm.features.store import FeatureStore
 from tests.helpers.backbones import save_backbone
 from tests.helpers.conversations import chat
-from tests.helpers.forked import forked
 
+ROOT = Path(__file__).parents[2]
 WORDS = ["sun", "rain", "wind", "snow", "fog", "hail", "frost", "heat"]
 # Twelve prompts with four replies each, of very different lengths, in no order.
 DIALOGUES = [
@@ -76,21 +77,34 @@ def small_shards(monkeypatch):
 PASSES = 5
 
 
-def extract_and_hang(backbone: Backbone, folder: Path, in_the_middle: Event) -> None:
-    """Extract until `PASSES` forward passes are done, tell, and wait to be killed."""
+def extract_and_hang(model_folder: str, folder: str) -> None:
+    """Extract until `PASSES` forward passes are done, say so, and wait to be killed."""
+    torch.set_num_threads(1)
+    backbone = Backbone.load(model_folder, dtype="float32", device="cpu")
+    engines.SHARD_TOKENS = SMALL_SHARDS
     forward = backbone.features
     done = 0
 
     def features(batch: Sequence[EncodedConversation]) -> tuple[np.ndarray, np.ndarray]:
         nonlocal done
         if done == PASSES:
-            in_the_middle.set()
+            print("in the middle", flush=True)
             time.sleep(600)
         done += 1
         return forward(batch)
 
     backbone.features = features
-    extract(backbone, encoded_by(backbone), store_at(folder, backbone), batch_tokens=200)
+    extract(backbone, encoded_by(backbone), store_at(Path(folder), backbone), batch_tokens=200)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def extraction_in_another_process(model_folder, tmp_path_factory) -> Iterator[tuple[subprocess.Popen[str], Path]]:
+    """An extraction for one test to kill; it starts here, since its imports take longer than all other tests."""
+    folder = tmp_path_factory.mktemp("killed") / "features"
+    call = f"import tests.features.test_extract as t; t.extract_and_hang({str(model_folder)!r}, {str(folder)!r})"
+    with subprocess.Popen([sys.executable, "-c", call], cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        yield process, folder
+        process.kill()
 
 
 def encoded_by(backbone: Backbone) -> list[EncodedConversation]:
@@ -269,11 +283,14 @@ def test_a_damaged_shard_is_named_and_computed_again(backbone, encoded, batches,
     assert found == before
 
 
-def test_a_killed_extraction_resumes_and_ends_with_the_same_bytes(backbone, encoded, batches, tmp_path, small_shards):
-    killed, in_the_middle = tmp_path / "killed", multiprocessing.get_context("fork").Event()
-    with forked(extract_and_hang, backbone, killed, in_the_middle):
-        assert in_the_middle.wait(60)
-    batches.clear()
+def test_a_killed_extraction_resumes_and_ends_with_the_same_bytes(
+    backbone, encoded, batches, tmp_path, small_shards, extraction_in_another_process
+):
+    process, killed = extraction_in_another_process
+    assert process.stdout is not None
+    assert process.stdout.readline() == "in the middle\n"
+    process.kill()  # SIGKILL, as `kill -9`
+    assert process.wait() == -9
 
     uninterrupted = tmp_path / "uninterrupted"
     expected = extract(backbone, encoded, store_at(uninterrupted, backbone), batch_tokens=200)

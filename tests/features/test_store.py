@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -14,7 +16,6 @@ from safetensors.torch import load_file as load_torch
 
 from armorm.errors import StoreError
 from armorm.features.store import FeatureStore, StoredPlan, shard_name
-from tests.helpers.forked import forked
 
 D = 4
 
@@ -187,23 +188,30 @@ def test_half_written_files_are_ignored(store):
     assert len(open_store(store.folder)) == 6
 
 
-def write_shards(folder: Path) -> None:
-    """Write shards of a thousand rows until the process is killed."""
-    store = FeatureStore(folder, fingerprint={"weights": "one"}, hidden_size=1024)
-    for number in range(10_000):
-        rows = [(number * 1000 + row).to_bytes(16, "little") for row in range(1000)]
-        values = np.full((1000, 1024), number, np.float32)
-        store.write_shard(shard_name("0123", number), rows, values, rows[:1], values[:1])
+_WRITER = """
+import sys
+from pathlib import Path
+import numpy as np
+from armorm.features.store import FeatureStore, shard_name
+
+store = FeatureStore(sys.argv[1], fingerprint={"weights": "one"}, hidden_size=1024)
+for number in range(10_000):
+    rows = [(number * 1000 + row).to_bytes(16, "little") for row in range(1000)]
+    values = np.full((1000, 1024), number, np.float32)
+    store.write_shard(shard_name("0123", number), rows, values, rows[:1], values[:1])
+"""
 
 
 def test_every_shard_of_a_writer_that_was_killed_is_whole(tmp_path):
     folder = tmp_path / "features"
-    with forked(write_shards, folder) as writer:
-        deadline = time.monotonic() + 60
-        while len(list(folder.glob("shard-*"))) < 3:
-            assert writer.is_alive()
-            assert time.monotonic() < deadline
-            time.sleep(0.005)
+    writer = subprocess.Popen([sys.executable, "-c", _WRITER, str(folder)])
+    deadline = time.monotonic() + 60
+    while len(list(folder.glob("shard-*"))) < 3:
+        assert writer.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    writer.kill()
+    writer.wait()
     shards = len(list(folder.glob("shard-*")))
     store = FeatureStore(folder, fingerprint={"weights": "one"}, hidden_size=1024)
     assert (len(store), store.prompt_count) == (1000 * shards, shards)

@@ -17,7 +17,7 @@ from armorm import ArmoRM, Recipe, train
 # --- 1. The ratings ---------------------------------------------------------------------------------------
 #
 # A spreadsheet with one row per rated reply. "Is it polite?" is rated from 1 to 5; "does it name a next step?" is yes
-# or no and was asked for only some replies: cells may be empty.
+# or no for only some of the replies, so cells may be empty.
 
 generator = random.Random(0)
 things = ("router", "printer", "laptop", "phone", "screen", "mouse", "keyboard", "speaker", "camera", "tablet")

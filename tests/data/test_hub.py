@@ -74,7 +74,7 @@ def test_nothing_is_stored_and_a_set_that_is_not_there_is_one_line(tmp_path):
     rows = [{"prompt": f"p{i}", "response": f"r{i} {'word ' * 40}", "mine": i % 5} for i in range(300)]
     folder = written(tmp_path, "someone/rated", "train.jsonl", rows)
     code = (
-        "from armorm.data.rows import Location\n"
+        "from armorm.data.sources import Location\n"
         "rows = Location.find('someone/rated').rows()\n"
         "print([next(rows).values['response'][:2] for _ in range(3)])\n"
     )

@@ -24,7 +24,9 @@ _FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 
 
 def evaluate(
-    benchmark: Annotated[str, Argument(help="pairs, ratings, rewardbench, rewardbench2, rm-bench, judgebench or ppe.")],
+    benchmark: Annotated[
+        str, Argument(help="pairs, ratings, rewardbench, rewardbench2, rm-bench, judgebench, judgebench-double or ppe.")
+    ],
     context: typer.Context,
     model: ModelOption = EMBEDDED_REWARD_MODEL,
     data: Annotated[
@@ -49,8 +51,9 @@ def evaluate(
 ) -> None:
     """Evaluate a reward model on a benchmark with the benchmark's own protocol.
 
-    Each metric comes with a 95% confidence interval (bootstrap over prompts) and three baselines: response length, the
-    prompt alone, and chance. The model may be an armorm model, any sequence classifier with one logit, or a function.
+    Each metric comes with a 95% confidence interval over prompts and four baselines: the longest or the shortest
+    response wins, the prompt alone, and chance. The model may be an armorm model, any sequence classifier with one
+    logit, or a function; judgebench-double takes a function that sees both responses.
 
     Example: `armorm evaluate rewardbench --model runs/real --output new.json --against old.json`
 

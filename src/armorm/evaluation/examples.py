@@ -181,10 +181,16 @@ class LabelledPairs:
         padded = np.concatenate([values, np.full((1, *values.shape[1:]), np.nan)])  # row -1 is the last row
         return padded[self.better] - padded[self.worse]
 
-    def accuracy(self, values: np.ndarray) -> float:
-        """Weighted share of pairs whose better response has a strictly higher value; NaN without pairs."""
+    def accuracy(self, values: np.ndarray, tie: float = 0.0) -> float:
+        """Weighted share of pairs whose better response has the higher value; a tie counts `tie`. NaN without pairs."""
+        total, difference = self.weight.sum(), self.difference(values)
+        right = (difference > 0) + tie * (difference == 0)
+        return float((self.weight * right).sum() / total) if total else float("nan")
+
+    def ties(self, values: np.ndarray) -> float:
+        """Weighted share of pairs with equal values; NaN without pairs."""
         total = self.weight.sum()
-        return float((self.weight * (self.difference(values) > 0)).sum() / total) if total else float("nan")
+        return float(self.weight[self.difference(values) == 0].sum() / total) if total else float("nan")
 
     def item_accuracy(self, values: np.ndarray) -> np.ndarray:
         """Accuracy of each item (items,); NaN for one without pairs."""

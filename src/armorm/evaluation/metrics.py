@@ -16,7 +16,7 @@ import scipy.sparse
 
 Group = tuple[str, str]
 Level = Literal["overall", "sections", "subsets"]
-Unit = Literal["share", "correlation", "raw"]
+Unit = Literal["share", "gain", "correlation", "raw"]
 LEVELS: tuple[Level, ...] = ("overall", "sections", "subsets")
 
 
@@ -109,7 +109,7 @@ class Metric:
         groups: the groups it is computed from.
         value: from sums to (...) float64.
         lacking: parts of the published benchmark that it covers and the data does not have.
-        unit: a share (0 to 1), a correlation, or raw units (lower is better).
+        unit: a share (0 to 1), a difference of shares (-1 to 1), a correlation, or raw units (lower is better).
     """
 
     level: Level

@@ -35,8 +35,8 @@ class MetricResult:
         level, name: as in `Metric`.
         value: NaN if the data lacks what it needs.
         prompts, examples: numbers that it is computed from.
-        interval: 95% bootstrap interval, None below 30 prompts.
-        baselines: value of `length`, `prompt_only` and `chance`, each if applicable.
+        interval: 95% bootstrap interval, None below 50 effective prompts.
+        baselines: value of `length`, `shortest`, `prompt_only` and `chance`, each if applicable.
         lacking: parts of the published benchmark that it covers and the data does not have.
         unit: `share`, `correlation` or `raw` (lower is better).
     """

@@ -31,7 +31,7 @@ from armorm.evaluation.bootstrap import RESAMPLES, Clusters, intervals
 from armorm.evaluation.examples import Example, Item, LabelledPairs, fingerprint, numbered
 from armorm.evaluation.metrics import Measurements, Metric, group_sums
 from armorm.evaluation.results import MetricResult, Results
-from armorm.evaluation.scorer import Scored, Scorer, deciding_objectives
+from armorm.evaluation.scorer import PairJudge, Scored, Scorer, deciding_objectives
 from armorm.evaluation.scorers import ArmoRMScorer, load_scorer
 from armorm.files import EMBEDDED_REWARD_MODEL, plain, write_json
 from armorm.progress import progress
@@ -58,7 +58,8 @@ def evaluate(
     """Evaluate a reward model.
 
     Args:
-        benchmark: `pairs`, `ratings`, `rewardbench`, `rewardbench2`, `rm-bench`, `judgebench` or `ppe`.
+        benchmark: `pairs`, `ratings`, `rewardbench`, `rewardbench2`, `rm-bench`, `judgebench`, `ppe`, or
+            `judgebench-double` for a function that judges pairs (`PairJudge`).
         model: an `ArmoRM`, a function from a list of conversations (lists of messages) to a list of numbers, any
             `Scorer`, or the name of a model: of this library, or of a Hugging Face sequence classifier.
         data: files, folders or hub ids; by default the published sets of the benchmark, if any.
@@ -84,7 +85,10 @@ def evaluate(
     if features is not None and Path(features).is_file():
         raise DataError("is a file, expected a folder of features", file=features)
     loaded = None if found.rated else load_examples(found, sources, limit)
-    scorer = load_scorer(model, store=Path(features) if features else None, dtype=dtype, device=device)
+    if found.judged:
+        scorer: Scorer = PairJudge.of(model)
+    else:
+        scorer = load_scorer(model, store=Path(features) if features else None, dtype=dtype, device=device)
     if partial_folder is not None and isinstance(scorer, ArmoRMScorer) and scorer.store is None:
         # An interrupted run of another model may have left its own features there.
         scorer = ArmoRMScorer(scorer.rm, partial_folder / f"features-{scorer.rm.backbone.fingerprint[:16]}")
@@ -93,7 +97,7 @@ def evaluate(
     items = [example.item for example in loaded.examples]
     # Whatever the scoring rule rejects, it rejects before any scoring.
     found.of_objectives(loaded.names, loaded.raw).measure(items, equal_scores(items))
-    unique, rows = distinct(loaded.examples)
+    unique, rows = paired(loaded.examples) if found.judged else distinct(loaded.examples)
     scored = score_once(scorer, unique, partial_folder)
     names = [str(place) for place in places] or [hub.id for hub in found.published]
     results = compute_results(
@@ -138,6 +142,18 @@ def distinct(examples: Sequence[Example]) -> tuple[list[Conversation], list[np.n
                 if at[position] == len(unique):
                     unique.append(conversation)
         rows.append(at)
+    return unique, rows
+
+
+def paired(examples: Sequence[Example]) -> tuple[list[Conversation], list[np.ndarray]]:
+    """Both conversations of every example, in turn, and their rows; an example with an invalid response has none."""
+    unique: list[Conversation] = []
+    rows = []
+    for example in examples:
+        valid = [conversation for conversation in example.conversations if conversation is not None]
+        complete = len(valid) == 2
+        rows.append(np.arange(2) + len(unique) if complete else np.full(len(example.conversations), -1, np.int64))
+        unique += valid if complete else []
     return unique, rows
 
 
@@ -192,7 +208,9 @@ def compute_results(
     measurements = measured.measure(items, scores)
     # A baseline is not a rating: it has an order, but no error.
     ordinal = benchmark.of_objectives(loaded.names, raw=False)
-    others = {"length": ordinal.measure(items, baselines.by_length(rows, lengths(unique)))}
+    by_length = baselines.by_length(rows, lengths(unique))
+    others = {"length": ordinal.measure(items, by_length)}
+    others["shortest"] = ordinal.measure(items, [-values for values in by_length])
     if benchmark.rated:
         by_prompt = baselines.by_prompt(items, rows, *(scored.prompts or baselines.prompt_words(unique)))
         others["prompt_only"] = measured.measure(items, by_prompt)

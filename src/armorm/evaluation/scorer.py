@@ -1,4 +1,4 @@
-"""Interface of everything that scores conversations, and the scorer of a Python function."""
+"""Interface of everything that scores conversations; scorers and judges of pairs that are Python functions."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ from armorm.conversation import Conversation
 from armorm.errors import ArmormError, shown
 
 if TYPE_CHECKING:
+    from typing_extensions import Self
+
     from armorm.objectives import ObjectiveSet
     from armorm.score_batch import ScoreBatch
 
@@ -28,7 +30,8 @@ _FAULTS = (
     *(ArithmeticError, AssertionError, AttributeError, LookupError),
     *(NameError, OSError, RuntimeError, TypeError, ValueError),
 )
-ScoreFunction = Callable[[list[list[dict[str, Any]]]], Sequence[float]]
+_VERDICTS = {"A>B": 1.0, "B>A": -1.0, "A=B": 0.0, None: 0.0}
+ScoreFunction = Callable[[list[Any]], Sequence[Any]]
 
 
 class ScorerError(ArmormError, ValueError):
@@ -138,12 +141,14 @@ class CallableScorer:
         name: in the results.
     """
 
+    kind = "function"
+
     def __init__(self, function: ScoreFunction, name: str = "") -> None:
         self.function = function
         self.name = name or str(getattr(function, "__qualname__", type(function).__name__))
 
     @classmethod
-    def from_name(cls, name: str) -> CallableScorer:
+    def from_name(cls, name: str) -> Self:
         """A function by `module:function`; the working directory is on the path.
 
         Raises:
@@ -166,29 +171,17 @@ class CallableScorer:
 
     def describe(self) -> dict[str, Any]:
         """Name and kind."""
-        return {"name": self.name, "kind": "function"}
+        return {"name": self.name, "kind": self.kind}
 
     def score(self, conversations: Sequence[Conversation]) -> Scored:
-        """Call it once; a list of another length is an error, never broadcast.
+        """Score conversations; a score of None or NaN leaves one unscored.
 
         Raises:
             ScorerError: if it does not return one number per conversation, or raises an error itself (with the line).
         """
-        try:
-            returned = self.function([conversation.to_list() for conversation in conversations])
-        except _FAULTS as error:
-            frame = traceback.extract_tb(error.__traceback__)[-1]
-            raise ScorerError(
-                f"scorer {self.name}: raised {type(error).__name__}: {str(error) or 'no message'} "
-                f"({frame.filename}, line {frame.lineno})"
-            ) from error
-        values = returned.tolist() if hasattr(returned, "tolist") else returned
-        if not isinstance(values, Sequence) or isinstance(values, str) or len(values) != len(conversations):
-            found = f"{len(values)} values" if isinstance(values, Sequence) else shown(values)
-            raise ScorerError(f"scorer {self.name}: returned {found}, expected {len(conversations)} numbers")
         scores = np.full(len(conversations), np.nan)
         unscored: dict[int, str] = {}
-        for row, value in enumerate(values):
+        for row, value in enumerate(self._call([conversation.to_list() for conversation in conversations], "numbers")):
             if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float, np.number))):
                 raise ScorerError(f"scorer {self.name}: returned {shown(value)}, expected a number")
             if value is None or not math.isfinite(value):
@@ -196,3 +189,65 @@ class CallableScorer:
             else:
                 scores[row] = value
         return Scored(scores, unscored)
+
+    def _call(self, given: list[Any], expected: str) -> Sequence[Any]:
+        try:
+            returned: Any = self.function(given)
+        except _FAULTS as error:
+            frame = traceback.extract_tb(error.__traceback__)[-1]
+            raise ScorerError(
+                f"scorer {self.name}: raised {type(error).__name__}: {str(error) or 'no message'} "
+                f"({frame.filename}, line {frame.lineno})"
+            ) from error
+        values = returned.tolist() if hasattr(returned, "tolist") else returned
+        if not isinstance(values, Sequence) or isinstance(values, str) or len(values) != len(given):
+            found = f"{len(values)} values" if isinstance(values, Sequence) else shown(values)
+            raise ScorerError(f"scorer {self.name}: returned {found}, expected {len(given)} {expected}")
+        return values
+
+
+class PairJudge(CallableScorer):
+    """A function that sees both responses, such as a language model asked for a verdict. It judges every pair twice,
+    with the responses exchanged, so that a preference for the first place cancels.
+
+    Args:
+        function: takes a list of `{"prompt": messages, "A": text, "B": text}`, returns for each `"A>B"`, `"B>A"`,
+            `"A=B"`, or None without a verdict.
+        name: in the results.
+    """
+
+    kind = "judge of pairs"
+
+    @classmethod
+    def of(cls, function: Any) -> PairJudge:
+        """A judge of a function, which may have been wrapped as a scorer.
+
+        Raises:
+            ScorerError: if it is none.
+        """
+        if isinstance(function, CallableScorer):
+            return cls(function.function, function.name)
+        if isinstance(function, str) or not callable(function):
+            raise ScorerError(f"found {shown(function)}, expected a function that judges pairs")
+        return cls(function)
+
+    def score(self, conversations: Sequence[Conversation]) -> Scored:
+        """Scores of pairs of conversations, one after the other; their difference is half the sum of both verdicts.
+
+        Raises:
+            ScorerError: if the function fails or returns anything else.
+        """
+        pairs = [
+            {"prompt": first.to_list()[:-1], "A": first.response, "B": second.response}
+            for pair in zip(conversations[::2], conversations[1::2], strict=True)
+            for first, second in (pair, pair[::-1])
+        ]
+        verdicts = self._call(pairs, "verdicts")
+        for verdict in verdicts:
+            if verdict not in _VERDICTS:
+                raise ScorerError(
+                    f"scorer {self.name}: returned {shown(verdict)}, expected 'A>B', 'B>A', 'A=B' or None"
+                )
+        votes = np.array([_VERDICTS[verdict] for verdict in verdicts]).reshape(-1, 2)
+        margins = (votes[:, 0] - votes[:, 1]) / 2
+        return Scored(np.stack([margins / 2, -margins / 2], 1).reshape(-1))

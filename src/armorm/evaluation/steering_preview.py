@@ -64,7 +64,7 @@ class Preview:
         steering: the settings.
         pairs, prompts, refused: numbers of pairs, prompts and unscored pairs, which count as wrong before and after.
         accuracy: of all pairs and by subset: `before`, `after`, `difference`, `interval` (95%, of the difference,
-            None below 30 prompts), `p`, `pairs`.
+            None below 50 prompts), `p`, `pairs`.
         flips: number of pairs by `to_right`, `to_wrong`; `share` of all scored pairs.
         by_subset: the same two numbers for each subset.
         by_length: number of flips `to_shorter` (the longer response won before) and `to_longer`.

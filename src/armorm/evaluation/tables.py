@@ -1,7 +1,8 @@
 """Terminal tables of at most 80 columns: results with their audits, comparisons of two models, steering previews.
 
 Shares are printed in percent, correlations and raw errors as they are. Next to each metric are its 95% interval (none
-below 30 prompts), the number of prompts, and the values of the length, prompt-only and chance baselines.
+below 50 prompts), the number of prompts, and the values of baselines: the longest or the shortest response wins, the
+prompt alone, chance.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ _OBJECTIVES_SHOWN = 8
 _DECIDING_SHOWN = 3
 _FLIPS_SHOWN = 3
 _PROMPT_SHOWN = 60
+_BASELINES = ("length", "shortest", "prompt_only", "chance")
 _QUANTITIES = ("length", "markdown", "lists")
 _LENGTH = (
     ("accuracy, longer response is better", "more_is_better", "share"),
@@ -68,7 +70,7 @@ def comparison_table(comparison: ModelComparison) -> RenderableType:
             )
     note = Text(
         "* p < .05 after Holm's correction over the metrics of its level; permutation test that exchanges the models "
-        "on whole prompts; no test below 30 prompts.",
+        "on whole prompts; no test below 50 prompts.",
         style="dim",
     )
     return Group(head, Text(""), table, Text(""), note)
@@ -156,12 +158,12 @@ def _values(metric: MetricResult, baselines: Sequence[str]) -> list[RenderableTy
 
 
 def _metrics(results: Results) -> Table:
-    table = _table(("%", "score", "95% interval", "prompts", "length", "prompt", "chance"))
+    table = _table(("%", "score", "95% interval", "prompts", "longest", "shortest", "prompt", "chance"), 24)
     for level in LEVELS:
         for metric in results.level(level).values():
             if not math.isnan(metric.value):
                 name = metric.name + (" (part)" if metric.lacking and level != "subsets" else "")
-                table.add_row(_name(name, level), *_values(metric, ("length", "prompt_only", "chance")))
+                table.add_row(_name(name, level), *_values(metric, _BASELINES))
     return table
 
 

@@ -127,7 +127,11 @@ def test_each_objective_alone_is_judged_plain_and_debiased():
     )
     assert found["o0"]["reward"] == 1 / 2  # 1 > .5, 0 < 1
     assert found["o0"]["debiased"] == 0  # 1 - 2 < .5 - 0, 0 - 1 < 1 - 0
-    assert found["o1"] == {"reward": 1, "debiased": 0, "mean_weight": 0.25}
+    assert found["o1"] == {"reward": 1, "debiased": pytest.approx(np.nan, nan_ok=True), "mean_weight": 0.25}
+    # A tie is neither right nor wrong.
+    tied = accuracy_alone(model([[1, 0], [1, 0], [2, 0], [1, 0]], [[0.5, 0.5]] * 4), compared((0, 1), (2, 3)))
+    assert tied["o0"]["reward"] == 3 / 4
+    assert np.isnan(tied["o1"]["reward"])
 
 
 def test_decisions_are_counted_by_subset_and_outcome():
@@ -142,7 +146,7 @@ def test_decisions_are_counted_by_subset_and_outcome():
 def test_the_gate_is_measured_against_its_own_mean_weights_of_the_source():
     # Within source x the right weighting alternates by prompt; within y it is always the first objective.
     rng = np.random.default_rng(0)
-    n = 80
+    n = 120
     rewards, weights, pairs, subsets = [], [], [], []
     for item in range(n):
         first = item % 2 == 0 or item >= n // 2

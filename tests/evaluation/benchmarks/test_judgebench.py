@@ -5,8 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from armorm.conversation import Conversation
 from armorm.evaluation.benchmarks.judgebench import FILES, POOLED, double_game, file_of, single_game, source_of
-from tests.helpers.marked_scorer import evaluated, values
+from armorm.evaluation.runner import evaluate
+from armorm.evaluation.scorer import PairJudge, ScorerError
+from tests.helpers.marked_scorer import FIXTURES, evaluated, marked, values
 
 
 def test_the_counts_are_the_published_ones():
@@ -33,10 +36,41 @@ def test_a_tie_is_the_verdict_b_and_a_refused_answer_is_wrong():
     ],
 )
 def test_the_double_game_sums_two_verdicts(verdict, exchanged, correct):
-    assert double_game(verdict, exchanged, "A>B") is correct
+    pair = [Conversation.from_prompt("q", "a"), Conversation.from_prompt("q", "b")]
+    scores = PairJudge(lambda pairs: [verdict, exchanged]).score(pair).scores
+    assert double_game(scores[:1], scores[1:], np.array([True])).tolist() == [correct]
     # The same with the two answers exchanged, label and all.
-    flip = {"A>B": "B>A", "B>A": "A>B"}
-    assert double_game(flip.get(verdict, verdict), flip.get(exchanged, exchanged), "B>A") is correct
+    scores = PairJudge(lambda pairs: [exchanged, verdict]).score(pair[::-1]).scores
+    assert double_game(scores[:1], scores[1:], np.array([False])).tolist() == [correct]
+
+
+def test_a_judge_sees_both_answers_in_both_orders_and_plays_the_double_game():
+    asked = []
+
+    def first_place(pairs):
+        asked.extend(pairs)
+        return ["A>B"] * len(pairs)
+
+    found = evaluate("judgebench-double", first_place, FIXTURES / "judgebench", quiet=True)
+    assert values(found, "overall") == {POOLED: 0.0}  # a preference for the first place is worth nothing
+    assert [(a["A"], a["B"]) for a in asked[::2]] == [(b["B"], b["A"]) for b in asked[1::2]]
+    assert asked[0]["prompt"][0]["role"] == "user"
+
+    def marks(pairs):
+        found = [marked([[{"content": pair[side]}] for side in "AB"]) for pair in pairs]
+        return ["A>B" if a > b else "B>A" if b > a else "A=B" for a, b in found]
+
+    found = evaluate("judgebench-double", marks, FIXTURES / "judgebench", quiet=True)
+    # As in the single game, but that a tie is right for neither label.
+    assert values(found, "sections") == pytest.approx({"GPT-4o": 1 / 4, "Claude": 1 / 2})
+    assert {figure.baselines["chance"] for figure in found.level("sections").values()} == {0.25}
+
+
+def test_a_verdict_that_is_none_and_a_judge_that_is_none_are_errors():
+    with pytest.raises(ScorerError, match=r"returned 'A', expected 'A>B', 'B>A', 'A=B' or None"):
+        evaluate("judgebench-double", lambda pairs: ["A"] * len(pairs), FIXTURES / "judgebench", quiet=True)
+    with pytest.raises(ScorerError, match="expected a function that judges pairs"):
+        evaluate("judgebench-double", "armorm-tiny-rm", FIXTURES / "judgebench", quiet=True)
 
 
 def test_the_fixture_scores_as_worked_out_by_hand():

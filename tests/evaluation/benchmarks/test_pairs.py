@@ -40,5 +40,6 @@ def test_a_refused_response_keeps_its_place_and_is_reported():
 def test_length_and_chance_stand_beside_the_figure():
     # The longer response is the better one in p1, p2 and p4; in p3 the other one was refused.
     figure = evaluated("pairs", "pairs.jsonl").level("overall")["accuracy"]
-    assert figure.baselines == {"length": pytest.approx(3 / 5), "prompt_only": 0.0, "chance": 0.5}
+    expected = {"length": pytest.approx(3 / 5), "shortest": pytest.approx(1 / 5), "prompt_only": 0.0, "chance": 0.5}
+    assert figure.baselines == expected
     assert (figure.prompts, figure.interval) == (5, None)

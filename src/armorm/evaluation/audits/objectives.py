@@ -20,16 +20,20 @@ ALL = "all"
 
 
 def accuracy_alone(scored: Scored, pairs: LabelledPairs) -> dict[str, dict[str, float]]:
-    """Accuracy of each objective used as the only score: its `reward`, and its `debiased` reward."""
+    """Accuracy of each objective used as the only score: its `reward`, and its `debiased` reward.
+
+    A tie counts half. NaN for one that is the same in every pair, as a debiased bias objective is: it prefers nothing.
+    """
     assert scored.batch is not None
-    return {
-        name: {
-            "reward": pairs.accuracy(scored.batch.rewards[:, column]),
-            "debiased": pairs.accuracy(scored.debiased[:, column]),
-            "mean_weight": float(np.nanmean(scored.batch.gating_weights[:, column])),
+    found = {}
+    for column, name in enumerate(scored.batch.names):
+        views = {"reward": scored.batch.rewards[:, column], "debiased": scored.debiased[:, column]}
+        found[name] = {
+            view: float("nan") if pairs.ties(values) == 1 else pairs.accuracy(values, tie=0.5)
+            for view, values in views.items()
         }
-        for column, name in enumerate(scored.batch.names)
-    }
+        found[name]["mean_weight"] = float(np.nanmean(scored.batch.gating_weights[:, column]))
+    return found
 
 
 def decisions(scored: Scored, pairs: LabelledPairs, subsets: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -99,7 +103,7 @@ def gate(
 
 def _gain(group: str) -> Metric:
     used = ((group, "gate"), (group, "mean_weights"))
-    return Metric("subsets", group, used, lambda sums: sums.mean(used[0]) - sums.mean(used[1]))
+    return Metric("subsets", group, used, lambda sums: sums.mean(used[0]) - sums.mean(used[1]), unit="gain")
 
 
 def _mean_weights(scored: Scored, rows: np.ndarray) -> np.ndarray:

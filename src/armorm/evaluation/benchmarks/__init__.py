@@ -6,9 +6,9 @@ from armorm.errors import nearest
 from armorm.evaluation.benchmarks import judgebench, pairs, ppe, ratings, rewardbench, rewardbench2, rm_bench
 from armorm.evaluation.benchmarks.base import Benchmark, BenchmarkError
 
+_MODULES = (pairs, ratings, rewardbench, rewardbench2, rm_bench, judgebench, ppe)
 BENCHMARKS: dict[str, Benchmark] = {
-    module.BENCHMARK.name: module.BENCHMARK
-    for module in (pairs, ratings, rewardbench, rewardbench2, rm_bench, judgebench, ppe)
+    benchmark.name: benchmark for benchmark in (*(module.BENCHMARK for module in _MODULES), judgebench.DOUBLE_GAME)
 }
 
 

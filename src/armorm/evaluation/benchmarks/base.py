@@ -81,6 +81,7 @@ class Benchmark:
         also: further sets that may be given, with the splits to evaluate.
         rule: how ties and unscored responses count, in one line.
         rated: whether labels are ratings of objectives, so that reading them needs the model.
+        judged: whether it is for judges that see both responses (`PairJudge`), not for scores.
     """
 
     name: str
@@ -93,6 +94,7 @@ class Benchmark:
     also: tuple[HubSet, ...] = ()
     rule: str = "a tie counts as wrong, and so does a response that cannot be scored"
     rated: bool = False
+    judged: bool = False
 
     def of_objectives(self, names: Sequence[str], raw: bool) -> Benchmark:
         """The same for items rated on these objectives; itself if its items are not rated.

@@ -9,7 +9,9 @@ cannot be scored is wrong.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
@@ -27,6 +29,7 @@ FILES: Mapping[str, Mapping[str, int]] = {
 SOURCES = tuple(FILES["GPT-4o"])
 POOLED = "both files pooled"
 _LABELS = {"A>B": (1, 0), "B>A": (0, 1)}
+Game = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 
 
 def read(sources: Sequence[Source]) -> Loaded:
@@ -77,23 +80,22 @@ def single_game(first: np.ndarray, second: np.ndarray, a_is_better: np.ndarray) 
     return (scored & ((first > second) == np.asarray(a_is_better, bool))).astype(np.float64)
 
 
-def double_game(verdict: str | None, exchanged_verdict: str | None, label: str) -> bool:
-    """Whether a judge that saw both orders is correct.
+def double_game(first: np.ndarray, second: np.ndarray, a_is_better: np.ndarray) -> np.ndarray:
+    """1.0 where the sum of both verdicts is for the label.
 
     Args:
-        verdict: on (A, B): "A>B", "B>A", "A=B" or None.
-        exchanged_verdict: on (B, A), in the names of that order.
+        first, second: (n,) scores of A and B whose difference is that sum (`PairJudge`); NaN without a verdict.
+        a_is_better: (n,) bool, label "A>B".
     """
-    opposite = {"A>B": "B>A", "B>A": "A>B"}
-    verdicts = (verdict, opposite.get(exchanged_verdict or "", exchanged_verdict))
-    return sum((found == label) - (found == opposite[label]) for found in verdicts) > 0
+    margins = np.asarray(first, np.float64) - np.asarray(second, np.float64)
+    return (np.where(a_is_better, margins, -margins) > 0).astype(np.float64)
 
 
-def measure(items: Sequence[Item], scores: Sequence[np.ndarray]) -> Measurements:
-    """`right` of every pair: by file and source, by file, and pooled."""
+def measure(items: Sequence[Item], scores: Sequence[np.ndarray], game: Game = single_game) -> Measurements:
+    """`right` of every pair by the rule of a game: by file and source, by file, and pooled."""
     both = np.array(scores, np.float64).reshape(-1, 2)
     better = np.array([item.labels[0] > item.labels[1] for item in items], bool)
-    right = single_game(both[:, 0], both[:, 1], better)
+    right = game(both[:, 0], both[:, 1], better)
     subsets, files = [item.subset for item in items], [item.facts["file"] for item in items]
     return {
         **by_group(subsets, RIGHT, right),
@@ -124,6 +126,11 @@ def metrics(measurements: Measurements) -> list[Metric]:
     ]
 
 
+def _random_verdicts(equal: Measurements) -> Measurements:
+    """Both of two random verdicts are for the better answer a quarter of the time."""
+    return {group: replace(found, values=np.full(len(found.rows), 0.25)) for group, found in equal.items()}
+
+
 BENCHMARK = Benchmark(
     "judgebench",
     "JudgeBench",
@@ -132,4 +139,13 @@ BENCHMARK = Benchmark(
     metrics,
     published=(HubSet("ScalerLab/JudgeBench", ("gpt", "claude")),),
     rule="single game: a tie counts as the verdict B>A; a pair with an answer that cannot be scored is wrong",
+)
+DOUBLE_GAME = replace(
+    BENCHMARK,
+    name="judgebench-double",
+    title="JudgeBench, double game",
+    measure=partial(measure, game=double_game),
+    rule="double game: both orders are judged, and the sum of the verdicts must be for the better answer",
+    chance=_random_verdicts,
+    judged=True,
 )

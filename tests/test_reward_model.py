@@ -299,6 +299,19 @@ def test_the_strength_of_debiasing_scales_every_penalty(rm, batch, strength):
     np.testing.assert_allclose(rm.transform, np.eye(4) - strength * np.outer([0, 0, 0, 1], PENALTIES), atol=1e-7)
 
 
+@pytest.mark.parametrize("strength", [0.0, 0.5, 2.0])
+def test_the_strength_of_debiasing_leaves_the_scale_of_the_rewards(tmp_path, strength):
+    scale = np.array([2.0, 0.25, 3.0, 1.0])  # as with gating.scale_rewards; a debiased bias has none
+    rm = reward_model()
+    rm.model.reward_transform_matrix.mul_(torch.tensor(scale, dtype=torch.float32))
+    batch, steered = rm.score(CONVERSATIONS), rm.steer(debias_strength=strength)
+    debiased = (batch.rewards - strength * batch.rewards[:, 3:] * np.array(PENALTIES)) * scale
+    np.testing.assert_allclose(steered.score(CONVERSATIONS).scores, (batch.gating_output * debiased).sum(1), atol=1e-5)
+    steered.save_pretrained(tmp_path, layout="released")
+    folded = ArmoRM.from_pretrained(tmp_path, dtype="float32")
+    np.testing.assert_allclose(folded.score(CONVERSATIONS).scores, steered.score(CONVERSATIONS).scores, atol=1e-5)
+
+
 def test_every_kind_of_steering_is_saved_and_read_with_the_same_scores(rm, tmp_path):
     steered = rm.steer(
         {"verbosity": 2.0},

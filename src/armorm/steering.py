@@ -2,7 +2,7 @@
 
     weights = pinned + (1 - sum of pinned) * ((1 - blend) * gate + blend * fixed)          each row sums to 1
     gate    = softmax(logits + log factors), over the objectives that are neither dropped nor pinned
-    T'      = I + debias_strength * (T - I)
+    T'      = D + debias_strength * (T - D)      D: the diagonal of T, but 1 for bias objectives
 
 Steering acts on the gating weights, before the transform; dropped weight is redistributed in proportion. An objective
 that others are debiased against cannot be dropped: its (negative) coefficient is what removes the bias.

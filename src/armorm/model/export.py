@@ -19,7 +19,7 @@ from armorm.files import write_json, write_text
 from armorm.model.configuration import ArmoRMConfig
 from armorm.model.modeling import ArmoRMForSequenceClassification
 from armorm.model.released import ARCHITECTURES, NOT_BACKBONE, OWN_FIELDS
-from armorm.model.remote_code import UNCERTAINTY_BUFFERS, steering_terms
+from armorm.model.remote_code import UNCERTAINTY_BUFFERS, steered_transform, steering_terms
 
 REMOTE_CODE = Path(__file__).with_name("remote_code.py")
 _NEVER = -1e30  # added to a logit of the gate, it gives a weight of exactly 0
@@ -97,8 +97,7 @@ def folded(config: ArmoRMConfig, state: Mapping[str, torch.Tensor]) -> tuple[Arm
         shift = config.gating_temperature * torch.tensor(factors, dtype=torch.float64).log()
         state[bias] = (state[bias].cpu().double() + shift).clamp(min=_NEVER).float()
     transform = state["reward_transform_matrix"].cpu().double()
-    identity = torch.eye(len(transform), dtype=torch.float64)
-    state["reward_transform_matrix"] = (identity + strength * (transform - identity)).float()
+    state["reward_transform_matrix"] = steered_transform(transform, strength).float()
     config.provenance |= {"steering": config.steering}
     config.steering = {}
     return config, state

@@ -341,11 +341,7 @@ class RewardModel(PreTrainedModel):
 
     def transform(self) -> torch.Tensor:
         """T (k, k) as it is applied: as trained, or with its debiasing steered."""
-        transform, strength = self.reward_transform_matrix, self.steering[3]
-        if strength == 1:
-            return transform
-        identity = torch.eye(len(transform), dtype=transform.dtype, device=transform.device)
-        return identity + strength * (transform - identity)
+        return steered_transform(self.reward_transform_matrix, self.steering[3])
 
     def score_features(self, hidden_state: torch.Tensor, prompt_embedding: torch.Tensor) -> ArmoRMOutput:
         """Everything after the backbone, in float32, from response and prompt features (B, d) each."""
@@ -504,7 +500,7 @@ def quantile_layer(config: PretrainedConfig, d: int) -> nn.Linear | None:
 
 
 def steering_terms(config: PretrainedConfig) -> tuple[list[float] | None, list[float] | None, float, float]:
-    """Terms of steered weights: weights = fixed + share * softmax(logits + log factors), T' = I + strength * (T - I).
+    """Terms of steering: weights = fixed + share * softmax(logits + log factors), and the strength of debiasing.
 
     Returns:
         factors (k,) or None for the gate as trained; fixed weights (k,), which sum to 1 - share, or None; the gate's
@@ -537,6 +533,19 @@ def steering_terms(config: PretrainedConfig) -> tuple[list[float] | None, list[f
         gate_share,
         float(steering.get("debias_strength", 1.0)),
     )
+
+
+def steered_transform(transform: torch.Tensor, strength: float) -> torch.Tensor:
+    """T (k, k) with every penalty times a strength; the scale of debiased rewards, which is their diagonal, stays.
+
+    The row of a bias objective holds penalties, its diagonal too: before debiasing that is 1.
+    """
+    if strength == 1:
+        return transform
+    diagonal = transform.diagonal()
+    biases = (transform != torch.diag(diagonal)).any(1) | (diagonal == 0)
+    before = torch.diag(torch.where(biases, torch.ones_like(diagonal), diagonal))
+    return before + strength * (transform - before)
 
 
 def stored_dtype(name: str, options: dict[str, Any]) -> torch.dtype | str:

@@ -32,6 +32,8 @@ class ArmoRMConfig(PretrainedConfig):
         debiasing: `against` (names of the biases), `metric`, `level`, `penalties` (k).
         uncertainty: settings of `armorm.heads.uncertainty.Uncertainty`; empty for a model without.
         steering: explicit changes to the weights (`armorm.steering`); empty for a model as trained.
+        calibration: `armorm.heads.calibration.Calibration` of the logit scale; None if the scale was set by hand, or
+            the model is older than the field.
         quantiles: `objectives` (names) and `levels` of the quantile heads; empty for a model without.
         provenance: `backbone`, `armorm_version`, `recipe_hash`, `recipe_name`.
     """
@@ -57,6 +59,7 @@ class ArmoRMConfig(PretrainedConfig):
         debiasing: dict[str, Any] | None = None,
         uncertainty: dict[str, Any] | None = None,
         steering: dict[str, Any] | None = None,
+        calibration: dict[str, Any] | None = None,
         quantiles: dict[str, Any] | None = None,
         provenance: dict[str, Any] | None = None,
         **kwargs: Any,
@@ -77,6 +80,7 @@ class ArmoRMConfig(PretrainedConfig):
         self.debiasing = dict(debiasing or {})
         self.uncertainty = dict(uncertainty or {})
         self.steering = dict(steering or {})
+        self.calibration = dict(calibration) if calibration else None
         self.quantiles = dict(quantiles or {})
         self.provenance = dict(provenance or {})
         kwargs.pop("auto_map", None)  # belongs to the folder it was read from

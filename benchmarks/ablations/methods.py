@@ -46,7 +46,7 @@ class Bench:
     Attributes:
         tests: all evaluated pairs: held-out pairs of the training sets, then the benchmarks.
         sets: (e,) set of each evaluated pair.
-        held_out: (p,) training pairs held out by prompt for early stopping and penalty selection.
+        held_out: (p,) training pairs held out by prompt for early stopping, calibration and penalty selection.
         head: stage 1, starting from the weights of a fine-tuned backbone, if any.
         plain_head: stage 1 fitted on these rows alone.
     """

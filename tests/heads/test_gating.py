@@ -11,7 +11,8 @@ from torch import nn
 from torch.nn import functional
 
 from armorm.errors import FitError
-from armorm.heads.gate_training import GateSettings, RewardPairs, _fold_standardisation, bradley_terry_scale, fit_gate
+from armorm.heads.calibration import divided_prompts, fit_scale, prompt_capped
+from armorm.heads.gate_training import GateSettings, RewardPairs, _fold_standardisation, fit_gate
 from armorm.model.remote_code import GatingNetwork
 
 K, D, PROMPTS = 4, 6, 300
@@ -54,8 +55,19 @@ def margins(network: GatingNetwork, features: np.ndarray, pairs: RewardPairs, ro
     return (output[pairs.chosen_prompt] * pairs.chosen - output[pairs.rejected_prompt] * pairs.rejected).sum(1)[rows]
 
 
-def loss_of(margin: np.ndarray) -> float:
-    return float(np.logaddexp(0, -margin).mean())
+def loss_of(margin: np.ndarray, weights: np.ndarray | None = None) -> float:
+    return float(np.average(np.logaddexp(0, -margin), weights=weights))
+
+
+def calibrating(pairs: RewardPairs, seed: int = 0) -> np.ndarray:
+    """Rows of the held-out pairs that are for calibration."""
+    rows = np.flatnonzero(pairs.held_out)
+    return rows[divided_prompts(pairs.chosen_prompt[rows], seed)]
+
+
+def weights_of(pairs: RewardPairs, most: float | None = 3.0) -> np.ndarray:
+    """Weights (p,) with which a prompt counts as at most three pairs, as by default."""
+    return prompt_capped(np.ones(len(pairs)), pairs.chosen_prompt, most)
 
 
 # --- what is learned -----------------------------------------------------------------------------
@@ -134,8 +146,9 @@ def test_sides_may_have_prompts_of_their_own():
     apart = replace(pairs, rejected_prompt=pairs.rejected_prompt + PROMPTS)
     network, report = fit_gate(doubled, apart, SETTINGS.model_copy(update={"dropout": 0.0}))
     assert report.accuracy > 0.93
-    margin = margins(network, doubled, apart, np.flatnonzero(pairs.held_out))
-    assert report.loss == pytest.approx(loss_of(margin), abs=1e-5)
+    rows = calibrating(apart)
+    margin = margins(network, doubled, apart, rows)
+    assert report.loss == pytest.approx(loss_of(margin, weights_of(apart)[rows]), abs=1e-5)
 
 
 def test_zero_hidden_layers_is_a_linear_gate():
@@ -154,15 +167,16 @@ def test_the_returned_gate_takes_plain_features_and_gives_the_reported_figures(h
     network, report = fit_gate(
         features, pairs, SETTINGS.model_copy(update={"hidden_layers": hidden_layers, "steps": 100})
     )
-    rows = np.flatnonzero(pairs.held_out)
-    margin = margins(network, features, pairs, rows)
+    held_out, rows = np.flatnonzero(pairs.held_out), calibrating(pairs)
+    margin, used = margins(network, features, pairs, rows), weights_of(pairs)[rows]
     assert not network.training
-    assert (report.pairs, report.held_out_pairs) == (len(pairs) - len(rows), len(rows))
-    assert report.loss == pytest.approx(loss_of(margin), abs=1e-5)
-    assert report.accuracy == pytest.approx((margin > 0).mean(), abs=2 / len(rows))
+    assert (report.pairs, report.held_out_pairs) == (len(pairs) - len(held_out), len(held_out))
+    assert (report.stopping_pairs, report.calibration_pairs) == (len(held_out) - len(rows), len(rows))
+    assert report.loss == pytest.approx(loss_of(margin, used), abs=1e-5)
+    assert report.accuracy == pytest.approx(np.average(margin > 0, weights=used), abs=2 / len(rows))
     uniform = (pairs.chosen - pairs.rejected).mean(1)[rows]
-    assert report.uniform_accuracy == (uniform > 0).mean()
-    prompts = features[np.unique(pairs.chosen_prompt[rows])]
+    assert report.uniform_accuracy == pytest.approx(np.average(uniform > 0, weights=used))
+    prompts = features[np.unique(pairs.chosen_prompt[held_out])]
     weights = network.weights(torch.from_numpy(prompts)).detach().double().numpy()
     np.testing.assert_allclose(report.mean_weights, weights.mean(0), atol=1e-5)
     assert report.mean_entropy == pytest.approx(-(weights * np.log(weights)).sum(1).mean(), abs=1e-4)
@@ -194,40 +208,78 @@ def test_a_feature_that_never_varied_in_training_does_not_drown_the_others():
 # --- the scale -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("size", [1e-4, 1.0, 300.0])
-def test_the_bradley_terry_scale_is_the_best_of_a_grid(size):
-    margin = np.random.default_rng(0).normal(0.5, 1.0, 500) * size
-    scale = bradley_terry_scale(margin)
-    grid = np.exp(np.linspace(-4, 3, 4001)) / size
-    losses = [loss_of(candidate * margin) for candidate in grid]
-    assert loss_of(scale * margin) <= min(losses) + 1e-9
-    assert scale == pytest.approx(grid[int(np.argmin(losses))], rel=2e-3)
-
-
-def test_the_bradley_terry_scale_falls_back_where_no_positive_scale_helps():
-    wrong = -np.abs(np.random.default_rng(1).normal(size=100)) * 4
-    assert bradley_terry_scale(wrong) == pytest.approx(1 / np.sqrt(np.mean(wrong**2)))
-    assert bradley_terry_scale(wrong, fallback=3.0) == 3.0
-    assert bradley_terry_scale(np.zeros(5)) == 1.0
-    assert bradley_terry_scale(np.zeros(5), fallback=2.0) == 2.0
-
-
-def test_the_bradley_terry_scale_of_pairs_that_are_all_right_is_finite():
-    scale = bradley_terry_scale(np.array([0.5, 1.0, 2.0]))
-    assert 1 < scale < 1000
-
-
 def test_the_scale_is_fitted_at_the_start_and_again_at_the_end(trained):
     features, pairs, network, report = trained
-    training, held_out = np.flatnonzero(~pairs.held_out), np.flatnonzero(pairs.held_out)
-    uniform = (pairs.chosen - pairs.rejected).mean(1)
-    assert report.start_scale == pytest.approx(bradley_terry_scale(uniform[training]), rel=1e-6)
-    assert report.history[0][2] == pytest.approx(loss_of(report.start_scale * uniform[held_out]), abs=1e-6)
+    training, rows = np.flatnonzero(~pairs.held_out), calibrating(pairs)
+    stopping = np.setdiff1d(np.flatnonzero(pairs.held_out), rows)
+    uniform, weights, prompts = (pairs.chosen - pairs.rejected).mean(1), weights_of(pairs), pairs.chosen_prompt
+    start = fit_scale(uniform[training], weights[training], prompts[training])
+    assert report.start_scale == pytest.approx(start.scale, rel=1e-6)
+    first = loss_of(report.start_scale * uniform[stopping], weights[stopping])
+    assert report.history[0][2] == pytest.approx(first, abs=1e-6)
     assert report.logit_scale == float(network.logit_scale.detach()) > 0
-    margin = margins(network, features, pairs, held_out)
-    here = loss_of(margin)
-    for factor in (0.97, 1.03):
-        assert here < loss_of(factor * margin)
+    unscaled = margins(network, features, pairs, rows) / report.logit_scale
+    found = fit_scale(unscaled, weights[rows], prompts[rows])
+    assert report.logit_scale == pytest.approx(found.scale, rel=1e-4)
+    assert report.calibration == pytest.approx(found.to_dict(), rel=1e-3)
+
+
+def test_pairs_of_the_calibration_decide_nothing_but_the_scale_and_the_figures(trained):
+    features, pairs, network, report = trained
+    rows = calibrating(pairs)
+    chosen, rejected = pairs.chosen.copy(), pairs.rejected.copy()
+    chosen[rows[::3]], rejected[rows[::3]] = pairs.rejected[rows[::3]], pairs.chosen[rows[::3]]
+    other, turned = fit_gate(features, replace(pairs, chosen=chosen, rejected=rejected), SETTINGS)
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(tensor, other.state_dict()[name]) == (name != "logit_scale")
+    assert turned.history == report.history
+    assert turned.accuracy < report.accuracy - 0.2
+    assert turned.logit_scale < report.logit_scale / 2
+
+
+def test_the_scale_counts_pairs_by_their_weight():
+    features, pairs = task()
+    rows = calibrating(pairs)[::3]
+    chosen, rejected, weight = pairs.chosen.copy(), pairs.rejected.copy(), np.ones(len(pairs))
+    chosen[rows], rejected[rows], weight[rows] = pairs.rejected[rows], pairs.chosen[rows], 0.02
+    turned = replace(pairs, chosen=chosen, rejected=rejected)
+    settings = SETTINGS.model_copy(update={"steps": 50})
+    light, heavy = (fit_gate(features, one, settings)[1] for one in (replace(turned, weight=weight), turned))
+    assert light.logit_scale > 2 * heavy.logit_scale
+    assert light.accuracy > heavy.accuracy + 0.2
+
+
+def test_a_prompt_with_many_pairs_does_not_outvote_the_others():
+    features, pairs = task(pairs=600)
+    rng = np.random.default_rng(4)
+    one = int(pairs.chosen_prompt[~pairs.held_out][0])
+    first, second = rng.random((2, 1500, K))
+    wins = (first[:, 1] > second[:, 1])[:, None]  # decided by another objective than all others
+    many = RewardPairs(
+        chosen=np.concatenate([pairs.chosen, np.where(wins, first, second)]),
+        rejected=np.concatenate([pairs.rejected, np.where(wins, second, first)]),
+        chosen_prompt=np.concatenate([pairs.chosen_prompt, np.full(1500, one)]),
+        rejected_prompt=np.concatenate([pairs.rejected_prompt, np.full(1500, one)]),
+        held_out=np.concatenate([pairs.held_out, np.zeros(1500, bool)]),
+    )
+    features[:, 1:] = 0  # the gate cannot tell this prompt from others
+    capped = fit_gate(features, many, SETTINGS)[1]
+    free = fit_gate(features, many, SETTINGS.model_copy(update={"prompt_cap": None}))[1]
+    assert capped.mean_weights[1] < 0.2
+    assert free.mean_weights[1] > 2 * capped.mean_weights[1]
+
+
+def test_few_held_out_pairs_stop_and_calibrate_alike_and_the_report_says_so():
+    features, pairs = task()
+    rows = np.concatenate([np.flatnonzero(~pairs.held_out)[:100], np.flatnonzero(pairs.held_out)[:20]])
+    few = RewardPairs(*(values[rows] for values in vars(pairs).values() if values is not None))
+    report = fit_gate(features, few, SETTINGS.model_copy(update={"steps": 50}))[1]
+    assert (report.stopping_pairs, report.calibration_pairs) == (10, 10)
+    together = few.chosen_prompt.copy()
+    together[few.held_out] = 0
+    alone = replace(few, chosen_prompt=together, rejected_prompt=together)
+    report = fit_gate(features, alone, SETTINGS.model_copy(update={"steps": 50}))[1]
+    assert (report.held_out_pairs, report.stopping_pairs, report.calibration_pairs) == (20, 20, 20)
 
 
 def test_a_given_scale_stays():
@@ -235,6 +287,7 @@ def test_a_given_scale_stays():
     network, report = fit_gate(features, pairs, SETTINGS.model_copy(update={"logit_scale": 2.5, "steps": 100}))
     assert network.logit_scale.item() == report.logit_scale == report.start_scale == 2.5
     assert network.logit_scale.requires_grad
+    assert report.calibration is None
 
 
 @pytest.mark.parametrize("scale", [0.0, -1.0, float("nan")])
@@ -265,17 +318,10 @@ def test_early_stopping_keeps_the_best_weights():
     assert report.best_step == steps[best]
     assert steps[-1] == report.best_step + 3 * 50 < 2000
     assert losses[-1] > losses[best] + 0.01
-    assert report.loss == pytest.approx(losses[best], abs=1e-6)
-    assert report.accuracy == pytest.approx(accuracies[best], abs=1e-6)
-    margin = margins(network, features, pairs, np.flatnonzero(pairs.held_out))
-    assert loss_of(margin) == pytest.approx(losses[best], abs=1e-5)
-
-
-def test_the_last_fit_of_the_scale_can_only_help(trained):
-    report = trained[3]
-    best = min(loss for _, _, loss, _ in report.history)
-    assert report.loss <= best + 1e-6
-    assert report.loss > best - 0.05
+    stopping = np.setdiff1d(np.flatnonzero(pairs.held_out), calibrating(pairs))
+    margin = margins(network, features, pairs, stopping)
+    assert loss_of(margin, weights_of(pairs)[stopping]) == pytest.approx(losses[best], abs=1e-5)
+    assert (margin > 0).mean() == pytest.approx(accuracies[best], abs=1e-6)
 
 
 def test_the_same_seed_gives_the_same_weights_whatever_the_global_state():

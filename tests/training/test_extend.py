@@ -87,6 +87,7 @@ def test_a_new_objective_from_the_command_line(data, model, tmp_path, capsys):
 def test_without_preferences_new_objectives_get_their_share(data, model, tmp_path, share):
     extended = extend(model, sets_to_add(model, data / "ours.jsonl"), tmp_path, share=share, quiet=True)
     mean = extended.reference["gating_weights"][4]
+    assert extended.model.config.calibration is None, "the scale is not that of these objectives"
     assert mean == pytest.approx(1 / 5 if share is None else share, abs=0.02)
 
 
@@ -99,7 +100,11 @@ def test_with_preferences_the_gate_is_trained_on(data, model, tmp_path, capsys):
     gate = json.loads(capsys.readouterr().out)["gate"]
     assert gate["pairs"] + gate["held_out_pairs"] == 240
     assert gate["best_step"] > 0
-    assert gate["loss"] < gate["history"][0][2], "better than where it started"
+    losses = {step: loss for step, _, loss, _ in gate["history"]}
+    assert losses[gate["best_step"]] < losses[0], "better than where it started"
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["calibration"] == gate["calibration"]
+    assert config["calibration"]["pairs"] == gate["calibration_pairs"]
     old, new = (ArmoRM.from_pretrained(folder, dtype="float32").model.gating for folder in (model, tmp_path))
     assert new.layers[-1].weight.shape[0] == 5
     assert (new.layers[-1].weight[:4] - old.layers[-1].weight).abs().max() > 1e-3

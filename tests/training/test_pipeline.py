@@ -283,7 +283,12 @@ def test_the_card_states_the_figures_of_the_run(small_run):
     card = (small_run / "README.md").read_text()
     figures = metrics_of(small_run)
     assert card.startswith("---\nlibrary_name: armorm")
-    assert f"accuracy {figures['gate']['accuracy']:.3f}" in card
+    gate = figures["gate"]
+    assert f"accuracy {gate['accuracy']:.3f}" in card
+    divided = f"{gate['stopping_pairs']} for early stopping, {gate['calibration_pairs']} for calibration"
+    assert divided in card
+    assert f"{gate['logit_scale']:.3f}, fitted on {gate['calibration']['prompts']} prompts" in card
+    assert json.loads((small_run / "config.json").read_text())["calibration"] == gate["calibration"]
     for report in figures["regression"]:
         assert f"| {report['objective']}" in card
     assert f"{figures['evaluation']['ratings']['workshop-help']['spearman']:.3f}" in card

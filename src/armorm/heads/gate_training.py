@@ -8,34 +8,40 @@ with s = R_chosen - R_rejected, w the pair's weight, m its margin, e the label s
 and rewards are already debiased, as at inference. Rewards are data, computed once; a step runs each distinct prompt of
 its batch through the network once, both sides of a pair together, which halves the work.
 
-`logit_scale` is positive: it starts at the one-dimensional Bradley-Terry fit with uniform weights, is learned as its
-logarithm, and is fitted again at the end on held-out pairs. (If it starts at 1, as published, rewards in [0, 1] give
-margins so small that the gate hardly moves.) Prompt features are standardised for training, and the scaling is folded
-into the first layer. Early stopping is by prompt, the best weights are used, and all randomness is seeded.
+`logit_scale` is positive: it starts at the fit to uniform weights (`armorm.heads.calibration`), is learned as its
+logarithm, and is fitted again at the end. (If it starts at 1, as published, rewards in [0, 1] give margins so small
+that the gate hardly moves.) Prompt features are standardised for training, and the scaling is folded into the first
+layer.
+
+Held-out pairs are divided by prompt: one half stops the training, and the other, which decided nothing, fits the scale
+and gives the reported accuracy and loss. Halves of fewer than `MIN_HALF` pairs decide nothing reliably: then all
+held-out pairs serve both purposes, which the report's `stopping_pairs` and `calibration_pairs` show. In training, early
+stopping and calibration, a prompt counts as at most `prompt_cap` pairs. All randomness is seeded.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Annotated, Literal, Union
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any, Literal, Optional, Union
 
 import numpy as np
 import torch
 from pydantic import BaseModel, Field
-from scipy.optimize import minimize_scalar
 from torch import nn
 from torch.nn import functional
 
 from armorm.backbone.decoder import resolve_dtype
 from armorm.errors import FitError
+from armorm.heads.calibration import divided_prompts, fit_scale, prompt_capped
 from armorm.model.remote_code import GatingNetwork
 from armorm.progress import progress
 
 Log = Callable[[int, Mapping[str, float]], None]
 EVALUATE_EVERY = 50
 MIN_PAIRS = 20
+MIN_HALF = 10
 _CONSTANT = 1e-6
 _NEARLY_UNIFORM = 0.005
 
@@ -178,7 +184,7 @@ class RewardPairs:
         chosen, rejected: (p, k) debiased rewards.
         chosen_prompt, rejected_prompt: (p,) rows of the prompt features; the same row unless the overflow policy
             truncated the two prompts differently.
-        held_out: (p,) bool, pairs whose prompts are held out for early stopping.
+        held_out: (p,) bool, pairs whose prompts are held out for early stopping and calibration.
         margin: (p,) >= 0, rated advantage of the chosen side, 0 if unknown; or None.
         weight: (p,) > 0; None for equal weights.
     """
@@ -217,6 +223,9 @@ class GateSettings(BaseModel, extra="forbid", frozen=True):
     label_smoothing: float = Field(0.0, ge=0, lt=0.5, description="assumed share of pairs with swapped labels")
     entropy: float = Field(0.0, ge=0, description="weight of an entropy bonus, which spreads the gating weights")
     load_balance: float = Field(0.0, ge=0, description="weight of a penalty on mean gating weights far from uniform")
+    prompt_cap: Optional[Annotated[float, Field(ge=1)]] = Field(
+        3.0, description="most pairs that one prompt counts as, its pairs sharing their weight; null for no limit"
+    )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="of matrix products in training; auto is bfloat16 on hardware that is fast at it"
     )
@@ -227,25 +236,31 @@ class GateReport:
     """Result of training.
 
     Attributes:
-        pairs, held_out_pairs: pairs for training and for early stopping.
+        pairs, held_out_pairs: pairs for training, and pairs held out by prompt.
+        stopping_pairs, calibration_pairs: of the latter, those that stopped the training, and those that fitted the
+            scale and gave accuracy and loss; each is all of them if they are too few to divide.
         best_step: step of the best weights.
         start_scale, logit_scale: the scale at the start and at the end.
-        accuracy, loss: on held-out pairs, with the best weights and final scale.
+        accuracy, loss: on the calibration pairs, weighted, with the best weights and final scale.
         uniform_accuracy: of uniform weights on the same pairs.
+        calibration: `Calibration.to_dict` of the final scale; None if it was given.
         mean_weights: (k,) mean gating weights over the prompts of held-out pairs.
         mean_entropy: of the gating weights, nats; log k for a uniform gate.
-        history: (step, training loss, held-out loss, held-out accuracy) at each evaluation.
+        history: (step, training loss, loss and accuracy on the stopping pairs) at each evaluation.
         collapse: how the gate ignores the prompt (`collapse_of`), or empty.
     """
 
     pairs: int
     held_out_pairs: int
+    stopping_pairs: int
+    calibration_pairs: int
     best_step: int
     start_scale: float
     logit_scale: float
     accuracy: float
     loss: float
     uniform_accuracy: float
+    calibration: dict[str, Any] | None
     mean_weights: list[float]
     mean_entropy: float
     history: list[tuple[int, float, float, float]] = field(default_factory=list)
@@ -287,7 +302,12 @@ def fit_gate(
     if not fitted and not float(settings.logit_scale) > 0:
         raise FitError(f"logit_scale {settings.logit_scale}, expected 'fit' or a number > 0")
     device = torch.device(device)
-    data = PairTensors(prompt_features, pairs, training, device)
+    prompts = pairs.chosen_prompt
+    pair_weights = prompt_capped(
+        np.ones(len(pairs)) if pairs.weight is None else pairs.weight, prompts, settings.prompt_cap
+    )
+    stopping, calibrating = _halves(held_out, prompts, seed)
+    data = PairTensors(prompt_features, replace(pairs, weight=pair_weights), training, device)
     k = pairs.chosen.shape[1]
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
@@ -303,7 +323,11 @@ def fit_gate(
         if initial is None:
             nn.init.zeros_(network.layers[-1].weight)  # type: ignore[arg-type]  # the gate starts uniform,
             nn.init.zeros_(network.layers[-1].bias)  # type: ignore[arg-type]  # where its scale is fitted
-            start_scale = bradley_terry_scale(uniform[training]) if fitted else float(settings.logit_scale)
+            start_scale = (
+                _start_scale(uniform[training], pair_weights[training], prompts[training])
+                if fitted
+                else float(settings.logit_scale)
+            )
         else:
             network.load_state_dict(initial.state_dict())
             _unfold_standardisation(network, data.mean.cpu(), data.deviation.cpu())
@@ -311,15 +335,15 @@ def fit_gate(
         network.logit_scale.requires_grad_(False).fill_(start_scale)
         network.to(device)
         log_scale = torch.tensor(np.log(start_scale), dtype=torch.float32, requires_grad=fitted, device=device)
-        best_step, history = optimise(network, log_scale, data, training, held_out, settings, seed, log)
+        best_step, history = optimise(network, log_scale, data, training, stopping, settings, seed, log)
     network.eval()
     with torch.no_grad():
+        unscaled = data.margins(network, torch.ones((), device=device), calibrating).cpu().double().numpy()
+        calibration = fit_scale(unscaled, pair_weights[calibrating], prompts[calibrating])
         if fitted:
-            unscaled = data.margins(network, torch.ones((), device=device), held_out).cpu().double().numpy()
-            network.logit_scale.fill_(bradley_terry_scale(unscaled, fallback=float(log_scale.exp())))
+            network.logit_scale.fill_(calibration.scale)
         network.logit_scale.requires_grad_(True)
-        margins = data.margins(network, network.logit_scale, held_out)
-        loss = float(data.plain_loss(margins, held_out))
+        scale = float(network.logit_scale.detach())
         weights = network.weights(data.prompts[np.unique(pairs.chosen_prompt[held_out])]).cpu()
         entropy = float(-(weights * weights.clamp_min(1e-12).log()).sum(1).mean())
     network.cpu()
@@ -327,12 +351,15 @@ def fit_gate(
     report = GateReport(
         pairs=len(training),
         held_out_pairs=len(held_out),
+        stopping_pairs=len(stopping),
+        calibration_pairs=len(calibrating),
         best_step=best_step,
         start_scale=start_scale,
-        logit_scale=float(network.logit_scale.detach()),
-        accuracy=float((margins > 0).float().mean()),
-        loss=loss,
-        uniform_accuracy=float((uniform[held_out] > 0).mean()),
+        logit_scale=scale,
+        accuracy=calibration.accuracy,
+        loss=float(np.average(np.logaddexp(0.0, -scale * unscaled), weights=pair_weights[calibrating])),
+        uniform_accuracy=float(np.average(uniform[calibrating] > 0, weights=pair_weights[calibrating])),
+        calibration=calibration.to_dict() if fitted else None,
         mean_weights=weights.mean(0).tolist(),
         mean_entropy=entropy,
         history=history,
@@ -363,25 +390,21 @@ def collapse_of(weights: np.ndarray) -> str:
     return ""
 
 
-def bradley_terry_scale(margins: np.ndarray, fallback: float | None = None) -> float:
-    """The s > 0 that minimises the mean of -log sigmoid(s * margin).
+def _halves(held_out: np.ndarray, prompts: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Held-out pairs for early stopping and for calibration: two halves by prompt, or all of them twice if too few."""
+    second = divided_prompts(prompts[held_out], seed)
+    stopping, calibrating = held_out[~second], held_out[second]
+    if min(len(stopping), len(calibrating)) < MIN_HALF:
+        return held_out, held_out
+    return stopping, calibrating
 
-    Args:
-        margins: (p,) score differences, chosen minus rejected.
-        fallback: used if no positive scale helps (margins with the wrong sign); by default the scale at which margins
-            have unit root mean square.
-    """
-    spread = float(np.sqrt(np.mean(np.square(margins))))
-    if spread == 0:
-        return fallback if fallback is not None else 1.0
 
-    def loss(log_scale: float) -> float:
-        return float(np.logaddexp(0.0, -np.exp(log_scale) / spread * margins).mean())
-
-    found = minimize_scalar(loss, bounds=(-7.0, 4.0), method="bounded", options={"xatol": 1e-6})
-    if found.x < -6.9:
-        return fallback if fallback is not None else 1.0 / spread
-    return float(np.exp(found.x) / spread)
+def _start_scale(margins: np.ndarray, weights: np.ndarray, prompts: np.ndarray) -> float:
+    """The scale that training starts at; where uniform weights are wrong on average, margins of unit size."""
+    if np.average(margins, weights=weights) > 0:
+        return fit_scale(margins, weights, prompts).scale
+    spread = float(np.sqrt(np.average(margins**2, weights=weights)))
+    return 1 / spread if spread else 1.0
 
 
 @torch.no_grad()

@@ -44,7 +44,7 @@ from armorm.training.schema import (
 
 Kind = Literal["ratings", "pairs", "reference"]
 
-HELD_OUT_PAIRS = 0.1  # share of the training pairs that early stopping of the gate uses, by prompt
+HELD_OUT_PAIRS = 0.1  # share of the training pairs that early stopping and calibration of the gate use, by prompt
 
 
 @dataclass

@@ -139,6 +139,7 @@ def extend(
 
     entry = {"from": str(model), "objectives": added, "more_ratings": again, "pairs": len(pairs)}
     config = _extended_config(rm, objectives, uncertainty, debiasing, entry)
+    config.calibration = gate_report.calibration if gate_report else None  # the old one is of other rewards
     config.reference = reference_statistics(gate, debiasing, corpus, reference, reference_rewards)
     old_means = rm.reference.get("reward_means") or []
     config.reference["reward_means"][: len(old_means)] = old_means

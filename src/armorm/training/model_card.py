@@ -118,9 +118,15 @@ with the predicted {{ bias }} it is {{ number(of.predicted.pooled.score.after) }
 ## Gate
 
 {% if metrics.gate -%}
-Trained on {{ "{:,}".format(metrics.gate.pairs) }} preference pairs, with early stopping on {{ "{:,}".format(metrics.gate.held_out_pairs) }} held out by prompt. \
-On the latter: accuracy {{ number(metrics.gate.accuracy) }} ({{ number(metrics.gate.uniform_accuracy) }} with uniform weights); \
-mean entropy of the gating weights {{ number(metrics.gate.mean_entropy) }} nats of at most {{ number(max_entropy) }}.
+{% set gate = metrics.gate -%}
+Trained on {{ "{:,}".format(gate.pairs) }} preference pairs, with {{ "{:,}".format(gate.held_out_pairs) }} held out by prompt: \
+{{ "{:,}".format(gate.stopping_pairs) }} for early stopping, {{ "{:,}".format(gate.calibration_pairs) }} for calibration\
+{{ " (the same, because they are few: the accuracy is optimistic)" if gate.stopping_pairs == gate.held_out_pairs else "" }}. \
+On the latter: accuracy {{ number(gate.accuracy) }} ({{ number(gate.uniform_accuracy) }} with uniform weights). \
+Logit scale {{ number(gate.logit_scale) }}\
+{% if gate.calibration %}, fitted on {{ "{:,}".format(gate.calibration.prompts) }} prompts with a relative standard error of \
+{{ number(gate.calibration.scale_error, 2) }}; its expected accuracy is {{ number(gate.calibration.expected_accuracy) }}{% endif %}. \
+Mean entropy of the gating weights {{ number(gate.mean_entropy) }} nats of at most {{ number(max_entropy) }}.
 {% if metrics.gate.collapse %}
 **The gate has collapsed: {{ metrics.gate.collapse }}.** Its weights ignore the prompt.
 {% endif %}

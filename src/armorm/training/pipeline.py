@@ -147,7 +147,8 @@ class _Run:
             debiasing = self.fit_debiasing(rewards(reference), reference, names)
             saved = replace(saved, key=f"{saved.key} joint")
         network, gate_report = self.fit_gate(pairs, rewards, debiasing, saved)
-        model = self.build_model(backbone, rated.table.objectives, rewards, uncertainty, debiasing, network, reference)
+        gate = network, gate_report.calibration
+        model = self.build_model(backbone, rated.table.objectives, rewards, uncertainty, debiasing, gate, reference)
         if recipe.quantiles is not None:
             extra["quantiles"] = self.fit_quantiles(model, head, rows, saved)
 
@@ -331,10 +332,11 @@ class _Run:
         rewards: OutOfFoldRewards,
         uncertainty: Uncertainty | None,
         debiasing: Debiasing,
-        network: GatingNetwork,
+        gate: tuple[GatingNetwork, dict[str, Any] | None],
         reference: Sequence[Conversation],
     ) -> ArmoRM:
-        recipe = self.recipe
+        """The model; `gate` is the network and the calibration of its scale."""
+        recipe, (network, calibration) = self.recipe, gate
         penalties = debiasing.penalties[0] if len(debiasing.against) == 1 else debiasing.penalties
         config = ArmoRMConfig(
             backbone_config=backbone.model.config,
@@ -356,6 +358,7 @@ class _Run:
             if debiasing.against
             else {},
             uncertainty=uncertainty.settings() if uncertainty else {},
+            calibration=calibration,
             provenance={
                 "backbone": backbone.name,
                 "recipe_name": recipe.name,

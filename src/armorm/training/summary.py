@@ -20,7 +20,7 @@ def metrics_summary(metrics: Mapping[str, Any]) -> RenderableType:
     gate = metrics["gate"]
     parts.append(
         Text.from_markup(
-            f"\n[bold]gate[/bold]  {gate['pairs']:,} training pairs, {gate['held_out_pairs']:,} held out by prompt: "
+            f"\n[bold]gate[/bold]  {gate['pairs']:,} training pairs, {gate['calibration_pairs']:,} held out by prompt: "
             f"accuracy [cyan]{gate['accuracy']:.3f}[/cyan], uniform weights {gate['uniform_accuracy']:.3f}; "
             f"best step {gate['best_step']:,}; entropy {gate['mean_entropy']:.2f} nats; "
             f"logit scale {gate['logit_scale']:.2f}\n"

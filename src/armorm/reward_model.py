@@ -107,6 +107,15 @@ class ArmoRM:
         """Statistics of the reference data: score mean, standard deviation, quantiles, mean rewards and weights."""
         return self.model.config.reference
 
+    @property
+    def margin_scale(self) -> float | None:
+        """The s > 0 with which sigmoid(s * margin) is the probability that a response is preferred, as fitted on pairs.
+
+        None for a model that was not calibrated, or is steered: its margins are no logits.
+        """
+        config = self.model.config
+        return None if config.steering or not config.calibration else float(config.calibration.get("margin_scale", 1))
+
     def score(
         self,
         conversations: Sequence[ConversationLike],
@@ -269,7 +278,8 @@ class ArmoRM:
             raise ConversationError("found two prompts, expected two responses to the same one")
         same = conversations[0].key == conversations[1].key
         shown = self.explanations(self.score(conversations[:1] if same else conversations))
-        return compare_responses(shown[0], shown[-1])
+        spread = self.reference.get("score_std")
+        return compare_responses(shown[0], shown[-1], margin_scale=self.margin_scale, score_std=spread)
 
     def steer(
         self,

@@ -176,7 +176,7 @@ def test_compare_says_which_is_better_and_what_decides(capsys, model):
     assert sum(found["contributions"].values()) == pytest.approx(found["margin"], abs=1e-5)
     assert found["better"] == ("A" if found["margin"] > 0 else "B")
     assert set(found["decided_by"]) <= set(found["contributions"])
-    assert found["probability_of_a"] == pytest.approx(1 / (1 + 2.718281828 ** -found["margin"]))
+    assert found["probability_of_a"] is None, "the model is not calibrated"
     swapped = json.loads(run(capsys, *arguments, "No.", "Start with one ball.", "--json")[1])
     assert swapped["better"] != found["better"]
     assert swapped["decided_by"] == found["decided_by"]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import spearmanr
-from transformers import AutoModel, AutoModelForSequenceClassification, LlamaConfig
+from transformers import AutoModel, AutoModelForSequenceClassification
 
 from armorm.conversation import Conversation
 from armorm.errors import CheckpointError, DataError, StoreError
@@ -23,7 +23,7 @@ from armorm.evaluation.scorer import CallableScorer, ScorerError
 from armorm.evaluation.scorers import ArmoRMScorer, ClassifierScorer, is_classifier, load_scorer
 from tests.helpers.marked_scorer import marked, values
 from tests.helpers.scored_columns import scored
-from tests.helpers.small_models import OBJECTIVES, changed, llama, reward_model, tokenizer
+from tests.helpers.small_models import OBJECTIVES, changed, llama, reward_model, small_classifier, tokenizer
 
 WORDS = ["cat", "sat", "on", "a", "warm", "mat", "and", "looked", "at", "rain", "that", "fell", "over", "old", "roofs"]
 
@@ -65,24 +65,7 @@ def results(rm, rows) -> Results:
 @pytest.fixture(scope="module")
 def classifier(tmp_path_factory) -> Path:
     """A random Llama with one logit, saved with a chat template."""
-    config = LlamaConfig(
-        vocab_size=8192,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        max_position_embeddings=256,
-        num_labels=1,
-        initializer_range=0.2,
-        pad_token_id=2,  # the end of turn, as in the models that make chosen equal rejected
-        bos_token_id=1,
-        eos_token_id=2,
-    )
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("classifier")
-    AutoModelForSequenceClassification.from_config(config).save_pretrained(folder)
-    tokenizer().save_pretrained(folder)
-    return folder
+    return small_classifier(tmp_path_factory.mktemp("classifier"))
 
 
 def conversations(n: int = 12) -> list[Conversation]:

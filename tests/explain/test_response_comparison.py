@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 
@@ -54,7 +55,29 @@ def test_turned_round_it_says_the_same(rm, found):
     other = rm.compare(B, A)
     assert other.margin == pytest.approx(-found.margin, abs=1e-6)
     assert other.decided_by == found.decided_by
-    assert other.probability_of_a == pytest.approx(1 - found.probability_of_a)
+    assert other.probability_of_a is None and found.likelihood is None, "the model was never calibrated"
+    assert "probability" not in str(found) + found.to_html()
+
+
+def test_a_probability_needs_a_calibration_and_a_model_that_is_not_steered(rm, found):
+    config = copy.deepcopy(rm.model.config)
+    config.calibration = {"scale": 3.0, "margin_scale": 2.0}
+    calibrated = copy.copy(rm)
+    calibrated.model = rm.model.with_config(config)
+    both = calibrated.compare(A, B), calibrated.compare(B, A)
+    assert both[0].probability_of_a == pytest.approx(1 / (1 + math.exp(-2 * found.margin)))
+    assert both[1].probability_of_a == pytest.approx(1 - both[0].probability_of_a)
+    assert f"probability that {both[0].better} is preferred: {both[0].likelihood:.0%}" in str(both[0])
+    assert f"probability that {both[0].better} is preferred" in both[0].to_html()
+    steered = calibrated.steer({"code-style": 2.0})
+    assert steered.margin_scale is None and steered.compare(A, B).probability_of_a is None
+    assert calibrated.steer().margin_scale == 2.0
+
+
+def test_the_margin_has_the_unit_of_the_reference_scores(rm, found):
+    deviation = rm.reference["score_std"]
+    assert found.margin_in_std == pytest.approx(found.margin / deviation)
+    assert f"({found.margin_in_std:+.2f} SD of reference scores)" in str(found)
 
 
 def test_the_same_response_is_a_tie_and_two_prompts_are_refused(rm):
@@ -66,9 +89,10 @@ def test_the_same_response_is_a_tie_and_two_prompts_are_refused(rm):
 
 
 def test_scores_alone_are_compared_too():
-    found = compare_scores(2.0, -1.0, "plain")
+    assert compare_scores(2.0, -1.0, "plain").probability_of_a is None
+    found = compare_scores(2.0, -1.0, "plain", margin_scale=1.0)
     assert found.probability_of_a == pytest.approx(1 / (1 + math.exp(-3)))
-    assert compare_scores(-800.0, 800.0).probability_of_a == 0.0
+    assert compare_scores(-800.0, 800.0, margin_scale=1.0).probability_of_a == 0.0
     assert "contributions" not in found.to_dict()
     assert str(found).startswith("A is better") and "objective" not in str(found) + found.to_html()
 

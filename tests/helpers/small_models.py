@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModel, AutoTokenizer, LlamaConfig, PreTrainedModel
+from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer, LlamaConfig, PreTrainedModel
 
 from armorm.data.inspection import rated_sets
 from armorm.data.ratings import RatedSet
@@ -108,6 +108,27 @@ def changed(rm: ArmoRM, **settings: Any) -> ArmoRM:
     other = copy.copy(rm)
     other.model = rm.model.with_config(config)
     return other
+
+
+def small_classifier(folder: Path) -> Path:
+    """A random Llama with one logit, saved with a chat template."""
+    config = LlamaConfig(
+        vocab_size=8192,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=256,
+        num_labels=1,
+        initializer_range=0.2,
+        pad_token_id=2,  # the end of turn, as in the models that make chosen equal rejected
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    torch.manual_seed(0)
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    return folder
 
 
 def weight_files(folder: Path) -> list[str]:

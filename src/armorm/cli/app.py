@@ -15,6 +15,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from armorm.cli.calibrate import calibrate
 from armorm.cli.compare import compare
 from armorm.cli.demo import demo
 from armorm.cli.embed import embed
@@ -46,7 +47,7 @@ app = typer.Typer(
 COMMANDS = {
     "Training": (demo, init, train, extend),
     "Scoring": (score, explain, compare, rank, steer),
-    "Evaluation": (evaluate, report, monitor),
+    "Evaluation": (evaluate, calibrate, report, monitor),
     "Data and features": (inspect, embed),
     "Deployment": (export, serve),
 }

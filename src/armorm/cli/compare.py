@@ -40,7 +40,8 @@ def compare(
         if scored.unscored:
             row, reason = sorted(scored.unscored.items())[0]
             raise ConversationError(reason, "AB"[row])
-        found = compare_scores(float(scored.scores[0]), float(scored.scores[-1]), str(scorer.describe()["name"]))
+        name, scale = str(scorer.describe()["name"]), getattr(scorer, "margin_scale", None)
+        found = compare_scores(float(scored.scores[0]), float(scored.scores[-1]), name, margin_scale=scale)
     emit(found.to_dict(), found, as_json=as_json, indent=None)
     if html is not None:
         write_page(html, found.to_html(conversations))

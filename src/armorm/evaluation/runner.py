@@ -179,7 +179,7 @@ def score_once(scorer: Scorer, conversations: Sequence[Conversation], folder: Pa
             scores += [np.nan if score is None else score for score in saved["scores"]]
             unscored |= {start + int(row): reason for row, reason in saved["refused"].items()}
             advance(len(chunk))
-    return Scored(np.array(scores, np.float64), unscored)
+    return Scored(np.array(scores, np.float64), unscored, margin_scale=getattr(scorer, "margin_scale", None))
 
 
 def compute_results(

@@ -51,6 +51,7 @@ class Scored:
         objectives: of the model.
         transform: (k, k) reward transform.
         prompt_features: (m, d) of the distinct prompts; `batch.prompt_index` holds rows of them.
+        margin_scale: factor of margins from a calibration; None without.
     """
 
     scores: np.ndarray
@@ -60,6 +61,7 @@ class Scored:
     objectives: ObjectiveSet | None = None
     transform: np.ndarray | None = None
     prompt_features: np.ndarray | None = None
+    margin_scale: float | None = None
 
     @cached_property
     def debiased(self) -> np.ndarray:
@@ -67,16 +69,24 @@ class Scored:
         assert self.batch is not None and self.transform is not None
         return self.batch.rewards @ self.transform
 
+    @cached_property
+    def _undebiased(self) -> np.ndarray:
+        """(k, k) the transform without its penalties: the scale of each reward."""
+        assert self.transform is not None
+        diagonal = np.diagonal(self.transform)
+        biases = (self.transform != np.diag(diagonal)).any(1) | (diagonal == 0)
+        return np.diag(np.where(biases, 1.0, diagonal))
+
     @property
     def is_debiased(self) -> bool:
-        """Whether the transform of an interpretable model changes anything."""
-        return self.transform is not None and not np.array_equal(self.transform, np.eye(len(self.transform)))
+        """Whether the transform of an interpretable model has penalties."""
+        return self.transform is not None and not np.array_equal(self.transform, self._undebiased)
 
     @property
     def before_debiasing(self) -> np.ndarray:
-        """(n,) scores of the untransformed rewards under the same gating weights."""
+        """(n,) scores without the penalties, under the same gating weights."""
         assert self.batch is not None
-        return (self.batch.gating_output * self.batch.rewards).sum(1)
+        return (self.batch.gating_output * (self.batch.rewards @ self._undebiased)).sum(1)
 
     @property
     def ratings(self) -> np.ndarray:

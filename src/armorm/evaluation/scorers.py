@@ -112,6 +112,11 @@ class ArmoRMScorer:
         """The model's objectives."""
         return self.rm.objectives
 
+    @property
+    def margin_scale(self) -> float | None:
+        """That of the model."""
+        return self.rm.margin_scale
+
     def describe(self) -> dict[str, Any]:
         """Name, backbone with its fingerprint, dtype, fingerprint of the heads, steering."""
         digest = blake2b(digest_size=8)
@@ -168,6 +173,7 @@ class ArmoRMScorer:
             self.objectives,
             self.rm.transform,
             features.prompt,
+            self.margin_scale,
         )
 
 
@@ -238,6 +244,17 @@ class ClassifierScorer:
         placement.apply(model)
         return cls(name, model, tokenizer)
 
+    @property
+    def margin_scale(self) -> float | None:
+        """As of `ArmoRM.margin_scale`, from the field `armorm_calibration` of the config."""
+        calibration = getattr(self.model.config, "armorm_calibration", None)
+        return float(calibration["margin_scale"]) if calibration else None
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write model and tokenizer."""
+        self.model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+
     def describe(self) -> dict[str, Any]:
         """Name, architecture, fingerprint of weights and template, dtype."""
         return {
@@ -280,7 +297,7 @@ class ClassifierScorer:
         for row in np.flatnonzero(~np.isfinite(scores)):
             unscored.setdefault(int(row), NOT_A_NUMBER)
             scores[row] = np.nan
-        return Scored(scores, unscored)
+        return Scored(scores, unscored, margin_scale=self.margin_scale)
 
     def _logits(self, batch: list[np.ndarray]) -> np.ndarray:
         import torch

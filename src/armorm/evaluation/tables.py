@@ -296,7 +296,7 @@ def _gate(gate: Mapping[str, Any]) -> Table:
 
 def _calibration(values: Mapping[str, Any]) -> Text:
     return Text.assemble(
-        ("calibration  ", "bold"),
+        ("calibration  " if values.get("calibrated") else "calibration if margins were logits  ", "bold"),
         f"error {_percent(values['expected_calibration_error'])}%, log loss {values['log_loss']:.3f}, "
         f"Brier {values['brier']:.3f};\nmultiplying margins by {values['best_scale']:.3g} would give "
         f"log loss {values['log_loss_at_best_scale']:.3f}",

@@ -6,7 +6,6 @@ set without which the preference would not hold (`armorm.attribution.deciding`).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console, ConsoleOptions, Group, RenderResult
 from rich.text import Text
+from scipy.special import expit
 
 from armorm.attribution import deciding
 from armorm.conversation import Conversation
@@ -56,7 +56,8 @@ class ResponseComparison:
         scores: of A and B.
         margin: score of A minus score of B.
         better: `A` or `B`, None for a tie.
-        probability_of_a: that A is preferred, by the Bradley-Terry model.
+        probability_of_a: that A is preferred, by the Bradley-Terry model; None without a calibration.
+        margin_in_std: margin in standard deviations of the reference scores, or None.
         percentiles: percentage of reference responses that score lower than A and B, 0 to 100, or None.
         shares: one per objective, in the model's order; empty for a model without objectives.
         model: its name.
@@ -66,8 +67,9 @@ class ResponseComparison:
     scores: Mapping[str, float]
     margin: float
     better: str | None
-    probability_of_a: float
+    probability_of_a: float | None
     percentiles: Mapping[str, float | None]
+    margin_in_std: float | None = None
     shares: list[ObjectiveComparison] = field(default_factory=list)
     model: str = ""
     steered: Mapping[str, Any] = field(default_factory=dict)
@@ -88,13 +90,13 @@ class ResponseComparison:
         return f"{self.better} is better" if self.better else "a tie"
 
     @property
-    def likelihood(self) -> float:
-        """Probability that the better one is preferred."""
-        return max(self.probability_of_a, 1 - self.probability_of_a)
+    def likelihood(self) -> float | None:
+        """Probability that the better one is preferred, or None."""
+        return None if self.probability_of_a is None else max(self.probability_of_a, 1 - self.probability_of_a)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain values."""
-        names = ("better", "scores", "margin", "probability_of_a", "percentiles", "model", "steered")
+        names = ("better", "scores", "margin", "margin_in_std", "probability_of_a", "percentiles", "model", "steered")
         found: dict[str, Any] = {name: getattr(self, name) for name in names}
         if self.shares:
             found["contributions"] = {share.name: share.difference for share in self.shares}
@@ -119,8 +121,10 @@ class ResponseComparison:
         head = Text.assemble(
             (self.verdict, "bold cyan"),
             f"  A {signed(self.scores['A'])}, B {signed(self.scores['B'])}, margin {signed(self.margin)}",
-            f", probability {self.likelihood:.0%}" if self.better else "",
+            "" if self.margin_in_std is None else f" ({signed(self.margin_in_std, 2)} SD of reference scores)",
         )
+        if self.better and self.likelihood is not None:
+            head.append(f"\nprobability that {self.better} is preferred: {self.likelihood:.0%}")
         if self.percentiles["A"] is not None and self.percentiles["B"] is not None:
             head.append(f"\nabove {self.percentiles['A']:.0f}% and {self.percentiles['B']:.0f}% of reference responses")
         if self.steered:
@@ -159,8 +163,15 @@ class ResponseComparison:
         return [column for column in columns if wide or column[0] != "of"]
 
 
-def compare_responses(first: Explanation, second: Explanation) -> ResponseComparison:
-    """Comparison of two explained responses, A and B, to one prompt by the same model."""
+def compare_responses(
+    first: Explanation, second: Explanation, *, margin_scale: float | None = None, score_std: float | None = None
+) -> ResponseComparison:
+    """Comparison of two explained responses, A and B, to one prompt by the same model.
+
+    Args:
+        margin_scale: factor of the margin for the probability, None without a calibration.
+        score_std: standard deviation of the model's reference scores, if known.
+    """
     pairs = list(zip(first.shares, second.shares, strict=True))
     differences = np.array([a.contribution - b.contribution for a, b in pairs])
     shares = [
@@ -178,18 +189,29 @@ def compare_responses(first: Explanation, second: Explanation) -> ResponseCompar
         for (a, b), difference, decided in zip(pairs, differences, deciding(differences)[0], strict=True)
     ]
     return replace(
-        compare_scores(first.score, second.score, first.model),
+        compare_scores(first.score, second.score, first.model, margin_scale=margin_scale, score_std=score_std),
         percentiles={"A": first.percentile, "B": second.percentile},
         shares=shares,
         steered=first.steered or {},
     )
 
 
-def compare_scores(first: float, second: float, model: str = "") -> ResponseComparison:
-    """Comparison of two scores, A and B, of a model without objectives."""
+def compare_scores(
+    first: float,
+    second: float,
+    model: str = "",
+    *,
+    margin_scale: float | None = None,
+    score_std: float | None = None,
+) -> ResponseComparison:
+    """Comparison of two scores, A and B, of a model without objectives; arguments as of `compare_responses`."""
     margin = first - second
-    better = "A" if margin > 0 else "B" if margin < 0 else None
-    probability = 1 / (1 + math.exp(-margin)) if margin > 0 else math.exp(margin) / (1 + math.exp(margin))
     return ResponseComparison(
-        {"A": first, "B": second}, margin, better, probability, {"A": None, "B": None}, model=model
+        scores={"A": first, "B": second},
+        margin=margin,
+        better="A" if margin > 0 else "B" if margin < 0 else None,
+        probability_of_a=None if margin_scale is None else float(expit(margin_scale * margin)),
+        percentiles={"A": None, "B": None},
+        margin_in_std=margin / score_std if score_std else None,
+        model=model,
     )

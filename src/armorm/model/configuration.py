@@ -32,8 +32,9 @@ class ArmoRMConfig(PretrainedConfig):
         debiasing: `against` (names of the biases), `metric`, `level`, `penalties` (k).
         uncertainty: settings of `armorm.heads.uncertainty.Uncertainty`; empty for a model without.
         steering: explicit changes to the weights (`armorm.steering`); empty for a model as trained.
-        calibration: `armorm.heads.calibration.Calibration` of the logit scale; None if the scale was set by hand, or
-            the model is older than the field.
+        calibration: `armorm.heads.calibration.Calibration` of the logit scale, or of score margins by `armorm
+            calibrate`, then with `margin_scale`, their factor; None if the scale was set by hand, or the model is older
+            than the field.
         quantiles: `objectives` (names) and `levels` of the quantile heads; empty for a model without.
         provenance: `backbone`, `armorm_version`, `recipe_hash`, `recipe_name`.
     """

@@ -99,7 +99,7 @@ def folded(config: ArmoRMConfig, state: Mapping[str, torch.Tensor]) -> tuple[Arm
     transform = state["reward_transform_matrix"].cpu().double()
     state["reward_transform_matrix"] = steered_transform(transform, strength).float()
     config.provenance |= {"steering": config.steering}
-    config.steering = {}
+    config.steering, config.calibration = {}, None
     return config, state
 
 

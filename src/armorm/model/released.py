@@ -20,7 +20,7 @@ GATE_FIELDS = {"num_objectives": 19, "gating_temperature": 10, "gating_hidden_di
 # Ids from the gate (the end of the last prompt turn) to the reply, from the published code.
 GATE_PATTERNS = {"llama": [128009, 128006, 78191, 128007, 271], "gemma2": [107, 108, 106, 2516, 108]}
 # Settings that the released layout does not have, kept in the field `armorm`.
-OWN_FIELDS = ("objectives", "gate_pattern", "limits", "reference", "debiasing", "provenance")
+OWN_FIELDS = ("objectives", "gate_pattern", "limits", "reference", "debiasing", "calibration", "provenance")
 # Fields of the reward model in a released config; the others are the backbone's.
 NOT_BACKBONE = {
     "architectures", "auto_map", "armorm", "dtype", "torch_dtype", "transformers_version", "_name_or_path",

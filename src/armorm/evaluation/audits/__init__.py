@@ -42,7 +42,8 @@ def run_audits(
     }
     if not len(pairs):
         return found
-    found["calibration"] = calibration(pairs.difference(scored.scores), pairs.weight)
+    found["calibration"] = calibration(pairs.difference(scored.scores) * (scored.margin_scale or 1.0), pairs.weight)
+    found["calibration"]["calibrated"] = scored.margin_scale is not None
     if scored.batch is not None:
         subsets = [item.subset for item in items]
         found["objectives"] = accuracy_alone(scored, pairs)

@@ -1,7 +1,8 @@
 """Calibration audit: is the model right as often as its Bradley-Terry probabilities state?
 
 The probability that the higher-scoring response is the better one is sigmoid(|margin|), the confidence, at least a
-half. A tie is half right. Pairs with an unscored response are excluded.
+half; margins are those of a calibrated model times its `margin_scale`. A tie is half right. Pairs with an unscored
+response are excluded.
 """
 
 from __future__ import annotations

@@ -67,9 +67,10 @@ def _verdict(reweighted: Reweighted) -> str:
     )
     named = ", ".join(names[i] for i in deciding[:3])
     more = f" and {len(deciding) - 3} more" if len(deciding) > 3 else ""
+    probability = "" if reweighted.probability is None else f", a probability of {reweighted.probability:.0%}"
     return (
         f'<section class="verdict"><h2>{letters[0]} is better than {letters[1]}</h2>'
-        f"<p>Margin {margin:.3f}, a probability of {1 / (1 + np.exp(-margin)):.0%}. "
+        f"<p>Margin {margin:.3f}{probability}. "
         f"Decided by <strong>{escape(named)}{more}</strong>.</p>"
         f'<table class="bars"><caption>Contributions to {letters[0]} minus those to {letters[1]}</caption>'
         f"<tbody>{rows}</tbody></table></section>"

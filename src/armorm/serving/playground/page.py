@@ -104,6 +104,7 @@ class Playground:
             np.array(rm.reference.get("reward_means") or np.zeros(len(self.names))),
             rm.model.config.debiasing.get("against", []),
             rm.model.config.steering,
+            rm.margin_scale,
         )
 
     # --- event handlers: values of the components in, their updates out ------------------------------

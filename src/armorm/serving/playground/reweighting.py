@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from scipy.special import expit
 
 from armorm import attribution
 from armorm.objectives import ObjectiveSet
@@ -30,12 +31,14 @@ class Reweighted:
         deciding: indices of the objectives without which the first response would not be preferred to the second,
             largest first; empty for a tie.
         settings: the equivalent steering of the trained model, empty for none.
+        margin_scale: factor of the margin for its probability; None for a model that is not calibrated.
     """
 
     batch: ScoreBatch
     order: list[int]
     deciding: list[int]
     settings: dict[str, Any]
+    margin_scale: float | None = None
 
     def letter(self, index: int) -> str:
         """Letter of a response."""
@@ -48,6 +51,13 @@ class Reweighted:
             return None
         return float(self.batch.scores[self.order[0]] - self.batch.scores[self.order[1]])
 
+    @property
+    def probability(self) -> float | None:
+        """That the first response is preferred to the second; None if steered or without a calibration."""
+        if self.margin is None or self.margin_scale is None or self.settings:
+            return None
+        return float(expit(self.margin_scale * self.margin))
+
 
 @dataclass(frozen=True)
 class Reweighter:
@@ -58,6 +68,7 @@ class Reweighter:
     means: np.ndarray  # (k,) rewards of the reference data; zeros if unknown
     biases: Sequence[str]  # objectives that others are debiased against
     served: Mapping[str, Any]  # steering of the model as it is served
+    margin_scale: float | None = None  # of the calibration of the trained model
 
     @property
     def adjustable(self) -> bool:
@@ -108,7 +119,7 @@ class Reweighter:
             contributions=contributions,
             relative=attribution.relative(coefficients, batch.rewards.astype(np.float64), self.means),
         )
-        return Reweighted(reweighted, order, deciding, self.settings(values))
+        return Reweighted(reweighted, order, deciding, self.settings(values), self.margin_scale)
 
 
 def policy_yaml(settings: Mapping[str, Any]) -> str:

@@ -15,15 +15,7 @@ from armorm.backbone.prefix_tree import lexicographic_order, shared_with_previou
 from armorm.conversation import Conversation
 from armorm.errors import BackboneError
 from armorm.features import engine as engines
-from armorm.features.engine import (
-    Engine,
-    choose_engine,
-    keys_of,
-    lengths_of,
-    plan_extraction,
-    prompt_keys_of,
-    resumed_engine,
-)
+from armorm.features.engine import Engine, choose_engine, plan_extraction, resumed_engine
 from armorm.features.extract import ExtractionSummary, extract
 from armorm.features.store import FeatureStore
 from armorm.files import EMBEDDED_BACKBONE, embedded_path
@@ -174,7 +166,7 @@ def test_summary_are_those_counted_by_hand():
     plan = plan_extraction(encoded, [0, 1, 3])
     assert plan.rows.tolist() == [0, 1, 3]
     assert plan.shared.tolist() == [0, 3, 0]
-    summary = ExtractionSummary.of(keys_of(encoded), prompt_keys_of(encoded), lengths_of(encoded), plan)
+    summary = ExtractionSummary.of(encoded, plan)
     assert (summary.conversations, summary.unique, summary.stored, summary.prompts) == (4, 3, 0, 2)
     assert (summary.asked_tokens, summary.computed_tokens) == (15, 8)
     assert summary.saving == 15 / 8
@@ -182,6 +174,8 @@ def test_summary_are_those_counted_by_hand():
         "4 conversations (1 identical to another); 2 prompts (shared by 1 more responses); "
         "15 tokens requested; 8 to compute, 1.88 times fewer"
     )
+    stored = ExtractionSummary.of(encoded, plan_extraction(encoded, []))
+    assert str(stored).endswith("; 15 tokens requested; 0 to compute")
 
 
 def test_shards_end_between_prompts_unless_one_prompt_alone_would_fill_two(monkeypatch):

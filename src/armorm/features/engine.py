@@ -21,15 +21,10 @@ import torch
 from armorm.backbone.chat_template import EncodedConversation
 from armorm.backbone.decoder import Backbone, is_out_of_memory, length_sorted_batches
 from armorm.backbone.prefix_forward import SharedForward, can_compile, flops_per_token, sample, why_not_shared
-from armorm.backbone.prefix_tree import (
-    PrefixTree,
-    build_tree,
-    lexicographic_order,
-    shared_with_previous,
-    tree_batches,
-)
+from armorm.backbone.prefix_tree import PrefixTree, build_tree, lexicographic_order, shared_with_previous, tree_batches
 from armorm.errors import BackboneError
 from armorm.features.store import KEY
+from armorm.features.token_table import TokenTable
 from armorm.progress import Advance, say
 
 BATCH_TOKENS = 8192
@@ -46,19 +41,12 @@ _Pass = tuple[np.ndarray, "PrefixTree | list[EncodedConversation]", int]
 
 @dataclass(frozen=True)
 class ExtractionPlan:
-    """The order in which conversations are computed.
+    """The order in which conversations are computed."""
 
-    Attributes:
-        rows: (m,) indices of the conversations, in lexicographic order of their ids.
-        lengths: (m,) tokens of each.
-        shared: (m,) ids each has in common with the previous one.
-        bounds: end of each shard in `rows`.
-    """
-
-    rows: np.ndarray
-    lengths: np.ndarray
-    shared: np.ndarray
-    bounds: list[int]
+    rows: np.ndarray  # (m,) indices of the conversations, in lexicographic order of their ids
+    lengths: np.ndarray  # (m,) tokens of each
+    shared: np.ndarray  # (m,) ids each has in common with the previous one
+    bounds: list[int]  # end of each shard in `rows`
 
     @property
     def tree_tokens(self) -> int:
@@ -73,11 +61,10 @@ def plan_extraction(encoded: Sequence[EncodedConversation], rows: Sequence[int] 
     A shard ends between two prompts, unless one prompt alone would fill two shards.
     """
     order = np.asarray(rows, np.int64)
-    order = order[lexicographic_order(_Ids(Rows(encoded, order)))]
+    order = order[lexicographic_order(_Ids(encoded, order))]
     lengths = np.array([len(encoded[i]) for i in order], np.int64)
-    shared = shared_with_previous(_Ids(Rows(encoded, order)))
-    gates = np.array([encoded[i].gate_position for i in order], np.int64)
-    new_prompt = shared <= gates
+    shared = shared_with_previous(_Ids(encoded, order))
+    new_prompt = shared <= np.array([encoded[i].gate_position for i in order], np.int64)
     bounds: list[int] = []
     total = 0
     for row, tokens in enumerate((lengths - shared).tolist()):
@@ -90,15 +77,10 @@ def plan_extraction(encoded: Sequence[EncodedConversation], rows: Sequence[int] 
 
 
 class Rows(Sequence[EncodedConversation]):
-    """Some conversations of a sequence that may be on disk; each is read when it is used.
-
-    Attributes:
-        encoded: the sequence.
-        rows: (n,) positions in it.
-    """
+    """Some conversations of a sequence that may be on disk; each is read when it is used."""
 
     def __init__(self, encoded: Sequence[EncodedConversation], rows: np.ndarray) -> None:
-        self.encoded, self.rows = encoded, rows
+        self.encoded, self.rows = encoded, rows  # (n,) positions in the sequence
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -107,33 +89,26 @@ class Rows(Sequence[EncodedConversation]):
         return self.encoded[int(self.rows[place])]
 
 
-class _Ids(Sequence[np.ndarray]):
-    def __init__(self, rows: Rows) -> None:
-        self._rows = rows
-
-    def __len__(self) -> int:
-        return len(self._rows)
+class _Ids(Rows):
+    """Their token ids."""
 
     def __getitem__(self, place: Any) -> Any:
-        return self._rows[place].ids
+        return super().__getitem__(place).ids
 
 
 def keys_of(encoded: Sequence[EncodedConversation]) -> np.ndarray:
     """Keys (n,) of the response features."""
-    found = getattr(encoded, "keys", None)
-    return found if isinstance(found, np.ndarray) else np.array([c.key for c in encoded], KEY)
+    return encoded.keys if isinstance(encoded, TokenTable) else np.array([c.key for c in encoded], KEY)
 
 
 def prompt_keys_of(encoded: Sequence[EncodedConversation]) -> np.ndarray:
     """Keys (n,) of the prompt features."""
-    found = getattr(encoded, "prompt_keys", None)
-    return found if isinstance(found, np.ndarray) else np.array([c.prompt_key for c in encoded], KEY)
+    return encoded.prompt_keys if isinstance(encoded, TokenTable) else np.array([c.prompt_key for c in encoded], KEY)
 
 
 def lengths_of(encoded: Sequence[EncodedConversation]) -> np.ndarray:
     """Tokens (n,) of each conversation."""
-    found = getattr(encoded, "lengths", None)
-    return found if isinstance(found, np.ndarray) else np.array([len(c) for c in encoded], np.int64)
+    return encoded.lengths if isinstance(encoded, TokenTable) else np.array([len(c) for c in encoded], np.int64)
 
 
 @dataclass
@@ -189,7 +164,11 @@ class Engine:
         left = set(todo.tolist())
         for rows, work, tokens in passes:
             try:
-                prompt[rows], response[rows] = self._forward(work)
+                if isinstance(work, PrefixTree):
+                    self._shared = self._shared or SharedForward(self.backbone, self.compiled, self.budget)
+                    prompt[rows], response[rows] = self._shared.features(work)
+                else:
+                    prompt[rows], response[rows] = self.backbone.features(work)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
@@ -217,13 +196,6 @@ class Engine:
             torch.cuda.empty_cache()
         say(f"out of memory: continuing with half the budget, {self.budget:,} tokens")
 
-    def _forward(self, work: PrefixTree | list[EncodedConversation]) -> tuple[np.ndarray, np.ndarray]:
-        if isinstance(work, PrefixTree):
-            if self._shared is None:
-                self._shared = SharedForward(self.backbone, self.compiled, self.budget)
-            return self._shared.features(work)
-        return self.backbone.features(work)
-
     def _batches(self, encoded: Sequence[EncodedConversation], todo: np.ndarray) -> Generator[_Pass, None, None]:
         lengths = np.array([len(encoded[i]) for i in todo], np.int64)
         for places in length_sorted_batches(lengths, self.budget):
@@ -232,8 +204,7 @@ class Engine:
     def _trees(self, encoded: Sequence[EncodedConversation], todo: np.ndarray) -> Generator[_Pass, None, None]:
         sequences = [encoded[i].ids for i in todo]
         shared = shared_with_previous(sequences)
-        lengths = np.array([len(ids) for ids in sequences], np.int64)
-        batches = tree_batches(lengths, shared, self.budget)
+        batches = tree_batches(np.array([len(ids) for ids in sequences], np.int64), shared, self.budget)
 
         def lay_out(start: int, stop: int) -> PrefixTree:
             gates = [encoded[i].gate_position for i in todo[start:stop]]
@@ -270,9 +241,8 @@ def choose_engine(
     if sharing is False or len(encoded) < 2:
         return Engine(backbone, budget)
     small = computed < TESTED_TOKENS and not sharing
-    if small and (backbone.sharing_fault is None or computed > 0.8 * total):
-        return Engine(backbone, budget)
-    if not _can_share(backbone, encoded, shared):
+    pays = not small or (backbone.sharing_fault is not None and computed <= 0.8 * total)
+    if not pays or not _can_share(backbone, encoded, shared):
         return Engine(backbone, budget)
     if compiled is None:
         operations = computed * flops_per_token(backbone.model)

@@ -33,17 +33,11 @@ SUMMARISED_TOKENS = 200_000  # requests of at least as many tokens are summarise
 
 @dataclass(frozen=True)
 class Features:
-    """Features of n conversations with m distinct prompts.
+    """Features of n conversations with m distinct prompts."""
 
-    Attributes:
-        response: (n, d) float32.
-        prompt: (m, d) float32.
-        prompt_index: (n,) int64, row of `prompt` for each conversation.
-    """
-
-    response: np.ndarray
-    prompt: np.ndarray
-    prompt_index: np.ndarray
+    response: np.ndarray  # (n, d) float32
+    prompt: np.ndarray  # (m, d) float32
+    prompt_index: np.ndarray  # (n,) int64, row of `prompt` for each conversation
 
     def __len__(self) -> int:
         return len(self.response)
@@ -57,38 +51,21 @@ class Features:
 
 @dataclass(frozen=True)
 class ExtractionSummary:
-    """What a request amounts to.
+    """What a request amounts to."""
 
-    Attributes:
-        conversations: requested.
-        unique: distinct conversations.
-        stored: distinct conversations whose features are stored already.
-        prompts: distinct prompts.
-        asked_tokens: of all conversations.
-        computed_tokens: that go through the backbone.
-    """
-
-    conversations: int
-    unique: int
-    stored: int
-    prompts: int
-    asked_tokens: int
-    computed_tokens: int
+    conversations: int  # requested
+    unique: int  # distinct conversations
+    stored: int  # distinct conversations whose features are stored already
+    prompts: int  # distinct prompts
+    asked_tokens: int  # of all conversations
+    computed_tokens: int  # that go through the backbone
 
     @classmethod
-    def of(
-        cls, keys: np.ndarray, prompt_keys: np.ndarray, lengths: np.ndarray, plan: ExtractionPlan
-    ) -> ExtractionSummary:
-        """From keys (n,), prompt keys (n,) and lengths (n,) of all conversations, and the plan of the missing ones."""
-        unique = len(np.unique(keys))
-        return cls(
-            conversations=len(keys),
-            unique=unique,
-            stored=unique - len(plan.rows),
-            prompts=len(np.unique(prompt_keys)),
-            asked_tokens=int(lengths.sum()),
-            computed_tokens=plan.tree_tokens,
-        )
+    def of(cls, encoded: Sequence[EncodedConversation], plan: ExtractionPlan) -> ExtractionSummary:
+        """From all conversations, and the plan of those that are not stored."""
+        keys, prompts = (len(np.unique(keys)) for keys in (keys_of(encoded), prompt_keys_of(encoded)))
+        tokens = int(lengths_of(encoded).sum())
+        return cls(len(encoded), keys, keys - len(plan.rows), prompts, tokens, plan.tree_tokens)
 
     @property
     def saving(self) -> float:
@@ -103,7 +80,8 @@ class ExtractionSummary:
             + (f", {self.stored:,} stored" if self.stored else ""),
             f"{self.prompts:,} prompts" + (f" (shared by {shared:,} more responses)" if shared else ""),
             f"{self.asked_tokens:,} tokens requested",
-            f"{self.computed_tokens:,} to compute" + (f", {self.saving:.2f} times fewer" if self.saving > 1 else ""),
+            f"{self.computed_tokens:,} to compute"
+            + (f", {self.saving:.2f} times fewer" if 1 < self.saving < float("inf") else ""),
         ]
         return "; ".join(parts)
 
@@ -187,7 +165,7 @@ def _fill(
 ) -> ExtractionSummary:
     """Compute the conversations at the positions `missing`, shard by shard."""
     plan = plan_extraction(encoded, missing)
-    summary = ExtractionSummary.of(keys, prompt_keys, lengths_of(encoded), plan)
+    summary = ExtractionSummary.of(encoded, plan)
     if not len(plan.rows):
         return summary
     chosen = workers.choose(Rows(encoded, plan.rows), plan.shared, settings)

@@ -47,13 +47,7 @@ class BackboneSource:
     trust_remote_code: bool = False
 
     def load(self) -> Backbone:
-        return Backbone.load(
-            self.name,
-            dtype=self.dtype,
-            device=self.device,
-            revision=self.revision,
-            trust_remote_code=self.trust_remote_code,
-        )
+        return Backbone.load(**vars(self))
 
     def template(self) -> ChatTemplate:
         """The chat template, without loading the weights.
@@ -63,12 +57,9 @@ class BackboneSource:
         """
         from transformers import AutoTokenizer
 
+        path, options = str(embedded_path(self.name) or self.name), {"trust_remote_code": self.trust_remote_code}
         try:
-            tokenizer = AutoTokenizer.from_pretrained(
-                str(embedded_path(self.name) or self.name),
-                revision=self.revision,
-                trust_remote_code=self.trust_remote_code,
-            )
+            tokenizer = AutoTokenizer.from_pretrained(path, revision=self.revision, **options)
         except (OSError, ValueError) as error:
             raise BackboneError(f"backbone {self.name}: {error}") from error
         return ChatTemplate(tokenizer)
@@ -84,6 +75,9 @@ class RayWorkers:
         gpus: per worker; by default one if the cluster has any.
         cpus: cores per worker; by default an equal share.
 
+    Attributes:
+        sharing_fault: as of the backbone, None until a worker has tested it.
+
     Raises:
         MissingExtraError: if Ray is not installed.
         BackboneError: for more workers than the cluster has resources for.
@@ -93,7 +87,7 @@ class RayWorkers:
     workers: int | None = None
     gpus: float | None = None
     cpus: float | None = None
-    _fault: str | None = field(default=None, init=False)
+    sharing_fault: str | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         ray = _started()
@@ -115,11 +109,6 @@ class RayWorkers:
                 )
 
     @property
-    def sharing_fault(self) -> str | None:
-        """As of the backbone, None until a worker has tested it."""
-        return self._fault
-
-    @property
     def fingerprint_parts(self) -> Mapping[str, str]:
         """As of the backbone."""
         return self._description[0]
@@ -135,10 +124,9 @@ class RayWorkers:
         work: Any = list(encoded)
         if isinstance(encoded, Rows) and isinstance(encoded.encoded, TokenTable):  # (read there, not sent)
             work = str(encoded.encoded.folder.resolve()), encoded.rows
-        chosen, fault = self._head_answer("choose", work, shared, settings)
-        self._fault = fault
-        if fault:
-            say(f"{self.source.name}: prefixes are not shared, batches are plain: {fault}")
+        chosen, self.sharing_fault = self._head_answer("choose", work, shared, settings)
+        if self.sharing_fault:
+            say(f"{self.source.name}: prefixes are not shared, batches are plain: {self.sharing_fault}")
         return chosen
 
     def run(self, work: Work) -> None:
@@ -148,13 +136,16 @@ class RayWorkers:
             StoreError: for a store of another backbone than the workers', or if shards are not visible here.
             BackboneError: for a shard that cannot be computed, or whose workers keep dying.
         """
+        import ray
+
         differing = differing_parts(work.store.fingerprint, self.fingerprint_parts)
         if differing:
             raise StoreError(
                 f"{work.store.folder}: has another backbone than the workers load ({', '.join(differing)} differ); "
                 "expected the same weights, dtype, tokenizer and template (set the dtype if machines differ)"
             )
-        self._release_head()
+        if "_head" in self.__dict__:  # its devices are needed
+            ray.kill(self.__dict__.pop("_head"))
         total = sum(work.tokens.values())
         with _table(work) as table, progress(work.description, total, work.unit) as advance:
             rows = [
@@ -170,10 +161,10 @@ class RayWorkers:
                 # (Absolute: workers run in another folder.)
                 folders = str(table.folder.resolve()), str(work.store.folder.resolve())
                 task = _Task(self.source, *folders, work.store.dtype, work.plan.settings)
-                for done in self._computed(rows, task, counter):
-                    if done["fault"]:
-                        say(f"{self.source.name}: prefixes are not shared in {done['name']}: {done['fault']}")
-                    work.store.adopt(done["name"])
+                for name, fault in self._computed(rows, task, counter):
+                    if fault:
+                        say(f"{self.source.name}: prefixes are not shared in {name}: {fault}")
+                    work.store.adopt(name)
         left = [number for number in work.numbers if not work.store.has_shard(shard_name(work.plan.id, number))]
         if left:
             raise StoreError(
@@ -181,8 +172,8 @@ class RayWorkers:
                 "expected a folder that every machine of the cluster sees under the same path"
             )
 
-    def _computed(self, rows: list[dict[str, Any]], task: _Task, counter: Any) -> Iterator[dict[str, Any]]:
-        """What workers report about each shard, as it is finished."""
+    def _computed(self, rows: list[dict[str, Any]], task: _Task, counter: Any) -> Iterator[tuple[str, str]]:
+        """Name of each shard as it is finished, and why its prefixes were not shared."""
         import ray
         from ray.exceptions import RayError
 
@@ -198,8 +189,7 @@ class RayWorkers:
         )
         try:
             for batch in dataset.iter_batches(batch_size=None, prefetch_batches=0, batch_format="numpy"):
-                for number, name, fault in zip(batch["number"], batch["name"], batch["fault"], strict=True):
-                    yield {"number": int(number), "name": str(name), "fault": str(fault)}
+                yield from zip(map(str, batch["name"]), map(str, batch["fault"]), strict=True)
         except RayError as error:
             raise _own(error) from None
 
@@ -222,12 +212,6 @@ class RayWorkers:
         import ray
 
         return ray.remote(_Head).options(num_cpus=self.cpus, num_gpus=self.gpus, max_restarts=-1).remote(self.source)
-
-    def _release_head(self) -> None:
-        import ray
-
-        if "_head" in self.__dict__:
-            ray.kill(self.__dict__.pop("_head"))
 
 
 @dataclass(frozen=True)
@@ -252,10 +236,7 @@ class _Head:
         return self.backbone.fingerprint_parts, self.backbone.hidden_size
 
     def choose(
-        self,
-        work: list[EncodedConversation] | tuple[str, np.ndarray],
-        shared: np.ndarray,
-        settings: ExtractionSettings,
+        self, work: list[EncodedConversation] | tuple[str, np.ndarray], shared: np.ndarray, settings: ExtractionSettings
     ) -> tuple[Mapping[str, Any], str | None]:
         """Engine settings for conversations, or for rows of a token table; and why prefixes are not shared."""
         encoded = work if isinstance(work, list) else Rows(TokenTable(Path(work[0])), work[1])
@@ -273,10 +254,12 @@ class _Worker:
         self.engine: Any = None
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        import ray
+
         number, name = int(row["number"]), str(row["name"])
         path = Path(self.task.store) / name
         if not path.exists():  # (else a worker before this one wrote it, and died)
-            if self._begun(number) > ATTEMPTS:
+            if ray.get(self.counter.begin.remote(number)) > ATTEMPTS:
                 raise BackboneError(
                     f"{name}: {ATTEMPTS} workers died on it; expected fewer batch_tokens or more memory a worker"
                 )
@@ -291,15 +274,8 @@ class _Worker:
                 self.counter.set.remote(number, done)
 
             shard = compute_shard(self.engine, conversations, np.frombuffer(row["owned"], KEY), advance)
-            metadata = shard.pop("metadata")
-            arrays = {key: np.asarray(value, KEY) if key.endswith("_keys") else value for key, value in shard.items()}
-            write_shard(path, arrays, self.task.dtype, metadata)
-        return {"number": number, "name": name, "fault": self.backbone.sharing_fault or ""}
-
-    def _begun(self, number: int) -> int:
-        import ray
-
-        return int(ray.get(self.counter.begin.remote(number)))
+            write_shard(path, self.task.dtype, **shard)
+        return {"name": name, "fault": self.backbone.sharing_fault or ""}
 
 
 class _Counter:

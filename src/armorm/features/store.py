@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, Protocol, Union
+from typing import TYPE_CHECKING, Any, Protocol, Union
 
 import numpy as np
 
@@ -28,13 +28,15 @@ from armorm.errors import StoreError
 from armorm.files import read_arrays, write_arrays, write_json, write_whole
 from armorm.progress import say
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 FORMAT = "armorm-features"
 VERSION = 2
 BLOCK_ROWS = 8192
 KEY = "S16"  # keys are compared as 16 bytes; trailing zeros make no difference between keys of equal length
 DTYPES = ("float32", "bfloat16")
-_NAMES: dict[str, np.dtype] = {"F32": np.dtype("<f4"), "BF16": np.dtype("<u2"), "U8": np.dtype("u1")}
-_TENSORS = {"response_keys": "U8", "response_features": "", "prompt_keys": "U8", "prompt_features": ""}
+_TENSORS = ("response_keys", "response_features", "prompt_keys", "prompt_features")
 Keys = Union[Sequence[bytes], np.ndarray]
 
 
@@ -49,17 +51,11 @@ class Fingerprinted(Protocol):
 
 @dataclass(frozen=True)
 class StoredPlan:
-    """A plan as stored.
+    """A plan as stored."""
 
-    Attributes:
-        id: part of the names of its shards.
-        shards: keys of each shard, in order.
-        settings: of the engine.
-    """
-
-    id: str
-    shards: list[np.ndarray]
-    settings: dict[str, Any]
+    id: str  # part of the names of its shards
+    shards: list[np.ndarray]  # keys of each shard, in order
+    settings: dict[str, Any]  # of the engine
 
 
 class FeatureStore:
@@ -69,6 +65,9 @@ class FeatureStore:
         fingerprint: of the backbone, by part: `weights`, `dtype`, `tokenizer`, `template`.
         hidden_size: d.
         dtype: of a new store; by default the backbone's if it is float32 or bfloat16, else float32.
+
+    Attributes:
+        shards: the complete ones.
 
     Raises:
         StoreError: for a folder that contains features of another backbone, or no feature store.
@@ -80,24 +79,17 @@ class FeatureStore:
         self.folder = Path(folder)
         self.fingerprint = dict(fingerprint)
         self.hidden_size = hidden_size
-        own = str(fingerprint.get("dtype"))
-        wanted = dtype or (own if own in DTYPES else "float32")
-        if wanted not in DTYPES:
-            raise StoreError(f"{self.folder}: dtype {wanted!r}, expected one of {', '.join(DTYPES)}")
-        manifest = {
-            "format": FORMAT,
-            "version": VERSION,
-            "fingerprint": dict(fingerprint),
-            "hidden_size": hidden_size,
-            "dtype": wanted,
-        }
+        if dtype is not None and dtype not in DTYPES:
+            raise StoreError(f"{self.folder}: dtype {dtype!r}, expected one of {', '.join(DTYPES)}")
         path = self.folder / "manifest.json"
         if path.exists() or any(self.folder.glob("shard-*.safetensors")):
-            self.dtype = self._agreed(manifest, explicit=dtype is not None)
+            self.dtype = self._agreed(dtype)
         else:
-            self.dtype = wanted
-            write_json(path, manifest)
-        self._shards: list[Shard] = []
+            own = str(fingerprint.get("dtype"))
+            self.dtype = dtype or (own if own in DTYPES else "float32")
+            manifest = {"format": FORMAT, "version": VERSION, "fingerprint": self.fingerprint}
+            write_json(path, {**manifest, "hidden_size": hidden_size, "dtype": self.dtype})
+        self.shards: list[Shard] = []
         self._verified: set[str] = set()
         for shard in sorted(self.folder.glob("shard-*.safetensors")):
             self._open(shard)
@@ -108,28 +100,25 @@ class FeatureStore:
         """The store of a backbone's features in a folder."""
         return cls(folder, fingerprint=backbone.fingerprint_parts, hidden_size=backbone.hidden_size, dtype=dtype)
 
-    def _agreed(self, manifest: dict[str, Any], explicit: bool) -> str:
-        """dtype of the existing store, which must be of this backbone."""
+    def _agreed(self, dtype: str | None) -> str:
+        """dtype of the existing store, which must be of this backbone, and have this dtype unless it is None."""
         found = read_manifest(self.folder)
-        version = found.get("version")
+        version, stored = found.get("version"), str(found.get("dtype"))
         if version != VERSION:
             raise StoreError(
                 f"{self.folder}: a feature store of version {version}, expected {VERSION}; use a new folder"
             )
         differing = differing_parts(found["fingerprint"], self.fingerprint)
-        if found.get("hidden_size") != manifest["hidden_size"]:
+        if found.get("hidden_size") != self.hidden_size:
             differing.append("hidden_size")
         if differing:
             raise StoreError(
                 f"{self.folder}: contains features of another backbone ({', '.join(differing)} differ); "
                 "expected the same weights, dtype, tokenizer and template, or an empty folder"
             )
-        wanted = manifest["dtype"]
-        if explicit and found.get("dtype") != wanted:
-            raise StoreError(
-                f"{self.folder}: contains features as {found.get('dtype')}, expected {wanted} or an empty folder"
-            )
-        return str(found.get("dtype"))
+        if dtype not in (None, stored):
+            raise StoreError(f"{self.folder}: contains features as {stored}, expected {dtype} or an empty folder")
+        return stored
 
     def __len__(self) -> int:
         """Number of conversations with stored features."""
@@ -139,11 +128,6 @@ class FeatureStore:
     def prompt_count(self) -> int:
         """Number of prompts with stored features."""
         return len(self._prompts.keys)
-
-    @property
-    def shards(self) -> list[Shard]:
-        """The complete shards."""
-        return list(self._shards)
 
     def missing(self, keys: Keys) -> list[int]:
         """Positions of keys whose response feature is not stored, first occurrences only."""
@@ -156,7 +140,7 @@ class FeatureStore:
     def has_prompts(self, keys: Keys, *, outside: str = "") -> np.ndarray:
         """Mask (n,) of the prompt features stored in a shard whose name does not start with `outside`."""
         places = self._prompts.find(np.asarray(keys, KEY))
-        counts = np.array([not (outside and shard.path.name.startswith(outside)) for shard in self._shards], bool)
+        counts = np.array([not (outside and shard.path.name.startswith(outside)) for shard in self.shards], bool)
         found = places >= 0
         found[found] = counts[self._prompts.shard[places[found]]]
         return found
@@ -208,23 +192,9 @@ class FeatureStore:
                 return StoredPlan(name, shards, found)
             digest.update(b"again")  # an older plan of this request no longer fits what is stored
 
-    def write_shard(
-        self,
-        name: str,
-        response_keys: Keys,
-        response_features: np.ndarray,
-        prompt_keys: Keys,
-        prompt_features: np.ndarray,
-        metadata: Mapping[str, str] | None = None,
-    ) -> None:
-        """Write one shard and make its features readable."""
-        arrays = {
-            "response_keys": np.asarray(response_keys, KEY),
-            "response_features": response_features,
-            "prompt_keys": np.asarray(prompt_keys, KEY),
-            "prompt_features": prompt_features,
-        }
-        write_shard(self.folder / name, arrays, self.dtype, metadata or {})
+    def write_shard(self, name: str, *arrays: Any, **options: Any) -> None:
+        """Write one shard and make its features readable; arguments as of the function `write_shard`."""
+        write_shard(self.folder / name, self.dtype, *arrays, **options)
         self.adopt(name)
         self._verified.add(name)
 
@@ -240,7 +210,7 @@ class FeatureStore:
             names of the damaged shards.
         """
         used = {
-            self._shards[shard]
+            self.shards[shard]
             for index, wanted in ((self._responses, keys), (self._prompts, prompt_keys))
             for places in [index.find(np.asarray(wanted, KEY))]
             for shard in np.unique(index.shard[places[places >= 0]])
@@ -254,7 +224,7 @@ class FeatureStore:
                 self._verified.add(shard.path.name)
             except StoreError as error:
                 self._set_aside(shard.path, error)
-                self._shards.remove(shard)
+                self.shards.remove(shard)
                 damaged.append(shard.path.name)
         if damaged:
             self._make_index()
@@ -292,7 +262,7 @@ class FeatureStore:
         gathered = np.empty((len(wanted), self.hidden_size), np.float32)
         for number in np.unique(index.shard[places]):
             here = np.flatnonzero(index.shard[places] == number)
-            gathered[here] = self._shards[number].features(tensor, index.row[places[here]])
+            gathered[here] = self.shards[number].features(tensor, index.row[places[here]])
         return gathered
 
     @staticmethod
@@ -304,7 +274,7 @@ class FeatureStore:
 
     def _open(self, path: Path) -> bool:
         try:
-            self._shards.append(Shard(path))
+            self.shards.append(Shard(path))
         except StoreError as error:
             self._set_aside(path, error)
             return False
@@ -316,8 +286,8 @@ class FeatureStore:
         say(f"{error}: renamed to {aside.name}; its features are computed again when needed")
 
     def _make_index(self) -> None:
-        self._responses = _Index([shard.keys for shard in self._shards])
-        self._prompts = _Index([shard.prompt_keys for shard in self._shards])
+        self._responses = _Index([shard.keys for shard in self.shards])
+        self._prompts = _Index([shard.prompt_keys for shard in self.shards])
 
 
 class _Index:
@@ -364,33 +334,45 @@ def read_manifest(folder: Path) -> dict:
     return found
 
 
-def write_shard(path: Path, arrays: Mapping[str, np.ndarray], dtype: str, metadata: Mapping[str, str]) -> None:
+def write_shard(
+    path: Path,
+    dtype: str,
+    response_keys: Keys,
+    response_features: np.ndarray,
+    prompt_keys: Keys,
+    prompt_features: np.ndarray,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
     """Write a shard.
 
     Args:
-        arrays: `response_keys`, `prompt_keys` of dtype `KEY`; `response_features`, `prompt_features` (., d) float32.
         dtype: of the stored features, one of `DTYPES`.
+        response_features, prompt_features: (m, d) and (q, d) float32.
     """
     import torch
     from safetensors.torch import save_file
 
-    kinds = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-    tensors: dict[str, torch.Tensor] = {}
-    for name, array in arrays.items():
+    tensors: dict[str, Tensor] = {}
+    arrays = (response_keys, response_features, prompt_keys, prompt_features)
+    for name, array in zip(_TENSORS, arrays, strict=True):
         if name.endswith("_keys"):
-            tensors[name] = torch.from_numpy(np.ascontiguousarray(array).view(np.uint8).reshape(-1, 16).copy())
+            tensors[name] = torch.from_numpy(np.array(array, KEY).view(np.uint8).reshape(-1, 16))
         else:
-            tensors[name] = torch.from_numpy(np.ascontiguousarray(array, np.float32)).to(kinds[dtype])
-    sums = {
-        name: f"{zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data):08x}" for name, tensor in tensors.items()
-    }
+            tensors[name] = torch.from_numpy(np.ascontiguousarray(array, np.float32)).to(getattr(torch, dtype))
+    sums = {name: _checksum(tensor) for name, tensor in tensors.items()}
     # (One entry, because the order of several varies from file to file.)
-    notes = json.dumps({"crc32": sums, **metadata}, sort_keys=True)
+    notes = json.dumps({"crc32": sums, **(metadata or {})}, sort_keys=True)
     write_whole(path, lambda temporary: save_file(tensors, temporary, {"armorm": notes}))
 
 
+def _checksum(tensor: Tensor) -> str:
+    import torch
+
+    return f"{zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data):08x}"
+
+
 class Shard:
-    """A shard on disk.
+    """A shard on disk, mapped into memory.
 
     Attributes:
         metadata: as given to `write_shard`.
@@ -401,24 +383,18 @@ class Shard:
     """
 
     def __init__(self, path: Path) -> None:
+        from safetensors import SafetensorError, safe_open
+
         self.path = path
         try:
-            with open(path, "rb") as file:
-                size = int.from_bytes(file.read(8), "little")
-                header: dict[str, Any] = json.loads(file.read(size) if 0 < size < 1 << 20 else b"null")
-            self.metadata: dict[str, Any] = json.loads(header.pop("__metadata__")["armorm"])
+            with safe_open(path, "pt") as file:
+                self.metadata: dict[str, Any] = json.loads(file.metadata()["armorm"])
+                self._tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in _TENSORS}
             self._sums: dict[str, str] = self.metadata.pop("crc32")
-            data = np.memmap(path, np.uint8, mode="r", offset=8 + size)
-            self._arrays = {}
-            for name, kind in _TENSORS.items():
-                place = header[name]
-                begin, end = place["data_offsets"]
-                self._arrays[name] = data[begin:end].view(_dtype(place["dtype"], kind)).reshape(place["shape"])
             self.keys, self.prompt_keys = (
-                np.ascontiguousarray(self._arrays[name]).view(KEY).reshape(-1)
-                for name in ("response_keys", "prompt_keys")
+                self._tensors[name].numpy().view(KEY).reshape(-1) for name in ("response_keys", "prompt_keys")
             )
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise StoreError(f"{path}: damaged shard ({error})") from None
 
     def verify(self) -> None:
@@ -427,23 +403,11 @@ class Shard:
         Raises:
             StoreError: naming the file and the tensor.
         """
-        for name, array in self._arrays.items():
-            found, expected = f"{zlib.crc32(np.ascontiguousarray(array).data):08x}", self._sums.get(name)
+        for name, tensor in self._tensors.items():
+            found, expected = _checksum(tensor), self._sums.get(name)
             if found != expected:
                 raise StoreError(f"{self.path}: damaged shard ({name} has checksum {found}, expected {expected})")
 
     def features(self, name: str, rows: np.ndarray) -> np.ndarray:
         """Rows (n, d) float32 of `response_features` or `prompt_features`."""
-        stored = self._arrays[name][rows]
-        return stored if stored.dtype == np.float32 else from_bfloat16(stored)
-
-
-def _dtype(found: str, expected: str) -> np.dtype:
-    if expected and found != expected:
-        raise ValueError(f"dtype {found}, expected {expected}")
-    return _NAMES[found]
-
-
-def from_bfloat16(bits: np.ndarray) -> np.ndarray:
-    """bfloat16 bits, uint16, as float32."""
-    return (bits.astype(np.uint32) << 16).view(np.float32)
+        return self._tensors[name][rows].float().numpy()

@@ -20,44 +20,26 @@ from armorm.progress import Advance, progress
 
 @dataclass(frozen=True)
 class ExtractionSettings:
-    """How features are computed.
+    """How features are computed."""
 
-    Attributes:
-        batch_tokens: most tokens of a forward pass: of a tree, or of a plain batch with its padding.
-        sharing: share prefixes; by default if that is exact for the model and pays.
-        compiled: compile layers; by default if that pays.
-        description: of the progress line.
-    """
-
-    batch_tokens: int = BATCH_TOKENS
-    sharing: bool | None = None
-    compiled: bool | None = None
-    description: str = "features"
+    batch_tokens: int = BATCH_TOKENS  # most tokens of a forward pass: of a tree, or of a plain batch with its padding
+    sharing: bool | None = None  # share prefixes; by default if that is exact for the model and pays
+    compiled: bool | None = None  # compile layers; by default if that pays
+    description: str = "features"  # of the progress line
 
 
 @dataclass
 class Work:
-    """Shards of a plan that are not stored yet.
+    """Shards of a plan that are not stored yet."""
 
-    Attributes:
-        store: where they go.
-        plan: as stored.
-        numbers: of the shards to compute, at least one.
-        encoded: all requested conversations.
-        places: positions in `encoded` of the conversations of each shard, in order.
-        owned: keys of the prompts that a shard stores.
-        tokens: to compute for each of `numbers`.
-        description, unit: of the progress line.
-    """
-
-    store: FeatureStore
+    store: FeatureStore  # where they go
     plan: StoredPlan
-    numbers: list[int]
-    encoded: Sequence[EncodedConversation]
-    places: Sequence[np.ndarray]
-    owned: Callable[[int], np.ndarray]
-    tokens: Mapping[int, int]
-    description: str
+    numbers: list[int]  # of the shards to compute, at least one
+    encoded: Sequence[EncodedConversation]  # all requested conversations
+    places: Sequence[np.ndarray]  # positions in `encoded` of the conversations of each shard, in order
+    owned: Callable[[int], np.ndarray]  # keys of the prompts that a shard stores
+    tokens: Mapping[int, int]  # to compute for each of `numbers`
+    description: str  # of the progress line
     unit: str
 
 
@@ -103,7 +85,7 @@ class LocalWorker:
 def compute_shard(
     engine: Engine, conversations: Sequence[EncodedConversation], owned: np.ndarray, advance: Advance
 ) -> dict[str, Any]:
-    """Features of one shard, as arguments of `FeatureStore.write_shard`.
+    """Features of one shard, as arguments of `store.write_shard`.
 
     Args:
         owned: keys of the prompts that this shard stores.

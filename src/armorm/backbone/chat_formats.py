@@ -13,7 +13,7 @@ Texts are untrusted, so every pattern begins with a fixed string or is bounded, 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -39,23 +39,14 @@ class Turn:
 
 @dataclass(frozen=True)
 class ChatFormat:
-    """What one template writes around contents.
+    """What one template writes around contents; alternatives are in the order in which they are tried."""
 
-    Attributes:
-        name: for messages.
-        leads: texts that may precede the first turn any number of times: BOS, padding.
-        starts: (regular expression, role) of the beginning of a text, best first.
-        separators: (role of a turn, regular expression of the separator, role of the next turn), best first.
-        ends: texts that may close the last reply, best first; their white space matches any white space.
-        pads: padding texts that may follow.
-    """
-
-    name: str
-    leads: tuple[str, ...]
-    starts: tuple[tuple[str, str], ...]
-    separators: tuple[tuple[str, str, str], ...]
-    ends: tuple[str, ...]
-    pads: tuple[str, ...] = ()
+    name: str  # for messages
+    leads: tuple[str, ...]  # texts that may precede the first turn any number of times: BOS, padding
+    starts: tuple[tuple[str, str], ...]  # (regular expression, role) of the beginning of a text
+    separators: tuple[tuple[str, str, str], ...]  # (role of a turn, regular expression, role of the next turn)
+    ends: tuple[str, ...]  # texts that may close the last reply; their white space matches any white space
+    pads: tuple[str, ...] = ()  # padding texts that may follow
 
     def split(self, text: str, *, first_reply_is_last: bool = False) -> list[Turn] | None:
         """The turns of a rendered text, or None if it does not begin as this template's texts do.
@@ -63,13 +54,21 @@ class ChatFormat:
         Args:
             first_reply_is_last: everything after the beginning of the first reply is that reply.
         """
-        lead = self._lead.match(text)
-        position = lead.end() if lead else 0
-        for pattern, role in self._starts:
-            found = pattern.match(text, position)
-            if found is not None:
-                return self._split_from(text, found.end(), role, first_reply_is_last)
-        return None
+        position = end_of_leads(self.leads, text)
+        openings = ((re.compile(pattern).match(text, position), role) for pattern, role in self.starts)
+        found, role = next((opening for opening in openings if opening[0]), (None, ""))
+        if found is None:
+            return None
+        position = found.end()
+        turns: list[Turn] = []
+        while not (first_reply_is_last and role == "assistant"):
+            pattern = self._separators.get(role)
+            found = pattern.search(text, position) if pattern else None
+            if found is None:
+                break
+            turns.append(Turn(role, text[position : found.start()]))
+            position, role = found.end(), str(found.lastgroup).partition("_")[0]
+        return [*turns, Turn(role, self.without_end(text[position:]))]
 
     def without_end(self, reply: str) -> str:
         """A reply without padding and without the text that closes it, removed once."""
@@ -83,26 +82,6 @@ class ChatFormat:
                 if start is not None:
                     return reply[:start]
         return reply if unpadded == end else reply[:unpadded]
-
-    def _split_from(self, text: str, position: int, role: str, first_reply_is_last: bool) -> list[Turn]:
-        turns: list[Turn] = []
-        while not (first_reply_is_last and role == "assistant"):
-            pattern = self._separators.get(role)
-            found = pattern.search(text, position) if pattern else None
-            if found is None:
-                break
-            turns.append(Turn(role, text[position : found.start()]))
-            position, role = found.end(), str(found.lastgroup).partition("_")[0]
-        turns.append(Turn(role, self.without_end(text[position:])))
-        return turns
-
-    @cached_property
-    def _lead(self) -> re.Pattern[str]:
-        return re.compile(rf"\s*(?:(?:{_any(map(re.escape, self.leads))})\s*)*" if self.leads else r"\s*")
-
-    @cached_property
-    def _starts(self) -> list[tuple[re.Pattern[str], str]]:
-        return [(re.compile(pattern), role) for pattern, role in self.starts]
 
     @cached_property
     def _separators(self) -> dict[str, re.Pattern[str]]:
@@ -130,8 +109,15 @@ def _before(text: str, end: int, parts: Sequence[str]) -> int | None:
     return end
 
 
-def _any(patterns: Iterable[str]) -> str:
-    return "|".join(patterns)
+def end_of_leads(leads: Iterable[str], text: str) -> int:
+    """Position in a text after its leads (BOS, padding) and white space."""
+    found = re.match(rf"\s*(?:(?:{_any_of(leads)})\s*)*", text)
+    return found.end() if found else 0
+
+
+def _any_of(texts: Iterable[str]) -> str:
+    """Pattern of any of these texts, longest first."""
+    return "|".join(map(re.escape, sorted(texts, key=len, reverse=True))) or "(?!)"
 
 
 # --- learned from a tokenizer ------------------------------------------------------------------------
@@ -152,25 +138,24 @@ def learn_format(tokenizer: Any, name: str) -> ChatFormat | None:
     for roles in _OPEN_DIALOGUES:
         pieces = _pieces(tokenizer, roles, generate=True)
         # (A reasoning block that the generation prompt opens belongs to the reply.)
-        if pieces is not None and not _opens_reasoning(pieces[-1]):
+        if pieces is not None and pieces[-1].rfind("<think>") <= pieces[-1].rfind("</think>"):
             separators.setdefault((roles[-1], pieces[-1]), "assistant")
     tokens = {kind: getattr(tokenizer, f"{kind}_token", None) or "" for kind in ("bos", "eos", "pad")}
     leads = tuple(tokens[kind] for kind in ("bos", "pad") if tokens[kind])
-    lead = re.compile(rf"\s*(?:(?:{_any(map(re.escape, leads))})\s*)*" if leads else r"\s*")
-    opening = {text[_end_of(lead, text) :]: role for text, role in starts.items()}
-    added = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
-    special = _longest_first(filter(None, added), str)
-    closers = [*ends, *(_first_special(end, special) for end in ends), tokens["eos"]]
+    opening = {text[end_of_leads(leads, text) :]: role for text, role in starts.items()}
+    special = _any_of(t.content for t in tokenizer.added_tokens_decoder.values() if t.special and t.content)
+    # (A generation ends with the first special token of the end of a dialogue.)
+    closers = [*ends, *(found[0] for end in ends if (found := re.search(special, end))), tokens["eos"]]
     return ChatFormat(
         name,
         leads,
-        tuple((_literal(text), role) for text, role in _longest_first(opening.items(), lambda e: e[0]) if text),
+        tuple((_literal(text), opening[text]) for text in sorted(opening, key=len, reverse=True) if text),
         tuple(
-            (_ROLES[role], _literal(text), following)
-            for (role, text), following in _longest_first(separators.items(), lambda e: e[0][1])
+            (_ROLES[role], _literal(text), separators[role, text])
+            for role, text in sorted(separators, key=lambda separator: len(separator[1]), reverse=True)
             if text.strip()
         ),
-        tuple(end for end in dict.fromkeys(_longest_first(closers, str)) if end),
+        tuple(end for end in dict.fromkeys(sorted(closers, key=len, reverse=True)) if end),
         (tokens["pad"],) if tokens["pad"] else (),
     )
 
@@ -204,16 +189,6 @@ def _learn(pieces: Sequence[str], roles: str, starts: dict[str, str], separators
             separators[known] = _ROLES[following]
 
 
-def _opens_reasoning(text: str) -> bool:
-    return text.rfind("<think>") > text.rfind("</think>")
-
-
-def _first_special(end: str, special: Sequence[str]) -> str:
-    """The first special token of the end of a dialogue, with which a generation ends."""
-    found = re.search(_any(map(re.escape, special)) or "(?!)", end)
-    return found[0] if found else ""
-
-
 def _literal(text: str) -> str:
     """A pattern for a template's text; a date in it matches any day (Llama-3.2 and others write today's)."""
     pieces = []
@@ -222,15 +197,6 @@ def _literal(text: str) -> str:
         pieces += [re.escape(text[end : found.start()]), next(day for day in _DAYS if re.fullmatch(day, found[0]))]
         end = found.end()
     return "".join([*pieces, re.escape(text[end:])])
-
-
-def _longest_first(entries: Iterable[Any], text: Callable[[Any], str]) -> list[Any]:
-    return sorted(entries, key=lambda entry: -len(text(entry)))
-
-
-def _end_of(pattern: re.Pattern[str], text: str) -> int:
-    found = pattern.match(text)
-    return found.end() if found else 0
 
 
 # --- known families ----------------------------------------------------------------------------------
@@ -260,19 +226,11 @@ def framed_format(
     return ChatFormat(name, tuple(leads), tuple(starts), tuple(separators), tuple(ends), tuple(pads))
 
 
-def _chatml_role(role: str) -> tuple[str, str]:
-    return rf"<\|im_start\|>{role}\n", r"<\|im_end\|>\s*"
-
-
-def _llama3_role(role: str) -> tuple[str, str]:
-    return rf"<\|start_header_id\|>{role}<\|end_header_id\|>\n\n", r"<\|eot_id\|>"
-
-
 _LLAMA3_PADS = ("<|finetune_right_pad_id|>", "<|end_of_text|>", "[PAD]")
 FAMILIES = (
     framed_format(
         "ChatML",
-        {role: _chatml_role(role) for role in ("system", "user", "assistant", "tool")},
+        {role: (rf"<\|im_start\|>{role}\n", r"<\|im_end\|>\s*") for role in _ROLES.values()},
         ("<|im_end|>", "</s>"),
         leads=("<|endoftext|>", "<|begin_of_text|>", "<s>"),
         pads=("<|endoftext|>",),
@@ -280,8 +238,8 @@ FAMILIES = (
     framed_format(
         "Llama-3",
         {
-            **{role: _llama3_role(role) for role in ("system", "user", "assistant")},
-            "tool": _llama3_role("(?:ipython|tool)"),
+            role: (rf"<\|start_header_id\|>{header}<\|end_header_id\|>\n\n", r"<\|eot_id\|>")
+            for role, header in zip(_ROLES.values(), ("system", "user", "assistant", "(?:ipython|tool)"), strict=True)
         },
         ("<|eot_id|>", "<|eom_id|>", "<|end_of_text|>"),
         leads=("<|begin_of_text|>", *_LLAMA3_PADS),

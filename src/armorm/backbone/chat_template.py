@@ -45,19 +45,12 @@ _REPLY = "\U0010fffd"
 
 @dataclass(frozen=True)
 class EncodedConversation:
-    """Token ids of one conversation.
+    """Token ids of one conversation."""
 
-    Attributes:
-        ids: (t,) int32.
-        gate_position: index of the token that closes the last turn before the reply; 0 <= gate_position < t - 1.
-        response_tokens: tokens of the response's text, without template tokens.
-        truncated_tokens: prompt tokens that the overflow policy removed.
-    """
-
-    ids: np.ndarray
-    gate_position: int
-    response_tokens: int
-    truncated_tokens: int = 0
+    ids: np.ndarray  # (t,) int32
+    gate_position: int  # of the token that closes the last turn before the reply; 0 <= gate_position < t - 1
+    response_tokens: int  # tokens of the response's text, without template tokens
+    truncated_tokens: int = 0  # prompt tokens that the overflow policy removed
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -164,8 +157,8 @@ class ChatTemplate:
         except (JinjaError, TypeError, ValueError) as error:  # the last two: a field of a type it does not expect
             raise ConversationError(f"the chat template rejects it: {error}") from None
 
-    def _mask(self, messages: Sequence[Message]) -> tuple[list[dict[str, Any]], dict[str, str]]:
-        """Messages with each protected string replaced by a private character, and the string of each character."""
+    def _mask(self, messages: Sequence[Message]) -> tuple[list[dict[str, Any]], dict[int, str]]:
+        """Messages with each protected string replaced by a private character, and a table that restores it."""
         table: dict[str, str] = {}
 
         def stand_in(found: re.Match[str]) -> str:
@@ -183,7 +176,7 @@ class ChatTemplate:
             return value
 
         dictionaries = [{**masked(message.to_dict()), "role": message.role} for message in messages]
-        return dictionaries, {private: text for text, private in table.items()}
+        return dictionaries, {ord(private): text for text, private in table.items()}
 
     def _render_prefix(self, masked_prompt: str) -> _Prefix:
         prompt = json.loads(masked_prompt)
@@ -221,13 +214,12 @@ class ChatTemplate:
             )
         end = len(text) - len(prefix.suffix) if text.endswith(prefix.suffix) else len(text)
         cuts = [0, prefix.prompt_end, start, max(start, end), len(text)]
-        parts = [self._unmask(self._rename(text[a:b]), table) for a, b in zip(cuts, cuts[1:], strict=False)]
+        parts = [
+            self._protected.sub(lambda found: self._names[found[0]], text[a:b]).translate(table)
+            for a, b in zip(cuts, cuts[1:], strict=False)
+        ]
         ends = np.cumsum([len(part) for part in parts])
         return "".join(parts), int(ends[0]), int(ends[1]), int(ends[2])
-
-    @staticmethod
-    def _unmask(text: str, table: Mapping[str, str]) -> str:
-        return text.translate({ord(private): original for private, original in table.items()}) if table else text
 
     # --- encoding --------------------------------------------------------------------------------
 
@@ -265,9 +257,6 @@ class ChatTemplate:
             ids, shift = ids[1:], shift - 1
         return ids, shift
 
-    def _rename(self, text: str) -> str:
-        return self._protected.sub(lambda found: self._names[found[0]], text)
-
     def _use_markers(self) -> None:
         pattern = "|".join(map(re.escape, sorted(self.markers, key=len, reverse=True))) or r"(?!)"
         self._protected = re.compile(pattern)
@@ -281,10 +270,8 @@ class ChatTemplate:
         text = self._apply([message.to_dict() for message in _SAMPLE[:-1]])
         for message in _SAMPLE:
             text = text.replace(message.content, " ")
-        added = {
-            t.content: i for i, t in self.tokenizer.added_tokens_decoder.items() if not t.special and t.content.strip()
-        }
-        return {content: i for content, i in added.items() if content in text}
+        added = self.tokenizer.added_tokens_decoder.items()
+        return {t.content: i for i, t in added if not t.special and t.content.strip() and t.content in text}
 
 
 # Two exchanges, to see how both kinds of turn are closed; words that no template contains.

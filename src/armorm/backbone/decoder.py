@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from armorm.backbone.chat_template import ChatTemplate, EncodedConversation
 from armorm.errors import BackboneError, nearest
@@ -107,7 +108,7 @@ class Backbone:
     @property
     def hidden_size(self) -> int:
         """d, the size of a feature."""
-        return hidden_size(self.model.config)
+        return int(self.model.config.get_text_config().hidden_size)
 
     @property
     def device(self) -> torch.device:
@@ -145,27 +146,12 @@ class Backbone:
         Returns:
             prompt features (n, d) and response features (n, d), float32.
         """
-        ids, lengths = padded_ids(batch)
+        # (Padded with 0, an id that every model has and no token attends to.)
+        ids = pad_sequence([torch.from_numpy(row.ids.astype(np.int64)) for row in batch], batch_first=True)
         hidden = self.model(input_ids=ids.to(self.device), use_cache=False).last_hidden_state
-        rows = torch.arange(len(batch), device=hidden.device)
-        gates = torch.tensor([encoded.gate_position for encoded in batch], device=hidden.device)
-        prompt = hidden[rows, gates].float().cpu().numpy()
-        response = hidden[rows, lengths.to(hidden.device) - 1].float().cpu().numpy()
+        places = torch.tensor([(row.gate_position, len(row) - 1) for row in batch], device=hidden.device)
+        prompt, response = hidden[torch.arange(len(batch), device=hidden.device), places.T].float().cpu().numpy()
         return prompt, response
-
-
-def padded_ids(batch: Sequence[EncodedConversation]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids (n, t), right-padded with 0 (an id that every model has and no token attends to), and lengths (n,)."""
-    lengths = torch.tensor([len(encoded) for encoded in batch])
-    ids = torch.zeros((len(batch), int(lengths.max())), dtype=torch.long)
-    for row, encoded in enumerate(batch):
-        ids[row, : len(encoded)] = torch.from_numpy(encoded.ids.astype(np.int64))
-    return ids, lengths
-
-
-def hidden_size(config: Any) -> int:
-    """d of a model config; of the text model if there are several."""
-    return int(config.get_text_config().hidden_size)
 
 
 def resolve_device(device: str) -> torch.device:
@@ -199,17 +185,11 @@ def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype | str:
 
 @dataclass(frozen=True)
 class Placement:
-    """Device and dtype of a model: decided here, before and after its weights are loaded.
+    """Device and dtype of a model: decided here, before and after its weights are loaded."""
 
-    Attributes:
-        device: where the model runs.
-        load_dtype: `dtype` for `from_pretrained`.
-        widen: small models are converted to float32 after loading.
-    """
-
-    device: torch.device
-    load_dtype: torch.dtype | str
-    widen: bool
+    device: torch.device  # where the model runs
+    load_dtype: torch.dtype | str  # `dtype` for `from_pretrained`
+    widen: bool  # small models are converted to float32 after loading
 
     @classmethod
     def choose(cls, dtype: str = "auto", device: str = "auto") -> Placement:

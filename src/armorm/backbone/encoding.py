@@ -23,15 +23,10 @@ _CHUNK = 512
 
 @dataclass(frozen=True)
 class EncodedRows:
-    """Encoded conversations.
+    """Encoded conversations."""
 
-    Attributes:
-        rows: one entry per conversation, in order; None if it was rejected.
-        rejected: (index, reason) of each rejected row.
-    """
-
-    rows: list[EncodedConversation | None]
-    rejected: list[tuple[int, str]]
+    rows: list[EncodedConversation | None]  # one entry per conversation, in order; None if it was rejected
+    rejected: list[tuple[int, str]]  # (index, reason) of each rejected row
 
     @cached_property
     def kept(self) -> list[int]:
@@ -72,7 +67,10 @@ def encode_rows(
         for offset, whole in enumerate(_encode_chunk(template, chunk)):
             encoded = whole
             if isinstance(whole, EncodedConversation) and max_length is not None and len(whole) > max_length:
-                encoded = _shorten(template, chunk[offset], whole, max_length, overflow)
+                if overflow == "truncate_prompt":
+                    encoded = _shorten(template, chunk[offset], whole, max_length)
+                else:
+                    encoded = ConversationError(f"found {len(whole)} tokens, expected at most {max_length}")
             if isinstance(encoded, ConversationError):
                 if overflow == "error":
                     raise ConversationError(encoded.problem, f"conversation {start + offset}") from None
@@ -97,14 +95,8 @@ def _encode_chunk(
 
 
 def _shorten(
-    template: ChatTemplate,
-    conversation: Conversation,
-    encoded: EncodedConversation,
-    max_length: int,
-    overflow: Overflow,
+    template: ChatTemplate, conversation: Conversation, encoded: EncodedConversation, max_length: int
 ) -> EncodedConversation | ConversationError:
-    if overflow != "truncate_prompt":
-        return ConversationError(f"found {len(encoded)} tokens, expected at most {max_length}")
     whole = len(encoded)
     prompt = list(conversation.prompt)
 
@@ -117,7 +109,8 @@ def _shorten(
         return isinstance(found, ConversationError) or len(found) <= max_length
 
     # (By bisection: a dialogue may have thousands of turns, and each attempt encodes the remaining ones.)
-    starts = _later_exchanges(prompt)
+    oldest = next((i for i, message in enumerate(prompt) if message.role != "system"), len(prompt))
+    starts = [i for i in range(oldest + 1, len(prompt)) if prompt[i].role == "user"]  # after the first exchange
     first = bisect_left(starts, True, key=suffices)
     rest: EncodedConversation | ConversationError = encoded
     if starts:
@@ -134,12 +127,6 @@ def _shorten(
     if isinstance(rest, ConversationError):
         return ConversationError(f"found {whole} tokens, expected at most {max_length}; shortened: {rest.problem}")
     return replace(rest, truncated_tokens=whole - len(rest))
-
-
-def _later_exchanges(prompt: Sequence[Message]) -> list[int]:
-    """Positions of the user turns after the first exchange."""
-    oldest = next((i for i, message in enumerate(prompt) if message.role != "system"), len(prompt))
-    return [i for i in range(oldest + 1, len(prompt)) if prompt[i].role == "user"]
 
 
 def _from_turn(prompt: Sequence[Message], start: int) -> list[Message]:

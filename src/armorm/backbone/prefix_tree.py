@@ -20,7 +20,7 @@ sharing only up to the gate would give 1.98.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -29,37 +29,24 @@ _HEAD = 64  # ids that sequences are sorted by first
 
 @dataclass(frozen=True)
 class PrefixTree:
-    """One batch of m conversations as a stream of t tokens.
+    """One batch of m conversations as a stream of t tokens; all arrays int64."""
 
-    Attributes:
-        ids: (t,) int64.
-        positions: (t,) int64, position of each token in its conversation.
-        ends: (t,) int64, one past the last descendant of each token.
-        gates, lasts: (m,) int64, stream indices of the gate and of the last token of each conversation.
-    """
-
-    ids: np.ndarray
-    positions: np.ndarray
-    ends: np.ndarray
-    gates: np.ndarray
-    lasts: np.ndarray
+    ids: np.ndarray  # (t,)
+    positions: np.ndarray  # (t,) position of each token in its conversation
+    ends: np.ndarray  # (t,) one past the last descendant of each token
+    gates: np.ndarray  # (m,) stream index of the gate of each conversation
+    lasts: np.ndarray  # (m,) stream index of the last token of each conversation
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def padded(self, length: int) -> PrefixTree:
         """The stream padded to a length with tokens that are conversations of their own."""
-        more = length - len(self)
-        if more <= 0:
+        if length <= len(self):
             return self
-        fill, own = np.zeros(more, np.int64), np.arange(len(self), length)
-        return PrefixTree(
-            np.concatenate([self.ids, fill]),
-            np.concatenate([self.positions, fill]),
-            np.concatenate([self.ends, own + 1]),
-            self.gates,
-            self.lasts,
-        )
+        fill, own = np.zeros(length - len(self), np.int64), np.arange(len(self), length)
+        more = {"ids": fill, "positions": fill, "ends": own + 1}
+        return replace(self, **{name: np.concatenate([getattr(self, name), tail]) for name, tail in more.items()})
 
     def runs(self) -> tuple[np.ndarray, np.ndarray]:
         """Start and end (exclusive) of each run of tokens that follow their parents directly."""
@@ -146,10 +133,4 @@ def build_tree(sequences: Sequence[np.ndarray], gates: Sequence[int], shared: Se
     ends = np.full(size, size, np.int64)
     for places, end in ends_at:
         ends[places] = end
-    return PrefixTree(
-        np.concatenate(ids).astype(np.int64),
-        np.concatenate(positions),
-        ends,
-        gate_places,
-        last_places,
-    )
+    return PrefixTree(np.concatenate(ids).astype(np.int64), np.concatenate(positions), ends, gate_places, last_places)

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from armorm.backbone.chat_formats import FAMILIES, Turn, learn_format
+from armorm.backbone.chat_formats import FAMILIES, Turn, end_of_leads, learn_format
 from armorm.backbone.chat_template import ChatTemplate, EncodedConversation
 from armorm.conversation import Conversation
 from armorm.errors import ConversationError, shown
@@ -54,11 +54,9 @@ class RenderedReader:
         max_characters: int | None = None,
     ) -> None:
         self.vocabulary, self.turns, self.max_characters = vocabulary, turns, max_characters
-        learned = [
-            learn_format(policy_tokenizer, "the policy tokenizer's") if policy_tokenizer is not None else None,
-            learn_format(template.tokenizer, "the model's own"),
-        ]
-        self.formats = [chat_format for chat_format in learned if chat_format is not None] + list(FAMILIES)
+        known = {"the policy tokenizer's": policy_tokenizer, "the model's own": template.tokenizer}
+        learned = (learn_format(tokenizer, name) for name, tokenizer in known.items() if tokenizer is not None)
+        self.formats = [*filter(None, learned), *FAMILIES]
         self._gate_pattern = template.gate_pattern()
         sample = template.encode([Conversation.from_prompt("a", "b")])[0]
         self._bos_id = template.bos_id if sample.ids[0] == template.bos_id else None
@@ -73,9 +71,14 @@ class RenderedReader:
         whole = self._checked(text, "text")
         for chat_format in self.formats:
             turns = chat_format.split(whole, first_reply_is_last=self.turns == "single")
-            if turns is not None:
-                self._require_certain(turns)
-                return _assembled(turns[:-1], turns[-1].content)
+            if turns is None:
+                continue
+            replies, last = sum(turn.role == "assistant" for turn in turns), turns[-1]
+            if replies > 1 and self.turns == "refuse":
+                raise ConversationError(_several(replies))
+            if last.role != "assistant":
+                raise ConversationError(f"the text ends with a turn of role {last.role!r}, expected the reply last")
+            return _assembled(turns[:-1], last.content)
         raise ConversationError(
             f"found no turns of a known template ({', '.join(chat_format.name for chat_format in self.formats)}); "
             "expected text rendered by one of them, or messages; --policy-tokenizer names another one"
@@ -105,7 +108,8 @@ class RenderedReader:
                 f"{', '.join(chat_format.name for chat_format in self.formats)}; --policy-tokenizer names another one",
                 "prompt",
             )
-        return _assembled([Turn("user", start)], self._without_any_end(rest))
+        cuts = (chat_format.without_end(rest) for chat_format in self.formats)
+        return _assembled([Turn("user", start)], next((cut for cut in cuts if cut != rest), rest))
 
     def from_ids(self, ids: Sequence[Any]) -> EncodedConversation:
         """A conversation in the model's own token ids.
@@ -147,20 +151,12 @@ class RenderedReader:
             raise ConversationError(f"found {len(text)} characters, more than this model can read", field)
         return text
 
-    def _require_certain(self, turns: Sequence[Turn]) -> None:
-        replies = sum(turn.role == "assistant" for turn in turns)
-        if replies > 1 and self.turns == "refuse":
-            raise ConversationError(_several(replies))
-        if turns[-1].role != "assistant":
-            raise ConversationError(f"the text ends with a turn of role {turns[-1].role!r}, expected the reply last")
-
     def _after(self, text: str, prompt: str) -> str:
         """The text after the prompt, ignoring differences of white space and BOS that decoding may cause."""
         if text.startswith(prompt):
             return text[len(prompt) :]
-        leads = sorted({lead for chat_format in self.formats for lead in chat_format.leads}, key=len, reverse=True)
-        pattern = re.compile(rf"\s*(?:(?:{'|'.join(map(re.escape, leads))})\s*)*")
-        i, j = (found.end() if (found := pattern.match(whole)) else 0 for whole in (prompt, text))
+        leads = {lead for chat_format in self.formats for lead in chat_format.leads}
+        i, j = end_of_leads(leads, prompt), end_of_leads(leads, text)
         if text.startswith(prompt[i:], j):
             return text[j + len(prompt) - i :]
         while i < len(prompt):
@@ -173,9 +169,6 @@ class RenderedReader:
             else:
                 raise ConversationError("found a text that does not begin with its prompt", "query")
         return text[j:]
-
-    def _without_any_end(self, reply: str) -> str:
-        return next((cut for chat_format in self.formats if (cut := chat_format.without_end(reply)) != reply), reply)
 
 
 def _several(replies: int) -> str:

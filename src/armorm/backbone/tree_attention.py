@@ -101,7 +101,7 @@ class TreeAttention:
         """Write the attention of one square, whose inputs (1, heads, n, ..) include the tokens before its run, to `out`
         (1, t, heads, d)."""
         if self.only is None:
-            attended = _attend_causally(query, key, value, scaling)  # (Includes the few tokens before it.)
+            attended = _attend_block(query, key, value, None, scaling, None)  # (Includes the few tokens before it.)
             out[:, square.start : square.stop] = attended[:, :, square.before :].transpose(1, 2)
             return
         asked = self.only[(self.only >= square.start) & (self.only < square.stop)]
@@ -168,26 +168,21 @@ def _counts_and_places(blocks: np.ndarray, device: torch.device) -> tuple[Tensor
 
 
 def _attend_block(
-    query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scaling: float, softcap: float | None
+    query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, scaling: float, softcap: float | None
 ) -> Tensor:
-    """Attention (G, heads, Q, d_v) of G blocks: query (G, heads, Q, d), key (G, kv_heads, K, d), bias (G, 1, Q, K)."""
+    """Attention (G, heads, Q, d_v) of G blocks: query (G, heads, Q, d), key (G, kv_heads, K, d), bias (G, 1, Q, K).
+
+    Without a bias (and a cap) it is causal.
+    """
     grouped = query.shape[1] != key.shape[1]
-    if softcap is None:
+    if softcap is None or bias is None:
         return nn.functional.scaled_dot_product_attention(
-            query, key, value, attn_mask=bias, scale=scaling, enable_gqa=grouped
+            query, key, value, attn_mask=bias, is_causal=bias is None, scale=scaling, enable_gqa=grouped
         )
     if grouped:
         key, value = (part.repeat_interleave(query.shape[1] // key.shape[1], 1) for part in (key, value))
     scores = softcap * torch.tanh(query @ key.transpose(2, 3) * (scaling / softcap))
     return (scores + bias).softmax(-1) @ value
-
-
-def _attend_causally(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
-    """Causal attention (1, heads, n, d_v) of n tokens."""
-    grouped = query.shape[1] != key.shape[1]
-    return nn.functional.scaled_dot_product_attention(
-        query, key, value, is_causal=True, scale=scaling, enable_gqa=grouped
-    )
 
 
 @cache

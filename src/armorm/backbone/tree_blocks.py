@@ -22,34 +22,22 @@ _GATHER_COST, _CHUNK_COST = 10.0, 60_000.0
 
 @dataclass(frozen=True)
 class Chunk:
-    """Blocks with about as many ancestors, computed together: G blocks of Q queries, K keys.
+    """Blocks with about as many ancestors, computed together: G blocks of Q queries, K keys."""
 
-    Attributes:
-        start, stop: range of the blocks in the order of computation.
-        keys: (G * K,) stream indices of the keys.
-        bias: (G, 1, Q, K), 0 for visible keys, else the smallest number.
-    """
-
-    start: int
+    start: int  # of the blocks in the order of computation
     stop: int
-    keys: torch.Tensor
-    bias: torch.Tensor
+    keys: torch.Tensor  # (G * K,) stream indices of the keys
+    bias: torch.Tensor  # (G, 1, Q, K), 0 for visible keys, else the smallest number
 
 
 @dataclass(frozen=True)
 class Square:
-    """A run with all tokens before it in its conversation.
+    """A run with all tokens before it in its conversation."""
 
-    Attributes:
-        start, stop: of the run.
-        before: number of tokens before it.
-        place: index of the first of them among the gathered tokens of all squares.
-    """
-
-    start: int
+    start: int  # of the run
     stop: int
-    before: int
-    place: int
+    before: int  # number of tokens before it
+    place: int  # index of the first of them among the gathered tokens of all squares
 
     @property
     def end(self) -> int:

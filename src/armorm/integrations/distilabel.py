@@ -90,10 +90,8 @@ class _RewardStep(Step):
     def _rated(self, conversations: Sequence[_Read]) -> list[_Rated]:
         if self._source is None:
             raise IntegrationError("the step is not loaded, expected a call of load() first")
-        found: list[_Rated] = [
-            {"score": None, "rewards": None, "contributions": None, "refusal": str(conversation)}
-            for conversation in conversations
-        ]
+        nothing: _Rated = {"score": None, "rewards": None, "contributions": None}
+        found: list[_Rated] = [nothing | {"refusal": str(conversation)} for conversation in conversations]
         places = [place for place, given in enumerate(conversations) if isinstance(given, Conversation)]
         if places:
             batch = self._source.score([conversations[place] for place in places], **self._options)
@@ -105,12 +103,9 @@ class _RewardStep(Step):
                 score = float(batch.scores[at])
                 if not math.isfinite(score):
                     raise ArmormError(f"found score {score}, expected a finite number")
-                found[places[row]] = {
-                    "score": score,
-                    "rewards": dict(zip(batch.names, batch.rewards[at].tolist(), strict=True)),
-                    "contributions": dict(zip(batch.names, batch.contributions[at].tolist(), strict=True)),
-                    "refusal": None,
-                }
+                found[places[row]] = {"score": score, "refusal": None}
+                for part in ("rewards", "contributions"):
+                    found[places[row]][part] = dict(zip(batch.names, getattr(batch, part)[at].tolist(), strict=True))
         rejected = sum(entry["score"] is None for entry in found)
         if rejected:
             self._logger.warning("%d of %d responses have no score; see `refusal`", rejected, len(found))

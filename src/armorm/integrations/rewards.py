@@ -62,23 +62,13 @@ class Settings:
             raise IntegrationError(f"ARMORM_EMPTY_SCORE: found {shown(empty)}, expected a finite number")
         if flag not in ("0", "1"):
             raise IntegrationError(f"ARMORM_NORMALIZE: found {shown(flag)}, expected 0 or 1")
-        return cls(
-            os.environ.get("ARMORM_URL", ""),
-            os.environ.get("ARMORM_MODEL", EMBEDDED_REWARD_MODEL),
-            os.environ.get("ARMORM_DTYPE", "auto"),
-            os.environ.get("ARMORM_DEVICE", "auto"),
-            flag == "1",
-            empty_score,
-        )
+        defaults = {"URL": "", "MODEL": EMBEDDED_REWARD_MODEL, "DTYPE": "auto", "DEVICE": "auto"}
+        texts = (os.environ.get(f"ARMORM_{name}", default) for name, default in defaults.items())
+        return cls(*texts, flag == "1", empty_score)
 
     def source(self) -> Any:
         """The client or the model, opened once per process."""
         return opened(self.url) if self.url else opened(self.model, self.dtype, self.device)
-
-
-def source_of(model: Any) -> Any:
-    """A model or client, opened if given by name, folder or URL."""
-    return opened(str(model)) if isinstance(model, (str, os.PathLike)) else model
 
 
 @cache
@@ -137,21 +127,19 @@ def rewards_of(source: Any, conversations: Sequence[Conversation | None], settin
         IntegrationError: if the number of scores is wrong.
     """
     given = _scorable(conversations, settings.empty_score)
-    if not given:
-        return _rewards(conversations, None, objective_names(source), settings.empty_score)
     with nullcontext() if is_client(source) else _ONE_AT_A_TIME:
-        batch = source.score(given, normalize=settings.normalize)
-    return _rewards(conversations, batch, batch.names, settings.empty_score)
+        batch = source.score(given, normalize=settings.normalize) if given else None
+    return _rewards(conversations, batch, batch.names if batch else objective_names(source), settings.empty_score)
 
 
 async def served_rewards_of(conversations: Sequence[Conversation | None], settings: Settings) -> Rewards:
     """`rewards_of` through the server's client of this event loop."""
-    client = _CLIENTS.setdefault(asyncio.get_running_loop(), {}).get(settings.url)
-    if client is None:
-        from armorm.client import AsyncRewardClient
+    from armorm.client import AsyncRewardClient
 
-        client = AsyncRewardClient(settings.url, connections=_CONNECTIONS)
-        _CLIENTS[asyncio.get_running_loop()][settings.url] = client
+    clients = _CLIENTS.setdefault(asyncio.get_running_loop(), {})
+    if settings.url not in clients:
+        clients[settings.url] = AsyncRewardClient(settings.url, connections=_CONNECTIONS)
+    client = clients[settings.url]
     given = _scorable(conversations, settings.empty_score)
     if not given:
         names = [objective["name"] for objective in (await client.info())["objectives"]]

@@ -18,8 +18,9 @@ bias that the score is corrected for; `debiased=True` returns the debiased rewar
 from __future__ import annotations
 
 import math
+import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -29,15 +30,8 @@ import numpy as np
 
 from armorm.conversation import Conversation, prompt_messages
 from armorm.errors import ConversationError, nearest
-from armorm.integrations.rewards import (
-    IntegrationError,
-    biases_of,
-    is_client,
-    objective_names,
-    required_list,
-    source_of,
-)
-from armorm.monitoring.log import append_samples, sample_line
+from armorm.integrations.rewards import IntegrationError, biases_of, is_client, objective_names, opened, required_list
+from armorm.monitoring.log import append_samples, batch_lines
 
 RewardFunction = Callable[..., list[Union[float, None]]]
 Refused = Union[float, None, Literal["error"]]
@@ -68,7 +62,7 @@ def reward_funcs(
             are debiased against.
         ConversationError: when called, for a completion that cannot be scored.
     """
-    source = source_of(model)
+    source = opened(str(model)) if isinstance(model, (str, os.PathLike)) else model
     shared = _SharedPass(source, normalize, debiased, refused, log_file)
     if objectives is None:
         return shared.function("armorm", lambda found: found.scores, logs=True)
@@ -120,12 +114,21 @@ class _SharedPass:
         ) -> list[float | None]:
             found = self._found(_conversations(prompts, completions, refusals=self._refused != "error"))
             if logs and columns.get("log_metric") is not None:
-                _log_means(found, columns["log_metric"])
+                # (Every process logs every name, since TRL waits for all of them.)
+                scored = ~np.isnan(found.scores)
+                for metric, values in (("score", found.scores), *zip(found.names, found.rewards.T, strict=True)):
+                    mean = float(values[scored].mean()) if scored.any() else math.nan
+                    columns["log_metric"](f"armorm/{metric}", mean)
             if logs and self._log_file is not None:
                 state = columns.get("trainer_state")
                 step = self._calls if state is None else int(state.global_step)
-                append_samples(self._log_file, _sample_lines(found, step, prompts, completion_ids))
                 self._calls += 1
+                if found.batch is not None:
+                    lengths = found.batch.response_tokens
+                    if completion_ids is not None:
+                        lengths = [len(completion_ids[row]) for row in found.rows]
+                    lines = batch_lines(found.batch, (repr(prompts[row]) for row in found.rows), lengths, step=step)
+                    append_samples(self._log_file, lines)
             return [other if math.isnan(value) else value for value in take(found).tolist()]
 
         reward.__name__ = reward.__qualname__ = name
@@ -160,33 +163,6 @@ class _SharedPass:
             columns = rewards.copy()
             columns[rows] = batch.parts["debiased_rewards"] if remote else rewards[rows] @ self._source.transform
         return _Found(scores, rewards, columns, names, batch, rows)
-
-
-def _sample_lines(found: _Found, step: int, prompts: Sequence[Any], completion_ids: Any) -> Iterator[str]:
-    """A line of the log for each scored completion; those of a prompt are a group."""
-    groups: dict[str, int] = {}
-    numbers = [groups.setdefault(repr(prompt), len(groups)) for prompt in prompts]
-    tokens, uncertainty = getattr(found.batch, "response_tokens", None), getattr(found.batch, "uncertainty", None)
-    for place, row in enumerate(found.rows):
-        contributions = found.batch.contributions[place].tolist()
-        measured = None if tokens is None else int(tokens[place])
-        yield sample_line(
-            found.names,
-            contributions=contributions,
-            score=sum(contributions),
-            step=step,
-            group=numbers[row],
-            length=measured if completion_ids is None else len(completion_ids[row]),
-            rewards=found.batch.rewards[place].tolist(),
-            uncertainty=None if uncertainty is None else uncertainty[place].tolist(),
-        )
-
-
-def _log_means(found: _Found, log_metric: Callable[[str, float], None]) -> None:
-    """Log means over the scored completions; every process logs every name, since TRL waits for all of them."""
-    scored = ~np.isnan(found.scores)
-    for name, values in (("score", found.scores), *zip(found.names, found.rewards.T, strict=True)):
-        log_metric(f"armorm/{name}", float(values[scored].mean()) if scored.any() else math.nan)
 
 
 def _conversations(prompts: Any, completions: Any, *, refusals: bool) -> list[Conversation | None]:

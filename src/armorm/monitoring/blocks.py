@@ -19,40 +19,25 @@ _FEWEST_SAMPLES = 8  # per block on average
 
 @dataclass(frozen=True)
 class Blocks:
-    """A run in b blocks; all arrays float64.
+    """A run in b blocks; all arrays float64, None for columns that the log lacks."""
 
-    Attributes:
-        first, last: (b,) first and last step of each block.
-        counts: (b,) samples.
-        contributions, rewards, uncertainty: (b, k) means; the last two None if the log lacks them.
-        length: (b,) mean of log1p of the length, or None without lengths.
-        tokens: (b,) mean length, or None.
-        covariance: (k, k) of contributions within steps, over the whole run.
-        length_variance: of log1p of the length within steps, 0 without lengths.
-        length_sums: (b, 3) sums of squares and products of length and score within prompts (or steps): LL, LS, SS.
-        freedom: (b,) degrees of freedom of these sums.
-        length_correlations: (k,) of contributions with log1p of the length within prompts, 0 without lengths.
-        step_of: (m,) the distinct steps of the run.
-        step_contributions, step_length, step_counts: (m, k), (m,) or None, (m,) means and counts of each step.
-    """
-
-    first: np.ndarray
-    last: np.ndarray
-    counts: np.ndarray
-    contributions: np.ndarray
-    length: np.ndarray | None
-    tokens: np.ndarray | None
-    rewards: np.ndarray | None
-    uncertainty: np.ndarray | None
-    covariance: np.ndarray
-    length_variance: float
-    length_sums: np.ndarray
-    freedom: np.ndarray
-    length_correlations: np.ndarray
-    step_of: np.ndarray
-    step_contributions: np.ndarray
-    step_length: np.ndarray | None
-    step_counts: np.ndarray
+    first: np.ndarray  # (b,) first step of each block
+    last: np.ndarray  # (b,) last step
+    counts: np.ndarray  # (b,) samples
+    contributions: np.ndarray  # (b, k) means
+    length: np.ndarray | None  # (b,) mean of log1p of the length
+    tokens: np.ndarray | None  # (b,) mean length
+    rewards: np.ndarray | None  # (b, k) means
+    uncertainty: np.ndarray | None  # (b, k) means
+    covariance: np.ndarray  # (k, k) of contributions within steps, over the whole run
+    length_variance: float  # of log1p of the length within steps, 0 without lengths
+    length_sums: np.ndarray  # (b, 3) squares and products of length and score within prompts (or steps): LL, LS, SS
+    freedom: np.ndarray  # (b,) degrees of freedom of these sums
+    length_correlations: np.ndarray  # (k,) of contributions with log1p of the length within prompts, 0 without lengths
+    step_of: np.ndarray  # (m,) the distinct steps of the run
+    step_contributions: np.ndarray  # (m, k) means of each step
+    step_length: np.ndarray | None  # (m,) means
+    step_counts: np.ndarray  # (m,) samples
 
     def __len__(self) -> int:
         return len(self.first)
@@ -93,7 +78,6 @@ def in_blocks(log: RunLog) -> Blocks:
     length = None if log.lengths is None else np.log1p(log.lengths)
     within = _centred(log.contributions, step_index)
     freedom = max(len(log) - len(step_counts), 1)
-    covariance = within.T @ within / freedom
     group = step_index
     if log.groups is not None:  # one index for each prompt of each step
         group = np.unique(np.stack([step_index, log.groups], 1), axis=0, return_inverse=True)[1].reshape(-1)
@@ -120,7 +104,7 @@ def in_blocks(log: RunLog) -> Blocks:
         tokens=None if log.lengths is None else means(log.lengths, block),
         rewards=None if log.rewards is None else means(log.rewards, block),
         uncertainty=None if log.uncertainty is None else means(log.uncertainty, block),
-        covariance=covariance,
+        covariance=within.T @ within / freedom,
         length_variance=length_variance,
         length_sums=sums,
         freedom=degrees,

@@ -20,6 +20,7 @@ deviations of the scores within a step is ignored.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -27,16 +28,7 @@ import numpy as np
 from scipy.stats import t as student
 
 from armorm.monitoring.blocks import Blocks
-from armorm.monitoring.trends import (
-    SHORTEST,
-    bend,
-    broken_line,
-    growth_scale,
-    intervals,
-    limit,
-    noise_covariance,
-    onset,
-)
+from armorm.monitoring.trends import SHORTEST, Intervals, bend, broken_line, intervals, limit, noise_covariance, onset
 
 FALSE_ALARMS = 0.01
 LEAST_GROWTH = 0.2
@@ -49,35 +41,25 @@ Kind = Literal["one_objective", "length", "out_of_distribution"]
 
 @dataclass(frozen=True)
 class Flag:
-    """A warning about a run.
+    """A warning about a run."""
 
-    Attributes:
-        kind: the rule that raised it.
-        objective: the one that grows, for `one_objective`.
-        began: step of the onset; `earliest`, `latest`: its 95% range.
-        until: last step of the stretch that raised the flag.
-        growth: of the score over the stretch, in standard deviations of the scores within a step; for
-            `out_of_distribution` of the uncertainty, relative to its value at the start.
-        share: of this objective in all growth; or the share of the score's growth that length explains.
-        evidence: ratio of the weakest condition to its limit; above 1.
-    """
-
-    kind: Kind
-    objective: str | None
-    began: float
-    earliest: float
+    kind: Kind  # the rule that raised it
+    objective: str | None  # the one that grows, for `one_objective`
+    began: float  # step of the onset
+    earliest: float  # and its 95% range
     latest: float
-    until: float
+    until: float  # last step of the stretch that raised the flag
+    # Of the score over the stretch, in standard deviations of the scores within a step; for `out_of_distribution` that
+    # of the uncertainty, relative to its value at the start.
     growth: float
-    share: float | None
-    evidence: float
+    share: float | None  # of this objective in all growth, or of the score's growth that length explains
+    evidence: float  # ratio of the weakest condition to its limit; above 1
 
 
 def flags(blocks: Blocks, names: list[str], rate: float = FALSE_ALARMS) -> list[Flag]:
     """Flags of a run, the strongest of each kind and objective, in the order of their onsets.
 
-    Args:
-        rate: maximum share of runs with a false alarm, per kind of flag.
+    Of runs in which nothing happens, at most a share `rate` gets a flag of a kind.
     """
     found = [*_objective_flags(blocks, names, rate), *_length_flags(blocks, rate), *_unknown_flags(blocks, rate)]
     return sorted(found, key=lambda flag: flag.began)
@@ -94,11 +76,11 @@ def _objective_flags(blocks: Blocks, names: list[str], rate: float) -> list[Flag
     b, k = blocks.contributions.shape
     if k < 2:
         return []
-    starts, ends, weights = intervals(b)
+    stretches = intervals(b)
     noise = _noise(blocks.contributions, blocks.covariance, blocks.counts)
-    growth = weights @ blocks.contributions
+    growth = stretches.weights @ blocks.contributions
     score_evidence = growth.sum(1) / _deviation(noise, np.ones(k)) / limit(b, rate / 2)
-    size = growth.sum(1) * growth_scale(starts, ends) / max(blocks.spread, 1e-12)
+    size = growth.sum(1) * stretches.scale / max(blocks.spread, 1e-12)
     usual = (1 + usual_shares(blocks.covariance)) / 2
     usual[blocks.length_correlations >= MOSTLY_LENGTH] = 0.0
     certain = np.maximum(CERTAIN_SHARE, usual)
@@ -112,16 +94,18 @@ def _objective_flags(blocks: Blocks, names: list[str], rate: float) -> list[Flag
         contrast[:, objective] = (1 - certain[objective]) / certain[objective]
         value = (contrast * growth).sum(1)
         evidence = np.minimum(score_evidence, value / _deviation(noise, contrast) / others_limit)
-        share = _share(growth, visible & rising, objective)
+        # The share of the objective in the growth of itself and of the others that clearly grow.
+        own = np.maximum(growth[:, objective], 0.0)
+        total = own + np.where(visible & rising, growth, 0.0).sum(1)
+        share = np.divide(own, total, out=np.zeros_like(own), where=total > 0)
         evidence[(size < LEAST_GROWTH) | (share < max(LEAST_SHARE, usual[objective]))] = 0.0
         best = int(evidence.argmax())
-        if evidence[best] <= 1:
-            continue
-        until = float(blocks.last[ends[best] - 1])
-        own, against = blocks.step_contributions[:, objective], blocks.step_contributions @ contrast[best]
-        steps = onset(blocks.step_of, blocks.step_counts, own, against, until)
-        numbers = float(size[best]), float(share[best]), float(evidence[best])
-        found.append(Flag("one_objective", names[objective], *steps, until, *numbers))
+        if evidence[best] > 1:
+            until = float(blocks.last[stretches.ends[best] - 1])
+            series = blocks.step_contributions[:, objective], blocks.step_contributions @ contrast[best]
+            steps = onset(blocks.step_of, blocks.step_counts, *series, until)
+            numbers = float(size[best]), float(share[best]), float(evidence[best])
+            found.append(Flag("one_objective", names[objective], *steps, until, *numbers))
     return found
 
 
@@ -129,86 +113,56 @@ def _length_flags(blocks: Blocks, rate: float) -> list[Flag]:
     """The strongest of all stretches, or else the stretch selected by length alone; each has half the rate."""
     if blocks.length is None or blocks.step_length is None:
         return []
-    b = len(blocks)
-    starts, ends, weights = intervals(b)
-    slope, variance = _slopes(blocks, starts, ends)
-    scan = limit(b, rate / 4)
-    evidence, size, share = _judge_length(blocks, starts, ends, weights, slope, variance, share_limit=scan, scan=scan)
-    best = int(evidence.argmax())
-    if evidence[best] <= 1:
-        chosen = _stretch_of_length(blocks)
-        if chosen is None:
-            return []
-        starts, ends, weights = chosen
-        slope, variance = _slopes(blocks, starts, ends)
-        whole_slope, whole_variance = _slopes(blocks, np.array([0]), np.array([b]))
-        if abs(slope[0] - whole_slope[0]) <= 2.6 * np.sqrt(variance[0]):  # its own is not clearly different
-            slope, variance = whole_slope, whole_variance
-        freedom = (b - 2) * 18 / 35  # of a variance from second differences (Gasser, Sroka and Jennen-Steinmetz 1986)
-        single = float(student.isf(rate / 4, freedom))
-        evidence, size, share = _judge_length(
-            blocks, starts, ends, weights, slope, variance, share_limit=single, scan=scan
-        )
-        best = 0
-        if evidence[0] <= 1:
-            return []
-    until = float(blocks.last[ends[best] - 1])
-    against = slope[best] * blocks.step_length - CERTAIN_SHARE * blocks.step_contributions.sum(1)
-    steps = onset(blocks.step_of, blocks.step_counts, blocks.step_length, against, until)
-    return [Flag("length", None, *steps, until, float(size[best]), float(share[best]), float(evidence[best]))]
-
-
-def _judge_length(
-    blocks: Blocks,
-    starts: np.ndarray,
-    ends: np.ndarray,
-    weights: np.ndarray,
-    slope: np.ndarray,
-    slope_variance: np.ndarray,
-    share_limit: float,
-    scan: float,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Evidence (i,) that over stretches the score grows only through length, its growth, and the share of length in it.
-
-    Args:
-        weights: (i, b) of block means, whose product is the growth in standard errors of independent means.
-        slope, slope_variance: (i,) of the score on length.
-        share_limit: of the evidence for the slope and for length's share; scan: for growth.
-    """
-    assert blocks.length is not None
     both = np.stack([blocks.scores, blocks.length], 1)
     inside = np.diag([blocks.spread**2, blocks.length_variance])
     inside[0, 1] = inside[1, 0] = blocks.length_sums[:, 1].sum() / max(blocks.freedom.sum(), 1)
     noise = _noise(both, inside, blocks.counts)
-    growth = weights @ both
-    # Growth explained by length minus the required share: `slope * length - CERTAIN_SHARE * score`.
-    contrast = np.stack([np.full_like(slope, -CERTAIN_SHARE), slope], 1)
-    value = (contrast * growth).sum(1)
-    deviation = np.sqrt(_deviation(noise, contrast) ** 2 + growth[:, 1] ** 2 * slope_variance)
-    both_grow = (growth / _deviation(noise, np.eye(2))).min(1) / scan
-    rises = slope / np.sqrt(np.maximum(slope_variance, 1e-300)) / share_limit
-    evidence = np.minimum.reduce([both_grow, rises, value / np.maximum(deviation, 1e-300) / share_limit])
-    size = growth[:, 0] * growth_scale(starts, ends) / max(blocks.spread, 1e-12)
-    share = slope * growth[:, 1] / np.where(growth[:, 0] > 0, growth[:, 0], np.inf)
-    evidence[(size < LEAST_GROWTH) | (share < LEAST_SHARE)] = 0.0
-    return evidence, size, share
+    for stretches, slope, slope_variance, share_limit in _length_stretches(blocks, blocks.length, rate):
+        growth = stretches.weights @ both
+        # Growth explained by length minus the required share: `slope * length - CERTAIN_SHARE * score`.
+        contrast = np.stack([np.full_like(slope, -CERTAIN_SHARE), slope], 1)
+        value = (contrast * growth).sum(1)
+        deviation = np.sqrt(_deviation(noise, contrast) ** 2 + growth[:, 1] ** 2 * slope_variance)
+        both_grow = (growth / _deviation(noise, np.eye(2))).min(1) / limit(len(blocks), rate / 4)
+        rises = slope / np.sqrt(np.maximum(slope_variance, 1e-300)) / share_limit
+        evidence = np.minimum.reduce([both_grow, rises, value / np.maximum(deviation, 1e-300) / share_limit])
+        size = growth[:, 0] * stretches.scale / max(blocks.spread, 1e-12)
+        share = slope * growth[:, 1] / np.where(growth[:, 0] > 0, growth[:, 0], np.inf)
+        evidence[(size < LEAST_GROWTH) | (share < LEAST_SHARE)] = 0.0
+        best = int(evidence.argmax())
+        if evidence[best] > 1:
+            until = float(blocks.last[stretches.ends[best] - 1])
+            against = slope[best] * blocks.step_length - CERTAIN_SHARE * blocks.step_contributions.sum(1)
+            steps = onset(blocks.step_of, blocks.step_counts, blocks.step_length, against, until)
+            return [Flag("length", None, *steps, until, float(size[best]), float(share[best]), float(evidence[best]))]
+    return []
 
 
-def _stretch_of_length(blocks: Blocks) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
-    """The stretch over which length grew: from its bend, if any, to the end of its clearest growth.
+def _length_stretches(
+    blocks: Blocks, length: np.ndarray, rate: float
+) -> Iterator[tuple[Intervals, np.ndarray, np.ndarray, float]]:
+    """Stretches (i,) to look at, the slope of the score on length in them, its variance, and the limit of the evidence.
 
-    This selection needs no correction: it depends only on the means of length, and if length alone
-    drives both, the residual of the score is independent of them.
+    First all stretches; then the one over which length grew, from its bend, if any, to the end of its clearest growth.
+    Selecting that one needs no correction: it depends only on the means of length, and if length alone drives both, the
+    residual of the score is independent of them.
     """
-    starts, ends, weights = intervals(len(blocks))
-    assert blocks.length is not None
-    clearest = int((weights @ blocks.length).argmax())
-    start, end = starts[clearest], ends[clearest]
-    found = bend(blocks.length[:end], blocks.counts[:end])
+    b = len(blocks)
+    every = intervals(b)
+    yield every, *_slopes(blocks, every.starts, every.ends), limit(b, rate / 4)
+    clearest = int((every.weights @ length).argmax())
+    start, end = every.starts[clearest], every.ends[clearest]
+    found = bend(length[:end], blocks.counts[:end])
     if found is not None and end - found[0] >= SHORTEST:
         start = found[0]
-    chosen = (starts == start) & (ends == end)
-    return (starts[chosen], ends[chosen], weights[chosen]) if chosen.any() else None
+    chosen = Intervals(*(part[(every.starts == start) & (every.ends == end)] for part in every))
+    if len(chosen.starts):
+        slope, variance = _slopes(blocks, chosen.starts, chosen.ends)
+        whole_slope, whole_variance = _slopes(blocks, np.array([0]), np.array([b]))
+        if abs(slope[0] - whole_slope[0]) <= 2.6 * np.sqrt(variance[0]):  # its own is not clearly different
+            slope, variance = whole_slope, whole_variance
+        freedom = (b - 2) * 18 / 35  # of a variance from second differences (Gasser, Sroka and Jennen-Steinmetz 1986)
+        yield chosen, slope, variance, float(student.isf(rate / 4, freedom))
 
 
 def _slopes(blocks: Blocks, starts: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -220,29 +174,26 @@ def _slopes(blocks: Blocks, starts: np.ndarray, ends: np.ndarray) -> tuple[np.nd
     usable = (ll > 0) & (freedom > 0)
     safe = np.where(usable, ll, 1.0)
     slope = np.where(usable, ls / safe, 0.0)
-    variance = np.where(usable, (ss - slope * ls).clip(0) / freedom.clip(1) / safe, _UNKNOWN)
-    return slope, variance
+    return slope, np.where(usable, (ss - slope * ls).clip(0) / freedom.clip(1) / safe, _UNKNOWN)
 
 
 def _unknown_flags(blocks: Blocks, rate: float) -> list[Flag]:
     series = relative_uncertainty(blocks)
     if series is None:
         return []
-    b = len(blocks)
-    starts, ends, weights = intervals(b)
-    growth = weights @ series
+    stretches = intervals(len(blocks))
+    growth = stretches.weights @ series
     deviation = float(np.sqrt(max(noise_covariance(series[:, None])[0, 0], 1e-300)))
-    evidence = growth / deviation / limit(b, rate)
-    size = growth * growth_scale(starts, ends)
+    evidence = growth / deviation / limit(len(blocks), rate)
+    size = growth * stretches.scale
     evidence[size < LEAST_UNCERTAINTY_GROWTH] = 0.0
     best = int(evidence.argmax())
     if evidence[best] <= 1:
         return []
-    until = float(blocks.last[ends[best] - 1])
-    knots = broken_line(series[: ends[best]], np.ones(ends[best]))
-    began, earliest, latest = (float(blocks.first[index]) for index in knots)
+    end = stretches.ends[best]
+    steps = (float(blocks.first[index]) for index in broken_line(series[:end], np.ones(end)))
     numbers = float(size[best]), None, float(evidence[best])
-    return [Flag("out_of_distribution", None, began, earliest, latest, until, *numbers)]
+    return [Flag("out_of_distribution", None, *steps, float(blocks.last[end - 1]), *numbers)]
 
 
 def relative_uncertainty(blocks: Blocks) -> np.ndarray | None:
@@ -251,13 +202,6 @@ def relative_uncertainty(blocks: Blocks) -> np.ndarray | None:
         return None
     start = blocks.uncertainty[: max(1, len(blocks) // 10)].mean(0)
     return (blocks.uncertainty / start).mean(1) if (start > 0).all() else None
-
-
-def _share(growth: np.ndarray, others: np.ndarray, objective: int) -> np.ndarray:
-    """(i,) share of an objective in the growth of itself and of the other objectives that clearly grow."""
-    own = np.maximum(growth[:, objective], 0.0)
-    total = own + np.where(others, growth, 0.0).sum(1)
-    return np.divide(own, total, out=np.zeros_like(own), where=total > 0)
 
 
 def _noise(means: np.ndarray, inside: np.ndarray, counts: np.ndarray) -> np.ndarray:

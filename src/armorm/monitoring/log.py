@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import math
 from array import array
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ import numpy as np
 from armorm.data.rows import Row
 from armorm.errors import ArmormError, DataError, shown
 from armorm.files import append_text
+from armorm.score_batch import ScoreBatch
 
 
 class MonitorError(ArmormError, ValueError):
@@ -34,28 +35,17 @@ class MonitorError(ArmormError, ValueError):
 
 @dataclass(frozen=True)
 class RunLog:
-    """Samples of a run, ordered by step.
+    """Samples of a run, ordered by step; arrays float64 unless stated otherwise, None if the log lacks them."""
 
-    Attributes:
-        names: the k objectives.
-        steps: (n,) float64 training steps, ascending; line numbers if the log has no steps.
-        contributions: (n, k) float64.
-        lengths: (n,) float64 tokens of the response, or None if absent.
-        rewards, uncertainty: (n, k) float64, or None.
-        groups: (n,) int64 prompts within a step, or None.
-        by_step: whether the log has steps.
-        skipped: (row, reason) of invalid lines.
-    """
-
-    names: list[str]
-    steps: np.ndarray
-    contributions: np.ndarray
-    lengths: np.ndarray | None = None
-    rewards: np.ndarray | None = None
-    uncertainty: np.ndarray | None = None
-    groups: np.ndarray | None = None
-    by_step: bool = True
-    skipped: list[tuple[int, str]] = field(default_factory=list)
+    names: list[str]  # the k objectives
+    steps: np.ndarray  # (n,) training steps, ascending; line numbers if the log has no steps
+    contributions: np.ndarray  # (n, k)
+    lengths: np.ndarray | None = None  # (n,) tokens of the response
+    rewards: np.ndarray | None = None  # (n, k)
+    uncertainty: np.ndarray | None = None  # (n, k)
+    groups: np.ndarray | None = None  # (n,) int64 prompts within a step
+    by_step: bool = True  # whether the log has steps
+    skipped: list[tuple[int, str]] = field(default_factory=list)  # (row, reason) of invalid lines
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -78,11 +68,7 @@ def sample_line(
     uncertainty: Sequence[float] | None = None,
     **columns: float | None,
 ) -> str:
-    """One line of a log, with its newline; None values are omitted.
-
-    Args:
-        columns: further numbers, such as the time.
-    """
+    """One line of a log, with its newline; `columns` are further numbers, such as the time. None is omitted."""
     entry: dict[str, Any] = {"step": step, **columns, "group": group, "score": score, "length": length}
     entry = {name: value for name, value in entry.items() if value is not None}
     for name, values in (("contributions", contributions), ("rewards", rewards), ("uncertainty", uncertainty)):
@@ -90,6 +76,36 @@ def sample_line(
             # seven significant digits, the precision of float32
             entry[name] = {key: float(f"{value:.7g}") for key, value in zip(names, values, strict=True)}
     return json.dumps(entry, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def batch_lines(
+    batch: ScoreBatch,
+    prompts: Iterable[Hashable],
+    lengths: Sequence[int] | np.ndarray | None,
+    scores: Sequence[float] | np.ndarray | None = None,
+    **columns: Any,
+) -> Iterator[str]:
+    """Lines of the scored rows of a batch; those of one prompt are a group.
+
+    Args:
+        prompts: (n,) anything that tells prompts apart.
+        lengths: (n,) tokens of the responses.
+        scores: (n,) by default the sums of the contributions.
+        columns: of every line, as of `sample_line`.
+    """
+    groups: dict[Hashable, int] = {}
+    for at, prompt in enumerate(prompts):
+        contributions = batch.contributions[at].tolist()
+        yield sample_line(
+            batch.names,
+            contributions=contributions,
+            score=sum(contributions) if scores is None else float(scores[at]),
+            group=groups.setdefault(prompt, len(groups)),
+            length=None if lengths is None else int(lengths[at]),
+            rewards=batch.rewards[at].tolist(),
+            uncertainty=None if batch.uncertainty is None else batch.uncertainty[at].tolist(),
+            **columns,
+        )
 
 
 def append_samples(path: str | Path, lines: Iterable[str]) -> None:
@@ -100,10 +116,7 @@ def append_samples(path: str | Path, lines: Iterable[str]) -> None:
 
 
 def read_log(rows: Iterable[Row | DataError], file: str) -> RunLog:
-    """Read a log.
-
-    Args:
-        rows: its lines; an invalid line as its error.
+    """Read a log from its lines; an invalid line is given as its error.
 
     Raises:
         MonitorError: for a log without valid lines, or whose lines have different objectives.

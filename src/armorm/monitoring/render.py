@@ -6,7 +6,7 @@ flag is a line through all of them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -41,15 +41,15 @@ def monitor_page(run: RunSummary, title: str = "run") -> str:
     )  # fmt: skip
 
 
-def _other_series(run: RunSummary) -> list[tuple[Drift, str, bool]]:
+def _other_series(run: RunSummary) -> Iterator[tuple[Drift, str, bool]]:
     """The available series beside score and contributions, with their titles and whether they are flagged."""
     kinds = {flag.kind for flag in run.flags}
-    series = (
-        (run.length, "length, tokens", "length" in kinds),
-        (run.uncertainty, "uncertainty, start = 1", "out_of_distribution" in kinds),
-        (run.distance, run.distance_title, False),
-    )
-    return [(drift, title, flagged) for drift, title, flagged in series if drift is not None]
+    if run.length is not None:
+        yield run.length, "length, tokens", "length" in kinds
+    if run.uncertainty is not None:
+        yield run.uncertainty, "uncertainty, start = 1", "out_of_distribution" in kinds
+    if run.distance is not None:
+        yield run.distance, run.distance_title, False
 
 
 def _chart(

@@ -24,57 +24,35 @@ _EDGE = 0.1  # share of the run that is its start and its end
 
 @dataclass(frozen=True)
 class Drift:
-    """Change of one series over a run.
+    """Change of one series over a run."""
 
-    Attributes:
-        name: of the objective or the series.
-        start, end: means over the first and the last tenth.
-        change: end - start, in standard deviations of the scores within a step (contributions, score), or absolute.
-        usual_share: share of the score's growth under plain selection by the score; contributions only.
-        series: block means.
-    """
-
-    name: str
-    start: float
-    end: float
-    change: float
-    usual_share: float | None
-    series: list[float]
+    name: str  # of the objective or the series
+    start: float  # mean over the first tenth
+    end: float  # mean over the last tenth
+    change: float  # in standard deviations of the scores within a step (contributions, score), or absolute
+    usual_share: float | None  # of the score's growth under plain selection by the score; contributions only
+    series: list[float]  # block means
 
 
 @dataclass(frozen=True)
 class RunSummary:
-    """Summary of a run.
-
-    Attributes:
-        samples, first_step, last_step: of the log; `by_step` is false if steps are line numbers.
-        blocks: first step of each block.
-        spread: standard deviation of the scores within a step.
-        score: the mean score.
-        objectives: contributions, largest change first.
-        length: mean length, or None.
-        uncertainty: mean uncertainty relative to the start, or None.
-        distance: distance of mean rewards from `distance_from`, only without uncertainty.
-        flags: in the order of their onsets.
-        false_alarms: maximum share of runs with a false alarm, per kind of flag.
-        notes: columns that the log does not have, and skipped lines.
-    """
+    """Summary of a run; None for series that the log lacks."""
 
     samples: int
     first_step: float
     last_step: float
-    by_step: bool
-    blocks: list[float]
-    spread: float
-    score: Drift
-    objectives: list[Drift]
-    length: Drift | None
-    uncertainty: Drift | None
-    distance: Drift | None
+    by_step: bool  # False if steps are line numbers
+    blocks: list[float]  # first step of each block
+    spread: float  # standard deviation of the scores within a step
+    score: Drift  # mean score
+    objectives: list[Drift]  # contributions, largest change first
+    length: Drift | None  # mean length
+    uncertainty: Drift | None  # mean uncertainty relative to the start
+    distance: Drift | None  # of mean rewards from `distance_from`, only without uncertainty
     distance_from: str | None
-    flags: list[Flag]
-    false_alarms: float
-    notes: list[str]
+    flags: list[Flag]  # in the order of their onsets
+    false_alarms: float  # maximum share of runs with a false alarm, per kind of flag
+    notes: list[str]  # columns that the log does not have, and skipped lines
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain values, each flag with its sentence."""
@@ -147,12 +125,10 @@ def summarize_run(log: RunLog, reference: Mapping[str, Any] | None = None, *, ra
         (not log.by_step, "the log has no steps: it is read in its order, and positions are line numbers"),
         (log.lengths is None, "the log has no lengths: growth through length is not judged"),
         (distance, "the log has no uncertainty: whether responses are out of distribution is not judged"),
-        (
-            relative is None and distance is None,
-            "the log has neither uncertainty nor rewards: how far the policy moved is unknown",
-        ),
     )
     notes = [note for holds, note in unknown if holds]
+    if relative is None and distance is None:
+        notes.append("the log has neither uncertainty nor rewards: how far the policy moved is unknown")
     if log.skipped:
         row, reason = log.skipped[0]
         notes.append(f"skipped {len(log.skipped):,} lines, the first one row {row}: {reason}")

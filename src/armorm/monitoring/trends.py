@@ -13,6 +13,7 @@ limits, which corrects for looking at every interval.
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 
@@ -25,27 +26,30 @@ _LIKELY = 3.84  # 95% quantile of chi-squared with one degree of freedom
 _RISEN = 2.6  # standard errors
 
 
-@lru_cache(maxsize=8)
-def intervals(b: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Every interval of at least `SHORTEST` of b blocks (of b / 8 in long runs).
+class Intervals(NamedTuple):
+    """Some intervals of a run of b blocks."""
 
-    Returns:
-        starts (i,), ends (i,) (the block after the last), and weights (i, b): `weights @ means` is the growth of
-        independent means of variance 1 in standard errors.
-    """
+    starts: np.ndarray  # (i,)
+    ends: np.ndarray  # (i,) the block after the last
+    weights: np.ndarray  # (i, b): `weights @ means` is the growth of independent means of variance 1 in standard errors
+
+    @property
+    def scale(self) -> np.ndarray:
+        """(i,) factors from `weights @ means` to the growth from the first to the last block of an interval."""
+        sizes = (self.ends - self.starts).astype(np.float64)
+        return (sizes - 1) / np.sqrt(sizes * (sizes * sizes - 1) / 12)
+
+
+@lru_cache(maxsize=8)
+def intervals(b: int) -> Intervals:
+    """Every interval of at least `SHORTEST` of b blocks (of b / 8 in long runs)."""
     bounds = [(s, e) for s in range(b) for e in range(s + max(SHORTEST, b // 8), b + 1)]
     weights = np.zeros((len(bounds), b))
     for i, (s, e) in enumerate(bounds):
         x = np.arange(e - s) - (e - s - 1) / 2
         weights[i, s:e] = x / np.sqrt((x * x).sum())
     starts, ends = np.array(bounds).T
-    return starts, ends, weights
-
-
-def growth_scale(starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
-    """(i,) factors from `weights @ means` to the growth from the first to the last block of an interval."""
-    sizes = (ends - starts).astype(np.float64)
-    return (sizes - 1) / np.sqrt(sizes * (sizes * sizes - 1) / 12)
+    return Intervals(starts, ends, weights)
 
 
 def noise_covariance(means: np.ndarray) -> np.ndarray:
@@ -58,7 +62,7 @@ def noise_covariance(means: np.ndarray) -> np.ndarray:
 def _largest_by_chance(b: int) -> np.ndarray:
     """Largest growth over all intervals of b blocks of pure noise, in estimated standard errors, sorted."""
     generator = np.random.default_rng(20406_12845)
-    weights = intervals(b)[2].T.astype(np.float32)
+    weights = intervals(b).weights.T.astype(np.float32)
     largest = np.empty(_SIMULATED, np.float32)
     for start in range(0, _SIMULATED, _CHUNK):
         noise = generator.standard_normal((_CHUNK, b), np.float32)
@@ -100,8 +104,7 @@ def onset(
 def bend(values: np.ndarray, weights: np.ndarray) -> tuple[int, int, int] | None:
     """Index of an upward bend in a smooth curve (m,), with the ends of its 95% range; None without a clear bend.
 
-    Args:
-        weights: (m,) of the squared errors.
+    `weights` (m,) are those of the squared errors.
     """
     m = len(values)
     if m < _CURVE + 6:
@@ -128,12 +131,10 @@ def bend(values: np.ndarray, weights: np.ndarray) -> tuple[int, int, int] | None
 def broken_line(values: np.ndarray, weights: np.ndarray) -> tuple[int, int, int]:
     """Index of the knot of a broken line (m,) that rises only after it, with the ends of its 95% range.
 
-    Args:
-        weights: (m,) of the squared errors.
+    `weights` (m,) are those of the squared errors.
     """
     m = len(values)
-    x = np.arange(m, dtype=np.float64)
-    root = np.sqrt(weights)
+    x, root = np.arange(m, dtype=np.float64), np.sqrt(weights)
     errors = np.full(m - 1, np.inf)
     for knot in range(m - 1):
         before, after = np.minimum(x - knot, 0.0), np.maximum(x - knot, 0.0)

@@ -10,7 +10,7 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -24,7 +24,7 @@ from armorm.backbone.rendered_text import EmptyResponseError, RenderedReader
 from armorm.conversation import Conversation
 from armorm.errors import ArmormError, ConversationError
 from armorm.features.extract import Features
-from armorm.monitoring.log import append_samples, sample_line
+from armorm.monitoring.log import append_samples, batch_lines
 from armorm.reward_model import ArmoRM
 from armorm.score_batch import ScoreBatch
 from armorm.serving.batcher import Batcher
@@ -255,7 +255,9 @@ class ScoringEngine:
         if self.settings.log_texts:
             _log_texts(request, scores)
         if self.settings.score_log is not None and not request.steering:
-            append_samples(self.settings.score_log, _sample_lines(batch, [row.prompt_key for row in rows]))
+            prompts, now = [row.prompt_key for row in rows], round(time.time(), 3)
+            lines = batch_lines(batch, prompts, batch.response_tokens, batch.scores, time=now)
+            append_samples(self.settings.score_log, lines)
         if not request.partial:
             scores.require_a_score()
         return scores
@@ -269,23 +271,6 @@ def _gathered(rows: Sequence[tuple[ScoreBatch, int]]) -> ScoreBatch:
     names = [name for name, value in vars(first).items() if isinstance(value, np.ndarray)]
     columns: dict[str, Any] = {name: np.stack([getattr(batch, name)[at] for batch, at in rows]) for name in names}
     return replace(first, **columns)
-
-
-def _sample_lines(batch: ScoreBatch, prompts: Sequence[bytes]) -> Iterator[str]:
-    """Lines of the score log; the rows of a prompt are a group."""
-    now, groups = round(time.time(), 3), dict[bytes, int]()
-    assert batch.response_tokens is not None
-    for at, prompt in enumerate(prompts):
-        yield sample_line(
-            batch.names,
-            contributions=batch.contributions[at].tolist(),
-            score=float(batch.scores[at]),
-            group=groups.setdefault(prompt, len(groups)),
-            length=int(batch.response_tokens[at]),
-            rewards=batch.rewards[at].tolist(),
-            uncertainty=None if batch.uncertainty is None else batch.uncertainty[at].tolist(),
-            time=now,
-        )
 
 
 def _log_texts(request: ParsedRequest, scores: RequestScores) -> None:

@@ -10,7 +10,7 @@ import json
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,28 +34,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Evidence:
-    """Data behind the report of a model.
-
-    Attributes:
-        rm: the model.
-        metrics: of its run (metrics.json), empty if none.
-        alphas: ridge penalties that the run chose from, empty if unknown.
-        ratings, pairs: examples of either kind, with counts of skipped rows; `ratings.names` are the rated objectives.
-        results: by kind (`ratings`, `pairs`), of the kinds that the data has.
-        conversations: the distinct ones.
-        rows: of each example (ratings first) the rows of its conversations, -1 for an invalid one.
-        scored: scores of the conversations.
-    """
+    """Data behind the report of a model."""
 
     rm: ArmoRM
-    metrics: dict[str, Any]
-    alphas: list[float] = field(default_factory=list)
+    metrics: dict[str, Any]  # of its run (metrics.json), empty if none
+    alphas: list[float] = field(default_factory=list)  # ridge penalties that the run chose from, empty if unknown
+    # Examples of either kind, with counts of skipped rows; `ratings.names` are the rated objectives.
     ratings: Loaded = field(default_factory=Loaded)
     pairs: Loaded = field(default_factory=Loaded)
-    results: dict[str, Results] = field(default_factory=dict)
-    conversations: list[Conversation] = field(default_factory=list)
+    results: dict[str, Results] = field(default_factory=dict)  # by kind (`ratings`, `pairs`)
+    conversations: list[Conversation] = field(default_factory=list)  # distinct
+    # Of each example (ratings first) the rows of its conversations, -1 for an invalid one.
     rows: list[np.ndarray] = field(default_factory=list)
-    scored: Scored = field(default_factory=lambda: Scored(np.empty(0)))
+    scored: Scored = field(default_factory=lambda: Scored(np.empty(0)))  # of the conversations
 
     @property
     def examples(self) -> list[Example]:
@@ -108,10 +99,9 @@ def gather(
     Raises:
         DataError: for data of neither kind, or without ratings of the model's objectives.
     """
-    folder = Path(run if run is not None else rm.name)
-    metrics, alphas = _run_metrics(folder), _alphas(folder)
+    evidence = Evidence(rm, *_of_run(Path(run if run is not None else rm.name)))
     if not data:
-        return Evidence(rm, metrics, alphas)
+        return evidence
     places: dict[str, list[str | Path]] = {"ratings": [], "pairs": []}
     for place in data:
         places[kind_of_data(find_sources([place]))].append(place)
@@ -129,16 +119,11 @@ def gather(
         if chosen:
             unique, own_rows = distinct(loaded[kind].examples)
             own = scored.take(np.array([index[conversation.key] for conversation in unique], np.int64))
+            sources, model = [str(place) for place in chosen], scorer.describe()
             results[kind] = compute_results(
-                find_benchmark(kind),
-                loaded[kind],
-                unique,
-                own_rows,
-                own,
-                model=scorer.describe(),
-                sources=[str(place) for place in chosen],
+                find_benchmark(kind), loaded[kind], unique, own_rows, own, model=model, sources=sources
             )
-    return Evidence(rm, metrics, alphas, loaded["ratings"], loaded["pairs"], results, conversations, rows, scored)
+    return replace(evidence, **loaded, results=results, conversations=conversations, rows=rows, scored=scored)
 
 
 def kind_of_data(sources: Sequence[Source]) -> str:
@@ -159,18 +144,13 @@ def kind_of_data(sources: Sequence[Source]) -> str:
     return "ratings"
 
 
-def _run_metrics(folder: Path) -> dict[str, Any]:
-    path = folder / "metrics.json"
+def _of_run(folder: Path) -> tuple[dict[str, Any], list[float]]:
+    """Metrics and ridge penalties of a run, empty without its files."""
+    path, recipe = folder / "metrics.json", folder / "recipe.yaml"
     try:
-        found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        metrics = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     except ValueError as error:
         raise DataError(f"cannot be read: {error}", file=path) from None
-    return found if isinstance(found, dict) else {}
-
-
-def _alphas(folder: Path) -> list[float]:
-    path = folder / "recipe.yaml"
-    if not path.is_file():
-        return []
-    found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    return [float(alpha) for alpha in (found.get("regression") or {}).get("alphas", [])]
+    sections = yaml.safe_load(recipe.read_text(encoding="utf-8")) if recipe.is_file() else {}
+    alphas = (sections.get("regression") or {}).get("alphas", [])
+    return metrics if isinstance(metrics, dict) else {}, [float(alpha) for alpha in alphas]

@@ -36,37 +36,15 @@ UNPREDICTED = 0.05  # R^2
 GAP = 0.1  # difference of accuracy where the longer response is better and where it is worse
 FEW = 30  # prompts or pairs, below which nothing is concluded
 
-_KINDS = (
-    (ratings.SPEARMAN, "Spearman"),
-    (ratings.WITHIN, "right within prompts, %"),
-    (ratings.MAE, "mean error"),
-)
+_KINDS = ((ratings.SPEARMAN, "Spearman"), (ratings.WITHIN, "right within prompts, %"), (ratings.MAE, "mean error"))
 
 
-def report(
-    rm: ArmoRM,
-    data: Sequence[str | Path] = (),
-    *,
-    run: str | Path | None = None,
-    features: str | Path | None = None,
-    limit: int | None = None,
-) -> tuple[str, dict[str, Any]]:
-    """The report of a model.
+def report(rm: ArmoRM, data: Sequence[str | Path] = (), **options: Any) -> tuple[str, dict[str, Any]]:
+    """The report of a model: the page, and its numbers as plain values, without texts.
 
-    Args:
-        data: files, folders or hub ids of rated rows and of preference pairs.
-        run: folder of the run, by default the one that the model was loaded from.
-        features: feature store to read and fill.
-        limit: approximate number of examples of each kind.
-
-    Returns:
-        the page, and its numbers as plain values, without texts.
-
-    Raises:
-        DataError: for data of neither kind, or without ratings of the model's objectives.
+    Arguments and errors are those of `armorm.report.evidence.gather`.
     """
-    evidence = gather(rm, data, run=run, features=features, limit=limit)
-    found = contents(evidence)
+    found = contents(gather(rm, data, **options))
     return render("report", **found), without_texts(found)
 
 
@@ -156,15 +134,10 @@ def _row(metric: MetricResult, name: str, group: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Notice:
-    """A warning.
+    """A warning."""
 
-    Attributes:
-        title: what is wrong.
-        text: the numbers behind it, and what can be done.
-    """
-
-    title: str
-    text: str
+    title: str  # what is wrong
+    text: str  # the numbers behind it, and what can be done
 
 
 def _notices(evidence: Evidence, found: dict[str, Any]) -> list[Notice]:
@@ -216,8 +189,9 @@ def score_length_notices(score: float, gap: tuple[float, float, int] | None, *, 
     """
     found = []
     if abs(score) >= STILL_LENGTH:
-        remedy = "drop the objectives that are mostly length, or train it with debiasing"
-        remedy = "change its debias_strength by steering" if debiased else remedy
+        remedy = "change its debias_strength by steering"
+        if not debiased:
+            remedy = "drop the objectives that are mostly length, or train it with debiasing"
         text = f"{'Longer' if score > 0 else 'Shorter'} responses score higher, whatever they say: {remedy}."
         found.append(Notice(f"The score correlates with length ({score:+.2f})", text))
     if gap is not None and gap[2] >= FEW and abs(gap[0] - gap[1]) >= GAP:
@@ -241,11 +215,7 @@ def gate_training_notices(gate: Mapping[str, Any]) -> list[Notice]:
 
 
 def gate_notices(names: Sequence[str], weights: np.ndarray, biases: Sequence[str]) -> list[Notice]:
-    """A collapsed gate, a gate that ignores the prompt, objectives without weight.
-
-    Args:
-        weights: (m, k) of distinct prompts.
-    """
+    """A collapsed gate, a gate that ignores the prompt, objectives without weight; `weights` (m, k) are of prompts."""
     found = []
     mean, largest = weights.mean(0), weights.max(0)
     top = int(mean.argmax())
@@ -257,11 +227,8 @@ def gate_notices(names: Sequence[str], weights: np.ndarray, biases: Sequence[str
         text = f"No weight varies by more than {weights.std(0).max():.3f} (standard deviation) over {len(weights):,} "
         text += "prompts: fixed weights would do the same."
         found.append(Notice("The gate ignores the prompt", text))
-    idle = [
-        name
-        for name, average, most in zip(names, mean, largest, strict=True)
-        if average < UNUSED[0] and most < UNUSED[1] and name not in biases
-    ]
+    unused = np.flatnonzero((mean < UNUSED[0]) & (largest < UNUSED[1]))
+    idle = [names[i] for i in unused if names[i] not in biases]
     if idle:
         one = "it" if len(idle) == 1 else "one of them"
         text = f"On none of {len(weights):,} prompts does the gate give {one} {UNUSED[1]:.0%} of the weight."
@@ -305,23 +272,17 @@ def fit_notices(reports: Sequence[Mapping[str, Any]]) -> list[Notice]:
     poor = [entry["objective"] for entry in reports if entry.get("r2") is not None and entry["r2"] < UNPREDICTED]
     text = f"Less than {UNPREDICTED:.0%} of the variance of the ratings is explained on held-out folds (R2)."
     found = [Notice(f"Hardly predicted: {_listed(poor)}", text)] if poor else []
-    return found + [
-        Notice(f"{entry['objective']}: unreliable fit", f"{entry['warning']}.")
-        for entry in reports
-        if entry.get("warning")
-    ]
+    warned = [entry for entry in reports if entry.get("warning")]
+    return found + [Notice(f"{entry['objective']}: unreliable fit", f"{entry['warning']}.") for entry in warned]
 
 
 def row_notices(unscored: int, truncated: int, conversations: int) -> list[Notice]:
     """Responses that could not be scored, or whose prompt was truncated."""
-    found = []
-    if unscored:
-        title = f"{unscored:,} of {conversations:,} responses could not be scored"
-        found.append(Notice(title, "They count as wrong."))
-    if truncated:
-        title = f"{truncated:,} of {conversations:,} conversations were truncated"
-        found.append(Notice(title, "Their prompts were too long and lost their beginning."))
-    return found
+    rows = (
+        (unscored, "responses could not be scored", "They count as wrong."),
+        (truncated, "conversations were truncated", "Their prompts were too long and lost their beginning."),
+    )
+    return [Notice(f"{count:,} of {conversations:,} {what}", text) for count, what, text in rows if count]
 
 
 def _listed(names: Sequence[str]) -> str:

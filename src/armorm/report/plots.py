@@ -18,14 +18,7 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 36, 12, 12, 26
 
 
 class Frame:
-    """Plotting area with its scales.
-
-    Args:
-        x, y: ranges of the data.
-        log_x: whether the x axis is logarithmic.
-        height: of the plot.
-        right: margin for labels.
-    """
+    """Plotting area with its scales: `x` and `y` are ranges of the data, `right` is the margin for labels."""
 
     def __init__(
         self,
@@ -68,7 +61,7 @@ class Frame:
     def axes(self, x_ticks: Sequence[float], y_ticks: Sequence[float], x_label: str = "", y_format: str = "g") -> None:
         """Ticks and labels of both axes."""
         for tick in y_ticks:
-            left, down = self.at(self._first(), tick)
+            left, down = self.at(10 ** self.x[0] if self.log_x else self.x[0], tick)
             self.parts.append(f'<line class="axis" x1="{left}" x2="{WIDTH - self.right}" y1="{down}" y2="{down}"/>')
             self.text(left - 5, down + 4, f"{tick:{y_format}}", anchor="end")
         bottom = self.height - _BOTTOM + 15
@@ -79,15 +72,8 @@ class Frame:
         if x_label:
             self.text((WIDTH + _LEFT) / 2, bottom, x_label, anchor="middle")
 
-    def _first(self) -> float:
-        return 10 ** self.x[0] if self.log_x else self.x[0]
-
     def svg(self, label: str) -> Markup:
-        """The drawing.
-
-        Args:
-            label: description for screen readers.
-        """
+        """The drawing; `label` describes it to screen readers."""
         inner = "".join(self.parts)
         return Markup(f'<svg viewBox="0 0 {WIDTH} {self.height}" role="img" aria-label="{escape(label)}">{inner}</svg>')
 
@@ -131,8 +117,7 @@ def predicted_against_given(
     low, high = float(min(span[0], np.min(predicted))), float(max(span[1], np.max(predicted)))
     frame = Frame((low, high), span)
     frame.axes([low, high], _ticks(*span), "predicted rating")
-    ends = [(max(low, span[0]),) * 2, (min(high, span[1]),) * 2]
-    frame.path(ends, "zero")
+    frame.path([(max(low, span[0]),) * 2, (min(high, span[1]),) * 2], "zero")
     jitter = np.random.default_rng(0).uniform(-0.012, 0.012, len(given)) * (span[1] - span[0])
     for x, y in zip(predicted, given + jitter, strict=True):
         frame.dot(float(x), float(y), "dot pale", 2)

@@ -86,11 +86,9 @@ def _scatter(entry: dict[str, Any], evidence: Evidence, name: str) -> None:
     if len(given) >= MIN_ROWS:
         entry["spearman"] = spearman(predicted, given)
         entry["error"] = float(np.abs(predicted - given).mean())
-        drawn = thinned(len(given), POINTS)
+        drawn, means = thinned(len(given), POINTS), binned_means(predicted, given)
         entry["drawn"] = len(drawn)
-        objective = entry["objective"]
-        means = binned_means(predicted, given)
-        span = (objective.low, objective.high)
+        span = (entry["objective"].low, entry["objective"].high)
         entry["cloud"] = plots.predicted_against_given(predicted[drawn], given[drawn], means, span, name)
 
 
@@ -99,12 +97,13 @@ def correlations(evidence: Evidence) -> dict[str, Any] | None:
     batch = evidence.scored.batch
     if batch is None or len(evidence.known) < MIN_ROWS:
         return None
-    found: dict[str, Any] = {"names": batch.names, "n": len(evidence.known)}
-    found["plain"] = correlation_matrix(batch.rewards[evidence.known]).tolist()
-    found["debiased"] = None
-    if evidence.scored.is_debiased:
-        found["debiased"] = correlation_matrix(evidence.scored.debiased[evidence.known]).tolist()
-    return found
+    debiased = evidence.scored.debiased[evidence.known] if evidence.scored.is_debiased else None
+    return {
+        "names": batch.names,
+        "n": len(evidence.known),
+        "plain": correlation_matrix(batch.rewards[evidence.known]).tolist(),
+        "debiased": None if debiased is None else correlation_matrix(debiased).tolist(),
+    }
 
 
 def verbosity(evidence: Evidence) -> dict[str, Any] | None:
@@ -117,10 +116,7 @@ def verbosity(evidence: Evidence) -> dict[str, Any] | None:
     prompts = [evidence.conversations[row].prompt_key for row in rows]
     before, after = (
         length_correlations(np.column_stack([rewards, scores])[rows], sizes, prompts)
-        for rewards, scores in (
-            (scored.batch.rewards, scored.before_debiasing),
-            (scored.debiased, scored.scores),
-        )
+        for rewards, scores in ((scored.batch.rewards, scored.before_debiasing), (scored.debiased, scored.scores))
     )
     lines = []
     for place, name in enumerate([*scored.batch.names, "score"]):
@@ -131,14 +127,8 @@ def verbosity(evidence: Evidence) -> dict[str, Any] | None:
             entry[level] = {"before": first, "after": second}
         lines.append(entry)
     lines.sort(key=lambda entry: (not entry["is_score"], -abs(entry["pooled"]["before"] or 0.0)))
-    return {
-        "lines": lines,
-        "biases": biases,
-        "debiased": scored.is_debiased,
-        "n": len(rows),
-        "before": before,
-        "after": after,
-    }
+    found = {"lines": lines, "biases": biases, "debiased": scored.is_debiased, "n": len(rows)}
+    return found | {"before": before, "after": after}
 
 
 def gate(evidence: Evidence) -> dict[str, Any] | None:
@@ -179,19 +169,13 @@ def gate(evidence: Evidence) -> dict[str, Any] | None:
 
 
 def _extremes(evidence: Evidence, rows: np.ndarray, weights: np.ndarray) -> list[dict[str, Any]]:
-    names = evidence.rm.objectives.names
     used = [i for i in np.argsort(-weights.mean(0), kind="stable") if weights[:, i].mean() >= MIN_WEIGHT]
-    chosen = extremes(weights, EXTREMES)
-    return [
-        {
-            "name": names[column],
-            "prompts": [
-                (float(weights[row, column]), evidence.conversations[rows[row]].messages[-2].content[:TEXT_LENGTH])
-                for row in chosen[column]
-            ],
-        }
-        for column in used[:EXTREME_OBJECTIVES]
-    ]
+    texts = [evidence.conversations[row].messages[-2].content[:TEXT_LENGTH] for row in rows]
+    found = []
+    for column in used[:EXTREME_OBJECTIVES]:
+        prompts = [(float(weights[row, column]), texts[row]) for row in extremes(weights, EXTREMES)[column]]
+        found.append({"name": evidence.rm.objectives.names[column], "prompts": prompts})
+    return found
 
 
 def mistakes(evidence: Evidence) -> dict[str, Any] | None:
@@ -271,34 +255,23 @@ def _finite(value: float) -> float | None:
 
 def correlation_matrix(values: np.ndarray) -> np.ndarray:
     """Spearman correlations (k, k) of the columns of (n, k); NaN if a column is constant."""
-    ranks = np.column_stack([rankdata(column) for column in values.T])
-    ranks = ranks - ranks.mean(0)
-    norms = np.sqrt((ranks**2).sum(0))
     with np.errstate(divide="ignore", invalid="ignore"):
-        matrix = (ranks.T @ ranks) / np.outer(norms, norms)
-    return np.where(np.outer(norms, norms) > 0, matrix, np.nan)
+        return np.atleast_2d(np.corrcoef(rankdata(values, axis=0), rowvar=False))
 
 
 def length_correlations(values: np.ndarray, lengths: np.ndarray, prompts: Sequence[str]) -> dict[str, np.ndarray]:
-    """Spearman correlation of each column with the length of the response.
-
-    Args:
-        values: (n, j).
-        lengths: (n,).
-        prompts: (n,) prompt of each row.
+    """Spearman correlation (j,) of each column of (n, j) with the lengths (n,) of the responses, NaN for too few rows.
 
     Returns:
-        `pooled` and `within` (each prompt's mean subtracted; NaN if no prompt has several responses), each (j,).
+        `pooled`, and `within` the prompts (n,): each prompt's mean is subtracted, and only prompts with several
+        responses count.
     """
-    pooled = np.array([_correlation(column, lengths) for column in values.T])
-    groups = np.unique(np.asarray(prompts), return_inverse=True)[1]
-    inside = within_groups(np.column_stack([values, lengths]), groups)
-    within = np.array([_correlation(column, inside[:, -1]) for column in inside[:, :-1].T])
-    return {"pooled": pooled, "within": within}
-
-
-def _correlation(first: np.ndarray, second: np.ndarray) -> float:
-    return spearman(first, second) if len(first) >= MIN_ROWS else float("nan")
+    every = np.column_stack([values, lengths])
+    inside = within_groups(every, np.unique(np.asarray(prompts), return_inverse=True)[1])
+    return {
+        level: np.array([spearman(c, rows[:, -1]) if len(c) >= MIN_ROWS else np.nan for c in rows[:, :-1].T])
+        for level, rows in (("pooled", every), ("within", inside))
+    }
 
 
 def entropies(weights: np.ndarray) -> np.ndarray:
@@ -326,11 +299,7 @@ def binned_means(x: np.ndarray, y: np.ndarray, bins: int = 8) -> list[tuple[floa
 
 
 def relative_errors(report: dict[str, Any]) -> list[float]:
-    """Validation error of each alpha divided by the variance of the ratings (1 - R^2); 1 for predicting the mean.
-
-    Args:
-        report: of the regression of one objective (`validation_errors`, `r2`).
-    """
+    """Validation error of each alpha divided by the variance of the ratings (1 - R^2); 1 for predicting the mean."""
     errors = [float("nan") if error is None else float(error) for error in report["validation_errors"]]
     known = [error for error in errors if np.isfinite(error)]
     if not known or report.get("r2") is None or report["r2"] >= 1:

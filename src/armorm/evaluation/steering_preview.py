@@ -32,22 +32,14 @@ BEFORE, AFTER = "before", "after"
 
 @dataclass(frozen=True)
 class Flip:
-    """A pair whose ranking the steering reverses.
-
-    Attributes:
-        file, row: of the data.
-        subset: of the pair.
-        before, after: margins of the better response.
-        decided_by: objectives that decide the new ranking, strongest first.
-        better, worse: the conversations.
-    """
+    """A pair whose ranking the steering reverses."""
 
     file: str
     row: int
     subset: str
-    before: float
+    before: float  # margin of the better response
     after: float
-    decided_by: list[str]
+    decided_by: list[str]  # objectives that decide the new ranking, strongest first
     better: Conversation
     worse: Conversation
 
@@ -58,33 +50,23 @@ class Flip:
 
 @dataclass(frozen=True)
 class Preview:
-    """Effect of a steering on a set of preference pairs.
+    """Effect of a steering on a set of preference pairs."""
 
-    Attributes:
-        steering: the settings.
-        pairs, prompts, refused: numbers of pairs, prompts and unscored pairs, which count as wrong before and after.
-        accuracy: of all pairs and by subset: `before`, `after`, `difference`, `interval` (95%, of the difference,
-            None below 50 prompts), `p`, `pairs`.
-        flips: number of pairs by `to_right`, `to_wrong`; `share` of all scored pairs.
-        by_subset: the same two numbers for each subset.
-        by_length: number of flips `to_shorter` (the longer response won before) and `to_longer`.
-        length: by `before` and `after` as in `bias_audit`: accuracy where the longer response is better and worse,
-            how often it wins, correlation pooled and within prompts.
-        weights: by objective the mean gating weight before and after, over the prompts.
-        changed: the flips, largest change of margin first.
-    """
-
-    steering: dict[str, Any]
+    steering: dict[str, Any]  # the settings
     pairs: int
     prompts: int
-    refused: int
+    refused: int  # unscored pairs, which count as wrong before and after
+    # Of all pairs and by subset: `before`, `after`, `difference`, `interval` (95%, of the difference, None below 50
+    # prompts), `p`, `pairs`.
     accuracy: dict[str, dict[str, Any]]
-    flips: dict[str, float]
-    by_subset: dict[str, dict[str, int]]
-    by_length: dict[str, int]
+    flips: dict[str, float]  # number of pairs by `to_right`, `to_wrong`; `share` of all scored pairs
+    by_subset: dict[str, dict[str, int]]  # the same two numbers for each subset
+    by_length: dict[str, int]  # number of flips `to_shorter` (the longer response won before) and `to_longer`
+    # By `before` and `after` as in `bias_audit`: accuracy where the longer response is better and worse, how often it
+    # wins, correlation pooled and within prompts.
     length: dict[str, dict[str, float]]
-    weights: dict[str, tuple[float, float]]
-    changed: list[Flip]
+    weights: dict[str, tuple[float, float]]  # by objective the mean gating weight before and after, over the prompts
+    changed: list[Flip]  # largest change of margin first
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, without texts."""
@@ -184,6 +166,18 @@ def compared(
     def counts(rows: np.ndarray) -> dict[str, int]:
         return {"to_right": int(to_right[rows].sum()), "to_wrong": int(to_wrong[rows].sum())}
 
+    weights: dict[str, tuple[float, float]] = {}
+    changed: list[Flip] = []
+    if before.batch is not None and after.batch is not None:
+        names, prompt_rows = after.batch.names, before.prompt_rows
+        means = [batch.gating_weights[prompt_rows].mean(0).tolist() for batch in (before.batch, after.batch)]
+        weights = dict(zip(names, zip(*means, strict=True), strict=True))
+        contributions = pairs.difference(after.batch.contributions)
+        for place in sorted(np.flatnonzero(to_right | to_wrong), key=lambda p: -abs(new[p] - old[p])):
+            example, margins = examples[pairs.item[place]], (float(old[place]), float(new[place]))
+            decided_by = [name for name, _ in deciding_objectives(names, contributions[place])]
+            sides = conversations[pairs.better[place]], conversations[pairs.worse[place]]
+            changed.append(Flip(*example.origin, example.item.subset, *margins, decided_by, *sides))
     return Preview(
         steering=steering,
         pairs=len(items),
@@ -194,8 +188,8 @@ def compared(
         by_subset={name: counts(subsets == name) for name in sorted({subset for subset in subsets if subset})},
         by_length={"to_shorter": int(to_shorter.sum()), "to_longer": int(to_longer.sum())},
         length=audit["views"],
-        weights=_weights(before, after),
-        changed=_changed(examples, conversations, pairs, to_right | to_wrong, old, new, after),
+        weights=weights,
+        changed=changed,
     )
 
 
@@ -219,41 +213,3 @@ def _accuracy(
             "pairs": sum(name in ("all", item.subset) for item in items),
         }
     return found
-
-
-def _weights(before: Scored, after: Scored) -> dict[str, tuple[float, float]]:
-    if before.batch is None or after.batch is None:
-        return {}
-    rows = before.prompt_rows
-    means = [batch.gating_weights[rows].mean(0).tolist() for batch in (before.batch, after.batch)]
-    return dict(zip(before.batch.names, zip(*means, strict=True), strict=True))
-
-
-def _changed(
-    examples: Sequence[Example],
-    conversations: Sequence[Conversation],
-    pairs: LabelledPairs,
-    flipped: np.ndarray,
-    old: np.ndarray,
-    new: np.ndarray,
-    after: Scored,
-) -> list[Flip]:
-    if after.batch is None:
-        return []
-    contributions = pairs.difference(after.batch.contributions)
-    flips = []
-    for place in sorted(np.flatnonzero(flipped), key=lambda p: -abs(new[p] - old[p])):
-        example = examples[pairs.item[place]]
-        flips.append(
-            Flip(
-                file=example.origin[0],
-                row=example.origin[1],
-                subset=example.item.subset,
-                before=float(old[place]),
-                after=float(new[place]),
-                decided_by=[name for name, _ in deciding_objectives(after.batch.names, contributions[place])],
-                better=conversations[pairs.better[place]],
-                worse=conversations[pairs.worse[place]],
-            )
-        )
-    return flips

@@ -18,11 +18,11 @@ import math
 import os
 import random
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, Union
 
 import numpy as np
 
@@ -38,6 +38,8 @@ PARTS = ("rewards", "gating_weights", "coefficients", "contributions")
 UNCERTAINTY = "uncertainty"
 _RETRIED = frozenset({429, 502, 503, 504})
 _LONGEST_PAUSE = 30.0
+S, D = TypeVar("S"), TypeVar("D")  # what `score` and `info` return
+_Request = tuple[str, str, Union[bytes, None]]  # method, path, body
 
 
 class RewardServerError(ArmormError, RuntimeError):
@@ -62,8 +64,18 @@ class ServedScores(ScoreBatch):
     parts: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
-class _Client:
-    """Requests and responses of both clients; they differ in how they send and wait."""
+class _Client(Generic[S, D]):
+    """Requests and responses of both clients, which differ in how they send and wait.
+
+    Args:
+        url: address of the server; it may contain a key (`http://any:KEY@host:8008`).
+        api_key: by default that of the environment variable ARMORM_API_KEY.
+        timeout: seconds of one attempt.
+        retries: attempts after the first.
+        rows_per_request: conversations of one request.
+        connections: concurrent requests.
+        verify: how https certificates are verified, as for httpx: True, or an `ssl.SSLContext`.
+    """
 
     def __init__(
         self,
@@ -84,11 +96,50 @@ class _Client:
         self._options: dict[str, Any] = {
             "base_url": self.url,
             "headers": {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {}),
-            "timeout": timeout,
+            "timeout": _httpx().Timeout(timeout, pool=None),  # a request that waits for a connection is not late
             "verify": verify,
             "trust_env": False,  # a proxy of the cluster is not meant for a server inside it
             "limits": _httpx().Limits(max_connections=connections, max_keepalive_connections=connections),
         }
+
+    def score(
+        self,
+        conversations: Sequence[ConversationLike],
+        *,
+        normalize: bool = False,
+        steer: Mapping[str, float] | None = None,
+        drop: str | Sequence[str] = (),
+        pin: Mapping[str, float] | None = None,
+        blend: Mapping[str, Any] | None = None,
+        debias_strength: float | None = None,
+        on_refused: Literal["error", "skip"] = "error",
+        include: Sequence[str] | None = None,
+    ) -> S:
+        """Score conversations.
+
+        Args:
+            normalize: scores in standard deviations from the reference mean.
+            steer, drop, pin, blend, debias_strength: as for `ArmoRM.steer`, for this call; `steer` is its `multiply`.
+            on_refused: whether a conversation that cannot be scored is an error or an entry of `rejected` (`skip`).
+            include: parts of the scores to request; by default rewards, gating weights, coefficients and contributions,
+                and uncertainty if the model provides it.
+
+        Raises:
+            ConversationError: naming the first conversation that cannot be scored, and why.
+            RewardServerError: if the server rejects the request, stays unreachable, or sends an invalid response.
+        """
+        steering = {"multiply": steer, "pin": pin, "blend": blend, "debias_strength": debias_strength}
+        bodies = self._bodies(conversations, normalize, include, drop, **steering)
+        requests = [("POST", "/v1/reward", body) for body in bodies]
+        return self._answers(requests, lambda answers: self._joined(answers, len(conversations), on_refused, include))
+
+    def info(self) -> D:
+        """The server's model card: name, objectives with their scales, reference statistics."""
+        return self._answers([("GET", "/v1/models", None)], lambda answers: answers[0]["data"][0])
+
+    def _answers(self, requests: Sequence[_Request], read: Callable[[list[dict[str, Any]]], Any]) -> Any:
+        """What `read` makes of the responses to all requests."""
+        raise NotImplementedError
 
     def _bodies(
         self,
@@ -187,18 +238,8 @@ class _Client:
                 yield result
 
 
-class RewardClient(_Client):
-    """Client for synchronous programs.
-
-    Args:
-        url: address of the server; it may contain a key (`http://any:KEY@host:8008`).
-        api_key: by default that of the environment variable ARMORM_API_KEY.
-        timeout: seconds of one attempt.
-        retries: attempts after the first.
-        rows_per_request: conversations of one request.
-        connections: concurrent requests.
-        verify: how https certificates are verified, as for httpx: True, or an `ssl.SSLContext`.
-    """
+class RewardClient(_Client[ServedScores, dict[str, Any]]):
+    """Client for synchronous programs."""
 
     def __init__(self, url: str = "http://127.0.0.1:8008", **settings: Any) -> None:
         super().__init__(url, **settings)
@@ -216,48 +257,16 @@ class RewardClient(_Client):
         self._pool.shutdown(wait=False, cancel_futures=True)
         self._http.close()
 
-    def score(
-        self,
-        conversations: Sequence[ConversationLike],
-        *,
-        normalize: bool = False,
-        steer: Mapping[str, float] | None = None,
-        drop: str | Sequence[str] = (),
-        pin: Mapping[str, float] | None = None,
-        blend: Mapping[str, Any] | None = None,
-        debias_strength: float | None = None,
-        on_refused: Literal["error", "skip"] = "error",
-        include: Sequence[str] | None = None,
-    ) -> ServedScores:
-        """Score conversations.
-
-        Args:
-            normalize: scores in standard deviations from the reference mean.
-            steer, drop, pin, blend, debias_strength: as for `ArmoRM.steer`, for this call; `steer` is its `multiply`.
-            on_refused: whether a conversation that cannot be scored is an error or an entry of `rejected` (`skip`).
-            include: parts of the scores to request; by default rewards, gating weights, coefficients and contributions,
-                and uncertainty if the model provides it.
-
-        Raises:
-            ConversationError: naming the first conversation that cannot be scored, and why.
-            RewardServerError: if the server rejects the request, stays unreachable, or sends an invalid response.
-        """
-        steering = {"multiply": steer, "pin": pin, "blend": blend, "debias_strength": debias_strength}
-        bodies = self._bodies(conversations, normalize, include, drop, **steering)
-        send = self._pool.map if len(bodies) > 1 else map
-        answers = list(send(lambda body: self._send("POST", "/v1/reward", body), bodies))
-        return self._joined(answers, len(conversations), on_refused, include)
-
-    def info(self) -> dict[str, Any]:
-        """The server's model card: name, objectives with their scales, reference statistics."""
-        return self._send("GET", "/v1/models", None)["data"][0]
-
     @cached_property
     def names(self) -> list[str]:
         """Names of the model's objectives."""
         return [objective["name"] for objective in self.info()["objectives"]]
 
-    def _send(self, method: str, path: str, body: bytes | None) -> dict[str, Any]:
+    def _answers(self, requests: Sequence[_Request], read: Callable[[list[dict[str, Any]]], Any]) -> Any:
+        return read(list((self._pool.map if len(requests) > 1 else map)(self._send, requests)))
+
+    def _send(self, request: _Request) -> dict[str, Any]:
+        method, path, body = request
         for attempt in itertools.count():
             try:
                 outcome = self._http.request(method, path, content=body)
@@ -270,8 +279,8 @@ class RewardClient(_Client):
         raise AssertionError("unreachable")
 
 
-class AsyncRewardClient(_Client):
-    """Client for asyncio; arguments as for `RewardClient`."""
+class AsyncRewardClient(_Client[Awaitable[ServedScores], Awaitable[dict[str, Any]]]):
+    """Client for asyncio: `score` and `info` are awaited."""
 
     def __init__(self, url: str = "http://127.0.0.1:8008", **settings: Any) -> None:
         super().__init__(url, **settings)
@@ -287,30 +296,11 @@ class AsyncRewardClient(_Client):
         """Close the connections."""
         await self._http.aclose()
 
-    async def score(
-        self,
-        conversations: Sequence[ConversationLike],
-        *,
-        normalize: bool = False,
-        steer: Mapping[str, float] | None = None,
-        drop: str | Sequence[str] = (),
-        pin: Mapping[str, float] | None = None,
-        blend: Mapping[str, Any] | None = None,
-        debias_strength: float | None = None,
-        on_refused: Literal["error", "skip"] = "error",
-        include: Sequence[str] | None = None,
-    ) -> ServedScores:
-        """Score conversations, as `RewardClient.score`."""
-        steering = {"multiply": steer, "pin": pin, "blend": blend, "debias_strength": debias_strength}
-        bodies = self._bodies(conversations, normalize, include, drop, **steering)
-        answers = await asyncio.gather(*(self._send("POST", "/v1/reward", body) for body in bodies))
-        return self._joined(answers, len(conversations), on_refused, include)
+    async def _answers(self, requests: Sequence[_Request], read: Callable[[list[dict[str, Any]]], Any]) -> Any:
+        return read(await asyncio.gather(*map(self._send, requests)))
 
-    async def info(self) -> dict[str, Any]:
-        """The server's model card: name, objectives with their scales, reference statistics."""
-        return (await self._send("GET", "/v1/models", None))["data"][0]
-
-    async def _send(self, method: str, path: str, body: bytes | None) -> dict[str, Any]:
+    async def _send(self, request: _Request) -> dict[str, Any]:
+        method, path, body = request
         for attempt in itertools.count():
             try:
                 outcome = await self._http.request(method, path, content=body)

@@ -138,11 +138,7 @@ class Explanation:
 
 
 def explanations_page(entries: Sequence[tuple[str, Explanation, Conversation | None]]) -> str:
-    """Explanations as one self-contained page.
-
-    Args:
-        entries: label, explanation, and the conversation if its text is to be shown.
-    """
+    """Labelled explanations as one self-contained page, each with its conversation if the text is to be shown."""
     return render(
         "explanation",
         entries=[
@@ -162,11 +158,7 @@ def explain_row(
     model: str = "",
     steered: Mapping[str, Any] | None = None,
 ) -> Explanation:
-    """The explanation of one row of a batch, of its plain score.
-
-    Args:
-        reference: as in `ArmoRMConfig.reference`; may be empty.
-    """
+    """The explanation of one row of a batch, of its plain score; `reference` is that of the config, or empty."""
     averages = reference.get("gating_weights") or [None] * len(objectives)
     score = float(batch.contributions[row].sum())
     shares = [

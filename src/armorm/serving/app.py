@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeVar, Union
 from fastapi import FastAPI, Request, Response
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import JSONResponse
+from prometheus_client import generate_latest
 from pydantic import TypeAdapter
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -90,7 +91,7 @@ def make_app(engine: ScoringEngine) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        engine.start()
+        engine.batcher.start()
         yield
         await asyncio.to_thread(engine.stop)
 
@@ -196,7 +197,7 @@ def _add_state_routes(app: FastAPI, engine: ScoringEngine) -> None:
 
     @app.get("/metrics", summary="Prometheus metrics.", responses={200: text, **guarded})
     async def metrics() -> Response:
-        return Response(engine.metrics.text(), media_type=CONTENT_TYPE)
+        return Response(generate_latest(engine.metrics.registry), media_type=CONTENT_TYPE)
 
     listing = _response("The model.", [ModelList])
 
@@ -219,7 +220,12 @@ def _add_state_routes(app: FastAPI, engine: ScoringEngine) -> None:
 
 # --- /openapi.json ---------------------------------------------------------------------------------------
 
-_REF = "#/components/schemas/{model}"
+_ROUTE_TYPES = [kind for route in ROUTES for kind in (route.request, route.response)]
+# The schema of each type, usually a reference, and what they refer to.
+_SCHEMAS, _SHARED = TypeAdapter.json_schemas(
+    [(kind, "validation", TypeAdapter(kind)) for kind in dict.fromkeys([*_ROUTE_TYPES, ErrorAnswer, State, ModelList])],
+    ref_template="#/components/schemas/{model}",
+)
 _RETRY_AFTER = {"headers": {"Retry-After": {"description": "Seconds.", "schema": {"type": "integer", "minimum": 1}}}}
 _ERRORS = {
     400: "The request cannot be read.",
@@ -239,18 +245,9 @@ def _add_schema(app: FastAPI, *, with_key: bool) -> None:
     def schema() -> dict[str, Any]:
         if app.openapi_schema is None:
             found = get_openapi(title=app.title, version=app.version, routes=app.routes)
-            types = [kind for route in ROUTES for kind in (route.request, route.response)]
-            _, shared = TypeAdapter.json_schemas(
-                [
-                    (kind.__name__, "validation", TypeAdapter(kind))
-                    for kind in dict.fromkeys([*types, ErrorAnswer, State, ModelList])
-                ],
-                ref_template=_REF,
-            )
-            components = found.setdefault("components", {})
-            components["schemas"] = dict(sorted((components.get("schemas", {}) | shared["$defs"]).items()))
+            found["components"] = {"schemas": dict(sorted(_SHARED["$defs"].items()))}
             if with_key:
-                components["securitySchemes"] = {
+                found["components"]["securitySchemes"] = {
                     "key": {"type": "http", "scheme": "bearer"},
                     "password": {"type": "http", "scheme": "basic", "description": "The key is the password."},
                 }
@@ -264,7 +261,7 @@ def _add_schema(app: FastAPI, *, with_key: bool) -> None:
 
 
 def _one_of(types: Sequence[Any]) -> dict[str, Any]:
-    schemas = [{"$ref": _REF.format(model=kind.__name__)} for kind in dict.fromkeys(types)]
+    schemas = [_SCHEMAS[kind, "validation"] for kind in dict.fromkeys(types)]
     return schemas[0] if len(schemas) == 1 else {"anyOf": schemas}
 
 

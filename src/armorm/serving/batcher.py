@@ -233,19 +233,15 @@ class Batcher:
     def _take(self) -> list[_Entry]:
         """The next batch: the oldest row, the rows of its prompt, then those nearest in length, within the budget."""
         window = list(islice(self._waiting.values(), _WINDOW))
-        first, shared = window[0].encoded, self._shares_prompts()
+        first, shared = window[0], self._shares_prompts()
+        far = {entry.encoded.key: abs(len(entry.encoded) - len(first.encoded)) for entry in window}
+        group = {entry.encoded.key: group_of(entry.encoded, shared) for entry in window}
         nearest: dict[bytes, int] = {}
-        for entry in window:
-            key, far = group_of(entry.encoded, shared), abs(len(entry.encoded) - len(first))
-            nearest[key] = -1 if key == group_of(first, shared) else min(far, nearest.get(key, far))
+        for key, distance in far.items():
+            nearest[group[key]] = min(distance, nearest.get(group[key], distance))
+        nearest[group_of(first.encoded, shared)] = -1
         ranks = {key: rank for rank, key in enumerate(sorted(nearest, key=nearest.__getitem__))}
-        window.sort(
-            key=lambda entry: (
-                entry.encoded is not first,
-                ranks[group_of(entry.encoded, shared)],
-                abs(len(entry.encoded) - len(first)),
-            )
-        )
+        window.sort(key=lambda entry: (entry is not first, ranks[group[entry.encoded.key]], far[entry.encoded.key]))
         batch: list[_Entry] = []
         size = BatchSize(shared)
         for entry in window:
@@ -377,21 +373,20 @@ class BatchSize:
 
     def __init__(self, shares_prompts: bool) -> None:
         self._shares_prompts = shares_prompts
-        self._groups: dict[bytes, tuple[int, int, int]] = {}  # rows, longest row, tokens of the prompt
+        self._groups: dict[bytes, tuple[int, int]] = {}  # rows, longest row
+        # Number of rows that share no prompt, their longest, and tokens of the others.
         self._lone, self._longest, self._shared = 0, 0, 0
 
     def with_row(self, row: EncodedConversation) -> int:
         """The size with one more row."""
         key, start = group_of(row, self._shares_prompts), row.gate_position + 1
-        rows, longest, _ = self._groups.get(key, (0, 0, start))
-        self._groups[key] = rows + 1, max(longest, len(row)), start
-        if rows == 0:
-            self._lone += 1
-            self._longest = max(self._longest, len(row))
-        else:
+        before = self._groups.get(key, (0, 0))
+        after = self._groups[key] = before[0] + 1, max(before[1], len(row))
+        for sign, (rows, longest) in ((-1, before), (1, after)):
             if rows == 1:
-                self._lone -= 1
-            else:
-                self._shared -= start + rows * (longest - start)
-            self._shared += start + (rows + 1) * (max(longest, len(row)) - start)
+                self._lone += sign
+            elif rows:
+                self._shared += sign * (start + rows * (longest - start))
+        if after[0] == 1:
+            self._longest = max(self._longest, len(row))
         return self._lone * self._longest + self._shared

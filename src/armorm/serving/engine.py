@@ -88,8 +88,8 @@ class ScoringEngine:
             shares_prompts=lambda: not self.forward.fault,
             free_memory=self.forward.clear,
             on_batch=self._count_batch,
-            on_shared=self.metrics.shared,
-            on_out_of_memory=self.metrics.out_of_memory,
+            on_shared=self.metrics.shared.inc,
+            on_out_of_memory=lambda budget: self.metrics.out_of_memory.inc(),
         )
         self.metrics.watch(self.batcher, self.forward)
         self._reading = 0  # requests that are parsed and not yet queued
@@ -106,9 +106,6 @@ class ScoringEngine:
         A request whose rows are queued already would need no room; it is rejected too, since its body is not yet read.
         """
         return None if self.batcher.has_room_behind(self._reading) else self.batcher.retry_after()
-
-    def start(self) -> None:
-        self.batcher.start()
 
     def stop(self) -> None:
         """Finish what was accepted, then end all threads."""
@@ -175,28 +172,21 @@ class ScoringEngine:
             elif isinstance(row, EncodedConversation):
                 fits = max_length is None or len(row) <= max_length
                 rows[index] = row if fits else RejectedRow(f"found {len(row)} tokens, expected at most {max_length}")
-            elif (too_long := self._too_many_characters(row)) is not None:
-                rows[index] = too_long
             else:
-                conversations[index] = row
+                # A conversation that is certainly too long is not tokenized; each turn is at least a token.
+                count, characters = len(row.messages), sum(len(message.content) for message in row.messages)
+                most = self._max_characters
+                if most is None or characters + count * self._longest_token <= most:
+                    conversations[index] = row
+                else:
+                    size = f"{characters} characters in {count} messages"
+                    rows[index] = RejectedRow(f"found {size}, expected at most {self.max_length} tokens")
         policy = self.rm.model.config.limits.get("overflow", "error").replace("error", "skip")
         encoded = encode_rows(self.rm.backbone.template, list(conversations.values()), max_length, policy)
-        indices = list(conversations)
-        for i, ids in zip(encoded.kept, encoded.encoded, strict=True):
-            rows[indices[i]] = ids
-        for i, reason in encoded.rejected:
-            rows[indices[i]] = RejectedRow(reason)
+        reasons = dict(encoded.rejected)
+        for i, (index, ids) in enumerate(zip(conversations, encoded.rows, strict=True)):
+            rows[index] = RejectedRow(reasons[i]) if ids is None else ids
         return rows
-
-    def _too_many_characters(self, row: Conversation) -> RejectedRow | None:
-        """Rejects a conversation that is certainly too long, before it is tokenized."""
-        if self._max_characters is None:
-            return None
-        characters = sum(len(message.content) for message in row.messages)
-        if characters + len(row.messages) * self._longest_token <= self._max_characters:  # a turn is a token or more
-            return None
-        size = f"{characters} characters in {len(row.messages)} messages"
-        return RejectedRow(f"found {size}, expected at most {self.max_length} tokens")
 
     # --- the model -------------------------------------------------------------------------------------
 

@@ -31,9 +31,7 @@ _LONGEST_MESSAGE = 1000
 class RequestError(ArmormError):
     """An error that is sent as the response to a request.
 
-    Attributes:
-        status: HTTP status.
-        retry_after: seconds after which to try again, or None if that would not help.
+    `retry_after` is the number of seconds after which to try again, or None if that would not help.
     """
 
     def __init__(self, status: int, message: str, retry_after: int | None = None) -> None:

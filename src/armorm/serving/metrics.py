@@ -16,7 +16,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, SummaryMetricFamily
 from prometheus_client.registry import Collector
 
@@ -43,13 +43,13 @@ class Metrics(Collector):
         counter, histogram = partial(Counter, registry=self.registry), partial(Histogram, registry=self.registry)
         self._requests = counter("armorm_requests", "Requests answered.", ["route", "status"])
         self._seconds = histogram("armorm_request_seconds", "Seconds to the response.", ["route"], buckets=_SECONDS)
-        self._in_flight = Gauge("armorm_requests_under_way", "Requests in flight.", registry=self.registry)
+        self.in_flight = Gauge("armorm_requests_under_way", "Requests in flight.", registry=self.registry)
         self._rows = counter("armorm_rows", "Conversations of all requests, by outcome.", ["outcome"])
-        self._shared = counter("armorm_shared_rows", "Conversations that reused the result of an identical one.")
+        self.shared = counter("armorm_shared_rows", "Conversations that reused the result of an identical one.")
         self._tokens = counter("armorm_computed_tokens", "Tokens passed through the model, including padding.")
         self._batch_rows = histogram("armorm_batch_rows", "Rows per batch.", buckets=_ROWS)
         self._batch_seconds = histogram("armorm_batch_seconds", "Seconds per batch.", buckets=_SECONDS)
-        self._exhausted = counter("armorm_out_of_memory", "Batches that ran out of memory.")
+        self.out_of_memory = counter("armorm_out_of_memory", "Batches that ran out of memory.")
         self._names, self._reference = list(names), reference
         self._lock = threading.Lock()
         mean, deviation = reference.get("score_mean"), reference.get("score_std")
@@ -65,15 +65,9 @@ class Metrics(Collector):
         self._batcher, self._forward = batcher, forward
         self.registry.register(self)
 
-    def text(self) -> bytes:
-        return generate_latest(self.registry)
-
-    def request_began(self) -> None:
-        self._in_flight.inc()
-
     def request_ended(self, route: str, status: int, seconds: float) -> None:
         """Count an answered request, or one whose client disconnected (status 499)."""
-        self._in_flight.dec()
+        self.in_flight.dec()
         self._requests.labels(route, str(status)).inc()
         self._seconds.labels(route).observe(seconds)
 
@@ -81,12 +75,6 @@ class Metrics(Collector):
         """Count rows by outcome: scored, refused, or dropped from the queue as their client disconnected."""
         for outcome, count in counts.items():
             self._rows.labels(outcome).inc(count)
-
-    def shared(self, count: int) -> None:
-        self._shared.inc(count)
-
-    def out_of_memory(self, budget: int) -> None:
-        self._exhausted.inc()
 
     def batch(self, rows: int, tokens: int, seconds: float) -> None:
         self._batch_rows.observe(rows)

@@ -91,7 +91,7 @@ class RequestMiddleware:
             await send(message)
 
         self._requests += 1
-        self._metrics.request_began()
+        self._metrics.in_flight.inc()
         try:
             error = None if path in OPEN_PATHS else self._rejection(path, Headers(scope=scope))
             if error is None:

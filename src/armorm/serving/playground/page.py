@@ -184,26 +184,20 @@ class Playground:
         text = f"{changed} of {len(factors)} objectives reweighted." if changed else "Weights as served."
         order = ", ".join(map(reweighted.letter, reweighted.order))
         text += f" Order: {order}." if len(batch) > 1 else ""
-        as_json = json.dumps(_rounded(plain(self._to_dict(reweighted))), indent=1, ensure_ascii=False)
+        as_json = json.dumps(self._to_dict(reweighted), indent=1, ensure_ascii=False)
         return html, policy, as_json, status(text, "good")
 
     def _to_dict(self, reweighted: Reweighted) -> dict[str, Any]:
-        batch = reweighted.batch
-        entries = [
-            {"response": reweighted.letter(row), "score": batch.scores[row]}
-            | {
-                part: dict(zip(self.names, getattr(batch, part)[row], strict=True))
-                for part in ("contributions", "gating_weights", "rewards")
-            }
-            for row in reweighted.order
-        ]
-        return {
-            "model": self.engine.settings.name,
-            "steering": reweighted.settings,
-            "results": entries,
-            "margin": reweighted.margin,
-            "decided_by": [self.names[i] for i in reweighted.deciding],
-        }
+        """Plain values, with six significant digits."""
+        batch, entries = reweighted.batch, []
+        for row in reweighted.order:
+            entry = {"response": reweighted.letter(row), "score": batch.scores[row]}
+            for part in ("contributions", "gating_weights", "rewards"):
+                entry[part] = dict(zip(self.names, getattr(batch, part)[row], strict=True))
+            entries.append(entry)
+        found = {"model": self.engine.settings.name, "steering": reweighted.settings, "results": entries}
+        found |= {"margin": reweighted.margin, "decided_by": [self.names[i] for i in reweighted.deciding]}
+        return json.loads(json.dumps(plain(found)), parse_float=lambda text: float(f"{float(text):.6g}"))
 
     # --- layout --------------------------------------------------------------------------------------
 
@@ -220,23 +214,12 @@ class Playground:
             status_line = gr.HTML(status(_READY), elem_id="status")
             with gr.Row(elem_id="columns"):
                 with gr.Column(scale=4, min_width=320, elem_id="left"):
-                    prompt = gr.Textbox(
-                        _EXAMPLE[0],
-                        label="Prompt",
-                        info="Text, or a JSON list of messages for several turns.",
-                        lines=3,
-                        max_lines=12,
-                    )
-                    responses = [
-                        gr.Textbox(
-                            _EXAMPLE[i + 1] if i < 2 else "",
-                            label=f"Response {letter}",
-                            lines=3 if i < 2 else 1,
-                            max_lines=12,
-                            placeholder="" if i < 2 else "Optional",
-                        )
-                        for i, letter in enumerate(LETTERS)
-                    ]
+                    box: dict[str, Any] = {"lines": 3, "max_lines": 12}
+                    info = "Text, or a JSON list of messages for several turns."
+                    prompt = gr.Textbox(_EXAMPLE[0], label="Prompt", info=info, **box)
+                    responses = [gr.Textbox(_EXAMPLE[i + 1], label=f"Response {LETTERS[i]}", **box) for i in range(2)]
+                    optional: dict[str, Any] = {**box, "lines": 1, "placeholder": "Optional"}
+                    responses += [gr.Textbox(label=f"Response {letter}", **optional) for letter in LETTERS[2:]]
                     score = gr.Button("Score", variant="primary", elem_id="score")
                     with gr.Accordion("Load rows of a file", open=False):
                         upload = gr.File(
@@ -251,24 +234,14 @@ class Playground:
             with gr.Accordion("Weight the objectives", open=True, elem_id="weights"):
                 sliders, reset = self._sliders()
             with gr.Row(elem_id="take"):
-                policy = gr.Code(
-                    policy_yaml(self.reweighter.settings([1.0] * len(self.names))),
-                    language="yaml",
-                    label="Steering policy",
-                    lines=4,
-                )
+                served = policy_yaml(self.reweighter.settings([1.0] * len(self.names)))
+                policy = gr.Code(served, language="yaml", label="Steering policy", lines=4)
                 as_json = gr.Code("", language="json", label="Results as JSON", lines=4, max_lines=16)
 
             outputs = [cards, policy, as_json, status_line]
             at_once: dict[str, Any] = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}
-            score.click(
-                self.on_score,
-                [prompt, *responses, *sliders],
-                [batch, *outputs],
-                show_progress="hidden",
-                concurrency_limit=8,
-                api_visibility="private",
-            )
+            queued = {**at_once, "queue": True, "concurrency_limit": 8}
+            score.click(self.on_score, [prompt, *responses, *sliders], [batch, *outputs], **queued)
             moved = [slider.input for slider in sliders] + [slider.release for slider in sliders]
             gr.on(moved, self.on_reweight, [batch, *sliders], outputs, trigger_mode="always_last", **at_once)
             reset.click(self.on_reset, [batch], [*sliders, *outputs], **at_once)
@@ -287,32 +260,16 @@ class Playground:
             else "This model is served with pinned or blended weights, which sliders cannot change."
         )
         gr.HTML(f"<p class='hint'>{hint}</p>")
-        sliders = []
+        sliders, dropped = [], reweighter.served.get("drop", ())
         with gr.Row(elem_id="sliders"):
             for i, name in enumerate(self.names):
-                bias = name in reweighter.biases
                 info = "" if usual is None else f"mean weight {usual[i]:.1%}"
-                sliders.append(
-                    gr.Slider(
-                        0.05 if bias else 0.0,
-                        _LARGEST_FACTOR,
-                        value=1.0,
-                        step=0.05,
-                        label=name,
-                        info=f"{info}; others are debiased against it" if bias else info,
-                        interactive=reweighter.adjustable and name not in reweighter.served.get("drop", ()),
-                        min_width=220,
-                    )
-                )
+                if name in reweighter.biases:
+                    info += "; others are debiased against it"
+                usable, least = reweighter.adjustable and name not in dropped, 0.05 * (name in reweighter.biases)
+                options = {"label": name, "info": info, "interactive": usable, "min_width": 220}
+                sliders.append(gr.Slider(least, _LARGEST_FACTOR, 1.0, step=0.05, **options))
         return sliders, gr.Button("Reset all to 1", size="sm", elem_id="reset")
-
-
-def _rounded(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _rounded(entry) for key, entry in value.items()}
-    if isinstance(value, list):
-        return [_rounded(entry) for entry in value]
-    return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
 # --- rows of uploaded files ------------------------------------------------------------------------------
@@ -320,19 +277,15 @@ def _rounded(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Example:
-    """A row of a file: its number, the prompt as text (or JSON messages), the texts of its responses."""
+    """A row of a file."""
 
     number: int
-    prompt: str
+    prompt: str  # text, or messages as JSON
     responses: list[str]
 
 
 def read_examples(path: str | Path) -> tuple[list[Example], int]:
-    """Examples of the first `MOST_ROWS` rows of a file, and the number of those rows that are unusable.
-
-    Raises:
-        DataError: for a file that cannot be read at all.
-    """
+    """Examples of the first `MOST_ROWS` rows of a file, and the number of unusable ones; a `DataError` for no file."""
     examples: list[Example] = []
     rows = list(islice(Location.find(path).rows_or_faults(), MOST_ROWS))
     for row in rows:

@@ -79,28 +79,17 @@ class RejectedRow:
 
 @dataclass(frozen=True)
 class RequestScores:
-    """Scores of one request.
+    """Scores of one request."""
 
-    Attributes:
-        batch: the m scored rows with plain (not normalised) scores; `batch.rows` holds their indices in the request.
-        tokens: (m,) tokens of each scored conversation.
-        truncated: prompt tokens removed by the model's overflow policy, by row index.
-        rejected: the other rows, by index.
-        objectives: the model's k objectives.
-        transform: (k, k) float64 reward transform.
-        scale: mean and standard deviation that normalise scores; None for plain scores.
-        empty_score: score of empty responses; None rejects them.
-    """
-
-    batch: ScoreBatch
-    tokens: Sequence[int]
-    truncated: Mapping[int, int]
-    rejected: Mapping[int, RejectedRow]
-    model: str
-    objectives: ObjectiveSet
-    transform: np.ndarray
-    scale: tuple[float, float] | None = None
-    empty_score: float | None = None
+    batch: ScoreBatch  # the m scored rows with plain (not normalised) scores; `rows` are their indices in the request
+    tokens: Sequence[int]  # (m,) tokens of each scored conversation
+    truncated: Mapping[int, int]  # prompt tokens removed by the model's overflow policy, by row index
+    rejected: Mapping[int, RejectedRow]  # the other rows, by index
+    model: str  # its name
+    objectives: ObjectiveSet  # k
+    transform: np.ndarray  # (k, k) float64 reward transform
+    scale: tuple[float, float] | None = None  # mean and standard deviation that normalise scores; None for plain scores
+    empty_score: float | None = None  # of empty responses; None rejects them
 
     @property
     def scores(self) -> list[float | None]:
@@ -145,22 +134,14 @@ class RequestScores:
 
 @dataclass(frozen=True)
 class ParsedRequest:
-    """A request in a form common to all protocols.
+    """A request in a form common to all protocols."""
 
-    Attributes:
-        rows: conversations, token ids, or why a row has neither.
-        normalize: scores in standard deviations from the reference mean; None for the server's setting.
-        steering: arguments of `ArmoRM.steer`; empty for none.
-        max_length: most tokens of a conversation, in addition to the server's limit.
-        partial: a response without any score is valid; otherwise such a request is rejected.
-    """
-
-    rows: Sequence[RowInput]
+    rows: Sequence[RowInput]  # conversations, token ids, or why a row has neither
     write: Callable[[RequestScores], Any]
-    normalize: bool | None = None
-    steering: Mapping[str, Any] = field(default_factory=dict)
-    max_length: int | None = None
-    partial: bool = False
+    normalize: bool | None = None  # scores in standard deviations from the reference mean; None: the server's setting
+    steering: Mapping[str, Any] = field(default_factory=dict)  # arguments of `ArmoRM.steer`; empty for none
+    max_length: int | None = None  # most tokens of a conversation, in addition to the server's limit
+    partial: bool = False  # a response without any score is valid; otherwise such a request is rejected
 
 
 class ModelRequest(BaseModel):
@@ -173,26 +154,17 @@ class ModelRequest(BaseModel):
 
 @dataclass(frozen=True)
 class Route:
-    """A scoring route of a protocol.
+    """A scoring route of a protocol."""
 
-    Attributes:
-        path: URL path, of a POST request.
-        request, response: types of the bodies.
-        read: reads a request.
-        summary: one phrase for /openapi.json.
-        example: a request body.
-        accepts: whether a body belongs to this route, for a path that several protocols use.
-        overload_status: status sent in place of 429, for clients that do not retry after it.
-    """
-
-    path: str
-    request: type[BaseModel]
-    response: Any
+    path: str  # of a POST request
+    request: type[BaseModel]  # type of its body
+    response: Any  # type of its body
     read: Callable[[Any, RenderedReader], ParsedRequest]
-    summary: str
-    example: dict[str, Any]
+    summary: str  # one phrase for /openapi.json
+    example: dict[str, Any]  # of a request body
+    # Whether a body belongs to this route, for a path that several protocols use.
     accepts: Callable[[Mapping[str, Any]], bool] = lambda body: True
-    overload_status: int = 429
+    overload_status: int = 429  # sent in place of 429, for clients that do not retry after it
 
 
 def route(

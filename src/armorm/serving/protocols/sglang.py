@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, Literal, Union
 
-from pydantic import BaseModel, ConfigDict, Field, RootModel
+from pydantic import BaseModel, ConfigDict, Field
 from typing_extensions import NotRequired, TypedDict
 
 from armorm.backbone.rendered_text import RenderedReader
@@ -39,10 +39,6 @@ class EmbeddedText(TypedDict):
     error: NotRequired[str]
 
 
-class EmbeddedTexts(RootModel[list[EmbeddedText]]):
-    """Response of SGLang's `POST /classify`."""
-
-
 @base.closed
 class EmbeddingRow(TypedDict):
     """One row of `POST /v1/embeddings`."""
@@ -66,7 +62,7 @@ class EmbeddingsAnswer(TypedDict):
 # verl drops a sample after any 4xx, and retries after a 5xx: hence `overload_status`.
 @base.route(
     "/classify",
-    EmbeddedTexts,
+    list[EmbeddedText],
     "SGLang classification",
     {"text": [base.EXAMPLE_RENDERED]},
     accepts=lambda body: "text" in body and "input" not in body and "messages" not in body,

@@ -14,7 +14,7 @@ from armorm.conversation import Conversation
 from armorm.errors import CheckpointError
 from armorm.heads.accumulation import accumulate, blocks_of
 from armorm.heads.regression import fit_from_statistics
-from armorm.heads.uncertainty import Uncertainty, calibrate, fit_uncertainty
+from armorm.heads.uncertainty import Uncertainty, fit_uncertainty
 from armorm.model import remote_code as portable
 from armorm.model.modeling import ArmoRMForSequenceClassification
 from armorm.model.remote_code import UNCERTAINTY_BUFFERS
@@ -37,8 +37,8 @@ def measured(d: int) -> Uncertainty:
     folds = np.arange(300) % 3
     statistics = accumulate(blocks_of(features, ratings, folds), OBJECTIVES.names, 3, d)
     head = fit_from_statistics(statistics, alphas=(10.0,))
-    uncertainty = fit_uncertainty(statistics, head)
-    return calibrate(uncertainty, head, blocks_of(features, ratings, folds), np.array([True, True, False, True]))
+    intervals = np.array([True, True, False, True])
+    return fit_uncertainty(statistics, head, blocks_of(features, ratings, folds), intervals)
 
 
 def with_uncertainty(rm: ArmoRM, uncertainty: Uncertainty) -> ArmoRM:
@@ -81,8 +81,9 @@ def test_what_is_said_of_a_score_is_the_formulas_on_its_features(rm, plain, unce
     )
     leverage = uncertainty.leverage(np.asarray(features))
     np.testing.assert_allclose(batch.leverage, leverage, rtol=1e-4)
-    np.testing.assert_allclose(batch.uncertainty, uncertainty.noise * np.sqrt(leverage), rtol=1e-4)
-    np.testing.assert_allclose(batch.predictive_std, uncertainty.noise * np.sqrt(1 + leverage), rtol=1e-4)
+    inflated = uncertainty.design_effect * leverage
+    np.testing.assert_allclose(batch.uncertainty, uncertainty.noise * np.sqrt(inflated), rtol=1e-4)
+    np.testing.assert_allclose(batch.predictive_std, uncertainty.noise * np.sqrt(1 + inflated), rtol=1e-4)
     parts = batch.coefficients * batch.uncertainty
     expected = [np.sqrt(part @ uncertainty.correlation @ part) for part in parts]
     np.testing.assert_allclose(batch.score_std, expected, rtol=1e-4)

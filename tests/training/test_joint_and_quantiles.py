@@ -13,13 +13,14 @@ from armorm.features.store import KEY, FeatureStore, shard_name
 from armorm.heads import quantiles as quantile
 from armorm.heads.accumulation import accumulate, blocks_of
 from armorm.heads.regression import fit_from_statistics
-from armorm.heads.uncertainty import calibrate, fit_uncertainty
+from armorm.heads.uncertainty import fit_uncertainty
 from armorm.model import remote_code as portable
 from armorm.training.extend import extend
 from armorm.training.featurize import RatedRows
 from armorm.training.schema import JointSection, RegressionSection
 from armorm.training.stages import heads_from_arrays, heads_to_arrays, train_joint_heads
 from tests.heads.test_joint import FOLDS, corpus
+from tests.heads.test_uncertainty import leverage_without_fold
 from tests.helpers.small_models import sets_to_add
 from tests.training.test_recipe import MINIMAL
 
@@ -94,19 +95,21 @@ def test_joint_heads_say_how_sure_they_are_by_their_own_errors(tmp_path):
     features = rows.features()
     statistics = accumulate(blocks_of(features, ratings, folds), ["a", "b", "c"], FOLDS, features.shape[1])
     head = fit_from_statistics(statistics, alphas=[3.0])
-    before = fit_uncertainty(statistics, head)
-    before = calibrate(before, head, rows.blocks(), np.ones(3, bool))
+    before = fit_uncertainty(statistics, head, rows.blocks(), np.ones(3, bool))
     section, regression = JointSection(pair_weights=(30.0,), r2_price=10.0), RegressionSection(folds=FOLDS)
     joint, uncertainty, report = train_joint_heads(head, before, rows, pairs, section, regression)
     joint, uncertainty = heads_from_arrays(*heads_to_arrays(joint, uncertainty))
     assert report.pair_weight == 30.0
     errors = ratings - joint.predict_out_of_fold(features, folds)
-    np.testing.assert_allclose(uncertainty.noise, np.sqrt(np.nanmean(errors**2, axis=0)), rtol=1e-3)
+    held_out = leverage_without_fold(features, ratings, folds, alpha=3.0)
+    np.testing.assert_array_equal(uncertainty.design_effect, before.design_effect)
+    inflated = 1 + uncertainty.design_effect * held_out
+    np.testing.assert_allclose(uncertainty.noise**2, np.nansum(errors**2, 0) / np.nansum(inflated, 0), rtol=1e-3)
     assert (uncertainty.noise > 1.02 * before.noise).any()
     first, second = errors[:600, 0], errors[:600, 1]
     alike = first @ second / np.sqrt((first @ first) * (second @ second))
     assert uncertainty.correlation[0, 1] == pytest.approx(alike, abs=1e-3)
-    widths = np.abs(errors) / uncertainty.predictive_std(uncertainty.leverage(features))
+    widths = np.abs(errors) / uncertainty.predictive_std(held_out)
     for column in (0, 1):
         smallest = np.sort(widths[~np.isnan(ratings[:, column]), column])
         assert uncertainty.conformal[0.8][column] == pytest.approx(

@@ -3,46 +3,59 @@
 For any response feature x (d,), from the sums that stage 1 was fitted on:
 
     leverage       h = x^T (G + alpha I)^-1 x          distance of x from the rated rows, in the head's own metric
-    epistemic std  sigma sqrt(h)                       what more ratings would reduce
-    predictive std sqrt(sigma^2 + sigma^2 h)           of one rating: mostly noise of raters and features
+    epistemic std  sigma sqrt(D h)                     what more ratings would reduce
+    predictive std sigma sqrt(1 + D h)                 of one rating: mostly noise of raters and features
 
-sigma is the root mean square error on held-out folds. With an intercept, x is relative to the mean, and 1/n is added to
-h. The head is linear and the backbone fixed, so h does not show responses that the backbone itself misreads: a low
-epistemic std is no guarantee.
+With an intercept, x is relative to the mean, and 1/n is added to h. The head is linear and the backbone fixed, so h
+does not show responses that the backbone itself misreads: a low epistemic std is no guarantee.
+
+**Noise**: errors on held-out folds have the variance sigma^2 (1 + D h), so sigma^2 is their sum of squares divided by
+n + D (sum of held-out leverages).
+
+**Design effect** D: ratings of one prompt share errors (its topic, its rater), so n rows tell less than n independent
+ones. The sandwich estimator A^-1 (sum of X_c^T e_c e_c^T X_c) A^-1, A = G + alpha I, over clusters c with held-out
+errors e_c is the sum of (w - w_c)(w - w_c)^T, w_c fitted without the cluster. With the folds of prompts as clusters
+it needs no row. For independent rows its expectation is sigma^2 sum_c (A_c^-1 - A^-1), so the ratio of both traces,
+in the metric G, is the factor of the variance. D is that factor times the share of h that is due to noise, plus the
+share that is due to the penalty, on average over held-out rows. One number per objective is cheap to store, and
+correct on average over responses like the rated ones.
 
 **Stored** is the top-q eigenbasis V of each G and one number for the rest: with r^2 = |x|^2 - |V x|^2,
 
     h ~ sum_i (v_i x)^2 / (lambda_i + alpha) + t r^2
-    t = sum_{i>q} lambda_i / (lambda_i + alpha) / sum_{i>q} lambda_i
 
-which is exact on average over the rated rows. The true remainder is between r^2 / (lambda_{q+1} + alpha) and
-r^2 / (lambda_d + alpha), so the relative error of a standard deviation is at most `error_bound` for any x; q is the
-smallest for which that is below the tolerance, up to `MAX_RANK`.
+where t makes the rest exact on average over held-out rows (`armorm.heads.leverage`). The true remainder is between
+r^2 / (lambda_{q+1} + alpha) and r^2 / (lambda_d + alpha), so the relative error of a standard deviation is at most
+`error_bound` for any x; q is the smallest for which that is below the tolerance, up to `MAX_RANK`. With fewer rows
+than features, q = n is exact: all other eigenvalues are 0 and t = 1 / alpha.
 
 **The score** is a sum of coefficients times rewards. Its variance treats the coefficients, and so the gate, as fixed.
-Objectives rated on the same rows have correlated errors: their correlation on held-out folds is used, 0 for objectives
-without common rows.
+Objectives rated on the same rows have correlated errors: their correlation on held-out folds is used, 0 for
+objectives without common rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-import scipy.linalg
 
 from armorm.heads.accumulation import RatedBlock
+from armorm.heads.leverage import FoldedSpectra, about, low_rank_leverage
 from armorm.heads.regression import RegressionHead
-from armorm.heads.statistics import RatingStatistics
+from armorm.heads.statistics import Moments, RatingStatistics
 
-MAX_RANK = 256
+MAX_RANK = 1024
 TOLERANCE = 0.05
 LEVELS = (0.5, 0.8, 0.95)
 USUAL = 0.99
 ENOUGH_LEVELS = 5
 _ROWS = 8192
+_INTEGERS = ("groups", "rows")
+_FLOATS = ("penalties", "noise", "design_effect", "tail", "error_bound", "correlation", "usual_leverage")
+_MOST_OF_ERROR = 0.9
 
 
 @dataclass
@@ -57,12 +70,13 @@ class Uncertainty:
         rows: (g,) rated rows, for the intercept's term; 0 without an intercept.
         penalties: (k,) alpha.
         noise: (k,) sigma, mapped scale.
+        design_effect: (k,) D above.
         tail: (k,) t above.
         error_bound: (k,) largest relative error of a standard deviation due to the rest of the spectrum.
         correlation: (k, k) of errors on held-out folds.
         conformal: by level, (k,) half-width of an interval in predictive standard deviations; NaN for objectives
             with fewer than five levels.
-        usual_leverage: (k,) the 99th percentile over rated rows; empty if it was not measured.
+        usual_leverage: (k,) the 99th percentile of new rows like the rated ones; empty if it was not measured.
     """
 
     basis: np.ndarray
@@ -72,6 +86,7 @@ class Uncertainty:
     rows: np.ndarray
     penalties: np.ndarray
     noise: np.ndarray
+    design_effect: np.ndarray
     tail: np.ndarray
     error_bound: np.ndarray
     correlation: np.ndarray
@@ -88,24 +103,22 @@ class Uncertainty:
 
     def _leverage(self, features: np.ndarray) -> np.ndarray:
         found = np.empty((len(features), len(self.groups)))
-        for group in range(len(self.basis)):
-            centred = features - self.center[group]
-            squares = (centred @ self.basis[group].T.astype(np.float64)) ** 2
-            rest = np.maximum((centred**2).sum(1) - squares.sum(1), 0.0)
-            columns = np.flatnonzero(self.groups == group)
-            inverse = 1 / (self.eigenvalues[group].astype(np.float64)[:, None] + self.penalties[columns])
-            found[:, columns] = squares @ inverse + rest[:, None] * self.tail[columns]
+        for group, vectors in enumerate(self.basis):
+            columns, values = np.flatnonzero(self.groups == group), self.eigenvalues[group]
+            found[:, columns] = low_rank_leverage(
+                features - self.center[group], vectors, values, self.penalties[columns], self.tail[columns]
+            )
             if self.rows[group]:
                 found[:, columns] += 1 / self.rows[group]
         return found
 
     def epistemic_std(self, leverage: np.ndarray) -> np.ndarray:
         """(n, k), mapped scale, of leverage (n, k)."""
-        return self.noise * np.sqrt(leverage)
+        return self.noise * np.sqrt(self.design_effect * leverage)
 
     def predictive_std(self, leverage: np.ndarray) -> np.ndarray:
         """(n, k), mapped scale, of one rating."""
-        return self.noise * np.sqrt(1 + leverage)
+        return self.noise * np.sqrt(1 + self.design_effect * leverage)
 
     def score_std(self, leverage: np.ndarray, coefficients: np.ndarray) -> np.ndarray:
         """(n,) epistemic standard deviation of the score, with fixed coefficients (n, k)."""
@@ -118,10 +131,9 @@ class Uncertainty:
 
     def settings(self) -> dict[str, Any]:
         """The part that a model stores in its config: plain lists; NaN as None."""
-        lists = ("groups", "rows", "penalties", "noise", "tail", "error_bound", "correlation", "usual_leverage")
         return {
             "rank": self.basis.shape[1],
-            **{name: getattr(self, name).tolist() for name in lists},
+            **{name: getattr(self, name).tolist() for name in (*_INTEGERS, *_FLOATS)},
             "conformal": {
                 str(level): [None if np.isnan(value) else float(value) for value in values]
                 for level, values in self.conformal.items()
@@ -131,9 +143,9 @@ class Uncertainty:
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> Uncertainty:
         """Inverse of `settings` and `tensors`."""
-        integers = {name: np.array(settings[name], np.int64) for name in ("groups", "rows")}
-        lists = ("penalties", "noise", "tail", "error_bound", "correlation", "usual_leverage")
-        floats = {name: np.array(settings[name], np.float64) for name in lists}
+        settings = {"design_effect": [1.0] * len(settings["groups"]), **settings}  # version 0.1 had none
+        integers = {name: np.array(settings[name], np.int64) for name in _INTEGERS}
+        floats = {name: np.array(settings[name], np.float64) for name in _FLOATS}
         conformal = {
             float(level): np.array([np.nan if value is None else value for value in values], np.float64)
             for level, values in settings.get("conformal", {}).items()
@@ -144,81 +156,122 @@ class Uncertainty:
 def fit_uncertainty(
     statistics: RatingStatistics,
     head: RegressionHead,
+    blocks: Iterable[RatedBlock],
+    intervals: np.ndarray,
     *,
     intercept: bool = False,
     weights: Mapping[str, float] | None = None,
+    design_effect: np.ndarray | None = None,
     max_rank: int = MAX_RANK,
     tolerance: float = TOLERANCE,
 ) -> Uncertainty:
     """Uncertainty of a fitted head.
 
     Args:
-        statistics: those that the head was fitted on.
+        statistics: of all rows that the head was fitted on.
+        blocks: the rated rows again, or those of them on which intervals and usual leverage are calibrated.
+        intervals: (k,) bool, objectives with enough levels for an interval.
         intercept, weights: as in the fit.
+        design_effect: (k,) D, for a head that was not fitted to ratings alone; by default it is measured.
         max_rank: most eigenvectors stored per Gram matrix.
         tolerance: relative error of standard deviations that fewer may cause.
     """
     k, d = head.weight.shape
     given = weights or {}
     penalties = np.array([report.alpha / given.get(report.objective, 1.0) for report in head.reports])
-    row_sets = statistics.row_sets()
-    groups, rows = np.zeros(k, np.int64), np.zeros(len(row_sets), np.int64)
-    center, spectra = np.zeros((len(row_sets), d)), []
-    for group, columns in enumerate(row_sets):
+    groups, spectra = np.zeros(k, np.int64), []
+    squares, correlation = held_out_errors(statistics, head)
+    noise, measured = np.zeros(k), np.zeros(k)
+    for group, columns in enumerate(statistics.row_sets()):
         groups[columns] = group
         parts = [statistics.moments(columns, fold) for fold in range(statistics.folds)]
-        total = sum(parts[1:], parts[0])
-        gram = total.gram
-        if intercept:
-            rows[group], center[group] = total.count, total.feature_sum / total.count
-            gram = gram - total.count * np.outer(center[group], center[group])
-        values, vectors = scipy.linalg.eigh(gram, driver="evd", check_finite=False)
-        spectra.append((np.clip(values[::-1], 0.0, None), vectors[:, : -min(max_rank, d) - 1 : -1].T))
-    rank = max(
-        _rank(spectra[group][0], penalties[groups == group], min(max_rank, d), tolerance)
-        for group in range(len(row_sets))
-    )
-    tail, bound = np.zeros(k), np.zeros(k)
-    for column in range(k):
-        tail[column], bound[column] = _rest(spectra[groups[column]][0], penalties[column], rank)
-    return Uncertainty(
-        basis=np.stack([vectors[:rank] for _, vectors in spectra]).astype(np.float32),
-        eigenvalues=np.stack([values[:rank] for values, _ in spectra]).astype(np.float32),
-        center=center.astype(np.float32),
+        spectra.append(FoldedSpectra.of(parts, intercept, min(max_rank, d)))
+        moved = _squares_moved(head, columns, parts, spectra[-1].total.center)
+        for column, distance in zip(columns, moved, strict=True):
+            known = None if design_effect is None else float(design_effect[column])
+            noise[column], measured[column] = _noise(spectra[-1], penalties[column], squares[column], distance, known)
+    folded = [spectra[group] for group in groups]
+    shares = [one.shares(alpha) for one, alpha in zip(folded, penalties, strict=True)]
+    tail, bound, rank = np.zeros(k), np.zeros(k), 0
+    for rank in _ranks(min(max_rank, d), [one.total.rows for one in spectra]):
+        for column in range(k):
+            tail[column] = folded[column].tail(penalties[column], rank, shares[column])
+            bound[column] = _error_bound(folded[column].total.values[rank:], penalties[column], tail[column])
+        if bound.max() <= tolerance:
+            break
+    spectra = [one.truncated(rank) for one in spectra]
+    found = Uncertainty(
+        basis=np.stack([one.total.vectors for one in spectra]),
+        eigenvalues=np.stack([one.total.values[:rank] for one in spectra]).astype(np.float32),
+        center=np.stack([one.total.center for one in spectra]).astype(np.float32),
         groups=groups,
-        rows=rows,
+        rows=np.array([one.total.rows if intercept else 0 for one in spectra]),
         penalties=penalties,
-        noise=np.sqrt([min(report.validation_errors) for report in head.reports]),
+        noise=noise,
+        design_effect=measured,
         tail=tail,
         error_bound=bound,
-        correlation=error_correlation(statistics, head),
+        correlation=correlation,
     )
+    return _calibrated(found, spectra, shares, head, blocks, intervals)
 
 
-def _rest(values: np.ndarray, alpha: float, rank: int) -> tuple[float, float]:
-    """t and the error bound for the eigenvalues after the first `rank` of descending ones."""
-    rest = values[rank:]
-    if not len(rest):
-        return 0.0, 0.0
-    total = rest.sum()
-    tail = float((rest / (rest + alpha)).sum() / total) if total > 0 else 1 / alpha
-    over, under = np.sqrt(tail * (rest[0] + alpha)) - 1, 1 - np.sqrt(tail * (rest[-1] + alpha))
-    return tail, float(max(over, under, 0.0))
+def _squares_moved(
+    head: RegressionHead, columns: Sequence[int], parts: Sequence[Moments], center: np.ndarray
+) -> np.ndarray:
+    """Sum over folds c of |G^1/2 (w - w_c)|^2, for each column."""
+    gram = about(sum(parts[1:], parts[0]), center)
+    counted = [fold for fold, part in enumerate(parts) if part.count]
+    moved = head.weight[columns] - head.fold_weight[np.ix_(counted, columns)]
+    return np.einsum("cjd,de,cje->j", moved, gram, moved, optimize=True)
 
 
-def _rank(values: np.ndarray, alphas: np.ndarray, most: int, tolerance: float) -> int:
-    """The smallest rank, in steps of a factor 1.25, with a bound within the tolerance for every alpha."""
+def _noise(
+    spectra: FoldedSpectra, alpha: float, squares: float, moved: float, design_effect: float | None
+) -> tuple[float, float]:
+    """sigma and D of an objective.
+
+    Args:
+        squares: sum of squared errors on held-out folds.
+        moved: sum of |G^1/2 (w - w_c)|^2.
+        design_effect: D, if it is known.
+    """
+    n, total = spectra.total.rows, spectra.held_out_sum(alpha)
+    due_to_noise = 1 - spectra.penalty_share(alpha)
+    intercept = sum((n - one.rows) / one.rows for one in spectra.without.values()) if spectra.intercept else 0.0
+    if design_effect is None:
+        # Solved for the factor f of the noise: moved = f sigma^2 expected, and
+        # squares = sigma^2 (n + total (1 - due_to_noise + f due_to_noise)).
+        expected = spectra.expected_moved(alpha)
+        slope = moved / (squares * expected)
+        factor = slope * (n + total * (1 - due_to_noise)) / (1 - min(slope * total * due_to_noise, _MOST_OF_ERROR))
+        design_effect = 1 - due_to_noise + factor * due_to_noise
+    return float(np.sqrt(squares / (n + design_effect * (total + intercept)))), design_effect
+
+
+def _error_bound(values: np.ndarray, alpha: float, tail: float) -> float:
+    """Largest relative error of a standard deviation, of descending eigenvalues that t stands for."""
+    if not len(values):
+        return 0.0
+    return float(max(np.sqrt(tail * (values[0] + alpha)) - 1, 1 - np.sqrt(tail * (values[-1] + alpha)), 0.0))
+
+
+def _ranks(most: int, exact: Sequence[int]) -> list[int]:
+    """Ranks to try: in steps of a factor 1.25, and the numbers of rows, with which nothing is left out."""
+    ranks = {most, *(rank for rank in exact if rank < most)}
     rank = min(8, most)
-    while rank < most and max(_rest(values, alpha, rank)[1] for alpha in alphas) > tolerance:
-        rank = min(most, rank + max(rank // 4, 1))
-    return rank
+    while rank < most:
+        ranks.add(rank)
+        rank += max(rank // 4, 1)
+    return sorted(ranks)
 
 
-def error_correlation(statistics: RatingStatistics, head: RegressionHead) -> np.ndarray:
-    """Correlation (k, k) of the objectives' errors on held-out folds, each over its own rows.
+def held_out_errors(statistics: RatingStatistics, head: RegressionHead) -> tuple[np.ndarray, np.ndarray]:
+    """Sums of squares (k,) of the objectives' errors on held-out folds, and their correlation (k, k).
 
-    Sums of products over common rows divided by the root of both sums of squares: near 0 for objectives with few
-    common rows. If statistics are kept by objective, errors of different row sets count as independent.
+    The correlation is of sums of products over common rows, divided by the root of both sums of squares: near 0 for
+    objectives with few common rows. If statistics are kept by objective, errors of different row sets count as
+    independent.
     """
     k = len(head.weight)
     products = np.zeros((k, k))
@@ -229,10 +282,10 @@ def error_correlation(statistics: RatingStatistics, head: RegressionHead) -> np.
             products[index] += moved.residual_products(
                 head.fold_weight[fold, list(columns)], head.fold_bias[fold, list(columns)]
             )
-    scale = np.sqrt(np.maximum(np.diagonal(products), 1e-300))
-    correlation = np.clip(products / np.outer(scale, scale), -1.0, 1.0)
+    squares = np.maximum(np.diagonal(products), 1e-300)
+    correlation = np.clip(products / np.sqrt(np.outer(squares, squares)), -1.0, 1.0)
     np.fill_diagonal(correlation, 1.0)
-    return correlation
+    return squares, correlation
 
 
 class StreamedQuantiles:
@@ -263,25 +316,37 @@ class StreamedQuantiles:
         return np.where(wanted <= total, np.exp(self._LOW + self._STEP * place), np.nan)
 
 
-def calibrate(
-    uncertainty: Uncertainty, head: RegressionHead, blocks: Iterable[RatedBlock], intervals: np.ndarray
+def _calibrated(
+    uncertainty: Uncertainty,
+    spectra: Sequence[FoldedSpectra],
+    shares: Sequence[Mapping[int, float]],
+    head: RegressionHead,
+    blocks: Iterable[RatedBlock],
+    intervals: np.ndarray,
 ) -> Uncertainty:
     """Conformal intervals and usual leverage, from the rated rows in a second pass.
 
-    Errors are those of weights fitted without the row's prompt, divided by the predictive standard deviation; the
-    half-width of a level is their quantile (split conformal prediction, over all folds). Coverage is exact for
-    exchangeable rows; rows of one prompt are similar, so with few prompts it is approximate.
-
-    Args:
-        blocks: the rated rows again.
-        intervals: (k,) bool, objectives with enough levels for an interval.
+    Errors are those of weights fitted without the row's prompt, divided by the predictive standard deviation of the
+    same weights; the half-width of a level is their quantile (split conformal prediction, over all folds). Coverage is
+    exact for exchangeable rows; rows of one prompt are similar, so with few prompts it is approximate.
     """
     k = len(uncertainty.groups)
     errors, usual = StreamedQuantiles(k), StreamedQuantiles(k)
     for block in blocks:
-        leverage = uncertainty.leverage(block.features)
+        rated = ~np.isnan(block.ratings)
+        others, new = np.full((2, *block.ratings.shape), np.nan)
+        for group, one in enumerate(spectra):
+            columns = np.flatnonzero(uncertainty.groups == group)
+            for fold in np.unique(block.folds[rated[:, columns].any(1)]):
+                rows = np.flatnonzero((block.folds == fold) & rated[:, columns].any(1))
+                others[np.ix_(rows, columns)], new[np.ix_(rows, columns)] = one.held_out_leverage(
+                    block.features[rows].astype(np.float64),
+                    int(fold),
+                    uncertainty.penalties[columns],
+                    [shares[column] for column in columns],
+                )
         predicted = head.predict_out_of_fold(block.features, block.folds)
-        errors.add(np.abs(block.ratings - predicted) / uncertainty.predictive_std(leverage))
-        usual.add(np.where(np.isnan(block.ratings), np.nan, leverage))
+        errors.add(np.abs(block.ratings - predicted) / uncertainty.predictive_std(others))
+        usual.add(np.where(rated, new, np.nan))
     conformal = {level: np.where(intervals, errors.conformal(level), np.nan) for level in LEVELS}
     return replace(uncertainty, conformal=conformal, usual_leverage=usual.conformal(USUAL))

@@ -206,6 +206,8 @@ def _fit_stage1(
             if name not in rated_names:  # calibrated on the old rows
                 column = objectives.position(name)
                 uncertainty.usual_leverage[column] = rm.uncertainty.usual_leverage[position]
+                uncertainty.noise[column] = rm.uncertainty.noise[position]
+                uncertainty.design_effect[column] = rm.uncertainty.design_effect[position]
                 for level, values in uncertainty.conformal.items():
                     old = rm.uncertainty.conformal.get(level)
                     values[column] = np.nan if old is None else old[position]

@@ -24,7 +24,7 @@ from armorm.heads.joint import JointPairs, JointReport, fit_joint
 from armorm.heads.quantiles import fit_quantiles
 from armorm.heads.regression import RegressionHead, RegressionReport, fit_from_statistics, fold_of
 from armorm.heads.statistics import RatingStatistics
-from armorm.heads.uncertainty import ENOUGH_LEVELS, Uncertainty, calibrate, error_correlation, fit_uncertainty
+from armorm.heads.uncertainty import ENOUGH_LEVELS, Uncertainty, fit_uncertainty
 from armorm.model.configuration import ArmoRMConfig
 from armorm.model.modeling import ArmoRMForSequenceClassification
 from armorm.model.remote_code import GatingNetwork
@@ -135,8 +135,8 @@ def fit_stage1(
     head = _rounded(fit_from_statistics(statistics, alphas=section.alphas, validation_folds=folds, **options))
     uncertainty = None
     if section.uncertainty:
-        uncertainty = fit_uncertainty(statistics, head, **options)
-        uncertainty = calibrate(uncertainty, head, rows.blocks(start), np.asarray(rows.levels) >= ENOUGH_LEVELS)
+        intervals = np.asarray(rows.levels) >= ENOUGH_LEVELS
+        uncertainty = fit_uncertainty(statistics, head, rows.blocks(start), intervals, **options)
     return head if start is None else with_start(head, start, rows.ratings), uncertainty
 
 
@@ -216,14 +216,13 @@ def train_joint_heads(
     joint, report = fit_joint(head, features, ratings, folds, pairs, **section.model_dump(), **options)
     joint = _rounded(joint)
     if uncertainty is not None:
-        # Noise, error correlation and intervals are measured anew on held-out folds. Leverage stays that of the
-        # ratings: it ignores what the pairs add, which errs on the large side.
+        # Noise, error correlation and intervals are measured anew on held-out folds. Leverage and design effect stay
+        # those of the ratings: they ignore what the pairs add, which errs on the large side.
         blocks = partial(blocks_of, features, ratings, folds)
         statistics = accumulate(blocks(), rows.names, len(joint.fold_weight), features.shape[1])
-        growth = (1 - np.array(report.r2_after)) / (1 - np.array(report.r2_before))
-        noise, correlation = uncertainty.noise * np.sqrt(growth), error_correlation(statistics, joint)
-        uncertainty = replace(uncertainty, noise=noise, correlation=correlation)
-        uncertainty = calibrate(uncertainty, joint, blocks(), np.asarray(rows.levels) >= ENOUGH_LEVELS)
+        intervals = np.asarray(rows.levels) >= ENOUGH_LEVELS
+        options["design_effect"] = uncertainty.design_effect
+        uncertainty = fit_uncertainty(statistics, joint, blocks(), intervals, **options)
     return joint, uncertainty, report
 
 

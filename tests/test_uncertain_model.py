@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -154,6 +155,19 @@ def test_an_explanation_says_how_sure_it_is(rm, plain):
     assert "±" not in str(plain.explain(CONVERSATIONS[0]))
     steered = rm.steer(drop=["ultra-helpful"]).explain(CONVERSATIONS[0])
     assert steered.score_std != pytest.approx(explanation.score_std)
+
+
+def test_an_explanation_says_which_standard_deviations_are_stored_approximately(rm, plain, uncertainty):
+    assert uncertainty.error_bound.max() < 0.05
+    assert rm.explain(CONVERSATIONS[0]).approximate is None
+    assert plain.explain(CONVERSATIONS[0]).approximate is None
+    bounds = np.array([0.4, 0.01, 0.02, 0.3])
+    rough = with_uncertainty(plain, replace(uncertainty, error_bound=bounds)).explain(CONVERSATIONS[0])
+    assert rough.approximate == {OBJECTIVES[0].name: 0.4, OBJECTIVES[3].name: 0.3}
+    sentence = f"standard deviations of {OBJECTIVES[0].name} and 1 other are stored approximately: off by at most 40%"
+    assert sentence in " ".join(str(rough).split())
+    assert sentence in rough.to_html()
+    assert "approximately" not in rm.explain(CONVERSATIONS[0]).to_html()
 
 
 def test_a_table_of_scores_has_a_column_for_each_standard_deviation(rm, plain):

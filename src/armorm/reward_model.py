@@ -265,11 +265,13 @@ class ArmoRM:
 
     def explanations(self, batch: ScoreBatch) -> list[Explanation]:
         """Explanations of scored rows, of their plain scores."""
-        objectives, steered = list(self.objectives), self.model.config.steering
-        return [
-            explain_row(batch, row, objectives, self.reference, model=self.name, steered=steered)
-            for row in range(len(batch))
-        ]
+        objectives, known = list(self.objectives), self.uncertainty
+        options: dict[str, Any] = {
+            "model": self.name,
+            "steered": self.model.config.steering,
+            "approximate": (known.approximate(self.objectives.names) or None) if known else None,
+        }
+        return [explain_row(batch, row, objectives, self.reference, **options) for row in range(len(batch))]
 
     def compare(self, first: ConversationLike, second: ConversationLike) -> ResponseComparison:
         """Which of two responses to one prompt is better, and which objectives decide; prints as a table."""

@@ -125,7 +125,7 @@ def test_the_dictionary_holds_everything_as_plain_json():
     for entry in (shown.to_dict(), explanation(reference={}).to_dict()):
         assert json.loads(json.dumps(entry, allow_nan=False)) == entry
     entry = shown.to_dict()
-    assert set(entry) == {"score", "normalised", "percentile", "shares", "model", "steered", "score_std"}
+    assert set(entry) == {"score", "normalised", "percentile", "shares", "model", "steered", "score_std", "approximate"}
     assert sum(share["contribution"] for share in entry["shares"]) == pytest.approx(entry["score"], abs=1e-12)
     assert entry["shares"][1]["name"] == "beaver-harm"
     assert entry["steered"] == {"multiply": {"verbosity": 2.0}, "drop": []}

@@ -20,6 +20,7 @@ from armorm.files import read_arrays
 from armorm.heads.gate_training import RewardPairs
 from armorm.training import pipeline, stages
 from armorm.training.dataset import held_out_prompts, read_training_data
+from armorm.training.model_card import model_card
 
 QUESTION = [{"role": "user", "content": "Just for fun, how do I learn to juggle?"}]
 
@@ -293,6 +294,14 @@ def test_the_card_states_the_figures_of_the_run(small_run):
         assert f"| {report['objective']}" in card
     assert f"{figures['evaluation']['ratings']['workshop-help']['spearman']:.3f}" in card
     assert "(less is better)" in card
+
+
+def test_the_card_says_which_standard_deviations_are_approximate(small_run):
+    figures, objectives = metrics_of(small_run), ArmoRM.from_pretrained(small_run).objectives
+    assert "stored approximately" not in model_card("small", figures, objectives)
+    figures["uncertainty"]["objectives"]["workshop-help"]["error_bound"] = 0.4
+    said = "The standard deviations of workshop-help are stored approximately: off by at most 40%."
+    assert said in model_card("small", figures, objectives)
 
 
 def test_figures_while_the_gate_trains_are_kept_a_line_each(small_run):

@@ -66,6 +66,7 @@ class Explanation:
         model: name of the model.
         steered: settings of the steering, empty for none.
         score_std: standard deviation of the score, None for a model without uncertainty.
+        approximate: by objective, the largest relative error of a standard deviation that is stored approximately.
     """
 
     score: float
@@ -75,6 +76,7 @@ class Explanation:
     model: str = ""
     steered: Mapping[str, Any] | None = None
     score_std: float | None = None
+    approximate: Mapping[str, float] | None = None
 
     @property
     def ranked(self) -> list[ObjectiveShare]:
@@ -134,7 +136,17 @@ class Explanation:
         if self.steered:
             text.append("   (steered)", "yellow")
             text.append(f"\nsteered: {'; '.join(sentences(self.steered))}", "yellow")
+        if self.approximate:
+            text.append(f"\n{approximate_sentence(self.approximate)}", "yellow")
         return text
+
+
+def approximate_sentence(bounds: Mapping[str, float]) -> str:
+    """Which standard deviations are approximate, from the error bounds of objectives by name."""
+    worst = max(bounds, key=lambda name: bounds[name])
+    more = len(bounds) - 1
+    others = f" and {more} other{'s' if more > 1 else ''}" if more else ""
+    return f"standard deviations of {worst}{others} are stored approximately: off by at most {bounds[worst]:.0%}"
 
 
 def explanations_page(entries: Sequence[tuple[str, Explanation, Conversation | None]]) -> str:
@@ -146,6 +158,7 @@ def explanations_page(entries: Sequence[tuple[str, Explanation, Conversation | N
             for label, shown, conversation in entries
         ],
         sentences=[sentences(shown.steered or {}) for _, shown, _ in entries],
+        approximate=[approximate_sentence(shown.approximate) if shown.approximate else "" for _, shown, _ in entries],
     )
 
 
@@ -157,6 +170,7 @@ def explain_row(
     *,
     model: str = "",
     steered: Mapping[str, Any] | None = None,
+    approximate: Mapping[str, float] | None = None,
 ) -> Explanation:
     """The explanation of one row of a batch, of its plain score; `reference` is that of the config, or empty."""
     averages = reference.get("gating_weights") or [None] * len(objectives)
@@ -184,4 +198,4 @@ def explain_row(
         percents = np.linspace(0, 100, len(reference["score_quantiles"]))
         percentile = float(np.interp(score, reference["score_quantiles"], percents))
     score_std = None if batch.score_std is None else float(batch.score_std[row])
-    return Explanation(score, normalised, percentile, shares, model, steered, score_std)
+    return Explanation(score, normalised, percentile, shares, model, steered, score_std, approximate)

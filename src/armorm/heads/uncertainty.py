@@ -125,6 +125,11 @@ class Uncertainty:
         parts = coefficients * self.epistemic_std(leverage)
         return np.sqrt(np.maximum(np.einsum("nk,kl,nl->n", parts, self.correlation, parts), 0.0))
 
+    def approximate(self, names: Sequence[str]) -> dict[str, float]:
+        """The error bounds of objectives, by name (k,), whose standard deviations are stored less exactly than the
+        tolerance."""
+        return {name: float(e) for name, e in zip(names, self.error_bound, strict=True) if e > TOLERANCE}
+
     def tensors(self) -> dict[str, np.ndarray]:
         """The part that a model stores as tensors."""
         return {"basis": self.basis, "eigenvalues": self.eigenvalues, "center": self.center}

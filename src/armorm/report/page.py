@@ -16,6 +16,7 @@ from armorm.evaluation.benchmarks import BENCHMARKS, ratings
 from armorm.evaluation.metrics import LEVELS
 from armorm.evaluation.results import MetricResult, Results
 from armorm.evaluation.tables import number, span
+from armorm.explain.explanation import approximate_sentence
 from armorm.explain.html import render
 from armorm.files import plain
 from armorm.report import sections
@@ -162,6 +163,8 @@ def _notices(evidence: Evidence, found: dict[str, Any]) -> list[Notice]:
         pooled = verbosity["before"]["pooled"][:-1], verbosity["after"]["pooled"][:-1]
         notices += objective_length_notices(names, *pooled, biases)
     notices += fit_notices(evidence.metrics.get("regression", []))
+    if evidence.rm.uncertainty is not None:
+        notices += uncertainty_notices(evidence.rm.uncertainty.approximate(names))
     unscored = len(evidence.scored.unscored) + sum(int((at < 0).sum()) for at in evidence.rows)
     return notices + row_notices(unscored, len(evidence.scored.truncated), len(evidence.conversations))
 
@@ -274,6 +277,13 @@ def fit_notices(reports: Sequence[Mapping[str, Any]]) -> list[Notice]:
     found = [Notice(f"Hardly predicted: {_listed(poor)}", text)] if poor else []
     warned = [entry for entry in reports if entry.get("warning")]
     return found + [Notice(f"{entry['objective']}: unreliable fit", f"{entry['warning']}.") for entry in warned]
+
+
+def uncertainty_notices(bounds: Mapping[str, float]) -> list[Notice]:
+    """Standard deviations that are stored approximately, from the error bounds of objectives by name."""
+    if not bounds:
+        return []
+    return [Notice("Some standard deviations are approximate", f"The {approximate_sentence(bounds)}.")]
 
 
 def row_notices(unscored: int, truncated: int, conversations: int) -> list[Notice]:

@@ -8,6 +8,8 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
+from armorm.explain.explanation import approximate_sentence
+from armorm.heads.uncertainty import TOLERANCE
 from armorm.objectives import ObjectiveSet
 
 _CARD = """\
@@ -88,6 +90,12 @@ Share of held-out ratings below each predicted quantile, by cross-validation; qu
 | {{ head.objective }} | {% for share in head.below %}{{ number(share) }} | {% endfor %}
 {% endfor %}
 {% endif -%}
+{% if approximate -%}
+## Uncertainty
+
+The {{ approximate }}.
+
+{% endif -%}
 {% if metrics.get("debiasing") -%}
 ## Debiasing against {{ metrics.debiasing.against }}
 
@@ -160,6 +168,8 @@ def model_card(name: str, metrics: Mapping[str, Any], objectives: ObjectiveSet) 
     Args:
         metrics: contents of metrics.json, of `train` or of `extend`.
     """
+    audited = (metrics.get("uncertainty") or {}).get("objectives", {})
+    bounds = {name: entry["error_bound"] for name, entry in audited.items() if entry["error_bound"] > TOLERANCE}
     environment = Environment(undefined=StrictUndefined, trim_blocks=False, keep_trailing_newline=True)
     return environment.from_string(_CARD).render(
         name=name,
@@ -168,6 +178,7 @@ def model_card(name: str, metrics: Mapping[str, Any], objectives: ObjectiveSet) 
         by_name={objective.name: objective for objective in objectives},
         rated=metrics["evaluation"].get("ratings", {}),
         number=_number,
+        approximate=approximate_sentence(bounds) if bounds else "",
         max_entropy=math.log(len(objectives)),
     )
 

@@ -267,6 +267,25 @@ def test_what_a_model_keeps_is_read_back():
     np.testing.assert_array_equal(again.design_effect, uncertainty.design_effect)
 
 
+def test_objectives_of_an_earlier_model_keep_their_uncertainty():
+    features, ratings, folds, _, earlier = fitted(intercept=True, max_rank=3)
+    _, later = uncertainty_of(features * 2, ratings, folds)
+    merged = later.with_earlier(earlier, {0: 2, 2: 1})
+    merged = Uncertainty.from_settings(merged.settings(), merged.tensors())
+    leverage, before, new = (one.leverage(features) for one in (merged, earlier, later))
+    np.testing.assert_allclose(leverage, np.column_stack([before[:, 2], new[:, 1], before[:, 1]]), rtol=1e-6)
+    for std in ("epistemic_std", "predictive_std"):
+        old, fresh = (getattr(one, std)(one.leverage(features)) for one in (earlier, later))
+        expected = np.column_stack([old[:, 2], fresh[:, 1], old[:, 1]])
+        np.testing.assert_allclose(getattr(merged, std)(leverage), expected, rtol=1e-6)
+    for level, factors in merged.conformal.items():
+        np.testing.assert_array_equal(factors[[0, 2]], earlier.conformal[level][[2, 1]])
+        assert factors[1] == later.conformal[level][1]
+    assert merged.correlation[0, 2] == earlier.correlation[2, 1]
+    assert merged.correlation[0, 1] == later.correlation[0, 1]
+    assert len(merged.basis) == 3
+
+
 def test_settings_of_version_0_1_have_no_design_effect():
     features, _, _, _, uncertainty = fitted()
     settings = uncertainty.settings()

@@ -118,6 +118,23 @@ def test_joint_heads_say_how_sure_they_are_by_their_own_errors(tmp_path):
     assert np.isnan(uncertainty.conformal[0.8][2])  # two levels
 
 
+def test_objectives_that_are_not_rated_again_keep_their_uncertainty(small_recipe, small_run, tmp_path):
+    """The run has a penalty of its own, which `extend` would not choose."""
+    values = small_recipe.model_dump(mode="json", exclude_none=True)
+    values["regression"] |= {"alphas": [3.0], "weights": {"workshop-help": 2.0}}
+    run, path = tmp_path / "run", tmp_path / "more.jsonl"
+    before = train(Recipe.from_dict(values), run, features=small_run / "work" / "features", quiet=True)
+    rows = [{"prompt": f"What is {n}?", "response": "It is. " * (1 + n % 7), "length": 1.0 + n % 7} for n in range(80)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    after = extend(run, sets_to_add(run, path, "length=1:7"), tmp_path / "extended", quiet=True)
+    first, second = (model.score(CONVERSATIONS) for model in (before, after))
+    old = len(before.objectives)
+    for name in ("leverage", "uncertainty", "predictive_std"):
+        np.testing.assert_allclose(getattr(second, name)[:, :old], getattr(first, name), rtol=1e-3)
+    np.testing.assert_allclose(after.intervals(second)[:, :old], before.intervals(first), rtol=1e-3)
+    assert np.isfinite(after.intervals(second)[:, old]).all()
+
+
 @pytest.mark.slow
 def test_a_model_with_them_is_extended_and_what_is_left_behind_is_said(run, tmp_path, capsys):
     rows = [

@@ -1,8 +1,8 @@
 """Leverage of responses with respect to rated rows: x^T (G + alpha I)^-1 x, for rows that are, and are not, among them.
 
 A row that was fitted on pulls the fit towards itself, so its leverage is smaller than that of a new row. Leverage of
-held-out rows is computed exactly, from the Gram matrix of the other folds. It is that of fewer rows, n_1 < n, though. At
-n rows it is
+held-out rows is computed exactly, from the Gram matrix of the other folds. It is that of fewer rows, n_1 < n, though.
+At n rows it is
 
     rho x^T (G_1 + rho alpha I)^-1 x,   rho so that G_1 at rho alpha has the degrees of freedom of G at alpha
 

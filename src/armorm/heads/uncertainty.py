@@ -130,6 +130,38 @@ class Uncertainty:
         tolerance."""
         return {name: float(e) for name, e in zip(names, self.error_bound, strict=True) if e > TOLERANCE}
 
+    def with_earlier(self, earlier: Uncertainty, columns: Mapping[int, int]) -> Uncertainty:
+        """This uncertainty, with some objectives as they were in that of an earlier model.
+
+        Args:
+            columns: for these objectives, by their column here, the column in the earlier one.
+        """
+        here, there = list(columns), list(columns.values())
+        groups = self.groups.copy()
+        groups[here] = len(self.basis) + earlier.groups[there]
+        used, groups = np.unique(groups, return_inverse=True)
+        parts = {name: [*getattr(self, name), *getattr(earlier, name)] for name in ("basis", "eigenvalues")}
+        # Directions of length 0, for the same rank, add nothing.
+        rank = max(len(parts["eigenvalues"][group]) for group in used)
+        padded = {
+            name: np.stack([_padded(parts[name][group], rank) for group in used]).astype(np.float32) for name in parts
+        }
+        values: dict[str, np.ndarray] = {name: getattr(self, name).copy() for name in _FLOATS}
+        for name in (name for name in _FLOATS if name != "correlation"):
+            values[name][here] = getattr(earlier, name)[there]
+        values["correlation"][np.ix_(here, here)] = earlier.correlation[np.ix_(there, there)]
+        conformal = {level: factors.copy() for level, factors in self.conformal.items()}
+        for level, factors in conformal.items():
+            factors[here] = earlier.conformal[level][there] if level in earlier.conformal else np.nan
+        return Uncertainty(
+            **padded,
+            **values,
+            center=np.concatenate([self.center, earlier.center])[used],
+            groups=groups.ravel(),
+            rows=np.concatenate([self.rows, earlier.rows])[used],
+            conformal=conformal,
+        )
+
     def tensors(self) -> dict[str, np.ndarray]:
         """The part that a model stores as tensors."""
         return {"basis": self.basis, "eigenvalues": self.eigenvalues, "center": self.center}
@@ -156,6 +188,10 @@ class Uncertainty:
             for level, values in settings.get("conformal", {}).items()
         }
         return cls(**tensors, **integers, **floats, conformal=conformal)
+
+
+def _padded(values: np.ndarray, rank: int) -> np.ndarray:
+    return np.concatenate([values, np.zeros((rank - len(values), *values.shape[1:]))])
 
 
 def fit_uncertainty(

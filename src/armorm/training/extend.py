@@ -202,15 +202,9 @@ def _fit_stage1(
     section = RegressionSection(intercept=rm.model.config.regression_bias, uncertainty=has_uncertainty)
     head, uncertainty = fit_stage1(section, statistics, rows)
     if uncertainty is not None and rm.uncertainty is not None:
-        for position, name in enumerate(rm.objectives.names):
-            if name not in rated_names:  # calibrated on the old rows
-                column = objectives.position(name)
-                uncertainty.usual_leverage[column] = rm.uncertainty.usual_leverage[position]
-                uncertainty.noise[column] = rm.uncertainty.noise[position]
-                uncertainty.design_effect[column] = rm.uncertainty.design_effect[position]
-                for level, values in uncertainty.conformal.items():
-                    old = rm.uncertainty.conformal.get(level)
-                    values[column] = np.nan if old is None else old[position]
+        # The weights of the others stay, and so does their uncertainty: of the penalty that they were fitted with.
+        kept = {objectives.position(n): i for i, n in enumerate(rm.objectives.names) if n not in rated_names}
+        uncertainty = uncertainty.with_earlier(rm.uncertainty, kept)
     return head, uncertainty, statistics
 
 

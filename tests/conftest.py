@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.helpers.conversations import chat  # noqa: F401 (for tests that still import it from here)
 from tests.helpers.shared_folders import shared_folder
 
 torch.set_num_threads(1)  # see tests/__init__.py

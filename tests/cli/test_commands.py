@@ -3,10 +3,14 @@ from __future__ import annotations
 import io
 import json
 import math
+import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 import pytest
@@ -14,18 +18,9 @@ import torch
 from safetensors.torch import save_file
 
 from armorm import ArmoRM
-from armorm.cli.app import main
+from tests.helpers.commands import run
 
 GOOD = {"prompt": "Just for fun, how do I learn to juggle?", "response": "Start with one ball."}
-
-
-def run(capsys, *arguments: str) -> tuple[int, str, str]:
-    """Exit code, standard output, standard error of a command."""
-    with pytest.raises(SystemExit) as stopped:
-        main([str(argument) for argument in arguments])
-    captured = capsys.readouterr()
-    code = stopped.value.code
-    return (code if isinstance(code, int) else 0), captured.out, captured.err
 
 
 @pytest.fixture
@@ -264,20 +259,28 @@ def test_the_installed_command_runs_and_knows_its_version():
     assert done.stdout.strip() == __version__
 
 
-def test_the_command_line_imports_neither_torch_nor_numpy_to_say_its_help():
-    script = (
-        "import sys\nfrom armorm.cli.app import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
-        "print([name for name in ('torch', 'numpy') if name in sys.modules])"
-    )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert done.stdout.strip().endswith("[]")
+@pytest.fixture
+def unread() -> Iterator[TextIO]:
+    """A pipe whose reader has gone away."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with suppress(BrokenPipeError), open(writer, "w", buffering=1) as pipe:
+        yield pipe
 
 
-def test_a_reader_that_goes_away_is_no_error(small_run, tmp_path):
-    path = tmp_path / "many.jsonl"
-    path.write_text((json.dumps(GOOD) + "\n") * 400)
-    command = f"{Path(sys.executable).with_name('armorm')} score {path} --model {small_run} --details | head -1"
-    done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, check=False)
+def test_a_reader_that_goes_away_is_no_error(capsys, monkeypatch, rows, small_run, unread):
+    monkeypatch.setattr(sys, "stdout", unread)
+    _, _, err = run(capsys, "score", rows, "--model", small_run, "--details")
+    assert "scored" not in err
+    assert "Traceback" not in err
+    assert "Exception" not in err
+
+
+@pytest.mark.parametrize("command", [["inspect", "{rows}"], pytest.param(["score", "{rows}"], marks=pytest.mark.slow)])
+def test_nor_is_it_when_the_process_ends(rows, unread, command):
+    program, *options = (part.format(rows=rows) for part in ("armorm", *command))
+    arguments = [Path(sys.executable).with_name(program), *options]
+    done = subprocess.run(arguments, stdout=unread, stderr=subprocess.PIPE, text=True, check=False)
     assert "Traceback" not in done.stderr
     assert "Exception" not in done.stderr
 

@@ -7,16 +7,15 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from armorm.cli.app import app, main
+from armorm.cli.app import app
 from armorm.features.store import Shard
+from tests.helpers.commands import run
 
 
-def embed(capsys, *arguments: str) -> dict:
-    main_arguments = ["embed", *arguments, "--dtype", "float32", "--json"]
-    with pytest.raises(SystemExit) as stopped:
-        main(main_arguments)
-    assert stopped.value.code == 0
-    return json.loads(capsys.readouterr().out)
+def embed(capsys, *arguments: object) -> dict:
+    code, out, _ = run(capsys, "embed", *arguments, "--dtype", "float32", "--json")
+    assert code == 0
+    return json.loads(out)
 
 
 @pytest.fixture

@@ -7,20 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from armorm.cli.app import main
+from tests.helpers.commands import run
 from tests.helpers.marked_scorer import FIXTURES
 
 MARKS = "tests.helpers.marked_scorer:marked"
 PAIRS = FIXTURES / "pairs.jsonl"
-
-
-def run(capsys, *arguments: object) -> tuple[int, str, str]:
-    """Exit code, standard output, standard error of a command."""
-    with pytest.raises(SystemExit) as stopped:
-        main([str(argument) for argument in arguments])
-    captured = capsys.readouterr()
-    code = stopped.value.code
-    return (code if isinstance(code, int) else 0), captured.out, captured.err
 
 
 @pytest.fixture(scope="module")

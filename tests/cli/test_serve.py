@@ -15,7 +15,7 @@ import pytest
 httpx = pytest.importorskip("httpx")
 pytest.importorskip("fastapi")
 
-from armorm.cli.app import main  # noqa: E402
+from tests.helpers.commands import run  # noqa: E402
 from tests.helpers.servers import question  # noqa: E402
 from tests.helpers.small_models import reward_model  # noqa: E402
 
@@ -51,12 +51,11 @@ def test_a_server_answers_under_its_key_and_ends_with_zero_when_told_to_stop(sav
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=ask, daemon=True).start()
-    with pytest.raises(SystemExit) as ended:
-        main(["serve", "--model", str(saved), "--port", str(port), "--api-key-env", "REWARD_KEY", "--dtype", "float32"])
-    assert ended.value.code == 0
+    options = ("--port", port, "--api-key-env", "REWARD_KEY", "--dtype", "float32")
+    code, _, said = run(capsys, "serve", "--model", saved, *options)
+    assert code == 0
     assert [answer.status_code for answer in answers] == [401, 200]
     assert answers[1].json()["model"] == "small-rm"
-    said = capsys.readouterr().err
     assert f"small-rm (4 objectives) on http://127.0.0.1:{port}" in said
     assert "warning" not in said
     assert "s3cret" not in said
@@ -73,23 +72,21 @@ def test_a_server_answers_under_its_key_and_ends_with_zero_when_told_to_stop(sav
     ],
 )
 def test_what_cannot_be_served_is_said_in_one_line(saved, options, message, capsys):
-    with pytest.raises(SystemExit) as ended:
-        main(["serve", "--model", str(saved), *options])
-    assert ended.value.code == 1
-    said = capsys.readouterr().err.strip()
+    code, _, said = run(capsys, "serve", "--model", saved, *options)
+    assert code == 1
     assert message in said
-    assert len(said.splitlines()) == 1
+    assert len(said.strip().splitlines()) == 1
 
 
 def test_a_port_in_use_is_found_out_before_the_model_is_loaded(capsys):
-    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(SystemExit):
-        main(["serve", "--model", "/no/such/model", "--port", str(taken.getsockname()[1])])
-    assert re.search(r"127.0.0.1, port \d+: Address already in use", capsys.readouterr().err)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        code, _, said = run(capsys, "serve", "--model", "/no/such/model", "--port", taken.getsockname()[1])
+    assert code == 1
+    assert re.search(r"127.0.0.1, port \d+: Address already in use", said)
 
 
 def test_a_missing_package_is_named_with_the_extra_that_brings_it(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     monkeypatch.setattr("armorm.cli.serve.find_spec", lambda name: None if name == "uvicorn" else object())
-    with pytest.raises(SystemExit):
-        main(["serve"])
-    assert capsys.readouterr().err.strip() == "armorm: serving needs uvicorn, expected: pip install 'armorm[serve]'"
+    _, _, said = run(capsys, "serve")
+    assert said.strip() == "armorm: serving needs uvicorn, expected: pip install 'armorm[serve]'"

@@ -10,13 +10,13 @@ import sys
 import pytest
 
 from armorm import Recipe
-from armorm.cli.app import main
 from armorm.data.decontamination import normalised
 from armorm.data.inspection import inspect_set
 from armorm.data.sources import Location
 from armorm.errors import DataError
 from armorm.training.dataset import read_training_data
 from armorm.training.recipe_draft import draft_recipe
+from tests.helpers.commands import exit_code
 
 
 def table(path, header: list[str], *rows: list) -> Location:
@@ -101,27 +101,21 @@ def test_pairs_beside_ratings_are_used_instead_of_pairs_from_ratings(tmp_path):
         draft_recipe([inspect_set(ratings)], "mine", "armorm-tiny")
 
 
-def run(*arguments) -> int:
-    with pytest.raises(SystemExit) as stopped:
-        main([str(argument) for argument in arguments])
-    return stopped.value.code or 0
-
-
 def test_init_writes_nothing_until_its_guesses_are_confirmed_or_stated(tmp_path, capsys, monkeypatch):
     table(tmp_path / "a.csv", ["question", "answer", "x"], *rows_of([[1 + i % 5] for i in range(60)]))
     recipe = tmp_path / "mine.yaml"
     monkeypatch.setattr(sys, "stdin", io.StringIO("y\n"))  # not a terminal: nobody is asked
-    assert run("init", tmp_path / "a.csv", "-o", recipe, "--json") == 2
+    assert exit_code("init", tmp_path / "a.csv", "-o", recipe, "--json") == 2
     captured = capsys.readouterr()
     assert json.loads(captured.out)[0]["scales"][0]["high"] == 5
     assert "1 to 5" in captured.err
     assert "--yes" in captured.err
     assert not recipe.exists()
-    assert run("init", tmp_path / "a.csv", "-o", recipe, "--scale", "x=0:10") == 0
+    assert exit_code("init", tmp_path / "a.csv", "-o", recipe, "--scale", "x=0:10") == 0
     assert Recipe.from_yaml(recipe).ratings[0].objectives["x"].range == (0, 10)
-    assert run("init", tmp_path / "a.csv", "-o", recipe, "--yes") == 0
+    assert exit_code("init", tmp_path / "a.csv", "-o", recipe, "--yes") == 0
     assert Recipe.from_yaml(recipe).ratings[0].objectives["x"].range == (1, 5)
-    assert run("init", tmp_path / "a.csv", "-o", recipe, "--scale", "x=5:1") == 2
+    assert exit_code("init", tmp_path / "a.csv", "-o", recipe, "--scale", "x=5:1") == 2
 
 
 def test_a_terminal_is_asked(tmp_path, monkeypatch):
@@ -130,7 +124,7 @@ def test_a_terminal_is_asked(tmp_path, monkeypatch):
         terminal = io.StringIO(answer)
         terminal.isatty = lambda: True  # type: ignore[method-assign]
         monkeypatch.setattr(sys, "stdin", terminal)
-        assert run("init", tmp_path / "a.csv", "-o", tmp_path / "r.yaml") == (0 if expected else 2)
+        assert exit_code("init", tmp_path / "a.csv", "-o", tmp_path / "r.yaml") == (0 if expected else 2)
         assert (tmp_path / "r.yaml").exists() == expected
 
 

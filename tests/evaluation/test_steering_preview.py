@@ -11,7 +11,7 @@ from scipy.stats import spearmanr
 from armorm import ArmoRM, evaluate
 from armorm.evaluation.steering_preview import preview
 from armorm.evaluation.tables import preview_tables
-from tests.cli.test_commands import run
+from tests.helpers.commands import run
 from tests.helpers.small_models import reward_model
 
 POLICY = {

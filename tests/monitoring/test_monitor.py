@@ -15,7 +15,7 @@ from armorm.integrations.trl import reward_funcs
 from armorm.monitoring.log import MonitorError, append_samples, read_log, sample_line
 from armorm.monitoring.render import monitor_page
 from armorm.monitoring.summary import summarize_run
-from tests.cli.test_commands import run
+from tests.helpers.commands import run
 from tests.helpers.simulated_runs import simulated_run
 from tests.helpers.small_models import reward_model
 

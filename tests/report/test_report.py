@@ -17,7 +17,7 @@ from armorm.conversation import Conversation
 from armorm.errors import DataError
 from armorm.report.evidence import gather
 from armorm.report.page import contents, report, without_texts
-from tests.cli.test_commands import run
+from tests.helpers.commands import run
 
 HOSTILE = "</div><script src='//evil.example/x.js'></script><img src=x onerror=alert(1)>"
 SETS = ("workshop", "harbour", "market", "choices")

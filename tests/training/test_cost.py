@@ -11,11 +11,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModel, Gemma2Config, LlamaConfig, Qwen3Config
 
 from armorm import Recipe
-from armorm.cli.app import main
 from armorm.errors import RecipeError
 from armorm.training.cost import DEVICES, KNOWN_SHAPES, Hardware, Shape, Workload, fleets, stage_1_memory, stages
 from armorm.training.dry_run import dry_run
 from armorm.training.schema import GatingSection
+from tests.helpers.commands import run
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
 SMALL = {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 160, "vocab_size": 100}  # fmt: skip
@@ -104,10 +104,9 @@ def test_the_dry_run_of_the_published_run_asks_nothing_of_the_network(capsys, tm
     monkeypatch.setattr(socket, "create_connection", refused)
     monkeypatch.setattr(urllib.request, "urlopen", refused)
     recipe = Path(__file__).parents[2] / "recipes" / "armorm-llama3-8b.yaml"
-    with pytest.raises(SystemExit) as stopped:
-        main(["train", str(recipe), "--dry-run", "--json", "--set", f"data_root={tmp_path}", "--price", "2"])
-    assert not stopped.value.code
-    shown = json.loads(capsys.readouterr().out)
+    code, out, _ = run(capsys, "train", recipe, "--dry-run", "--json", "--set", f"data_root={tmp_path}", "--price", 2)
+    assert code == 0
+    shown = json.loads(out)
     assert shown["work"]["objectives"] == 19
     assert shown["work"]["conversations"] == 600_000 + 2 * 800_000 + 2 * 340_000
     assert set(shown["costs"]) == {"1 x NVIDIA H100 SXM", "8 x NVIDIA H100 SXM", "Ray, 4 machines of 8"}

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from armorm import ArmoRM
-from armorm.cli.app import main
 from armorm.errors import FitError
 from armorm.training.extend import extend
+from tests.helpers.commands import exit_code
 from tests.helpers.small_models import reward_model, sets_to_add
 
 POLITE, RUDE = "Thank you for asking, please do try it this way.", "Go away, that is a silly thing to ask."
@@ -47,15 +47,9 @@ def model(tmp_path_factory) -> Path:
     return folder
 
 
-def command(*arguments: object) -> int:
-    with pytest.raises(SystemExit) as stopped:
-        main([str(argument) for argument in arguments])
-    return int(stopped.value.code or 0)
-
-
 def test_a_new_objective_from_the_command_line(data, model, tmp_path, capsys):
     """Old rows of W, old weights against each other and the old transform stay; the new objective is learned."""
-    code = command("extend", model, "--ratings", data / "ours.jsonl", "--objective", "politeness=1:5", "-o", tmp_path)
+    code = exit_code("extend", model, "--ratings", data / "ours.jsonl", "--objective", "politeness=1:5", "-o", tmp_path)
     assert code == 0
     assert "ours-politeness" in capsys.readouterr().out
     before, after = ArmoRM.from_pretrained(model, dtype="float32"), ArmoRM.from_pretrained(tmp_path, dtype="float32")
@@ -92,7 +86,7 @@ def test_without_preferences_new_objectives_get_their_share(data, model, tmp_pat
 
 
 def test_with_preferences_the_gate_is_trained_on(data, model, tmp_path, capsys):
-    code = command(
+    code = exit_code(
         "extend", model, "--ratings", data / "ours.jsonl", "--objective", "politeness=1:5", "--steps", 100,
         "--preferences", data / "pairs.jsonl", "--json", "-o", tmp_path,
     )  # fmt: skip
@@ -139,7 +133,7 @@ def test_more_ratings_without_the_old_statistics_are_refused(data, model, tmp_pa
 
 def test_an_objective_written_otherwise_is_rejected(data, model, tmp_path, capsys):
     for text in ("politeness", "politeness=5:1", "politeness=1:5:up"):
-        code = command("extend", model, "--ratings", data / "ours.jsonl", "--objective", text, "-o", tmp_path)
+        code = exit_code("extend", model, "--ratings", data / "ours.jsonl", "--objective", text, "-o", tmp_path)
         assert code == 2
         assert "expected COLUMN=LOW:HIGH" in capsys.readouterr().err
 

@@ -15,6 +15,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -72,7 +73,7 @@ class SharedForward:
             compiled = self.compiled and len(stream) == self.length
             if compiled:
                 stack.enter_context(self._swapped())
-            attend = _compiled_attend if compiled else _attend
+            attend = _compiled_attend() if compiled else _attend
             only = stack.enter_context(_only(model, asked, attend))
             ids, positions = (torch.from_numpy(part)[None].to(device) for part in (stream.ids, stream.positions))
             states = model(input_ids=ids, position_ids=positions, use_cache=False).last_hidden_state[0]
@@ -116,7 +117,10 @@ def _attend(layer: Any, states: torch.Tensor, options: dict[str, Any]) -> torch.
     return layer.self_attn(hidden_states=layer.input_layernorm(states), **options)[0]
 
 
-_compiled_attend = torch.compile(_attend, dynamic=False)
+@cache
+def _compiled_attend() -> Callable[..., torch.Tensor]:
+    """Made when first used: `torch.compile` itself imports the compiler, a second of every start."""
+    return torch.compile(_attend, dynamic=False)
 
 
 class _LastLayer(nn.Module):

@@ -48,6 +48,14 @@ def one_layer_backbone(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def llama_folder(tmp_path_factory) -> Path:
+    """A folder with a random Llama of two layers, its language head, and the embedded tokenizer."""
+    from tests.helpers.backbones import save_backbone
+
+    return shared_folder(tmp_path_factory, "llama", save_backbone)
+
+
+@pytest.fixture(scope="session")
 def small_recipe(one_layer_backbone, tmp_path_factory):
     """A recipe on a small part of the generated corpus: 48 prompts, 288 responses, the embedded backbone's first layer."""
     from armorm import Recipe

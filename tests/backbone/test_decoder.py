@@ -30,13 +30,8 @@ DIALOGUES = [
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    return save_backbone(tmp_path_factory.mktemp("llama"))
-
-
-@pytest.fixture(scope="module")
-def backbone(folder) -> Backbone:
-    return Backbone.load(folder, dtype="float32", device="cpu")
+def backbone(llama_folder) -> Backbone:
+    return Backbone.load(llama_folder, dtype="float32", device="cpu")
 
 
 def encoded_by(backbone: Backbone) -> list[EncodedConversation]:
@@ -78,8 +73,8 @@ def test_features_equal_those_of_the_plain_model_one_by_one_and_padded_on_the_le
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 2e-2)])
-def test_features_do_not_depend_on_the_batch(folder, dtype, tolerance):
-    backbone = Backbone.load(folder, dtype=dtype, device="cpu")
+def test_features_do_not_depend_on_the_batch(llama_folder, dtype, tolerance):
+    backbone = Backbone.load(llama_folder, dtype=dtype, device="cpu")
     encoded = encoded_by(backbone)
     alone = [np.concatenate(features) for features in zip(*(backbone.features([one]) for one in encoded), strict=True)]
     for order in ([0, 1, 2, 3], [3, 2, 1, 0], [1, 0], [2, 2, 0, 2, 3, 3, 3]):
@@ -101,8 +96,8 @@ def test_features_are_read_at_the_gate_and_at_the_last_token(backbone):
     assert np.linalg.norm(backbone.features([changed])[0][0] - prompt[0]) > 0.1 * np.linalg.norm(prompt[0])
 
 
-def test_padding_needs_no_padding_token_that_the_model_knows(folder):
-    backbone = Backbone.load(folder, dtype="float32", device="cpu")
+def test_padding_needs_no_padding_token_that_the_model_knows(llama_folder):
+    backbone = Backbone.load(llama_folder, dtype="float32", device="cpu")
     expected = backbone.features(encoded_by(backbone))
     backbone.tokenizer.add_special_tokens({"pad_token": "<|a pad token beyond the embedding|>"})
     assert backbone.tokenizer.pad_token_id >= 8192
@@ -133,14 +128,14 @@ def test_a_folder_with_the_name_of_an_embedded_model_goes_first(monkeypatch, tmp
     assert embedded_path("armorm-tiny") is None
 
 
-def test_the_language_model_head_is_not_loaded(backbone, folder):
-    assert "lm_head.weight" in load_file(folder / "model.safetensors")
+def test_the_language_model_head_is_not_loaded(backbone, llama_folder):
+    assert "lm_head.weight" in load_file(llama_folder / "model.safetensors")
     assert not [name for name, _ in backbone.model.named_parameters() if "head" in name]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-def test_weights_load_in_the_dtype_that_was_asked_for(folder, dtype):
-    assert Backbone.load(folder, dtype=dtype, device="cpu").model.dtype == getattr(torch, dtype)
+def test_weights_load_in_the_dtype_that_was_asked_for(llama_folder, dtype):
+    assert Backbone.load(llama_folder, dtype=dtype, device="cpu").model.dtype == getattr(torch, dtype)
 
 
 def test_small_models_run_in_float32_where_the_processor_has_no_fast_bfloat16(tmp_path):
@@ -149,9 +144,9 @@ def test_small_models_run_in_float32_where_the_processor_has_no_fast_bfloat16(tm
     assert Backbone.load(path, device="cpu").model.dtype == expected
 
 
-def test_an_unknown_dtype_is_refused_with_the_nearest_name(folder):
+def test_an_unknown_dtype_is_refused_with_the_nearest_name(llama_folder):
     with pytest.raises(BackboneError, match=r"dtype 'bfloat61', expected auto, .* \(did you mean bfloat16\?\)"):
-        Backbone.load(folder, dtype="bfloat61")
+        Backbone.load(llama_folder, dtype="bfloat61")
 
 
 def test_an_encoder_is_refused_by_name(tmp_path):
@@ -169,42 +164,42 @@ def test_an_encoder_decoder_is_refused_by_name(tmp_path):
 
 
 @pytest.fixture
-def broken(folder, tmp_path):
+def broken(llama_folder, tmp_path):
     """A function that writes a copy of the backbone with other weights."""
 
     def write(weights: dict[str, torch.Tensor]) -> Path:
         path = tmp_path / "broken"
-        shutil.copytree(folder, path)
+        shutil.copytree(llama_folder, path)
         save_file(weights, path / "model.safetensors", metadata={"format": "pt"})
         return path
 
     return write
 
 
-def test_missing_weights_are_refused_with_their_names(folder, broken):
-    weights = load_file(folder / "model.safetensors")
+def test_missing_weights_are_refused_with_their_names(llama_folder, broken):
+    weights = load_file(llama_folder / "model.safetensors")
     del weights["model.layers.1.mlp.up_proj.weight"]
     with pytest.raises(BackboneError, match=r"the weights lack 1 tensors: layers\.1\.mlp\.up_proj\.weight"):
         Backbone.load(broken(weights), device="cpu")
 
 
-def test_weights_of_another_shape_are_refused_with_their_names(folder, broken):
-    weights = load_file(folder / "model.safetensors")
+def test_weights_of_another_shape_are_refused_with_their_names(llama_folder, broken):
+    weights = load_file(llama_folder / "model.safetensors")
     weights["model.layers.0.mlp.up_proj.weight"] = torch.zeros(3, 4)
     with pytest.raises(BackboneError, match=r"in another shape 1 tensors: layers\.0\.mlp\.up_proj\.weight"):
         Backbone.load(broken(weights), device="cpu")
 
 
-def test_a_damaged_weight_file_is_refused_in_one_line(folder, broken):
-    path = broken(load_file(folder / "model.safetensors"))
+def test_a_damaged_weight_file_is_refused_in_one_line(llama_folder, broken):
+    path = broken(load_file(llama_folder / "model.safetensors"))
     whole = (path / "model.safetensors").read_bytes()
     (path / "model.safetensors").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(BackboneError, match=f"backbone {path}: .*incomplete"):
         Backbone.load(path, device="cpu")
 
 
-def test_pickled_weights_are_not_read(folder, broken):
-    weights = load_file(folder / "model.safetensors")
+def test_pickled_weights_are_not_read(llama_folder, broken):
+    weights = load_file(llama_folder / "model.safetensors")
     path = broken(weights)
     (path / "model.safetensors").unlink()
     torch.save(weights, path / "pytorch_model.bin")
@@ -220,16 +215,16 @@ def test_a_folder_without_a_model_is_refused(tmp_path):
 # --- fingerprint ---------------------------------------------------------------------------------
 
 
-def test_fingerprint_is_the_same_for_the_same_backbone_however_it_was_used(folder, backbone):
-    again = Backbone.load(folder, dtype="float32", device="cpu")
+def test_fingerprint_is_the_same_for_the_same_backbone_however_it_was_used(llama_folder, backbone):
+    again = Backbone.load(llama_folder, dtype="float32", device="cpu")
     again.tokenizer(["a long text", "a"], padding=True, truncation=True, max_length=2)
     again.features(encoded_by(again))
     assert again.fingerprint == backbone.fingerprint
 
 
-def test_fingerprint_differs_with_weights_dtype_tokenizer_and_template(folder, backbone, tmp_path):
+def test_fingerprint_differs_with_weights_dtype_tokenizer_and_template(llama_folder, backbone, tmp_path):
     def loaded(dtype: str = "float32") -> Backbone:
-        return Backbone.load(folder, dtype=dtype, device="cpu")
+        return Backbone.load(llama_folder, dtype=dtype, device="cpu")
 
     weights, template, tokenizer = loaded(), loaded(), loaded()
     with torch.no_grad():

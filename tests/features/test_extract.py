@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -34,13 +34,8 @@ SMALL_SHARDS = 150
 
 
 @pytest.fixture(scope="module")
-def model_folder(tmp_path_factory) -> Path:
-    return save_backbone(tmp_path_factory.mktemp("llama"))
-
-
-@pytest.fixture(scope="module")
-def backbone(model_folder) -> Backbone:
-    return Backbone.load(model_folder, dtype="float32", device="cpu")
+def backbone(llama_folder) -> Backbone:
+    return Backbone.load(llama_folder, dtype="float32", device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -77,34 +72,55 @@ def small_shards(monkeypatch):
 PASSES = 5
 
 
-def extract_and_hang(model_folder: str, folder: str) -> None:
-    """Extract until `PASSES` forward passes are done, say so, and wait to be killed."""
-    torch.set_num_threads(1)
-    backbone = Backbone.load(model_folder, dtype="float32", device="cpu")
-    engines.SHARD_TOKENS = SMALL_SHARDS
+def extract_until(stop: Callable[[], None], backbone: Backbone, folder: Path) -> None:
+    """Extract until `PASSES` forward passes are done, then stop."""
     forward = backbone.features
     done = 0
 
     def features(batch: Sequence[EncodedConversation]) -> tuple[np.ndarray, np.ndarray]:
         nonlocal done
         if done == PASSES:
-            print("in the middle", flush=True)
-            time.sleep(600)
+            stop()
         done += 1
         return forward(batch)
 
     backbone.features = features
-    extract(backbone, encoded_by(backbone), store_at(Path(folder), backbone), batch_tokens=200)
+    try:
+        extract(backbone, encoded_by(backbone), store_at(folder, backbone), batch_tokens=200)
+    finally:
+        backbone.features = forward
 
 
-@pytest.fixture(scope="module", autouse=True)
-def extraction_in_another_process(model_folder, tmp_path_factory) -> Iterator[tuple[subprocess.Popen[str], Path]]:
-    """An extraction for one test to kill; it starts here, since its imports take longer than all other tests."""
-    folder = tmp_path_factory.mktemp("killed") / "features"
-    call = f"import tests.features.test_extract as t; t.extract_and_hang({str(model_folder)!r}, {str(folder)!r})"
+def interrupted(backbone: Backbone, folder: Path) -> None:
+    """An extraction stopped by an error after some passes."""
+
+    def stop() -> None:
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        extract_until(stop, backbone, folder)
+
+
+def killed(backbone: Backbone, folder: Path) -> None:
+    """An extraction in a process of its own that gets SIGKILL, as by `kill -9`, after some passes."""
+    call = f"import tests.features.test_extract as t; t.extract_and_hang({backbone.name!r}, {str(folder)!r})"
     with subprocess.Popen([sys.executable, "-c", call], cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
-        yield process, folder
+        assert process.stdout is not None
+        assert process.stdout.readline() == "in the middle\n"
         process.kill()
+        assert process.wait() == -9
+
+
+def extract_and_hang(model: str, folder: str) -> None:
+    """Extract until `PASSES` forward passes are done, say so, and wait to be killed."""
+
+    def stop() -> None:
+        print("in the middle", flush=True)
+        time.sleep(600)
+
+    torch.set_num_threads(1)
+    engines.SHARD_TOKENS = SMALL_SHARDS
+    extract_until(stop, Backbone.load(model, dtype="float32", device="cpu"), Path(folder))
 
 
 def encoded_by(backbone: Backbone) -> list[EncodedConversation]:
@@ -283,29 +299,28 @@ def test_a_damaged_shard_is_named_and_computed_again(backbone, encoded, batches,
     assert found == before
 
 
-def test_a_killed_extraction_resumes_and_ends_with_the_same_bytes(
-    backbone, encoded, batches, tmp_path, small_shards, extraction_in_another_process
+@pytest.mark.parametrize("stop", [interrupted, pytest.param(killed, marks=pytest.mark.slow)])
+def test_a_stopped_extraction_resumes_and_ends_with_the_same_bytes(
+    backbone, encoded, batches, tmp_path, small_shards, stop
 ):
-    process, killed = extraction_in_another_process
-    assert process.stdout is not None
-    assert process.stdout.readline() == "in the middle\n"
-    process.kill()  # SIGKILL, as `kill -9`
-    assert process.wait() == -9
+    stopped = tmp_path / "stopped"
+    stop(backbone, stopped)
+    batches.clear()
 
     uninterrupted = tmp_path / "uninterrupted"
     expected = extract(backbone, encoded, store_at(uninterrupted, backbone), batch_tokens=200)
     assert len(batches) > PASSES
     shards = sorted(uninterrupted.glob("shard-*"))
-    before = files(killed)
-    done = sorted(killed.glob("shard-*"))
+    before = files(stopped)
+    done = sorted(stopped.glob("shard-*"))
     assert 0 < len(done) < len(shards)
 
     batches.clear()
-    store = store_at(killed, backbone)
+    store = store_at(stopped, backbone)
     missing = [encoded[i] for i in store.missing([conversation.key for conversation in encoded])]
     resumed = extract(backbone, encoded, store, batch_tokens=200)
     assert tokens(batches) == sum(map(len, missing)) < sum(map(len, encoded))
-    assert files(killed) == files(uninterrupted)
-    assert before.items() <= files(killed).items()
+    assert files(stopped) == files(uninterrupted)
+    assert before.items() <= files(stopped).items()
     for name in ("response", "prompt", "prompt_index"):
         assert np.array_equal(getattr(resumed, name), getattr(expected, name))

@@ -23,7 +23,7 @@ from armorm.training.dataset import read_training_data
 from armorm.training.finetune import run as stage
 from armorm.training.finetune.record import Finetuned, residuals, with_start, without_finetuned
 from armorm.training.finetune.trainer import last_whole_checkpoint, masked_squared_error
-from tests.helpers.backbones import save_backbone
+from tests.helpers.shared_folders import shared_folder
 
 pytest.importorskip("accelerate")
 QUIET = Console(quiet=True)
@@ -34,20 +34,13 @@ SETTINGS = [
 
 
 @pytest.fixture(scope="module")
-def backbone(tmp_path_factory) -> Path:
-    return save_backbone(tmp_path_factory.mktemp("llama"))
-
-
-@pytest.fixture(scope="module")
-def recipe(small_recipe, backbone) -> Recipe:
-    return Recipe.from_text(small_recipe.to_yaml(), [*SETTINGS, f"backbone.model={backbone}"])
+def recipe(small_recipe, llama_folder) -> Recipe:
+    return Recipe.from_text(small_recipe.to_yaml(), [*SETTINGS, f"backbone.model={llama_folder}"])
 
 
 @pytest.fixture(scope="module")
 def finetuned_run(recipe, tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("finetuned")
-    train(recipe, folder, quiet=True)
-    return folder
+    return shared_folder(tmp_path_factory, "finetuned", lambda folder: train(recipe, folder, quiet=True))
 
 
 def changed(recipe: Recipe, *settings: str) -> Recipe:
@@ -96,9 +89,9 @@ def test_balanced_weights_hear_small_sets_and_make_the_mean_cost_one():
     assert equal[0] == equal[1]
 
 
-def test_the_run_fine_tunes_its_backbone_and_reads_it(recipe, backbone, finetuned_run):
+def test_the_run_fine_tunes_its_backbone_and_reads_it(recipe, llama_folder, finetuned_run):
     folder = finetuned_run / "work" / "backbone"
-    before, after = weights(backbone), weights(folder)
+    before, after = weights(llama_folder), weights(folder)
     moved = [name for name, tensor in after.items() if not tensor.equal(before[f"model.{name}"])]
     assert len(moved) == len(after)
     served = weights(finetuned_run)
@@ -110,7 +103,7 @@ def test_the_run_fine_tunes_its_backbone_and_reads_it(recipe, backbone, finetune
     assert last < 0.8 * first
     assert not (finetuned_run / "work" / "finetune").exists()
     facts = json.loads((finetuned_run / "metrics.json").read_text())["backbone"]["finetuned"]
-    assert facts["settings"]["share"] == 0.6 and facts["from"] == str(backbone)
+    assert facts["settings"]["share"] == 0.6 and facts["from"] == str(llama_folder)
 
 
 def test_heads_never_meet_a_prompt_that_the_backbone_was_fine_tuned_on(recipe, finetuned_run):
@@ -203,11 +196,11 @@ def test_stage_1_from_given_weights_is_ridge_towards_them():
 
 
 @pytest.mark.slow
-def test_lora_trains_adapters_and_leaves_an_ordinary_model(recipe, backbone, tmp_path):
+def test_lora_trains_adapters_and_leaves_an_ordinary_model(recipe, llama_folder, tmp_path):
     pytest.importorskip("peft")
     lora = changed(recipe, "finetune.method=lora", "finetune.lora_rank=4", "finetune.learning_rate=0.001")
     folder = stage.finetune(lora, read_training_data(lora), tmp_path, QUIET)
-    before, after = weights(backbone), weights(folder)
+    before, after = weights(llama_folder), weights(folder)
     assert {f"model.{name}" for name in after} == {name for name in before if name.startswith("model.")}
     moved = {name for name, tensor in after.items() if not tensor.equal(before[f"model.{name}"])}
     assert moved and all("proj" in name for name in moved)
@@ -217,10 +210,10 @@ def test_lora_trains_adapters_and_leaves_an_ordinary_model(recipe, backbone, tmp
 
 
 @pytest.mark.slow
-def test_frozen_layers_and_embeddings_stay(recipe, backbone, tmp_path):
+def test_frozen_layers_and_embeddings_stay(recipe, llama_folder, tmp_path):
     frozen = changed(recipe, "finetune.frozen_layers=1", "finetune.epochs=0.3")
     folder = stage.finetune(frozen, read_training_data(frozen), tmp_path, QUIET)
-    before, after = weights(backbone), weights(folder)
+    before, after = weights(llama_folder), weights(folder)
     still = {name for name, tensor in after.items() if tensor.equal(before[f"model.{name}"])}
     assert still == {name for name in after if name.startswith(("embed_tokens", "layers.0."))}
     with pytest.raises(BackboneError, match="found 2, the backbone has 2 layers"):

@@ -7,11 +7,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-import torch
 
 from tests.helpers.shared_folders import shared_folder
-
-torch.set_num_threads(1)  # see tests/__init__.py
 
 
 @pytest.fixture(scope="session")
@@ -34,6 +31,7 @@ def tiny_backbone():
 @pytest.fixture(scope="session")
 def one_layer_backbone(tmp_path_factory) -> Path:
     """A folder with the first layer of the embedded backbone, in float32, and its tokenizer: a fifth of its cost."""
+    import torch
     from transformers import AutoModel, AutoTokenizer
 
     from armorm.files import EMBEDDED_BACKBONE, embedded_path

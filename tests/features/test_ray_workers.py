@@ -21,7 +21,6 @@ from armorm.features.workers import ExtractionSettings
 from tests.helpers.conversations import chat
 
 pytestmark = pytest.mark.slow
-ray = pytest.importorskip("ray")
 psutil = pytest.importorskip("psutil")
 
 SHARD_TOKENS = 1500
@@ -36,8 +35,9 @@ DIALOGUES = [
 @pytest.fixture(scope="module")
 def two_cores():
     """Ray on this machine, with two cores for workers of one thread each, as in this process."""
+    ray = pytest.importorskip("ray")
     ray.init(num_cpus=2, num_gpus=0, include_dashboard=False, log_to_driver=False, logging_level="error")
-    yield
+    yield ray
     ray.shutdown()
 
 
@@ -155,12 +155,12 @@ def test_a_shard_that_kills_every_worker_ends_the_run(two_cores, backbone, encod
     from armorm.features.ray_workers import ATTEMPTS, _Counter, _Task, _Worker
 
     table = TokenTable.write(tmp_path / "tokens", [encoded[:2]])
-    counter = ray.remote(_Counter).options(num_cpus=0).remote()
+    counter = two_cores.remote(_Counter).options(num_cpus=0).remote()
     settings = {"mechanism": "plain", "compiled": False, "budget": 512}
     worker = _Worker(_Task(source, str(table.folder), str(tmp_path), "float32", settings), counter)
     row = {"number": 3, "name": "shard-a-00003.safetensors", "places": np.arange(2).tobytes(), "owned": b""}
     for _ in range(ATTEMPTS):  # workers that began it and were never heard of again
-        ray.get(counter.begin.remote(3))
+        two_cores.get(counter.begin.remote(3))
     with pytest.raises(BackboneError, match=f"shard-a-00003.safetensors: {ATTEMPTS} workers died on it"):
         worker(row)
     assert worker(row | {"number": 4, "name": "shard-a-00004.safetensors"})["number"] == 4

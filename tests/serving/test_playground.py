@@ -15,8 +15,6 @@ import yaml
 from armorm import ArmoRM
 from tests.helpers.servers import served
 
-pytest.importorskip("gradio")
-sync_api = pytest.importorskip("playwright.sync_api")
 CHROMIUM = os.environ.get("ARMORM_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="no chromium")]
 # Off is everything that a browser does by itself, so that what is asked for is what the page asked for.
@@ -27,6 +25,7 @@ KEY = "s3cret"
 
 @pytest.fixture(scope="module")
 def server():
+    pytest.importorskip("gradio")
     with served(
         ArmoRM.from_pretrained("armorm-tiny-rm", dtype="float32", device="cpu"), ui=True, api_key=KEY
     ) as running:
@@ -42,6 +41,7 @@ def _count(running):
 
 @pytest.fixture(scope="module")
 def browser(server):  # closed before the server, which would wait for its pages
+    sync_api = pytest.importorskip("playwright.sync_api")
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=_ARGUMENTS)
         yield browser

@@ -11,12 +11,11 @@ import pytest
 from tests.helpers.servers import question
 from tests.helpers.small_models import reward_model
 
-ray = pytest.importorskip("ray")
-serve = pytest.importorskip("ray.serve")
 pytestmark = pytest.mark.slow
 
 
 def test_two_replicas_answer_every_request_with_the_scores_of_the_model(tmp_path, monkeypatch):
+    ray, serve = pytest.importorskip("ray"), pytest.importorskip("ray.serve")
     from armorm.serving.ray_serve import Arguments, app
     from armorm.serving.server import address_of, bound_socket
 

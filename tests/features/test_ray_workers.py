@@ -152,12 +152,12 @@ def test_a_store_of_another_backbone_is_refused(two_cores, backbone, encoded, so
 
 
 def test_a_shard_that_kills_every_worker_ends_the_run(two_cores, backbone, encoded, source, tmp_path):
-    from armorm.features.ray_workers import ATTEMPTS, _Counter, _Task, _Worker
+    from armorm.features.ray_workers import ATTEMPTS, _Counter, _Worker
 
     table = TokenTable.write(tmp_path / "tokens", [encoded[:2]])
     counter = two_cores.remote(_Counter).options(num_cpus=0).remote()
     settings = {"mechanism": "plain", "compiled": False, "budget": 512}
-    worker = _Worker(_Task(source, str(table.folder), str(tmp_path), "float32", settings), counter)
+    worker = _Worker(source, str(table.folder), str(tmp_path), "float32", settings, counter)
     row = {"number": 3, "name": "shard-a-00003.safetensors", "places": np.arange(2).tobytes(), "owned": b""}
     for _ in range(ATTEMPTS):  # workers that began it and were never heard of again
         two_cores.get(counter.begin.remote(3))

@@ -136,11 +136,7 @@ class ChatTemplate:
         return self._apply([message.to_dict() for message in conversation.messages])
 
     def encode(self, conversations: Sequence[Conversation]) -> list[EncodedConversation]:
-        """Encode conversations, of any length.
-
-        Raises:
-            ConversationError: if the template rejects a turn, or the gate cannot be located.
-        """
+        """Encode conversations of any length; a `ConversationError` for a rejected turn, or no gate position."""
         rendered = [self._locate(conversation) for conversation in conversations]
         encodings = self._private.encode_batch([text for text, *_ in rendered], add_special_tokens=False)
         return [self._finish(encoding, *places) for encoding, places in zip(encodings, rendered, strict=True)]

@@ -141,11 +141,7 @@ class Backbone:
 
     @torch.inference_mode()
     def features(self, batch: Sequence[EncodedConversation]) -> tuple[np.ndarray, np.ndarray]:
-        """Features of one batch.
-
-        Returns:
-            prompt features (n, d) and response features (n, d), float32.
-        """
+        """Prompt features (n, d) and response features (n, d), float32, of one batch."""
         # (Padded with 0, an id that every model has and no token attends to.)
         ids = pad_sequence([torch.from_numpy(row.ids.astype(np.int64)) for row in batch], batch_first=True)
         hidden = self.model(input_ids=ids.to(self.device), use_cache=False).last_hidden_state

@@ -42,11 +42,7 @@ _PLAIN_LAYERS = {"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer"
 
 @dataclass
 class SharedForward:
-    """Forward passes of one backbone over trees.
-
-    Args:
-        compiled: compile the layers; every stream is then padded to `length` tokens.
-    """
+    """Forward passes of one backbone over trees; if layers are compiled, every stream is padded to `length` tokens."""
 
     backbone: Backbone
     compiled: bool = False
@@ -101,11 +97,7 @@ def _compiled_call(layer: nn.Module) -> Any:
 
 
 def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
-    """The list of a decoder's layers: the first one as long as the config says.
-
-    Raises:
-        UnsupportedAttentionError: if there is none.
-    """
+    """The list of a decoder's layers, the first as long as the config says; an `UnsupportedAttentionError` for none."""
     count = model.config.get_text_config().num_hidden_layers
     for module in model.modules():
         if isinstance(module, nn.ModuleList) and len(module) == count:

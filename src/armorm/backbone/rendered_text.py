@@ -112,11 +112,7 @@ class RenderedReader:
         return _assembled([Turn("user", start)], next((cut for cut in cuts if cut != rest), rest))
 
     def from_ids(self, ids: Sequence[Any]) -> EncodedConversation:
-        """A conversation in the model's own token ids.
-
-        Raises:
-            ConversationError: for invalid ids, or ids without the gate pattern.
-        """
+        """A conversation in the model's own token ids; a `ConversationError` for invalid ones, or without a gate."""
         for place, value in enumerate(ids):
             if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < self.vocabulary:
                 raise ConversationError(

@@ -27,31 +27,19 @@ _NAME = 20
 
 @dataclass(frozen=True)
 class ObjectiveShare:
-    """One objective of a score.
-
-    Attributes:
-        name: of the objective.
-        rating: predicted rating on the raw scale; `low` and `high` are the ends of the scale.
-        reward: the same on the mapped scale.
-        weight: gating weight for this prompt.
-        average_weight: its mean over the reference data, or None without reference.
-        coefficient: weight of the reward in the score, after the transform.
-        contribution: coefficient * reward.
-        relative: coefficient * (reward - reference mean).
-        uncertainty: epistemic standard deviation of the rating, raw scale; None for a model without uncertainty.
-    """
+    """One objective of a score."""
 
     name: str
-    rating: float
-    low: float
+    rating: float  # predicted, on the raw scale
+    low: float  # ends of the raw scale
     high: float
-    reward: float
-    weight: float
-    average_weight: float | None
-    coefficient: float
-    contribution: float
-    relative: float
-    uncertainty: float | None = None
+    reward: float  # the rating on the mapped scale
+    weight: float  # gating weight for this prompt
+    average_weight: float | None  # its mean over the reference data, or None without reference
+    coefficient: float  # weight of the reward in the score, after the transform
+    contribution: float  # coefficient * reward
+    relative: float  # coefficient * (reward - reference mean)
+    uncertainty: float | None = None  # epistemic standard deviation of the rating, raw scale; None if unknown
 
 
 @dataclass(frozen=True)

@@ -253,8 +253,7 @@ def choose_engine(
 def resumed_engine(backbone: Backbone, settings: dict[str, Any], encoded: Sequence[EncodedConversation]) -> Engine:
     """The engine that a stored plan was started with; plain if the backbone fails the test for sharing prefixes.
 
-    Args:
-        encoded: some of the work, in lexicographic order, to test the backbone on.
+    The test is run on `encoded`, some of the work, in lexicographic order.
     """
     engine = Engine(backbone, **settings)
     engine.compiled = engine.compiled and can_compile(backbone.device)

@@ -50,11 +50,7 @@ class BackboneSource:
         return Backbone.load(**vars(self))
 
     def template(self) -> ChatTemplate:
-        """The chat template, without loading the weights.
-
-        Raises:
-            BackboneError: for a model without a tokenizer.
-        """
+        """The chat template, without loading the weights; a `BackboneError` for a model without a tokenizer."""
         from transformers import AutoTokenizer
 
         path, options = str(embedded_path(self.name) or self.name), {"trust_remote_code": self.trust_remote_code}
@@ -160,8 +156,8 @@ class RayWorkers:
             with _counter(advance) as counter:
                 # (Absolute: workers run in another folder.)
                 folders = str(table.folder.resolve()), str(work.store.folder.resolve())
-                task = _Task(self.source, *folders, work.store.dtype, work.plan.settings)
-                for name, fault in self._computed(rows, task, counter):
+                worker = (self.source, *folders, work.store.dtype, work.plan.settings, counter)
+                for name, fault in self._computed(rows, worker):
                     if fault:
                         say(f"{self.source.name}: prefixes are not shared in {name}: {fault}")
                     work.store.adopt(name)
@@ -172,8 +168,11 @@ class RayWorkers:
                 "expected a folder that every machine of the cluster sees under the same path"
             )
 
-    def _computed(self, rows: list[dict[str, Any]], task: _Task, counter: Any) -> Iterator[tuple[str, str]]:
-        """Name of each shard as it is finished, and why its prefixes were not shared."""
+    def _computed(self, rows: list[dict[str, Any]], worker: tuple[Any, ...]) -> Iterator[tuple[str, str]]:
+        """Name of each shard as it is finished, and why its prefixes were not shared.
+
+        `worker` are the arguments of `_Worker`.
+        """
         import ray
         from ray.exceptions import RayError
 
@@ -182,7 +181,7 @@ class RayWorkers:
         context.print_on_execution_start = False
         dataset = ray.data.from_items(rows, override_num_blocks=min(len(rows), _MOST_BLOCKS)).map(
             _Worker,
-            fn_constructor_args=(task, counter),
+            fn_constructor_args=worker,
             compute=ray.data.ActorPoolStrategy(size=min(self.workers or 1, len(rows))),
             num_cpus=self.cpus,
             num_gpus=self.gpus,
@@ -214,17 +213,6 @@ class RayWorkers:
         return ray.remote(_Head).options(num_cpus=self.cpus, num_gpus=self.gpus, max_restarts=-1).remote(self.source)
 
 
-@dataclass(frozen=True)
-class _Task:
-    """What is the same for every shard."""
-
-    source: BackboneSource
-    table: str
-    store: str
-    dtype: str
-    settings: Mapping[str, Any]
-
-
 class _Head:
     """The first worker: describes the backbone and chooses its engine."""
 
@@ -247,17 +235,18 @@ class _Head:
 class _Worker:
     """Computes the shard of one row of the Ray dataset."""
 
-    def __init__(self, task: _Task, counter: Any) -> None:
-        self.task, self.counter = task, counter
-        self.backbone = task.source.load()
-        self.encoded = TokenTable(Path(task.table))
+    def __init__(
+        self, source: BackboneSource, table: str, store: str, dtype: str, settings: Mapping[str, Any], counter: Any
+    ) -> None:
+        self.store, self.dtype, self.settings, self.counter = Path(store), dtype, dict(settings), counter
+        self.backbone, self.encoded = source.load(), TokenTable(Path(table))
         self.engine: Any = None
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         import ray
 
         number, name = int(row["number"]), str(row["name"])
-        path = Path(self.task.store) / name
+        path = self.store / name
         if not path.exists():  # (else a worker before this one wrote it, and died)
             if ray.get(self.counter.begin.remote(number)) > ATTEMPTS:
                 raise BackboneError(
@@ -265,7 +254,7 @@ class _Worker:
                 )
             conversations = list(Rows(self.encoded, np.frombuffer(row["places"], np.int64)))
             if self.engine is None:
-                self.engine = resumed_engine(self.backbone, dict(self.task.settings), conversations)
+                self.engine = resumed_engine(self.backbone, self.settings, conversations)
             done = 0
 
             def advance(tokens: int) -> None:
@@ -274,7 +263,7 @@ class _Worker:
                 self.counter.set.remote(number, done)
 
             shard = compute_shard(self.engine, conversations, np.frombuffer(row["owned"], KEY), advance)
-            write_shard(path, self.task.dtype, **shard)
+            write_shard(path, self.dtype, **shard)
         return {"name": name, "fault": self.backbone.sharing_fault or ""}
 
 

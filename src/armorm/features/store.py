@@ -204,10 +204,9 @@ class FeatureStore:
             self._make_index()
 
     def verify(self, keys: Keys, prompt_keys: Keys) -> list[str]:
-        """Check the checksums of each shard with these keys, once; damaged ones are renamed and their features missing.
+        """Check the checksums of each shard with these keys, once; returns the names of damaged ones.
 
-        Returns:
-            names of the damaged shards.
+        Damaged shards are renamed, and their features are missing from then on.
         """
         used = {
             self.shards[shard]
@@ -240,11 +239,7 @@ class FeatureStore:
         return np.lexsort((self._responses.row[places], self._responses.shard[places]))
 
     def blocks(self, keys: np.ndarray, size: int = BLOCK_ROWS) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Response features of keys (n,), in blocks and in the order of the shards.
-
-        Yields:
-            positions (b,) in `keys`, and their features (b, d) float32.
-        """
+        """Blocks of keys (n,), in the order of the shards: positions (b,) and response features (b, d) float32."""
         order = self.order(keys)
         for start in range(0, len(order), size):
             places = order[start : start + size]
@@ -291,12 +286,7 @@ class FeatureStore:
 
 
 class _Index:
-    """Shard and row of each key; 24 bytes per key.
-
-    Attributes:
-        keys: (m,) sorted, distinct.
-        shard, row: (m,) int32, of the first shard that contains each.
-    """
+    """Shard and row (m,) int32 of each of the sorted, distinct keys (m,), in the first shard that contains it."""
 
     def __init__(self, keys: Sequence[np.ndarray]) -> None:
         every = np.concatenate([np.empty(0, KEY), *keys])
@@ -343,12 +333,7 @@ def write_shard(
     prompt_features: np.ndarray,
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Write a shard.
-
-    Args:
-        dtype: of the stored features, one of `DTYPES`.
-        response_features, prompt_features: (m, d) and (q, d) float32.
-    """
+    """Write a shard; `dtype`, one of `DTYPES`, is that in which the features (m, d) and (q, d) are stored."""
     import torch
     from safetensors.torch import save_file
 
@@ -398,11 +383,7 @@ class Shard:
             raise StoreError(f"{path}: damaged shard ({error})") from None
 
     def verify(self) -> None:
-        """Compare every tensor with its checksum.
-
-        Raises:
-            StoreError: naming the file and the tensor.
-        """
+        """Compare every tensor with its checksum; a `StoreError` names the file and the tensor."""
         for name, tensor in self._tensors.items():
             found, expected = _checksum(tensor), self._sums.get(name)
             if found != expected:

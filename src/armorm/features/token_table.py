@@ -73,8 +73,7 @@ class TokenTable(Sequence[EncodedConversation]):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / INDEX).unlink(missing_ok=True)
         numbers: list[np.ndarray] = [np.empty((0, 4), np.int64)]
-        keys: list[bytes] = []
-        prompt_keys: list[bytes] = []
+        keys: dict[str, list[bytes]] = {"keys": [], "prompt_keys": []}
 
         def write_ids(path: Path) -> None:
             with open(path, "wb") as file:
@@ -83,12 +82,11 @@ class TokenTable(Sequence[EncodedConversation]):
                         file.write(np.asarray(c.ids, np.int32).tobytes())
                     rows = [(len(c), c.gate_position, c.response_tokens, c.truncated_tokens) for c in chunk]
                     numbers.append(np.array(rows, np.int64).reshape(-1, 4))
-                    keys.append(b"".join(c.key for c in chunk))
-                    prompt_keys.append(b"".join(c.prompt_key for c in chunk))
+                    keys["keys"].append(b"".join(c.key for c in chunk))
+                    keys["prompt_keys"].append(b"".join(c.prompt_key for c in chunk))
 
         write_whole(folder / IDS, write_ids)
         columns = dict(zip(_NUMBERS, np.concatenate(numbers).T, strict=True))
-        columns["keys"] = np.frombuffer(b"".join(keys), np.uint8).reshape(-1, 16)
-        columns["prompt_keys"] = np.frombuffer(b"".join(prompt_keys), np.uint8).reshape(-1, 16)
+        columns |= {name: np.frombuffer(b"".join(parts), np.uint8).reshape(-1, 16) for name, parts in keys.items()}
         write_arrays(folder / INDEX, columns)
         return cls(folder)

@@ -51,8 +51,7 @@ class Workers(Protocol):
     ) -> Mapping[str, Any]:
         """Settings of the engine (`Engine.settings`) for conversations in lexicographic order.
 
-        Args:
-            shared: (n,) ids each has in common with the previous one.
+        `shared` (n,) is the number of ids that each has in common with the previous one.
         """
 
     def run(self, work: Work) -> None:
@@ -85,11 +84,7 @@ class LocalWorker:
 def compute_shard(
     engine: Engine, conversations: Sequence[EncodedConversation], owned: np.ndarray, advance: Advance
 ) -> dict[str, Any]:
-    """Features of one shard, as arguments of `store.write_shard`.
-
-    Args:
-        owned: keys of the prompts that this shard stores.
-    """
+    """Features of one shard as arguments of `store.write_shard`; `owned` are the keys of the prompts that it stores."""
     prompt, response = engine.features(conversations, advance)
     keys, first = np.unique(prompt_keys_of(conversations), return_index=True)
     rows = np.sort(first[np.isin(keys, owned)])

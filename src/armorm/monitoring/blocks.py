@@ -54,11 +54,7 @@ class Blocks:
 
 
 def in_blocks(log: RunLog) -> Blocks:
-    """Divide a run into blocks.
-
-    Raises:
-        MonitorError: for a run with too few samples or steps.
-    """
+    """Divide a run into blocks; a `MonitorError` for a run with too few samples or steps."""
     steps, step_index, step_counts = np.unique(log.steps, return_inverse=True, return_counts=True)
     most = min(MOST_BLOCKS, len(log) // _FEWEST_SAMPLES, len(steps))
     if most < FEWEST_BLOCKS:

@@ -107,13 +107,7 @@ def predicted_against_given(
     span: tuple[float, float],
     name: str,
 ) -> Markup:
-    """Held-out rating over predicted rating: points, and the mean rating in bins of the prediction.
-
-    Args:
-        predicted, given: (n,) raw scale, to be drawn.
-        means: as returned by `binned_means`.
-        span: the raw range.
-    """
+    """Held-out over predicted rating (n,), raw scale of range `span`: points, and `means` as of `binned_means`."""
     low, high = float(min(span[0], np.min(predicted))), float(max(span[1], np.max(predicted)))
     frame = Frame((low, high), span)
     frame.axes([low, high], _ticks(*span), "predicted rating")

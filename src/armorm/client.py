@@ -52,16 +52,10 @@ class RewardServerError(ArmormError, RuntimeError):
 
 @dataclass(frozen=True)
 class ServedScores(ScoreBatch):
-    """Scores from a server. Arrays that were not requested have the shape (n, 0); `uncertainty` is None if so.
+    """Scores from a server. Arrays that were not requested have the shape (n, 0); `uncertainty` is None if so."""
 
-    Attributes:
-        model: the server's name of its model.
-        parts: (n, k) values of each requested part, except rewards, gating weights, coefficients, contributions and
-            uncertainty.
-    """
-
-    model: str = ""
-    parts: Mapping[str, np.ndarray] = field(default_factory=dict)
+    model: str = ""  # the server's name of its model
+    parts: Mapping[str, np.ndarray] = field(default_factory=dict)  # (n, k) values of requested parts without a field
 
 
 class _Client(Generic[S, D]):

@@ -141,29 +141,32 @@ class ArmoRM:
         """
         if normalize:
             self._reference_score()
-        limits = self.model.config.limits
-        valid, rejected = _validated(conversations, on_refused)
+        valid: dict[int, Conversation] = {}
+        rejected: list[tuple[int, str]] = []
+        for index, messages in enumerate(conversations):
+            try:
+                valid[index] = Conversation.from_messages(messages)
+            except ConversationError as error:
+                if on_refused == "error":
+                    raise ConversationError(str(error), f"conversation {index}") from None
+                rejected.append((index, str(error)))
+        limits, indices = self.model.config.limits, list(valid)
         policy = limits.get("overflow", "error")
         if policy == "error" and on_refused == "skip":
             policy = "skip"
         with progress("tokens", len(valid), "conversations") as advance:
-            encoded = encode_rows(
-                self.backbone.template,
-                [conversation for _, conversation in valid],
-                limits.get("max_length"),
-                policy,
-                advance,
-            )
-        rejected += [(valid[i][0], reason) for i, reason in encoded.rejected]
+            texts, most = list(valid.values()), limits.get("max_length")
+            encoded = encode_rows(self.backbone.template, texts, most, policy, advance)
+        rejected += [(indices[i], reason) for i, reason in encoded.rejected]
         if rejected and on_refused == "error":
             raise ConversationError(rejected[0][1], f"conversation {rejected[0][0]}")
         features = extract(self.backbone, encoded.encoded, batch_tokens=batch_tokens, description="scores")
-        rows = np.array([valid[i][0] for i in encoded.kept], np.int64)
+        rows = np.array([indices[i] for i in encoded.kept], np.int64)
         batch = self.score_features(
             features, normalize=normalize, lower_confidence=lower_confidence, rows=rows, rejected=sorted(rejected)
         )
         tokens = np.array([row.response_tokens for row in encoded.encoded], np.int64)
-        return replace(batch, truncated=[valid[i][0] for i in encoded.truncated], response_tokens=tokens)
+        return replace(batch, truncated=[indices[i] for i in encoded.truncated], response_tokens=tokens)
 
     @torch.inference_mode()
     def score_features(
@@ -184,8 +187,7 @@ class ArmoRM:
         quantiles = self.model.quantiles(output)
         rewards = output.rewards.cpu().double().numpy()
         gating_output = output.gating_output.cpu().double().numpy()
-        transform = self.transform
-        coefficients = attribution.coefficients(gating_output, transform)
+        coefficients = attribution.coefficients(gating_output, self.transform)
         means = np.array(self.reference.get("reward_means") or np.zeros(rewards.shape[1]))
         scores = output.score.cpu().numpy()
         uncertainty = self._uncertainty_columns(features.response, coefficients)
@@ -341,14 +343,8 @@ class ArmoRM:
         Raises:
             CheckpointError: for a model that does not fit the released layout, with the reasons.
         """
-        save_model(
-            self.model,
-            self.tokenizer,
-            Path(folder),
-            layout=layout,
-            self_contained=self_contained,
-            max_shard_size=max_shard_size,
-        )
+        options: dict[str, Any] = {"self_contained": self_contained, "max_shard_size": max_shard_size}
+        save_model(self.model, self.tokenizer, Path(folder), layout=layout, **options)
 
     def push_to_hub(
         self,
@@ -400,19 +396,3 @@ class ArmoRM:
                 "expected numbers to normalise scores by"
             )
         return float(mean), float(deviation)
-
-
-def _validated(
-    conversations: Sequence[ConversationLike], on_refused: Literal["error", "skip"]
-) -> tuple[list[tuple[int, Conversation]], list[tuple[int, str]]]:
-    """Valid conversations with their index, and (index, reason) of the others."""
-    valid: list[tuple[int, Conversation]] = []
-    rejected: list[tuple[int, str]] = []
-    for index, messages in enumerate(conversations):
-        try:
-            valid.append((index, Conversation.from_messages(messages)))
-        except ConversationError as error:
-            if on_refused == "error":
-                raise ConversationError(str(error), f"conversation {index}") from None
-            rejected.append((index, str(error)))
-    return valid, rejected

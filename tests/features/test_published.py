@@ -1,4 +1,4 @@
-"""`armorm inspect`: feature files of the published scripts are read, and rejected by tensor name otherwise."""
+"""Feature files of the published scripts are read, and rejected by tensor name otherwise."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from armorm.cli.inspect import read_published
 from armorm.errors import StoreError
+from armorm.features.published import read_published
 
 
 def test_shards_of_labelled_embeddings_continue_each_other(tmp_path: Path) -> None:

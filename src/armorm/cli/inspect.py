@@ -22,8 +22,6 @@ from armorm.errors import DataError, StoreError
 from armorm.files import embedded_path
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from armorm.features.store import Shard
 
 _STRUCTURE = {"messages", "prompt", "response", "responses", "chosen", "rejected", "split"}
@@ -189,6 +187,8 @@ def _fault(shard: Shard) -> str:
 def _published(path: Path) -> dict[str, Any]:
     import numpy as np
 
+    from armorm.features.published import read_published
+
     arrays = read_published([path])
     embeddings, labels = arrays["embeddings"], arrays.get("labels")
     found: dict[str, Any] = {
@@ -211,55 +211,6 @@ def _published(path: Path) -> dict[str, Any]:
         if name != "labels" and not np.isfinite(array).all()
     ]
     return found
-
-
-def read_published(paths: Sequence[Path]) -> dict[str, np.ndarray]:
-    """Feature files of the published scripts (RLHFlow/RLHF-Reward-Modeling), joined in the order given.
-
-    Returns:
-        float32 arrays by tensor name: `embeddings` (n, d) with `labels` (n, k), or `embeddings` (n, 2, d) of pairs,
-        chosen first, with `prompt_embeddings` (n, 2, d) or (n, d).
-
-    Raises:
-        StoreError: naming file and tensor, what was found and what was expected.
-    """
-    import numpy as np
-
-    if not paths:
-        raise StoreError("found no files of embeddings, expected at least one")
-    parts = [_published_tensors(path) for path in paths]
-    first = {name: array.shape[1:] for name, array in parts[0].items()}
-    for path, part in zip(paths, parts, strict=True):
-        found = {name: array.shape[1:] for name, array in part.items()}
-        if found != first:
-            raise StoreError(f"{path}: found {found} for each row, expected {first} as in {paths[0]}")
-    return {name: np.concatenate([part[name] for part in parts]) for name in first}
-
-
-def _published_tensors(path: Path) -> dict[str, np.ndarray]:
-    import torch
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        tensors = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise StoreError(f"{path}: cannot be read: {error}") from None
-    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    shape = shapes.get("embeddings", ())
-    if len(shape) != 2 and (len(shape) != 3 or shape[1] != 2):
-        found = shape or "no such tensor"
-        raise StoreError(f"{path}: tensor 'embeddings': found {found}, expected (n, d) or (n, 2, d)")
-    n, d = shape[0], shape[-1]
-    name = "labels" if len(shape) == 2 else "prompt_embeddings"
-    other = shapes.get(name, ())
-    if other not in ((n, 2, d), (n, d)) if name != "labels" else len(other) != 2 or other[0] != n:
-        expected = f"({n}, k)" if name == "labels" else f"({n}, 2, {d}) or ({n}, {d})"
-        raise StoreError(f"{path}: tensor '{name}': found {other or 'no such tensor'}, expected {expected}")
-    for key in ("embeddings", name):
-        if tensors[key].dtype not in (torch.float32, torch.bfloat16):
-            raise StoreError(f"{path}: tensor '{key}': found {tensors[key].dtype}, expected float32 or bfloat16")
-    return {key: tensors[key].float().numpy() for key in ("embeddings", name)}
 
 
 def _tables(found: dict[str, Any]) -> list[RenderableType]:

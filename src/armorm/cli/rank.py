@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from contextlib import nullcontext
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Annotated
 
@@ -47,16 +47,17 @@ def rank(
 
     function = CallableScorer.from_name(scorer) if scorer is not None else None
     candidates = read_candidates(valid_rows(input_rows(input)))
-    chunk = list(islice(candidates, CHUNK_PROMPTS))  # an unreadable file is reported before the model is loaded
-    if not chunk:
+    first = list(islice(candidates, 1))  # an unreadable file is reported before the model is loaded
+    if not first:
         raise DataError("found no rows to rank", file=input)
+    candidates = chain(first, candidates)
     chosen = function or load_scorer(model, dtype=dtype, device=device)
     prompts = written = rejected = 0
     with (
         text_file(output) if output else nullcontext(sys.stdout) as sink,
         text_file(pairs) if pairs else nullcontext(None) as pair_sink,
     ):
-        while chunk:
+        while chunk := list(islice(candidates, CHUNK_PROMPTS)):
             for entry in rank_candidates(chosen, chunk):
                 sink.write(json.dumps(entry.to_dict(), ensure_ascii=False) + "\n")
                 prompts += 1
@@ -68,7 +69,6 @@ def rank(
                 if pair_sink is not None and row is not None:
                     pair_sink.write(json.dumps(row, ensure_ascii=False) + "\n")
                     written += 1
-            chunk = list(islice(candidates, CHUNK_PROMPTS))
     summary = f"ranked {prompts:,} prompts, rejected {rejected:,} responses"
     if pairs is not None:
         summary += f"; wrote {written:,} pairs to {pairs}, skipped {prompts - written:,} prompts without a margin"

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import sys
 from contextlib import nullcontext
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from typer import Argument, Option
 
@@ -17,9 +17,6 @@ from armorm.cli.output import write_rejected
 from armorm.errors import ArmormError
 from armorm.files import EMBEDDED_REWARD_MODEL, text_file
 from armorm.progress import say
-
-if TYPE_CHECKING:
-    from armorm.reward_model import ScoreBatch
 
 CHUNK_ROWS = 2048
 COPIED_COLUMNS = ("id", "step", "group")  # `armorm monitor` reads the last two
@@ -53,13 +50,12 @@ def score(
     from armorm.reward_model import ArmoRM
 
     rows = input_or_example(input)
-    first = list(islice(rows, 1))  # an unreadable file is reported before the model is loaded
+    rows = chain(list(islice(rows, 1)), rows)  # an unreadable file is reported before the model is loaded
     rm = ArmoRM.from_pretrained(model, dtype=dtype, device=device)
     count = truncated = 0
     skipped: list[tuple[int, str]] = []
     with text_file(output) if output else nullcontext(sys.stdout) as sink:
-        chunk = [*first, *islice(rows, CHUNK_ROWS - len(first))]
-        while chunk:
+        while chunk := list(islice(rows, CHUNK_ROWS)):
             valid, invalid = split_rejected(chunk)
             batch = rm.score([conversation for _, conversation in valid], normalize=normalize, on_refused="skip")
             skipped += invalid + [(valid[i][0].number, reason) for i, reason in batch.rejected]
@@ -71,31 +67,22 @@ def score(
                 if index in cut:
                     entry["truncated"] = True
                 if details:
-                    entry |= _details(batch, place)
+                    length = batch.response_tokens
+                    entry |= {} if length is None else {"length": int(length[place])}
+                    for label in ("rewards", "gating_weights", "contributions", "uncertainty"):
+                        values = getattr(batch, label)
+                        if values is not None:
+                            entry[label] = dict(zip(batch.names, values[place].tolist(), strict=True))
                 sink.write(json.dumps(entry, ensure_ascii=False) + "\n")
             count += len(batch.scores)
             truncated += len(cut)
-            chunk = list(islice(rows, CHUNK_ROWS))
     for number, reason in skipped[:SHOWN_REJECTIONS]:
         say(f"rejected: {input}, row {number}: {reason}")
     listing = rejected or (output.with_name(f"{output.stem}.rejected.jsonl") if output else None)
     if skipped and listing is not None:
         write_rejected(listing, skipped)
-    say(
-        f"scored {count:,} rows"
-        + (f" ({truncated:,} with a truncated prompt)" if truncated else "")
-        + f", rejected {len(skipped):,}"
-        + (f", listed in {listing}" if skipped and listing else "")
-    )
+    cut_prompts = f" ({truncated:,} with a truncated prompt)" if truncated else ""
+    place_of_list = f", listed in {listing}" if skipped and listing else ""
+    say(f"scored {count:,} rows{cut_prompts}, rejected {len(skipped):,}{place_of_list}")
     if skipped and not count:
         raise ArmormError(f"{input}: no row could be scored")
-
-
-def _details(batch: ScoreBatch, place: int) -> dict[str, Any]:
-    columns = {"rewards": batch.rewards, "gating_weights": batch.gating_weights, "contributions": batch.contributions}
-    if batch.uncertainty is not None:
-        columns["uncertainty"] = batch.uncertainty
-    length = {} if batch.response_tokens is None else {"length": int(batch.response_tokens[place])}
-    return length | {
-        label: dict(zip(batch.names, values[place].tolist(), strict=True)) for label, values in columns.items()
-    }

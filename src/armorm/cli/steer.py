@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from typer import Option
 
 from armorm.cli.options import DeviceOption, DtypeOption, FeaturesOption, JsonOption, ModelArgument
 from armorm.cli.output import WIDTH, emit
-from armorm.files import write_text
+from armorm.files import embedded_path, write_text
 from armorm.progress import say
-
-if TYPE_CHECKING:
-    from armorm.reward_model import ArmoRM
 
 OBJECTIVE_NUMBER = "OBJECTIVE=NUMBER"
 
@@ -53,7 +50,7 @@ def steer(
 
     Example: `armorm steer runs/demo --policy policy.yaml --pairs pairs.jsonl --output runs/steered`
     """
-    from armorm.steering import SteeringError, read_policy
+    from armorm.steering import SteeringError, read_policy, with_steering_note
 
     changes: dict[str, Any] = read_policy(policy) if policy is not None else {}
     for key, values in (("multiply", multiply), ("pin", pin)):
@@ -92,19 +89,12 @@ def steer(
     if pairs is not None:  # the preview may have used another dtype than that of the weights
         rm = ArmoRM.from_pretrained(model, dtype="weights", device="cpu")
         steered = rm.steer(**changes)
-    _save(rm, steered, output, self_contained, lines)
-    say(f"wrote {output}" + ("" if settings else ", without any steering"))
-
-
-def _save(rm: ArmoRM, steered: ArmoRM, output: Path, self_contained: bool, lines: list[str]) -> None:
-    """Save the steered model with the card of the original one, extended by a note."""
-    from armorm.files import embedded_path
-    from armorm.steering import with_steering_note
-
     steered.save_pretrained(output, self_contained=self_contained)
+    # The card of the original model, extended by a note.
     card = (embedded_path(rm.name) or Path(rm.name)) / "README.md"
     text = card.read_text(encoding="utf-8") if card.is_file() else f"# {Path(rm.name).name}\n"
-    write_text(output / "README.md", with_steering_note(text, steered.model.config.steering, lines))
+    write_text(output / "README.md", with_steering_note(text, settings, lines))
+    say(f"wrote {output}" + ("" if settings else ", without any steering"))
 
 
 def _named(text: str, option: str) -> tuple[str, float]:

@@ -77,5 +77,4 @@ def _verdict(reweighted: Reweighted) -> dict[str, Any] | None:
 
 def _bar(name: str, value: float, largest: float, note: str) -> dict[str, str]:
     width, side = min(abs(value) / largest, 1.0) * 50, "for" if value >= 0 else "against"
-    text = {"name": name, "value": _signed(value), "note": note, "title": ""}
-    return text | {"side": side, "width": f"{width:.2f}"}
+    return {"name": name, "side": side, "width": f"{width:.2f}", "value": _signed(value), "note": note}

@@ -38,7 +38,8 @@ PARTS = ("rewards", "gating_weights", "coefficients", "contributions")
 UNCERTAINTY = "uncertainty"
 _RETRIED = frozenset({429, 502, 503, 504})
 _LONGEST_PAUSE = 30.0
-S, D = TypeVar("S"), TypeVar("D")  # what `score` and `info` return
+S = TypeVar("S")  # what `score` returns
+D = TypeVar("D")  # what `info` returns
 _Request = tuple[str, str, Union[bytes, None]]  # method, path, body
 
 

@@ -39,19 +39,14 @@ _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 
 @dataclass
 class Backbone:
-    """A decoder with its tokenizer.
+    """A decoder with its tokenizer."""
 
-    Attributes:
-        name: what it was loaded from.
-        model: the transformers model without a head.
-        sharing_fault: why conversations cannot share prefixes with this model; empty if they can, None before it was
-            tested (`features/engine.py`).
-    """
-
-    name: str
-    model: PreTrainedModel
+    name: str  # what it was loaded from
+    model: PreTrainedModel  # the transformers model without a head
     tokenizer: Any
     template: ChatTemplate = field(init=False)
+    # Why conversations cannot share prefixes with this model; empty if they can, None before it was tested
+    # (`features/engine.py`).
     sharing_fault: str | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:

@@ -40,15 +40,9 @@ class UnsupportedAttentionError(ValueError):
 
 
 class TreeAttention:
-    """Attention of one stream.
+    """Attention of one stream, a multiple of the largest block long."""
 
-    Args:
-        tree: its length a multiple of the largest block.
-
-    Attributes:
-        only: stream indices of the tokens whose output is needed, None for all (on a CPU; other outputs are 0).
-    """
-
+    # Stream indices of the tokens whose output is needed, None for all (on a CPU; other outputs are 0).
     only: np.ndarray | None = None
 
     def __init__(self, tree: PrefixTree) -> None:

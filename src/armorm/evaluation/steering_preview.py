@@ -174,10 +174,11 @@ def compared(
         weights = dict(zip(names, zip(*means, strict=True), strict=True))
         contributions = pairs.difference(after.batch.contributions)
         for place in sorted(np.flatnonzero(to_right | to_wrong), key=lambda p: -abs(new[p] - old[p])):
-            example, margins = examples[pairs.item[place]], (float(old[place]), float(new[place]))
+            example, (better, worse) = examples[pairs.item[place]], (pairs.better[place], pairs.worse[place])
             decided_by = [name for name, _ in deciding_objectives(names, contributions[place])]
-            sides = conversations[pairs.better[place]], conversations[pairs.worse[place]]
-            changed.append(Flip(*example.origin, example.item.subset, *margins, decided_by, *sides))
+            margins, sides = (float(old[place]), float(new[place])), (conversations[better], conversations[worse])
+            file, row = example.origin
+            changed.append(Flip(file, row, example.item.subset, *margins, decided_by, *sides))
     return Preview(
         steering=steering,
         pairs=len(items),

@@ -76,7 +76,7 @@ def plan_extraction(encoded: Sequence[EncodedConversation], rows: Sequence[int] 
     return ExtractionPlan(order, lengths, shared, [*bounds, len(order)] if len(order) else [])
 
 
-class Rows(Sequence[EncodedConversation]):
+class Rows(Sequence[Any]):
     """Some conversations of a sequence that may be on disk; each is read when it is used."""
 
     def __init__(self, encoded: Sequence[EncodedConversation], rows: np.ndarray) -> None:
@@ -113,22 +113,13 @@ def lengths_of(encoded: Sequence[EncodedConversation]) -> np.ndarray:
 
 @dataclass
 class Engine:
-    """Computes features with one mechanism.
-
-    Args:
-        budget: most tokens of a forward pass: of a tree, or of a plain batch with its padding.
-        mechanism: `tree` or `plain`.
-        compiled: layers are compiled for streams of exactly `budget` tokens.
-
-    Attributes:
-        halvings: how often the budget was halved because memory ran out.
-    """
+    """Computes features with one mechanism."""
 
     backbone: Backbone
-    budget: int
-    mechanism: str = "plain"
-    compiled: bool = False
-    halvings: int = 0
+    budget: int  # most tokens of a forward pass: of a tree, or of a plain batch with its padding
+    mechanism: str = "plain"  # or "tree"
+    compiled: bool = False  # layers are compiled for streams of exactly `budget` tokens
+    halvings: int = 0  # how often the budget was halved because memory ran out
     _shared: SharedForward | None = field(default=None, init=False, repr=False)
 
     def settings(self) -> dict[str, Any]:

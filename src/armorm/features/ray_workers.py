@@ -65,25 +65,16 @@ class BackboneSource:
 class RayWorkers:
     """`Workers` on Ray: connects to the cluster of `RAY_ADDRESS` or of this machine, or starts Ray here.
 
-    Args:
-        source: the backbone that each worker loads.
-        workers: their number; by default one per GPU of the cluster, or one per machine if it has no GPUs.
-        gpus: per worker; by default one if the cluster has any.
-        cpus: cores per worker; by default an equal share.
-
-    Attributes:
-        sharing_fault: as of the backbone, None until a worker has tested it.
-
     Raises:
         MissingExtraError: if Ray is not installed.
         BackboneError: for more workers than the cluster has resources for.
     """
 
-    source: BackboneSource
-    workers: int | None = None
-    gpus: float | None = None
-    cpus: float | None = None
-    sharing_fault: str | None = field(default=None, init=False)
+    source: BackboneSource  # the backbone that each worker loads
+    workers: int | None = None  # by default one per GPU of the cluster, or one per machine if it has no GPUs
+    gpus: float | None = None  # per worker; by default one if the cluster has any
+    cpus: float | None = None  # cores per worker; by default an equal share
+    sharing_fault: str | None = field(default=None, init=False)  # as of the backbone, None until a worker tested it
 
     def __post_init__(self) -> None:
         ray = _started()

@@ -62,9 +62,10 @@ class Settings:
             raise IntegrationError(f"ARMORM_EMPTY_SCORE: found {shown(empty)}, expected a finite number")
         if flag not in ("0", "1"):
             raise IntegrationError(f"ARMORM_NORMALIZE: found {shown(flag)}, expected 0 or 1")
-        defaults = {"URL": "", "MODEL": EMBEDDED_REWARD_MODEL, "DTYPE": "auto", "DEVICE": "auto"}
-        texts = (os.environ.get(f"ARMORM_{name}", default) for name, default in defaults.items())
-        return cls(*texts, flag == "1", empty_score)
+        read = os.environ.get
+        url, model = read("ARMORM_URL", ""), read("ARMORM_MODEL", EMBEDDED_REWARD_MODEL)
+        dtype, device = read("ARMORM_DTYPE", "auto"), read("ARMORM_DEVICE", "auto")
+        return cls(url, model, dtype, device, flag == "1", empty_score)
 
     def source(self) -> Any:
         """The client or the model, opened once per process."""

@@ -191,9 +191,9 @@ def _unknown_flags(blocks: Blocks, rate: float) -> list[Flag]:
     if evidence[best] <= 1:
         return []
     end = stretches.ends[best]
-    steps = (float(blocks.first[index]) for index in broken_line(series[:end], np.ones(end)))
-    numbers = float(size[best]), None, float(evidence[best])
-    return [Flag("out_of_distribution", None, *steps, float(blocks.last[end - 1]), *numbers)]
+    began, earliest, latest = (float(blocks.first[index]) for index in broken_line(series[:end], np.ones(end)))
+    numbers = float(blocks.last[end - 1]), float(size[best]), None, float(evidence[best])
+    return [Flag("out_of_distribution", None, began, earliest, latest, *numbers)]
 
 
 def relative_uncertainty(blocks: Blocks) -> np.ndarray | None:

@@ -123,7 +123,8 @@ def gather(
             results[kind] = compute_results(
                 find_benchmark(kind), loaded[kind], unique, own_rows, own, model=model, sources=sources
             )
-    return replace(evidence, **loaded, results=results, conversations=conversations, rows=rows, scored=scored)
+    found: dict[str, Any] = {**loaded, "results": results, "conversations": conversations}
+    return replace(evidence, **found, rows=rows, scored=scored)
 
 
 def kind_of_data(sources: Sequence[Source]) -> str:

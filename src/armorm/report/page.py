@@ -230,7 +230,7 @@ def gate_notices(names: Sequence[str], weights: np.ndarray, biases: Sequence[str
         text = f"No weight varies by more than {weights.std(0).max():.3f} (standard deviation) over {len(weights):,} "
         text += "prompts: fixed weights would do the same."
         found.append(Notice("The gate ignores the prompt", text))
-    unused = np.flatnonzero((mean < UNUSED[0]) & (largest < UNUSED[1]))
+    unused = np.flatnonzero((mean < UNUSED[0]) & (largest < UNUSED[1])).tolist()
     idle = [names[i] for i in unused if names[i] not in biases]
     if idle:
         one = "it" if len(idle) == 1 else "one of them"

@@ -52,20 +52,17 @@ class _Prepared:
 
 
 class ScoringEngine:
-    """A reward model that answers many requests at once.
-
-    Attributes:
-        max_length: most tokens of a conversation, None for no limit.
-        reference_score: mean and standard deviation of the reference scores; None if the model's config lacks them.
-    """
+    """A reward model that answers many requests at once."""
 
     def __init__(self, rm: ArmoRM, settings: ServingSettings | None = None, policy_tokenizer: Any = None) -> None:
         self.rm = rm
         self.settings = settings or ServingSettings()
+        # Mean and standard deviation of the reference scores; None if the model's config lacks them.
         mean, deviation = rm.reference.get("score_mean"), rm.reference.get("score_std")
         self.reference_score = (float(mean), float(deviation)) if mean is not None and deviation else None
         if self.settings.normalize and self.reference_score is None:
             raise SettingsError("normalize: the model's config contains no reference scores to normalise by")
+        # Most tokens of a conversation, None for no limit.
         limits = (rm.model.config.limits.get("max_length"), rm.backbone.max_length, self.settings.max_length)
         self.max_length = min((limit for limit in limits if limit is not None), default=None)
         self._longest_token = max(map(len, rm.tokenizer.get_vocab()))
@@ -243,7 +240,10 @@ class ScoringEngine:
         )
         self.metrics.rows(scored=len(scored), refused=len(scores.rejected))
         if self.settings.log_texts:
-            _log_texts(request, scores)
+            for row, (score, reason) in zip(request.rows, scores.rows, strict=True):
+                entry: dict[str, Any] = {"messages": row.to_list() if isinstance(row, Conversation) else None}
+                entry |= {"score": score} if reason is None else {"error": reason}
+                _LOG.info("%s", json.dumps(entry, ensure_ascii=False))
         if self.settings.score_log is not None and not request.steering:
             prompts, now = [row.prompt_key for row in rows], round(time.time(), 3)
             lines = batch_lines(batch, prompts, batch.response_tokens, batch.scores, time=now)
@@ -261,10 +261,3 @@ def _gathered(rows: Sequence[tuple[ScoreBatch, int]]) -> ScoreBatch:
     names = [name for name, value in vars(first).items() if isinstance(value, np.ndarray)]
     columns: dict[str, Any] = {name: np.stack([getattr(batch, name)[at] for batch, at in rows]) for name in names}
     return replace(first, **columns)
-
-
-def _log_texts(request: ParsedRequest, scores: RequestScores) -> None:
-    for row, (score, reason) in zip(request.rows, scores.rows, strict=True):
-        entry: dict[str, Any] = {"messages": row.to_list() if isinstance(row, Conversation) else None}
-        entry |= {"score": score} if reason is None else {"error": reason}
-        _LOG.info("%s", json.dumps(entry, ensure_ascii=False))

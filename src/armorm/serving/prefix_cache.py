@@ -43,13 +43,7 @@ class _Prompt:
 
 
 class CachedForward:
-    """Forward passes of one backbone with a cache of at most `max_bytes` of prompts (0: none between batches).
-
-    Attributes:
-        fault: why prompts are not shared; empty if they are, or until the first test.
-        computed, saved: tokens that passed through the model, and that did not have to.
-        hits, misses: prompts of batches that were in the cache, and that were not.
-    """
+    """Forward passes of one backbone with a cache of at most `max_bytes` of prompts (0: none between batches)."""
 
     def __init__(self, backbone: Backbone, max_bytes: int = 0, *, share: bool = True) -> None:
         self.backbone, self.max_bytes = backbone, max_bytes
@@ -60,8 +54,10 @@ class CachedForward:
         self._cache: OrderedDict[bytes, _Prompt] = OrderedDict()
         self._seen: OrderedDict[bytes, None] = OrderedDict()
         self._bytes = 0
-        self.computed, self.saved, self.hits, self.misses = 0, 0, 0, 0
+        self.computed, self.saved = 0, 0  # tokens that passed through the model, and that did not have to
+        self.hits, self.misses = 0, 0  # prompts of batches that were in the cache, and that were not
         self._tested = False
+        # Why prompts are not shared; empty if they are, or until the first test.
         self.fault = "" if share else "sharing is switched off"
         if share and _rotates_by_length(config):
             self.fault = "its rotary embedding depends on the length of the text"

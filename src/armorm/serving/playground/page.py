@@ -191,11 +191,15 @@ class Playground:
         """Plain values, with six significant digits."""
         batch, entries = reweighted.batch, []
         for row in reweighted.order:
-            entry = {"response": reweighted.letter(row), "score": batch.scores[row]}
+            entry: dict[str, Any] = {"response": reweighted.letter(row), "score": batch.scores[row]}
             for part in ("contributions", "gating_weights", "rewards"):
                 entry[part] = dict(zip(self.names, getattr(batch, part)[row], strict=True))
             entries.append(entry)
-        found = {"model": self.engine.settings.name, "steering": reweighted.settings, "results": entries}
+        found: dict[str, Any] = {
+            "model": self.engine.settings.name,
+            "steering": reweighted.settings,
+            "results": entries,
+        }
         found |= {"margin": reweighted.margin, "decided_by": [self.names[i] for i in reweighted.deciding]}
         return json.loads(json.dumps(plain(found)), parse_float=lambda text: float(f"{float(text):.6g}"))
 

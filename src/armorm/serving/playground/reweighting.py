@@ -23,22 +23,15 @@ LETTERS = "ABCD"
 
 @dataclass(frozen=True)
 class Reweighted:
-    """Scored responses under some weights.
+    """Scored responses under some weights."""
 
-    Attributes:
-        batch: n scored responses, arrays float64; `LETTERS[batch.rows[i]]` is the letter of response i.
-        order: indices of the responses, best first.
-        deciding: indices of the objectives without which the first response would not be preferred to the second,
-            largest first; empty for a tie.
-        settings: the equivalent steering of the trained model, empty for none.
-        margin_scale: factor of the margin for its probability; None for a model that is not calibrated.
-    """
-
-    batch: ScoreBatch
-    order: list[int]
+    batch: ScoreBatch  # n scored responses, arrays float64; `LETTERS[batch.rows[i]]` is the letter of response i
+    order: list[int]  # indices of the responses, best first
+    # Indices of the objectives without which the first response would not be preferred to the second, largest first;
+    # empty for a tie.
     deciding: list[int]
-    settings: dict[str, Any]
-    margin_scale: float | None = None
+    settings: dict[str, Any]  # the equivalent steering of the trained model, empty for none
+    margin_scale: float | None = None  # factor of the margin for its probability; None for a model not calibrated
 
     def letter(self, index: int) -> str:
         """Letter of a response."""

@@ -13,10 +13,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from functools import partial
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ from armorm.conversation import Conversation
 from armorm.data.measures import OWN_FUNCTION
 from armorm.data.preferences import PreferencePair
 from armorm.data.ratings import RatingTable
-from armorm.files import plain, read_arrays, write_arrays, write_json, write_text
+from armorm.files import plain, write_json, write_text
 from armorm.heads.debiasing import Debiasing, fit_debiasing, no_debiasing
 from armorm.heads.gate_training import GateReport
 from armorm.heads.regression import RegressionHead
@@ -44,6 +43,7 @@ from armorm.training.featurize import Corpus, RatedRows, build_corpus, ray_worke
 from armorm.training.finetune.record import Finetuned, without_finetuned
 from armorm.training.model_card import model_card
 from armorm.training.recipe import Recipe
+from armorm.training.saved_stages import Fitted, SavedStages, stage_keys
 from armorm.training.stages import (
     STATISTICS,
     OutOfFoldRewards,
@@ -85,29 +85,6 @@ def train(recipe: Recipe, output_dir: str | Path, *, features: str | Path | None
     return model
 
 
-@dataclass(frozen=True)
-class _SavedStages:
-    """Fitted stages on disk. A stage is reused only if its key, a digest of everything that decides it, is the same."""
-
-    folder: Path
-    key: str
-
-    def get(self, name: str, fit: Callable[[], tuple[dict[str, np.ndarray], Any]]) -> tuple[dict[str, np.ndarray], Any]:
-        """Arrays and report of a stage: the saved ones, else those of `fit`, which are then saved."""
-        from safetensors import safe_open
-
-        path = self.folder / f"{name}.safetensors"
-        if path.exists():
-            with safe_open(path, framework="np") as file:
-                metadata = file.metadata() or {}
-            if metadata.get("key") == self.key:
-                return read_arrays(path), json.loads(metadata["report"])
-        arrays, report = fit()
-        text = json.dumps(plain(report))
-        write_arrays(path, arrays, {"key": self.key, "report": text})
-        return arrays, json.loads(text)
-
-
 class _Run:
     """One training run, a method for each stage."""
 
@@ -133,24 +110,26 @@ class _Run:
         rated, pairs = self.split_ratings(data, corpus), corpus.usable(data.pairs)
         names = rated.table.objectives.names
         reference = rated.train_conversations if data.reference is None else [c for c in data.reference if c in corpus]
-        saved = _SavedStages(self.work, _digest(recipe, backbone, data))
+        start = finetuned.start(rated.table.objectives) if finetuned else None
+        if start is not None and not start.any():  # it was fine-tuned on other objectives
+            start = None
+        self.saved = SavedStages(self.work, stage_keys(recipe, rated, pairs, reference, corpus, start))
 
         rows = rated.train_rows(corpus, recipe.regression.folds)
-        head, uncertainty = self.fit_regression(rows, rated.table.objectives, finetuned, saved)
+        head, uncertainty = self.fit_regression(rows, rated.table.objectives, start)
         rewards = OutOfFoldRewards(head, rated.train_prompts, corpus)
         debiasing = self.fit_debiasing(rewards(reference), reference, names)
         extra: dict[str, Any] = {}
         if recipe.joint is not None:
             heads = head, uncertainty
-            head, uncertainty, extra["joint"] = self.fit_joint(rows, heads, rewards, pairs, debiasing, saved)
+            head, uncertainty, extra["joint"] = self.fit_joint(rows, heads, rewards, pairs, debiasing)
             rewards = OutOfFoldRewards(head, rewards.trained_prompts | {pair.prompt_key for pair in pairs}, corpus)
             debiasing = self.fit_debiasing(rewards(reference), reference, names)
-            saved = replace(saved, key=f"{saved.key} joint")
-        network, gate_report = self.fit_gate(pairs, rewards, debiasing, saved)
+        network, gate_report = self.fit_gate("gate", pairs, rewards, debiasing)
         gate = network, gate_report.calibration
         model = self.build_model(backbone, rated.table.objectives, rewards, uncertainty, debiasing, gate, reference)
         if recipe.quantiles is not None:
-            extra["quantiles"] = self.fit_quantiles(model, head, rows, saved)
+            extra["quantiles"] = self.fit_quantiles(model, head, rows)
 
         metrics = {
             "recipe": {"name": recipe.name, "hash": recipe.hash},
@@ -231,25 +210,21 @@ class _Run:
         tokens = corpus.response_tokens(table.conversations)
         return RatedSplit(add_computed(table, data.computed, tokens, train), train, test)
 
-    def fit_regression(
-        self, rows: RatedRows, objectives: ObjectiveSet, finetuned: Finetuned | None, saved: _SavedStages
-    ) -> Heads:
-        """Stage 1; its penalty shrinks towards the weights that a fine-tuned backbone was trained with, if any."""
+    def fit_regression(self, rows: RatedRows, objectives: ObjectiveSet, start: np.ndarray | None) -> Heads:
+        """Stage 1; its penalty shrinks towards `start`, the weights that a fine-tuned backbone was trained with."""
         section, backbone = self.recipe.regression, self.recipe.backbone
-        start = finetuned.start(objectives) if finetuned else None
-        if start is not None and not start.any():  # it was fine-tuned on other objectives
-            start = None
 
-        def fit() -> tuple[dict[str, np.ndarray], Any]:
+        def fit() -> Fitted:
             if backbone.engine == "ray" and start is None:
                 statistics = statistics_by_ray(rows, section.folds, backbone.workers)
             else:
                 statistics = rows.statistics(section.folds, start)
+            (self.work / STATISTICS).unlink(missing_ok=True)
             if section.keep_statistics and start is None:  # ratings can be added later, but not to residuals
                 statistics.save(self.work / STATISTICS)
             return heads_to_arrays(*fit_stage1(section, statistics, rows, start))
 
-        head, uncertainty = heads_from_arrays(*saved.get("regression", fit))
+        head, uncertainty = heads_from_arrays(*self.saved.get("regression", fit))
         for objective, report in zip(objectives, head.reports, strict=True):
             if objective.compute:
                 self.console.print(f"computed objective {objective.name}: R2 {report.r2:.2f} on held-out folds")
@@ -277,18 +252,18 @@ class _Run:
         return replace(debiasing, matrix=debiasing.matrix.astype(np.float32).astype(np.float64))
 
     def fit_gate(
-        self, pairs: list[PreferencePair], rewards: OutOfFoldRewards, debiasing: Debiasing, saved: _SavedStages
+        self, stage: str, pairs: list[PreferencePair], rewards: OutOfFoldRewards, debiasing: Debiasing
     ) -> tuple[GatingNetwork, GateReport]:
-        """Stage 2."""
+        """Stage 2, saved as `stage`."""
         recipe, section = self.recipe, self.recipe.gating
 
-        def fit() -> tuple[dict[str, np.ndarray], Any]:
+        def fit() -> Fitted:
             device = resolve_device(recipe.backbone.device)
             with Tracking(self.folder, recipe.report_to, recipe.name, recipe.model_dump(mode="json")) as tracking:
                 gate, report = train_gate(pairs, rewards, debiasing, section, tracking, seed=recipe.seed, device=device)
             return {name: tensor.numpy() for name, tensor in gate.state_dict().items()}, asdict(report)
 
-        arrays, values = saved.get("gate", fit)
+        arrays, values = self.saved.get(stage, fit)
         network = GatingNetwork(
             rewards.corpus.prompt.shape[1],
             len(debiasing.matrix),
@@ -309,20 +284,19 @@ class _Run:
         rewards: OutOfFoldRewards,
         pairs: list[PreferencePair],
         debiasing: Debiasing,
-        saved: _SavedStages,
     ) -> tuple[RegressionHead, Uncertainty | None, Any]:
         """Heads trained on ratings and pairs together, with the coefficients that a first gate gives the pairs."""
         joint, regression = self.recipe.joint, self.recipe.regression
         assert joint is not None
 
-        def fit() -> tuple[dict[str, np.ndarray], Any]:
-            network, _ = self.fit_gate(pairs, rewards, debiasing, saved)
+        def fit() -> Fitted:
+            network, _ = self.fit_gate("first_gate", pairs, rewards, debiasing)
             differences = joint_pairs(pairs, network, debiasing, rewards.corpus, regression.folds)
             head, uncertainty, report = train_joint_heads(*heads, rows, differences, joint, regression)
             arrays, values = heads_to_arrays(head, uncertainty)
             return arrays, {**values, "joint": asdict(report)}
 
-        arrays, values = saved.get("joint", fit)
+        arrays, values = self.saved.get("joint", fit)
         return *heads_from_arrays(arrays, values), values["joint"]
 
     def build_model(
@@ -370,22 +344,13 @@ class _Run:
             backbone.model, backbone.tokenizer, config, recipe.name, rewards.head, uncertainty, debiasing, network
         )
 
-    def fit_quantiles(self, model: ArmoRM, head: RegressionHead, rows: RatedRows, saved: _SavedStages) -> Any:
+    def fit_quantiles(self, model: ArmoRM, head: RegressionHead, rows: RatedRows) -> Any:
         """Fit quantile heads and add them to the model; they do not change the score."""
         section = self.recipe.quantiles
         assert section is not None
-        arrays, report = saved.get("quantiles", partial(train_quantile_heads, head, rows, section))
+        arrays, report = self.saved.get("quantiles", partial(train_quantile_heads, head, rows, section))
         model.model.add_quantiles(report["objectives"], report["levels"], arrays["weight"], arrays["bias"])
         return report
-
-
-def _digest(recipe: Recipe, backbone: Backbone, data: TrainingData) -> str:
-    """Digest of the recipe, the backbone and every conversation, rating and pair that training reads."""
-    keys = [conversation.key for conversation in data.table.conversations]
-    keys += [f"{pair.chosen.key} {pair.rejected.key}" for pair in data.pairs]
-    keys += [conversation.key for conversation in data.reference or ()]
-    digest = blake2b(data.table.ratings.tobytes() + "".join(keys).encode(), digest_size=16)
-    return blake2b(f"{recipe.hash} {backbone.fingerprint} {digest.hexdigest()}".encode(), digest_size=16).hexdigest()
 
 
 def write_rejected(folder: Path, corpus: Corpus, table: RatingTable, pairs: Sequence[PreferencePair]) -> None:

@@ -18,10 +18,8 @@ branches of one sequence (collator.py) if the decoder supports it. Training resu
 from __future__ import annotations
 
 import importlib.util
-import json
 import shutil
 from dataclasses import dataclass
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +31,7 @@ from armorm.backbone.chat_template import EncodedConversation
 from armorm.backbone.decoder import Backbone, fast_bfloat16, resolve_device
 from armorm.backbone.encoding import encode_rows
 from armorm.errors import FitError, MissingExtraError
+from armorm.features.engine import keys_of
 from armorm.files import write_json
 from armorm.heads.regression import MIN_RATINGS, fit_regression, fold_of
 from armorm.objectives import ObjectiveSet
@@ -42,6 +41,7 @@ from armorm.training.finetune.collator import grow_trees, reads_trees
 from armorm.training.finetune.record import Finetuned, short_keys
 from armorm.training.finetune.trainer import Learner, TreeBatches, last_whole_checkpoint, run_trainer
 from armorm.training.recipe import Recipe
+from armorm.training.saved_stages import stage_key
 from armorm.training.schema import FinetuneSection
 from armorm.training.stages import add_computed
 
@@ -80,10 +80,8 @@ def finetune(recipe: Recipe, data: TrainingData, work: Path, console: Console) -
     )
     rows = _FinetuneData.select(recipe, data, start, console)
     earlier = Finetuned.read(recipe.backbone.model)
-    key = blake2b(
-        json.dumps([section.model_dump(mode="json"), recipe.seed, start.fingerprint, rows.digest]).encode(),
-        digest_size=16,
-    ).hexdigest()
+    contents = keys_of(rows.encoded), rows.rated, rows.ratings, rows.objectives.to_dicts(), rows.pairs, rows.prompts
+    key = stage_key("finetune", section, recipe.seed, start.fingerprint, *contents)
     folder, checkpoints = work / "backbone", work / "finetune" / key
     done = Finetuned.read(folder)
     if done is not None and done.key == key:
@@ -137,15 +135,6 @@ class _FinetuneData:
     objectives: ObjectiveSet
     pairs: list[tuple[int, int]]
     prompts: list[str]
-
-    @property
-    def digest(self) -> str:
-        digest = blake2b(digest_size=16)
-        for encoded in self.encoded:
-            digest.update(encoded.key)
-        for array in (self.rated, self.ratings, np.array(self.pairs, np.int64)):
-            digest.update(array.tobytes())
-        return digest.hexdigest()
 
     @classmethod
     def select(cls, recipe: Recipe, data: TrainingData, backbone: Backbone, console: Console) -> _FinetuneData:

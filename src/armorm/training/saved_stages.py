@@ -1,0 +1,116 @@
+"""Fitted stages of a run, saved under keys of everything that decides them.
+
+A stage is used again only if its key is the same. So a killed run resumes, and a run on changed data or settings fits
+again the stages that read what has changed, and no others. `stage_keys` is the only place that says what decides a
+stage.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel
+
+from armorm.backbone.decoder import resolve_device
+from armorm.conversation import Conversation
+from armorm.data.preferences import PreferencePair
+from armorm.files import plain, read_arrays, write_arrays
+from armorm.training.featurize import Corpus
+from armorm.training.recipe import Recipe
+from armorm.training.stages import RatedSplit
+
+Fitted = tuple[dict[str, np.ndarray], Any]
+# Raise a stage's number when its code computes something else from the same inputs.
+VERSIONS = {"finetune": 1, "regression": 1, "first_gate": 1, "joint": 1, "gate": 1, "quantiles": 1}
+
+
+def stage_key(stage: str, *inputs: Any) -> str:
+    """32 hex digits of a stage's version and inputs: arrays, JSON values, recipe sections, keys of other stages."""
+    digest = blake2b(digest_size=16)
+    for value in (stage, VERSIONS[stage], *inputs):
+        if isinstance(value, np.ndarray):
+            kind, content = f"{value.dtype.str} {value.shape}", value.tobytes()
+        else:
+            kind, content = "json", json.dumps(value, default=_section_values, sort_keys=True).encode()
+        digest.update(f"{kind} {len(content)}\n".encode() + content)
+    return digest.hexdigest()
+
+
+def _section_values(section: BaseModel) -> dict[str, Any]:
+    return section.model_dump(mode="json")
+
+
+def stage_keys(
+    recipe: Recipe,
+    rated: RatedSplit,
+    pairs: Sequence[PreferencePair],
+    reference: Sequence[Conversation],
+    corpus: Corpus,
+    start: np.ndarray | None,
+) -> dict[str, str]:
+    """The key of each stage, chained: a stage's key is made from those of the stages that it reads.
+
+    Args:
+        rated: rated rows, of which the training rows are read.
+        pairs: training pairs.
+        reference: reference conversations of the debiasing.
+        start: weights (k, d) that stage 1 shrinks towards, of a fine-tuned backbone.
+    """
+
+    def read(conversations: Sequence[Conversation]) -> list[Any]:
+        """Features by content, and the prompts, which decide the folds."""
+        return [corpus.response_keys(conversations), [conversation.prompt_key for conversation in conversations]]
+
+    rows, table = rated.train_conversations, rated.table
+    ratings = table.ratings[rated.train]
+    settings = [recipe.regression, recipe.backbone.engine]
+    keys = {
+        "regression": stage_key(
+            "regression", corpus.store.fingerprint, *read(rows), ratings, table.objectives.to_dicts(), start, *settings
+        )
+    }
+    debiasing = [recipe.debias, *read(reference)]
+    labels = [[pair.margin, pair.source] for pair in pairs]
+    gate = [*read([pair.chosen for pair in pairs]), *read([pair.rejected for pair in pairs]), labels]
+    gate += [recipe.gating, recipe.seed, resolve_device(recipe.backbone.device).type]
+    heads = keys["regression"]
+    if recipe.joint is not None:
+        keys["first_gate"] = stage_key("first_gate", heads, *debiasing, *gate)
+        keys["joint"] = heads = stage_key("joint", keys["first_gate"], recipe.joint)
+    keys["gate"] = stage_key("gate", heads, *debiasing, *gate)
+    keys["quantiles"] = stage_key("quantiles", heads, recipe.quantiles)
+    return keys
+
+
+@dataclass(frozen=True)
+class SavedStages:
+    """Fitted stages in the files of a folder.
+
+    Attributes:
+        keys: key of each stage, by name.
+    """
+
+    folder: Path
+    keys: Mapping[str, str]
+
+    def get(self, name: str, fit: Callable[[], Fitted]) -> Fitted:
+        """Arrays and report of a stage: the saved ones, else those of `fit`, which are then saved."""
+        from safetensors import safe_open
+
+        path = self.folder / f"{name}.safetensors"
+        if path.exists():
+            with safe_open(path, framework="np") as file:
+                metadata = file.metadata() or {}
+            if metadata.get("key") == self.keys[name]:
+                return read_arrays(path), json.loads(metadata["report"])
+            path.unlink()  # what `fit` writes beside it is then never that of another key
+        arrays, report = fit()
+        text = json.dumps(plain(report))
+        write_arrays(path, arrays, {"key": self.keys[name], "report": text})
+        return arrays, json.loads(text)

@@ -79,6 +79,16 @@ def test_no_prompt_that_is_evaluated_on_is_trained_on(folder):
     assert data.left_out["training pairs whose prompt is evaluated on"] == 2  # `train 0` and `test 0`
 
 
+@pytest.mark.parametrize("empty", ["chosen", "rejected"])
+def test_a_benchmark_prompt_with_an_empty_response_is_not_trained_on(folder, empty):
+    rows = [preferred(f"train {i}") | {"subset": "alpacaeval-easy", "id": i} for i in range(4)]
+    rows[1][empty] = ""
+    (folder / "bench.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = read_training_data(recipe(folder, BASE + "evaluation:\n  - {benchmark: rewardbench, data: bench.jsonl}\n"))
+    assert data.left_out["rated training rows whose prompt is evaluated on"] == 4
+    assert data.left_out["training pairs whose prompt is evaluated on"] == 4 + 1  # `test 0` as well
+
+
 def test_a_test_share_of_zero_holds_nothing_out(folder):
     data = read_training_data(recipe(folder, BASE + "test_share: 0\n"))
     assert not any(data.table.sources[i] == "whole" for i in data.test_rows)

@@ -367,7 +367,7 @@ def _benchmark_prompts(recipe: Recipe, root: Path, benchmarks: Sequence[tuple[st
 def _benchmark_conversations(benchmark: str, sources: Sequence[str]) -> Iterator[Conversation]:
     found = BENCHMARKS[benchmark]
     for example in found.read(find_sources(sources, found.published, found.also)).examples:
-        yield from (conversation for conversation in example.conversations[:1] if conversation is not None)
+        yield from (conversation for conversation in example.conversations if conversation is not None)
 
 
 def is_test(split: str, prompt_key: str, share: float) -> bool:

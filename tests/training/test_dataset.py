@@ -137,6 +137,30 @@ def test_unknown_objectives_are_refused_with_the_nearest_right_one(folder):
         read_training_data(recipe(folder, BASE.replace("preferences:", "  - {compute: length}\npreferences:")))
 
 
+def test_pairs_are_weighted_by_the_name_of_their_set(folder):
+    text = """
+ratings:
+  - {data: two.jsonl, objectives: {score: [0, 1]}}
+preferences:
+  - {preset: hh-rlhf}
+  - {from_ratings: two-score, margin: 1, source: ours}
+  - {data: pairs.jsonl}
+gating: {source_weights: {hh-rlhf: 2, ours: 3, pairs: 4}}
+"""
+    rows = [rated("Name a tree.", reply, "train", score=score) for score, reply in enumerate(("Cod", "Oak"))]
+    (folder / "two.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    repository = folder / "Anthropic" / "hh-rlhf"
+    repository.mkdir(parents=True)
+    dialogue = "\n\nHuman: Name a fish.\n\nAssistant: "
+    (repository / "train.jsonl").write_text(
+        json.dumps({"chosen": f"{dialogue}Cod.", "rejected": f"{dialogue}Oak."}) + "\n"
+    )
+    data = read_training_data(recipe(folder, text))
+    assert {pair.source for pair in (*data.pairs, *data.test_pairs)} == {"hh-rlhf", "ours", "pairs"}
+    with pytest.raises(RecipeError, match=r"unknown preference set 'hh', expected one of hh-rlhf, ours, pairs"):
+        read_training_data(recipe(folder, text.replace("{hh-rlhf: 2", "{hh: 2")))
+
+
 def test_objectives_defined_twice_are_refused(folder):
     with pytest.raises(RecipeError, match="'split-quality' is defined twice"):
         read_training_data(

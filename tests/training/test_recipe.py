@@ -77,6 +77,14 @@ evaluation:
         ("gating: {dropout: 1}", ["gating.dropout", "less than 1"]),
         ("gating: {logit_scale: 0}", ["gating.logit_scale"]),
         ("evaluation: [{benchmark: pears}]", ["evaluation.0.benchmark", "'pears'", "did you mean pairs?"]),
+        (
+            "evaluation: [{benchmark: pairs, data: a/x.jsonl}, {benchmark: ppe}, {benchmark: pairs, data: b/x.jsonl}]",
+            ["evaluation: 0 and 2 are both named 'x'"],
+        ),
+        (
+            "evaluation: [{benchmark: ppe, data: a}, {benchmark: judgebench, name: ppe}]",
+            ["evaluation: 0 and 1 are both named 'ppe'"],
+        ),
         ("evaluation: [{benchmark: ratings, data: x.jsonl}]", ["evaluation.0", "expected no data"]),
         ("reference: {dat: x}", ["reference.dat", "did you mean data?"]),
         ("backbone: {overflow: truncate}", ["backbone.overflow", "truncate_prompt"]),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import Literal
@@ -140,7 +140,7 @@ def read_training_data(recipe: Recipe) -> TrainingData:
     unused = np.array([split == "other" for split in table.splits])
     evaluations = [_evaluation_set(entry, location, recipe.limit) for entry, location in evaluation_files]
     benchmarks: list[tuple[str, str, list[str]]] = [
-        (entry.name or entry.benchmark, entry.benchmark, _benchmark_data(entry, root))
+        (entry.label, entry.benchmark, _benchmark_data(entry, root))
         for entry in recipe.evaluation
         if entry.benchmark not in ("pairs", "ratings")
     ]
@@ -192,7 +192,7 @@ def _rated_sets(recipe: Recipe, located: Mapping[str, Location]) -> list[RatedSe
         location = located.get(f"ratings.{index}")
         if location is None:
             continue
-        source = entry.source or entry.preset or _stem(location)
+        source = entry.label
         if entry.preset is not None:
             preset = rating_preset(entry.preset)
             columns, split = preset.objectives(source, entry.map), entry.split or preset.split
@@ -226,9 +226,7 @@ def _computed(recipe: Recipe) -> list[tuple[str, str]]:
 def _check_objectives(recipe: Recipe, sets: Sequence[RatedSet], computed: Sequence[tuple[str, str]]) -> None:
     rated = merge_objectives(sets).names
     names = [*rated, *(name for name, _ in computed)]
-    sources = [
-        entry.source or entry.from_ratings or Path(entry.data or "").name.split(".")[0] for entry in recipe.preferences
-    ]
+    sources = [entry.label for entry in recipe.preferences]
     for source in recipe.gating.source_weights:
         if source not in sources:
             raise RecipeError(
@@ -310,11 +308,14 @@ def _split_pairs(
     capped = 0
     for index, entry in enumerate(recipe.preferences):
         if entry.from_ratings is not None:
-            pairs = pairs_from_ratings(table, entry.from_ratings, entry.margin)
+            pairs = [
+                replace(pair, source=entry.label)
+                for pair in pairs_from_ratings(table, entry.from_ratings, entry.margin)
+            ]
         else:
             location = located[f"preferences.{index}"]
             split = entry.split or (preference_preset(entry.preset).split if entry.preset else "train")
-            pairs = read_preferences(location, entry.source or entry.preset or _stem(location), recipe.limit, split)
+            pairs = read_preferences(location, entry.label, recipe.limit, split)
         held_out, candidates = [], []
         for pair in pairs:
             if is_test(pair.split, pair.prompt_key, recipe.test_share):
@@ -332,7 +333,7 @@ def _evaluation_set(entry: EvaluationSection, location: Location, limit: int | N
     pairs = [pair for pair in read_preferences(location, limit=limit) if pair.split in ("", "test")]
     if not pairs:
         raise DataError("no row has split 'test'", file=location.name, field="split")
-    return EvaluationSet(entry.name or _stem(location), pairs)
+    return EvaluationSet(entry.label, pairs)
 
 
 def _read_reference(location: Location, limit: int | None) -> list[Conversation]:
@@ -373,10 +374,6 @@ def _benchmark_conversations(benchmark: str, sources: Sequence[str]) -> Iterator
 def is_test(split: str, prompt_key: str, share: float) -> bool:
     """Whether a row is held out: by its `split` column, else by a hash of its prompt."""
     return split == "test" or (split == "" and int(prompt_key[16:24], 16) / 2**32 < share)
-
-
-def _stem(location: Location) -> str:
-    return Path(location.name).name.split(".")[0]
 
 
 def relative_margins(pairs: Sequence[PreferencePair]) -> np.ndarray:

@@ -77,6 +77,16 @@ class Recipe(Section):
             return () if value == "none" else (value,)
         return () if value is None else value
 
+    @field_validator("evaluation")
+    @classmethod
+    def _named_apart(cls, value: tuple[EvaluationSection, ...]) -> tuple[EvaluationSection, ...]:
+        first: dict[tuple[bool, str], int] = {}
+        for i, entry in enumerate(value):
+            other = first.setdefault((entry.benchmark == "pairs", entry.label), i)
+            if other != i and entry.benchmark != "ratings":
+                raise ValueError(f"{other} and {i} are both named {entry.label!r}, expected another name for one")
+        return value
+
     @classmethod
     def from_yaml(cls, path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         """Read a recipe from a file.

@@ -5,11 +5,13 @@ The descriptions are printed in the recipe reference of the documentation.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Optional
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from armorm.errors import nearest
+from armorm.evaluation.benchmarks import BENCHMARKS
 from armorm.heads.gate_training import GateSettings
 
 Range = tuple[float, float]
@@ -133,6 +135,12 @@ class SetSection(Section):
         default_factory=dict,
         description="column names of the set that differ: prompt, response, messages, chosen, rejected, margin, split",
     )
+
+    @property
+    def label(self) -> str:
+        """Name of the set in metrics and weights: as given, else of the preset or objective, else of the file."""
+        given = (self.source, getattr(self, "preset", None), getattr(self, "from_ratings", None))
+        return next((name for name in given if name), Path(self.data or "").name.split(".")[0])
 
     @field_validator("columns")
     @classmethod
@@ -287,7 +295,10 @@ class GatingSection(Section, GateSettings):
     )
 
 
-Benchmark = Literal["pairs", "ratings", "rewardbench", "rewardbench2", "rm-bench", "judgebench", "ppe"]
+if TYPE_CHECKING:
+    Benchmark = str
+else:
+    Benchmark = Literal[tuple(BENCHMARKS)]
 
 
 class EvaluationSection(SetSection):
@@ -297,6 +308,11 @@ class EvaluationSection(SetSection):
         description="pairs (those in data), ratings (held-out ratings), or a published benchmark"
     )
     name: Optional[str] = Field(None, description="name in metrics and report, by default that of the data")
+
+    @property
+    def label(self) -> str:
+        """Name in metrics: as given, else of the file of pairs or the benchmark."""
+        return self.name or (super().label if self.benchmark == "pairs" else self.benchmark)
 
     @model_validator(mode="after")
     def _has_data(self) -> EvaluationSection:

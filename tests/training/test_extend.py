@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from armorm import ArmoRM
+from armorm import ArmoRM, Recipe, train
+from armorm.conversation import Conversation
+from armorm.data.sources import Location
 from armorm.errors import FitError
+from armorm.heads.regression import fit_from_statistics
+from armorm.heads.statistics import RatingStatistics
+from armorm.training import stages
 from armorm.training.extend import extend
+from armorm.training.finetune.record import Finetuned, short_keys
 from tests.helpers.commands import exit_code
+from tests.helpers.shared_folders import shared_folder
 from tests.helpers.small_models import reward_model, sets_to_add
 
 POLITE, RUDE = "Thank you for asking, please do try it this way.", "Go away, that is a silly thing to ask."
@@ -92,7 +100,7 @@ def test_with_preferences_the_gate_is_trained_on(data, model, tmp_path, capsys):
     )  # fmt: skip
     assert code == 0
     gate = json.loads(capsys.readouterr().out)["gate"]
-    assert gate["pairs"] + gate["held_out_pairs"] == 240
+    assert gate["pairs"] + gate["held_out_pairs"] == 192, "prompts of test ratings are not trained on"
     assert gate["best_step"] > 0
     losses = {step: loss for step, _, loss, _ in gate["history"]}
     assert losses[gate["best_step"]] < losses[0], "better than where it started"
@@ -104,6 +112,112 @@ def test_with_preferences_the_gate_is_trained_on(data, model, tmp_path, capsys):
     assert (new.layers[-1].weight[:4] - old.layers[-1].weight).abs().max() > 1e-3
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["stage"] for line in lines] == ["gate"] * len(gate["history"])
+
+
+@pytest.fixture(scope="module")
+def trained(small_recipe, small_run, tmp_path_factory) -> Path:
+    """A run whose recipe evaluates on pairs and has settings of its own."""
+
+    def fill(folder: Path) -> None:
+        write(folder / "bench.jsonl", [preferred(f"Is {number} a prime number?", "test") for number in range(5)])
+        features = shutil.copytree(small_run / "work" / "features", folder / "features")
+        overrides = [
+            f"evaluation=[{{benchmark: pairs, data: {folder / 'bench.jsonl'}}}]",
+            "regression.alphas=[3.0]",
+            "regression.weights={workshop-help: 20}",
+            "gating.label_smoothing=0.2",
+            "gating.steps=3",
+            "seed=5",
+            "test_share=0.5",
+        ]
+        train(Recipe.from_text(small_recipe.to_yaml(), overrides), folder / "run", features=features, quiet=True)
+
+    return shared_folder(tmp_path_factory, "to-extend", fill) / "run"
+
+
+def preferred(prompt: str, split: str = "train") -> dict:
+    return {"prompt": prompt, "chosen": POLITE, "rejected": RUDE, "split": split}
+
+
+def test_pairs_of_prompts_that_are_evaluated_on_do_not_train_the_gate(data, trained, tmp_path, small_recipe):
+    """Five prompts of a validation split, of the recipe's benchmark, of its test pairs, of new test rows; each 4 times."""
+    rows = [json.loads(line) for line in (Path(small_recipe.data_root) / "choices.jsonl").read_text().splitlines()]
+    tested = list(dict.fromkeys(row["prompt"][0]["content"] for row in rows if row["split"] == "test"))
+    rated = [json.loads(line) for line in (data / "ours.jsonl").read_text().splitlines()]
+    also = list(dict.fromkeys(row["prompt"] for row in rated if row["split"] == "test"))
+    pairs = [preferred(f"Which number comes after {number}?") for number in range(60)]
+    pairs += [preferred(f"How old is tree {number}?", "validation") for number in range(5)]
+    pairs += [preferred(f"is {number} a prime number") for number in range(5)]
+    pairs += [preferred(prompt) for prompt in (*tested[:5], *also[:5])]
+    write(tmp_path / "pairs.jsonl", pairs * 4)
+    location = Location.find(str(tmp_path / "pairs.jsonl"))
+    extend(trained, sets_to_add(trained, data / "ours.jsonl"), tmp_path / "out", preferences=[location], quiet=True)
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert metrics["gate"]["pairs"] + metrics["gate"]["held_out_pairs"] == metrics["data"]["pairs"] == 240
+    assert metrics["data"]["left_out"] == {
+        "pairs of other splits": 20,
+        "training pairs whose prompt is evaluated on": 40,
+        "training pairs whose prompt is evaluated on, written otherwise": 20,
+    }
+
+
+def test_a_share_of_the_prompts_is_held_out_as_the_recipe_says(data, trained, tmp_path):
+    rows = [json.loads(line) for line in (data / "ours.jsonl").read_text().splitlines()]
+    path = write(tmp_path / "ours.jsonl", [{n: v for n, v in row.items() if n != "split"} for row in rows])
+    extend(trained, sets_to_add(trained, path), tmp_path / "out", quiet=True)
+    counts = json.loads((tmp_path / "out" / "metrics.json").read_text())["data"]
+    assert counts["rated_train"] + counts["rated_test"] == 120
+    assert 30 < counts["rated_test"] < 90
+
+
+def test_settings_are_those_of_the_recipe_that_trained_the_model(data, trained, tmp_path, monkeypatch):
+    seen = []
+    fit = stages.fit_gate
+
+    def recorded(features, pairs, settings, **options):
+        seen.append((settings, options["seed"]))
+        return fit(features, pairs, settings, **options)
+
+    monkeypatch.setattr(stages, "fit_gate", recorded)
+    rows = [json.loads(line) for line in (data / "ours.jsonl").read_text().splitlines()]
+    path = write(tmp_path / "workshop.jsonl", [row | {"help": row["politeness"] - 1} for row in rows])
+    pairs = [Location.find(str(data / "pairs.jsonl"))]
+    extend(trained, sets_to_add(trained, path, "help=0:4"), tmp_path / "out", preferences=pairs, quiet=True)
+    ((settings, seed),) = seen
+    assert (settings.label_smoothing, settings.steps, settings.hidden_size, seed) == (0.2, 3, 16, 5)
+    (report,) = json.loads((tmp_path / "out" / "metrics.json").read_text())["regression"]
+    assert (report["objective"], report["alpha"]) == ("workshop-help", 3.0)
+    statistics = RatingStatistics.load(tmp_path / "out" / "work" / "statistics.safetensors")
+    heads = [
+        fit_from_statistics(statistics, alphas=[3.0], weights=weights).weight[statistics.names.index("workshop-help")]
+        for weights in ({"workshop-help": 20}, {})
+    ]
+    model = ArmoRM.from_pretrained(tmp_path / "out")
+    served = model.model.regression_layer.weight[model.objectives.position("workshop-help")].detach().numpy()
+    np.testing.assert_allclose(served, heads[0], atol=1e-5)
+    assert np.abs(served - heads[1]).max() > 1e-3
+    assert (tmp_path / "out" / "recipe.yaml").read_text() == (trained / "recipe.yaml").read_text()
+
+
+def test_what_the_backbone_was_fine_tuned_on_is_excluded(data, trained, tmp_path):
+    moved = shutil.copytree(trained, tmp_path / "moved", ignore=shutil.ignore_patterns("features"))
+    rows = [json.loads(line) for line in (data / "ours.jsonl").read_text().splitlines()]
+    known = [Conversation.from_prompt(row["prompt"], row["response"]).prompt_key for row in rows[10:30]]
+    (moved / "work" / "backbone").mkdir()
+    Finetuned(short_keys(known), [], np.zeros((0, 320)), {}).write(moved / "work" / "backbone")
+    extend(moved, sets_to_add(moved, data / "ours.jsonl"), tmp_path / "out", quiet=True)
+    counts = json.loads((tmp_path / "out" / "metrics.json").read_text())["data"]
+    assert (counts["rated_train"], counts["rated_test"]) == (96 - 16, 24 - 4)
+    assert counts["left_out"]["rated training rows whose prompt the backbone was fine-tuned on"] == 16
+
+
+def test_a_recipe_whose_data_are_gone_is_reported(data, trained, tmp_path, capsys):
+    moved = shutil.copytree(trained, tmp_path / "moved", ignore=shutil.ignore_patterns("features"))
+    text = (moved / "recipe.yaml").read_text()
+    (moved / "recipe.yaml").write_text(text.replace("bench.jsonl", "gone.jsonl"))
+    extend(moved, sets_to_add(moved, data / "ours.jsonl"), tmp_path / "out")
+    told = " ".join(capsys.readouterr().err.split())
+    assert "prompts that the model's recipe evaluates on are not excluded (evaluation.0.data: " in told
 
 
 def test_more_ratings_of_an_objective_are_added_to_those_it_was_fitted_on(data, model, tmp_path):

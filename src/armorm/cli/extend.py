@@ -30,8 +30,10 @@ def extend(
         list[str] | None, Option("--preferences", help="Preference pairs for training the gate. Repeatable.")
     ] = None,
     share: Annotated[float | None, Option(help="Weight of the new objectives if there are no --preferences.")] = None,
-    steps: Annotated[int, Option(help="Training steps of the gate.", min=1)] = 1000,
-    seed: Annotated[int, Option(help="Random seed of gate training.")] = 0,
+    steps: Annotated[
+        int | None, Option(help="Training steps of the gate (default: those of the model's recipe).", min=1)
+    ] = None,
+    seed: Annotated[int | None, Option(help="Random seed of gate training (default: that of the recipe).")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Add objectives or ratings to a trained model, without its old ratings.

@@ -42,7 +42,7 @@ from armorm.training.schema import (
     SetSection,
 )
 
-Kind = Literal["ratings", "pairs", "reference"]
+Kind = Literal["ratings", "pairs", "reference", "evaluation"]
 
 HELD_OUT_PAIRS = 0.1  # share of the training pairs that early stopping and calibration of the gate use, by prompt
 
@@ -64,21 +64,23 @@ class TrainingData:
         train_rows, test_rows: row indices into the table.
         computed: (objective name, measure) of each computed objective.
         pairs, test_pairs: of the preference sets, capped per prompt.
-        reference: reference conversations, or None for the rated training rows.
         left_out: number of excluded rows by reason.
+        evaluated: prompts that are evaluated on or kept apart.
+        reference: reference conversations, or None for the rated training rows.
         benchmarks: (name, benchmark, data sources) of each published benchmark to evaluate on.
     """
 
     table: RatingTable
     train_rows: np.ndarray
     test_rows: np.ndarray
-    computed: list[tuple[str, str]]
     pairs: list[PreferencePair]
     test_pairs: list[PreferencePair]
-    reference: list[Conversation] | None
-    evaluations: list[EvaluationSet]
-    evaluate_ratings: bool
-    left_out: dict[str, int] = field(default_factory=dict)
+    left_out: dict[str, int]
+    evaluated: KnownPrompts
+    computed: list[tuple[str, str]] = field(default_factory=list)
+    reference: list[Conversation] | None = None
+    evaluations: list[EvaluationSet] = field(default_factory=list)
+    evaluate_ratings: bool = True
     benchmarks: list[tuple[str, str, list[str]]] = field(default_factory=list)
 
     def counts(self) -> dict[str, int]:
@@ -121,43 +123,73 @@ def read_training_data(recipe: Recipe) -> TrainingData:
         RecipeError: for a missing file or an unknown objective, by its path in the recipe.
         DataError: for invalid data, by file, row and field.
     """
-    root = Path(recipe.data_root).expanduser()
     located = {place: location for place, _, location, _ in set_locations(recipe)}
-    evaluation_files = [
-        (entry, data_location(entry, root, f"evaluation.{i}"))
-        for i, entry in enumerate(recipe.evaluation)
-        if entry.benchmark == "pairs"
-    ]
     sets, computed = _rated_sets(recipe, located), _computed(recipe)
     _check_objectives(recipe, sets, computed)
     table = read_ratings(sets, recipe.limit)
-    test = np.array(
-        [
-            is_test(split, conversation.prompt_key, recipe.test_share)
-            for split, conversation in zip(table.splits, table.conversations, strict=True)
-        ]
-    )
-    unused = np.array([split == "other" for split in table.splits])
-    evaluations = [_evaluation_set(entry, location, recipe.limit) for entry, location in evaluation_files]
-    benchmarks: list[tuple[str, str, list[str]]] = [
-        (entry.label, entry.benchmark, _benchmark_data(entry, root))
+    evaluations = [
+        _evaluation_set(entry, located[f"evaluation.{i}"], recipe.limit)
+        for i, entry in enumerate(recipe.evaluation)
+        if entry.benchmark == "pairs"
+    ]
+    benchmarks = [
+        (entry.label, entry.benchmark, _benchmark_data(entry, _root(recipe)))
         for entry in recipe.evaluation
         if entry.benchmark not in ("pairs", "ratings")
     ]
-    pairs, test_pairs, capped = _split_pairs(recipe, located, table)
-    ties = sum(pair.is_tie for pair in pairs)
-    pairs = [pair for pair in pairs if not pair.is_tie]
+    evaluated = _benchmark_prompts(recipe, benchmarks)
+    evaluated.add(pair.chosen for entry in evaluations for pair in entry.pairs)
+    return replace(
+        split_by_prompt(recipe, table, _preference_sets(recipe, located, table), evaluated),
+        computed=computed,
+        reference=_read_reference(located["reference"], recipe.limit) if "reference" in located else None,
+        evaluations=evaluations,
+        evaluate_ratings=any(entry.benchmark == "ratings" for entry in recipe.evaluation),
+        benchmarks=benchmarks,
+    )
 
-    evaluated = _benchmark_prompts(recipe, root, benchmarks)
-    evaluated.add(table.conversations[i] for i in np.flatnonzero(test))
-    evaluated.add(pair.chosen for pair in chain(test_pairs, *(entry.pairs for entry in evaluations)))
-    candidates = np.flatnonzero(~test & ~unused)
+
+def split_by_prompt(
+    recipe: Recipe,
+    table: RatingTable,
+    preference_sets: Iterable[tuple[Sequence[PreferencePair], int | None]],
+    evaluated: KnownPrompts,
+) -> TrainingData:
+    """Rated rows and pairs for training and for testing, without training rows whose prompt is evaluated on.
+
+    Args:
+        recipe: `test_share` and `seed`.
+        preference_sets: pairs of each set, and most pairs per prompt.
+        evaluated: prompts that are evaluated on in other ways; those of the test rows and test pairs are added.
+    """
+    roles = np.array(
+        [
+            _role(split, conversation.prompt_key, recipe.test_share)
+            for split, conversation in zip(table.splits, table.conversations, strict=True)
+        ],
+        object,
+    )
+    training, test_pairs, ties, capped, unused_pairs = [], [], 0, 0, 0
+    for pairs, most in preference_sets:
+        by_role: dict[str, list[PreferencePair]] = {"train": [], "test": [], "other": []}
+        for pair in pairs:
+            by_role[_role(pair.split, pair.prompt_key, recipe.test_share)].append(pair)
+        kept = cap_pairs(by_role["train"], most, recipe.seed)
+        training += [pair for pair in kept if not pair.is_tie]
+        test_pairs += cap_pairs(by_role["test"], most, recipe.seed)
+        ties += sum(pair.is_tie for pair in kept)
+        capped += len(by_role["train"]) - len(kept)
+        unused_pairs += len(by_role["other"])
+    candidates, test_rows = np.flatnonzero(roles == "train"), np.flatnonzero(roles == "test")
+    evaluated.add(table.conversations[i] for i in test_rows)
+    evaluated.add(pair.chosen for pair in test_pairs)
     clean_rows, same_rows, similar_rows = _decontaminate([table.conversations[i] for i in candidates], evaluated)
-    clean_pairs, same_pairs, similar_pairs = _decontaminate([pair.chosen for pair in pairs], evaluated)
+    clean_pairs, same_pairs, similar_pairs = _decontaminate([pair.chosen for pair in training], evaluated)
     left_out = {
-        "rated rows of other splits": int(unused.sum()),
+        "rated rows of other splits": int((roles == "other").sum()),
         "rated training rows whose prompt is evaluated on": same_rows,
         "rated training rows whose prompt is evaluated on, written otherwise": similar_rows,
+        "pairs of other splits": unused_pairs,
         "training pairs whose prompt is evaluated on": same_pairs,
         "training pairs whose prompt is evaluated on, written otherwise": similar_pairs,
         "training pairs over the cap of their prompt": capped,
@@ -166,15 +198,11 @@ def read_training_data(recipe: Recipe) -> TrainingData:
     return TrainingData(
         table=table,
         train_rows=candidates[clean_rows],
-        test_rows=np.flatnonzero(test & ~unused),
-        computed=computed,
-        pairs=[pairs[i] for i in clean_pairs],
+        test_rows=test_rows,
+        pairs=[training[i] for i in clean_pairs],
         test_pairs=test_pairs,
-        reference=_read_reference(located["reference"], recipe.limit) if "reference" in located else None,
-        evaluations=evaluations,
-        evaluate_ratings=any(entry.benchmark == "ratings" for entry in recipe.evaluation),
         left_out={reason: count for reason, count in left_out.items() if count},
-        benchmarks=benchmarks,
+        evaluated=evaluated,
     )
 
 
@@ -250,12 +278,12 @@ def _check_objectives(recipe: Recipe, sets: Sequence[RatedSet], computed: Sequen
 
 
 def set_locations(recipe: Recipe) -> Iterator[tuple[str, Kind, Location, Preset | None]]:
-    """Path in the recipe, kind, location and preset of every set that a run trains on.
+    """Path in the recipe, kind, location and preset of every set that a run reads.
 
     Raises:
         RecipeError: for a missing file or an unknown preset, by its path in the recipe.
     """
-    root = Path(recipe.data_root).expanduser()
+    root = _root(recipe)
     entries: list[tuple[str, Kind, RatingsSection | PreferencesSection | ReferenceSection]] = []
     entries += [(f"ratings.{i}", "ratings", entry) for i, entry in enumerate(recipe.ratings) if not entry.compute]
     entries += [(f"preferences.{i}", "pairs", e) for i, e in enumerate(recipe.preferences) if not e.from_ratings]
@@ -268,6 +296,16 @@ def set_locations(recipe: Recipe) -> Iterator[tuple[str, Kind, Location, Preset 
         is_pairs = kind == "pairs" or (kind == "reference" and entry.preset in PREFERENCE_PRESETS)
         preset: Preset = preference_preset(entry.preset) if is_pairs else rating_preset(entry.preset)
         yield place, kind, preset_location(preset, entry, root), preset
+    for i, evaluation in enumerate(recipe.evaluation):
+        if evaluation.data is not None and evaluation.benchmark == "pairs":
+            yield f"evaluation.{i}", "evaluation", data_location(evaluation, root, f"evaluation.{i}"), None
+        elif evaluation.data is None:
+            for hub in BENCHMARKS[evaluation.benchmark].published:
+                yield f"evaluation.{i}", "evaluation", Location.find(hub.id, root), None
+
+
+def _root(recipe: Recipe) -> Path:
+    return Path(recipe.data_root).expanduser()
 
 
 def preset_location(preset: Preset, entry: SetSection, root: Path) -> Location:
@@ -299,34 +337,18 @@ def data_location(entry: SetSection, root: Path, place: str) -> Location:
         raise RecipeError(f"{place}.data: {error}") from None
 
 
-def _split_pairs(
+def _preference_sets(
     recipe: Recipe, located: Mapping[str, Location], table: RatingTable
-) -> tuple[list[PreferencePair], list[PreferencePair], int]:
-    """Training and test pairs, each capped per prompt, and the number of training pairs over the cap."""
-    training: list[PreferencePair] = []
-    test: list[PreferencePair] = []
-    capped = 0
+) -> Iterator[tuple[list[PreferencePair], int | None]]:
+    """Pairs of each set, and most pairs per prompt."""
     for index, entry in enumerate(recipe.preferences):
         if entry.from_ratings is not None:
-            pairs = [
-                replace(pair, source=entry.label)
-                for pair in pairs_from_ratings(table, entry.from_ratings, entry.margin)
-            ]
+            pairs = pairs_from_ratings(table, entry.from_ratings, entry.margin)
+            pairs = [replace(pair, source=entry.label) for pair in pairs]
         else:
-            location = located[f"preferences.{index}"]
             split = entry.split or (preference_preset(entry.preset).split if entry.preset else "train")
-            pairs = read_preferences(location, entry.label, recipe.limit, split)
-        held_out, candidates = [], []
-        for pair in pairs:
-            if is_test(pair.split, pair.prompt_key, recipe.test_share):
-                held_out.append(pair)
-            elif pair.split != "other":
-                candidates.append(pair)
-        kept = cap_pairs(candidates, entry.max_pairs_per_prompt, recipe.seed)
-        capped += len(candidates) - len(kept)
-        training += kept
-        test += cap_pairs(held_out, entry.max_pairs_per_prompt, recipe.seed)
-    return training, test, capped
+            pairs = read_preferences(located[f"preferences.{index}"], entry.label, recipe.limit, split)
+        yield pairs, entry.max_pairs_per_prompt
 
 
 def _evaluation_set(entry: EvaluationSection, location: Location, limit: int | None) -> EvaluationSet:
@@ -350,9 +372,9 @@ def _benchmark_data(entry: EvaluationSection, root: Path) -> list[str]:
     return [str(root / name) if (root / name).exists() else name for name in names]
 
 
-def _benchmark_prompts(recipe: Recipe, root: Path, benchmarks: Sequence[tuple[str, str, list[str]]]) -> KnownPrompts:
+def _benchmark_prompts(recipe: Recipe, benchmarks: Sequence[tuple[str, str, list[str]]]) -> KnownPrompts:
     """Prompts of the published benchmarks that are evaluated on, and of everything under `keep_apart`."""
-    prompts = KnownPrompts()
+    prompts, root = KnownPrompts(), _root(recipe)
     for _, benchmark, sources in benchmarks:
         prompts.add(_benchmark_conversations(benchmark, sources))
     for index, name in enumerate(recipe.keep_apart):
@@ -371,9 +393,9 @@ def _benchmark_conversations(benchmark: str, sources: Sequence[str]) -> Iterator
         yield from (conversation for conversation in example.conversations if conversation is not None)
 
 
-def is_test(split: str, prompt_key: str, share: float) -> bool:
-    """Whether a row is held out: by its `split` column, else by a hash of its prompt."""
-    return split == "test" or (split == "" and int(prompt_key[16:24], 16) / 2**32 < share)
+def _role(split: str, prompt_key: str, test_share: float) -> str:
+    """`train`, `test` or `other`: by the `split` column of a row, else by a hash of its prompt."""
+    return split or ("test" if int(prompt_key[16:24], 16) / 2**32 < test_share else "train")
 
 
 def relative_margins(pairs: Sequence[PreferencePair]) -> np.ndarray:

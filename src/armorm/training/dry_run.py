@@ -9,7 +9,6 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,9 +16,7 @@ import numpy as np
 from armorm.backbone.chat_template import ChatTemplate
 from armorm.conversation import Conversation
 from armorm.data.presets import RATING_PRESETS, PreferencePreset
-from armorm.data.sources import Location
 from armorm.errors import ArmormError, RecipeError
-from armorm.evaluation.benchmarks import BENCHMARKS
 from armorm.files import embedded_path
 from armorm.training.cost import KNOWN_SHAPES, Hardware, Shape, Stage, Workload, fleets, stages
 from armorm.training.dataset import TrainingData, read_training_data, set_locations
@@ -68,9 +65,13 @@ def dry_run(
     Raises:
         RecipeError, DataError: for faults of the recipe or of the available sets.
     """
-    sets, unavailable = [], []
+    sets, missing = [], []
     for place, kind, location, preset in set_locations(recipe):
         available = location.available_offline
+        if not available:
+            missing.append(f"{location.name} (fetch it, or put its files below {recipe.data_root})")
+        if kind == "evaluation":
+            continue
         rows = preset.count if preset is not None and not available else None
         published = "published size" + (", rounded" if preset and preset.rounded else "")
         sets.append(
@@ -83,13 +84,7 @@ def dry_run(
                 "from": "available offline" if available else published,
             }
         )
-        if not available:
-            unavailable.append(f"{location.name} (fetch it, or put its files below {recipe.data_root})")
-    for entry in recipe.evaluation:
-        for hub in BENCHMARKS[entry.benchmark].published if entry.data is None else ():
-            if not Location.find(hub.id, Path(recipe.data_root).expanduser()).available_offline:
-                unavailable.append(f"{hub.id} ({entry.benchmark})")
-    missing = list(dict.fromkeys(unavailable))
+    missing = list(dict.fromkeys(missing))
     data = None if missing else read_training_data(recipe)
     shape, shape_from, template = _backbone(recipe, missing)
     if data is None:

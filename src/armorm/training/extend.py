@@ -8,6 +8,10 @@ the old block of the transform stay as they are, to the bit.
 New objectives are debiased against the model's own biases on the new rows. With preference pairs the gate continues to
 train from its old weights; without, new objectives get a constant share of the weight, and the others keep their
 proportions. The score's mean, standard deviation and quantiles are measured again, on the new training rows.
+
+Settings are those of the model's recipe (recipe.yaml in its folder), by default those of a recipe that does not give
+them. Rows and pairs are split and filtered as in `train`: what that recipe evaluates on, and what the backbone was
+fine-tuned on, is excluded here as well.
 """
 
 from __future__ import annotations
@@ -25,10 +29,12 @@ from rich.console import Console
 
 from armorm.backbone.decoder import Placement
 from armorm.conversation import Conversation
+from armorm.data.decontamination import KnownPrompts
 from armorm.data.preferences import read_preferences
 from armorm.data.ratings import RatedSet, RatingTable, read_ratings
 from armorm.data.sources import Location
-from armorm.errors import FitError
+from armorm.errors import DataError, FitError, RecipeError
+from armorm.files import write_text
 from armorm.heads.debiasing import Debiasing, fit_debiasing, no_debiasing
 from armorm.heads.regression import RegressionHead
 from armorm.heads.statistics import RatingStatistics
@@ -37,25 +43,25 @@ from armorm.model.configuration import ArmoRMConfig
 from armorm.model.remote_code import GatingNetwork
 from armorm.objectives import ObjectiveSet
 from armorm.reward_model import ArmoRM
-from armorm.training.dataset import distinct_conversations, group_index, is_test, sides
-from armorm.training.evaluate import held_out_rating_metrics
+from armorm.training.dataset import TrainingData, group_index, read_training_data, set_locations, split_by_prompt
+from armorm.training.evaluate import evaluation_metrics
 from armorm.training.featurize import Corpus, build_corpus
+from armorm.training.finetune.record import Finetuned, without_finetuned
 from armorm.training.pipeline import save_run, write_rejected
-from armorm.training.schema import GatingSection, RegressionSection
+from armorm.training.recipe import Recipe
+from armorm.training.schema import RegressionSection
 from armorm.training.stages import (
     STATISTICS,
     OutOfFoldRewards,
     RatedSplit,
     assemble_model,
     fit_stage1,
+    rated_split,
     reference_statistics,
     train_gate,
 )
 from armorm.training.tracking import Tracking
 from armorm.version import __version__
-
-TEST_SHARE = 0.1
-FOLDS = 5
 
 
 def extend(
@@ -65,8 +71,8 @@ def extend(
     *,
     preferences: Sequence[Location] = (),
     share: float | None = None,
-    seed: int = 0,
-    steps: int = 1000,
+    seed: int | None = None,
+    steps: int | None = None,
     quiet: bool = False,
 ) -> ArmoRM:
     """Extend a model.
@@ -77,7 +83,7 @@ def extend(
         output: another folder.
         preferences: pairs to train the gate on; some are held out by their split column, or by prompt.
         share: share of the gating weight for new objectives, without preferences; by default new objectives / all.
-        seed, steps: of the gate's training.
+        seed, steps: of the gate's training, by default those of the model's recipe.
         quiet: print only progress.
 
     Raises:
@@ -90,29 +96,30 @@ def extend(
         raise FitError(f"{output}: is the model's own folder, expected another one")
     rm = ArmoRM.from_pretrained(model, dtype="weights")  # kept to the bit for the old objectives
     Placement.choose("auto", str(rm.backbone.device)).apply(rm.model.model)
-    table = read_ratings(sets)
-    pairs = [pair for location in preferences for pair in read_preferences(location) if not pair.is_tie]
-    pairs = [pair for pair in pairs if not is_test(pair.split, pair.prompt_key, TEST_SHARE)]
+    recipe = _recipe_of(origin)
+    if recipe.ratings:
+        write_text(folder / "recipe.yaml", recipe.to_yaml())  # of the first training, for the next extension
+    data = _read_data(rm, origin, recipe, read_ratings(sets), preferences, console)
     limits = rm.model.config.limits
     corpus = build_corpus(
-        distinct_conversations([*table.conversations, *sides(pairs)]),
+        data.conversations(),
         rm.backbone,
         folder / "work" / "features",
         console,
         max_length=limits.get("max_length"),
         overflow=limits.get("overflow", "error"),
     )
-    write_rejected(folder, corpus, table, pairs)
-    rated, pairs = _split(table, corpus), corpus.usable(pairs)
-    rated_names = table.objectives.names
+    write_rejected(folder, corpus, data.table, list(data.all_pairs()))
+    rated, pairs = rated_split(data, corpus), corpus.usable(data.pairs)
+    rated_names = rated.table.objectives.names
     added = [name for name in rated_names if name not in rm.objectives.names]
     again = [name for name in rated_names if name in rm.objectives.names]
-    objectives = ObjectiveSet([*rm.objectives, *(o for o in table.objectives if o.name in added)])
+    objectives = ObjectiveSet([*rm.objectives, *(o for o in rated.table.objectives if o.name in added)])
     console.print(f"new objectives: {', '.join(added) or 'none'}; additional ratings of: {', '.join(again) or 'none'}")
     for warning in _dropped_features(rm, origin, again):
         console.print(f"warning: {warning}")
 
-    fitted, uncertainty, statistics = _fit_stage1(rm, origin, rated, corpus, objectives)
+    fitted, uncertainty, statistics = _fit_stage1(rm, origin, recipe.regression, rated, corpus, objectives)
     if rm.uncertainty is not None and uncertainty is None:
         console.print("warning: without statistics of the old ratings the new model has no uncertainty")
     head = _extended_head(rm, fitted, objectives, rated_names)
@@ -122,16 +129,18 @@ def extend(
     rewards = OutOfFoldRewards(head, rated.train_prompts, corpus)
     reference = rated.train_conversations
     reference_rewards = rewards(reference)
-    debiasing = _extended_debiasing(rm, reference_rewards, reference)
+    debiasing = _extended_debiasing(rm, recipe, reference_rewards, reference)
     gate = extended_gate(rm, len(added), corpus.features(reference).prompt, share)
     gate_report = None
     if pairs:
-        section = GatingSection(
-            hidden_size=rm.model.config.gating_hidden_dim,
-            hidden_layers=rm.model.config.gating_n_hidden,
-            temperature=rm.model.config.gating_temperature,
-            steps=steps,
-        )
+        config = rm.model.config
+        shape = {
+            "hidden_size": config.gating_hidden_dim,
+            "hidden_layers": config.gating_n_hidden,
+            "temperature": config.gating_temperature,
+        }
+        section = recipe.gating.model_copy(update=shape | {"steps": steps or recipe.gating.steps})
+        seed = recipe.seed if seed is None else seed
         with Tracking(folder, (), "extend", {}) as tracking:
             gate, gate_report = train_gate(pairs, rewards, debiasing, section, tracking, seed=seed, initial=gate)
     elif added:
@@ -147,10 +156,15 @@ def extend(
     metrics = {
         "armorm_version": __version__,
         "extended": entry,
-        "data": {"rated_train": len(rated.train), "rated_test": len(rated.test), "pairs": len(pairs)},
+        "data": {
+            "rated_train": len(rated.train),
+            "rated_test": len(rated.test),
+            "pairs": len(pairs),
+            "left_out": data.left_out,
+        },
         "regression": [asdict(report) for report in head.reports],
         "gate": asdict(gate_report) if gate_report else None,
-        "evaluation": {"ratings": held_out_rating_metrics(extended, rated, corpus) if len(rated.test) else {}},
+        "evaluation": {"ratings": {}} | evaluation_metrics(extended, data, rated, corpus, debiasing, folder),
     }
     statistics.save(folder / "work" / STATISTICS)
     save_run(extended, metrics, folder, f"{origin.name}, extended")
@@ -158,12 +172,39 @@ def extend(
     return ArmoRM.from_pretrained(folder)
 
 
-def _split(table: RatingTable, corpus: Corpus) -> RatedSplit:
-    table = table.take([i for i, conversation in enumerate(table.conversations) if conversation in corpus])
-    keys = [conversation.prompt_key for conversation in table.conversations]
-    test = np.array([is_test(split, key, TEST_SHARE) for split, key in zip(table.splits, keys, strict=True)], bool)
-    other = np.array([split == "other" for split in table.splits], bool)
-    return RatedSplit(table, np.flatnonzero(~test & ~other), np.flatnonzero(test))
+def _recipe_of(model: Path) -> Recipe:
+    """The recipe in a model's folder; without one the defaults, without data."""
+    path = model / "recipe.yaml"
+    return Recipe.from_yaml(path) if path.is_file() else Recipe.model_construct(ratings=(), preferences=())
+
+
+def _read_data(
+    rm: ArmoRM, model: Path, recipe: Recipe, table: RatingTable, preferences: Sequence[Location], console: Console
+) -> TrainingData:
+    """New rows and pairs, split and filtered by the rules of the recipe."""
+    pairs = [read_preferences(location, Path(location.name).name.split(".")[0]) for location in preferences]
+    data = split_by_prompt(recipe, table, [(part, None) for part in pairs], _evaluated(recipe, console))
+    backbone = rm.model.config.provenance.get("backbone", "")
+    finetuned = Finetuned.read(model / "work" / "backbone") or Finetuned.read(backbone)
+    data = without_finetuned(data, finetuned) if finetuned else data
+    for reason, count in data.left_out.items():
+        console.print(f"excluded: {count:,} {reason}")
+    return data
+
+
+def _evaluated(recipe: Recipe, console: Console) -> KnownPrompts:
+    """Prompts that the recipe evaluates on, as far as its data are available without the network."""
+    if not recipe.ratings:
+        return KnownPrompts()
+    try:
+        missing = [location.name for _, _, location, _ in set_locations(recipe) if not location.available_offline]
+        if not missing:
+            return read_training_data(recipe).evaluated
+        problem = f"not available offline: {', '.join(missing)}"
+    except (RecipeError, DataError) as error:
+        problem = str(error)
+    console.print(f"warning: prompts that the model's recipe evaluates on are not excluded ({problem})")
+    return KnownPrompts()
 
 
 def _dropped_features(rm: ArmoRM, folder: Path, again: Sequence[str]) -> list[str]:
@@ -178,7 +219,12 @@ def _dropped_features(rm: ArmoRM, folder: Path, again: Sequence[str]) -> list[st
 
 
 def _fit_stage1(
-    rm: ArmoRM, folder: Path, rated: RatedSplit, corpus: Corpus, objectives: ObjectiveSet
+    rm: ArmoRM,
+    folder: Path,
+    section: RegressionSection,
+    rated: RatedSplit,
+    corpus: Corpus,
+    objectives: ObjectiveSet,
 ) -> tuple[RegressionHead, Uncertainty | None, RatingStatistics]:
     """Stage 1 on saved statistics of the model plus the new ratings, of every objective that has either."""
     path = folder / "work" / STATISTICS
@@ -193,13 +239,13 @@ def _fit_stage1(
             "ratings, or other names"
         )
     names = [name for name in objectives.names if name in saved or name in rated_names]
-    folds = FOLDS if before is None else before.folds
+    folds = section.folds if before is None else before.folds
     rows = rated.train_rows(corpus, folds, names)
     statistics = rows.statistics(folds)
     if before is not None:
         statistics = before.with_names(names) + statistics
     has_uncertainty = names == objectives.names and rm.uncertainty is not None
-    section = RegressionSection(intercept=rm.model.config.regression_bias, uncertainty=has_uncertainty)
+    section = section.model_copy(update={"intercept": rm.model.config.regression_bias, "uncertainty": has_uncertainty})
     head, uncertainty = fit_stage1(section, statistics, rows)
     if uncertainty is not None and rm.uncertainty is not None:
         # The weights of the others stay, and so does their uncertainty: of the penalty that they were fitted with.
@@ -231,7 +277,9 @@ def _extended_head(
     return RegressionHead(weight, bias, fold_weight, fold_bias, reports)
 
 
-def _extended_debiasing(rm: ArmoRM, rewards: np.ndarray, reference: Sequence[Conversation]) -> Debiasing:
+def _extended_debiasing(
+    rm: ArmoRM, recipe: Recipe, rewards: np.ndarray, reference: Sequence[Conversation]
+) -> Debiasing:
     """The old transform with columns for new objectives, and `penalties` (b, new objectives) of these only.
 
     Args:
@@ -251,6 +299,7 @@ def _extended_debiasing(rm: ArmoRM, rewards: np.ndarray, reference: Sequence[Con
             metric=config.get("metric", "spearman"),
             level=config.get("level", "pooled"),
             groups=group_index([conversation.prompt_key for conversation in reference]),
+            method=recipe.debias.method if recipe.debias else "exact",
         )
         penalties = fitted.penalties[:, len(biases) :]
         transform[np.ix_(biases, range(before, k))] = -penalties

@@ -47,13 +47,12 @@ from armorm.training.saved_stages import Fitted, SavedStages, stage_keys
 from armorm.training.stages import (
     STATISTICS,
     OutOfFoldRewards,
-    RatedSplit,
-    add_computed,
     assemble_model,
     fit_stage1,
     heads_from_arrays,
     heads_to_arrays,
     joint_pairs,
+    rated_split,
     reference_statistics,
     train_gate,
     train_joint_heads,
@@ -107,7 +106,11 @@ class _Run:
             batch_tokens=section.batch_tokens,
             workers=ray_workers(section, backbone),
         )
-        rated, pairs = self.split_ratings(data, corpus), corpus.usable(data.pairs)
+        for name, measure in data.computed:
+            if measure.startswith(OWN_FUNCTION):
+                function = measure.removeprefix(OWN_FUNCTION)
+                self.console.print(f"computed objective {name}: calls {function}, a function named in the recipe")
+        rated, pairs = rated_split(data, corpus), corpus.usable(data.pairs)
         names = rated.table.objectives.names
         reference = rated.train_conversations if data.reference is None else [c for c in data.reference if c in corpus]
         start = finetuned.start(rated.table.objectives) if finetuned else None
@@ -195,20 +198,6 @@ class _Run:
                 "warning: this chat template closes turns with ordinary text, so a response can imitate a turn"
             )
         return backbone
-
-    def split_ratings(self, data: TrainingData, corpus: Corpus) -> RatedSplit:
-        """Rated rows that were not rejected, computed objectives included."""
-        train_rows, test_rows = (
-            [i for i in rows if data.table.conversations[i] in corpus] for rows in (data.train_rows, data.test_rows)
-        )
-        table = data.table.take([*train_rows, *test_rows])
-        train, test = np.split(np.arange(len(table)), [len(train_rows)])
-        for name, measure in data.computed:
-            if measure.startswith(OWN_FUNCTION):
-                function = measure.removeprefix(OWN_FUNCTION)
-                self.console.print(f"computed objective {name}: calls {function}, a function named in the recipe")
-        tokens = corpus.response_tokens(table.conversations)
-        return RatedSplit(add_computed(table, data.computed, tokens, train), train, test)
 
     def fit_regression(self, rows: RatedRows, objectives: ObjectiveSet, start: np.ndarray | None) -> Heads:
         """Stage 1; its penalty shrinks towards `start`, the weights that a fine-tuned backbone was trained with."""

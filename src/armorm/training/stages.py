@@ -29,7 +29,7 @@ from armorm.model.configuration import ArmoRMConfig
 from armorm.model.modeling import ArmoRMForSequenceClassification
 from armorm.model.remote_code import GatingNetwork
 from armorm.reward_model import ArmoRM
-from armorm.training.dataset import HELD_OUT_PAIRS, held_out_prompts, relative_margins
+from armorm.training.dataset import HELD_OUT_PAIRS, TrainingData, held_out_prompts, relative_margins
 from armorm.training.featurize import Corpus, RatedRows
 from armorm.training.finetune.record import with_start
 from armorm.training.schema import GatingSection, JointSection, QuantilesSection, RegressionSection
@@ -90,6 +90,17 @@ def add_computed(
         raw = measure(measure_name, table.conversations, response_tokens)
         table = table.with_column(computed_objective(name, measure_name, raw[train]), raw)
     return table
+
+
+def rated_split(data: TrainingData, corpus: Corpus) -> RatedSplit:
+    """Rated rows that were not rejected, computed objectives included."""
+    train_rows, test_rows = (
+        [i for i in rows if data.table.conversations[i] in corpus] for rows in (data.train_rows, data.test_rows)
+    )
+    table = data.table.take([*train_rows, *test_rows])
+    train, test = np.split(np.arange(len(table)), [len(train_rows)])
+    tokens = corpus.response_tokens(table.conversations)
+    return RatedSplit(add_computed(table, data.computed, tokens, train), train, test)
 
 
 @dataclass(frozen=True)

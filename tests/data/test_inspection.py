@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from armorm import Recipe
-from armorm.data.decontamination import normalised
+from armorm.data.decontamination import words
 from armorm.data.inspection import inspect_set
 from armorm.data.sources import Location
 from armorm.errors import DataError
@@ -139,5 +139,5 @@ def test_a_terminal_is_asked(tmp_path, monkeypatch):
         ("?", "!", False),
     ],
 )
-def test_the_normal_form_ignores_writing_and_keeps_meaning(one, other, same):
-    assert (normalised(one) == normalised(other)) == same
+def test_words_ignore_writing_and_keep_meaning(one, other, same):
+    assert (words(one) == words(other)) == same

@@ -1,48 +1,143 @@
-"""Decontamination: match training prompts with evaluation prompts up to formatting.
+"""Near-duplicate prompts: the same question with another formatting or a few edited words.
 
-A benchmark's prompt may be in a training set with another line break, other quotation marks or a system turn before
-it: the key ignores case, spaces, Unicode forms, punctuation around words, and system turns. Signs inside and between
-words count: 2+2 and 2-2, 1.5 and 15 are different questions. A longer dialogue that begins with a benchmark's prompt
-is another prompt, and is kept.
+Decontamination, hold-outs, folds and the record of seen prompts (seen_prompts.py) compare prompts in one way. A prompt
+is its words and the signs inside or outside them in lower case; spaces, Unicode forms, punctuation around words and
+system turns are ignored. 2+2 and 2-2, 1.5 and 15 differ. Two prompts are near-duplicates if their sets of three
+consecutive words overlap by about four fifths (Jaccard), which is one edited word in 25; short prompts therefore match
+exactly. A longer dialogue that begins with a benchmark's prompt is another prompt, unless it adds less than that.
+
+No text is kept: a prompt is a sketch of 64 bytes, each a hash of one of 64 minima over hashed triples (b-bit minwise
+hashing, Li and Koenig 2010), and near-duplicates agree in 50 of them. They are found without comparing every two, as
+neighbours in the order of the sketches under 16 rotations of their bytes (an LSH forest, Bawa et al. 2005).
+`benchmarks/near_duplicates.py` measures errors and time.
 """
 
 from __future__ import annotations
 
-import hashlib
+import re
 import unicodedata
-from collections.abc import Iterable
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from hashlib import blake2b
+
+import numpy as np
 
 from armorm.conversation import Conversation
 
-_AROUND_WORDS = ".,;:!?\"'`\u2018\u2019\u201c\u201d\u00ab\u00bb\u2026()[]*_#"
+SKETCH = 64  # bytes
+AGREEING = 50  # bytes in which near-duplicates agree
+ROTATIONS = 16
+_FACTOR = np.uint32(0x9E3779B1)  # 2^32 / golden ratio
+_MULTIPLIERS = np.array(
+    [int.from_bytes(blake2b(bytes([i]), digest_size=4).digest(), "little") | 1 for i in range(SKETCH)], np.uint32
+)
+# Words (one per ideograph), signs inside words, and signs outside them that are not punctuation.
+_WORD = re.compile(
+    r"[\u3040-\u30ff\u3400-\u9fff]|[^\W_]+|(?<=[^\W_])[^\w\s](?=[^\W_])"
+    r"|[^\w\s.,;:!?\"'`\u2018\u2019\u201c\u201d\u00ab\u00bb\u2026\u3001\u3002\u300c-\u300f()\[\]*#]"
+)
 
 
-def normalised(text: str) -> str:
-    """The words of a text in lower case, without the punctuation around them, one space between them."""
-    words = unicodedata.normalize("NFKC", text).casefold().split()
-    bare = [word.strip(_AROUND_WORDS) for word in words]
-    return " ".join(word for word in bare if word) or text.strip()
+def words(text: str) -> list[str]:
+    """The words and signs of a text, without its formatting."""
+    if not text.isascii():
+        text = unicodedata.normalize("NFKC", text).replace("\u2019", "'")
+    return _WORD.findall(text.casefold()) or [text.strip()]
 
 
-def overlap_key(conversation: Conversation) -> str:
-    """16 hex digits of the normalised prompt."""
-    turns = [f"{turn.role} {normalised(turn.content)}" for turn in conversation.prompt if turn.role != "system"]
-    return hashlib.blake2b("\n".join(turns).encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
+def sketch(conversation: Conversation) -> np.ndarray:
+    """Sketch (`SKETCH`,) uint8 of the prompt."""
+    found = [""]
+    for turn in conversation.prompt:
+        if turn.role != "system":
+            found += [f"{turn.role}:", *words(turn.content)]
+    found += ["", ""]  # every word is in three triples
+    hashes = np.array([zlib.crc32(word.encode("utf-8", "surrogatepass")) for word in found], np.uint32)
+    triples = ((hashes[:-2] * _FACTOR) ^ hashes[1:-1]) * _FACTOR ^ hashes[2:]
+    for factor, shift in ((0x85EBCA6B, 13), (0xC2B2AE35, 16)):  # the finaliser of MurmurHash3
+        triples = triples * np.uint32(factor)
+        triples ^= triples >> np.uint32(shift)
+    least = (triples[:, None] * _MULTIPLIERS).min(0)
+    return (least * _FACTOR >> np.uint32(24)).astype(np.uint8)  # (the top byte depends on all bits)
+
+
+def sketches(conversations: Sequence[Conversation]) -> np.ndarray:
+    """Sketches (n, `SKETCH`) uint8 of the prompts; each distinct prompt is read once."""
+    rows: dict[str, int] = {}
+    index = [rows.setdefault(conversation.prompt_key, len(rows)) for conversation in conversations]
+    found = np.empty((len(rows), SKETCH), np.uint8)
+    done = -1
+    for row, conversation in zip(index, conversations, strict=True):
+        if row > done:
+            found[row], done = sketch(conversation), row
+    return found[index]
+
+
+def _rotations(*tables: np.ndarray) -> Iterator[list[np.ndarray]]:
+    """The rows of each table of sketches as byte strings to sort by, under each rotation."""
+    for shift in range(0, SKETCH, SKETCH // ROTATIONS):
+        yield [np.roll(table, -shift, 1).view(f"S{SKETCH}")[:, 0] for table in tables]
+
+
+def nearest(known: np.ndarray, asked: np.ndarray) -> np.ndarray:
+    """Row (n,) int64 of a near-duplicate among `known` (m, 64) of each of `asked` (n, 64), -1 for none."""
+    best, agreeing = np.full(len(asked), -1, np.int64), np.full(len(asked), AGREEING - 1)
+    if not len(known):
+        return best
+    for ours, theirs in _rotations(known, asked):
+        order = np.argsort(ours, kind="stable")
+        place = np.searchsorted(ours[order], theirs)
+        for neighbour in (place - 1, place):
+            row = order[np.clip(neighbour, 0, len(known) - 1)]
+            count = (known[row] == asked).sum(1)
+            better = count > agreeing
+            best[better], agreeing[better] = row[better], count[better]
+    return best
+
+
+def prompt_groups(conversations: Sequence[Conversation], earlier: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Key of the group of near-duplicates of each prompt, by the prompt's content key: the smallest key of a prompt in
+    the group, whatever the order of the conversations. Groups are connected components.
+
+    Args:
+        earlier: group of some of the prompts, which the whole group takes.
+    """
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import connected_components
+
+    prompts = {conversation.prompt_key: conversation for conversation in conversations}
+    keys = sorted(prompts)
+    if not keys:
+        return {}
+    table, index = np.unique(sketches([prompts[key] for key in keys]), axis=0, return_inverse=True)
+    ends = []
+    for (rotated,) in _rotations(table):
+        order = np.argsort(rotated, kind="stable")
+        pairs = np.stack([order[:-1], order[1:]])
+        ends.append(pairs[:, (table[pairs[0]] == table[pairs[1]]).sum(1) >= AGREEING])
+    first, second = np.concatenate(ends, 1)
+    linked = coo_matrix((np.ones(len(first), bool), (first, second)), (len(table),) * 2)
+    components = connected_components(linked, directed=False)[1][index.ravel()].tolist()
+    group: dict[int, str] = {}
+    for key, component in zip(keys, components, strict=True):
+        if earlier and key in earlier:
+            group[component] = min(earlier[key], group.get(component, earlier[key]))
+    for key, component in zip(keys, components, strict=True):
+        group.setdefault(component, key)
+    return {key: group[component] for key, component in zip(keys, components, strict=True)}
 
 
 class KnownPrompts:
     """Prompts to exclude from training."""
 
     def __init__(self, conversations: Iterable[Conversation] = ()) -> None:
-        self.keys: set[str] = set()  # exact
-        self.normal: set[str] = set()  # normalised
+        self.prompts: dict[str, Conversation] = {}
         self.add(conversations)
 
     def add(self, conversations: Iterable[Conversation]) -> None:
         for conversation in conversations:
-            if conversation.prompt_key not in self.keys:
-                self.keys.add(conversation.prompt_key)
-                self.normal.add(overlap_key(conversation))
+            self.prompts.setdefault(conversation.prompt_key, conversation)
 
-    def holds(self, conversation: Conversation) -> bool:
-        return conversation.prompt_key in self.keys or overlap_key(conversation) in self.normal
+    def find(self, conversations: Sequence[Conversation]) -> np.ndarray:
+        """Mask (n,) of the conversations whose prompt is known, or a near-duplicate of one that is."""
+        return nearest(sketches([*self.prompts.values()]), sketches(conversations)) >= 0

@@ -2,7 +2,7 @@
 
 Rows of a set with a `split` column are split by it; of other sets, a share of the prompts (`test_share`, chosen by a
 hash of the prompt) is held out. No prompt that is evaluated on anywhere in the run, or listed under `keep_apart`, is
-trained on, up to formatting (data/decontamination.py). Excluded training rows are counted by reason.
+trained on, nor a near-duplicate of it (data/decontamination.py). Excluded training rows are counted by reason.
 """
 
 from __future__ import annotations
@@ -209,8 +209,8 @@ def split_by_prompt(
 def _decontaminate(conversations: Sequence[Conversation], evaluated: KnownPrompts) -> tuple[np.ndarray, int, int]:
     """Indices of conversations whose prompt is not evaluated on; the number of exact matches, and of matches up to
     formatting."""
-    overlaps = np.array([evaluated.holds(conversation) for conversation in conversations], bool)
-    same = sum(conversations[i].prompt_key in evaluated.keys for i in np.flatnonzero(overlaps).tolist())
+    overlaps = evaluated.find(conversations)
+    same = sum(conversations[i].prompt_key in evaluated.prompts for i in np.flatnonzero(overlaps).tolist())
     return np.flatnonzero(~overlaps), same, int(overlaps.sum()) - same
 
 
@@ -409,17 +409,18 @@ def relative_margins(pairs: Sequence[PreferencePair]) -> np.ndarray:
     return margins
 
 
-def held_out_prompts(prompt_keys: Sequence[str], share: float) -> np.ndarray:
-    """Mask of held-out pairs: whole prompts, chosen by a hash, until at least `share` of all pairs is held out."""
-    counts = Counter(prompt_keys)
+def held_out_prompts(keys: Sequence[str], share: float) -> np.ndarray:
+    """Mask of held-out pairs: whole prompts, or groups of near-duplicates, chosen by their keys, until at least `share`
+    of all pairs is held out."""
+    counts = Counter(keys)
     held: set[str] = set()
     taken = 0
     for key in sorted(counts, key=lambda key: key[8:]):
-        if taken >= share * len(prompt_keys):
+        if taken >= share * len(keys):
             break
         held.add(key)
         taken += counts[key]
-    return np.array([key in held for key in prompt_keys], bool)
+    return np.array([key in held for key in keys], bool)
 
 
 def group_index(keys: Sequence[str]) -> np.ndarray:

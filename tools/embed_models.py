@@ -25,6 +25,7 @@ from pathlib import Path
 from jinja2 import Environment, StrictUndefined
 from safetensors.torch import load_file, save_file
 
+from armorm.data.seen_prompts import FILE as SEEN_PROMPTS
 from armorm.model.export import make_readable
 from armorm.training.finetune.record import FILE, Finetuned
 
@@ -82,7 +83,7 @@ The language model was then trained with linear rewards on the ratings of `recip
 (`armorm train`, its `finetune` section): the masked squared error of {{ "{:,}".format(facts.rated_rows) }} rated responses to \
 {{ "{:,}".format(prompts) }} prompts of the training splits\
 {{ ", after " ~ "{:,}".format(facts.pairs) ~ " preference pairs" if facts.pairs else "" }}.
-`finetuned.safetensors` holds the keys of these prompts: training heads on this backbone excludes them. Settings: \
+`finetuned.safetensors` holds hashes of these prompts: training heads on this backbone excludes them. Settings: \
 {{ settings }}. The metrics below are those of the language model.
 
 | objective | ratings |
@@ -126,7 +127,7 @@ def embed_finetuned(run: Path) -> None:
     section = Environment(undefined=StrictUndefined, keep_trailing_newline=True).from_string(_FINETUNING)
     text = section.render(
         facts=record.facts,
-        prompts=len(record.prompts),
+        prompts=len(record.seen),
         settings=", ".join(f"{name} {value}" for name, value in record.facts["settings"].items()),
     )
     card = (target / "README.md").read_text()
@@ -148,7 +149,8 @@ def embed_reward_model(run: Path, recipe: Path) -> None:
             raise SystemExit(f"{run}: {name} differs from the embedded backbone; train on `armorm-tiny`")
     save_file(heads, target / "heads.safetensors", metadata={"format": "pt"})
     (target / "heads.safetensors").chmod(0o644)
-    shutil.copyfile(run / "config.json", target / "config.json")
+    for name in ("config.json", SEEN_PROMPTS):
+        shutil.copyfile(run / name, target / name)
     card = (run / "README.md").read_text().replace("PATH/TO/THIS/FOLDER", "armorm-tiny-rm")
     card = card.replace("recipe.yaml beside this file", f"{recipe} of the repository")
     (target / "README.md").write_text(card)

@@ -17,6 +17,9 @@ from safetensors.torch import load_file
 
 from armorm import ArmoRM, Recipe, train
 from armorm.backbone.decoder import Backbone
+from armorm.conversation import Conversation
+from armorm.data.decontamination import prompt_groups
+from armorm.data.seen_prompts import SeenPrompts
 from armorm.errors import BackboneError, FitError, MissingExtraError, RecipeError
 from armorm.heads.regression import MIN_RATINGS, fit_regression
 from armorm.training.dataset import read_training_data
@@ -110,12 +113,13 @@ def test_heads_never_meet_a_prompt_that_the_backbone_was_fine_tuned_on(recipe, f
     data, record = read_training_data(recipe), Finetuned.read(finetuned_run / "work" / "backbone")
     assert record is not None
     left = without_finetuned(data, record)
-    keys = {data.table.conversations[i].prompt_key for i in data.train_rows}
-    used = {key for key in keys if record.has(key)}
+    prompts = {data.table.conversations[i].prompt_key: data.table.conversations[i] for i in data.train_rows}
+    keys = set(prompts)
+    used = {key for key, known in zip(prompts, record.seen.find([*prompts.values()]), strict=True) if known}
     assert 0.4 < len(used) / len(keys) < 0.8
     assert used == {key for key in keys if stage.is_chosen(key, 0.6)}
     assert {left.table.conversations[i].prompt_key for i in left.train_rows} == keys - used
-    assert not [pair for pair in left.pairs if record.has(pair.prompt_key)]
+    assert not record.seen.find([pair.chosen for pair in left.pairs]).any()
     assert len(left.train_rows) + left.left_out[
         "rated training rows whose prompt the backbone was fine-tuned on"
     ] == len(data.train_rows)
@@ -152,20 +156,21 @@ def test_joint_heads_start_from_those_that_stage_1_found_around_the_fine_tuned_o
 def test_all_prompts_known_to_the_backbone_leave_nothing_for_the_heads(recipe, finetuned_run):
     data, record = read_training_data(recipe), Finetuned.read(finetuned_run / "work" / "backbone")
     assert record is not None
-    everything = frozenset(conversation.prompt_key[:16] for conversation in data.table.conversations)
+    groups = prompt_groups(data.table.conversations)
+    everything = SeenPrompts.of({"fine-tuning": data.table.conversations}, groups)
     with pytest.raises(FitError, match=r"all .* rated training rows"):
-        without_finetuned(data, replace(record, prompts=everything))
+        without_finetuned(data, replace(record, seen=everything))
 
 
 def test_the_record_of_fine_tuning_survives_its_file(tmp_path):
-    record = Finetuned(
-        frozenset({"00" * 8, "0f" * 8}), [{"name": "a"}], np.ones((1, 4), np.float32), {"from": "x"}, "key"
-    )
+    prompts = [Conversation.from_prompt(text, "yes") for text in ("one", "two", "three")]
+    seen = SeenPrompts.of({"fine-tuning": prompts[:2]}, prompt_groups(prompts))
+    record = Finetuned(seen, [{"name": "a"}], np.ones((1, 4), np.float32), {"from": "x"}, "key")
     record.write(tmp_path)
     read = Finetuned.read(tmp_path)
-    assert read is not None and read.prompts == record.prompts and read.facts == record.facts and read.key == "key"
+    assert read is not None and read.facts == record.facts and read.key == "key"
     np.testing.assert_array_equal(read.weight, record.weight)
-    assert read.has("0f" * 16) and not read.has("ff" * 16)
+    assert read.seen.find(prompts).tolist() == [4, 4, 0]
     assert Finetuned.read(tmp_path / "elsewhere") is None
 
 
@@ -234,8 +239,8 @@ def test_a_bradley_terry_stage_comes_first_on_request(recipe, tmp_path):
     assert curves["preferences"][-1]["loss"] < 0.75 * curves["preferences"][0]["loss"]
     record = Finetuned.read(folder)
     assert record is not None and record.facts["pairs"] > 0
-    chosen = {pair.prompt_key for pair in data.pairs if stage.is_chosen(pair.prompt_key, 0.6)}
-    assert all(record.has(key) for key in chosen)
+    chosen = [pair.chosen for pair in data.pairs if stage.is_chosen(pair.prompt_key, 0.6)]
+    assert record.seen.find(chosen).all()
 
 
 @pytest.mark.slow

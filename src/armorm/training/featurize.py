@@ -6,7 +6,7 @@ shards, so memory does not grow with hidden size times the number of rated rows.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -19,6 +19,7 @@ from armorm.backbone.decoder import Backbone
 from armorm.backbone.encoding import encode_rows
 from armorm.conversation import Conversation
 from armorm.data.preferences import PreferencePair
+from armorm.data.seen_prompts import SeenPrompts
 from armorm.errors import MissingExtraError
 from armorm.features.engine import BATCH_TOKENS, keys_of, prompt_keys_of
 from armorm.features.extract import Features, distinct, fill_store
@@ -43,6 +44,7 @@ class Corpus:
         prompt_index: (n,) int64, row of `prompt` for each conversation.
         rejected: reason of each rejected conversation by its content key.
         truncated: number of conversations that lost prompt tokens.
+        groups: key of the group of near-duplicates of each prompt, by its content key; folds and hold-outs go by it.
     """
 
     rows: dict[str, int]
@@ -53,6 +55,7 @@ class Corpus:
     prompt_index: np.ndarray
     rejected: dict[str, str]
     truncated: int
+    groups: dict[str, str]
 
     def __contains__(self, conversation: Conversation) -> bool:
         return conversation.key in self.rows
@@ -60,6 +63,10 @@ class Corpus:
     def usable(self, pairs: Sequence[PreferencePair]) -> list[PreferencePair]:
         """The pairs of which neither side was rejected."""
         return [pair for pair in pairs if pair.chosen in self and pair.rejected in self]
+
+    def group_keys(self, conversations: Iterable[Conversation]) -> list[str]:
+        """Key of each prompt's group."""
+        return [self.groups[conversation.prompt_key] for conversation in conversations]
 
     def indices(self, conversations: Sequence[Conversation]) -> np.ndarray:
         """Row (c,) of each conversation, none of which may be rejected; likewise below."""
@@ -97,12 +104,14 @@ def build_corpus(
     overflow: Literal["error", "truncate_prompt", "skip"],
     batch_tokens: int = BATCH_TOKENS,
     workers: Workers | None = None,
+    seen: SeenPrompts | None = None,
 ) -> Corpus:
     """Encode distinct conversations, and compute their features or read them from the store.
 
     Args:
         store: folder of the feature store.
         workers: compute the features elsewhere, by default the backbone in this process.
+        seen: prompts of an earlier run, whose folds their near-duplicates take.
     """
     with progress("tokens", len(conversations), "conversations") as advance:
         result = encode_rows(backbone.template, conversations, max_length, overflow, advance)
@@ -124,6 +133,7 @@ def build_corpus(
         prompt_index=prompt_index,
         rejected={conversations[i].key: reason for i, reason in result.rejected},
         truncated=len(result.truncated),
+        groups=(seen or SeenPrompts()).prompt_groups(conversations),
     )
 
 

@@ -72,7 +72,7 @@ class RatedSplit:
         names = own if names is None else list(names)
         mapped = np.full((len(conversations), len(names)), np.nan)
         mapped[:, [names.index(name) for name in own]] = self.table.objectives.to_reward(self.table.ratings[self.train])
-        folds = np.array([fold_of(conversation.prompt_key, fold_count) for conversation in conversations], np.int64)
+        folds = np.array([fold_of(key, fold_count) for key in corpus.group_keys(conversations)], np.int64)
         return RatedRows(corpus.store, corpus.response_keys(conversations), mapped, folds, names)
 
 
@@ -109,7 +109,8 @@ class OutOfFoldRewards:
 
     Attributes:
         head: fitted weights, and those without each fold.
-        trained_prompts: content keys of the prompts that the head was fitted on; others get the served weights.
+        trained_prompts: content keys of the prompts that the head was fitted on; prompts that are no near-duplicates of
+            them get the served weights.
         corpus: features of the conversations.
     """
 
@@ -120,8 +121,9 @@ class OutOfFoldRewards:
     def __call__(self, conversations: Sequence[Conversation]) -> np.ndarray:
         """Rewards (n, k) float64."""
         count = len(self.head.fold_weight)
+        groups = {self.corpus.groups[key] for key in self.trained_prompts}
         folds = np.array(
-            [fold_of(c.prompt_key, count) if c.prompt_key in self.trained_prompts else -1 for c in conversations],
+            [fold_of(key, count) if key in groups else -1 for key in self.corpus.group_keys(conversations)],
             np.int64,
         )
         rewards = np.empty((len(conversations), len(self.head.weight)))
@@ -199,7 +201,7 @@ def train_gate(
         rejected=debiasing.apply(rewards(rejected)),
         chosen_prompt=corpus.prompt_rows(chosen),
         rejected_prompt=corpus.prompt_rows(rejected),
-        held_out=held_out_prompts([pair.prompt_key for pair in pairs], HELD_OUT_PAIRS),
+        held_out=held_out_prompts(corpus.group_keys(chosen), HELD_OUT_PAIRS),
         margin=relative_margins(pairs) if section.margin else None,
         weight=np.array([section.source_weights.get(pair.source, 1.0) for pair in pairs]),
     )
@@ -247,7 +249,7 @@ def joint_pairs(
     return JointPairs(
         corpus.responses(chosen) - corpus.responses(rejected),
         output @ debiasing.matrix.T,
-        np.array([fold_of(pair.prompt_key, fold_count) for pair in pairs]),
+        np.array([fold_of(key, fold_count) for key in corpus.group_keys(chosen)]),
     )
 
 

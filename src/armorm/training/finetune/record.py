@@ -1,10 +1,10 @@
 """Fine-tuning record: prompts the backbone was trained on, so later stages can exclude them.
 
 Features of rows that a backbone was fine-tuned on fit their ratings better than those of other rows. Heads fitted on
-them
-would overfit: penalties too small, a gate that follows what was memorised, metrics too good. So wherever such a
-backbone is used, in the run that made it or in a later one, its prompts are excluded and counted. The record,
-`finetuned.safetensors` beside the weights, also has the linear reward heads that were trained with the backbone.
+them would overfit: penalties too small, a gate that follows what was memorised, metrics too good. So wherever such a
+backbone is used, in the run that made it or in a later one, its prompts and near-duplicates of them are excluded and
+counted. The record, `finetuned.safetensors` next to the weights, also has the linear reward heads that were trained
+with the backbone.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from typing import Any
 import numpy as np
 
 from armorm.data.preferences import PreferencePair
+from armorm.data.seen_prompts import SeenPrompts
 from armorm.errors import CheckpointError, FitError
-from armorm.files import embedded_path, write_arrays
+from armorm.files import embedded_path, read_arrays, write_arrays
 from armorm.heads.regression import RegressionHead
 from armorm.objectives import ObjectiveSet
 from armorm.training.dataset import TrainingData
 
 FILE = "finetuned.safetensors"
-_KEY_DIGITS = 16  # of 32: any collision among ten million prompts has probability 3e-6
 
 
 @dataclass(frozen=True)
@@ -33,22 +33,18 @@ class Finetuned:
     """The record of a fine-tuned backbone.
 
     Attributes:
-        prompts: first 16 hex digits of each prompt's content key.
+        seen: the prompts.
         objectives: the trained objectives, as dictionaries.
         weight: (k, d) float32 reward heads that were trained with the backbone.
         facts: settings and dataset sizes.
         key: digest of everything that decided the result.
     """
 
-    prompts: frozenset[str]
+    seen: SeenPrompts
     objectives: list[dict[str, Any]]
     weight: np.ndarray
     facts: dict[str, Any]
     key: str = ""
-
-    def has(self, prompt_key: str) -> bool:
-        """Whether the backbone was fine-tuned on a prompt."""
-        return prompt_key[:_KEY_DIGITS] in self.prompts
 
     def start(self, objectives: ObjectiveSet) -> np.ndarray:
         """Trained weights (k, d) float64 of objectives; zero for those that were not trained, or on another scale."""
@@ -61,9 +57,8 @@ class Finetuned:
         return weight
 
     def write(self, folder: Path) -> None:
-        keys = np.frombuffer(bytes.fromhex("".join(sorted(self.prompts))), np.uint8).reshape(-1, _KEY_DIGITS // 2)
         metadata = {"objectives": json.dumps(self.objectives), "facts": json.dumps(self.facts), "key": self.key}
-        write_arrays(folder / FILE, {"prompts": keys, "weight": self.weight.astype(np.float32)}, metadata)
+        write_arrays(folder / FILE, {**self.seen.arrays(), "weight": self.weight.astype(np.float32)}, metadata)
 
     @classmethod
     def read(cls, backbone: str | Path) -> Finetuned | None:
@@ -80,16 +75,11 @@ class Finetuned:
         try:
             with safe_open(path, framework="np") as file:
                 metadata: Mapping[str, str] = file.metadata() or {}
-                prompts, weight = file.get_tensor("prompts"), file.get_tensor("weight")
             objectives, facts = json.loads(metadata["objectives"]), json.loads(metadata["facts"])
-            return cls(frozenset(row.tobytes().hex() for row in prompts), objectives, weight, facts, metadata["key"])
+            arrays = read_arrays(path)
+            return cls(SeenPrompts.of_arrays(arrays), objectives, arrays["weight"], facts, metadata["key"])
         except (SafetensorError, KeyError, ValueError) as error:
             raise CheckpointError(f"{path}: damaged fine-tuning record ({error})") from None
-
-
-def short_keys(prompt_keys: list[str]) -> frozenset[str]:
-    """Prompt keys as the record stores them."""
-    return frozenset(key[:_KEY_DIGITS] for key in prompt_keys)
 
 
 def without_finetuned(data: TrainingData, record: Finetuned) -> TrainingData:
@@ -98,11 +88,11 @@ def without_finetuned(data: TrainingData, record: Finetuned) -> TrainingData:
     Raises:
         FitError: if no rated row or no pair remains for the heads.
     """
-    conversations = data.table.conversations
-    known = np.array([record.has(conversation.prompt_key) for conversation in conversations], bool)
+    known = record.seen.find(data.table.conversations) > 0
 
     def new(pairs: list[PreferencePair]) -> list[PreferencePair]:
-        return [pair for pair in pairs if not record.has(pair.prompt_key)]
+        seen = record.seen.find([pair.chosen for pair in pairs])
+        return [pair for pair, roles in zip(pairs, seen, strict=True) if not roles]
 
     remaining = replace(
         data,

@@ -30,6 +30,8 @@ from rich.console import Console
 from armorm.backbone.chat_template import EncodedConversation
 from armorm.backbone.decoder import Backbone, fast_bfloat16, resolve_device
 from armorm.backbone.encoding import encode_rows
+from armorm.data.decontamination import prompt_groups
+from armorm.data.seen_prompts import SeenPrompts
 from armorm.errors import FitError, MissingExtraError
 from armorm.features.engine import keys_of
 from armorm.files import write_json
@@ -38,7 +40,7 @@ from armorm.objectives import ObjectiveSet
 from armorm.progress import progress
 from armorm.training.dataset import TrainingData, distinct_conversations, sides
 from armorm.training.finetune.collator import grow_trees, reads_trees
-from armorm.training.finetune.record import Finetuned, short_keys
+from armorm.training.finetune.record import Finetuned
 from armorm.training.finetune.trainer import Learner, TreeBatches, last_whole_checkpoint, run_trainer
 from armorm.training.recipe import Recipe
 from armorm.training.saved_stages import stage_key
@@ -103,17 +105,17 @@ def finetune(recipe: Recipe, data: TrainingData, work: Path, console: Console) -
     model.save_pretrained(temporary)
     start.tokenizer.save_pretrained(temporary)
     write_json(temporary / "training_curve.json", curves)
-    prompts = short_keys(rows.prompts) | (earlier.prompts if earlier else frozenset())
-    Finetuned(prompts, rows.objectives.to_dicts(), learner.rating_weight(), facts, key).write(temporary)
+    seen = rows.seen + earlier.seen if earlier else rows.seen
+    Finetuned(seen, rows.objectives.to_dicts(), learner.rating_weight(), facts, key).write(temporary)
     shutil.rmtree(folder, ignore_errors=True)
     temporary.rename(folder)  # atomic: a folder with a record is complete
     shutil.rmtree(work / "finetune")
     return folder
 
 
-def is_chosen(prompt_key: str, share: float) -> bool:
-    """Whether a prompt is fine-tuned on: by a hash of its content, independent of folds and splits."""
-    return int(prompt_key[24:32], 16) / 2**32 < share
+def is_chosen(group_key: str, share: float) -> bool:
+    """Whether a group of prompts is fine-tuned on: by its key, independent of folds and splits."""
+    return int(group_key[24:32], 16) / 2**32 < share
 
 
 @dataclass
@@ -124,17 +126,19 @@ class _FinetuneData:
         encoded: every conversation once.
         rated: (n,) positions of the rated rows in `encoded`.
         ratings: (n, k) mapped, NaN where missing.
+        groups: (n,) key of the group of near-duplicates of the prompt.
         objectives: the k objectives, computed ones last.
         pairs: (chosen, rejected) positions in `encoded`.
-        prompts: content keys of all prompts used.
+        seen: all prompts used.
     """
 
     encoded: list[EncodedConversation]
     rated: np.ndarray
     ratings: np.ndarray
+    groups: list[str]
     objectives: ObjectiveSet
     pairs: list[tuple[int, int]]
-    prompts: list[str]
+    seen: SeenPrompts
 
     @classmethod
     def select(cls, recipe: Recipe, data: TrainingData, backbone: Backbone, console: Console) -> _FinetuneData:
@@ -145,8 +149,9 @@ class _FinetuneData:
             known = ", ".join(dict.fromkeys(table.sources))
             raise FitError(f"finetune.source_shares: unknown set {unknown[0]!r}, expected one of {known}")
         shares = [section.source_shares.get(source, section.share) for source in table.sources]
-        rows = [i for i in data.train_rows if is_chosen(table.conversations[i].prompt_key, shares[i])]
-        pairs = [p for p in data.pairs if section.preference_epochs and is_chosen(p.prompt_key, section.share)]
+        groups = prompt_groups([*(table.conversations[i] for i in data.train_rows), *(p.chosen for p in data.pairs)])
+        rows = [i for i in data.train_rows if is_chosen(groups[table.conversations[i].prompt_key], shares[i])]
+        pairs = [p for p in data.pairs if section.preference_epochs and is_chosen(groups[p.prompt_key], section.share)]
         unique = distinct_conversations([*(table.conversations[i] for i in rows), *sides(pairs)])
         limit, overflow = recipe.backbone.max_length, recipe.backbone.overflow
         with progress("tokens to fine-tune on", len(unique), "conversations") as advance:
@@ -170,8 +175,9 @@ class _FinetuneData:
         rated = np.array([place[table.conversations[i].key] for i in rows], np.int64)
         tokens = [encoded[i].response_tokens for i in rated]
         table = add_computed(table.take(rows), data.computed, tokens, np.arange(len(rows)))
-        prompts = sorted({unique[i].prompt_key for i in result.kept})
-        return cls(encoded, rated, table.objectives.to_reward(table.ratings), table.objectives, same, prompts)
+        seen = SeenPrompts.of({"fine-tuning": [unique[i] for i in result.kept]}, groups)
+        own = [groups[conversation.prompt_key] for conversation in table.conversations]
+        return cls(encoded, rated, table.objectives.to_reward(table.ratings), own, table.objectives, same, seen)
 
 
 def rating_weights(ratings: np.ndarray, kind: str) -> np.ndarray:
@@ -245,7 +251,7 @@ def _starting_weight(start: Backbone, rows: _FinetuneData) -> np.ndarray:
     by cross-validation: weights that overfit so few rows predict others worse than the mean does, and training would
     first have to undo them.
     """
-    order = sorted(range(len(rows.rated)), key=lambda i: rows.encoded[rows.rated[i]].prompt_key)
+    order = sorted(range(len(rows.rated)), key=rows.groups.__getitem__)
     present = ~np.isnan(rows.ratings)
     needed = np.minimum(START_RATINGS, present.sum(0))
     taken: list[int] = []
@@ -260,7 +266,7 @@ def _starting_weight(start: Backbone, rows: _FinetuneData) -> np.ndarray:
             batch = [rows.encoded[rows.rated[row]] for row in taken[begin : begin + 16]]
             features[begin : begin + len(batch)] = start.features(batch)[1]
             advance(len(batch))
-    folds = np.array([fold_of(rows.encoded[rows.rated[row]].prompt_key.hex(), START_FOLDS) for row in taken])
+    folds = np.array([fold_of(rows.groups[row], START_FOLDS) for row in taken])
     ratings = rows.ratings[taken]
     return np.stack([_ridge(features, column, folds) for column in ratings.T])
 

@@ -11,13 +11,15 @@ import pytest
 
 from armorm import ArmoRM, Recipe, train
 from armorm.conversation import Conversation
+from armorm.data.decontamination import prompt_groups
+from armorm.data.seen_prompts import SeenPrompts
 from armorm.data.sources import Location
 from armorm.errors import FitError
 from armorm.heads.regression import fit_from_statistics
 from armorm.heads.statistics import RatingStatistics
 from armorm.training import stages
 from armorm.training.extend import extend
-from armorm.training.finetune.record import Finetuned, short_keys
+from armorm.training.finetune.record import Finetuned
 from tests.helpers.commands import exit_code
 from tests.helpers.shared_folders import shared_folder
 from tests.helpers.small_models import reward_model, sets_to_add
@@ -202,9 +204,10 @@ def test_settings_are_those_of_the_recipe_that_trained_the_model(data, trained, 
 def test_what_the_backbone_was_fine_tuned_on_is_excluded(data, trained, tmp_path):
     moved = shutil.copytree(trained, tmp_path / "moved", ignore=shutil.ignore_patterns("features"))
     rows = [json.loads(line) for line in (data / "ours.jsonl").read_text().splitlines()]
-    known = [Conversation.from_prompt(row["prompt"], row["response"]).prompt_key for row in rows[10:30]]
+    known = [Conversation.from_prompt(row["prompt"], row["response"]) for row in rows[10:30]]
     (moved / "work" / "backbone").mkdir()
-    Finetuned(short_keys(known), [], np.zeros((0, 320)), {}).write(moved / "work" / "backbone")
+    seen = SeenPrompts.of({"fine-tuning": known}, prompt_groups(known))
+    Finetuned(seen, [], np.zeros((0, 320)), {}).write(moved / "work" / "backbone")
     extend(moved, sets_to_add(moved, data / "ours.jsonl"), tmp_path / "out", quiet=True)
     counts = json.loads((tmp_path / "out" / "metrics.json").read_text())["data"]
     assert (counts["rated_train"], counts["rated_test"]) == (96 - 16, 24 - 4)

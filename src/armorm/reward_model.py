@@ -24,6 +24,7 @@ import torch
 from armorm import attribution
 from armorm.backbone.decoder import Backbone, Placement
 from armorm.backbone.encoding import encode_rows
+from armorm.backbone.readout import Readout
 from armorm.conversation import Conversation, ConversationLike
 from armorm.errors import CheckpointError, ConversationError
 from armorm.explain.explanation import Explanation, explain_row
@@ -54,7 +55,7 @@ class ArmoRM:
         self.model = model
         self.tokenizer = tokenizer
         self.name = name
-        self.backbone = Backbone(name, model.model, tokenizer)
+        self.backbone = Backbone(name, model.model, tokenizer, Readout.from_settings(model.config.readout))
 
     @classmethod
     def from_pretrained(

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer, LlamaConfig, PreTrainedModel
 
+from armorm.backbone.readout import LAST_TOKEN, Readout
 from armorm.data.inspection import rated_sets
 from armorm.data.ratings import RatedSet
 from armorm.files import EMBEDDED_BACKBONE, embedded_path
@@ -70,6 +71,7 @@ def reward_model(
     intercept: bool = False,
     backbone: PreTrainedModel | None = None,
     objectives: ObjectiveSet = OBJECTIVES,
+    readout: Readout = LAST_TOKEN,
 ) -> ArmoRM:
     """A whole reward model whose gate weighs the objectives unequally and by the prompt; verbosity is debiased."""
     backbone, tokens = backbone or llama(seed, dtype), tokenizer()
@@ -86,6 +88,7 @@ def reward_model(
         pad_token_id=tokens.pad_token_id,
         reference=REFERENCE if objectives == OBJECTIVES else {},
         debiasing={"against": [verbosity], "metric": "spearman", "level": "pooled", "penalties": penalties},
+        readout=readout.settings(),
         provenance={"backbone": "random"},
     )
     model = ArmoRMForSequenceClassification.assemble(backbone, config)

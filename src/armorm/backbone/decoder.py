@@ -1,10 +1,11 @@
 """The backbone: a decoder LLM that turns token ids into features.
 
 The response feature is the final hidden state (after the final norm) at the last token, the prompt feature the same at
-the gate position; both float32 of hidden size d. Any decoder-only Hugging Face model works; its language-model head is
-not loaded. Batches are right-padded and run without a padding mask: attention is causal (checked once at loading), so
-padding cannot change the tokens before it, and the fast causal kernels apply. Features depend on the batch only by
-rounding: 1e-5 of their norm in float32. Weights are safetensors only; missing or misshapen tensors are an error.
+the gate position, both float32 of hidden size d, unless a `Readout` names another layer or means over tokens. Any
+decoder-only Hugging Face model works; its language-model head is not loaded. Batches are right-padded and run without a
+padding mask: attention is causal (checked once at loading), so padding cannot change the tokens before it, and the fast
+causal kernels apply. Features depend on the batch only by rounding: 1e-5 of their norm in float32. Weights are
+safetensors only; missing or misshapen tensors are an error.
 """
 
 from __future__ import annotations
@@ -22,6 +23,15 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from armorm.backbone.chat_template import ChatTemplate, EncodedConversation
+from armorm.backbone.readout import (
+    LAST_TOKEN,
+    Pooling,
+    PromptPooling,
+    Readout,
+    cut_layers,
+    mean_states,
+    resolve_layer,
+)
 from armorm.errors import BackboneError, nearest
 from armorm.files import embedded_path
 
@@ -42,8 +52,9 @@ class Backbone:
     """A decoder with its tokenizer."""
 
     name: str  # what it was loaded from
-    model: PreTrainedModel  # the transformers model without a head
+    model: PreTrainedModel  # the transformers model without a head, and without layers above the one that is read
     tokenizer: Any
+    readout: Readout = LAST_TOKEN
     template: ChatTemplate = field(init=False)
     # Why conversations cannot share prefixes with this model; empty if they can, None before it was tested
     # (`features/engine.py`).
@@ -60,6 +71,9 @@ class Backbone:
         *,
         dtype: str = "auto",
         device: str = "auto",
+        layer: int | float | None = None,
+        pooling: Pooling = "last",
+        prompt_pooling: PromptPooling = "gate",
         revision: str | None = None,
         trust_remote_code: bool = False,
         **kwargs: Any,
@@ -70,6 +84,9 @@ class Backbone:
             dtype: `auto` (bfloat16 if the hardware is fast at it, else float32), `weights` (as stored), `float32`,
                 `bfloat16`, `float16`.
             device: `auto` (the first CUDA device, else the CPU), or a torch device.
+            layer: whose output is read: an index as in `hidden_states`, or a fraction of the layers; by default the
+                last, with the final norm.
+            pooling, prompt_pooling: as in `Readout`.
             kwargs: passed on to `AutoModel.from_pretrained` (`attn_implementation`, `device_map`, ...).
 
         Raises:
@@ -98,12 +115,31 @@ class Backbone:
         require_complete(report, str(name))
         placement.apply(model, move="device_map" not in kwargs)
         require_decoder(model, str(name))
-        return cls(str(name), model, tokenizer)
+        layers = getattr(model.config.get_text_config(), "num_hidden_layers", 0)
+        cut = resolve_layer(layer, layers, str(name))
+        if cut is not None:
+            cut_layers(model, cut)
+        return cls(str(name), model, tokenizer, Readout(pooling, prompt_pooling, cut, None if cut is None else layers))
 
     @property
     def hidden_size(self) -> int:
         """d, the size of a feature."""
         return int(self.model.config.get_text_config().hidden_size)
+
+    @property
+    def response_size(self) -> int:
+        """Size of a response feature: d, or 2 d for two poolings."""
+        return self.hidden_size * self.readout.parts
+
+    @cached_property
+    def header_tokens(self) -> int:
+        """Tokens from the gate to the reply, the gate included; 1 if ordinary text closes the prompt."""
+        return max(len(self.template.gate_pattern()), 1)
+
+    @property
+    def header(self) -> int | None:
+        """`header_tokens` if features are means, for `build_tree`."""
+        return self.header_tokens if self.readout.is_mean else None
 
     @property
     def device(self) -> torch.device:
@@ -118,7 +154,8 @@ class Backbone:
     @cached_property
     def fingerprint_parts(self) -> dict[str, str]:
         """Hashes (32 hex digits) of all that determines a feature besides the token ids: `weights`, `tokenizer`,
-        `template`, and the name of the `dtype`. Features of backbones that differ in any of them must not be mixed."""
+        `template`, the name of the `dtype`, and the `readout` if it is another than the default. Features of backbones
+        that differ in any of them must not be mixed."""
         weights = hashlib.blake2b(digest_size=16)
         for name, tensor in sorted(self.model.state_dict().items()):
             weights.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
@@ -127,7 +164,9 @@ class Backbone:
         backend = json.loads(self.tokenizer.backend_tokenizer.to_str()) | {"padding": None, "truncation": None}
         texts = {"tokenizer": json.dumps(backend), "template": str(self.tokenizer.chat_template)}
         digests = {name: hashlib.blake2b(text.encode(), digest_size=16).hexdigest() for name, text in texts.items()}
-        return {"weights": weights.hexdigest(), "dtype": str(self.model.dtype).removeprefix("torch."), **digests}
+        readout = {"readout": json.dumps(settings)} if (settings := self.readout.settings()) else {}
+        dtype = str(self.model.dtype).removeprefix("torch.")
+        return {"weights": weights.hexdigest(), "dtype": dtype, **digests, **readout}
 
     @cached_property
     def fingerprint(self) -> str:
@@ -136,13 +175,21 @@ class Backbone:
 
     @torch.inference_mode()
     def features(self, batch: Sequence[EncodedConversation]) -> tuple[np.ndarray, np.ndarray]:
-        """Prompt features (n, d) and response features (n, d), float32, of one batch."""
+        """Prompt features (n, d) and response features (n, `response_size`), float32, of one batch."""
         # (Padded with 0, an id that every model has and no token attends to.)
         ids = pad_sequence([torch.from_numpy(row.ids.astype(np.int64)) for row in batch], batch_first=True)
         hidden = self.model(input_ids=ids.to(self.device), use_cache=False).last_hidden_state
         places = torch.tensor([(row.gate_position, len(row) - 1) for row in batch], device=hidden.device)
-        prompt, response = hidden[torch.arange(len(batch), device=hidden.device), places.T].float().cpu().numpy()
-        return prompt, response
+        gates, lasts = places.T
+        rows, readout = torch.arange(len(batch), device=hidden.device), self.readout
+        mean = None
+        if readout.pooling != "last":
+            mean = mean_states(hidden, torch.minimum(gates + self.header_tokens, lasts), lasts)
+        response = readout.response(hidden[rows, lasts].float(), mean)
+        prompt = hidden[rows, gates]
+        if readout.prompt == "mean":
+            prompt = mean_states(hidden, torch.minimum(torch.ones_like(gates), gates), gates)
+        return prompt.float().cpu().numpy(), response.cpu().numpy()
 
 
 def resolve_device(device: str) -> torch.device:

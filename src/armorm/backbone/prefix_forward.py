@@ -26,8 +26,10 @@ from transformers import PreTrainedModel
 from armorm.backbone.chat_template import EncodedConversation
 from armorm.backbone.decoder import Backbone, is_out_of_memory
 from armorm.backbone.prefix_tree import PrefixTree, build_tree, shared_with_previous
-from armorm.backbone.tree_attention import UnsupportedAttentionError, only_tokens, tree_attention
+from armorm.backbone.readout import decoder_layers
+from armorm.backbone.tree_attention import only_tokens, tree_attention
 from armorm.backbone.tree_blocks import STREAM_MULTIPLE
+from armorm.errors import BackboneError
 
 # Largest distance from the features of the conversation alone, relative to their norm. Rounding gives 1e-6 in float32
 # and 2e-2 in bfloat16; a wrong mask or position 1e-1 and more.
@@ -52,7 +54,7 @@ class SharedForward:
 
     def __post_init__(self) -> None:
         self.length = -(-self.length // STREAM_MULTIPLE) * STREAM_MULTIPLE
-        self._layers = list(decoder_layers(self.backbone.model)) if self.compiled else []
+        self._layers = list(_layers(self.backbone.model)) if self.compiled else []
         self._calls = [_compiled_call(layer) for layer in self._layers]
 
     @torch.inference_mode()
@@ -63,7 +65,9 @@ class SharedForward:
         multiple = max(self.length, STREAM_MULTIPLE) if fixed else STREAM_MULTIPLE
         stream = tree.padded(-(-len(tree) // multiple) * multiple)
         model, device = self.backbone.model, self.backbone.device
-        asked = np.unique(np.concatenate([tree.gates, tree.lasts]))
+        readout = self.backbone.readout
+        spans = [tree.responses] * (readout.pooling != "last") + [tree.prompts] * (readout.prompt == "mean")
+        asked = np.unique(np.concatenate([tree.gates, tree.lasts, *(places for places, _ in spans)]))
         with ExitStack() as stack:
             stack.enter_context(tree_attention(model, stream))
             compiled = self.compiled and len(stream) == self.length
@@ -75,8 +79,20 @@ class SharedForward:
             states = model(input_ids=ids, position_ids=positions, use_cache=False).last_hidden_state[0]
         if not only:
             states = states[torch.from_numpy(asked).to(states.device)]
-        states = states.float().cpu().numpy()
-        return states[np.searchsorted(asked, tree.gates)], states[np.searchsorted(asked, tree.lasts)]
+        states = states.float()
+
+        def at(places: np.ndarray) -> torch.Tensor:
+            return states[torch.from_numpy(np.searchsorted(asked, places)).to(states.device)]
+
+        def mean(span: tuple[np.ndarray, np.ndarray]) -> torch.Tensor:
+            counts = torch.from_numpy(span[1]).to(states.device)
+            owner = torch.repeat_interleave(torch.arange(len(counts), device=states.device), counts)
+            sums = states.new_zeros(len(counts), states.shape[1]).index_add_(0, owner, at(span[0]))
+            return sums / counts[:, None]
+
+        prompt = mean(tree.prompts) if readout.prompt == "mean" else at(tree.gates)
+        response = readout.response(at(tree.lasts), None if readout.pooling == "last" else mean(tree.responses))
+        return prompt.cpu().numpy(), response.cpu().numpy()
 
     @contextmanager
     def _swapped(self) -> Iterator[None]:
@@ -96,13 +112,10 @@ def _compiled_call(layer: nn.Module) -> Any:
     return call
 
 
-def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
-    """The list of a decoder's layers, the first as long as the config says; an `UnsupportedAttentionError` for none."""
-    count = model.config.get_text_config().num_hidden_layers
-    for module in model.modules():
-        if isinstance(module, nn.ModuleList) and len(module) == count:
-            return module
-    raise UnsupportedAttentionError("its layers are not in a ModuleList")
+def _layers(model: PreTrainedModel) -> nn.ModuleList:
+    holder, name = decoder_layers(model, model.config.get_text_config().num_hidden_layers)
+    found: nn.ModuleList = getattr(holder, name)
+    return found
 
 
 def _attend(layer: Any, states: torch.Tensor, options: dict[str, Any]) -> torch.Tensor:
@@ -135,11 +148,11 @@ class _LastLayer(nn.Module):
 def _only(model: PreTrainedModel, rows: np.ndarray, attend: Callable[..., torch.Tensor] = _attend) -> Iterator[bool]:
     """Within the block a plain decoder returns the states of these rows only; yields whether the model is one."""
     try:
-        layers = decoder_layers(model)
-    except UnsupportedAttentionError:
+        layers = _layers(model)
+    except BackboneError:
         yield False
         return
-    last = layers[-1]
+    last = layers[-1] if len(layers) else None
     if type(last).__name__ not in _PLAIN_LAYERS or hasattr(last, "_hf_hook"):
         yield False
         return
@@ -161,7 +174,7 @@ def why_not_shared(backbone: Backbone, conversations: Sequence[EncodedConversati
     """
     sequences = [conversation.ids for conversation in conversations]
     gates = [conversation.gate_position for conversation in conversations]
-    tree = build_tree(sequences, gates, shared_with_previous(sequences).tolist())
+    tree = build_tree(sequences, gates, shared_with_previous(sequences).tolist(), backbone.header)
     alone = [backbone.features([conversation]) for conversation in conversations]
     return sharing_fault(
         lambda: SharedForward(backbone).features(tree),

@@ -25,6 +25,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 _HEAD = 64  # ids that sequences are sorted by first
+_NOTHING = (np.empty(0, np.int64), np.empty(0, np.int64))
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,10 @@ class PrefixTree:
     ends: np.ndarray  # (t,) one past the last descendant of each token
     gates: np.ndarray  # (m,) stream index of the gate of each conversation
     lasts: np.ndarray  # (m,) stream index of the last token of each conversation
+    # Stream indices of the tokens to average of each conversation, one after another, and their numbers (m,); empty
+    # unless features are means.
+    responses: tuple[np.ndarray, np.ndarray] = _NOTHING
+    prompts: tuple[np.ndarray, np.ndarray] = _NOTHING
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -108,14 +113,18 @@ def tree_batches(lengths: np.ndarray, shared: np.ndarray, budget: int) -> list[t
     return [*batches, (start, len(lengths))] if len(lengths) else []
 
 
-def build_tree(sequences: Sequence[np.ndarray], gates: Sequence[int], shared: Sequence[int]) -> PrefixTree:
+def build_tree(
+    sequences: Sequence[np.ndarray], gates: Sequence[int], shared: Sequence[int], header: int | None = None
+) -> PrefixTree:
     """The tree of one batch.
 
     Args:
         sequences: ids of m >= 1 conversations in lexicographic order.
         gates: (m,) gate position of each.
         shared: (m,) ids in common with the previous one; the first is ignored.
+        header: tokens from the gate to the reply, if the tokens of prompts and responses are to be averaged.
     """
+    responses, prompts = [], []
     path = np.empty(max(map(len, sequences)), np.int64)  # stream indices of the current conversation
     ids, positions = [], []
     ends_at: list[tuple[np.ndarray, int]] = []
@@ -129,8 +138,15 @@ def build_tree(sequences: Sequence[np.ndarray], gates: Sequence[int], shared: Se
         ids.append(sequence[common:])
         positions.append(np.arange(common, depth))
         gate_places[row], last_places[row] = path[gates[row]], path[depth - 1]
+        if header is not None:
+            responses.append(path[min(gates[row] + header, depth - 1) : depth].copy())
+            prompts.append(path[min(1, gates[row]) : gates[row] + 1].copy())
         size += new
     ends = np.full(size, size, np.int64)
     for places, end in ends_at:
         ends[places] = end
-    return PrefixTree(np.concatenate(ids).astype(np.int64), np.concatenate(positions), ends, gate_places, last_places)
+    tree = PrefixTree(np.concatenate(ids).astype(np.int64), np.concatenate(positions), ends, gate_places, last_places)
+    if header is None:
+        return tree
+    spans = [(np.concatenate(parts), np.array([len(part) for part in parts])) for parts in (responses, prompts)]
+    return replace(tree, responses=spans[0], prompts=spans[1])

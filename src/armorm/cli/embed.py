@@ -28,6 +28,11 @@ def embed(
     input: Annotated[str, Argument(help="File, folder or hub id with rows as for `armorm score`.")],
     output: Annotated[Path, Option("--output", "-o", help="Folder of the feature store.")],
     backbone: Annotated[str, Option("--backbone", "-b", help="Folder, hub id, or armorm-tiny.")] = EMBEDDED_BACKBONE,
+    layer: Annotated[
+        str | None, Option(help="Layer that is read: 0 is the embeddings, 0.5 half way (default: the last, normed).")
+    ] = None,
+    pooling: Annotated[str, Option(help="Response feature: last, mean or last+mean.")] = "last",
+    prompt_pooling: Annotated[str, Option(help="Prompt feature: gate or mean.")] = "gate",
     max_length: Annotated[int | None, Option(min=8, help="Maximum tokens per conversation.")] = None,
     overflow: Annotated[str, Option(help="For longer conversations: skip or truncate_prompt.")] = "skip",
     batch_tokens: Annotated[int, Option(min=64, help="Maximum tokens per forward pass.")] = 8192,
@@ -58,14 +63,19 @@ def embed(
     from armorm.features.token_table import TokenTable
     from armorm.features.workers import ExtractionSettings
 
-    choices = {"overflow": (overflow, "skip", "truncate_prompt"), "engine": (engine, "local", "ray")}
+    choices = {
+        "overflow": (overflow, "skip", "truncate_prompt"),
+        "engine": (engine, "local", "ray"),
+        "pooling": (pooling, "last", "mean", "last+mean"),
+        "prompt-pooling": (prompt_pooling, "gate", "mean"),
+    }
     for name, (given, *expected) in choices.items():
         if given not in expected:
             raise RecipeError(f"--{name}: found {given!r}, expected {' or '.join(expected)}")
     if engine == "local" and (workers, gpus_per_worker, cpus_per_worker) != (None, None, None):
         raise RecipeError("--workers, --gpus-per-worker and --cpus-per-worker require --engine ray")
     rows = Location.find(input).rows()
-    source = BackboneSource(backbone, dtype, device)
+    source = BackboneSource(backbone, dtype, device, _layer(layer), pooling, prompt_pooling)  # type: ignore[arg-type]
     runner = source.load() if engine == "local" else RayWorkers(source, workers, gpus_per_worker, cpus_per_worker)
     template = source.template() if isinstance(runner, RayWorkers) else runner.template
     store = FeatureStore.of(output, runner, store_dtype)
@@ -102,3 +112,10 @@ def embed(
     }
     speed = f"{plan.computed_tokens / max(seconds, 1e-9):,.0f} tokens/s computed; store: {output}"
     emit(found, str(plan), speed, as_json=as_json)
+
+
+def _layer(text: str | None) -> int | float | None:
+    try:
+        return None if text is None else int(text) if text.isdigit() else float(text)
+    except ValueError:
+        raise RecipeError(f"--layer: found {text!r}, expected a number of layers, or a fraction such as 0.5") from None

@@ -144,7 +144,7 @@ def _store(folder: Path) -> dict[str, Any]:
     from armorm.features.store import FeatureStore, read_manifest
 
     manifest = read_manifest(folder)
-    store = FeatureStore(folder, fingerprint=manifest["fingerprint"], hidden_size=manifest["hidden_size"])
+    store = FeatureStore.existing(folder)
     return {
         "kind": "features",
         "name": str(folder),

@@ -127,7 +127,7 @@ class Engine:
         return {"mechanism": self.mechanism, "compiled": self.compiled, "budget": self.budget}
 
     def features(self, encoded: Sequence[EncodedConversation], advance: Advance) -> tuple[np.ndarray, np.ndarray]:
-        """Prompt and response features (n, d) float32 of n conversations in lexicographic order.
+        """Prompt and response features (n, ...) float32 of n conversations in lexicographic order.
 
         Args:
             advance: called with the tokens of each pass, without padding.
@@ -136,7 +136,7 @@ class Engine:
             BackboneError: for a conversation that does not fit into memory even alone.
         """
         prompt = np.empty((len(encoded), self.backbone.hidden_size), np.float32)
-        response = np.empty_like(prompt)
+        response = np.empty((len(encoded), self.backbone.response_size), np.float32)
         todo = np.arange(len(encoded))
         while len(todo):
             todo = self._run(encoded, todo, prompt, response, advance)
@@ -199,7 +199,7 @@ class Engine:
 
         def lay_out(start: int, stop: int) -> PrefixTree:
             gates = [encoded[i].gate_position for i in todo[start:stop]]
-            return build_tree(sequences[start:stop], gates, shared[start:stop].tolist())
+            return build_tree(sequences[start:stop], gates, shared[start:stop].tolist(), self.backbone.header)
 
         with ThreadPoolExecutor(1) as pool:
             following: Future[PrefixTree] | None = pool.submit(lay_out, *batches[0]) if batches else None

@@ -23,6 +23,7 @@ import numpy as np
 
 from armorm.backbone.chat_template import ChatTemplate, EncodedConversation
 from armorm.backbone.decoder import Backbone
+from armorm.backbone.readout import Pooling, PromptPooling
 from armorm.errors import ArmormError, BackboneError, MissingExtraError, StoreError
 from armorm.features.engine import Rows, resumed_engine
 from armorm.features.store import KEY, differing_parts, shard_name, write_shard
@@ -43,6 +44,9 @@ class BackboneSource:
     name: str
     dtype: str = "auto"
     device: str = "auto"
+    layer: int | float | None = None
+    pooling: Pooling = "last"
+    prompt_pooling: PromptPooling = "gate"
     revision: str | None = None
     trust_remote_code: bool = False
 
@@ -104,6 +108,11 @@ class RayWorkers:
     def hidden_size(self) -> int:
         """d."""
         return self._description[1]
+
+    @property
+    def response_size(self) -> int:
+        """Size of a response feature."""
+        return self._description[2]
 
     def choose(
         self, encoded: Sequence[EncodedConversation], shared: np.ndarray, settings: ExtractionSettings
@@ -210,9 +219,9 @@ class _Head:
     def __init__(self, source: BackboneSource) -> None:
         self.backbone = source.load()
 
-    def describe(self) -> tuple[Mapping[str, str], int]:
-        """Fingerprint parts and feature size."""
-        return self.backbone.fingerprint_parts, self.backbone.hidden_size
+    def describe(self) -> tuple[Mapping[str, str], int, int]:
+        """Fingerprint parts and sizes of prompt and response features."""
+        return self.backbone.fingerprint_parts, self.backbone.hidden_size, self.backbone.response_size
 
     def choose(
         self, work: list[EncodedConversation] | tuple[str, np.ndarray], shared: np.ndarray, settings: ExtractionSettings

@@ -47,6 +47,8 @@ class Fingerprinted(Protocol):
     def fingerprint_parts(self) -> Mapping[str, str]: ...
     @property
     def hidden_size(self) -> int: ...
+    @property
+    def response_size(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,8 @@ class FeatureStore:
 
     Args:
         fingerprint: of the backbone, by part: `weights`, `dtype`, `tokenizer`, `template`.
-        hidden_size: d.
+        hidden_size: d, of a prompt feature.
+        response_size: of a response feature; d by default.
         dtype: of a new store; by default the backbone's if it is float32 or bfloat16, else float32.
 
     Attributes:
@@ -74,11 +77,17 @@ class FeatureStore:
     """
 
     def __init__(
-        self, folder: str | Path, *, fingerprint: Mapping[str, str], hidden_size: int, dtype: str | None = None
+        self,
+        folder: str | Path,
+        *,
+        fingerprint: Mapping[str, str],
+        hidden_size: int,
+        response_size: int | None = None,
+        dtype: str | None = None,
     ) -> None:
         self.folder = Path(folder)
         self.fingerprint = dict(fingerprint)
-        self.hidden_size = hidden_size
+        self.hidden_size, self.response_size = hidden_size, response_size or hidden_size
         if dtype is not None and dtype not in DTYPES:
             raise StoreError(f"{self.folder}: dtype {dtype!r}, expected one of {', '.join(DTYPES)}")
         path = self.folder / "manifest.json"
@@ -88,7 +97,9 @@ class FeatureStore:
             own = str(fingerprint.get("dtype"))
             self.dtype = dtype or (own if own in DTYPES else "float32")
             manifest = {"format": FORMAT, "version": VERSION, "fingerprint": self.fingerprint}
-            write_json(path, {**manifest, "hidden_size": hidden_size, "dtype": self.dtype})
+            sizes = {"hidden_size": hidden_size}
+            sizes |= {} if self.response_size == hidden_size else {"response_size": self.response_size}
+            write_json(path, {**manifest, **sizes, "dtype": self.dtype})
         self.shards: list[Shard] = []
         self._verified: set[str] = set()
         for shard in sorted(self.folder.glob("shard-*.safetensors")):
@@ -98,7 +109,19 @@ class FeatureStore:
     @classmethod
     def of(cls, folder: str | Path, backbone: Fingerprinted, dtype: str | None = None) -> FeatureStore:
         """The store of a backbone's features in a folder."""
-        return cls(folder, fingerprint=backbone.fingerprint_parts, hidden_size=backbone.hidden_size, dtype=dtype)
+        sizes = {"hidden_size": backbone.hidden_size, "response_size": backbone.response_size}
+        return cls(folder, fingerprint=backbone.fingerprint_parts, dtype=dtype, **sizes)
+
+    @classmethod
+    def existing(cls, folder: str | Path) -> FeatureStore:
+        """The store in a folder, whatever its backbone.
+
+        Raises:
+            StoreError: for a folder without one.
+        """
+        manifest = read_manifest(Path(folder))
+        sizes = {name: manifest[name] for name in ("hidden_size", "response_size") if name in manifest}
+        return cls(folder, fingerprint=manifest["fingerprint"], **sizes)
 
     def _agreed(self, dtype: str | None) -> str:
         """dtype of the existing store, which must be of this backbone, and have this dtype unless it is None."""
@@ -254,7 +277,8 @@ class FeatureStore:
         places = index.find(wanted)
         if (places < 0).any():
             raise KeyError(bytes(wanted[places < 0][0]))
-        gathered = np.empty((len(wanted), self.hidden_size), np.float32)
+        width = self.response_size if tensor == "response_features" else self.hidden_size
+        gathered = np.empty((len(wanted), width), np.float32)
         for number in np.unique(index.shard[places]):
             here = np.flatnonzero(index.shard[places] == number)
             gathered[here] = self.shards[number].features(tensor, index.row[places[here]])

@@ -36,6 +36,8 @@ class ArmoRMConfig(PretrainedConfig):
             calibrate`, then with `margin_scale`, their factor; None if the scale was set by hand, or the model is older
             than the field.
         quantiles: `objectives` (names) and `levels` of the quantile heads; empty for a model without.
+        readout: `armorm.backbone.readout.Readout` and `normed`; empty for the last token of the last layer. The
+            backbone's config has the layers that are computed.
         provenance: `backbone`, `armorm_version`, `recipe_hash`, `recipe_name`.
     """
 
@@ -62,6 +64,7 @@ class ArmoRMConfig(PretrainedConfig):
         steering: dict[str, Any] | None = None,
         calibration: dict[str, Any] | None = None,
         quantiles: dict[str, Any] | None = None,
+        readout: dict[str, Any] | None = None,
         provenance: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
@@ -83,6 +86,7 @@ class ArmoRMConfig(PretrainedConfig):
         self.steering = dict(steering or {})
         self.calibration = dict(calibration) if calibration else None
         self.quantiles = dict(quantiles or {})
+        self.readout = dict(readout or {})
         self.provenance = dict(provenance or {})
         kwargs.pop("auto_map", None)  # belongs to the folder it was read from
         # One score: consumers that build a head from the config must not apply a softmax or create two labels.

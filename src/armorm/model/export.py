@@ -118,6 +118,8 @@ def to_released(config: ArmoRMConfig, dtype: torch.dtype) -> dict[str, Any]:
     fixed = [key for key in ("pin", "blend") if config.steering.get(key)]
     if fixed:
         found.append(f"it is steered by {' and '.join(fixed)}, the layout has no weights apart from the gate's")
+    if config.readout:
+        found.append("it reads another layer, or means over tokens, the layout the last token of the last layer")
     if config.quantiles:
         found.append("it has quantile heads, the layout has none")
     if found:

@@ -91,7 +91,7 @@ class ArmoRMForSequenceClassification(RewardModel):
         """
         self.config.quantiles = {"objectives": list(objectives), "levels": [float(level) for level in levels]}
         with torch.device(self.regression_layer.weight.device):
-            layer = quantile_layer(self.config, self.config.hidden_size)
+            layer = quantile_layer(self.config, self.regression_layer.in_features)
         assert layer is not None
         layer.weight.copy_(torch.from_numpy(weight))
         layer.bias.copy_(torch.from_numpy(bias))

@@ -5,6 +5,7 @@
 
     hidden_state     = backbone state at the last real token           (B, d)
     prompt_embedding = backbone state at the gate position             (B, d)
+    (or means over the tokens of response and prompt, of the state after a lower layer: the config's `readout`)
     rewards          = regression_layer(hidden_state)                  (B, k)
     gating_output    = softmax(gating(prompt_embedding) / temperature) * logit_scale
     score            = sum over k of gating_output * (rewards @ reward_transform_matrix)
@@ -46,6 +47,8 @@ _BUFFERS = ["reward_transform_matrix", *UNCERTAINTY_BUFFERS]
 _HEADS = ["regression_layer", "gating", *(["quantile_layer", *_BUFFERS] if _VERSION >= (5, 0) else [])]
 # Ids from the gate to the start of the reply in the published models, whose configs do not have them.
 GATE_PATTERNS = {"llama": [128009, 128006, 78191, 128007, 271], "gemma2": [107, 108, 106, 2516, 108]}
+# Names of the norm after the last layer.
+FINAL_NORMS = ("norm", "ln_f", "final_layer_norm", "final_layernorm", "norm_f", "final_norm", "ln_out")
 
 
 class ArmoRMConfig(PretrainedConfig):
@@ -59,6 +62,9 @@ class ArmoRMConfig(PretrainedConfig):
         gate_pattern: ids from the gate to the start of the reply.
         steering: explicit changes to the weights: `multiply`, `drop`, `pin`, `blend`, `debias_strength`.
         quantiles: `objectives` and `levels` of the quantile heads, which are loaded and saved; armorm evaluates them.
+        readout: `pooling` (`last`, `mean`, `last+mean`) of the response, `prompt` (`gate`, `mean`), `normed` (whether
+            the final norm is applied), `layer` and `layers` (of how many layers the backbone has the first ones);
+            empty for the last token and the gate after all layers.
     """
 
     model_type = "armorm"
@@ -79,6 +85,7 @@ class ArmoRMConfig(PretrainedConfig):
         gate_pattern: list[int] | None = None,
         steering: dict[str, Any] | None = None,
         quantiles: dict[str, Any] | None = None,
+        readout: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         if isinstance(backbone_config, dict):
@@ -93,6 +100,7 @@ class ArmoRMConfig(PretrainedConfig):
         self.gate_pattern = list(gate_pattern or [])
         self.steering = dict(steering or {})
         self.quantiles = dict(quantiles or {})
+        self.readout = dict(readout or {})
         kwargs = {"num_labels": 1, "problem_type": "regression", "pad_token_id": None, **kwargs}
         if _VERSION < (4, 56):
             if "dtype" in kwargs:  # a field of that name would swallow the argument of `from_pretrained`
@@ -111,7 +119,7 @@ class ArmoRMOutput(ModelOutput):
         rewards: (B, k), untransformed.
         gating_output: (B, k), gating weights times logit_scale.
         score: (B,).
-        hidden_state: (B, d), response feature.
+        hidden_state: (B, d), response feature; (B, 2d) of two poolings.
         prompt_embedding: (B, d), prompt feature.
     """
 
@@ -201,6 +209,8 @@ class RewardModel(PreTrainedModel):
         super().__init__(config)
         options = attention_options(self._backbone_config.get_text_config())
         self.model = transformers.AutoModel.from_config(self._backbone_config, **options)
+        if not self._readout.get("normed", True):
+            drop_final_norm(self.model)
         self._build_heads(config)
         self.post_init()
 
@@ -210,14 +220,15 @@ class RewardModel(PreTrainedModel):
         k = len(objectives) if objectives else config.num_objectives
         # Created in float32: transformers 4.51 loads a tensor in the dtype that it was created in.
         bias = getattr(config, "regression_bias", False)
-        self.regression_layer = nn.Linear(d, k, bias=bias, dtype=torch.float32)
+        wide = d * (2 if self._readout.get("pooling") == "last+mean" else 1)
+        self.regression_layer = nn.Linear(wide, k, bias=bias, dtype=torch.float32)
         self.register_buffer("reward_transform_matrix", torch.eye(k, dtype=torch.float32))
         uncertainty = getattr(config, "uncertainty", None)
         if uncertainty:  # a model without it, such as the released one, has no such tensors; scores do not read them
             g, q = len(uncertainty["rows"]), uncertainty["rank"]
-            for name, shape in zip(UNCERTAINTY_BUFFERS, ((g, q, d), (g, q), (g, d)), strict=True):
+            for name, shape in zip(UNCERTAINTY_BUFFERS, ((g, q, wide), (g, q), (g, wide)), strict=True):
                 self.register_buffer(name, torch.zeros(shape, dtype=torch.float32))
-        self.quantile_layer = quantile_layer(config, d)
+        self.quantile_layer = quantile_layer(config, wide)
         if (
             self.quantile_layer is not None and "quantile_layer" not in _HEADS
         ):  # transformers 4 wants existing ones only
@@ -333,11 +344,23 @@ class RewardModel(PreTrainedModel):
             inputs["position_ids"] = position_ids.to(mask.device).expand(input_ids.shape).gather(1, order)
         inputs |= {name: value for name, value in kwargs.items() if name not in ("use_cache", "token_type_ids")}
         states = self.model(**inputs, use_cache=False).last_hidden_state
-        rows = torch.arange(len(states), device=states.device)
-        output = self.score_features(states[rows, lengths.to(states.device) - 1], states[rows, gates.to(states.device)])
+        output = self.score_features(*self._features(states, lengths.to(states.device) - 1, gates.to(states.device)))
         if labels is not None:
             output = ArmoRMOutput(loss=functional.mse_loss(output.score, labels.to(output.score).view(-1)), **output)
         return output.to_tuple() if return_dict is False else output
+
+    def _features(self, states: torch.Tensor, lasts: torch.Tensor, gates: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Response and prompt features of states (B, t, d), as the readout says."""
+        rows = torch.arange(len(states), device=states.device)
+        pooling = self._readout.get("pooling", "last")
+        response, prompt = states[rows, lasts], states[rows, gates]
+        if pooling != "last":
+            first = (gates + max(len(self.config.gate_pattern), 1)).minimum(lasts)
+            mean = mean_states(states, first, lasts)
+            response = mean if pooling == "mean" else torch.cat([response.float(), mean], -1)
+        if self._readout.get("prompt") == "mean":
+            prompt = mean_states(states, gates.clamp(max=1), gates)
+        return response, prompt
 
     def transform(self) -> torch.Tensor:
         """T (k, k) as it is applied: as trained, or with its debiasing steered."""
@@ -363,6 +386,10 @@ class RewardModel(PreTrainedModel):
             hidden_state=hidden_state,
             prompt_embedding=prompt_embedding,
         )
+
+    @property
+    def _readout(self) -> dict[str, Any]:
+        return getattr(self.config, "readout", None) or {}
 
     @property
     def _backbone_config(self) -> PretrainedConfig:
@@ -489,6 +516,23 @@ def attention_options(text: PretrainedConfig) -> dict[str, str]:
     return (
         {"attn_implementation": "eager"} if concerned and text._attn_implementation in (None, "sdpa", "eager") else {}
     )
+
+
+def mean_states(states: torch.Tensor, first: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
+    """Means (n, d) float32 of states (n, t, d) over the tokens from `first` to `last` (n,), both included."""
+    places = torch.arange(states.shape[1], device=states.device)
+    inside = ((places >= first[:, None]) & (places <= last[:, None])).float()
+    return torch.einsum("nt,ntd->nd", inside / inside.sum(1, keepdim=True), states.float())
+
+
+def drop_final_norm(model: nn.Module) -> None:
+    """Replace the norm beside the list of layers by nothing: the backbone is read before it."""
+    for module in model.modules():
+        if any(isinstance(child, nn.ModuleList) for child in module.children()):
+            for name in FINAL_NORMS:
+                if isinstance(getattr(module, name, None), nn.Module):
+                    setattr(module, name, nn.Identity())
+            return
 
 
 def quantile_layer(config: PretrainedConfig, d: int) -> nn.Linear | None:

@@ -25,6 +25,7 @@ from transformers import DynamicCache
 from armorm.backbone.chat_template import EncodedConversation
 from armorm.backbone.decoder import Backbone, length_sorted_batches
 from armorm.backbone.prefix_forward import sharing_fault
+from armorm.backbone.readout import mean_states
 
 # Tokens that sharing must save to be worth separate passes. A pass on an accelerator takes tens of milliseconds however
 # small it is; on a CPU its time is proportional to its tokens.
@@ -90,7 +91,7 @@ class CachedForward:
     def features(self, rows: Sequence[EncodedConversation], budget: int) -> tuple[np.ndarray, np.ndarray]:
         """Prompt and response features of rows; `budget` limits the tokens of a pass, padding and prompts included."""
         prompt = np.empty((len(rows), self.backbone.hidden_size), np.float32)
-        response = np.empty_like(prompt)
+        response = np.empty((len(rows), self.backbone.response_size), np.float32)
         alone: list[int] = []
         groups: dict[bytes, list[int]] = {}
         for place, row in enumerate(rows):
@@ -165,7 +166,9 @@ class CachedForward:
         if len(states) != layers or any(keys is None or keys.shape[-2] != ids.shape[1] for keys, _ in states):
             raise ValueError("this model does not keep the keys and values of every token")
         size = sum(tensor.numel() * tensor.element_size() for pair in states for tensor in pair)
-        return _Prompt(output.last_hidden_state[0, -1].float().cpu().numpy(), states, size)
+        hidden = output.last_hidden_state[0].float()
+        feature = hidden[min(1, len(hidden) - 1) :].mean(0) if self.backbone.readout.prompt == "mean" else hidden[-1]
+        return _Prompt(feature.cpu().numpy(), states, size)
 
     @torch.inference_mode()
     def _behind(self, prompt: _Prompt, rows: Sequence[EncodedConversation]) -> np.ndarray:
@@ -182,8 +185,11 @@ class CachedForward:
             input_ids=ids.to(device), position_ids=positions, past_key_values=cache, use_cache=True
         )
         hidden = output.last_hidden_state
-        last = hidden[torch.arange(len(rows), device=hidden.device), lengths.to(hidden.device) - 1]
-        return last.float().cpu().numpy()
+        lasts = lengths.to(hidden.device) - 1
+        last, mean = hidden[torch.arange(len(rows), device=hidden.device), lasts].float(), None
+        if self.backbone.readout.pooling != "last":
+            mean = mean_states(hidden, (lasts * 0 + self.backbone.header_tokens - 1).minimum(lasts), lasts)
+        return self.backbone.readout.response(last, mean).cpu().numpy()
 
 
 def _rotates_by_length(config: Any) -> bool:

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from armorm.backbone.readout import Pooling, Readout, resolve_layer
 from armorm.heads.regression import CHOLESKY_ALPHAS
 from armorm.training.schema import GatingSection
 
@@ -30,7 +31,8 @@ PUBLISHED_GATE = GatingSection()
 
 @dataclass(frozen=True)
 class Shape:
-    """Dimensions of a decoder; `inner` is the width of the gated feed-forward network."""
+    """Dimensions of a decoder; `inner` is the width of the gated feed-forward network, `feature` that of a response
+    feature, 0 for `hidden`."""
 
     hidden: int
     layers: int
@@ -39,6 +41,7 @@ class Shape:
     head_size: int
     inner: int
     vocabulary: int
+    feature: int = 0
 
     @classmethod
     def of_config(cls, config: Any) -> Shape:
@@ -53,6 +56,15 @@ class Shape:
             getattr(text, "head_dim", None) or text.hidden_size // heads,
             text.intermediate_size,
             text.vocab_size,
+        )
+
+    def read(self, layer: int | float | None, pooling: Pooling) -> Shape:
+        """The shape of what is computed if features are read from a layer."""
+        layers = resolve_layer(layer, self.layers)
+        return replace(
+            self,
+            layers=self.layers if layers is None else layers,
+            feature=self.hidden * Readout(pooling).parts,
         )
 
     @property
@@ -184,13 +196,13 @@ def stages(
         weight_bytes: bytes per weight of the backbone.
         host_rate: float64 FLOP/s of the processors of stages 1 and 2.
     """
-    d = shape.hidden
+    d, hidden = shape.feature or shape.hidden, shape.hidden
     flops = shape.forward_flops(work.tokens, work.squares)
     hours = flops / (hardware.peak * share * hardware.devices) / 3600
     # Activations of a layer alive at once: input, norm, q and attention output, two inner ones of the feed-forward.
     states = batch_tokens * (4 * d + 2 * shape.heads * shape.head_size + 2 * shape.inner) * weight_bytes
     device_memory = shape.parameters * weight_bytes + states
-    stored = (work.conversations + work.prompts) * d * 4
+    stored = (work.conversations * d + work.prompts * hidden) * 4
     price = hardware.price
     features = Stage(
         "features", flops, hours, device_memory, "device", stored,
@@ -206,9 +218,11 @@ def stages(
     regression = Stage(
         "stage 1", gram + solving, (gram + solving) / host_rate / 3600, held, "host", fits=held <= host_memory
     )
-    weights = d * gate.hidden_size + (gate.hidden_layers - 1) * gate.hidden_size**2 + gate.hidden_size * work.objectives
+    weights = (
+        hidden * gate.hidden_size + (gate.hidden_layers - 1) * gate.hidden_size**2 + gate.hidden_size * work.objectives
+    )
     gate_flops = 6.0 * weights * gate.steps * gate.batch_size
-    gate_held = work.prompts * d * 4 + work.pairs * 2 * work.objectives * 8
+    gate_held = work.prompts * hidden * 4 + work.pairs * 2 * work.objectives * 8
     gating = Stage(
         "stage 2", gate_flops, gate_flops / host_rate / 3600, gate_held, "host", fits=gate_held <= host_memory
     )
@@ -217,7 +231,7 @@ def stages(
 
 def stage_1_memory(shape: Shape, work: Workload, folds: int = 5, block_rows: int = 8192) -> float:
     """Bytes of stage 1: a float64 Gram matrix per group and fold, and a block of rows; features stay on disk."""
-    d = shape.hidden
+    d = shape.feature or shape.hidden
     return work.groups * (folds + 1) * d * d * 8 + block_rows * d * 4
 
 

@@ -184,6 +184,7 @@ def _backbone(recipe: Recipe, missing: list[str]) -> tuple[Shape | None, str, Ch
             missing.append(f"{name} (backbone; its shape is unknown, so no cost is estimated)")
             return None, "", None
         shape, origin = KNOWN_SHAPES[name], "its published shape"
+    shape = shape.read(recipe.backbone.layer, recipe.backbone.pooling)
     try:
         return shape, origin, ChatTemplate(AutoTokenizer.from_pretrained(path, **options))
     except (OSError, ValueError, ArmormError):

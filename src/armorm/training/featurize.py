@@ -23,7 +23,7 @@ from armorm.data.seen_prompts import SeenPrompts
 from armorm.errors import MissingExtraError
 from armorm.features.engine import BATCH_TOKENS, keys_of, prompt_keys_of
 from armorm.features.extract import Features, distinct, fill_store
-from armorm.features.store import FeatureStore, read_manifest
+from armorm.features.store import FeatureStore
 from armorm.features.workers import ExtractionSettings, Workers
 from armorm.heads.accumulation import RatedBlock, accumulate
 from armorm.heads.statistics import RatingStatistics
@@ -144,7 +144,8 @@ def ray_workers(section: BackboneSection, backbone: Backbone) -> Workers | None:
     from armorm.features.ray_workers import BackboneSource, RayWorkers
 
     # (Workers load what this process did: after fine-tuning that is another backbone than the recipe's.)
-    source = BackboneSource(backbone.name, section.dtype, section.device, section.revision, section.trust_remote_code)
+    names = ("dtype", "device", "layer", "pooling", "prompt_pooling", "revision", "trust_remote_code")
+    source = BackboneSource(backbone.name, **{name: getattr(section, name) for name in names})
     return RayWorkers(source, section.workers, section.gpus_per_worker)
 
 
@@ -191,7 +192,7 @@ class RatedRows:
 
     def statistics(self, fold_count: int, start: np.ndarray | None = None) -> RatingStatistics:
         """Sufficient statistics of the rows, or of the residuals of `start`, in this process."""
-        return accumulate(self.blocks(start), self.names, fold_count, self.store.hidden_size)
+        return accumulate(self.blocks(start), self.names, fold_count, self.store.response_size)
 
 
 def rating_levels(ratings: np.ndarray) -> list[int]:
@@ -236,6 +237,5 @@ def _part_statistics(
     folder: str, keys: np.ndarray, ratings: np.ndarray, folds: np.ndarray, names: Sequence[str], fold_count: int
 ) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """Statistics of some rows as plain arrays, in a Ray task, which opens the store itself."""
-    manifest = read_manifest(Path(folder))
-    store = FeatureStore(folder, fingerprint=manifest["fingerprint"], hidden_size=manifest["hidden_size"])
+    store = FeatureStore.existing(folder)
     return RatedRows(store, keys, ratings, folds, names).statistics(fold_count).to_arrays()

@@ -189,6 +189,9 @@ class _Run:
             self.work / "backbone" if finetuned else section.model,
             dtype=section.dtype,
             device=section.device,
+            layer=section.layer,
+            pooling=section.pooling,
+            prompt_pooling=section.prompt_pooling,
             revision=None if finetuned else section.revision,
             trust_remote_code=section.trust_remote_code,
         )
@@ -322,6 +325,7 @@ class _Run:
             else {},
             uncertainty=uncertainty.settings() if uncertainty else {},
             calibration=calibration,
+            readout=backbone.readout.settings(),
             provenance={
                 "backbone": backbone.name,
                 "recipe_name": recipe.name,

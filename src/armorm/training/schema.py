@@ -6,7 +6,7 @@ The descriptions are printed in the recipe reference of the documentation.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional, Union
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -39,6 +39,17 @@ class BackboneSection(Section):
         "auto", description="of the weights; auto is bfloat16 on hardware that is fast at it, else float32"
     )
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, ...")
+    layer: Union[Annotated[int, Field(ge=0)], Annotated[float, Field(ge=0, le=1)], None] = Field(
+        None,
+        description="whose output is read, before any norm: 0 is the embeddings; a fraction (0.5) counts from below; "
+        "by default the last, after the final norm. No layer above it is computed",
+    )
+    pooling: Literal["last", "mean", "last+mean"] = Field(
+        "last", description="response feature: last token, mean over the response's tokens, or both"
+    )
+    prompt_pooling: Literal["gate", "mean"] = Field(
+        "gate", description="prompt feature: the token that closes the prompt, or the mean over the prompt's tokens"
+    )
     max_length: int = Field(2048, ge=8, description="maximum tokens per conversation")
     overflow: Literal["error", "truncate_prompt", "skip"] = Field(
         "error", description="longer conversations: stop the run, drop the beginning of the prompt, or reject the row"

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, Optional, Union, get_args
 
 import yaml
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from armorm.errors import RecipeError, nearest, shown
 from armorm.files import read_yaml
@@ -69,6 +69,15 @@ class Recipe(Section):
     report_to: tuple[Literal["tensorboard", "wandb"], ...] = Field(
         (), description="trackers that receive the training metrics, in addition to metrics.jsonl"
     )
+
+    @model_validator(mode="after")
+    def _finetuned_readout(self) -> Recipe:
+        b = self.backbone
+        if self.finetune is not None and (b.layer, b.pooling, b.prompt_pooling) != (None, "last", "gate"):
+            raise ValueError(
+                "finetune trains the last layer's last token: expected no layer and no pooling in backbone"
+            )
+        return self
 
     @field_validator("report_to", mode="before")
     @classmethod

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from transformers import AutoTokenizer
 
+from armorm.backbone.chat_template import ChatTemplate
 from armorm.backbone.decoder import Backbone
 from armorm.backbone.prefix_forward import SharedForward
 from armorm.backbone.prefix_tree import build_tree, lexicographic_order, shared_with_previous
@@ -14,10 +14,10 @@ from armorm.backbone.readout import Readout, resolve_layer
 from armorm.conversation import Conversation
 from armorm.errors import BackboneError
 from armorm.features.store import FeatureStore
-from armorm.files import EMBEDDED_BACKBONE, embedded_path
 from armorm.serving.prefix_cache import CachedForward
 from tests.helpers.backbones import backbone_of, config_of, save
 from tests.helpers.conversations import chat
+from tests.helpers.tokenizers import STYLES
 
 DIALOGUES = [
     chat(f"Tell me about the {thing}.", f"The {thing} is {words}")
@@ -128,6 +128,19 @@ def test_a_model_whose_layers_cannot_be_cut_is_refused(folder):
         Backbone.load(folder("mamba"), dtype="float32", device="cpu", layer=3)
 
 
-def test_the_tokenizer_of_the_tests_marks_turns():
-    tokenizer = AutoTokenizer.from_pretrained(embedded_path(EMBEDDED_BACKBONE))
-    assert len(Backbone("x", backbone_of("llama"), tokenizer).template.gate_pattern()) > 1
+@pytest.mark.parametrize("style", [style for style in STYLES if not style.forgeable], ids=repr)
+def test_the_tokens_of_a_response_are_its_text_and_the_end_of_its_turn(style):
+    tokenizer = style.build()
+    template = ChatTemplate(tokenizer)
+    pattern = template.gate_pattern()
+    (row,) = template.encode([Conversation.from_messages(chat("Why is the sky blue?", "Sunlight is scattered."))])
+    assert row.ids[row.gate_position :][: len(pattern)].tolist() == pattern
+    tokens = row.ids[row.gate_position + len(pattern) :]
+    before, reply, after = (
+        part.replace(" ", "") for part in tokenizer.decode(tokens).partition("Sunlight is scattered.")
+    )
+    assert reply, "the whole reply is in it"
+    assert before.strip() in ("", "</think>"), "the end of an empty block that the template opens"
+    for marker in template.markers:
+        after = after.replace(marker, "")
+    assert not after.strip(), "nothing follows but tokens that end the turn and the text"

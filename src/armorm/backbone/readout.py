@@ -7,8 +7,9 @@
                        mean        mean over the prompt's tokens up to the gate, without the first     (d,)
 
 The response's tokens are those after the gate pattern (the ids from the gate to the reply), up to the last token of the
-rendered conversation: the end of the turn is one of them, and a trailing newline of the template too. The first token
-is left out of the prompt because models park attention there: its norm may be a hundred times that of the others.
+rendered conversation: the end of the turn is one of them, and a trailing newline of the template too (and, of Qwen3's
+template, the end of the empty block of reasoning that it opens). The first token is left out of the prompt because
+models park attention there: its norm may be a hundred times that of the others.
 
 Layers are counted as in `hidden_states` of transformers: 0 is the embeddings, n the output of layer n, before any norm;
 the last one is the final state after the final norm, as `last_hidden_state` is. A backbone that is read below its last

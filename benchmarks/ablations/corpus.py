@@ -15,6 +15,7 @@ import numpy as np
 from armorm.backbone.decoder import Backbone
 from armorm.backbone.encoding import encode_rows
 from armorm.conversation import Conversation
+from armorm.data.decontamination import prompt_groups
 from armorm.data.measures import computed_objective, measure
 from armorm.data.preferences import PreferencePair
 from armorm.data.ratings import sample_by_prompt
@@ -164,13 +165,14 @@ def load(recipe: Recipe, store: Path, train_rows: int | None, benchmark_pairs: i
         raw = measure(measure_name, table.conversations, tokens)
         table = table.with_column(computed_objective(name, measure_name, raw[usable[0]]), raw)
     mapped = table.objectives.to_reward(table.ratings)
+    near = prompt_groups(unique)
 
     def rated(rows: np.ndarray) -> Rated:
         taken = [table.conversations[i] for i in rows]
         return Rated(
             np.array([row_of[c.key] for c in taken]),
             mapped[rows],
-            np.array([fold_of(c.prompt_key, recipe.regression.folds) for c in taken]),
+            np.array([fold_of(near[c.prompt_key], recipe.regression.folds) for c in taken]),
             np.array([c.prompt_key for c in taken]),
             np.array([_stem(table.origins[i][0]) for i in rows]),
         )
@@ -181,7 +183,7 @@ def load(recipe: Recipe, store: Path, train_rows: int | None, benchmark_pairs: i
         return Pairs(
             chosen,
             rejected,
-            np.array([fold_of(p.prompt_key, recipe.regression.folds) for p in found]),
+            np.array([fold_of(near[p.prompt_key], recipe.regression.folds) for p in found]),
             np.array([p.prompt_key for p in found]),
             np.array([p.source for p in found]),
             lengths[chosen] - lengths[rejected],

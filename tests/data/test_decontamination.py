@@ -95,6 +95,18 @@ def test_short_prompts_do_not_collide():
     assert len(np.unique(sketches([asked(text) for text in texts]), axis=0)) == len(texts)
 
 
+def test_many_questions_behind_a_long_instruction_are_different():
+    texts = [f"{LONG} {LONG} The question: {a} {b}?" for a in VOCABULARY[:20] for b in VOCABULARY[20:40]]
+    assert similarity(*texts[:2]) > 0.9
+    few, many = ([asked(text) for text in part] for part in (texts[:10], texts))
+    assert len(set(prompt_groups(few).values())) == 1
+    assert len(set(prompt_groups(many).values())) == len(texts)
+    first, second = sketches(many[:200]), sketches(many[200:])
+    assert (nearest(first, second) < 0).all()
+    assert nearest(first, sketches([asked(texts[7].upper()), *many[200:]])).tolist() == [7, *[-1] * 200]
+    assert (nearest(first[:3], sketches(many[3:10])) >= 0).all()
+
+
 def groups_of(texts: Sequence[str]) -> list[set[str]]:
     keys = {asked(text).prompt_key: text for text in texts}
     found = prompt_groups([asked(text) for text in texts])
@@ -141,7 +153,7 @@ def test_a_record_of_version_0_1_is_matched_by_content_keys():
 def test_a_model_without_a_record_is_partly_known_and_a_damaged_one_is_refused(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     assert SeenPrompts.load(str(tmp_path)).partial
-    write_arrays(tmp_path / FILE, {"sketches": np.zeros((2, 64), np.uint8), "roles": np.zeros(1, np.uint8)})
+    write_arrays(tmp_path / FILE, {"sketches": np.zeros((2, 72), np.uint8), "roles": np.zeros(1, np.uint8)})
     with pytest.raises(CheckpointError, match=r"seen_prompts\.safetensors: damaged record"):
         SeenPrompts.load(str(tmp_path))
     SeenPrompts(partial=True).save(tmp_path)

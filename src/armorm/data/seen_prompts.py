@@ -1,14 +1,14 @@
 """The record of the prompts that a model was trained on, so that nothing measured on them is called held out.
 
 `seen_prompts.safetensors`, in the folder of a reward model, has of each prompt its sketch (decontamination.py; no
-text), what it was used for, and the number that its fold is derived from: 69 bytes. A fine-tuned backbone keeps the
+text), what it was used for, and the number that its fold is derived from: 77 bytes. A fine-tuned backbone keeps the
 same tables in its own record (training/finetune/record.py).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -102,11 +102,12 @@ class SeenPrompts:
         Raises:
             ValueError: for tables that do not fit together.
         """
-        record = cls(**{name: found[name] for name in vars(cls()) if name in found and name != "partial"})
-        shapes = {array.shape for name, array in vars(record).items() if name in ("roles", "groups")}
+        tables: dict[str, Any] = {name: found[name] for name in vars(cls()) if name in found}
+        record = cls(**tables | {"partial": bool(np.any(tables.get("partial", False)))})
+        shapes = {record.roles.shape, record.groups.shape}
         if shapes != {(len(record.sketches),)} or record.sketches.shape[1:] != (SKETCH,):
             raise ValueError(f"found tables of shapes {record.sketches.shape} and {shapes}")
-        return replace(record, partial=bool(found["partial"][0])) if "partial" in found else record
+        return record
 
     def save(self, folder: Path) -> None:
         """Write the record of a reward model, if there is one; an earlier one is replaced."""

@@ -3,7 +3,7 @@
 Length: the longer response scores higher. Prompt: of pairs, a judge that reads only the prompt gives all responses the
 same score, so the benchmark's rule for ties decides (`base.equal_scores`). Of ratings, it is a ridge regression on the
 model's prompt features (for a model without them, on the words of the prompt), fitted on the evaluated rows in five
-folds by prompt, each predicted from the others.
+folds by groups of near-duplicate prompts, each predicted from the others.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from hashlib import blake2b
 import numpy as np
 
 from armorm.conversation import Conversation
+from armorm.data.decontamination import prompt_groups
 from armorm.evaluation.examples import Item
 from armorm.heads.regression import MIN_RATINGS, fit_regression, fold_of
 
@@ -57,11 +58,16 @@ def prompt_words(conversations: Sequence[Conversation]) -> tuple[np.ndarray, np.
 
 
 def by_prompt(
-    items: Sequence[Item], rows: Sequence[np.ndarray], prompt_features: np.ndarray, prompt_index: np.ndarray
+    items: Sequence[Item],
+    rows: Sequence[np.ndarray],
+    conversations: Sequence[Conversation],
+    prompt_features: np.ndarray,
+    prompt_index: np.ndarray,
 ) -> list[np.ndarray]:
     """Ratings predicted from the prompt alone; NaN for objectives with too few ratings to fit.
 
     Args:
+        conversations: (n,).
         prompt_features: (m, d) of the distinct prompts.
         prompt_index: (n,) row of each conversation, -1 if unscored.
     """
@@ -71,7 +77,8 @@ def by_prompt(
     ratings = np.array([item.labels for item in items], np.float64)
     predicted = np.full(ratings.shape, np.nan)
     if len(known):
-        folds = np.array([fold_of(items[int(row)].prompt, FOLDS) for row in known], np.int64)
+        groups = prompt_groups(conversations)
+        folds = np.array([fold_of(groups[conversations[row].prompt_key], FOLDS) for row in at[known]], np.int64)
         given = ratings[known]
         columns = [column for column in range(ratings.shape[1]) if _learnable(given[:, column], folds)]
         if columns:

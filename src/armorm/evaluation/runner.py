@@ -212,7 +212,7 @@ def compute_results(
     others = {"length": ordinal.measure(items, by_length)}
     others["shortest"] = ordinal.measure(items, [-values for values in by_length])
     if benchmark.rated:
-        by_prompt = baselines.by_prompt(items, rows, *(scored.prompts or baselines.prompt_words(unique)))
+        by_prompt = baselines.by_prompt(items, rows, unique, *(scored.prompts or baselines.prompt_words(unique)))
         others["prompt_only"] = measured.measure(items, by_prompt)
     else:
         others["prompt_only"] = measured.measure(items, equal_scores(items))

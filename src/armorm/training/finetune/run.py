@@ -82,8 +82,8 @@ def finetune(recipe: Recipe, data: TrainingData, work: Path, console: Console) -
     )
     rows = _FinetuneData.select(recipe, data, start, console)
     earlier = Finetuned.read(recipe.backbone.model)
-    contents = keys_of(rows.encoded), rows.rated, rows.ratings, rows.objectives.to_dicts(), rows.pairs, rows.prompts
-    key = stage_key("finetune", section, recipe.seed, start.fingerprint, *contents)
+    contents = keys_of(rows.encoded), rows.rated, rows.ratings, rows.objectives.to_dicts(), rows.pairs
+    key = stage_key("finetune", section, recipe.seed, start.fingerprint, rows.seen.sketches, *contents)
     folder, checkpoints = work / "backbone", work / "finetune" / key
     done = Finetuned.read(folder)
     if done is not None and done.key == key:

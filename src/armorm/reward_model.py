@@ -26,6 +26,7 @@ from armorm.backbone.decoder import Backbone, Placement
 from armorm.backbone.encoding import encode_rows
 from armorm.backbone.readout import Readout
 from armorm.conversation import Conversation, ConversationLike
+from armorm.data.seen_prompts import SeenPrompts
 from armorm.errors import CheckpointError, ConversationError
 from armorm.explain.explanation import Explanation, explain_row
 from armorm.explain.response_comparison import ResponseComparison, compare_responses
@@ -49,6 +50,7 @@ class ArmoRM:
         tokenizer: its tokenizer.
         name: what it was loaded from.
         backbone: the decoder inside the model, with its chat template.
+        seen: the prompts that it was trained on, as far as they are known.
     """
 
     def __init__(self, model: ArmoRMForSequenceClassification, tokenizer: Any, name: str = "") -> None:
@@ -56,6 +58,7 @@ class ArmoRM:
         self.tokenizer = tokenizer
         self.name = name
         self.backbone = Backbone(name, model.model, tokenizer, Readout.from_settings(model.config.readout))
+        self.seen = SeenPrompts(partial=True)
 
     @classmethod
     def from_pretrained(
@@ -85,12 +88,15 @@ class ArmoRM:
             model = ArmoRMForSequenceClassification.from_pretrained(name, dtype=placement.load_dtype, **kwargs)
             options = {key: kwargs[key] for key in ("revision", "token", "cache_dir") if key in kwargs}
             tokenizer = AutoTokenizer.from_pretrained(str(tokenizer_path(str(name)) or name), **options)
+            seen = SeenPrompts.load(str(name), **options)
         except (OSError, ValueError, SafetensorError) as error:
             if isinstance(error, CheckpointError):
                 raise
             raise CheckpointError(f"{name}: cannot be loaded as a reward model: {error}") from error
         placement.apply(model, backbone=model.model, move="device_map" not in kwargs)
-        return cls(model.eval(), tokenizer, str(name))
+        rm = cls(model.eval(), tokenizer, str(name))
+        rm.seen = seen
+        return rm
 
     @property
     def objectives(self) -> ObjectiveSet:
@@ -332,6 +338,7 @@ class ArmoRM:
     ) -> None:
         """Write model, config and tokenizer for `from_pretrained` and, after `import armorm`, the Auto classes.
 
+        The record of the prompts that it was trained on is written next to them.
         A backbone whose float32 weights are exactly bfloat16 numbers is stored as bfloat16.
 
         Args:
@@ -346,6 +353,7 @@ class ArmoRM:
         """
         options: dict[str, Any] = {"self_contained": self_contained, "max_shard_size": max_shard_size}
         save_model(self.model, self.tokenizer, Path(folder), layout=layout, **options)
+        self.seen.save(Path(folder))
 
     def push_to_hub(
         self,

@@ -259,3 +259,18 @@ def test_the_models_own_folder_is_not_overwritten(data, model):
     sets = sets_to_add(model, data / "ours.jsonl")
     with pytest.raises(FitError, match="own folder"):
         extend(model, sets, model, quiet=True)
+
+
+def test_prompts_that_the_model_was_trained_on_are_no_test_rows_and_are_passed_on(data, model, tmp_path, capsys):
+    first, second = tmp_path / "first", tmp_path / "second"
+    extend(model, sets_to_add(model, data / "ours.jsonl", "politeness=1:5"), first, quiet=True)
+    rows = [json.loads(line) for line in (data / "ours.jsonl").read_text().splitlines()]
+    trained = [row for row in rows if row["split"] == "train"][:20]
+    moved = [{**row, "split": "test", "politeness": 5} for row in trained]
+    later = write(tmp_path / "ours.jsonl", [*moved, *({**row, "response": row["response"] + " So."} for row in rows)])
+    extended = extend(first, sets_to_add(first, later, "politeness=1:5"), second)
+    assert "excluded: 20 rated test rows whose prompt was seen in training" in capsys.readouterr().err
+    metrics = json.loads((second / "metrics.json").read_text())
+    assert metrics["data"]["rated_test"] == 24
+    assert metrics["data"]["seen"] == {"prompts": 48, "ratings": 48, "pairs": 0, "fine-tuning": 0}
+    assert extended.seen.partial, "the first model had no record"

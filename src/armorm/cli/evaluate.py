@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from typer import Argument, Option
 
-from armorm.cli.options import DeviceOption, DtypeOption, FeaturesOption, ModelOption, ScorerOption, SplitOption
+from armorm.cli.options import (
+    DeviceOption,
+    DtypeOption,
+    FeaturesOption,
+    IncludeSeenOption,
+    ModelOption,
+    ScorerOption,
+    SplitOption,
+)
 from armorm.cli.output import WIDTH, emit
 from armorm.errors import DataError
 from armorm.files import EMBEDDED_REWARD_MODEL
@@ -45,6 +53,7 @@ def evaluate(
     features: FeaturesOption = None,
     split: SplitOption = None,
     limit: Annotated[int | None, Option(min=1, help="Approximate number of examples.")] = None,
+    include_seen: IncludeSeenOption = False,
     as_json: Annotated[bool, Option("--json", help="Print JSON, without the individual examples.")] = False,
     dtype: DtypeOption = "auto",
     device: DeviceOption = "auto",
@@ -75,7 +84,16 @@ def evaluate(
     if isinstance(other, Results) and other.benchmark != benchmark:
         raise DataError(f"results of {other.benchmark}, expected {benchmark}", file=against or "")
     chosen = CallableScorer.from_name(scorer) if scorer is not None else model
-    measure = partial(run, benchmark, data=data or [], split=split, limit=limit, dtype=dtype, device=device)
+    measure = partial(
+        run,
+        benchmark,
+        data=data or [],
+        split=split,
+        limit=limit,
+        include_seen=include_seen,
+        dtype=dtype,
+        device=device,
+    )
     written = [output] if output else []
     try:
         results = measure(chosen, output=output, features=features)

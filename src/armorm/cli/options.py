@@ -28,6 +28,9 @@ ScorerOption = Annotated[
 FeaturesOption = Annotated[
     Path | None, Option(help="Feature store to reuse and extend; features are computed only once.")
 ]
+IncludeSeenOption = Annotated[
+    bool, Option("--include-seen", help="Evaluate also on prompts that the model was trained on.")
+]
 SplitOption = Annotated[str | None, Option(help="Split of a hub data set or of a folder saved by datasets.")]
 HtmlOption = Annotated[Path | None, Option(help="Also write an HTML page to this file.")]
 JsonOption = Annotated[bool, Option("--json", help="Print JSON instead of tables.")]

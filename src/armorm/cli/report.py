@@ -7,7 +7,7 @@ from typing import Annotated
 
 from typer import Option
 
-from armorm.cli.options import DeviceOption, DtypeOption, FeaturesOption, ModelArgument
+from armorm.cli.options import DeviceOption, DtypeOption, FeaturesOption, IncludeSeenOption, ModelArgument
 from armorm.cli.output import emit
 from armorm.files import write_text
 from armorm.progress import say
@@ -23,6 +23,7 @@ def report(
     run: Annotated[Path | None, Option(help="Folder of the training run (default: that of the model).")] = None,
     features: FeaturesOption = None,
     limit: Annotated[int | None, Option(min=1, help="Approximate number of examples of each kind.")] = None,
+    include_seen: IncludeSeenOption = False,
     as_json: Annotated[bool, Option("--json", help="Also print the numbers as JSON, without texts.")] = False,
     dtype: DtypeOption = "auto",
     device: DeviceOption = "auto",
@@ -39,7 +40,7 @@ def report(
     from armorm.reward_model import ArmoRM
 
     rm = ArmoRM.from_pretrained(model, dtype=dtype, device=device)
-    page, found = page_of(rm, data or [], run=run, features=features, limit=limit)
+    page, found = page_of(rm, data or [], run=run, features=features, limit=limit, include_seen=include_seen)
     write_text(output, page)
     emit(found, as_json=as_json)
     for notice in found["notices"]:

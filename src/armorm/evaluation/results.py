@@ -27,6 +27,10 @@ _ENTRY = ("value", "interval", "prompts", "examples", "baselines", "lacking", "u
 _FIELDS = ("armorm_version", "benchmark", "model", "data", "counts", "audits", "refused", "examples")
 
 
+class NothingHeldOutError(DataError):
+    """Data of which a model was trained on every prompt."""
+
+
 @dataclass(frozen=True)
 class MetricResult:
     """One metric of the results.
@@ -64,7 +68,7 @@ class Results:
     Attributes:
         benchmark: its name.
         model: name, kind, backbone, fingerprints.
-        data: sources, fingerprint, skipped rows.
+        data: sources, fingerprint, skipped rows, examples seen in training.
         counts: examples, prompts, distinct conversations, unscored, truncated, ties.
         metrics: of all levels.
         audits: length, format, objectives, gate, calibration, as applicable.
@@ -145,6 +149,16 @@ def _metric(level: str, name: str, entry: Mapping[str, Any]) -> MetricResult:
 def number_array(values: Sequence[float | None]) -> np.ndarray:
     """Float64 of numbers as JSON stores them, None as NaN."""
     return np.array([np.nan if value is None else value for value in values], np.float64)
+
+
+def seen_in_training(seen: Mapping[str, Any]) -> str:
+    """Which examples a model was trained on, in one line, from `seen` in the data of its results."""
+    if not seen["examples"]:
+        return f"seen in training: {'unknown, the model has no record of it' if seen['partial'] else 'none'}"
+    count = f"seen in training: {seen['examples']:,} of {seen['of']:,} examples"
+    used = ", ".join(f"{role} {prompts:,}" for role, prompts in seen["roles"].items() if prompts)
+    kept = "included" if seen["included"] else "left out"
+    return f"{count} (prompts: {seen['prompts']:,}; {used}), {kept}{'; others unknown' if seen['partial'] else ''}"
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from rich.console import Console
 
 from armorm.conversation import Conversation
 from armorm.data.ratings import sample_by_prompt
+from armorm.data.seen_prompts import ROLES, SeenPrompts
 from armorm.data.sources import Source, find_sources
 from armorm.errors import DataError
 from armorm.evaluation import baselines
@@ -30,7 +31,7 @@ from armorm.evaluation.benchmarks.base import Benchmark, BenchmarkError, Loaded,
 from armorm.evaluation.bootstrap import RESAMPLES, Clusters, intervals
 from armorm.evaluation.examples import Example, Item, LabelledPairs, fingerprint, numbered
 from armorm.evaluation.metrics import Measurements, Metric, group_sums
-from armorm.evaluation.results import MetricResult, Results
+from armorm.evaluation.results import MetricResult, NothingHeldOutError, Results, seen_in_training
 from armorm.evaluation.scorer import PairJudge, Scored, Scorer, deciding_objectives
 from armorm.evaluation.scorers import ArmoRMScorer, load_scorer
 from armorm.files import EMBEDDED_REWARD_MODEL, plain, write_json
@@ -51,6 +52,7 @@ def evaluate(
     limit: int | None = None,
     dtype: str = "auto",
     device: str = "auto",
+    include_seen: bool = False,
     resamples: int = RESAMPLES,
     seed: int = 0,
     quiet: bool = False,
@@ -67,12 +69,14 @@ def evaluate(
         features: feature store to read and fill, for models of this library.
         split: of a hub set or a saved folder, instead of the published one.
         limit: approximate number of examples, whole prompts, chosen by their content.
+        include_seen: evaluate also on prompts that the model was trained on, or near-duplicates of them.
         resamples, seed: of the bootstrap intervals.
         quiet: print only progress on standard error.
 
     Raises:
         BenchmarkError: for an unknown benchmark, or one without published data and none given.
         DataError: for faults in the data, for an output that is a folder, or features that are a file.
+        NothingHeldOutError: if the model was trained on every prompt.
     """
     found = find_benchmark(benchmark)
     places = [data] if isinstance(data, (str, Path)) else list(data)
@@ -94,6 +98,13 @@ def evaluate(
         scorer = ArmoRMScorer(scorer.rm, partial_folder / f"features-{scorer.rm.backbone.fingerprint[:16]}")
     if loaded is None:
         loaded = load_examples(found, sources, limit, getattr(scorer, "objectives", None))
+    seen = None
+    if isinstance(scorer, ArmoRMScorer):
+        loaded, seen = leave_out_seen(loaded, scorer.rm.seen, include=include_seen)
+        if not loaded.examples:
+            raise NothingHeldOutError(
+                f"{seen_in_training(seen)}; --include-seen evaluates on them", file=sources[0].location.name
+            )
     items = [example.item for example in loaded.examples]
     # Whatever the scoring rule rejects, it rejects before any scoring.
     found.of_objectives(loaded.names, loaded.raw).measure(items, equal_scores(items))
@@ -101,7 +112,16 @@ def evaluate(
     scored = score_once(scorer, unique, partial_folder)
     names = [str(place) for place in places] or [hub.id for hub in found.published]
     results = compute_results(
-        found, loaded, unique, rows, scored, model=scorer.describe(), sources=names, resamples=resamples, seed=seed
+        found,
+        loaded,
+        unique,
+        rows,
+        scored,
+        model=scorer.describe(),
+        sources=names,
+        seen=seen,
+        resamples=resamples,
+        seed=seed,
     )
     console = Console(stderr=True, quiet=quiet, highlight=False, markup=False, soft_wrap=True)
     for entry in results.refused[:5]:
@@ -127,6 +147,33 @@ def load_examples(
     loaded = benchmark.read(sources, objectives) if benchmark.rated else benchmark.read(sources)
     keys = [blake2b(example.item.prompt.encode(), digest_size=8).hexdigest() for example in loaded.examples]
     return replace(loaded, examples=numbered([loaded.examples[i] for i in sample_by_prompt(keys, limit)]))
+
+
+def leave_out_seen(loaded: Loaded, seen: SeenPrompts, *, include: bool = False) -> tuple[Loaded, dict[str, Any]]:
+    """The examples whose prompts a model was not trained on, and what was found.
+
+    Args:
+        include: keep all examples.
+
+    Returns:
+        the examples; `examples` and `prompts` that were seen, `roles` (prompts by what they were used for), `of` how
+        many examples, `partial` (the record of the model), `included`.
+    """
+    # (Of an example without a valid conversation, the prompt is not known.)
+    asked = {row: c for row, example in enumerate(loaded.examples) for c in example.conversations if c is not None}
+    roles = np.zeros(len(loaded.examples), np.uint8)
+    roles[list(asked)] = seen.find([*asked.values()])
+    prompts = {loaded.examples[row].item.prompt: int(roles[row]) for row in np.flatnonzero(roles)}
+    facts = {
+        "examples": int((roles > 0).sum()),
+        "prompts": len(prompts),
+        "roles": {name: sum(used >> bit & 1 for used in prompts.values()) for bit, name in enumerate(ROLES)},
+        "of": len(roles),
+        "partial": seen.partial,
+        "included": include,
+    }
+    kept = loaded.examples if include else [loaded.examples[row] for row in np.flatnonzero(roles == 0)]
+    return replace(loaded, examples=kept), facts
 
 
 def distinct(examples: Sequence[Example]) -> tuple[list[Conversation], list[np.ndarray]]:
@@ -191,6 +238,7 @@ def compute_results(
     *,
     model: Mapping[str, Any],
     sources: Sequence[str],
+    seen: Mapping[str, Any] | None = None,
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Results:
@@ -201,6 +249,7 @@ def compute_results(
         scored: scores of `unique`.
         model: description of the scorer.
         sources: names of the data.
+        seen: as `leave_out_seen` returns it.
     """
     items = [example.item for example in loaded.examples]
     scores = _item_scores(rows, scored, loaded)
@@ -231,6 +280,7 @@ def compute_results(
             "fingerprint": fingerprint(items),
             "rows": len(items),
             **({"left_out": loaded.skipped} if loaded.skipped else {}),
+            **({"seen": seen} if seen else {}),
         },
         counts={
             "examples": len(items),

@@ -19,7 +19,7 @@ from armorm.evaluation.audits.objectives import ALL
 from armorm.evaluation.benchmarks import BENCHMARKS, ratings
 from armorm.evaluation.metrics import LEVELS
 from armorm.evaluation.model_comparison import ModelComparison
-from armorm.evaluation.results import MetricResult, Results, published
+from armorm.evaluation.results import MetricResult, Results, published, seen_in_training
 from armorm.evaluation.steering_preview import AFTER, BEFORE, Preview
 from armorm.steering import sentences
 
@@ -134,6 +134,8 @@ def _head(results: Results) -> Text:
     text.append(f"{_count(counts['prompts'], 'prompt')}, {_count(counts['conversations'], 'distinct conversation')}")
     for reason, count in results.data.get("left_out", {}).items():
         text.append(f"\nskipped: {count:,} {reason}")
+    if "seen" in results.data:
+        text.append(f"\n{seen_in_training(results.data['seen'])}")
     if counts["refused_responses"]:
         responses, examples = _count(counts["refused_responses"], "response"), counts["refused_examples"]
         text.append(f"\nnot scored: {responses} of {_count(examples, 'example')}, counted as wrong", style="yellow")

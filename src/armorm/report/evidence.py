@@ -24,7 +24,7 @@ from armorm.evaluation.benchmarks import find_benchmark
 from armorm.evaluation.benchmarks.base import Loaded
 from armorm.evaluation.examples import Example
 from armorm.evaluation.results import Results
-from armorm.evaluation.runner import compute_results, distinct, load_examples
+from armorm.evaluation.runner import compute_results, distinct, leave_out_seen, load_examples
 from armorm.evaluation.scorer import Scored
 from armorm.evaluation.scorers import ArmoRMScorer
 
@@ -42,6 +42,7 @@ class Evidence:
     # Examples of either kind, with counts of skipped rows; `ratings.names` are the rated objectives.
     ratings: Loaded = field(default_factory=Loaded)
     pairs: Loaded = field(default_factory=Loaded)
+    seen: dict[str, dict[str, Any]] = field(default_factory=dict)  # by kind, as `runner.leave_out_seen` returns it
     results: dict[str, Results] = field(default_factory=dict)  # by kind (`ratings`, `pairs`)
     conversations: list[Conversation] = field(default_factory=list)  # distinct
     # Of each example (ratings first) the rows of its conversations, -1 for an invalid one.
@@ -87,6 +88,7 @@ def gather(
     run: str | Path | None = None,
     features: str | Path | None = None,
     limit: int | None = None,
+    include_seen: bool = False,
 ) -> Evidence:
     """Read, score and evaluate.
 
@@ -95,6 +97,7 @@ def gather(
         run: folder of the run; by default the one that the model was loaded from.
         features: feature store to read and fill.
         limit: approximate number of examples of each kind.
+        include_seen: evaluate also on prompts that the model was trained on.
 
     Raises:
         DataError: for data of neither kind, or without ratings of the model's objectives.
@@ -105,10 +108,12 @@ def gather(
     places: dict[str, list[str | Path]] = {"ratings": [], "pairs": []}
     for place in data:
         places[kind_of_data(find_sources([place]))].append(place)
-    loaded = {
-        kind: load_examples(find_benchmark(kind), find_sources(chosen), limit, rm.objectives) if chosen else Loaded()
-        for kind, chosen in places.items()
-    }
+    loaded = dict.fromkeys(places, Loaded())
+    seen: dict[str, dict[str, Any]] = {}
+    for kind, chosen in places.items():
+        if chosen:
+            examples = load_examples(find_benchmark(kind), find_sources(chosen), limit, rm.objectives)
+            loaded[kind], seen[kind] = leave_out_seen(examples, rm.seen, include=include_seen)
     conversations, rows = distinct([*loaded["ratings"].examples, *loaded["pairs"].examples])
     with tempfile.TemporaryDirectory() as temporary:
         scorer = ArmoRMScorer(rm, Path(features) if features else Path(temporary) / "features")
@@ -116,14 +121,14 @@ def gather(
     index = {conversation.key: row for row, conversation in enumerate(conversations)}
     results = {}
     for kind, chosen in places.items():
-        if chosen:
+        if loaded[kind].examples:
             unique, own_rows = distinct(loaded[kind].examples)
             own = scored.take(np.array([index[conversation.key] for conversation in unique], np.int64))
             sources, model = [str(place) for place in chosen], scorer.describe()
             results[kind] = compute_results(
-                find_benchmark(kind), loaded[kind], unique, own_rows, own, model=model, sources=sources
+                find_benchmark(kind), loaded[kind], unique, own_rows, own, model=model, sources=sources, seen=seen[kind]
             )
-    found: dict[str, Any] = {**loaded, "results": results, "conversations": conversations}
+    found: dict[str, Any] = {**loaded, "seen": seen, "results": results, "conversations": conversations}
     return replace(evidence, **found, rows=rows, scored=scored)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from armorm.evaluation.benchmarks import BENCHMARKS, ratings
 from armorm.evaluation.metrics import LEVELS
-from armorm.evaluation.results import MetricResult, Results
+from armorm.evaluation.results import MetricResult, Results, seen_in_training
 from armorm.evaluation.tables import number, span
 from armorm.explain.explanation import approximate_sentence
 from armorm.explain.html import render
@@ -145,7 +145,7 @@ def _notices(evidence: Evidence, found: dict[str, Any]) -> list[Notice]:
     names = evidence.rm.objectives.names
     biases = evidence.rm.model.config.debiasing.get("against", [])
     gate, verbosity, pairs = found["gate"], found["verbosity"], evidence.results.get("pairs")
-    notices = steering_notices(found["model"]["steering"])
+    notices = steering_notices(found["model"]["steering"]) + seen_notices(evidence.seen)
     gap = None
     if pairs is not None:
         accuracy, audit = pairs.level("overall")["accuracy"], pairs.audits["length"]
@@ -172,6 +172,15 @@ def _notices(evidence: Evidence, found: dict[str, Any]) -> list[Notice]:
 def steering_notices(sentences: Sequence[str]) -> list[Notice]:
     """A model that weights its objectives otherwise than it was trained to."""
     return [Notice("This model is steered", "; ".join(sentences) + ".")] if sentences else []
+
+
+def seen_notices(seen: Mapping[str, Mapping[str, Any]]) -> list[Notice]:
+    """Data of which nothing is left to evaluate on."""
+    return [
+        Notice(f"The model was trained on all prompts of the {BENCHMARKS[kind].title}", f"{seen_in_training(facts)}.")
+        for kind, facts in seen.items()
+        if facts["of"] == facts["examples"] and not facts["included"]
+    ]
 
 
 def accuracy_notices(accuracy: float, interval: tuple[float, float] | None, pairs: int) -> list[Notice]:

@@ -120,7 +120,7 @@ def predicted_against_given(
         frame.path(points, "line other")
     for point in points:
         frame.dot(*point, "dot other", 3.2)
-    return frame.svg(f"{name}: predicted against held-out rating of {len(given)} rows")
+    return frame.svg(f"{name}: predicted against given rating of {len(given)} rows")
 
 
 def histogram(values: np.ndarray, span: tuple[float, float], label: str, unit: str, mark: str = "") -> Markup:

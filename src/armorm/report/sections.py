@@ -14,7 +14,9 @@ from scipy.stats import rankdata
 from armorm.attribution import deciding
 from armorm.correlation import spearman, within_groups
 from armorm.evaluation.audits.bias import lengths
+from armorm.evaluation.benchmarks import BENCHMARKS
 from armorm.evaluation.examples import LabelledPairs
+from armorm.evaluation.results import seen_in_training
 from armorm.heads.regression import ALPHAS
 from armorm.report import plots
 from armorm.report.evidence import Evidence
@@ -34,11 +36,12 @@ def data(evidence: Evidence) -> dict[str, Any] | None:
     found: dict[str, Any] = {
         "files": evidence.files,
         "left_out": {**evidence.ratings.skipped, **evidence.pairs.skipped},
+        "seen": [f"{BENCHMARKS[kind].title}, {seen_in_training(facts)}" for kind, facts in evidence.seen.items()],
         "conversations": len(evidence.conversations),
         "prompts": len({conversation.prompt_key for conversation in evidence.conversations}),
         "trained": evidence.metrics.get("data") or {},
     }
-    if not evidence.files and not found["trained"]:
+    if not evidence.files and not evidence.seen and not found["trained"]:
         return None
     examples, names = evidence.ratings.examples, evidence.ratings.names
     files = list(dict.fromkeys(example.origin[0] for example in examples))
@@ -58,7 +61,7 @@ def data(evidence: Evidence) -> dict[str, Any] | None:
 
 
 def objectives(evidence: Evidence) -> list[dict[str, Any]]:
-    """Each objective: regression report, error by ridge penalty, predicted against held-out rating."""
+    """Each objective: regression report, error by ridge penalty, predicted against given rating."""
     reports = {entry["objective"]: entry for entry in evidence.metrics.get("regression", [])}
     found = []
     for objective in evidence.rm.objectives:

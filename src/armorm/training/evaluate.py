@@ -26,12 +26,14 @@ from armorm.evaluation.audits.uncertainty import uncertainty_audit
 from armorm.evaluation.benchmarks import ratings as ratings_benchmark
 from armorm.evaluation.benchmarks.pairs import strictly_right
 from armorm.evaluation.benchmarks.ratings import comparison_columns
+from armorm.evaluation.results import NothingHeldOutError
 from armorm.evaluation.runner import evaluate
 from armorm.heads.debiasing import Debiasing
 from armorm.heads.regression import RegressionHead
 from armorm.heads.uncertainty import Uncertainty
 from armorm.model.remote_code import GatingNetwork
 from armorm.objectives import ObjectiveSet
+from armorm.progress import say
 from armorm.reward_model import ArmoRM
 from armorm.training.dataset import TrainingData, group_index
 from armorm.training.featurize import Corpus, rating_levels
@@ -55,9 +57,14 @@ def evaluation_metrics(
     if sets:
         metrics["pairs"] = {name: _evaluate_pairs(model, pairs, corpus, debiasing) for name, pairs in sets.items()}
     for name, benchmark, sources in data.benchmarks:
-        results = evaluate(benchmark, model, sources, output=folder / "benchmarks" / f"{name}.json", quiet=True)
+        try:
+            results = evaluate(benchmark, model, sources, output=folder / "benchmarks" / f"{name}.json", quiet=True)
+        except NothingHeldOutError as error:
+            say(f"benchmark {name} is not evaluated: {error}")
+            continue
         metrics.setdefault("benchmarks", {})[name] = {
             "counts": dict(results.counts),
+            "seen": results.data["seen"],
             "figures": [asdict(metric) for metric in results.metrics],
         }
     return metrics

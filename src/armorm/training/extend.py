@@ -32,6 +32,7 @@ from armorm.conversation import Conversation
 from armorm.data.decontamination import KnownPrompts
 from armorm.data.preferences import read_preferences
 from armorm.data.ratings import RatedSet, RatingTable, read_ratings
+from armorm.data.seen_prompts import SeenPrompts
 from armorm.data.sources import Location
 from armorm.errors import DataError, FitError, RecipeError
 from armorm.files import write_text
@@ -108,6 +109,7 @@ def extend(
         console,
         max_length=limits.get("max_length"),
         overflow=limits.get("overflow", "error"),
+        seen=rm.seen,
     )
     write_rejected(folder, corpus, data.table, list(data.all_pairs()))
     rated, pairs = rated_split(data, corpus), corpus.usable(data.pairs)
@@ -153,6 +155,8 @@ def extend(
     old_means = rm.reference.get("reward_means") or []
     config.reference["reward_means"][: len(old_means)] = old_means
     extended = assemble_model(rm.model.model, rm.tokenizer, config, rm.name, head, uncertainty, debiasing, gate)
+    used = {"ratings": rated.train_conversations, "pairs": [pair.chosen for pair in pairs]}
+    extended.seen = rm.seen + SeenPrompts.of(used, corpus.groups)
     metrics = {
         "armorm_version": __version__,
         "extended": entry,
@@ -161,6 +165,7 @@ def extend(
             "rated_test": len(rated.test),
             "pairs": len(pairs),
             "left_out": data.left_out,
+            "seen": extended.seen.count(),
         },
         "regression": [asdict(report) for report in head.reports],
         "gate": asdict(gate_report) if gate_report else None,
@@ -187,6 +192,18 @@ def _read_data(
     backbone = rm.model.config.provenance.get("backbone", "")
     finetuned = Finetuned.read(model / "work" / "backbone") or Finetuned.read(backbone)
     data = without_finetuned(data, finetuned) if finetuned else data
+    seen_rows = rm.seen.find([data.table.conversations[i] for i in data.test_rows]) > 0
+    seen_pairs = rm.seen.find([pair.chosen for pair in data.test_pairs]) > 0
+    counts = {
+        "rated test rows whose prompt was seen in training": int(seen_rows.sum()),
+        "test pairs whose prompt was seen in training": int(seen_pairs.sum()),
+    }
+    data = replace(
+        data,
+        test_rows=data.test_rows[~seen_rows],
+        test_pairs=[pair for pair, seen in zip(data.test_pairs, seen_pairs, strict=True) if not seen],
+        left_out=data.left_out | {reason: count for reason, count in counts.items() if count},
+    )
     for reason, count in data.left_out.items():
         console.print(f"excluded: {count:,} {reason}")
     return data

@@ -56,6 +56,12 @@ print(rm.explain([{"role": "user", "content": "..."}, {"role": "assistant", "con
 {% endif -%}
 - {{ "{:,}".format(metrics.data.conversations) }} distinct conversations, of which {{ "{:,}".format(metrics.data.truncated) }} were truncated; \
 {{ "{:,}".format(metrics.data.refused) }} more were rejected
+{% endif -%}
+{% set seen = metrics.data.get("seen") -%}
+{% if seen -%}
+- prompts seen in training: {{ "{:,}".format(seen.prompts) }}\
+{% for role, count in seen.items() if role != "prompts" and count %}{{ " (" if loop.first else ", " }}{{ role }} {{ "{:,}".format(count) }}{{ ")" if loop.last }}{% endfor %}; \
+their hashes are in seen_prompts.safetensors, and `armorm evaluate` leaves them out
 {% endif %}
 ## Objectives
 

@@ -28,6 +28,7 @@ from armorm.conversation import Conversation
 from armorm.data.measures import OWN_FUNCTION
 from armorm.data.preferences import PreferencePair
 from armorm.data.ratings import RatingTable
+from armorm.data.seen_prompts import SeenPrompts
 from armorm.files import plain, write_json, write_text
 from armorm.heads.debiasing import Debiasing, fit_debiasing, no_debiasing
 from armorm.heads.gate_training import GateReport
@@ -131,6 +132,8 @@ class _Run:
         network, gate_report = self.fit_gate("gate", pairs, rewards, debiasing)
         gate = network, gate_report.calibration
         model = self.build_model(backbone, rated.table.objectives, rewards, uncertainty, debiasing, gate, reference)
+        used = {"ratings": rated.train_conversations, "pairs": [pair.chosen for pair in pairs]}
+        model.seen = SeenPrompts.of(used, corpus.groups) + (finetuned.seen if finetuned else SeenPrompts())
         if recipe.quantiles is not None:
             extra["quantiles"] = self.fit_quantiles(model, head, rows)
 
@@ -145,6 +148,7 @@ class _Run:
             },
             "data": {
                 "counts": data.counts(),
+                "seen": model.seen.count(),
                 "left_out": data.left_out,
                 "refused": len(corpus.rejected),
                 "truncated": corpus.truncated,

@@ -64,8 +64,9 @@ def stage_keys(
     """
 
     def read(conversations: Sequence[Conversation]) -> list[Any]:
-        """Features by content, and the prompts, which decide the folds."""
-        return [corpus.response_keys(conversations), [conversation.prompt_key for conversation in conversations]]
+        """Features by content, the prompts, and their groups, which decide the folds."""
+        prompts = [conversation.prompt_key for conversation in conversations]
+        return [corpus.response_keys(conversations), prompts, corpus.group_keys(conversations)]
 
     rows, table = rated.train_conversations, rated.table
     ratings = table.ratings[rated.train]

@@ -1,4 +1,4 @@
-"""Held-out ratings: are the predicted ratings in the right order, and how large are their errors?
+"""Ratings: are the predicted ratings in the right order, and how large are their errors?
 
 Of each objective: Spearman, mean absolute error in raw units, accuracy within prompts; and means of the first and the
 last over objectives with enough ratings. Between prompts much of a rating is known before the response is read, so
@@ -255,7 +255,7 @@ def by_objective(metrics: Mapping[str, MetricLike], kind: str) -> dict[str, Metr
 
 BENCHMARK = Benchmark(
     "ratings",
-    "held-out ratings",
+    "ratings",
     read,
     measure,
     metrics,

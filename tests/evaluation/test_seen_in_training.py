@@ -13,11 +13,14 @@ from armorm import ArmoRM, evaluate
 from armorm.conversation import Conversation
 from armorm.data.decontamination import prompt_groups
 from armorm.data.seen_prompts import FILE, SeenPrompts
+from armorm.errors import DataError
+from armorm.evaluation.margin_calibration import calibrate
 from armorm.evaluation.results import NothingHeldOutError, Results
 from armorm.evaluation.tables import results_tables
 from armorm.report.page import report
 from armorm.training.dataset import read_training_data
 from tests.cli.test_evaluate import run
+from tests.evaluation.test_margin_calibration import pairs_file
 from tests.helpers.small_models import reward_model
 
 QUESTIONS = [
@@ -123,6 +126,14 @@ def test_the_report_leaves_them_out_and_warns_where_nothing_is_left(rated, pairs
     assert found["data"]["conversations"] == 16
     _, found = report(trained(ratings=QUESTIONS[:2]), [rated, pairs], include_seen=True)
     assert [entry["counts"]["examples"] for entry in found["evaluations"]] == [12, 6]
+
+
+def test_calibration_leaves_them_out(tmp_path):
+    pairs = pairs_file(tmp_path / "pairs.jsonl", 60, 1.0)
+    found, settings = calibrate(trained(ratings=[f"question {i}" for i in range(8)]), pairs)
+    assert (found.pairs, settings["seen"]["examples"], settings["seen"]["of"]) == (52, 8, 60)
+    with pytest.raises(DataError, match=r"pairs of 49 prompts, .* \(seen in training: 11 of 60 examples"):
+        calibrate(trained(pairs=[f"question {i}" for i in range(11)]), pairs)
 
 
 def test_a_trained_model_knows_its_prompts(small_recipe, small_run, small_features, tmp_path):

@@ -25,13 +25,14 @@ def calibrate(
 ) -> None:
     """Fit the factor with which sigmoid(factor x margin) is the probability that a response is preferred.
 
-    Without it, comparisons state a margin and no probability. Scores do not change. Use pairs that the model was not
-    trained on; the model may be any sequence classifier with one logit.
+    Without it, comparisons state a margin and no probability. Scores do not change. Pairs of prompts that the model
+    was trained on are left out; the model may be any sequence classifier with one logit.
 
     Example: `armorm calibrate runs/demo pairs.jsonl --output runs/calibrated`
     """
     from armorm.evaluation.margin_calibration import calibrate as fit
     from armorm.evaluation.margin_calibration import save_calibrated
+    from armorm.evaluation.results import seen_in_training
 
     if output is not None and output.is_file():
         raise DataError("is a file, expected a folder to write to", file=output)
@@ -44,7 +45,7 @@ def calibrate(
             ("log loss", f"{found.loss:.3f}"),
         ]
     )
-    emit(settings, shown, as_json=as_json)
+    emit(settings, shown, *([seen_in_training(settings["seen"])] if "seen" in settings else []), as_json=as_json)
     if output is None:
         say("not saved (set --output to save the calibrated model)")
         return

@@ -1,8 +1,8 @@
 """Calibration of a finished model on preference pairs: by which factor are its score margins logits?
 
 For any model with scores: one of this library, the released checkpoint, a sequence classifier. The fit is that of
-`armorm.heads.calibration`; it changes no score. The pairs should be unlike those that trained the model, so neither its
-training pairs nor those that chose its hyperparameters.
+`armorm.heads.calibration`; it changes no score. Pairs of prompts that the model was trained on are left out, as far as
+they are known; those that chose its hyperparameters should not be given.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from armorm.data.sources import find_sources
 from armorm.errors import DataError
 from armorm.evaluation.benchmarks import find_benchmark
 from armorm.evaluation.examples import LabelledPairs, fingerprint
-from armorm.evaluation.runner import distinct, load_examples, score_once
+from armorm.evaluation.results import seen_in_training
+from armorm.evaluation.runner import distinct, leave_out_seen, load_examples, score_once
 from armorm.evaluation.scorers import ArmoRMScorer, ClassifierScorer, load_scorer
 from armorm.heads.calibration import Calibration, fit_scale, prompt_capped
 
@@ -51,22 +52,27 @@ def calibrate(
     """
     benchmark = find_benchmark("pairs")
     places = [data] if isinstance(data, (str, Path)) else list(data)
-    examples = load_examples(benchmark, find_sources(places, (), (), split), limit).examples
-    items = [example.item for example in examples]
+    loaded = load_examples(benchmark, find_sources(places, (), (), split), limit)
     scorer = load_scorer(model, dtype=dtype, device=device)
+    seen: dict[str, Any] = {}
+    if isinstance(scorer, ArmoRMScorer):
+        loaded, seen = leave_out_seen(loaded, scorer.rm.seen)
+    examples, items = loaded.examples, [example.item for example in loaded.examples]
     unique, rows = distinct(examples)
     pairs = LabelledPairs.of(items, rows)
     margins = pairs.difference(score_once(scorer, unique, None).scores)
     known = np.flatnonzero(np.isfinite(margins))
     prompts = np.array([items[int(item)].prompt for item in pairs.item[known]])
     if len(set(prompts)) < MIN_PROMPTS:
+        known_to_it = f" ({seen_in_training(seen)})" if seen else ""
         raise DataError(
-            f"found scored pairs of {len(set(prompts))} prompts, expected at least {MIN_PROMPTS}", file=str(places[0])
+            f"found scored pairs of {len(set(prompts))} prompts, expected at least {MIN_PROMPTS}{known_to_it}",
+            file=str(places[0]),
         )
     weights = prompt_capped(pairs.weight[known], prompts, PROMPT_CAP)
     found = fit_scale(margins[known], weights, prompts)
     settings = found.to_dict() | {"margin_scale": found.scale, "sources": list(map(str, places))}
-    return found, settings | {"fingerprint": fingerprint(items)}
+    return found, settings | {"fingerprint": fingerprint(items)} | ({"seen": seen} if seen else {})
 
 
 def save_calibrated(model: str, settings: dict[str, Any], folder: Path) -> None:

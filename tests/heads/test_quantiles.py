@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy.optimize import minimize
 
 from armorm.errors import FitError
 from armorm.heads.quantiles import LEVELS, fit_quantiles, half_width, pinball, share_below
@@ -69,6 +70,35 @@ def test_levels_are_calibrated_in_cells():
     new = np.clip(np.round(truth * 4 + 3), 1, 5)
     quantiles = head.predict(fresh, np.full((len(fresh), 1), stars.mean()))[:, 0]
     np.testing.assert_allclose(share_below(new, quantiles, 0.5).mean(0), LEVELS, atol=0.03)
+
+
+def test_the_fit_is_a_minimum_of_the_written_loss_for_correlated_features():
+    """Against a minimiser of each level alone that takes as many steps as it needs."""
+    rng = np.random.default_rng(0)
+    features = (rng.normal(size=(800, 100)) / np.arange(1, 101)) @ np.linalg.qr(rng.normal(size=(100, 100)))[0]
+    features /= features.std(0)
+    spread = np.exp(0.03 * features @ rng.normal(size=100))
+    ratings = np.round(spread * rng.normal(size=800))[:, None].clip(-10, 10)
+    penalty, levels = 1e-3, (0.025, 0.5, 0.9)
+    head = fit_quantiles(
+        features, ratings, np.zeros_like(ratings), np.arange(800) % FOLDS, ["a"], levels=levels, penalties=[penalty]
+    )
+    x, half = (features - features.mean(0)) / features.std(0), half_width(ratings[:, 0])
+
+    def loss(values: np.ndarray, level: float) -> float:
+        residual = ratings[:, 0] - values[0] - x @ values[1:]
+        return pinball(residual, np.array(level), half).mean() + penalty * values[1:] @ values[1:]
+
+    def slope(values: np.ndarray, level: float) -> np.ndarray:
+        below = share_below(ratings[:, 0], values[0] + x @ values[1:], half) - level
+        return np.concatenate([[below.mean()], x.T @ below / len(x) + 2 * penalty * values[1:]])
+
+    for index, level in enumerate(levels):
+        weight = head.weight[0, index] * features.std(0)
+        found = np.concatenate([[head.bias[0, index] + head.weight[0, index] @ features.mean(0)], weight])
+        options = {"maxiter": 20_000, "maxfun": 40_000, "ftol": 1e-15, "gtol": 1e-10}
+        slow = minimize(loss, np.zeros(101), args=(level,), jac=slope, method="L-BFGS-B", options=options)
+        assert loss(found, level) == pytest.approx(slow.fun, rel=1e-4)
 
 
 def test_quantiles_never_cross():

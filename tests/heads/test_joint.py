@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy.optimize import minimize
@@ -82,6 +84,22 @@ def test_an_objective_that_counts_more_keeps_its_weaker_penalty():
     arguments = (features, ratings, pairs, 0.5, False, (30.0, 1.0, 30.0))
     slow = minimize(slow_loss, np.zeros(3 * 6), args=arguments, method="BFGS").x.reshape(3, 6)
     np.testing.assert_allclose(joint.weight, slow[:, :-1], atol=1e-3)
+
+
+def test_pairs_count_by_their_weight():
+    features, ratings, folds, pairs = corpus()
+    head = stage_one(features, ratings, folds)
+    copies = np.random.default_rng(5).choice([1, 12], len(pairs.folds))
+    repeated = np.repeat(np.arange(len(pairs.folds)), copies)
+    weighted = replace(pairs, weights=2.0 * copies)
+    options = {"pair_weights": [0.5], "r2_price": np.inf}
+    (found, report), (expected, plain), (other, _) = (
+        fit_joint(head, features, ratings, folds, one, **options) for one in (weighted, pairs.take(repeated), pairs)
+    )
+    np.testing.assert_allclose(found.weight, expected.weight, atol=1e-4)
+    assert np.abs(other.weight - expected.weight).max() > 5e-3
+    np.testing.assert_allclose(report.losses, plain.losses, rtol=1e-4)
+    np.testing.assert_allclose(report.accuracies, plain.accuracies, rtol=1e-9)
 
 
 def test_fold_weights_saw_neither_ratings_nor_pairs_of_their_fold():

@@ -1,6 +1,6 @@
 """Joint training of the regression heads on absolute ratings and preference pairs, from cached features.
 
-    min_W  sum_j (|X w_j - r_j|^2 + alpha_j |w_j|^2) / (n_j Var r_j)  +  beta * mean_p -log sigmoid(m_p)
+    min_W  sum_j (|X w_j - r_j|^2 + alpha_j |w_j|^2) / (n_j Var r_j)  +  beta * weighted mean_p -log sigmoid(m_p)
     m_p  = sum_j c_pj w_j^T (x_chosen - x_rejected)
 
 The first term is stage 1 (each objective's error as a share of its variance), the second the Bradley-Terry loss of the
@@ -43,18 +43,27 @@ class JointPairs:
         differences: (p, d) response features of chosen minus rejected.
         coefficients: (p, k) of the rewards in the score: gating output times transform.
         folds: (p,) fold of each pair's prompt.
+        weights: (p,) > 0 in the mean over pairs; None for equal weights.
     """
 
     differences: np.ndarray
     coefficients: np.ndarray
     folds: np.ndarray
+    weights: np.ndarray | None = None
+
+    @property
+    def shares(self) -> np.ndarray:
+        """(p,) weights that sum to 1."""
+        weights = np.ones(len(self.folds)) if self.weights is None else self.weights
+        return weights / weights.sum()
 
     def margins(self, weight: np.ndarray) -> np.ndarray:
         """Score differences (p,) under weights (k, d)."""
         return np.einsum("pk,pk->p", self.differences @ weight.T, self.coefficients)
 
     def take(self, rows: np.ndarray) -> JointPairs:
-        return JointPairs(self.differences[rows], self.coefficients[rows], self.folds[rows])
+        weights = None if self.weights is None else self.weights[rows]
+        return JointPairs(self.differences[rows], self.coefficients[rows], self.folds[rows], weights)
 
 
 @dataclass(frozen=True)
@@ -63,7 +72,8 @@ class JointReport:
 
     Attributes:
         pair_weight: the chosen beta.
-        pair_weights, losses, accuracies: every beta, its mean pair loss (nats) and pair accuracy, with the same gate.
+        pair_weights, losses, accuracies: every beta, its pair loss (nats) and pair accuracy, weighted means with the
+            same gate.
         mean_r2: mean R^2 over objectives for each beta.
         r2_before, r2_after: (k,) R^2 of stage 1, and at the chosen beta.
     """
@@ -136,7 +146,7 @@ def fit_joint(
                     head.fold_bias[fold], fold_weights[index, fold] - head.fold_weight[fold], fold
                 )
                 margins[index, inside] = pairs.take(inside).margins(fold_weights[index, fold])
-        losses = np.logaddexp(0, -margins).mean(1)
+        losses = np.logaddexp(0, -margins) @ pairs.shares
         r2 = np.array(
             [_held_out_r2(features, ratings, folds, w, b) for w, b in zip(fold_weights, fold_bias, strict=True)]
         )
@@ -158,7 +168,7 @@ def fit_joint(
         pair_weight=grid[best],
         pair_weights=grid,
         losses=losses.tolist(),
-        accuracies=(margins > 0).mean(1).tolist(),
+        accuracies=((margins > 0) @ pairs.shares).tolist(),
         mean_r2=r2.mean(1).tolist(),
         r2_before=r2[0].tolist(),
         r2_after=r2[best].tolist(),
@@ -210,7 +220,7 @@ class _Problem:
     def __init__(self, start: np.ndarray, factors: np.ndarray, pairs: JointPairs) -> None:
         self._start, self._factors, self._pairs = start, factors, pairs
         self._coefficients = pairs.coefficients.astype(np.float32)
-        self._margins = pairs.margins(start).astype(np.float64)
+        self._margins, self._shares = pairs.margins(start).astype(np.float64), pairs.shares
 
     def weight(self, moved: np.ndarray) -> np.ndarray:
         """Weights (k, d) of coordinates (k, d)."""
@@ -222,8 +232,8 @@ class _Problem:
         moved = flat.reshape(self._start.shape)
         step = (self.weight(moved) - self._start).astype(np.float32)
         margins = self._margins + np.einsum("pk,pk->p", self._pairs.differences @ step.T, self._coefficients)
-        value = float((moved**2).sum() + beta * np.logaddexp(0, -margins).mean())
-        slope = (-beta / len(margins) * expit(-margins)).astype(np.float32)
+        value = float((moved**2).sum() + beta * self._shares @ np.logaddexp(0, -margins))
+        slope = (-beta * self._shares * expit(-margins)).astype(np.float32)
         towards = ((slope[:, None] * self._coefficients).T @ self._pairs.differences).astype(np.float64)
         gradient = 2 * moved + np.stack(
             [solve_triangular(f, g, lower=True) for f, g in zip(self._factors, towards, strict=True)]

@@ -287,7 +287,7 @@ class _Run:
 
         def fit() -> Fitted:
             network, _ = self.fit_gate("first_gate", pairs, rewards, debiasing)
-            differences = joint_pairs(pairs, network, debiasing, rewards.corpus, regression.folds)
+            differences = joint_pairs(pairs, network, debiasing, rewards.corpus, regression.folds, self.recipe.gating)
             head, uncertainty, report = train_joint_heads(*heads, rows, differences, joint, regression)
             arrays, values = heads_to_arrays(head, uncertainty)
             return arrays, {**values, "joint": asdict(report)}

@@ -18,6 +18,7 @@ from armorm.data.measures import computed_objective, measure
 from armorm.data.preferences import PreferencePair
 from armorm.data.ratings import RatingTable
 from armorm.heads.accumulation import accumulate, blocks_of
+from armorm.heads.calibration import prompt_capped
 from armorm.heads.debiasing import Debiasing
 from armorm.heads.gate_training import GateReport, RewardPairs, fit_gate
 from armorm.heads.joint import JointPairs, JointReport, fit_joint
@@ -203,7 +204,7 @@ def train_gate(
         rejected_prompt=corpus.prompt_rows(rejected),
         held_out=held_out_prompts(corpus.group_keys(chosen), HELD_OUT_PAIRS),
         margin=relative_margins(pairs) if section.margin else None,
-        weight=np.array([section.source_weights.get(pair.source, 1.0) for pair in pairs]),
+        weight=_source_weights(pairs, section),
     )
     log = partial(tracking.log, "gate")
     return fit_gate(corpus.prompt, reward_pairs, section, seed=seed, initial=initial, device=device, log=log)
@@ -241,16 +242,27 @@ def train_joint_heads(
 
 @torch.no_grad()
 def joint_pairs(
-    pairs: Sequence[PreferencePair], network: GatingNetwork, debiasing: Debiasing, corpus: Corpus, fold_count: int
+    pairs: Sequence[PreferencePair],
+    network: GatingNetwork,
+    debiasing: Debiasing,
+    corpus: Corpus,
+    fold_count: int,
+    section: GatingSection,
 ) -> JointPairs:
-    """Feature differences of the pairs, with the coefficients that a gate gives them."""
+    """Feature differences of the pairs, with the coefficients that a gate gives them, weighted as for the gate."""
     chosen, rejected = [pair.chosen for pair in pairs], [pair.rejected for pair in pairs]
-    output = network(torch.from_numpy(corpus.prompt[corpus.prompt_rows(chosen)])).double().numpy()
+    prompts = corpus.prompt_rows(chosen)
+    output = network(torch.from_numpy(corpus.prompt[prompts])).double().numpy()
     return JointPairs(
         corpus.responses(chosen) - corpus.responses(rejected),
         output @ debiasing.matrix.T,
         np.array([fold_of(key, fold_count) for key in corpus.group_keys(chosen)]),
+        prompt_capped(_source_weights(pairs, section), prompts, section.prompt_cap),
     )
+
+
+def _source_weights(pairs: Sequence[PreferencePair], section: GatingSection) -> np.ndarray:
+    return np.array([section.source_weights.get(pair.source, 1.0) for pair in pairs])
 
 
 def train_quantile_heads(

@@ -269,6 +269,17 @@ def test_a_prompt_with_many_pairs_does_not_outvote_the_others():
     assert free.mean_weights[1] > 2 * capped.mean_weights[1]
 
 
+def test_near_duplicates_of_a_prompt_are_in_one_half_and_count_as_one_prompt():
+    features, pairs = task()
+    groups = pairs.chosen_prompt // 6
+    settings = SETTINGS.model_copy(update={"steps": 50})
+    report = fit_gate(features, replace(pairs, groups=groups), settings)[1]
+    rows = np.flatnonzero(pairs.held_out)
+    rows = rows[divided_prompts(groups[rows], 0)]
+    assert report.calibration_pairs == len(rows)
+    assert report.calibration["prompts"] == len(set(groups[rows])) < len(set(pairs.chosen_prompt[rows])) / 2
+
+
 def test_few_held_out_pairs_stop_and_calibrate_alike_and_the_report_says_so():
     features, pairs = task()
     rows = np.concatenate([np.flatnonzero(~pairs.held_out)[:100], np.flatnonzero(pairs.held_out)[:20]])

@@ -187,6 +187,7 @@ class RewardPairs:
         held_out: (p,) bool, pairs whose prompts are held out for early stopping and calibration.
         margin: (p,) >= 0, rated advantage of the chosen side, 0 if unknown; or None.
         weight: (p,) > 0; None for equal weights.
+        groups: (p,) code of each pair's prompt, one for all near-duplicates; by default `chosen_prompt`.
     """
 
     chosen: np.ndarray
@@ -196,6 +197,7 @@ class RewardPairs:
     held_out: np.ndarray
     margin: np.ndarray | None = None
     weight: np.ndarray | None = None
+    groups: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.chosen)
@@ -302,7 +304,7 @@ def fit_gate(
     if not fitted and not float(settings.logit_scale) > 0:
         raise FitError(f"logit_scale {settings.logit_scale}, expected 'fit' or a number > 0")
     device = torch.device(device)
-    prompts = pairs.chosen_prompt
+    prompts = pairs.chosen_prompt if pairs.groups is None else pairs.groups
     pair_weights = prompt_capped(
         np.ones(len(pairs)) if pairs.weight is None else pairs.weight, prompts, settings.prompt_cap
     )

@@ -30,7 +30,7 @@ from armorm.model.configuration import ArmoRMConfig
 from armorm.model.modeling import ArmoRMForSequenceClassification
 from armorm.model.remote_code import GatingNetwork
 from armorm.reward_model import ArmoRM
-from armorm.training.dataset import HELD_OUT_PAIRS, TrainingData, held_out_prompts, relative_margins
+from armorm.training.dataset import HELD_OUT_PAIRS, TrainingData, group_index, held_out_prompts, relative_margins
 from armorm.training.featurize import Corpus, RatedRows
 from armorm.training.finetune.record import with_start
 from armorm.training.schema import GatingSection, JointSection, QuantilesSection, RegressionSection
@@ -197,14 +197,16 @@ def train_gate(
     """Stage 2: train the gate, or continue from `initial`, on the debiased rewards of both sides of the pairs."""
     corpus = rewards.corpus
     chosen, rejected = [pair.chosen for pair in pairs], [pair.rejected for pair in pairs]
+    groups = corpus.group_keys(chosen)
     reward_pairs = RewardPairs(
         chosen=debiasing.apply(rewards(chosen)),
         rejected=debiasing.apply(rewards(rejected)),
         chosen_prompt=corpus.prompt_rows(chosen),
         rejected_prompt=corpus.prompt_rows(rejected),
-        held_out=held_out_prompts(corpus.group_keys(chosen), HELD_OUT_PAIRS),
+        held_out=held_out_prompts(groups, HELD_OUT_PAIRS),
         margin=relative_margins(pairs) if section.margin else None,
         weight=_source_weights(pairs, section),
+        groups=group_index(groups),
     )
     log = partial(tracking.log, "gate")
     return fit_gate(corpus.prompt, reward_pairs, section, seed=seed, initial=initial, device=device, log=log)
@@ -251,13 +253,13 @@ def joint_pairs(
 ) -> JointPairs:
     """Feature differences of the pairs, with the coefficients that a gate gives them, weighted as for the gate."""
     chosen, rejected = [pair.chosen for pair in pairs], [pair.rejected for pair in pairs]
-    prompts = corpus.prompt_rows(chosen)
-    output = network(torch.from_numpy(corpus.prompt[prompts])).double().numpy()
+    groups = corpus.group_keys(chosen)
+    output = network(torch.from_numpy(corpus.prompt[corpus.prompt_rows(chosen)])).double().numpy()
     return JointPairs(
         corpus.responses(chosen) - corpus.responses(rejected),
         output @ debiasing.matrix.T,
-        np.array([fold_of(key, fold_count) for key in corpus.group_keys(chosen)]),
-        prompt_capped(_source_weights(pairs, section), prompts, section.prompt_cap),
+        np.array([fold_of(key, fold_count) for key in groups]),
+        prompt_capped(_source_weights(pairs, section), group_index(groups), section.prompt_cap),
     )
 
 

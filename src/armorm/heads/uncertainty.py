@@ -384,7 +384,7 @@ def _calibrated(
                     block.features[rows].astype(np.float64),
                     int(fold),
                     uncertainty.penalties[columns],
-                    [shares[column] for column in columns],
+                    [shares[int(column)] for column in columns],
                 )
         predicted = head.predict_out_of_fold(block.features, block.folds)
         errors.add(np.abs(block.ratings - predicted) / uncertainty.predictive_std(others))

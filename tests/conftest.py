@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 from pathlib import Path
@@ -9,6 +10,11 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.shared_folders import shared_folder
+
+
+def pytest_collection_finish() -> None:
+    """Leave what the imports made out of garbage collection, which would look through all of it every time."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

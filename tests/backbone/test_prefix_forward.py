@@ -15,7 +15,7 @@ from armorm.backbone.prefix_tree import build_tree, lexicographic_order, shared_
 from armorm.backbone.tree_attention import TreeAttention
 from armorm.conversation import Conversation
 from armorm.files import EMBEDDED_BACKBONE, embedded_path
-from tests.helpers.backbones import FAMILIES, MULTIMODAL, STATEFUL, WINDOWED, backbone_of, config_of
+from tests.helpers.backbones import FAMILIES, MULTIMODAL, STATEFUL, WINDOWED, backbone_of, config_of, families
 from tests.helpers.conversations import chat
 
 SHARED = (*FAMILIES, *MULTIMODAL, "gpt2")
@@ -58,7 +58,7 @@ def distance(found, expected) -> float:
     return float((np.linalg.norm(found - expected, axis=1) / np.linalg.norm(expected, axis=1)).max())
 
 
-@pytest.mark.parametrize("family", SHARED)
+@pytest.mark.parametrize("family", families(*SHARED))
 def test_features_from_a_tree_are_those_of_each_conversation_alone(family):
     backbone = wrapped(family)
     encoded = in_order(backbone)
@@ -112,7 +112,7 @@ def test_attention_is_what_the_tree_says_for_long_runs_and_short_ones(asked, kv_
     np.testing.assert_allclose(found[rows], expected[rows], atol=1e-5)
 
 
-@pytest.mark.parametrize("family", [*STATEFUL, "bloom"])
+@pytest.mark.parametrize("family", families(*STATEFUL, "bloom"))
 def test_a_model_that_keeps_a_state_or_adds_positions_is_found_out(family):
     backbone = wrapped(family)
     assert why_not_shared(backbone, in_order(backbone))
@@ -156,15 +156,15 @@ def test_blocks_of_the_gpu_mask_cover_exactly_what_is_visible():
     assert not (full & ~blocks.all((2, 3))).any()
 
 
-def test_flex_attention_under_that_mask_gives_the_same(monkeypatch):
-    for family in ("llama", "gemma2", "mistral"):
-        backbone = wrapped(family)
-        encoded = in_order(backbone)
-        monkeypatch.setattr(TreeAttention, "attend", TreeAttention._flex)
-        found = SharedForward(backbone).features(tree_of(encoded))
-        monkeypatch.undo()
-        for features, expected in zip(found, alone(backbone, encoded), strict=True):
-            assert distance(features, expected) < 1e-5
+@pytest.mark.parametrize("family", families("llama", "gemma2", "mistral"))
+def test_flex_attention_under_that_mask_gives_the_same(monkeypatch, family):
+    backbone = wrapped(family)
+    encoded = in_order(backbone)
+    monkeypatch.setattr(TreeAttention, "attend", TreeAttention._flex)
+    found = SharedForward(backbone).features(tree_of(encoded))
+    monkeypatch.undo()
+    for features, expected in zip(found, alone(backbone, encoded), strict=True):
+        assert distance(features, expected) < 1e-5
 
 
 @pytest.mark.slow

@@ -288,6 +288,7 @@ def test_a_cap_draws_at_random_with_its_seed():
     assert len(drawn) > 10
 
 
+@pytest.mark.slow
 @pytest.mark.data
 def test_the_real_preference_sets_have_their_stated_rows(real_sets):
     assert {name: len(pairs) for name, pairs in real_sets.pairs.items()} == PREFERENCES | BENCHMARKS
@@ -296,6 +297,7 @@ def test_the_real_preference_sets_have_their_stated_rows(real_sets):
     assert len({p.prompt_key for p in real_sets.pairs["convarg"]}) == 32
 
 
+@pytest.mark.slow
 @pytest.mark.data
 def test_the_benchmarks_have_the_subsets_and_counts_of_rewardbench(real_sets):
     assert Counter(p.subset for p in real_sets.pairs["llmbar"]) == {
@@ -311,6 +313,7 @@ def test_the_benchmarks_have_the_subsets_and_counts_of_rewardbench(real_sets):
         assert len({(p.subset, p.id) for p in real_sets.pairs[name]}) == BENCHMARKS[name]
 
 
+@pytest.mark.slow
 @pytest.mark.data
 def test_in_alpacaeval_the_longer_response_wins_as_often_as_stated(real_sets):
     pairs = real_sets.pairs["alpacaeval"]
@@ -318,6 +321,7 @@ def test_in_alpacaeval_the_longer_response_wins_as_often_as_stated(real_sets):
     assert np.mean(longer) == pytest.approx(0.84, abs=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.data
 def test_no_prompt_of_the_real_preference_sets_is_in_two_splits_or_in_a_benchmark(real_sets):
     benchmarks = {p.prompt_key for name in BENCHMARKS for p in real_sets.pairs[name]}

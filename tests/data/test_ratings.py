@@ -319,6 +319,7 @@ def test_a_sample_does_not_depend_on_the_order_of_the_rows(tmp_path):
     assert len(forward) == 8
 
 
+@pytest.mark.slow
 @pytest.mark.data
 def test_the_real_rated_sets_have_their_stated_rows_and_scales(real_sets):
     table = real_sets.ratings
@@ -337,6 +338,7 @@ def test_the_real_rated_sets_have_their_stated_rows_and_scales(real_sets):
     assert others.sum() == pytest.approx(800, rel=0.15)
 
 
+@pytest.mark.slow
 @pytest.mark.data
 def test_no_prompt_of_the_real_rated_sets_is_in_two_splits_or_in_a_benchmark(real_sets):
     table = real_sets.ratings

@@ -6,7 +6,9 @@ Windows are shorter than the conversations of the tests, and caps low enough to 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
 import transformers
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel
@@ -105,6 +107,14 @@ WINDOWED = ("qwen2", "qwen3", "gemma2", "gemma3_text", "mistral", "phi3")
 STATEFUL = ("mamba", "rwkv", "recurrent_gemma", "falcon_h1", "qwen3_next")
 OTHER_POSITIONS = ("gpt2", "bloom")
 MULTIMODAL = ("gemma3", "llava")
+# One for each kind of attention, positions, state and wrapper; fast tests are of these.
+TYPICAL = ("llama", "gemma2", "gpt_neox", "mamba", "gpt2", "bloom", "gemma3")
+
+
+def families(*names: str) -> list[Any]:
+    """Families as parameters of a test, all but the typical ones for the slow run."""
+    others = [pytest.mark.slow, pytest.mark.family]
+    return [name if name in TYPICAL else pytest.param(name, marks=others) for name in names]
 
 
 def config_of(family: str) -> PretrainedConfig:

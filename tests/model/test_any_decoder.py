@@ -20,6 +20,7 @@ from tests.helpers.backbones import (
     WINDOWED,
     backbone_of,
     config_of,
+    families,
     save,
 )
 from tests.helpers.conversations import chat
@@ -78,7 +79,7 @@ def rounding(rm: ArmoRM) -> float:
     return found
 
 
-@pytest.mark.parametrize("family", EVERY_FAMILY)
+@pytest.mark.parametrize("family", families(*EVERY_FAMILY))
 def test_scores_depend_neither_on_company_nor_on_the_side_of_padding(folders, family):
     rm = folders(family)[1]
     scores = rm.score(CONVERSATIONS).scores
@@ -91,7 +92,7 @@ def test_scores_depend_neither_on_company_nor_on_the_side_of_padding(folders, fa
         np.testing.assert_allclose(scored_as_text(rm, CONVERSATIONS, side), scores, atol=close, err_msg=str(side))
 
 
-@pytest.mark.parametrize("family", EVERY_FAMILY)
+@pytest.mark.parametrize("family", families(*EVERY_FAMILY))
 def test_a_model_survives_its_files(folders, family):
     folder, rm = folders(family)
     read = loaded(folder)
@@ -108,7 +109,7 @@ def test_a_model_survives_its_files(folders, family):
     assert auto.model.config.model_type == family
 
 
-@pytest.mark.parametrize("family", EVERY_FAMILY)
+@pytest.mark.parametrize("family", families(*EVERY_FAMILY))
 def test_contributions_sum_to_the_score(folders, family):
     rm = folders(family)[1]
     for conversation in CONVERSATIONS[:2]:
@@ -116,7 +117,7 @@ def test_contributions_sum_to_the_score(folders, family):
         assert sum(share.contribution for share in rm.explain(conversation).shares) == pytest.approx(score, abs=1e-5)
 
 
-@pytest.mark.parametrize("family", WINDOWED)
+@pytest.mark.parametrize("family", families(*WINDOWED))
 def test_a_window_narrower_than_the_conversations_acts(family):
     wide = config_of(family)
     wide.sliding_window = 400
@@ -133,13 +134,13 @@ def test_soft_capping_acts():
     assert np.abs(capped.score(CONVERSATIONS).scores - plain.score(CONVERSATIONS).scores).max() > 1e-4
 
 
-@pytest.mark.parametrize(("family", "part"), [("gemma3", "language_model"), ("llava", "language_model")])
-def test_of_a_multimodal_model_the_language_model_scores(folders, family, part):
+@pytest.mark.parametrize("family", families(*MULTIMODAL))
+def test_of_a_multimodal_model_the_language_model_scores(folders, family):
     """The wrapper is kept as it is, its vision tower along with it."""
     rm = folders(family)[1]
     assert any("vision" in name for name in rm.model.state_dict())
     assert rm.model.config.hidden_size == rm.backbone.hidden_size == 32
-    text_only = reward_model(backbone=getattr(rm.model.model, part))
+    text_only = reward_model(backbone=rm.model.model.language_model)
     text_only.model.load_state_dict(heads(rm.model), strict=False)
     np.testing.assert_allclose(text_only.score(CONVERSATIONS).scores, rm.score(CONVERSATIONS).scores, atol=1e-6)
 

@@ -293,6 +293,30 @@ def test_an_answer_of_another_length_or_order_or_without_numbers_is_an_error(scr
         ask(scripted, asynchronous, [question(1), question(2)])
 
 
+class Slow(Scripted):
+    """Sends its answer in pieces that come in time, and takes longer for all of them."""
+
+    def do_POST(self):
+        self.rfile.read(int(self.headers["Content-Length"]))
+        data = json.dumps(answer(result())).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        for start in range(0, len(data), 50):
+            self.wfile.write(data[start : start + 50])
+            time.sleep(0.25)
+
+
+@both
+def test_waiting_for_a_connection_is_no_timeout(asynchronous):
+    with ThreadingHTTPServer(("127.0.0.1", 0), Slow) as http:
+        threading.Thread(target=http.serve_forever, args=(0.01,), daemon=True).start()
+        settings = {"rows_per_request": 1, "connections": 1, "timeout": 0.5, "retries": 0}
+        found = ask(f"http://127.0.0.1:{http.server_port}", asynchronous, CONVERSATIONS[:2], settings)
+        http.shutdown()
+    assert found.scores.tolist() == [1.0, 1.0]
+
+
 def test_a_connection_is_used_again(scripted):
     Scripted.script = [(200, answer(result()))] * 10
     with RewardClient(scripted) as client:

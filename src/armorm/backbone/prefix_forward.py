@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -71,8 +71,9 @@ class SharedForward:
         with ExitStack() as stack:
             stack.enter_context(tree_attention(model, stream))
             compiled = self.compiled and len(stream) == self.length
-            if compiled:
-                stack.enter_context(self._swapped())
+            for layer, call in zip(self._layers, self._calls, strict=True) if compiled else ():
+                layer._compiled_call_impl = call
+                stack.callback(setattr, layer, "_compiled_call_impl", None)
             attend = _compiled_attend() if compiled else _attend
             only = stack.enter_context(_only(model, asked, attend))
             ids, positions = (torch.from_numpy(part)[None].to(device) for part in (stream.ids, stream.positions))
@@ -93,17 +94,6 @@ class SharedForward:
         prompt = mean(tree.prompts) if readout.prompt == "mean" else at(tree.gates)
         response = readout.response(at(tree.lasts), None if readout.pooling == "last" else mean(tree.responses))
         return prompt.cpu().numpy(), response.cpu().numpy()
-
-    @contextmanager
-    def _swapped(self) -> Iterator[None]:
-        """Use the compiled layers within the block."""
-        for layer, call in zip(self._layers, self._calls, strict=True):
-            layer._compiled_call_impl = call
-        try:
-            yield
-        finally:
-            for layer in self._layers:
-                layer._compiled_call_impl = None
 
 
 def _compiled_call(layer: nn.Module) -> Any:
@@ -147,11 +137,9 @@ class _LastLayer(nn.Module):
 @contextmanager
 def _only(model: PreTrainedModel, rows: np.ndarray, attend: Callable[..., torch.Tensor] = _attend) -> Iterator[bool]:
     """Within the block a plain decoder returns the states of these rows only; yields whether the model is one."""
-    try:
+    layers: Any = []
+    with suppress(BackboneError):
         layers = _layers(model)
-    except BackboneError:
-        yield False
-        return
     last = layers[-1] if len(layers) else None
     if type(last).__name__ not in _PLAIN_LAYERS or hasattr(last, "_hf_hook"):
         yield False

@@ -415,4 +415,6 @@ class Shard:
 
     def features(self, name: str, rows: np.ndarray) -> np.ndarray:
         """Rows (n, d) float32 of `response_features` or `prompt_features`."""
-        return self._tensors[name][rows].float().numpy()
+        import torch
+
+        return self._tensors[name].index_select(0, torch.from_numpy(rows)).float().numpy()

@@ -26,6 +26,7 @@ from armorm.cli.extend import extend
 from armorm.cli.init import init
 from armorm.cli.inspect import inspect
 from armorm.cli.monitor import monitor
+from armorm.cli.probe import probe
 from armorm.cli.rank import rank
 from armorm.cli.report import report
 from armorm.cli.score import score
@@ -45,7 +46,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 COMMANDS = {
-    "Training": (demo, init, train, extend),
+    "Training": (demo, init, probe, train, extend),
     "Scoring": (score, explain, compare, rank, steer),
     "Evaluation": (evaluate, calibrate, report, monitor),
     "Data and features": (inspect, embed),

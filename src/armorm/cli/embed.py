@@ -75,7 +75,7 @@ def embed(
     if engine == "local" and (workers, gpus_per_worker, cpus_per_worker) != (None, None, None):
         raise RecipeError("--workers, --gpus-per-worker and --cpus-per-worker require --engine ray")
     rows = Location.find(input).rows()
-    source = BackboneSource(backbone, dtype, device, _layer(layer), pooling, prompt_pooling)  # type: ignore[arg-type]
+    source = BackboneSource(backbone, dtype, device, parse_layer(layer), pooling, prompt_pooling)  # type: ignore[arg-type]
     runner = source.load() if engine == "local" else RayWorkers(source, workers, gpus_per_worker, cpus_per_worker)
     template = source.template() if isinstance(runner, RayWorkers) else runner.template
     store = FeatureStore.of(output, runner, store_dtype)
@@ -114,7 +114,8 @@ def embed(
     emit(found, str(plan), speed, as_json=as_json)
 
 
-def _layer(text: str | None) -> int | float | None:
+def parse_layer(text: str | None) -> int | float | None:
+    """A number of layers, or a fraction with a point; None as it is."""
     try:
         return None if text is None else int(text) if text.isdigit() else float(text)
     except ValueError:

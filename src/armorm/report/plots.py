@@ -8,13 +8,14 @@ wide, with labels next to what they name.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from markupsafe import Markup, escape
 
 WIDTH, HEIGHT = 320, 190
 _LEFT, _RIGHT, _TOP, _BOTTOM = 36, 12, 12, 26
+_LINES = (("line", "first"), ("line other", "other"), ("line third", "third"))  # of a line, and of its label
 
 
 class Frame:
@@ -175,6 +176,30 @@ def learning_curve(
             across + (-6 if anchor == "end" else 6), down + 4, f"selected: step {best:g}", anchor=anchor, kind="key"
         )
     return frame.svg(f"{label}: loss by step, the weights of step {best:g} were selected")
+
+
+def curves_by_layer(layers: Sequence[int], curves: Mapping[str, Sequence[float]], label: str) -> Markup:
+    """A figure over the layers, a line for each pooling, labelled at its end; the highest point is ringed."""
+    known = {
+        name: [(x, y) for x, y in zip(layers, values, strict=True) if np.isfinite(y)] for name, values in curves.items()
+    }
+    points = [point for line in known.values() for point in line]
+    low, high = min(y for _, y in points), max(y for _, y in points)
+    margin = 0.08 * ((high - low) or 0.1)
+    frame = Frame(
+        (layers[0], layers[-1] if len(layers) > 1 else layers[0] + 1), (low - margin, high + margin), right=62
+    )
+    frame.axes([layers[0], layers[-1]] if len(layers) > 1 else [layers[0]], _ticks(low, high), "layer", ".2f")
+    ends = sorted((frame.at(*line[-1])[1], name) for name, line in known.items() if line)
+    height = -math.inf
+    for down, name in ends:  # labels keep a line apart
+        height = max(down + 4, height + 13)
+        frame.text(WIDTH - 58, height, name, kind=_LINES[list(curves).index(name)][1])
+    for (_, line), (kind, _) in zip(known.items(), _LINES, strict=False):
+        frame.path(line, kind)
+    best = max(points, key=lambda point: point[1])
+    frame.dot(*best, "ring", 6)
+    return frame.svg(f"{label}: best at layer {best[0]}, {best[1]:.3f}")
 
 
 def _ticks(low: float, high: float) -> list[float]:

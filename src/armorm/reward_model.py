@@ -23,7 +23,7 @@ import torch
 
 from armorm import attribution
 from armorm.backbone.decoder import Backbone, Placement
-from armorm.backbone.encoding import encode_rows
+from armorm.backbone.encoding import encode_rows, same_prompts
 from armorm.backbone.readout import Readout
 from armorm.conversation import Conversation, ConversationLike
 from armorm.data.seen_prompts import SeenPrompts
@@ -130,6 +130,7 @@ class ArmoRM:
         normalize: bool = False,
         lower_confidence: float = 0.0,
         on_refused: Literal["error", "skip"] = "error",
+        same_prompt: bool = False,
         batch_tokens: int = BATCH_TOKENS,
     ) -> ScoreBatch:
         """Score conversations.
@@ -140,6 +141,8 @@ class ArmoRM:
             lower_confidence: number of epistemic standard deviations subtracted from each score, so that a policy
                 does not profit from responses unlike the rated ones; contributions stay those of the plain score.
             on_refused: for a conversation that cannot be scored: `error`, or `skip` for an entry in `rejected`.
+            same_prompt: the conversations are responses to one prompt that are compared; a prompt that has to be
+                truncated loses the same part for all.
             batch_tokens: most tokens of a forward pass.
 
         Raises:
@@ -164,6 +167,8 @@ class ArmoRM:
         with progress("tokens", len(valid), "conversations") as advance:
             texts, most = list(valid.values()), limits.get("max_length")
             encoded = encode_rows(self.backbone.template, texts, most, policy, advance)
+        if same_prompt:
+            encoded = same_prompts(self.backbone.template, texts, encoded, [range(len(texts))], most)
         rejected += [(indices[i], reason) for i, reason in encoded.rejected]
         if rejected and on_refused == "error":
             raise ConversationError(rejected[0][1], f"conversation {rejected[0][0]}")
@@ -288,7 +293,7 @@ class ArmoRM:
         if conversations[0].prompt_key != conversations[1].prompt_key:
             raise ConversationError("found two prompts, expected two responses to the same one")
         same = conversations[0].key == conversations[1].key
-        shown = self.explanations(self.score(conversations[:1] if same else conversations))
+        shown = self.explanations(self.score(conversations[:1] if same else conversations, same_prompt=True))
         spread = self.reference.get("score_std")
         return compare_responses(shown[0], shown[-1], margin_scale=self.margin_scale, score_std=spread)
 

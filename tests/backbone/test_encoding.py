@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from armorm.backbone.chat_template import ChatTemplate, EncodedConversation
-from armorm.backbone.encoding import encode_rows
+from armorm.backbone.encoding import encode_rows, same_prompts
 from armorm.conversation import Conversation
 from armorm.errors import ConversationError
 from tests.helpers import tokenizers as families
@@ -201,3 +201,45 @@ def test_truncated_rows_fit_and_their_reply_is_untouched(template, earlier, last
     assert row.truncated_tokens == len(whole) - len(row)
     assert row.ids[row.gate_position :].tolist() == whole.ids[whole.gate_position :].tolist()
     assert row.response_tokens == whole.response_tokens
+
+
+def replies_of(template: ChatTemplate, prompt: list[dict], lengths: tuple[int, ...], limit: int):
+    """Replies of so many words to one prompt, each encoded alone."""
+    rows = conversations(*([*prompt, {"role": "assistant", "content": "word " * length}] for length in lengths))
+    return rows, encode_rows(template, rows, limit, "truncate_prompt")
+
+
+DIALOGUE = [*chat("one two three " * 10, "Fine."), *chat("And four? " * 10, "Five.")[:1]]
+
+
+@pytest.mark.parametrize("prompt", [LONG[:1], DIALOGUE, [{"role": "system", "content": "Be brief."}, *DIALOGUE]])
+def test_responses_that_are_compared_get_the_prompt_that_the_longest_leaves(template, prompt):
+    rows, alone = replies_of(template, prompt, (1, 30, 12, 2), 150)
+    assert len({row.prompt_key for row in alone.rows}) > 1
+    together = same_prompts(template, rows, alone, [(0, 1), (2, 3)], 150)
+    assert [len(row) <= 150 for row in together.rows] == [True] * 4
+    keys = [row.prompt_key for row in together.rows]
+    assert keys[0] == keys[1] == alone.rows[1].prompt_key
+    assert keys[2] == keys[3] == alone.rows[2].prompt_key != keys[0]
+    for row, before in zip(together.rows, alone.rows, strict=True):
+        assert len(row) + row.truncated_tokens == len(before) + before.truncated_tokens
+        assert row.response_tokens == before.response_tokens
+    joined = same_prompts(template, rows, alone, [(0, 1), (2, 3), (3, 0)], 150)
+    assert {row.prompt_key for row in joined.rows} == {alone.rows[1].prompt_key}
+
+
+def test_rows_that_are_not_compared_or_fit_stay_as_they_are(template):
+    rows, alone = replies_of(template, LONG[:1], (1, 30, 12), 150)
+    together = same_prompts(template, rows, alone, [(1, 2), (0,), (0, -1)], 150)
+    assert together.rows[0] is alone.rows[0]
+    assert together.rows[1] is alone.rows[1]
+    whole = encode_rows(template, rows, None)
+    assert same_prompts(template, rows, whole, [(0, 1, 2)], None) is whole
+
+
+def test_a_response_that_never_fits_does_not_take_the_prompt_from_the_others(template):
+    rows, alone = replies_of(template, LONG[:1], (1, 30, 200), 150)
+    assert [row is None for row in alone.rows] == [False, False, True]
+    together = same_prompts(template, rows, alone, [(0, 1, 2)], 150)
+    assert together.rejected == alone.rejected
+    assert together.rows[0].prompt_key == together.rows[1].prompt_key == alone.rows[1].prompt_key

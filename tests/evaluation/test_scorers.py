@@ -237,7 +237,7 @@ class EightAlike(ArmoRMScorer):
 
     names = tuple(f"o{i}" for i in range(8))
 
-    def score(self, asked):
+    def score(self, asked, compared=()):
         marks = np.array(marked([c.to_list() for c in asked]))
         rewards = np.repeat(marks[:, None], 8, 1)
         return scored(rewards, np.full(rewards.shape, 1 / 8), names=self.names)

@@ -16,6 +16,7 @@ import torch
 from armorm import ArmoRM, Recipe, train
 from armorm.conversation import Conversation
 from armorm.errors import FitError
+from armorm.evaluation.runner import evaluate
 from armorm.files import read_arrays
 from armorm.heads.gate_training import RewardPairs
 from armorm.training import pipeline, stages
@@ -198,6 +199,50 @@ def test_over_long_rows_are_refused_listed_and_left_out(small_recipe, tmp_path, 
     assert len(tokens[0]) > 205
     refused = figures["evaluation"]["pairs"]["choices (test)"]["refused"]
     assert refused > 0
+
+
+def test_both_sides_of_a_pair_have_the_same_prompt_however_long_they_are(
+    small_recipe, small_features, tmp_path, monkeypatch
+):
+    """Of 40 long prompts, which each side alone would leave another part of; half of them are rated as well."""
+    seen: list[RewardPairs] = []
+    fit = stages.fit_gate
+
+    def recorded(features, pairs, settings, **options):
+        seen.append(pairs)
+        return fit(features, pairs, settings, **options)
+
+    monkeypatch.setattr(stages, "fit_gate", recorded)
+    folder = shutil.copytree(small_recipe.data_root, tmp_path / "data")
+    with open(folder / "choices.jsonl", "a") as pairs, open(folder / "workshop.jsonl", "a") as rated:
+        for number in range(40):
+            split = "test" if number % 4 == 0 else "train"
+            numbers = np.random.default_rng(number).integers(0, 10**6, 150)
+            prompt = f"What is the sum of {' and '.join(map(str, numbers))}?"
+            sides = {"chosen": "Throw one ball. " * (5 + number), "rejected": "No."}
+            pairs.write(json.dumps({"prompt": prompt, **sides, "split": split}) + "\n")
+            row = {"prompt": prompt, "response": sides["rejected"], "help": 1, "clarity": 1, "verbosity": 0}
+            rated.write(json.dumps(row | {"split": split}) + "\n" if number % 2 else "")
+    overrides = [f"data_root={folder}", "backbone.max_length=260", "backbone.overflow=truncate_prompt"]
+    model = train(Recipe.from_text(small_recipe.to_yaml(), overrides), tmp_path / "run", features=small_features)
+    np.testing.assert_array_equal(seen[0].chosen_prompt, seen[0].rejected_prompt)
+    figures = metrics_of(tmp_path / "run")
+    assert figures["data"]["truncated"] > 60
+
+    (trained,) = figures["evaluation"]["pairs"].values()
+    results = evaluate("pairs", model, folder / "choices.jsonl", features=small_features, quiet=True)
+    accuracy = results.level("overall")["accuracy"]
+    assert (accuracy.examples, accuracy.value) == (trained["pairs"], pytest.approx(trained["accuracy"]))
+    assert results.audits["gate"]["all"]["uniform"] == pytest.approx(trained["baselines"]["uniform_weights"])
+    torch.nn.init.normal_(model.model.gating.layers[-1].weight)  # so few pairs leave the gate uniform
+    question = {"role": "user", "content": prompt}
+    short, long = ([question, {"role": "assistant", "content": sides[side]}] for side in ("rejected", "chosen"))
+    weights = [model.score(side).gating_weights for side in ([short], [long])]
+    assert np.abs(weights[0] - weights[1]).sum() > 1e-3, "alone, each keeps what fits"
+    together = model.score([short, long], same_prompt=True)
+    np.testing.assert_array_equal(together.gating_weights[0], together.gating_weights[1])
+    compared = model.compare(short, long)
+    assert list(compared.scores.values()) == pytest.approx(together.scores.tolist())
 
 
 def test_truncated_prompts_are_counted_and_no_row_is_lost(small_recipe, tmp_path, small_features):

@@ -3,12 +3,15 @@
 Overflow policies for conversations that are longer than the limit: `error` stops at the first one; `skip` rejects
 it; `truncate_prompt` removes the oldest turns of the prompt (never system turns or the reply), then the beginning of
 the last prompt turn, so the gate sees what remains. A row whose reply alone does not fit is rejected in any case.
+
+A row alone keeps as much of its prompt as its own reply leaves. Responses that are compared must not: the gate would
+weight the objectives of the two by different texts. `same_prompts` gives them what the longest of them leaves.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from typing import Literal
@@ -68,7 +71,7 @@ def encode_rows(
             encoded = whole
             if isinstance(whole, EncodedConversation) and max_length is not None and len(whole) > max_length:
                 if overflow == "truncate_prompt":
-                    encoded = _shorten(template, chunk[offset], whole, max_length)
+                    encoded = _shorten(template, chunk[offset], whole, max_length)[0]
                 else:
                     encoded = ConversationError(f"found {len(whole)} tokens, expected at most {max_length}")
             if isinstance(encoded, ConversationError):
@@ -94,9 +97,65 @@ def _encode_chunk(
         return [_encode_chunk(template, [conversation])[0] for conversation in chunk]
 
 
+def same_prompts(
+    template: ChatTemplate,
+    conversations: Sequence[Conversation],
+    encoded: EncodedRows,
+    compared: Iterable[Sequence[int]],
+    max_length: int | None,
+) -> EncodedRows:
+    """The rows with one prompt for all responses that are compared: what the longest of them leaves of it.
+
+    Args:
+        encoded: of the conversations, each alone.
+        compared: indices of responses to one prompt, -1 for an invalid one; groups with a response in common are one.
+    """
+    if max_length is None or not encoded.truncated:
+        return encoded
+    truncated = {conversations[i].prompt_key for i in encoded.truncated}
+    groups: dict[int, set[int]] = {}
+    for indices in compared:
+        kept = [int(i) for i in indices if i >= 0 and encoded.rows[i] is not None]
+        if len(kept) > 1 and conversations[kept[0]].prompt_key in truncated:
+            group = set(kept).union(*(groups.get(i, ()) for i in kept))
+            groups.update(dict.fromkeys(group, group))
+    rows, rejected = list(encoded.rows), dict(encoded.rejected)
+    for group in {id(group): sorted(group) for group in groups.values()}.values():
+        for i, row in zip(group, _encode_group(template, [conversations[i] for i in group], max_length), strict=True):
+            alone = rows[i]
+            assert alone is not None
+            if isinstance(row, ConversationError):
+                rejected[i], rows[i] = row.problem, None
+            elif row.key != alone.key:
+                rows[i] = replace(row, truncated_tokens=len(alone) + alone.truncated_tokens - len(row))
+    return EncodedRows(rows, sorted(rejected.items()))
+
+
+def _encode_group(
+    template: ChatTemplate, group: Sequence[Conversation], max_length: int
+) -> list[EncodedConversation | ConversationError]:
+    """Encode responses to one prompt, which loses what the longest of them needs; one that never fits is an error."""
+    found: dict[int, EncodedConversation | ConversationError] = {}
+    left = dict(enumerate(group))
+    while left:
+        rows = dict(zip(left, _encode_chunk(template, list(left.values())), strict=True))
+        longest = max(left, key=lambda i: 0 if isinstance(rows[i], ConversationError) else len(rows[i]))
+        row = rows[longest]
+        if isinstance(row, ConversationError) or len(row) <= max_length:
+            return [(found | rows)[i] for i in range(len(group))]
+        shorter, prompt = _shorten(template, left[longest], row, max_length)
+        if isinstance(shorter, ConversationError):
+            found[longest] = shorter
+            del left[longest]
+        else:
+            left = {i: Conversation((*prompt, conversation.messages[-1])) for i, conversation in left.items()}
+    return [found[i] for i in range(len(group))]
+
+
 def _shorten(
     template: ChatTemplate, conversation: Conversation, encoded: EncodedConversation, max_length: int
-) -> EncodedConversation | ConversationError:
+) -> tuple[EncodedConversation | ConversationError, list[Message]]:
+    """The conversation with as much of its prompt as fits, and that prompt."""
     whole = len(encoded)
     prompt = list(conversation.prompt)
 
@@ -119,14 +178,14 @@ def _shorten(
     while not isinstance(rest, ConversationError) and len(rest) > max_length:
         shorter = _without_beginning(template, prompt, len(rest) - max_length)
         if shorter is None:
-            return ConversationError(
-                f"found {whole} tokens, {len(rest)} without the prompt's text, expected at most {max_length}"
-            )
+            problem = f"found {whole} tokens, {len(rest)} without the prompt's text, expected at most {max_length}"
+            return ConversationError(problem), prompt
         prompt = shorter
         rest = _encode_chunk(template, [Conversation((*prompt, conversation.messages[-1]))])[0]
     if isinstance(rest, ConversationError):
-        return ConversationError(f"found {whole} tokens, expected at most {max_length}; shortened: {rest.problem}")
-    return replace(rest, truncated_tokens=whole - len(rest))
+        problem = f"found {whole} tokens, expected at most {max_length}; shortened: {rest.problem}"
+        return ConversationError(problem), prompt
+    return replace(rest, truncated_tokens=whole - len(rest)), prompt
 
 
 def _from_turn(prompt: Sequence[Message], start: int) -> list[Message]:

@@ -15,6 +15,7 @@ from armorm.conversation import Conversation, prompt_messages
 from armorm.data.rows import Row
 from armorm.errors import ConversationError, shown
 from armorm.evaluation.scorer import Scored, Scorer, deciding_objectives
+from armorm.evaluation.scorers import ArmoRMScorer
 
 
 @dataclass
@@ -96,7 +97,11 @@ def rank(scorer: Scorer, candidates: Sequence[Candidates]) -> list[RankedPrompt]
         for conversation in entry.conversations:
             if conversation is not None and index.setdefault(conversation.key, len(unique)) == len(unique):
                 unique.append(conversation)
-    scored = scorer.score(unique)
+    if isinstance(scorer, ArmoRMScorer):
+        rows = [[index[c.key] for c in entry.conversations if c is not None] for entry in candidates]
+        scored = scorer.score(unique, rows)
+    else:
+        scored = scorer.score(unique)
     return [_ranked(entry, scored, index) for entry in candidates]
 
 

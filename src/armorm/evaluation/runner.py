@@ -109,7 +109,7 @@ def evaluate(
     # Whatever the scoring rule rejects, it rejects before any scoring.
     found.of_objectives(loaded.names, loaded.raw).measure(items, equal_scores(items))
     unique, rows = paired(loaded.examples) if found.judged else distinct(loaded.examples)
-    scored = score_once(scorer, unique, partial_folder)
+    scored = score_once(scorer, unique, partial_folder, rows)
     names = [str(place) for place in places] or [hub.id for hub in found.published]
     results = compute_results(
         found,
@@ -204,8 +204,16 @@ def paired(examples: Sequence[Example]) -> tuple[list[Conversation], list[np.nda
     return unique, rows
 
 
-def score_once(scorer: Scorer, conversations: Sequence[Conversation], folder: Path | None) -> Scored:
-    """Score conversations: an interpretable model in one call, others in chunks, each saved in `folder` when done."""
+def score_once(
+    scorer: Scorer, conversations: Sequence[Conversation], folder: Path | None, rows: Sequence[np.ndarray] = ()
+) -> Scored:
+    """Score conversations: an interpretable model in one call, others in chunks, each saved in `folder` when done.
+
+    Args:
+        rows: of each example, the rows of its responses, -1 for an invalid one.
+    """
+    if isinstance(scorer, ArmoRMScorer):
+        return scorer.score(conversations, rows)
     if hasattr(scorer, "objectives"):
         return scorer.score(conversations)
     identity = json.dumps(plain(scorer.describe()), sort_keys=True)

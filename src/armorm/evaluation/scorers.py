@@ -3,7 +3,7 @@ one by name."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import fields, replace
 from functools import cached_property
 from hashlib import blake2b
@@ -138,9 +138,13 @@ class ArmoRMScorer:
         }
         return described | ({"steering": config.steering} if config.steering else {})
 
-    def score(self, conversations: Sequence[Conversation]) -> Scored:
-        """Scores with their columns; features that are in the store are not computed again."""
-        from armorm.backbone.encoding import encode_rows
+    def score(self, conversations: Sequence[Conversation], compared: Iterable[Sequence[int]] = ()) -> Scored:
+        """Scores with their columns; features that are in the store are not computed again.
+
+        Args:
+            compared: indices of responses to one prompt, which get the same prompt if it has to be truncated.
+        """
+        from armorm.backbone.encoding import encode_rows, same_prompts
         from armorm.features.extract import extract
         from armorm.features.store import FeatureStore
         from armorm.progress import progress
@@ -155,6 +159,8 @@ class ArmoRMScorer:
                 "skip" if policy == "error" else policy,
                 advance,
             )
+        template, most = self.rm.backbone.template, limits.get("max_length")
+        encoded = same_prompts(template, conversations, encoded, compared, most)
         unscored = dict(encoded.rejected)
         if not encoded.kept:
             return Scored(np.full(len(conversations), np.nan), unscored)

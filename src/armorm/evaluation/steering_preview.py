@@ -110,7 +110,7 @@ def preview(
     places = [data] if isinstance(data, (str, Path)) else list(data)
     examples = numbered(preference_pairs.read(find_sources(places)).examples)
     unique, rows = distinct(examples)
-    before = ArmoRMScorer(rm, Path(features) if features else None).score(unique)
+    before = ArmoRMScorer(rm, Path(features) if features else None).score(unique, rows)
     return compared(examples, unique, rows, before, scored_under(steered, before), steered.model.config.steering)
 
 

@@ -123,6 +123,7 @@ def within_prompt_accuracy(
 def _evaluate_pairs(
     model: ArmoRM, pairs: Sequence[PreferencePair], corpus: Corpus, debiasing: Debiasing
 ) -> dict[str, Any]:
+    corpus = corpus.of_pairs
     scored = np.array([pair.chosen in corpus and pair.rejected in corpus for pair in pairs], bool)
     margins = np.full(len(pairs), np.nan)
     reward_margins = np.full((len(pairs), len(model.objectives)), np.nan)

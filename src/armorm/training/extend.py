@@ -104,6 +104,7 @@ def extend(
     limits = rm.model.config.limits
     corpus = build_corpus(
         data.conversations(),
+        data.all_pairs(),
         rm.backbone,
         folder / "work" / "features",
         console,

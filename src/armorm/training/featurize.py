@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -16,7 +17,7 @@ from rich.console import Console
 
 from armorm.backbone.chat_template import EncodedConversation
 from armorm.backbone.decoder import Backbone
-from armorm.backbone.encoding import encode_rows
+from armorm.backbone.encoding import encode_rows, same_prompts
 from armorm.conversation import Conversation
 from armorm.data.preferences import PreferencePair
 from armorm.data.seen_prompts import SeenPrompts
@@ -34,17 +35,18 @@ from armorm.training.schema import BackboneSection
 
 @dataclass(frozen=True)
 class Corpus:
-    """The n conversations of a run that could be encoded, with tokens and features.
+    """The conversations of a run that could be encoded, with tokens and features.
 
     Attributes:
         rows: row of each conversation by its content key.
-        encoded: (n,) token ids.
+        encoded: (n,) token ids, of `rows` and then of `shared`.
         keys: (n,) keys of the response features in the store.
         prompt: (m, d) float32 features of the distinct prompts.
         prompt_index: (n,) int64, row of `prompt` for each conversation.
         rejected: reason of each rejected conversation by its content key.
         truncated: number of conversations that lost prompt tokens.
         groups: key of the group of near-duplicates of each prompt, by its content key; folds and hold-outs go by it.
+        shared: rows of sides of pairs that lost more of the prompt than alone, None for one that cannot be scored so.
     """
 
     rows: dict[str, int]
@@ -56,13 +58,21 @@ class Corpus:
     rejected: dict[str, str]
     truncated: int
     groups: dict[str, str]
+    shared: dict[str, int | None]
+
+    @cached_property
+    def of_pairs(self) -> Corpus:
+        """The same conversations as sides of pairs: both sides of a pair have the same prompt, however truncated."""
+        rows = {key: row for key, row in (self.rows | self.shared).items() if row is not None}
+        return replace(self, rows=rows)
 
     def __contains__(self, conversation: Conversation) -> bool:
         return conversation.key in self.rows
 
     def usable(self, pairs: Sequence[PreferencePair]) -> list[PreferencePair]:
         """The pairs of which neither side was rejected."""
-        return [pair for pair in pairs if pair.chosen in self and pair.rejected in self]
+        rows = self.of_pairs
+        return [pair for pair in pairs if pair.chosen in rows and pair.rejected in rows]
 
     def group_keys(self, conversations: Iterable[Conversation]) -> list[str]:
         """Key of each prompt's group."""
@@ -96,6 +106,7 @@ class Corpus:
 
 def build_corpus(
     conversations: Sequence[Conversation],
+    pairs: Iterable[PreferencePair],
     backbone: Backbone,
     store: Path,
     console: Console,
@@ -109,13 +120,22 @@ def build_corpus(
     """Encode distinct conversations, and compute their features or read them from the store.
 
     Args:
+        pairs: of some of the conversations.
         store: folder of the feature store.
         workers: compute the features elsewhere, by default the backbone in this process.
         seen: prompts of an earlier run, whose folds their near-duplicates take.
     """
     with progress("tokens", len(conversations), "conversations") as advance:
         result = encode_rows(backbone.template, conversations, max_length, overflow, advance)
-    encoded = result.encoded
+    rows = {conversations[i].key: row for row, i in enumerate(result.kept)}
+    place = {conversation.key: i for i, conversation in enumerate(conversations)} if result.truncated else {}
+    sides = ((place[pair.chosen.key], place[pair.rejected.key]) for pair in pairs)
+    together = same_prompts(backbone.template, conversations, result, sides, max_length)
+    encoded, shared = list(result.encoded), {}
+    for i in (i for i in result.kept if together.rows[i] is not result.rows[i]):
+        row = together.rows[i]
+        shared[conversations[i].key] = None if row is None else len(encoded)
+        encoded += [] if row is None else [row]
     feature_store = FeatureStore.of(store, backbone)
     fill_store(workers or backbone, encoded, feature_store, ExtractionSettings(batch_tokens))
     prompts, prompt_index = distinct(prompt_keys_of(encoded))
@@ -125,7 +145,7 @@ def build_corpus(
     if result.truncated:
         console.print(f"truncated: the prompts of {len(result.truncated):,} of {len(conversations):,} conversations")
     return Corpus(
-        rows={conversations[i].key: row for row, i in enumerate(result.kept)},
+        rows=rows,
         encoded=encoded,
         store=feature_store,
         keys=keys_of(encoded),
@@ -134,6 +154,7 @@ def build_corpus(
         rejected={conversations[i].key: reason for i, reason in result.rejected},
         truncated=len(result.truncated),
         groups=(seen or SeenPrompts()).prompt_groups(conversations),
+        shared=shared,
     )
 
 

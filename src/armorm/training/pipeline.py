@@ -99,6 +99,7 @@ class _Run:
         section = recipe.backbone
         corpus = build_corpus(
             data.conversations(),
+            data.all_pairs(),
             backbone,
             self.features,
             self.console,
@@ -152,8 +153,8 @@ class _Run:
                 "left_out": data.left_out,
                 "refused": len(corpus.rejected),
                 "truncated": corpus.truncated,
-                "conversations": len(corpus.encoded),
-                "tokens": sum(len(encoded) for encoded in corpus.encoded),
+                "conversations": len(corpus.rows),
+                "tokens": sum(len(corpus.encoded[row]) for row in corpus.rows.values()),
             },
             "regression": [asdict(report) for report in head.reports],
             "uncertainty": uncertainty_metrics(uncertainty, rated, corpus, head),

@@ -21,6 +21,7 @@ from armorm.backbone.decoder import resolve_device
 from armorm.conversation import Conversation
 from armorm.data.preferences import PreferencePair
 from armorm.files import plain, read_arrays, write_arrays
+from armorm.training.dataset import sides
 from armorm.training.featurize import Corpus
 from armorm.training.recipe import Recipe
 from armorm.training.stages import RatedSplit
@@ -79,6 +80,7 @@ def stage_keys(
     debiasing = [recipe.debias, *read(reference)]
     labels = [[pair.margin, pair.source] for pair in pairs]
     gate = [*read([pair.chosen for pair in pairs]), *read([pair.rejected for pair in pairs]), labels]
+    gate += [corpus.of_pairs.response_keys(list(sides(pairs)))]
     gate += [recipe.gating, recipe.seed, resolve_device(recipe.backbone.device).type]
     heads = keys["regression"]
     if recipe.joint is not None:

@@ -195,7 +195,8 @@ def train_gate(
     initial: GatingNetwork | None = None,
 ) -> tuple[GatingNetwork, GateReport]:
     """Stage 2: train the gate, or continue from `initial`, on the debiased rewards of both sides of the pairs."""
-    corpus = rewards.corpus
+    corpus = rewards.corpus.of_pairs
+    rewards = replace(rewards, corpus=corpus)
     chosen, rejected = [pair.chosen for pair in pairs], [pair.rejected for pair in pairs]
     groups = corpus.group_keys(chosen)
     reward_pairs = RewardPairs(
@@ -252,6 +253,7 @@ def joint_pairs(
     section: GatingSection,
 ) -> JointPairs:
     """Feature differences of the pairs, with the coefficients that a gate gives them, weighted as for the gate."""
+    corpus = corpus.of_pairs
     chosen, rejected = [pair.chosen for pair in pairs], [pair.rejected for pair in pairs]
     groups = corpus.group_keys(chosen)
     output = network(torch.from_numpy(corpus.prompt[corpus.prompt_rows(chosen)])).double().numpy()

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +43,10 @@ def mean_of_subsets(names: Sequence[str]) -> list[Metric]:
     return [Metric("overall", "mean", tuple(groups), lambda sums: nan_mean([sums.mean(group) for group in groups]))]
 
 
+def _fixed(metrics: list[Metric], measurements: Measurements) -> list[Metric]:
+    return metrics
+
+
 def four_sections(measurements: Measurements) -> list[Metric]:
     """RewardBench's mean of four sections."""
     return [metric for metric in rewardbench.metrics(measurements) if metric.name == "mean of four sections"]
@@ -55,11 +60,11 @@ def cases(generator: np.random.Generator) -> dict[str, Case]:
             names = [f"s{i // size:03d}" for i in range(prompts)]
             found[f"{prompts} prompts, subsets of {size}"] = (
                 names, [str(i) for i in range(prompts)], [np.full(prompts, p) for p in ACCURACIES],
-                lambda _, names=names: mean_of_subsets(names),
+                partial(_fixed, mean_of_subsets(names)),
             )  # fmt: skip
     found["50 prompts of 20 pairs"] = (
         ["a"] * 1000, [str(i // 20) for i in range(1000)], [np.full(1000, p) for p in ACCURACIES],
-        lambda _: mean_of_subsets(["a"]),
+        partial(_fixed, mean_of_subsets(["a"])),
     )  # fmt: skip
     rows = [name for name, count in rewardbench.ROWS.items() for _ in range(count)]
     for limit in (100, 300, 1000):

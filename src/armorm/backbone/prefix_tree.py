@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -51,7 +52,8 @@ class PrefixTree:
             return self
         fill, own = np.zeros(length - len(self), np.int64), np.arange(len(self), length)
         more = {"ids": fill, "positions": fill, "ends": own + 1}
-        return replace(self, **{name: np.concatenate([getattr(self, name), tail]) for name, tail in more.items()})
+        longer: Any = {name: np.concatenate([getattr(self, name), tail]) for name, tail in more.items()}
+        return replace(self, **longer)
 
     def runs(self) -> tuple[np.ndarray, np.ndarray]:
         """Start and end (exclusive) of each run of tokens that follow their parents directly."""

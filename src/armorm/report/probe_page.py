@@ -17,7 +17,7 @@ def probe_page(found: Probe) -> str:
         best = found.best(figure)
         if best is not None:
             curves = {
-                pooling: [
+                str(pooling): [
                     next(
                         (getattr(e, figure) for e in found.readouts if (e.layer, e.pooling) == (layer, pooling)),
                         math.nan,

@@ -93,8 +93,9 @@ class ScoringEngine:
         self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="armorm-reader")
         # The model under a steering, which replaces that of its config.
         self._steered = lru_cache(maxsize=64)(lambda variant: rm.steer(**json.loads(variant)) if variant else rm)
-        empty = [np.empty((0, size), np.float32) for size in (rm.backbone.response_size, rm.backbone.hidden_size)]
-        self._no_rows = rm.score_features(Features(*empty, np.arange(0)))
+        sizes = rm.backbone.response_size, rm.backbone.hidden_size
+        response, prompt = (np.empty((0, size), np.float32) for size in sizes)
+        self._no_rows = rm.score_features(Features(response, prompt, np.arange(0)))
 
     @property
     def queue_full(self) -> int | None:

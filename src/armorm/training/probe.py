@@ -113,8 +113,13 @@ def probe(
     console = Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
     section = recipe.backbone
     data = read_training_data(recipe.model_copy(update={"limit": min(recipe.limit or limit, limit)}))
-    options = {"revision": section.revision, "trust_remote_code": section.trust_remote_code}
-    backbone = Backbone.load(section.model, dtype=section.dtype, device=section.device, **options)
+    backbone = Backbone.load(
+        section.model,
+        dtype=section.dtype,
+        device=section.device,
+        revision=section.revision,
+        trust_remote_code=section.trust_remote_code,
+    )
     total = int(backbone.model.config.get_text_config().num_hidden_layers)
     chosen = _layers(layers, total, backbone.name)
     table = data.table

@@ -203,7 +203,7 @@ class RayWorkers:
             raise _own(error) from None
 
     @cached_property
-    def _description(self) -> tuple[Mapping[str, str], int]:
+    def _description(self) -> tuple[Mapping[str, str], int, int]:
         return self._head_answer("describe")
 
     @cached_property

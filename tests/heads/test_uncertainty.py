@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 
@@ -270,7 +272,7 @@ def test_what_a_model_keeps_is_read_back():
 def test_objectives_of_an_earlier_model_keep_their_uncertainty():
     features, ratings, folds, _, earlier = fitted(intercept=True, max_rank=3)
     _, later = uncertainty_of(features * 2, ratings, folds)
-    merged = later.with_earlier(earlier, {0: 2, 2: 1})
+    merged = later.with_earlier(earlier, {0: 2, 2: 1}, {})
     merged = Uncertainty.from_settings(merged.settings(), merged.tensors())
     leverage, before, new = (one.leverage(features) for one in (merged, earlier, later))
     np.testing.assert_allclose(leverage, np.column_stack([before[:, 2], new[:, 1], before[:, 1]]), rtol=1e-6)
@@ -284,6 +286,22 @@ def test_objectives_of_an_earlier_model_keep_their_uncertainty():
     assert merged.correlation[0, 2] == earlier.correlation[2, 1]
     assert merged.correlation[0, 1] == later.correlation[0, 1]
     assert len(merged.basis) == 3
+    calibrated = later.with_earlier(earlier, {0: 2}, {1: 1})
+    np.testing.assert_allclose(calibrated.leverage(features)[:, 1], new[:, 1])
+    of_earlier, of_later = earlier.conformal[0.95], later.conformal[0.95]
+    np.testing.assert_array_equal(calibrated.conformal[0.95], [of_earlier[2], of_earlier[1], of_later[2]])
+    expected = [earlier.usual_leverage[2], earlier.usual_leverage[1], later.usual_leverage[2]]
+    np.testing.assert_array_equal(calibrated.usual_leverage, expected)
+
+
+def test_what_few_rows_do_not_determine_is_kept_as_strict_json():
+    features, ratings, folds, _ = clustered(0, 60, 5, 0.0)
+    uncertainty = uncertainty_of(features, ratings, folds)[1]
+    assert np.isnan(uncertainty.usual_leverage).all(), "a 99th percentile needs 99 rows"
+    text = json.dumps(uncertainty.settings(), allow_nan=False)
+    again = Uncertainty.from_settings(json.loads(text), uncertainty.tensors())
+    assert np.isnan(again.usual_leverage).all()
+    np.testing.assert_array_equal(again.conformal[0.95], uncertainty.conformal[0.95])
 
 
 def test_settings_of_version_0_1_have_no_design_effect():

@@ -135,6 +135,20 @@ def test_objectives_that_are_not_rated_again_keep_their_uncertainty(small_recipe
     assert np.isfinite(after.intervals(second)[:, old]).all()
 
 
+def test_a_few_more_ratings_of_an_objective_do_not_take_its_intervals(small_run, tmp_path):
+    """Too few for a 95% interval, and of fewer than five levels."""
+    path = tmp_path / "more.jsonl"
+    rows = [{"prompt": f"Is {n} odd?", "response": "It is. " * (1 + n % 3), "overall": 3.0 + n % 3} for n in range(12)]
+    path.write_text("".join(json.dumps({"market-overall": row.pop("overall"), **row}) + "\n" for row in rows))
+    before = ArmoRM.from_pretrained(small_run, dtype="float32")
+    after = extend(small_run, sets_to_add(small_run, path, "market-overall=1:10"), tmp_path / "extended", quiet=True)
+    column = before.objectives.position("market-overall")
+    assert np.isfinite([factors[column] for factors in before.uncertainty.conformal.values()]).all()
+    for level, factors in after.uncertainty.conformal.items():
+        assert factors[column] == before.uncertainty.conformal[level][column]
+    assert str(after.uncertainty.usual_leverage[column]) == str(before.uncertainty.usual_leverage[column])
+
+
 @pytest.mark.slow
 def test_a_model_with_them_is_extended_and_what_is_left_behind_is_said(run, tmp_path, capsys):
     rows = [

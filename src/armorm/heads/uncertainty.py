@@ -130,11 +130,14 @@ class Uncertainty:
         tolerance."""
         return {name: float(e) for name, e in zip(names, self.error_bound, strict=True) if e > TOLERANCE}
 
-    def with_earlier(self, earlier: Uncertainty, columns: Mapping[int, int]) -> Uncertainty:
+    def with_earlier(
+        self, earlier: Uncertainty, columns: Mapping[int, int], calibrated: Mapping[int, int]
+    ) -> Uncertainty:
         """This uncertainty, with some objectives as they were in that of an earlier model.
 
         Args:
             columns: for these objectives, by their column here, the column in the earlier one.
+            calibrated: the same for others of which only the intervals and the usual leverage are the earlier ones.
         """
         here, there = list(columns), list(columns.values())
         groups = self.groups.copy()
@@ -147,10 +150,13 @@ class Uncertainty:
             name: np.stack([_padded(parts[name][group], rank) for group in used]).astype(np.float32) for name in parts
         }
         values: dict[str, np.ndarray] = {name: getattr(self, name).copy() for name in _FLOATS}
-        for name in (name for name in _FLOATS if name != "correlation"):
-            values[name][here] = getattr(earlier, name)[there]
+        for name in _FLOATS:
+            if name not in ("correlation", "usual_leverage"):
+                values[name][here] = getattr(earlier, name)[there]
         values["correlation"][np.ix_(here, here)] = earlier.correlation[np.ix_(there, there)]
         conformal = {level: factors.copy() for level, factors in self.conformal.items()}
+        here, there = [*here, *calibrated], [*there, *calibrated.values()]
+        values["usual_leverage"][here] = earlier.usual_leverage[there]
         for level, factors in conformal.items():
             factors[here] = earlier.conformal[level][there] if level in earlier.conformal else np.nan
         return Uncertainty(
@@ -171,10 +177,8 @@ class Uncertainty:
         return {
             "rank": self.basis.shape[1],
             **{name: getattr(self, name).tolist() for name in (*_INTEGERS, *_FLOATS)},
-            "conformal": {
-                str(level): [None if np.isnan(value) else float(value) for value in values]
-                for level, values in self.conformal.items()
-            },
+            "usual_leverage": _without_nan(self.usual_leverage),
+            "conformal": {str(level): _without_nan(values) for level, values in self.conformal.items()},
         }
 
     @classmethod
@@ -183,11 +187,12 @@ class Uncertainty:
         settings = {"design_effect": [1.0] * len(settings["groups"]), **settings}  # version 0.1 had none
         integers = {name: np.array(settings[name], np.int64) for name in _INTEGERS}
         floats = {name: np.array(settings[name], np.float64) for name in _FLOATS}
-        conformal = {
-            float(level): np.array([np.nan if value is None else value for value in values], np.float64)
-            for level, values in settings.get("conformal", {}).items()
-        }
+        conformal = {float(level): np.array(v, np.float64) for level, v in settings.get("conformal", {}).items()}
         return cls(**tensors, **integers, **floats, conformal=conformal)
+
+
+def _without_nan(values: np.ndarray) -> list[float | None]:
+    return [None if np.isnan(value) else float(value) for value in values]
 
 
 def _padded(values: np.ndarray, rank: int) -> np.ndarray:

@@ -267,8 +267,12 @@ def _fit_stage1(
     head, uncertainty = fit_stage1(section, statistics, rows)
     if uncertainty is not None and rm.uncertainty is not None:
         # The weights of the others stay, and so does their uncertainty: of the penalty that they were fitted with.
-        kept = {objectives.position(n): i for i, n in enumerate(rm.objectives.names) if n not in rated_names}
-        uncertainty = uncertainty.with_earlier(rm.uncertainty, kept)
+        # Intervals are calibrated on the new rows, unless most rows are old.
+        positions = {objectives.position(name): i for i, name in enumerate(rm.objectives.names)}
+        kept = {column: i for column, i in positions.items() if names[column] not in rated_names}
+        few = 2 * (~np.isnan(rows.ratings)).sum(0) < statistics.counts().sum(1)
+        calibrated = {column: i for column, i in positions.items() if column not in kept and few[column]}
+        uncertainty = uncertainty.with_earlier(rm.uncertainty, kept, calibrated)
     return head, uncertainty, statistics
 
 

@@ -36,8 +36,8 @@ def test_the_scale_is_the_best_of_a_grid_whatever_the_unit(unit):
     prompts = rng.integers(0, 40, 120)
     margins, weights = rng.normal(0.5, 1.0, 120) * unit, rng.choice([0.5, 1.0, 3.0], 120)
     found = fit_scale(margins, weights, prompts)
-    total = np.array([weights[prompts == prompt].sum() for prompt in np.unique(prompts)])
-    effective = total.sum() ** 2 / (total**2).sum()
+    correlation = np.where(np.eye(120, dtype=bool), 1.0, np.where(prompts[:, None] == prompts, 1 / 3, 0.0))
+    effective = weights.sum() ** 2 / (weights @ correlation @ weights)
     rms = np.sqrt(np.average(margins**2, weights=weights))
     grid = np.exp(np.linspace(-4, 3, 7001)) / rms
     objective = [
@@ -46,8 +46,8 @@ def test_the_scale_is_the_best_of_a_grid_whatever_the_unit(unit):
         for s in grid
     ]
     assert found.scale == pytest.approx(grid[int(np.argmin(objective))], rel=2e-3)
-    assert found.effective_prompts == pytest.approx(effective)
-    assert (found.pairs, found.prompts) == (120, len(total))
+    assert found.effective_pairs == pytest.approx(effective)
+    assert (found.pairs, found.prompts) == (120, len(set(prompts)))
     assert found.accuracy == pytest.approx(np.average(margins > 0, weights=weights))
     assert found.loss == pytest.approx(np.average(np.logaddexp(0, -found.scale * margins), weights=weights))
     # The standard error is that of the curvature in the logarithm, by differences.
@@ -95,9 +95,10 @@ def test_many_pairs_of_one_prompt_are_not_many_observations():
     rng = np.random.default_rng(4)
     margins = np.abs(rng.normal(size=200))
     alone, together = fit_scale(margins), fit_scale(margins, prompts=np.zeros(200, int))
-    assert together.effective_prompts == pytest.approx(1)
+    assert alone.effective_pairs == pytest.approx(200)
+    assert together.effective_pairs == pytest.approx(3, rel=0.02)
     assert together.scale < alone.scale / 2
-    assert together.scale_error > 1.5 * alone.scale_error
+    assert together.scale_error > 1.3 * alone.scale_error
 
 
 def test_the_standard_error_covers_the_true_scale():

@@ -5,11 +5,12 @@
 m are margins at scale 1, and rms is their weighted root mean square, so s rms is the size of a score margin, in any
 unit of the margins. The second term is a log-normal prior on that size, with median `PRIOR_MEDIAN` and deviation
 `PRIOR_DEVIATION` of the logarithm. With normal margins, 95 percent of its mass is on expected accuracies between 55
-and 96 percent (E sigmoid(z |N(0, 1)|) at z = 0.28 and 14.2), the range of published preference sets. 20 pairs of
-equal margin that are all right give s rms = 4.7, where the likelihood alone has no maximum; with 500 pairs and s rms
-= 4, where the likelihood's precision is 160, the prior moves the scale by less than one percent.
+and 96 percent (E sigmoid(z |N(0, 1)|) at z = 0.28 and 14.2), from hardly better than chance to nearly certain. 20
+pairs of equal margin that are all right give s rms = 4.7, where the likelihood alone has no maximum; with 500 pairs
+and s rms = 4, where the likelihood's precision is 160, the prior moves the scale by less than one percent.
 
-n_eff is the effective number of prompts, (sum W)^2 / sum W^2 of their total weights W (Kish): 50 pairs of one prompt
+n_eff is the effective number of pairs, (sum w)^2 / sum w_i w_j c_ij, where c is `PROMPT_CORRELATION` for two pairs of
+one prompt, so that a prompt is worth three pairs at most, like the gate's default `prompt_cap`: 50 pairs of one prompt
 are not 50 observations, and doubling all weights adds no information.
 """
 
@@ -27,6 +28,7 @@ from armorm.errors import FitError
 
 PRIOR_MEDIAN = 2.0
 PRIOR_DEVIATION = 1.0
+PROMPT_CORRELATION = 1 / 3  # four responses to a prompt have 3 independent differences, however many pairs
 _SPAN = 10.0  # deviations of the prior that the search covers on each side
 _GRID = 81
 
@@ -39,7 +41,7 @@ class Calibration:
         scale: factor of the margins.
         scale_error: standard error of its logarithm, from the curvature at the fit (prior included).
         pairs, prompts: number of pairs and of their distinct prompts.
-        effective_prompts: n_eff above.
+        effective_pairs: n_eff above.
         accuracy: weighted share of pairs with a positive margin.
         expected_accuracy: what the scale predicts for it, the weighted mean of sigmoid(scale |margin|).
         loss: weighted mean of softplus(-scale * margin), nats.
@@ -49,7 +51,7 @@ class Calibration:
     scale_error: float
     pairs: int
     prompts: int
-    effective_prompts: float
+    effective_pairs: float
     accuracy: float
     expected_accuracy: float
     loss: float
@@ -85,7 +87,8 @@ def fit_scale(margins: np.ndarray, weights: np.ndarray | None = None, prompts: n
     if weights.min() < 0 or not weights.sum() > 0:
         raise FitError(f"weights of pairs sum to {weights.sum():g}, least {weights.min():g}, expected weights >= 0")
     share = weights / weights.sum()
-    effective = float(1 / (np.bincount(codes, share) ** 2).sum())
+    alone, together = (share**2).sum(), (np.bincount(codes, share) ** 2).sum()
+    effective = float(1 / ((1 - PROMPT_CORRELATION) * alone + PROMPT_CORRELATION * together))
     spread = float(np.sqrt(share @ margins**2)) or 1.0
     relative = margins / spread
 
@@ -106,7 +109,7 @@ def fit_scale(margins: np.ndarray, weights: np.ndarray | None = None, prompts: n
         scale_error=float(1 / np.sqrt(max(effective * (slope + bend) + PRIOR_DEVIATION**-2, 1e-12))),
         pairs=len(margins),
         prompts=int(codes.max()) + 1,
-        effective_prompts=effective,
+        effective_pairs=effective,
         accuracy=float(weights[margins > 0].sum() / weights.sum()),
         expected_accuracy=float(share @ expit(np.abs(scaled))),
         loss=float(share @ np.logaddexp(0.0, -scaled)),

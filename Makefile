@@ -13,6 +13,9 @@ INTEGRATIONS := $(COMPAT)/trl
 FULL := $(VENV)/.full
 PURELIB := import sysconfig; print(sysconfig.get_path('purelib'))
 
+# Compiled modules are kept, for the next process of a run and the next run.
+unexport PYTHONDONTWRITEBYTECODE
+
 # Tests run on every core, up to eight, one thread each.
 WORKERS := -n auto --maxprocesses 8 --dist worksteal
 

@@ -9,10 +9,10 @@ import pytest
 from scipy.special import expit
 
 from armorm import ArmoRM
-from armorm.cli.app import main
 from armorm.errors import DataError
 from armorm.evaluation.margin_calibration import calibrate, save_calibrated
 from armorm.evaluation.scorers import ClassifierScorer
+from tests.helpers.commands import run
 from tests.helpers.conversations import chat
 from tests.helpers.marked_scorer import marked
 from tests.helpers.small_models import reward_model, small_classifier
@@ -50,12 +50,10 @@ def test_many_pairs_of_few_prompts_are_no_calibration(tmp_path):
 def test_a_reward_model_keeps_its_scores_and_gets_a_probability(tmp_path, capsys):
     pairs = pairs_file(tmp_path / "pairs.jsonl", 60, 1.0)
     reward_model().save_pretrained(tmp_path / "model")
-    with pytest.raises(SystemExit) as stopped:
-        main(
-            ["calibrate", str(tmp_path / "model"), str(pairs), "--output", str(tmp_path / "out"), "--dtype", "float32"]
-        )
-    assert not stopped.value.code
-    assert "60 of 60 prompts" in capsys.readouterr().out
+    options = ("--output", tmp_path / "out", "--dtype", "float32")
+    code, out, _ = run(capsys, "calibrate", tmp_path / "model", pairs, *options)
+    assert code == 0
+    assert "60 of 60 prompts" in out
     before, after = (ArmoRM.from_pretrained(tmp_path / name, dtype="float32") for name in ("model", "out"))
     sides = [chat("Hi", "Hello."), chat("Hi", "Go away.")]
     assert before.margin_scale is None

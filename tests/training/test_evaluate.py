@@ -150,7 +150,13 @@ def test_pair_metrics_are_those_of_a_loop_over_pairs():
         "uniform_weights": share(sum(row) > 0 for row in reward_margins),
         "longer_response": share(length > 0 for length in lengths),
     }
-    assert metrics["objectives"] == {name: share(row[i] > 0 for row in reward_margins) for i, name in enumerate(names)}
+    assert metrics["objectives"] == {
+        name: share((row[i] > 0) + (row[i] == 0) / 2 for row in reward_margins) for i, name in enumerate(names)
+    }
+    tied = pair_metrics(margins, reward_margins * [1, 0, 1], lengths, pairs, names)["objectives"]
+    assert [name for name, accuracy in tied.items() if math.isnan(accuracy)] == []
+    tied = pair_metrics(margins[3:], reward_margins[3:] * [1, 0, 1], lengths[3:], pairs[3:], names)["objectives"]
+    assert [name for name, accuracy in tied.items() if math.isnan(accuracy)] == ["s-b"]
     longer = [i for i in range(p) if lengths[i] > 0]
     shorter = [i for i in range(p) if lengths[i] < 0]
     assert metrics["longer_right"] == {"accuracy": share(right[i] for i in longer), "pairs": len(longer)}
@@ -211,4 +217,6 @@ def test_the_pairs_benchmark_finds_the_metrics_of_the_run(trained, nothing_is_co
     assert results.counts["ties"] == expected["ties"]
     assert results.audits["gate"]["all"]["uniform"] == pytest.approx(expected["baselines"]["uniform_weights"])
     for name, accuracy in expected["objectives"].items():
-        assert results.audits["objectives"][name]["debiased"] == pytest.approx(accuracy)
+        assert results.audits["objectives"][name]["debiased"] == pytest.approx(
+            math.nan if accuracy is None else accuracy, nan_ok=True
+        )

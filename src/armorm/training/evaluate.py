@@ -156,8 +156,8 @@ def pair_metrics(
 
     Returns:
         `accuracy`, `pairs`, `prompts`, `refused`, `ties`; `baselines` (uniform weights, the longer response);
-        `objectives` (accuracy of each alone); `longer_right` and `longer_wrong` (accuracy where the longer response is
-        the chosen, or the rejected one); `subsets`.
+        `objectives` (of each alone, ties half right); `longer_right` and `longer_wrong` (accuracy where the longer
+        response is the chosen, or the rejected one); `subsets`.
     """
     right = strictly_right(margins, np.zeros(len(margins)))
     subsets = np.array([pair.subset for pair in pairs], object)
@@ -175,11 +175,16 @@ def pair_metrics(
             "uniform_weights": _mean(reward_margins.mean(1) > 0),
             "longer_response": _mean(length_differences > 0),
         },
-        "objectives": {name: _mean(reward_margins[:, column] > 0) for column, name in enumerate(names)},
+        "objectives": {name: _alone(reward_margins[:, column]) for column, name in enumerate(names)},
         "longer_right": accuracy(length_differences > 0),
         "longer_wrong": accuracy(length_differences < 0),
         "subsets": {name: accuracy(subsets == name) for name in sorted(set(subsets)) if name},
     }
+
+
+def _alone(margins: np.ndarray) -> float:
+    """Accuracy of one objective, as in the audit: a tie counts half, NaN for one that is the same in every pair."""
+    return float("nan") if (margins == 0).all() else _mean((margins > 0) + 0.5 * (margins == 0))
 
 
 def _mean(right: np.ndarray) -> float:

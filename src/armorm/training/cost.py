@@ -104,19 +104,13 @@ KNOWN_SHAPES = {
 
 @dataclass(frozen=True)
 class Hardware:
-    """Devices of one kind.
-
-    Attributes:
-        peak: dense FLOP/s of one device in the dtype that is used, by its data sheet.
-        memory: bytes of one device.
-        price: per device-hour, or None.
-    """
+    """Devices of one kind."""
 
     name: str
-    peak: float
-    memory: float
+    peak: float  # dense FLOP/s of one device in the dtype that is used, by its data sheet
+    memory: float  # bytes of one device
     devices: int = 1
-    price: float | None = None
+    price: float | None = None  # per device-hour, or None
 
 
 # Dense bfloat16 with float32 accumulation, by the makers' data sheets.
@@ -131,47 +125,30 @@ DEVICES = {
 
 @dataclass(frozen=True)
 class Workload:
-    """Size of a run.
+    """Size of a run."""
 
-    Attributes:
-        conversations, prompts: number of distinct ones.
-        tokens: tokens to compute, after prompt sharing.
-        squares: sum of the squared conversation lengths.
-        rated: training rows of stage 1.
-        groups: groups of rows with the same rated objectives; each has a Gram matrix.
-        pairs: training pairs of stage 2.
-    """
-
-    conversations: float
+    conversations: float  # number of distinct ones
     prompts: float
-    tokens: float
-    squares: float
-    rated: float
-    groups: int
+    tokens: float  # tokens to compute, after prompt sharing
+    squares: float  # sum of the squared conversation lengths
+    rated: float  # training rows of stage 1
+    groups: int  # groups of rows with the same rated objectives; each has a Gram matrix
     objectives: int
-    pairs: float
+    pairs: float  # training pairs of stage 2
 
 
 @dataclass(frozen=True)
 class Stage:
-    """Cost of one stage.
-
-    Attributes:
-        hours: wall-clock time on the hardware.
-        memory: bytes of memory on one machine (host) or device, by `where`.
-        disk: bytes written.
-        money: None without a price.
-        fits: whether the memory suffices.
-    """
+    """Cost of one stage."""
 
     name: str
     flops: float
-    hours: float
-    memory: float
+    hours: float  # wall-clock time on the hardware
+    memory: float  # bytes of memory on one machine (host) or device, by `where`
     where: str
-    disk: float = 0.0
-    money: float | None = None
-    fits: bool = True
+    disk: float = 0.0  # bytes written
+    money: float | None = None  # None without a price
+    fits: bool = True  # whether the memory suffices
 
 
 def stages(

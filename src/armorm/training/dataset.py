@@ -57,30 +57,21 @@ class EvaluationSet:
 
 @dataclass
 class TrainingData:
-    """All data of a run, split.
+    """All data of a run, split."""
 
-    Attributes:
-        table: rated rows of all sets, without computed objectives.
-        train_rows, test_rows: row indices into the table.
-        computed: (objective name, measure) of each computed objective.
-        pairs, test_pairs: of the preference sets, capped per prompt.
-        left_out: number of excluded rows by reason.
-        evaluated: prompts that are evaluated on or kept apart.
-        reference: reference conversations, or None for the rated training rows.
-        benchmarks: (name, benchmark, data sources) of each published benchmark to evaluate on.
-    """
-
-    table: RatingTable
-    train_rows: np.ndarray
+    table: RatingTable  # rated rows of all sets, without computed objectives
+    train_rows: np.ndarray  # row indices into the table
     test_rows: np.ndarray
-    pairs: list[PreferencePair]
+    pairs: list[PreferencePair]  # of the preference sets, capped per prompt
     test_pairs: list[PreferencePair]
-    left_out: dict[str, int]
-    evaluated: KnownPrompts
+    left_out: dict[str, int]  # number of excluded rows by reason
+    evaluated: KnownPrompts  # prompts that are evaluated on or kept apart
+    # (objective name, measure) of each computed objective
     computed: list[tuple[str, str]] = field(default_factory=list)
-    reference: list[Conversation] | None = None
+    reference: list[Conversation] | None = None  # reference conversations, or None for the rated training rows
     evaluations: list[EvaluationSet] = field(default_factory=list)
     evaluate_ratings: bool = True
+    # (name, benchmark, data sources) of each published benchmark to evaluate on
     benchmarks: list[tuple[str, str, list[str]]] = field(default_factory=list)
 
     def counts(self) -> dict[str, int]:

@@ -30,26 +30,17 @@ LENGTH_SPREAD = 1.6  # mean squared length over squared mean length, of sets tha
 
 @dataclass
 class DryRun:
-    """What is known about a run before it starts.
-
-    Attributes:
-        data: the training data, if every set is available offline.
-        sets: number of rows of each set, and the origin of that number.
-        missing: sets and models that are not available offline.
-        shape, shape_from: the backbone's shape and its origin.
-        work, tokens_from: the workload and how its tokens were counted.
-        fleets: name and cost of the stages on each fleet; empty without a shape.
-    """
+    """What is known about a run before it starts."""
 
     recipe: Recipe
-    data: TrainingData | None
-    sets: list[dict[str, Any]]
-    missing: list[str]
-    shape: Shape | None
+    data: TrainingData | None  # the training data, if every set is available offline
+    sets: list[dict[str, Any]]  # number of rows of each set, and the origin of that number
+    missing: list[str]  # sets and models that are not available offline
+    shape: Shape | None  # the backbone's shape and its origin
     shape_from: str
-    work: Workload
+    work: Workload  # the workload and how its tokens were counted
     tokens_from: str
-    fleets: list[tuple[str, list[Stage]]]
+    fleets: list[tuple[str, list[Stage]]]  # name and cost of the stages on each fleet; empty without a shape
 
 
 def dry_run(

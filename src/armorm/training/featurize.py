@@ -35,29 +35,19 @@ from armorm.training.schema import BackboneSection
 
 @dataclass(frozen=True)
 class Corpus:
-    """The conversations of a run that could be encoded, with tokens and features.
+    """The conversations of a run that could be encoded, with tokens and features."""
 
-    Attributes:
-        rows: row of each conversation by its content key.
-        encoded: (n,) token ids, of `rows` and then of `shared`.
-        keys: (n,) keys of the response features in the store.
-        prompt: (m, d) float32 features of the distinct prompts.
-        prompt_index: (n,) int64, row of `prompt` for each conversation.
-        rejected: reason of each rejected conversation by its content key.
-        truncated: number of conversations that lost prompt tokens.
-        groups: key of the group of near-duplicates of each prompt, by its content key; folds and hold-outs go by it.
-        shared: rows of sides of pairs that lost more of the prompt than alone, None for one that cannot be scored so.
-    """
-
-    rows: dict[str, int]
-    encoded: list[EncodedConversation]
+    rows: dict[str, int]  # row of each conversation by its content key
+    encoded: list[EncodedConversation]  # (n,) token ids, of `rows` and then of `shared`
     store: FeatureStore
-    keys: np.ndarray
-    prompt: np.ndarray
-    prompt_index: np.ndarray
-    rejected: dict[str, str]
-    truncated: int
+    keys: np.ndarray  # (n,) keys of the response features in the store
+    prompt: np.ndarray  # (m, d) float32 features of the distinct prompts
+    prompt_index: np.ndarray  # (n,) int64, row of `prompt` for each conversation
+    rejected: dict[str, str]  # reason of each rejected conversation by its content key
+    truncated: int  # number of conversations that lost prompt tokens
+    # key of the group of near-duplicates of each prompt, by its content key; folds and hold-outs go by it
     groups: dict[str, str]
+    # rows of sides of pairs that lost more of the prompt than alone, None for one that cannot be scored so
     shared: dict[str, int | None]
 
     @cached_property
@@ -172,20 +162,13 @@ def ray_workers(section: BackboneSection, backbone: Backbone) -> Workers | None:
 
 @dataclass(frozen=True)
 class RatedRows:
-    """Rated rows whose features are in a store.
-
-    Attributes:
-        keys: (n,) key of each row in the store.
-        ratings: (n, k) mapped, NaN where missing.
-        folds: (n,) int.
-        names: (k,) objectives.
-    """
+    """Rated rows whose features are in a store."""
 
     store: FeatureStore
-    keys: np.ndarray
-    ratings: np.ndarray
-    folds: np.ndarray
-    names: Sequence[str]
+    keys: np.ndarray  # (n,) key of each row in the store
+    ratings: np.ndarray  # (n, k) mapped, NaN where missing
+    folds: np.ndarray  # (n,) int
+    names: Sequence[str]  # (k,) objectives
 
     @property
     def levels(self) -> list[int]:

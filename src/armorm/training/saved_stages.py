@@ -93,14 +93,10 @@ def stage_keys(
 
 @dataclass(frozen=True)
 class SavedStages:
-    """Fitted stages in the files of a folder.
-
-    Attributes:
-        keys: key of each stage, by name.
-    """
+    """Fitted stages in the files of a folder."""
 
     folder: Path
-    keys: Mapping[str, str]
+    keys: Mapping[str, str]  # key of each stage, by name
 
     def get(self, name: str, fit: Callable[[], Fitted]) -> Fitted:
         """Arrays and report of a stage: the saved ones, else those of `fit`, which are then saved."""

@@ -106,18 +106,13 @@ def rated_split(data: TrainingData, corpus: Corpus) -> RatedSplit:
 
 @dataclass(frozen=True)
 class OutOfFoldRewards:
-    """Rewards of conversations by weights that were not fitted on their prompt.
+    """Rewards of conversations by weights that were not fitted on their prompt."""
 
-    Attributes:
-        head: fitted weights, and those without each fold.
-        trained_prompts: content keys of the prompts that the head was fitted on; prompts that are no near-duplicates of
-            them get the served weights.
-        corpus: features of the conversations.
-    """
-
-    head: RegressionHead
+    head: RegressionHead  # fitted weights, and those without each fold
+    # content keys of the prompts that the head was fitted on; prompts that are no near-duplicates of them get the
+    # served weights
     trained_prompts: frozenset[str]
-    corpus: Corpus
+    corpus: Corpus  # features of the conversations
 
     def __call__(self, conversations: Sequence[Conversation]) -> np.ndarray:
         """Rewards (n, k) float64."""

@@ -23,35 +23,24 @@ WIDTH_STEP = 64
 
 @dataclass(frozen=True)
 class PromptTree:
-    """One prompt and some of its responses.
+    """One prompt and some of its responses."""
 
-    Attributes:
-        rows: indices of the tree's conversations, each once.
-        items: training items as positions in `rows`: one position for a rated row, two for a pair.
-        tokens: number of tokens computed.
-    """
-
-    rows: tuple[int, ...]
+    rows: tuple[int, ...]  # indices of the tree's conversations, each once
+    # training items as positions in `rows`: one position for a rated row, two for a pair
     items: tuple[tuple[int, ...], ...]
-    tokens: int
+    tokens: int  # number of tokens computed
 
 
 @dataclass(frozen=True)
 class TreeTensors:
-    """A batch of trees as decoder inputs.
+    """A batch of trees as decoder inputs."""
 
-    Attributes:
-        inputs: `input_ids` (B, t); for trees also `position_ids` (B, t) and an additive `attention_mask` (B, 1, t, t).
-        leaf_rows, leaf_columns: (l,) position of the last token of each conversation.
-        rows: (l,) indices of these conversations.
-        items: (m, 1 or 2) positions in `rows`.
-    """
-
+    # `input_ids` (B, t); for trees also `position_ids` (B, t) and an additive `attention_mask` (B, 1, t, t)
     inputs: dict[str, torch.Tensor]
-    leaf_rows: torch.Tensor
+    leaf_rows: torch.Tensor  # (l,) position of the last token of each conversation
     leaf_columns: torch.Tensor
-    rows: np.ndarray
-    items: torch.Tensor
+    rows: np.ndarray  # (l,) indices of these conversations
+    items: torch.Tensor  # (m, 1 or 2) positions in `rows`
 
 
 def grow_trees(

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from armorm.heads.accumulation import accumulate, blocks_of
+from armorm.heads.leverage import FoldedSpectra, Spectrum
 from armorm.heads.regression import fit_from_statistics
 from armorm.heads.uncertainty import StreamedQuantiles, Uncertainty, fit_uncertainty
 
@@ -302,6 +303,16 @@ def test_what_few_rows_do_not_determine_is_kept_as_strict_json():
     again = Uncertainty.from_settings(json.loads(text), uncertainty.tensors())
     assert np.isnan(again.usual_leverage).all()
     np.testing.assert_array_equal(again.conformal[0.95], uncertainty.conformal[0.95])
+
+
+def test_eigenvalues_that_are_rounding_leave_the_share_of_a_fold_between_its_ends():
+    def one(values: list[float], held_out: list[float]) -> Spectrum:
+        return Spectrum(np.array(values), np.eye(2, dtype=np.float32), np.zeros(2), 100, np.array(held_out))
+
+    for without, share in ((1e-3, 1.0), (0.0, 0.8)):  # larger than in the total, by rounding; and as it should be
+        folded = FoldedSpectra(one([1e6, 0.0], []), {0: one([8e5, without], [2e5, 0.0])}, False)
+        (found,) = folded.shares(1e-6).values()
+        assert found == pytest.approx(share, rel=0.01)
 
 
 def test_settings_of_version_0_1_have_no_design_effect():

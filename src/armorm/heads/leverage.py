@@ -124,8 +124,11 @@ class FoldedSpectra:
                 penalty = alpha * np.exp(log_share)
                 return float((penalty / (values + penalty)).sum() - target)
 
-            low = np.log(_LEAST_SHARE)
-            found[fold] = _LEAST_SHARE if missing(low) >= 0 else float(np.exp(brentq(missing, low, 0.01)))
+            # Where rounding of the Gram matrices is larger than alpha, there may be no solution between the ends.
+            ends = (np.log(_LEAST_SHARE), 0.0)
+            low, high = map(missing, ends)
+            log_share = ends[0] if low >= 0 else ends[1] if high <= 0 else brentq(missing, *ends)
+            found[fold] = float(np.exp(log_share))
         return found
 
     def held_out_sum(self, alpha: float) -> float:

@@ -40,7 +40,7 @@ def uncertainty_audit(
 
     Returns:
         `rank`, `objectives` (by name), and `unusual`: by source, the share of rows whose leverage is above the 99th
-        percentile of the rated rows for every objective that rates none of them.
+        percentile of rows like the rated ones, for the objectives that rate none of them.
     """
     leverage = uncertainty.leverage(features)
     spread = uncertainty.predictive_std(leverage)
@@ -59,7 +59,8 @@ def uncertainty_audit(
             predicted, given = rewards[rows, column], mapped[rows, column]
             entry["epistemic_std"] = float(epistemic[rows, column].mean() * abs(objective.scale))
             entry["error_against_leverage"] = spearman(np.abs(predicted - given), leverage[rows, column])
-            entry["unusual"] = float((leverage[rows, column] > uncertainty.usual_leverage[column]).mean())
+            usual = uncertainty.usual_leverage[column]  # NaN for an objective with too few rated rows
+            entry["unusual"] = None if np.isnan(usual) else float((leverage[rows, column] > usual).mean())
             if levels[column] == 2:
                 entry |= reliability(predicted, given)
             elif levels[column] >= ENOUGH_LEVELS:
@@ -122,11 +123,11 @@ def _unusual(
     leverage: np.ndarray, uncertainty: Uncertainty, mapped: np.ndarray, sources: Sequence[str]
 ) -> dict[str, float]:
     """By source: share of its rows beyond the rated range of the objectives of other sources."""
-    beyond = leverage > uncertainty.usual_leverage
+    beyond, known = leverage > uncertainty.usual_leverage, ~np.isnan(uncertainty.usual_leverage)
     found = {}
     for source in dict.fromkeys(sources):
         rows = np.array([name == source for name in sources])
-        others = np.isnan(mapped[rows]).all(0)
+        others = np.isnan(mapped[rows]).all(0) & known
         if others.any():
             found[source] = float(beyond[np.ix_(rows, others)].mean())
     return found

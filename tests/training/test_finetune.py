@@ -31,7 +31,7 @@ from tests.helpers.shared_folders import shared_folder
 pytest.importorskip("accelerate")
 QUIET = Console(quiet=True)
 SETTINGS = [
-    "finetune.share=0.6", "finetune.epochs=4", "finetune.learning_rate=0.0002",
+    "finetune.share=0.6", "finetune.epochs=3", "finetune.learning_rate=0.0005",
     "finetune.batch_tokens=1024", "finetune.save_steps=3",
 ]  # fmt: skip
 
@@ -203,7 +203,9 @@ def test_stage_1_from_given_weights_is_ridge_towards_them():
 @pytest.mark.slow
 def test_lora_trains_adapters_and_leaves_an_ordinary_model(recipe, llama_folder, tmp_path):
     pytest.importorskip("peft")
-    lora = changed(recipe, "finetune.method=lora", "finetune.lora_rank=4", "finetune.learning_rate=0.001")
+    lora = changed(
+        recipe, "finetune.method=lora", "finetune.lora_rank=4", "finetune.epochs=4", "finetune.learning_rate=0.001"
+    )
     folder = stage.finetune(lora, read_training_data(lora), tmp_path, QUIET)
     before, after = weights(llama_folder), weights(folder)
     assert {f"model.{name}" for name in after} == {name for name in before if name.startswith("model.")}

@@ -197,7 +197,7 @@ def load(recipe: Recipe, store: Path, train_rows: int | None, benchmark_pairs: i
         rated(usable[1]),
         paired(data.pairs),
         paired(data.test_pairs),
-        {evaluation.name: paired(evaluation.pairs) for evaluation in data.evaluations},
+        {name: paired(pairs) for name, pairs in data.evaluations.items()},
         table.objectives.names.index(recipe.debias.against[0]),
         len(unique) - len(kept),
         {"name": backbone.name, "fingerprint": backbone.fingerprint},
@@ -221,9 +221,9 @@ def selected(data: TrainingData, train_rows: int | None, benchmark_pairs: int | 
     for source in dict.fromkeys(pair.source for pair in usable):
         pairs = [pair for pair in usable if pair.source == source]
         data.pairs += [pairs[i] for i in sample_by_prompt([pair.prompt_key for pair in pairs], train_rows)]
-    for evaluation in data.evaluations:
-        keys = [pair.prompt_key for pair in evaluation.pairs]
-        evaluation.pairs = [evaluation.pairs[i] for i in sample_by_prompt(keys, benchmark_pairs)]
+    for name, pairs in data.evaluations.items():
+        keys = [pair.prompt_key for pair in pairs]
+        data.evaluations[name] = [pairs[i] for i in sample_by_prompt(keys, benchmark_pairs)]
     return data
 
 
@@ -241,7 +241,7 @@ def conversations(data: TrainingData) -> list[list[Conversation]]:
         [data.table.conversations[i] for i in data.test_rows],
         sides(data.pairs),
         *rated.values(),
-        *(sides(evaluation.pairs) for evaluation in data.evaluations),
+        *(sides(pairs) for pairs in data.evaluations.values()),
     ]
 
 

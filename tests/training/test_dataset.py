@@ -68,7 +68,7 @@ def test_rows_go_where_their_split_says_and_others_by_prompt(folder):
 
 def test_no_prompt_that_is_evaluated_on_is_trained_on(folder):
     data = read_training_data(recipe(folder, BASE + "evaluation:\n  - {benchmark: pairs, data: bench.jsonl}\n"))
-    evaluated = {pair.prompt_key for evaluation in data.evaluations for pair in evaluation.pairs}
+    evaluated = {pair.prompt_key for pairs in data.evaluations.values() for pair in pairs}
     evaluated |= {data.table.conversations[i].prompt_key for i in data.test_rows}
     trained = {data.table.conversations[i].prompt_key for i in data.train_rows} | {
         pair.prompt_key for pair in data.pairs

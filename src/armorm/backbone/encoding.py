@@ -120,8 +120,9 @@ def same_prompts(
             group = set(kept).union(*(groups.get(i, ()) for i in kept))
             groups.update(dict.fromkeys(group, group))
     rows, rejected = list(encoded.rows), dict(encoded.rejected)
-    for group in {id(group): sorted(group) for group in groups.values()}.values():
-        for i, row in zip(group, _encode_group(template, [conversations[i] for i in group], max_length), strict=True):
+    for members in {id(group): sorted(group) for group in groups.values()}.values():
+        found = _encode_group(template, [conversations[i] for i in members], max_length)
+        for i, row in zip(members, found, strict=True):
             alone = rows[i]
             assert alone is not None
             if isinstance(row, ConversationError):
@@ -139,7 +140,8 @@ def _encode_group(
     left = dict(enumerate(group))
     while left:
         rows = dict(zip(left, _encode_chunk(template, list(left.values())), strict=True))
-        longest = max(left, key=lambda i: 0 if isinstance(rows[i], ConversationError) else len(rows[i]))
+        lengths = {i: len(row) for i, row in rows.items() if isinstance(row, EncodedConversation)}
+        longest = max(left, key=lambda i: lengths.get(i, 0))
         row = rows[longest]
         if isinstance(row, ConversationError) or len(row) <= max_length:
             return [(found | rows)[i] for i in range(len(group))]

@@ -48,14 +48,6 @@ HELD_OUT_PAIRS = 0.1  # share of the training pairs that early stopping and cali
 
 
 @dataclass
-class EvaluationSet:
-    """A named set of evaluation pairs, in file order."""
-
-    name: str
-    pairs: list[PreferencePair]
-
-
-@dataclass
 class TrainingData:
     """All data of a run, split."""
 
@@ -69,7 +61,7 @@ class TrainingData:
     # (objective name, measure) of each computed objective
     computed: list[tuple[str, str]] = field(default_factory=list)
     reference: list[Conversation] | None = None  # reference conversations, or None for the rated training rows
-    evaluations: list[EvaluationSet] = field(default_factory=list)
+    evaluations: dict[str, list[PreferencePair]] = field(default_factory=dict)  # pairs by name, in file order
     evaluate_ratings: bool = True
     # (name, benchmark, data sources) of each published benchmark to evaluate on
     benchmarks: list[tuple[str, str, list[str]]] = field(default_factory=list)
@@ -83,12 +75,12 @@ class TrainingData:
             "pairs_train": len(self.pairs),
             "pairs_train_prompts": len({pair.prompt_key for pair in self.pairs}),
             "pairs_test": len(self.test_pairs),
-            **{f"pairs_{evaluation.name}": len(evaluation.pairs) for evaluation in self.evaluations},
+            **{f"pairs_{name}": len(pairs) for name, pairs in self.evaluations.items()},
         }
 
     def all_pairs(self) -> Iterator[PreferencePair]:
         """Training, test and evaluation pairs."""
-        return chain(self.pairs, self.test_pairs, *(evaluation.pairs for evaluation in self.evaluations))
+        return chain(self.pairs, self.test_pairs, *self.evaluations.values())
 
     def conversations(self) -> list[Conversation]:
         """Every conversation of the run, each once: rated rows, both sides of all pairs, reference data."""
@@ -118,18 +110,18 @@ def read_training_data(recipe: Recipe) -> TrainingData:
     sets, computed = _rated_sets(recipe, located), _computed(recipe)
     _check_objectives(recipe, sets, computed)
     table = read_ratings(sets, recipe.limit)
-    evaluations = [
-        _evaluation_set(entry, located[f"evaluation.{i}"], recipe.limit)
+    evaluations = {
+        entry.label: _evaluation_pairs(located[f"evaluation.{i}"], recipe.limit)
         for i, entry in enumerate(recipe.evaluation)
         if entry.benchmark == "pairs"
-    ]
+    }
     benchmarks = [
         (entry.label, entry.benchmark, _benchmark_data(entry, _root(recipe)))
         for entry in recipe.evaluation
         if entry.benchmark not in ("pairs", "ratings")
     ]
     evaluated = _benchmark_prompts(recipe, benchmarks)
-    evaluated.add(pair.chosen for entry in evaluations for pair in entry.pairs)
+    evaluated.add(pair.chosen for pair in chain(*evaluations.values()))
     return replace(
         split_by_prompt(recipe, table, _preference_sets(recipe, located, table), evaluated),
         computed=computed,
@@ -245,27 +237,23 @@ def _computed(recipe: Recipe) -> list[tuple[str, str]]:
 def _check_objectives(recipe: Recipe, sets: Sequence[RatedSet], computed: Sequence[tuple[str, str]]) -> None:
     rated = merge_objectives(sets).names
     names = [*rated, *(name for name, _ in computed)]
-    sources = [entry.label for entry in recipe.preferences]
-    for source in recipe.gating.source_weights:
-        if source not in sources:
-            raise RecipeError(
-                f"gating.source_weights: unknown preference set {source!r}{nearest(source, sources)}, "
-                f"expected one of {', '.join(sources)}"
-            )
     repeated = next((name for name in names if names.count(name) > 1), None)
     if repeated is not None:
         raise RecipeError(f"ratings: objective {repeated!r} is defined twice")
-    references = [
-        (f"preferences.{i}.from_ratings", entry.from_ratings, rated) for i, entry in enumerate(recipe.preferences)
-    ]
-    references += [(f"regression.weights.{name}", name, names) for name in recipe.regression.weights]
-    if recipe.debias is not None:
-        references += [(f"debias.against.{i}", name, names) for i, name in enumerate(recipe.debias.against)]
-    for place, name, known in references:
-        if name is not None and name not in known:
-            raise RecipeError(
-                f"{place}: unknown objective {name!r}{nearest(name, known)}, expected one of {', '.join(known)}"
-            )
+    made = [(f"preferences.{i}.from_ratings", entry.from_ratings) for i, entry in enumerate(recipe.preferences)]
+    named = [(f"regression.weights.{name}", name) for name in recipe.regression.weights]
+    named += [(f"debias.against.{i}", name) for i, name in enumerate(recipe.debias.against if recipe.debias else ())]
+    weighted = [("gating.source_weights", name) for name in recipe.gating.source_weights]
+    sources = [entry.label for entry in recipe.preferences]
+    for kind, given, known in (
+        ("objective", made, rated),
+        ("objective", named, names),
+        ("preference set", weighted, sources),
+    ):
+        for place, name in given:
+            if name is not None and name not in known:
+                hint = f"{nearest(name, known)}, expected one of {', '.join(known)}"
+                raise RecipeError(f"{place}: unknown {kind} {name!r}{hint}")
 
 
 def set_locations(recipe: Recipe) -> Iterator[tuple[str, Kind, Location, Preset | None]]:
@@ -342,11 +330,11 @@ def _preference_sets(
         yield pairs, entry.max_pairs_per_prompt
 
 
-def _evaluation_set(entry: EvaluationSection, location: Location, limit: int | None) -> EvaluationSet:
+def _evaluation_pairs(location: Location, limit: int | None) -> list[PreferencePair]:
     pairs = [pair for pair in read_preferences(location, limit=limit) if pair.split in ("", "test")]
     if not pairs:
         raise DataError("no row has split 'test'", file=location.name, field="split")
-    return EvaluationSet(entry.label, pairs)
+    return pairs
 
 
 def _read_reference(location: Location, limit: int | None) -> list[Conversation]:

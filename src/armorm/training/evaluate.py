@@ -50,8 +50,12 @@ def evaluation_metrics(
     """
     metrics: dict[str, Any] = {}
     if data.evaluate_ratings and len(rated.test):
-        metrics["ratings"] = held_out_rating_metrics(model, rated, corpus)
-    sets = {evaluation.name: evaluation.pairs for evaluation in data.evaluations}
+        conversations, objectives = rated.test_conversations, rated.table.objectives
+        columns = [model.objectives.position(name) for name in objectives.names]
+        rewards = model.score_features(corpus.features(conversations)).rewards[:, columns]
+        prompts = [conversation.prompt_key for conversation in conversations]
+        metrics["ratings"] = rating_metrics(rewards, rated.table.ratings[rated.test], objectives, prompts)
+    sets = dict(data.evaluations)
     for source in dict.fromkeys(pair.source for pair in data.test_pairs):
         sets[f"{source} (test)"] = [pair for pair in data.test_pairs if pair.source == source]
     if sets:
@@ -68,15 +72,6 @@ def evaluation_metrics(
             "figures": [asdict(metric) for metric in results.metrics],
         }
     return metrics
-
-
-def held_out_rating_metrics(model: ArmoRM, rated: RatedSplit, corpus: Corpus) -> dict[str, dict[str, Any]]:
-    """`rating_metrics` of a model on the test rows."""
-    conversations = rated.test_conversations
-    rewards = model.score_features(corpus.features(conversations)).rewards
-    columns = [model.objectives.position(name) for name in rated.table.objectives.names]
-    prompts = [conversation.prompt_key for conversation in conversations]
-    return rating_metrics(rewards[:, columns], rated.table.ratings[rated.test], rated.table.objectives, prompts)
 
 
 def rating_metrics(

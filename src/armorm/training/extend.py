@@ -97,17 +97,18 @@ def extend(
         raise FitError(f"{output}: is the model's own folder, expected another one")
     rm = ArmoRM.from_pretrained(model, dtype="weights")  # kept to the bit for the old objectives
     Placement.choose("auto", str(rm.backbone.device)).apply(rm.model.model)
-    recipe = _recipe_of(origin)
-    if recipe.ratings:
-        write_text(folder / "recipe.yaml", recipe.to_yaml())  # of the first training, for the next extension
+    recipe, trained_by = Recipe.model_construct(ratings=(), preferences=()), origin / "recipe.yaml"
+    if trained_by.is_file():
+        recipe = Recipe.from_yaml(trained_by)
+        write_text(folder / "recipe.yaml", recipe.to_yaml())  # for the next extension
     data = _read_data(rm, origin, recipe, read_ratings(sets), preferences, console)
     limits = rm.model.config.limits
     corpus = build_corpus(
         data.conversations(),
-        data.all_pairs(),
         rm.backbone,
         folder / "work" / "features",
         console,
+        pairs=data.all_pairs(),
         max_length=limits.get("max_length"),
         overflow=limits.get("overflow", "error"),
         seen=rm.seen,
@@ -137,12 +138,9 @@ def extend(
     gate_report = None
     if pairs:
         config = rm.model.config
-        shape = {
-            "hidden_size": config.gating_hidden_dim,
-            "hidden_layers": config.gating_n_hidden,
-            "temperature": config.gating_temperature,
-        }
-        section = recipe.gating.model_copy(update=shape | {"steps": steps or recipe.gating.steps})
+        shape = {"hidden_size": config.gating_hidden_dim, "hidden_layers": config.gating_n_hidden}
+        settings = {"temperature": config.gating_temperature, "steps": steps or recipe.gating.steps}
+        section = recipe.gating.model_copy(update=shape | settings)
         seed = recipe.seed if seed is None else seed
         with Tracking(folder, (), "extend", {}) as tracking:
             gate, gate_report = train_gate(pairs, rewards, debiasing, section, tracking, seed=seed, initial=gate)
@@ -176,12 +174,6 @@ def extend(
     save_run(extended, metrics, folder, f"{origin.name}, extended")
     console.print(f"done: {folder}")
     return ArmoRM.from_pretrained(folder)
-
-
-def _recipe_of(model: Path) -> Recipe:
-    """The recipe in a model's folder; without one the defaults, without data."""
-    path = model / "recipe.yaml"
-    return Recipe.from_yaml(path) if path.is_file() else Recipe.model_construct(ratings=(), preferences=())
 
 
 def _read_data(

@@ -53,6 +53,8 @@ class Corpus:
     @cached_property
     def of_pairs(self) -> Corpus:
         """The same conversations as sides of pairs: both sides of a pair have the same prompt, however truncated."""
+        if not self.shared:
+            return self
         rows = {key: row for key, row in (self.rows | self.shared).items() if row is not None}
         return replace(self, rows=rows)
 
@@ -96,13 +98,13 @@ class Corpus:
 
 def build_corpus(
     conversations: Sequence[Conversation],
-    pairs: Iterable[PreferencePair],
     backbone: Backbone,
     store: Path,
     console: Console,
     *,
     max_length: int | None,
     overflow: Literal["error", "truncate_prompt", "skip"],
+    pairs: Iterable[PreferencePair] = (),
     batch_tokens: int = BATCH_TOKENS,
     workers: Workers | None = None,
     seen: SeenPrompts | None = None,
@@ -110,8 +112,8 @@ def build_corpus(
     """Encode distinct conversations, and compute their features or read them from the store.
 
     Args:
-        pairs: of some of the conversations.
         store: folder of the feature store.
+        pairs: of some of the conversations.
         workers: compute the features elsewhere, by default the backbone in this process.
         seen: prompts of an earlier run, whose folds their near-duplicates take.
     """

@@ -2,11 +2,7 @@
 
 The output folder gets the model (config.json, model.safetensors, tokenizer), README.md (model card), metrics.json,
 recipe.yaml (with every value), rejected.jsonl (rejected rows with reasons), and work/ (features and fitted stages, from
-which an interrupted run resumes).
-
-Stages: data -> tokens -> features -> regression -> debiasing -> gate -> model -> evaluation. Wherever rewards train the
-gate or measure correlation, those of prompts that stage 1 was trained on come from weights that were fitted without the
-prompt's fold; all others come from the served weights. Every stage is seeded.
+which an interrupted run resumes). Every stage is seeded.
 """
 
 from __future__ import annotations
@@ -99,10 +95,10 @@ class _Run:
         section = recipe.backbone
         corpus = build_corpus(
             data.conversations(),
-            data.all_pairs(),
             backbone,
             self.features,
             self.console,
+            pairs=data.all_pairs(),
             max_length=section.max_length,
             overflow=section.overflow,
             batch_tokens=section.batch_tokens,

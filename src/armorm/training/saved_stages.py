@@ -11,11 +11,11 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
+from operator import methodcaller
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel
 
 from armorm.backbone.decoder import resolve_device
 from armorm.conversation import Conversation
@@ -26,6 +26,7 @@ from armorm.training.featurize import Corpus
 from armorm.training.recipe import Recipe
 from armorm.training.stages import RatedSplit
 
+_plain = methodcaller("model_dump", mode="json")  # of a recipe section
 Fitted = tuple[dict[str, np.ndarray], Any]
 # Raise a stage's number when its code computes something else from the same inputs.
 VERSIONS = {"finetune": 1, "regression": 1, "first_gate": 1, "joint": 1, "gate": 1, "quantiles": 1}
@@ -38,13 +39,9 @@ def stage_key(stage: str, *inputs: Any) -> str:
         if isinstance(value, np.ndarray):
             kind, content = f"{value.dtype.str} {value.shape}", value.tobytes()
         else:
-            kind, content = "json", json.dumps(value, default=_section_values, sort_keys=True).encode()
+            kind, content = "json", json.dumps(value, default=_plain, sort_keys=True).encode()
         digest.update(f"{kind} {len(content)}\n".encode() + content)
     return digest.hexdigest()
-
-
-def _section_values(section: BaseModel) -> dict[str, Any]:
-    return section.model_dump(mode="json")
 
 
 def stage_keys(

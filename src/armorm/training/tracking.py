@@ -17,12 +17,7 @@ from armorm.files import plain, write_text
 
 
 class Tracking:
-    """Logs the metrics of a run; a context manager that closes the trackers.
-
-    Args:
-        folder: output folder, for metrics.jsonl and `tensorboard/`.
-        report_to: `tensorboard`, `wandb`.
-        settings: configuration of the run, for Weights & Biases.
+    """Logs the metrics of a run to files in `folder` and to `report_to`; a context manager that closes the trackers.
 
     Raises:
         MissingExtraError: for a tracker that is not installed.

@@ -30,21 +30,13 @@ FILE = "finetuned.safetensors"
 
 @dataclass(frozen=True)
 class Finetuned:
-    """The record of a fine-tuned backbone.
+    """The record of a fine-tuned backbone."""
 
-    Attributes:
-        seen: the prompts.
-        objectives: the trained objectives, as dictionaries.
-        weight: (k, d) float32 reward heads that were trained with the backbone.
-        facts: settings and dataset sizes.
-        key: digest of everything that decided the result.
-    """
-
-    seen: SeenPrompts
-    objectives: list[dict[str, Any]]
-    weight: np.ndarray
-    facts: dict[str, Any]
-    key: str = ""
+    seen: SeenPrompts  # the prompts
+    objectives: list[dict[str, Any]]  # the trained objectives, as dictionaries
+    weight: np.ndarray  # (k, d) float32 reward heads that were trained with the backbone
+    facts: dict[str, Any]  # settings and dataset sizes
+    key: str = ""  # digest of everything that decided the result
 
     def start(self, objectives: ObjectiveSet) -> np.ndarray:
         """Trained weights (k, d) float64 of objectives; zero for those that were not trained, or on another scale."""
@@ -100,7 +92,7 @@ def without_finetuned(data: TrainingData, record: Finetuned) -> TrainingData:
         test_rows=data.test_rows[~known[data.test_rows]],
         pairs=new(data.pairs),
         test_pairs=new(data.test_pairs),
-        evaluations=[replace(entry, pairs=new(entry.pairs)) for entry in data.evaluations],
+        evaluations={name: new(pairs) for name, pairs in data.evaluations.items()},
         left_out=dict(data.left_out),
     )
     before, after = (
@@ -109,7 +101,7 @@ def without_finetuned(data: TrainingData, record: Finetuned) -> TrainingData:
             "rated test rows": len(part.test_rows),
             "training pairs": len(part.pairs),
             "test pairs": len(part.test_pairs),
-            "evaluation pairs": sum(len(entry.pairs) for entry in part.evaluations),
+            "evaluation pairs": sum(map(len, part.evaluations.values())),
         }
         for part in (data, remaining)
     )

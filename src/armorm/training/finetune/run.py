@@ -120,25 +120,15 @@ def is_chosen(group_key: str, share: float) -> bool:
 
 @dataclass
 class _FinetuneData:
-    """The part of the training data that is fine-tuned on.
+    """The part of the training data that is fine-tuned on."""
 
-    Attributes:
-        encoded: every conversation once.
-        rated: (n,) positions of the rated rows in `encoded`.
-        ratings: (n, k) mapped, NaN where missing.
-        groups: (n,) key of the group of near-duplicates of the prompt.
-        objectives: the k objectives, computed ones last.
-        pairs: (chosen, rejected) positions in `encoded`.
-        seen: all prompts used.
-    """
-
-    encoded: list[EncodedConversation]
-    rated: np.ndarray
-    ratings: np.ndarray
-    groups: list[str]
-    objectives: ObjectiveSet
-    pairs: list[tuple[int, int]]
-    seen: SeenPrompts
+    encoded: list[EncodedConversation]  # every conversation once
+    rated: np.ndarray  # (n,) positions of the rated rows in `encoded`
+    ratings: np.ndarray  # (n, k) mapped, NaN where missing
+    groups: list[str]  # (n,) key of the group of near-duplicates of the prompt
+    objectives: ObjectiveSet  # the k objectives, computed ones last
+    pairs: list[tuple[int, int]]  # (chosen, rejected) positions in `encoded`
+    seen: SeenPrompts  # all prompts used
 
     @classmethod
     def select(cls, recipe: Recipe, data: TrainingData, backbone: Backbone, console: Console) -> _FinetuneData:

@@ -1,17 +1,13 @@
 """`armorm extend`: add objectives, or ratings of existing objectives, to a trained or the released model.
 
-The old ratings are not needed. A new objective is fitted on its own ratings. New ratings of an existing objective are
-added to the sufficient statistics that its run saved (work/statistics.safetensors), and its head is fitted again on
-both; without those statistics they are rejected, since new ratings alone would forget the old ones. All other heads and
-the old block of the transform stay as they are, to the bit.
+The old ratings are not needed: new ones of an existing objective are added to the sufficient statistics that its run
+saved, and rejected without these. All other heads and the old block of the transform stay as they are, to the bit. New
+objectives are debiased against the model's own biases on the new rows. With preference pairs the gate continues to
+train from its old weights; without, new objectives get a constant share of the weight. The score's mean, standard
+deviation and quantiles are measured again, on the new training rows.
 
-New objectives are debiased against the model's own biases on the new rows. With preference pairs the gate continues to
-train from its old weights; without, new objectives get a constant share of the weight, and the others keep their
-proportions. The score's mean, standard deviation and quantiles are measured again, on the new training rows.
-
-Settings are those of the model's recipe (recipe.yaml in its folder), by default those of a recipe that does not give
-them. Rows and pairs are split and filtered as in `train`: what that recipe evaluates on, and what the backbone was
-fine-tuned on, is excluded here as well.
+Settings are those of the model's recipe (recipe.yaml in its folder), else the defaults of a recipe. Rows and pairs are
+split and filtered as in `train`, without what that recipe evaluates on and what the backbone was fine-tuned on.
 """
 
 from __future__ import annotations

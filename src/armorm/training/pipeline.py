@@ -91,8 +91,7 @@ class _Run:
     def train(self) -> ArmoRM:
         recipe = self.recipe
         data, finetuned = self.read_data()
-        backbone = self.load_backbone()
-        section = recipe.backbone
+        section, backbone = recipe.backbone, self.load_backbone()
         corpus = build_corpus(
             data.conversations(),
             backbone,
@@ -257,13 +256,8 @@ class _Run:
             return {name: tensor.numpy() for name, tensor in gate.state_dict().items()}, asdict(report)
 
         arrays, values = self.saved.get(stage, fit)
-        network = GatingNetwork(
-            rewards.corpus.prompt.shape[1],
-            len(debiasing.matrix),
-            hidden_size=section.hidden_size,
-            hidden_layers=section.hidden_layers,
-            temperature=section.temperature,
-        )
+        shape = section.model_dump(include={"hidden_size", "hidden_layers", "temperature"})
+        network = GatingNetwork(rewards.corpus.prompt.shape[1], len(debiasing.matrix), **shape)
         network.load_state_dict({name: torch.from_numpy(array) for name, array in arrays.items()})
         report = GateReport(**values)
         if report.collapse:

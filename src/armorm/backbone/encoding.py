@@ -16,6 +16,8 @@ from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from typing import Literal
 
+import numpy as np
+
 from armorm.backbone.chat_template import ChatTemplate, EncodedConversation
 from armorm.conversation import Conversation, Message
 from armorm.errors import ConversationError
@@ -101,7 +103,7 @@ def same_prompts(
     template: ChatTemplate,
     conversations: Sequence[Conversation],
     encoded: EncodedRows,
-    compared: Iterable[Sequence[int]],
+    compared: Iterable[Sequence[int] | np.ndarray],
     max_length: int | None,
 ) -> EncodedRows:
     """The rows with one prompt for all responses that are compared: what the longest of them leaves of it.

@@ -138,7 +138,9 @@ class ArmoRMScorer:
         }
         return described | ({"steering": config.steering} if config.steering else {})
 
-    def score(self, conversations: Sequence[Conversation], compared: Iterable[Sequence[int]] = ()) -> Scored:
+    def score(
+        self, conversations: Sequence[Conversation], compared: Iterable[Sequence[int] | np.ndarray] = ()
+    ) -> Scored:
         """Scores with their columns; features that are in the store are not computed again.
 
         Args:

@@ -137,7 +137,9 @@ def coverage(sizes, truth, runs=150):
     return held / runs
 
 
-@pytest.mark.parametrize("size", [60, 4, 2, 1])
+@pytest.mark.parametrize(
+    "size", [60, pytest.param(4, marks=pytest.mark.slow), 2, pytest.param(1, marks=pytest.mark.slow)]
+)
 def test_intervals_hold_the_truth_however_small_the_subsets_are(size):
     # 150 runs of a true 95%: 0.90 to 0.99 in all but one of a thousand.
     assert 0.90 <= coverage([size] * (120 // size), 0.8) <= 0.995

@@ -21,11 +21,13 @@ from armorm.backbone.encoding import encode_rows
 from armorm.backbone.readout import Pooling, mean_states, resolve_layer
 from armorm.conversation import Conversation
 from armorm.data.decontamination import prompt_groups
+from armorm.data.ratings import sample_by_prompt
 from armorm.errors import BackboneError
 from armorm.evaluation.benchmarks.ratings import MIN_ROWS
 from armorm.heads.accumulation import accumulate, blocks_of
 from armorm.heads.bradley_terry import fit_bradley_terry
-from armorm.heads.regression import fit_from_statistics, fold_of
+from armorm.heads.regression import MIN_RATINGS, fit_from_statistics, fold_of
+from armorm.objectives import ObjectiveSet
 from armorm.progress import progress
 from armorm.training.cost import Shape
 from armorm.training.dataset import HELD_OUT_PAIRS, distinct_conversations, held_out_prompts, read_training_data, sides
@@ -103,7 +105,7 @@ def probe(
 
     Args:
         layers: indices as in `hidden_states`, or fractions; by default `DEFAULT_LAYERS` spread evenly, and the last.
-        limit: approximate number of rows of each data set, whole prompts.
+        limit: approximate number of training rows, and of test rows, of each data set, whole prompts.
         quiet: print only progress.
 
     Raises:
@@ -112,7 +114,7 @@ def probe(
     """
     console = Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
     section = recipe.backbone
-    data = read_training_data(recipe.model_copy(update={"limit": min(recipe.limit or limit, limit)}))
+    data = read_training_data(recipe)
     backbone = Backbone.load(
         section.model,
         dtype=section.dtype,
@@ -123,8 +125,16 @@ def probe(
     total = int(backbone.model.config.get_text_config().num_hidden_layers)
     chosen = _layers(layers, total, backbone.name)
     table = data.table
-    rated = [table.conversations[i] for i in (*data.train_rows, *data.test_rows)]
-    conversations = distinct_conversations([*rated, *sides(data.pairs), *sides(data.test_pairs)])
+    sampled_rows = [
+        [int(rows[i]) for i in _sample([table.conversations[r] for r in rows], [table.sources[r] for r in rows], limit)]
+        for rows in (data.train_rows, data.test_rows)
+    ]
+    sampled_pairs = [
+        [some[i] for i in _sample([pair.chosen for pair in some], [pair.source for pair in some], limit)]
+        for some in (data.pairs, data.test_pairs)
+    ]
+    rated = [table.conversations[row] for rows in sampled_rows for row in rows]
+    conversations = distinct_conversations([*rated, *sides([pair for some in sampled_pairs for pair in some])])
     policy = "skip" if section.overflow == "error" else section.overflow
     encoded = encode_rows(backbone.template, conversations, section.max_length, policy)
     if encoded.rejected:
@@ -133,15 +143,16 @@ def probe(
     states = layer_states(backbone, encoded.encoded, chosen, "mean" in "".join(poolings))
     groups = prompt_groups(conversations)
 
-    def known(rows: Iterable[int]) -> list[int]:
-        return [int(row) for row in rows if table.conversations[int(row)].key in place]
-
-    train, test = known(data.train_rows), known(data.test_rows)
+    train, test = ([row for row in rows if table.conversations[row].key in place] for rows in sampled_rows)
     pairs, test_pairs = (
-        [pair for pair in some if pair.chosen.key in place and pair.rejected.key in place]
-        for some in (data.pairs, data.test_pairs)
+        [pair for pair in some if pair.chosen.key in place and pair.rejected.key in place] for some in sampled_pairs
     )
-    ratings = table.objectives.to_reward(table.ratings[train])
+    columns = [j for j in range(len(table.objectives)) if _learnable(table.ratings[train, j])]
+    objectives = ObjectiveSet([table.objectives[j] for j in columns])
+    for name in set(table.objectives.names) - set(objectives.names):
+        console.print(f"left out: {name}, which has fewer than {MIN_RATINGS} different training ratings in the sample")
+    ratings = objectives.to_reward(table.ratings[np.ix_(train, columns)])
+    given = table.ratings[np.ix_(test, columns)]
     folds = np.array([fold_of(groups[table.conversations[i].prompt_key], recipe.regression.folds) for i in train])
     test_prompts = [table.conversations[i].prompt_key for i in test]
     held_out = held_out_prompts([groups[pair.prompt_key] for pair in pairs], HELD_OUT_PAIRS)
@@ -161,14 +172,14 @@ def probe(
                     return features[[place[conversation.key] for conversation in some]]
 
                 spearman = within = accuracy = float("nan")
-                if len(train) and len(test) >= MIN_ROWS:
+                if columns and len(test) >= MIN_ROWS:
                     blocks = blocks_of(of(table.conversations[i] for i in train), ratings, folds)
-                    statistics = accumulate(blocks, table.objectives.names, recipe.regression.folds, features.shape[1])
+                    statistics = accumulate(blocks, objectives.names, recipe.regression.folds, features.shape[1])
                     head = fit_from_statistics(
                         statistics, alphas=recipe.regression.alphas, intercept=recipe.regression.intercept
                     )
                     rewards = head.predict(of(table.conversations[i] for i in test))
-                    metrics = rating_metrics(rewards, table.ratings[test], table.objectives, test_prompts).values()
+                    metrics = rating_metrics(rewards, given, objectives, test_prompts).values()
                     spearman, within = (_mean(entry[key] for entry in metrics) for key in ("spearman", "within_prompt"))
                 if min(int(held_out.sum()), int((~held_out).sum()), len(test_pairs)) >= FEW:
                     weight = fit_bradley_terry(
@@ -179,7 +190,7 @@ def probe(
                 found.append(ProbedReadout(layer, pooling, spearman, within, accuracy, flops[layer] / flops[total]))
                 advance(1)
     counts = {"train_rows": len(train), "test_rows": len(test), "train_pairs": len(pairs)}
-    counts |= {"test_pairs": len(test_pairs), "objectives": len(table.objectives), "rejected": len(encoded.rejected)}
+    counts |= {"test_pairs": len(test_pairs), "objectives": len(objectives), "rejected": len(encoded.rejected)}
     return Probe(backbone.name, total, counts, found)
 
 
@@ -216,6 +227,18 @@ def layer_states(
     return found
 
 
+def _sample(conversations: Sequence[Conversation], sources: Sequence[str], limit: int) -> list[int]:
+    """Indices of about `limit` conversations of each source, whole prompts."""
+    by_source: dict[str, list[int]] = {}
+    for row, source in enumerate(sources):
+        by_source.setdefault(source, []).append(row)
+    return [
+        rows[i]
+        for rows in by_source.values()
+        for i in sample_by_prompt([conversations[row].prompt_key for row in rows], limit)
+    ]
+
+
 def _layers(asked: Sequence[int | float], total: int, name: str) -> list[int]:
     if not asked:
         asked = np.linspace(0, total, min(DEFAULT_LAYERS, total) + 1).round().astype(int)[1:].tolist()
@@ -224,6 +247,11 @@ def _layers(asked: Sequence[int | float], total: int, name: str) -> list[int]:
     if not found:
         raise BackboneError(f"backbone {name}: no layer to probe")
     return found
+
+
+def _learnable(ratings: np.ndarray) -> bool:
+    rated = ratings[~np.isnan(ratings)]
+    return len(rated) >= MIN_RATINGS and bool(np.ptp(rated) > 0)
 
 
 def _mean(values: Iterable[float]) -> float:

@@ -48,6 +48,7 @@ def test_a_recipe_is_probed_on_its_test_prompts(small_recipe):
         probe(small_recipe, layers=[2], quiet=True)
 
 
+@pytest.mark.slow
 def test_the_command_prints_a_table_names_the_best_and_writes_a_page(small_recipe, tmp_path, capsys):
     path = tmp_path / "recipe.yaml"
     path.write_text(small_recipe.to_yaml())

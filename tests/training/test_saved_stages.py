@@ -149,7 +149,11 @@ def fitted_again(finished: Path, folder: Path, small_recipe: Recipe, overrides: 
     return {name for name, time in written(folder / "run").items() if time != before[name]} - {"statistics"}
 
 
-@pytest.mark.parametrize("changed", CHANGES)
+FAST = ("nothing", "which rows are test rows", "what is evaluated on", "margins", "settings of the quantiles")
+EACH = [pytest.param(name, marks=[] if name in FAST else [pytest.mark.slow], id=name) for name in CHANGES]
+
+
+@pytest.mark.parametrize("changed", EACH)
 def test_the_stages_that_read_what_changed_are_fitted_again_and_no_others(finished, tmp_path, small_recipe, changed):
     overrides, change, expected = CHANGES[changed]
     assert fitted_again(finished, tmp_path, small_recipe, overrides, change) == expected
@@ -158,6 +162,7 @@ def test_the_stages_that_read_what_changed_are_fitted_again_and_no_others(finish
 @pytest.mark.parametrize(
     ("stage", "expected"), [("regression", ALL), ("first_gate", PAIRS), ("joint", HEADS), ("gate", {"gate"})]
 )
+@pytest.mark.slow
 def test_another_version_of_a_stage_fits_it_again(finished, tmp_path, small_recipe, monkeypatch, stage, expected):
     monkeypatch.setitem(saved_stages.VERSIONS, stage, 2)
     assert fitted_again(finished, tmp_path, small_recipe, [], None) == expected

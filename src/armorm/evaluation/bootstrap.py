@@ -16,7 +16,7 @@ prompts, or effective prompts, give neither interval nor test.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -226,26 +226,41 @@ class _Bootstrap:
         self.metrics, self.seed, self.clusters = metrics, seed, len(clusters.strata)
         self.index = _index(metrics, measured)
         self.sums = [cluster_sums(measurements, self.index, clusters.of, self.clusters) for measurements in measured]
-        subsets = [np.flatnonzero(clusters.strata == stratum) for stratum in np.unique(clusters.strata)]
+        order = np.argsort(clusters.strata, kind="stable")
+        subsets = np.split(order, np.flatnonzero(np.diff(clusters.strata[order])) + 1)
         self.large = [rows for rows in subsets if len(rows) >= SMALL_SUBSET]
-        self.pools = self._pools([rows for rows in subsets if len(rows) < SMALL_SUBSET])
+        small = [rows for rows in subsets if 0 < len(rows) < SMALL_SUBSET]
+        self.pools = self._pools(small, self._groups(clusters.strata)) if small else []
 
-    def _pools(self, subsets: Sequence[np.ndarray]) -> list[_Pool]:
+    def _pools(self, subsets: Sequence[np.ndarray], held: Mapping[int, list[Group]]) -> list[_Pool]:
         """Small subsets whose groups hold the same quantities, pooled; one alone is drawn like a large one."""
-        names = [{group[0] for group in self._groups(rows)} for rows in subsets]
+        groups_of = [held.get(int(rows[0]), []) for rows in subsets]
+        names = [{group[0] for group in groups} for groups in groups_of]
         common = set.intersection(*names) if len(names) > 1 else set()
         alike: dict[tuple[Group, ...], list[tuple[np.ndarray, list[int]]]] = {}
-        for rows in subsets:
-            groups = sorted(self._groups(rows))
+        for rows, groups in zip(subsets, groups_of, strict=True):
             # Groups under the subset's own name are told apart by their quantity alone.
             kinds = tuple(group if group[0] in common else ("", group[1]) for group in groups)
             alike.setdefault(kinds, []).append((rows, [self.index[group] for group in groups]))
         self.large += [members[0][0] for members in alike.values() if len(members) == 1]
         return [_Pool(self.sums, members) for members in alike.values() if len(members) > 1]
 
-    def _groups(self, rows: np.ndarray) -> list[Group]:
-        columns = {int(column) for _, counts in self.sums for column in np.unique(counts[rows].indices)}
-        return [group for group, column in self.index.items() if column in columns]
+    def _groups(self, strata: np.ndarray) -> dict[int, list[Group]]:
+        """The groups that each subset has items in, sorted, by the subset's first prompt."""
+        pairs = np.concatenate(
+            [
+                np.stack([np.repeat(strata, np.diff(counts.indptr)), counts.indices.astype(np.int64)])
+                for _, counts in self.sums
+            ],
+            1,
+        )
+        _, firsts = np.unique(strata, return_index=True)
+        first_of = dict(zip(strata[firsts].tolist(), firsts.tolist(), strict=True))
+        names = list(self.index)
+        found: dict[int, list[Group]] = {}
+        for stratum, column in np.unique(pairs, axis=1).T.tolist():
+            found.setdefault(first_of[stratum], []).append(names[column])
+        return {first: sorted(groups) for first, groups in found.items()}
 
     def draws(self, resamples: int) -> np.ndarray:
         """Metrics (resamples, models, metrics)."""

@@ -78,13 +78,11 @@ def main(folder: Path) -> dict[str, Any]:
         results = evaluate("pairs", model, honest, features=store, quiet=True)
         accuracy = results.level("overall")["accuracy"]
         audit = results.audits["length"]["views"]["as served"]
-        figures[name] = {"accuracy": accuracy.value, "interval": accuracy.interval, **audit}
-    print("\non the unbiased pairs:")
+        figures[name] = {"accuracy": accuracy.value, "prompts": accuracy.prompts, **audit}
+    print(f"\non the unbiased pairs, of {figures['steered']['prompts']} prompts, which are too few for an interval:")
     for name, entry in figures.items():
-        low, high = entry["interval"]
         print(
-            f"{name:>12}: {entry['accuracy']:.1%} correct (95% interval {low:.1%} to {high:.1%}), "
-            f"{entry['more_is_worse']:.1%} where the longer one is worse; "
+            f"{name:>12}: {entry['accuracy']:.1%} correct, {entry['more_is_worse']:.1%} where the longer one is worse; "
             f"score and length correlate {entry['correlation']:+.2f}"
         )
     figures["dropped"] = policy["drop"]

@@ -14,7 +14,13 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel, BertConfig, BertModel, PreTrainedModel, T5Config, T5Model
 
 from armorm.backbone.chat_template import EncodedConversation
-from armorm.backbone.decoder import Backbone, fast_bfloat16, is_out_of_memory, length_sorted_batches
+from armorm.backbone.decoder import (
+    Backbone,
+    fast_bfloat16,
+    is_out_of_memory,
+    length_sorted_batches,
+    settle_attention,
+)
 from armorm.conversation import Conversation
 from armorm.errors import BackboneError
 from armorm.files import embedded_path
@@ -65,6 +71,7 @@ def test_features_equal_those_of_the_plain_model_one_by_one_and_padded_on_the_le
     assert prompt.shape == response.shape == (len(encoded), backbone.hidden_size)
     assert prompt.dtype == response.dtype == np.float32
     model = AutoModel.from_pretrained(path, dtype=torch.float32).eval()
+    settle_attention(model)
     for row, conversation in enumerate(encoded):
         for left in (0, 5):
             expected_prompt, expected_response = plain_features(model, conversation, left)

@@ -13,6 +13,7 @@ import torch
 import transformers
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel
 
+from armorm.backbone.decoder import settle_attention
 from armorm.files import EMBEDDED_BACKBONE, embedded_path
 
 _IDS = {"vocab_size": 8192, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
@@ -128,6 +129,7 @@ def backbone_of(family: str, *, seed: int = 0, config: PretrainedConfig | None =
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = AutoModel.from_config(config or config_of(family)).eval()
+        settle_attention(model)  # transformers 5.20, the last for Python 3.10, ignores the cap otherwise
         if family in STATEFUL:  # whose own initialisation is so small that states hardly differ
             with torch.no_grad():
                 for name, weight in model.named_parameters():

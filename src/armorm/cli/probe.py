@@ -47,12 +47,12 @@ def probe(
         limit=limit,
     )
     best = {figure: found.best(figure) for figure in FIGURES}
-    shown = table("layer", "pooling", *FIGURES.values(), "cost", left=2)
+    shown = table("layer", "pooling", "Spearman", "within prompts", "pairs", "cost", left=2)
     for entry in found.readouts:
         values = [getattr(entry, figure) for figure in FIGURES]
         marks = ["*" if best[figure] is entry else " " for figure in FIGURES]
         cells = ["" if math.isnan(v) else f"{v:.3f}{mark}" for v, mark in zip(values, marks, strict=True)]
-        shown.add_row(f"{entry.layer} of {found.layers}", entry.pooling, *cells, f"{entry.cost:.0%}")
+        shown.add_row(f"{entry.layer}/{found.layers}", entry.pooling, *cells, f"{entry.cost:.0%}")
     lines = [
         f"best for {FIGURES[figure]}: backbone: {{layer: {entry.layer}, pooling: {entry.pooling}}}"
         for figure, entry in best.items()

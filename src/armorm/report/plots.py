@@ -187,14 +187,14 @@ def curves_by_layer(layers: Sequence[int], curves: Mapping[str, Sequence[float]]
     low, high = min(y for _, y in points), max(y for _, y in points)
     margin = 0.08 * ((high - low) or 0.1)
     frame = Frame(
-        (layers[0], layers[-1] if len(layers) > 1 else layers[0] + 1), (low - margin, high + margin), right=62
+        (layers[0], layers[-1] if len(layers) > 1 else layers[0] + 1), (low - margin, high + margin), right=76
     )
     frame.axes([layers[0], layers[-1]] if len(layers) > 1 else [layers[0]], _ticks(low, high), "layer", ".2f")
     ends = sorted((frame.at(*line[-1])[1], name) for name, line in known.items() if line)
     height = -math.inf
     for down, name in ends:  # labels keep a line apart
         height = max(down + 4, height + 13)
-        frame.text(WIDTH - 58, height, name, kind=_LINES[list(curves).index(name)][1])
+        frame.text(WIDTH - 72, height, name, kind=_LINES[list(curves).index(name)][1])
     for (_, line), (kind, _) in zip(known.items(), _LINES, strict=False):
         frame.path(line, kind)
     best = max(points, key=lambda point: point[1])

@@ -38,6 +38,18 @@ REFERENCE = {
 }
 
 
+_SIZES = {
+    "vocab_size": 8192,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "initializer_range": 0.2,
+}
+
+
 @cache
 def tokenizer():
     """The embedded backbone's tokenizer."""
@@ -46,19 +58,7 @@ def tokenizer():
 
 def llama(seed: int = 0, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """A random two-layer decoder that reads the embedded tokenizer's ids."""
-    config = LlamaConfig(
-        vocab_size=8192,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=2,
-        initializer_range=0.2,
-    )
+    config = LlamaConfig(**_SIZES, num_key_value_heads=2, max_position_embeddings=512, pad_token_id=0)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return AutoModel.from_config(config).to(dtype).eval()
@@ -115,19 +115,8 @@ def changed(rm: ArmoRM, **settings: Any) -> ArmoRM:
 
 def small_classifier(folder: Path) -> Path:
     """A random Llama with one logit, saved with a chat template."""
-    config = LlamaConfig(
-        vocab_size=8192,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        max_position_embeddings=256,
-        num_labels=1,
-        initializer_range=0.2,
-        pad_token_id=2,  # the end of turn, as in the models that make chosen equal rejected
-        bos_token_id=1,
-        eos_token_id=2,
-    )
+    # The pad id is that of the end of turn, as in the models that make chosen equal rejected.
+    config = LlamaConfig(**_SIZES, max_position_embeddings=256, num_labels=1, pad_token_id=2)
     torch.manual_seed(0)
     AutoModelForSequenceClassification.from_config(config).save_pretrained(folder)
     tokenizer().save_pretrained(folder)

@@ -72,8 +72,9 @@ def test_the_transform_of_training_is_the_one_that_is_served(small_run):
     assert max(map(abs, after)) < 0.02 < max(before)
 
 
-def test_the_gate_is_trained_on_served_rewards_out_of_fold(small_recipe, small_features, tmp_path, monkeypatch):
-    """What reaches the gate is compared with rewards made here, from the kept weights and plain features."""
+@pytest.fixture
+def gate_pairs(monkeypatch) -> list[RewardPairs]:
+    """What reaches the training of the gate, one entry a run."""
     seen: list[RewardPairs] = []
     fit = stages.fit_gate
 
@@ -82,6 +83,11 @@ def test_the_gate_is_trained_on_served_rewards_out_of_fold(small_recipe, small_f
         return fit(features, pairs, settings, **options)
 
     monkeypatch.setattr(stages, "fit_gate", recorded)
+    return seen
+
+
+def test_the_gate_is_trained_on_served_rewards_out_of_fold(small_recipe, small_features, tmp_path, gate_pairs):
+    """What reaches the gate is compared with rewards made here, from the kept weights and plain features."""
     model = train(small_recipe, tmp_path, features=small_features)
     data = read_training_data(small_recipe)
     weights = read_arrays(tmp_path / "work" / "regression.safetensors")
@@ -97,7 +103,7 @@ def test_the_gate_is_trained_on_served_rewards_out_of_fold(small_recipe, small_f
             np.stack([weights["fold_weight"][fold] @ state for fold, state in zip(folds, states, strict=True)])
             @ transform
         )
-        np.testing.assert_allclose(getattr(seen[0], side)[:40], expected, atol=1e-4)
+        np.testing.assert_allclose(getattr(gate_pairs[0], side)[:40], expected, atol=1e-4)
         in_sample = states @ weights["weight"].T @ transform
         assert np.abs(in_sample - expected).max() > 1e-2
 
@@ -202,17 +208,9 @@ def test_over_long_rows_are_refused_listed_and_left_out(small_recipe, tmp_path, 
 
 
 def test_both_sides_of_a_pair_have_the_same_prompt_however_long_they_are(
-    small_recipe, small_features, tmp_path, monkeypatch
+    small_recipe, small_features, tmp_path, gate_pairs
 ):
     """Of 40 long prompts, which each side alone would leave another part of; half of them are rated as well."""
-    seen: list[RewardPairs] = []
-    fit = stages.fit_gate
-
-    def recorded(features, pairs, settings, **options):
-        seen.append(pairs)
-        return fit(features, pairs, settings, **options)
-
-    monkeypatch.setattr(stages, "fit_gate", recorded)
     folder = shutil.copytree(small_recipe.data_root, tmp_path / "data")
     with open(folder / "choices.jsonl", "a") as pairs, open(folder / "workshop.jsonl", "a") as rated:
         for number in range(40):
@@ -225,7 +223,7 @@ def test_both_sides_of_a_pair_have_the_same_prompt_however_long_they_are(
             rated.write(json.dumps(row | {"split": split}) + "\n" if number % 2 else "")
     overrides = [f"data_root={folder}", "backbone.max_length=260", "backbone.overflow=truncate_prompt"]
     model = train(Recipe.from_text(small_recipe.to_yaml(), overrides), tmp_path / "run", features=small_features)
-    np.testing.assert_array_equal(seen[0].chosen_prompt, seen[0].rejected_prompt)
+    np.testing.assert_array_equal(gate_pairs[0].chosen_prompt, gate_pairs[0].rejected_prompt)
     figures = metrics_of(tmp_path / "run")
     assert figures["data"]["truncated"] > 60
 

@@ -151,7 +151,7 @@ def cut_layers(model: PreTrainedModel, layer: int) -> None:
 
 
 def drop_final_norm(holder: nn.Module) -> None:
-    """Replace the norm after the last layer by nothing."""
+    """Remove the norm after the last layer."""
     for name in FINAL_NORMS:
         if isinstance(getattr(holder, name, None), nn.Module):
             setattr(holder, name, nn.Identity())

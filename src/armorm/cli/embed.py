@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 from typer import Argument, Option
 
 from armorm.cli.input import split_rejected
-from armorm.cli.options import DeviceOption, DtypeOption, JsonOption
+from armorm.cli.options import DeviceOption, DtypeOption, JsonOption, parse_layer
 from armorm.cli.output import emit, write_rejected
 from armorm.data.sources import Location
 from armorm.errors import RecipeError
@@ -112,11 +112,3 @@ def embed(
     }
     speed = f"{plan.computed_tokens / max(seconds, 1e-9):,.0f} tokens/s computed; store: {output}"
     emit(found, str(plan), speed, as_json=as_json)
-
-
-def parse_layer(text: str | None) -> int | float | None:
-    """A number of layers, or a fraction with a point; None as it is."""
-    try:
-        return None if text is None else int(text) if text.isdigit() else float(text)
-    except ValueError:
-        raise RecipeError(f"--layer: found {text!r}, expected a number of layers, or a fraction such as 0.5") from None

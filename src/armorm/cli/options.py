@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from typer import Argument, Option
 
+from armorm.errors import RecipeError
+
 if TYPE_CHECKING:
     from armorm.objectives import Direction
 
@@ -44,3 +46,11 @@ def column_scales(texts: Sequence[str]) -> dict[str, tuple[float, float, Directi
         return dict(map(parse_scale, texts))
     except ObjectiveError as error:
         raise typer.BadParameter(str(error)) from None
+
+
+def parse_layer(text: str | None) -> int | float | None:
+    """A number of layers, or a fraction with a point; None as it is."""
+    try:
+        return None if text is None else int(text) if text.isdigit() else float(text)
+    except ValueError:
+        raise RecipeError(f"layer: found {text!r}, expected a number of layers, or a fraction such as 0.5") from None

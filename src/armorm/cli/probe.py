@@ -8,8 +8,7 @@ from typing import Annotated
 
 from typer import Argument, Option
 
-from armorm.cli.embed import parse_layer
-from armorm.cli.options import HtmlOption, JsonOption
+from armorm.cli.options import HtmlOption, JsonOption, parse_layer
 from armorm.cli.output import emit, table, write_page
 from armorm.errors import RecipeError
 

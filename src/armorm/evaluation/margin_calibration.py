@@ -23,9 +23,9 @@ from armorm.evaluation.results import seen_in_training
 from armorm.evaluation.runner import distinct, leave_out_seen, load_examples, score_once
 from armorm.evaluation.scorers import ArmoRMScorer, ClassifierScorer, load_scorer
 from armorm.heads.calibration import Calibration, fit_scale, prompt_capped
+from armorm.heads.gate_training import GateSettings
 
 MIN_PROMPTS = 50
-PROMPT_CAP = 3.0  # as in the training of the gate
 
 
 def calibrate(
@@ -69,7 +69,7 @@ def calibrate(
             f"found scored pairs of {len(set(prompts))} prompts, expected at least {MIN_PROMPTS}{known_to_it}",
             file=str(places[0]),
         )
-    weights = prompt_capped(pairs.weight[known], prompts, PROMPT_CAP)
+    weights = prompt_capped(pairs.weight[known], prompts, GateSettings().prompt_cap)
     found = fit_scale(margins[known], weights, prompts)
     settings = found.to_dict() | {"margin_scale": found.scale, "sources": list(map(str, places))}
     return found, settings | {"fingerprint": fingerprint(items)} | ({"seen": seen} if seen else {})

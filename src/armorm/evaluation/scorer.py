@@ -217,8 +217,9 @@ class CallableScorer:
 
 
 class PairJudge(CallableScorer):
-    """A function that sees both responses, such as a language model asked for a verdict. It judges every pair twice,
-    with the responses exchanged, so that a preference for the first place cancels.
+    """A function that compares two responses, such as a call of a language model.
+
+    Each pair is judged in both orders, so that a preference for the first position cancels out.
 
     Args:
         function: takes a list of `{"prompt": messages, "A": text, "B": text}`, returns for each `"A>B"`, `"B>A"`,
@@ -238,7 +239,9 @@ class PairJudge(CallableScorer):
         if isinstance(function, CallableScorer):
             return cls(function.function, function.name)
         if isinstance(function, str) or not callable(function):
-            raise ScorerError(f"found {shown(function)}, expected a function that judges pairs")
+            raise ScorerError(
+                f"found {shown(function)}, expected a function that judges pairs (--scorer MODULE:FUNCTION)"
+            )
         return cls(function)
 
     def score(self, conversations: Sequence[Conversation]) -> Scored:

@@ -210,7 +210,7 @@ class RewardModel(PreTrainedModel):
         options = attention_options(self._backbone_config.get_text_config())
         self.model = transformers.AutoModel.from_config(self._backbone_config, **options)
         if not self._readout.get("normed", True):
-            drop_final_norm(self.model)
+            drop_final_norm(self.model, self._backbone_config.get_text_config().num_hidden_layers)
         self._build_heads(config)
         self.post_init()
 
@@ -525,10 +525,10 @@ def mean_states(states: torch.Tensor, first: torch.Tensor, last: torch.Tensor) -
     return torch.einsum("nt,ntd->nd", inside / inside.sum(1, keepdim=True), states.float())
 
 
-def drop_final_norm(model: nn.Module) -> None:
-    """Replace the norm beside the list of layers by nothing: the backbone is read before it."""
+def drop_final_norm(model: nn.Module, layers: int) -> None:
+    """Remove the norm next to the list of layers, since features are read before it."""
     for module in model.modules():
-        if any(isinstance(child, nn.ModuleList) for child in module.children()):
+        if any(isinstance(child, nn.ModuleList) and len(child) == layers for child in module.children()):
             for name in FINAL_NORMS:
                 if isinstance(getattr(module, name, None), nn.Module):
                     setattr(module, name, nn.Identity())

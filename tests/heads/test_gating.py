@@ -286,11 +286,13 @@ def test_few_held_out_pairs_stop_and_calibrate_alike_and_the_report_says_so():
     few = RewardPairs(*(values[rows] for values in vars(pairs).values() if values is not None))
     report = fit_gate(features, few, SETTINGS.model_copy(update={"steps": 50}))[1]
     assert (report.stopping_pairs, report.calibration_pairs) == (10, 10)
+    assert report.calibration is not None
     together = few.chosen_prompt.copy()
     together[few.held_out] = 0
     alone = replace(few, chosen_prompt=together, rejected_prompt=together)
     report = fit_gate(features, alone, SETTINGS.model_copy(update={"steps": 50}))[1]
     assert (report.held_out_pairs, report.stopping_pairs, report.calibration_pairs) == (20, 20, 20)
+    assert report.calibration is None, "a scale of the pairs that stopped the training is no calibration"
 
 
 def test_a_given_scale_stays():

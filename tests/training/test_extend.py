@@ -108,7 +108,8 @@ def test_with_preferences_the_gate_is_trained_on(data, model, tmp_path, capsys):
     assert losses[gate["best_step"]] < losses[0], "better than where it started"
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["calibration"] == gate["calibration"]
-    assert config["calibration"]["pairs"] == gate["calibration_pairs"]
+    assert gate["stopping_pairs"] == gate["held_out_pairs"], "too few to divide,"
+    assert config["calibration"] is None, "so the scale is no calibration"
     old, new = (ArmoRM.from_pretrained(folder, dtype="float32").model.gating for folder in (model, tmp_path))
     assert new.layers[-1].weight.shape[0] == 5
     assert (new.layers[-1].weight[:4] - old.layers[-1].weight).abs().max() > 1e-3

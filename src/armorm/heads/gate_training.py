@@ -245,7 +245,8 @@ class GateReport:
         start_scale, logit_scale: the scale at the start and at the end.
         accuracy, loss: on the calibration pairs, weighted, with the best weights and final scale.
         uniform_accuracy: of uniform weights on the same pairs.
-        calibration: `Calibration.to_dict` of the final scale; None if it was given.
+        calibration: `Calibration.to_dict` of the final scale; None if it was given, or fitted on the pairs that stopped
+            the training.
         mean_weights: (k,) mean gating weights over the prompts of held-out pairs.
         mean_entropy: of the gating weights, nats; log k for a uniform gate.
         history: (step, training loss, loss and accuracy on the stopping pairs) at each evaluation.
@@ -361,7 +362,7 @@ def fit_gate(
         accuracy=calibration.accuracy,
         loss=float(np.average(np.logaddexp(0.0, -scale * unscaled), weights=pair_weights[calibrating])),
         uniform_accuracy=float(np.average(uniform[calibrating] > 0, weights=pair_weights[calibrating])),
-        calibration=calibration.to_dict() if fitted else None,
+        calibration=calibration.to_dict() if fitted and len(stopping) < len(held_out) else None,
         mean_weights=weights.mean(0).tolist(),
         mean_entropy=entropy,
         history=history,

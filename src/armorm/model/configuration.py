@@ -33,8 +33,8 @@ class ArmoRMConfig(PretrainedConfig):
         uncertainty: settings of `armorm.heads.uncertainty.Uncertainty`; empty for a model without.
         steering: explicit changes to the weights (`armorm.steering`); empty for a model as trained.
         calibration: `armorm.heads.calibration.Calibration` of the logit scale, or of score margins by `armorm
-            calibrate`, then with `margin_scale`, their factor; None if the scale was set by hand, or the model is older
-            than the field.
+            calibrate`, then with `margin_scale`, their factor; None if the scale was set by hand or fitted on too
+            few pairs, or the model is older than the field.
         quantiles: `objectives` (names) and `levels` of the quantile heads; empty for a model without.
         readout: `armorm.backbone.readout.Readout` and `normed`; empty for the last token of the last layer. The
             backbone's config has the layers that are computed.

@@ -30,7 +30,7 @@ def test_states_of_all_layers_are_those_of_each_readout(tmp_path):
             np.testing.assert_allclose(states[pooling][number], one.features(encoded)[1], atol=1e-5)
 
 
-def test_a_recipe_is_probed_on_its_test_prompts(small_recipe):
+def test_a_recipe_is_probed_on_held_out_training_prompts(small_recipe):
     found = probe(small_recipe, layers=[0, 1.0], quiet=True)
     assert [(entry.layer, entry.pooling) for entry in found.readouts] == [
         (layer, pooling) for layer in (0, 1) for pooling in ("last", "mean", "last+mean")

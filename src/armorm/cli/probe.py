@@ -26,8 +26,9 @@ def probe(
 ) -> None:
     """Measure layers and poolings of the recipe's backbone, in one forward pass per row.
 
-    Ratings: Spearman, and accuracy within prompts. Pairs: accuracy of a linear head. All on test prompts. The cost is
-    that of a forward pass that stops at the layer, relative to the whole backbone.
+    Ratings: Spearman, and accuracy within prompts. Pairs: accuracy of a linear head. All on a fifth of the training
+    prompts that is held out; test rows are not read. The cost is that of a forward pass that stops at the layer,
+    relative to the whole backbone.
 
     Example: `armorm probe recipes/real-small.yaml --layers 6,12,18 --html probe.html`
     """

@@ -1,16 +1,16 @@
 """Which layer and which pooling of a backbone give the best heads: all of them measured in one forward pass per row.
 
-For ratings: the ridge heads of stage 1 on the training rows, mean Spearman and mean accuracy within prompts on the test
-rows. For pairs: a linear Bradley-Terry head on the training pairs, accuracy on the test pairs. Rows are a sample by
-prompt of the recipe's data, and the split is that of the recipe. What is named best is best on prompts that no head was
-fitted to; the figure of the best of many is a little too good, so it is no figure to report.
+For ratings: the ridge heads of stage 1, mean Spearman and mean accuracy within prompts. For pairs: a linear
+Bradley-Terry head. Rows are a sample by prompt of the recipe's training data, of which a fifth of the prompts is held
+out to measure the heads on; test rows are not read, so a figure of them stays a test of the layer that is chosen here.
+The figure of the best of many is a little too good, so it is no figure to report.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from rich.console import Console
 
 from armorm.backbone.decoder import Backbone, length_sorted_batches
 from armorm.backbone.encoding import encode_rows
-from armorm.backbone.readout import Pooling, mean_states, resolve_layer
+from armorm.backbone.readout import Pooling, cut_layers, mean_states, resolve_layer
 from armorm.conversation import Conversation
 from armorm.data.decontamination import prompt_groups
 from armorm.data.ratings import sample_by_prompt
@@ -37,7 +37,9 @@ from armorm.training.recipe import Recipe
 POOLINGS: tuple[Pooling, ...] = ("last", "mean", "last+mean")
 DEFAULT_LAYERS = 8
 SAMPLE = 2000
-FEW = 20  # training or test pairs, below which no head is fitted to pairs
+FEW = 20  # pairs to fit or to measure on, below which no head is fitted to pairs
+VALIDATION = 0.2  # of the conversations, by prompt
+_T = TypeVar("_T")
 Figure = Literal["spearman", "within_prompt", "pairs"]
 FIGURES: dict[Figure, str] = {
     "spearman": "Spearman of ratings",
@@ -48,11 +50,11 @@ FIGURES: dict[Figure, str] = {
 
 @dataclass(frozen=True)
 class ProbedReadout:
-    """Figures of one layer and pooling on test prompts; NaN where the data has too little.
+    """Figures of one layer and pooling on validation prompts; NaN where the data has too little.
 
     Attributes:
         layer: as in `hidden_states`.
-        spearman, within_prompt: means over objectives with test ratings.
+        spearman, within_prompt: means over objectives with ratings of validation prompts.
         pairs: accuracy, a tie counts as wrong.
         cost: FLOPs of a forward pass that stops at the layer, relative to the whole backbone.
     """
@@ -72,7 +74,7 @@ class Probe:
     Attributes:
         backbone: its name.
         layers: number of its layers.
-        counts: training and test rows and pairs, objectives, rejected conversations.
+        counts: rows and pairs that heads are fitted on and measured on, objectives, rejected conversations.
         readouts: layer after layer.
     """
 
@@ -105,7 +107,7 @@ def probe(
 
     Args:
         layers: indices as in `hidden_states`, or fractions; by default `DEFAULT_LAYERS` spread evenly, and the last.
-        limit: approximate number of training rows, and of test rows, of each data set, whole prompts.
+        limit: approximate number of training rows of each data set, whole prompts.
         quiet: print only progress.
 
     Raises:
@@ -124,17 +126,16 @@ def probe(
     )
     total = int(backbone.model.config.get_text_config().num_hidden_layers)
     chosen = _layers(layers, total, backbone.name)
+    shape = Shape.of_config(backbone.model.config)
+    if 0 < chosen[-1] < total:
+        cut_layers(backbone.model, chosen[-1])
     table = data.table
-    sampled_rows = [
-        [int(rows[i]) for i in _sample([table.conversations[r] for r in rows], [table.sources[r] for r in rows], limit)]
-        for rows in (data.train_rows, data.test_rows)
-    ]
-    sampled_pairs = [
-        [some[i] for i in _sample([pair.chosen for pair in some], [pair.source for pair in some], limit)]
-        for some in (data.pairs, data.test_pairs)
-    ]
-    rated = [table.conversations[row] for rows in sampled_rows for row in rows]
-    conversations = distinct_conversations([*rated, *sides([pair for some in sampled_pairs for pair in some])])
+    sampled = _sample(
+        [table.conversations[r] for r in data.train_rows], [table.sources[r] for r in data.train_rows], limit
+    )
+    rows = [int(data.train_rows[i]) for i in sampled]
+    pairs = [data.pairs[i] for i in _sample([p.chosen for p in data.pairs], [p.source for p in data.pairs], limit)]
+    conversations = distinct_conversations([*(table.conversations[row] for row in rows), *sides(pairs)])
     policy = "skip" if section.overflow == "error" else section.overflow
     encoded = encode_rows(backbone.template, conversations, section.max_length, policy)
     if encoded.rejected:
@@ -143,9 +144,15 @@ def probe(
     states = layer_states(backbone, encoded.encoded, chosen, "mean" in "".join(poolings))
     groups = prompt_groups(conversations)
 
-    train, test = ([row for row in rows if table.conversations[row].key in place] for rows in sampled_rows)
-    pairs, test_pairs = (
-        [pair for pair in some if pair.chosen.key in place and pair.rejected.key in place] for some in sampled_pairs
+    prompts = [groups[conversation.prompt_key] for conversation in conversations]
+    held = {prompt for prompt, out in zip(prompts, held_out_prompts(prompts, VALIDATION), strict=True) if out}
+    train, test = _parted(
+        [row for row in rows if table.conversations[row].key in place],
+        lambda row: groups[table.conversations[row].prompt_key] in held,
+    )
+    pairs, test_pairs = _parted(
+        [pair for pair in pairs if pair.chosen.key in place and pair.rejected.key in place],
+        lambda pair: groups[pair.prompt_key] in held,
     )
     columns = [j for j in range(len(table.objectives)) if _learnable(table.ratings[train, j])]
     objectives = ObjectiveSet([table.objectives[j] for j in columns])
@@ -156,7 +163,6 @@ def probe(
     folds = np.array([fold_of(groups[table.conversations[i].prompt_key], recipe.regression.folds) for i in train])
     test_prompts = [table.conversations[i].prompt_key for i in test]
     held_out = held_out_prompts([groups[pair.prompt_key] for pair in pairs], HELD_OUT_PAIRS)
-    shape = Shape.of_config(backbone.model.config)
     lengths = [len(row) for row in encoded.encoded]
     flops = {
         n: shape.read(n, "last").forward_flops(sum(lengths), sum(t * t for t in lengths)) for n in (*chosen, total)
@@ -247,6 +253,14 @@ def _layers(asked: Sequence[int | float], total: int, name: str) -> list[int]:
     if not found:
         raise BackboneError(f"backbone {name}: no layer to probe")
     return found
+
+
+def _parted(items: Iterable[_T], is_held_out: Callable[[_T], bool]) -> tuple[list[_T], list[_T]]:
+    """Those to fit on, and those that are held out."""
+    parts: tuple[list[_T], list[_T]] = ([], [])
+    for item in items:
+        parts[is_held_out(item)].append(item)
+    return parts
 
 
 def _learnable(ratings: np.ndarray) -> bool:

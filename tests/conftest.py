@@ -35,6 +35,18 @@ def tiny_backbone():
 
 
 @pytest.fixture(scope="session")
+def small_backbone_path() -> Path:
+    """Folder of `armorm-small`; tests that use it are skipped where its weights are absent."""
+    from armorm.backbone.locate import backbone_path
+    from armorm.errors import BackboneError
+
+    try:
+        return Path(backbone_path("armorm-small"))
+    except BackboneError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
 def one_layer_backbone(tmp_path_factory) -> Path:
     """A folder with the first layer of the embedded backbone, in float32, and its tokenizer: a fifth of its cost."""
     import torch

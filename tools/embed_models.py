@@ -13,6 +13,10 @@ or, fine-tuned with its heads (`finetuned.safetensors` next to the weights recor
     armorm train recipes/armorm-tiny.yaml --set backbone.model=runs/tiny/armorm-tiny --output runs/armorm-tiny
     python tools/embed_models.py finetuned runs/armorm-tiny
     python tools/embed_models.py reward-model runs/armorm-tiny --recipe recipes/armorm-tiny.yaml
+
+The reference features of `armorm-small`, which measure the drift of other weights:
+
+    python tools/embed_models.py reference
 """
 
 from __future__ import annotations
@@ -25,7 +29,10 @@ from pathlib import Path
 from jinja2 import Environment, StrictUndefined
 from safetensors.torch import load_file, save_file
 
+from armorm.backbone.drift import reference_features
+from armorm.backbone.locate import SMALL, SMALL_SHA256, backbone_path, weights_sha256
 from armorm.data.seen_prompts import FILE as SEEN_PROMPTS
+from armorm.files import write_arrays
 from armorm.model.export import make_readable
 from armorm.training.finetune.record import FILE, Finetuned
 
@@ -156,6 +163,15 @@ def embed_reward_model(run: Path, recipe: Path) -> None:
     (target / "README.md").write_text(card)
 
 
+def embed_reference() -> None:
+    """Write the features of the reference rows by the true `armorm-small`."""
+    folder = backbone_path(SMALL)
+    if weights_sha256(folder) != SMALL_SHA256:
+        raise SystemExit(f"{folder}: not the true weights of {SMALL}")
+    arrays = {f"layer_{layer}": features for layer, features in reference_features(SMALL).items()}
+    write_arrays(TARGET / SMALL / "reference.safetensors", arrays)
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
@@ -167,10 +183,13 @@ if __name__ == "__main__":
     reward_model = commands.add_parser("reward-model")
     reward_model.add_argument("run", type=Path)
     reward_model.add_argument("--recipe", type=Path, default=Path("recipes/real-small.yaml"), help="named in the card")
+    commands.add_parser("reference")
     arguments = parser.parse_args()
     if arguments.command == "backbone":
         embed_backbone(arguments.folder, arguments.sources)
     elif arguments.command == "finetuned":
         embed_finetuned(arguments.run)
+    elif arguments.command == "reference":
+        embed_reference()
     else:
         embed_reward_model(arguments.run, arguments.recipe)

@@ -132,13 +132,21 @@ def plain(value: Any) -> Any:
     return value
 
 
-def tokenizer_path(name: str) -> Path | None:
-    """Folder of an embedded model's tokenizer, None for any other name."""
-    return embedded_path(EMBEDDED_BACKBONE) if embedded_path(name) is not None else None
-
-
 def embedded_path(name: str) -> Path | None:
     """Folder of an embedded model, None for any other name (a local model folder of that name takes precedence)."""
-    if name in (EMBEDDED_BACKBONE, EMBEDDED_REWARD_MODEL) and not (Path(name) / "config.json").exists():
-        return _EMBEDDED / name
-    return None
+    folder = _EMBEDDED / name
+    is_name = folder.parent == _EMBEDDED and (folder / "config.json").is_file()
+    return folder if is_name and not (Path(name) / "config.json").exists() else None
+
+
+def embedded_file(model: str, name: str) -> Path:
+    """A file inside the package that belongs to a model."""
+    return _EMBEDDED / model / name
+
+
+def cache_folder() -> Path:
+    """Folder for what is computed once on a machine: `ARMORM_CACHE`, by default `armorm` in the user's cache."""
+    given = os.environ.get("ARMORM_CACHE")
+    if given:
+        return Path(given).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "armorm"

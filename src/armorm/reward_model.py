@@ -31,10 +31,10 @@ from armorm.errors import CheckpointError, ConversationError
 from armorm.explain.explanation import Explanation, explain_row
 from armorm.explain.response_comparison import ResponseComparison, compare_responses
 from armorm.features.extract import BATCH_TOKENS, Features, extract
-from armorm.files import EMBEDDED_REWARD_MODEL, tokenizer_path, write_text
+from armorm.files import EMBEDDED_REWARD_MODEL, write_text
 from armorm.heads.uncertainty import Uncertainty
 from armorm.model.export import Layout, files_to_send, require_repo_id, save_model, upload
-from armorm.model.modeling import ArmoRMForSequenceClassification
+from armorm.model.modeling import ArmoRMForSequenceClassification, tokenizer_path
 from armorm.model.remote_code import UNCERTAINTY_BUFFERS
 from armorm.objectives import ObjectiveSet
 from armorm.progress import progress
@@ -87,7 +87,7 @@ class ArmoRM:
         try:
             model = ArmoRMForSequenceClassification.from_pretrained(name, dtype=placement.load_dtype, **kwargs)
             options = {key: kwargs[key] for key in ("revision", "token", "cache_dir") if key in kwargs}
-            tokenizer = AutoTokenizer.from_pretrained(str(tokenizer_path(str(name)) or name), **options)
+            tokenizer = AutoTokenizer.from_pretrained(tokenizer_path(str(name), model.config), **options)
             seen = SeenPrompts.load(str(name), **options)
         except (OSError, ValueError, SafetensorError) as error:
             if isinstance(error, CheckpointError):
@@ -339,6 +339,7 @@ class ArmoRM:
         *,
         layout: Layout = "armorm",
         self_contained: bool = False,
+        heads_only: bool = False,
         max_shard_size: int | str = "5GB",
     ) -> None:
         """Write model, config and tokenizer for `from_pretrained` and, after `import armorm`, the Auto classes.
@@ -351,12 +352,14 @@ class ArmoRM:
                 Steering by factors and debiasing strength is folded into the weights; other steering does not fit.
             self_contained: add a remote-code file, so that machines without armorm can load the model
                 (`trust_remote_code=True`).
+            heads_only: leave the backbone out; the config names it, with its hash, and loading takes it from there.
             max_shard_size: larger weights are split over several files.
 
         Raises:
             CheckpointError: for a model that does not fit the released layout, with the reasons.
         """
-        options: dict[str, Any] = {"self_contained": self_contained, "max_shard_size": max_shard_size}
+        options: dict[str, Any] = {"self_contained": self_contained, "heads_only": heads_only}
+        options["max_shard_size"] = max_shard_size
         save_model(self.model, self.tokenizer, Path(folder), layout=layout, **options)
         self.seen.save(Path(folder))
 

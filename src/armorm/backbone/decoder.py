@@ -23,6 +23,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from armorm.backbone.chat_template import ChatTemplate, EncodedConversation
+from armorm.backbone.locate import backbone_path, weights_sha256
 from armorm.backbone.readout import (
     LAST_TOKEN,
     Pooling,
@@ -33,7 +34,6 @@ from armorm.backbone.readout import (
     resolve_layer,
 )
 from armorm.errors import BackboneError, nearest
-from armorm.files import embedded_path
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -78,7 +78,7 @@ class Backbone:
         trust_remote_code: bool = False,
         **kwargs: Any,
     ) -> Backbone:
-        """Load a backbone from a hub id, a folder, or the name of an embedded one.
+        """Load a backbone: a hub id, a folder, a GGUF file, `armorm-tiny` or `armorm-small` (`backbone_path`).
 
         Args:
             dtype: `auto` (bfloat16 if the hardware is fast at it, else float32), `weights` (as stored), `float32`,
@@ -95,7 +95,7 @@ class Backbone:
         from safetensors import SafetensorError
         from transformers import AutoModel, AutoTokenizer
 
-        path = str(embedded_path(str(name)) or name)
+        path = backbone_path(name, revision)
         placement = Placement.choose(dtype, device)
         options = {"revision": revision, "trust_remote_code": trust_remote_code}
         try:
@@ -130,6 +130,14 @@ class Backbone:
     def response_size(self) -> int:
         """Size of a response feature: d, or 2 d for two poolings."""
         return self.hidden_size * self.readout.parts
+
+    @cached_property
+    def source(self) -> dict[str, str]:
+        """Where the weights come from: `name`, and `sha256` of local files or `commit` of a hub model."""
+        name, commit = self.model.name_or_path or self.name, getattr(self.model.config, "_commit_hash", None)
+        digest = weights_sha256(backbone_path(name))
+        found = {"name": self.name, "sha256": digest, "commit": None if digest else commit}
+        return {key: value for key, value in found.items() if value}
 
     @cached_property
     def header_tokens(self) -> int:

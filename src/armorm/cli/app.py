@@ -23,6 +23,7 @@ from armorm.cli.evaluate import evaluate
 from armorm.cli.explain import explain
 from armorm.cli.export import export
 from armorm.cli.extend import extend
+from armorm.cli.fetch import fetch
 from armorm.cli.init import init
 from armorm.cli.inspect import inspect
 from armorm.cli.monitor import monitor
@@ -49,7 +50,7 @@ COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {
     "Training": (demo, init, probe, train, extend),
     "Scoring": (score, explain, compare, rank, steer),
     "Evaluation": (evaluate, calibrate, report, monitor),
-    "Data and features": (inspect, embed),
+    "Data and features": (inspect, embed, fetch),
     "Deployment": (export, serve),
 }
 for panel, functions in COMMANDS.items():

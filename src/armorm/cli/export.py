@@ -32,6 +32,9 @@ def export(
             "--self-contained", help="Include the model code, so that trust_remote_code=True loads it without armorm."
         ),
     ] = False,
+    heads_only: Annotated[
+        bool, Option("--heads-only", help="Leave the backbone out: the config names it, with the hash of its weights.")
+    ] = False,
     max_shard_size: Annotated[str, Option(help="Maximum size of a weight file.")] = "5GB",
     as_json: JsonOption = False,
 ) -> None:
@@ -44,7 +47,13 @@ def export(
     from armorm.reward_model import ArmoRM
 
     rm = ArmoRM.from_pretrained(model, dtype="weights", device="cpu")
-    rm.save_pretrained(folder, layout=layout.value, self_contained=self_contained, max_shard_size=max_shard_size)
+    rm.save_pretrained(
+        folder,
+        layout=layout.value,
+        self_contained=self_contained,
+        heads_only=heads_only,
+        max_shard_size=max_shard_size,
+    )
     files = {path.name: path.stat().st_size for path in sorted(folder.iterdir()) if path.is_file()}
     shown = table(str(folder), "size")
     for name, size in files.items():

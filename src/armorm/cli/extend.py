@@ -10,7 +10,6 @@ from typer import Option
 
 from armorm.cli.options import JsonOption, ModelArgument, column_scales
 from armorm.cli.output import emit, table
-from armorm.files import embedded_path
 from armorm.progress import say
 
 
@@ -48,7 +47,7 @@ def extend(
     from armorm.training.extend import extend as run
     from armorm.training.summary import number
 
-    known = ArmoRMConfig.from_pretrained(embedded_path(model) or model).objective_set
+    known = ArmoRMConfig.from_pretrained(model).objective_set
     sets, guessed = rated_sets(known, ratings, column_scales(objectives or ()))
     for name, low, high in guessed:
         say(f"{name}: scale {low:g} to {high:g} taken from the data; set it with --objective")

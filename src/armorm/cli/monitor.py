@@ -67,11 +67,10 @@ def _lines(log: str) -> int:
 
 
 def _reference(model: str) -> dict[str, Any]:
-    from armorm.files import embedded_path
     from armorm.model.configuration import ArmoRMConfig
 
     try:
-        config = ArmoRMConfig.from_pretrained(embedded_path(model) or model)
+        config = ArmoRMConfig.from_pretrained(model)
     except OSError as error:
         raise CheckpointError(f"{model}: cannot be loaded as a reward model: {error}") from error
     return {**config.reference, "names": config.objective_set.names}

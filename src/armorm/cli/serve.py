@@ -11,7 +11,7 @@ from typer import Option
 
 from armorm.cli.options import DeviceOption, DtypeOption, ModelOption
 from armorm.errors import CheckpointError, MissingExtraError
-from armorm.files import EMBEDDED_REWARD_MODEL, tokenizer_path
+from armorm.files import EMBEDDED_REWARD_MODEL
 from armorm.progress import say
 
 _NEEDED = ("fastapi", "uvicorn", "prometheus_client")
@@ -109,7 +109,9 @@ def _tokenizer(name: str | None) -> Any:
         return None
     from transformers import AutoTokenizer
 
+    from armorm.backbone.locate import backbone_path
+
     try:
-        return AutoTokenizer.from_pretrained(str(tokenizer_path(name) or name))
+        return AutoTokenizer.from_pretrained(backbone_path(name))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{name}: cannot be loaded as a tokenizer: {error}") from error

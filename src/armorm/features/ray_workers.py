@@ -23,13 +23,13 @@ import numpy as np
 
 from armorm.backbone.chat_template import ChatTemplate, EncodedConversation
 from armorm.backbone.decoder import Backbone
+from armorm.backbone.locate import backbone_path
 from armorm.backbone.readout import Pooling, PromptPooling
 from armorm.errors import ArmormError, BackboneError, MissingExtraError, StoreError
 from armorm.features.engine import Rows, resumed_engine
 from armorm.features.store import KEY, differing_parts, shard_name, write_shard
 from armorm.features.token_table import TokenTable
 from armorm.features.workers import ExtractionSettings, LocalWorker, Work, compute_shard
-from armorm.files import embedded_path
 from armorm.progress import progress, say
 
 _MOST_BLOCKS = 4096
@@ -57,7 +57,7 @@ class BackboneSource:
         """The chat template, without loading the weights; a `BackboneError` for a model without a tokenizer."""
         from transformers import AutoTokenizer
 
-        path, options = str(embedded_path(self.name) or self.name), {"trust_remote_code": self.trust_remote_code}
+        path, options = backbone_path(self.name, self.revision), {"trust_remote_code": self.trust_remote_code}
         try:
             tokenizer = AutoTokenizer.from_pretrained(path, revision=self.revision, **options)
         except (OSError, ValueError) as error:

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 from transformers import AutoConfig, PretrainedConfig
 
 from armorm.errors import CheckpointError
+from armorm.files import embedded_path
 from armorm.model.released import ARCHITECTURES, from_released
 from armorm.objectives import ObjectiveSet
 
@@ -38,6 +39,8 @@ class ArmoRMConfig(PretrainedConfig):
         quantiles: `objectives` (names) and `levels` of the quantile heads; empty for a model without.
         readout: `armorm.backbone.readout.Readout` and `normed`; empty for the last token of the last layer. The
             backbone's config has the layers that are computed.
+        backbone_source: `Backbone.source` of the backbone that the heads belong to; with `referenced` if its weights
+            are not in the model's folder but loaded from there.
         provenance: `backbone`, `armorm_version`, `recipe_hash`, `recipe_name`.
     """
 
@@ -65,6 +68,7 @@ class ArmoRMConfig(PretrainedConfig):
         calibration: dict[str, Any] | None = None,
         quantiles: dict[str, Any] | None = None,
         readout: dict[str, Any] | None = None,
+        backbone_source: dict[str, Any] | None = None,
         provenance: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
@@ -87,6 +91,7 @@ class ArmoRMConfig(PretrainedConfig):
         self.calibration = dict(calibration) if calibration else None
         self.quantiles = dict(quantiles or {})
         self.readout = dict(readout or {})
+        self.backbone_source = dict(backbone_source or {})
         self.provenance = dict(provenance or {})
         kwargs.pop("auto_map", None)  # belongs to the folder it was read from
         # One score: consumers that build a head from the config must not apply a softmax or create two labels.
@@ -102,7 +107,8 @@ class ArmoRMConfig(PretrainedConfig):
         Raises:
             CheckpointError: for the config of another kind of model, such as a plain backbone.
         """
-        settings, rest = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        path = embedded_path(str(pretrained_model_name_or_path)) or pretrained_model_name_or_path
+        settings, rest = super().get_config_dict(path, **kwargs)
         if not settings:  # transformers 4, for a folder without the file
             raise CheckpointError(f"{pretrained_model_name_or_path}: no config.json, expected a reward model")
         if is_released(settings):

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors.torch import save_file
 
 from armorm.errors import CheckpointError
-from armorm.files import write_json, write_text
+from armorm.files import write_json, write_text, write_whole
 from armorm.model.configuration import ArmoRMConfig
-from armorm.model.modeling import ArmoRMForSequenceClassification
+from armorm.model.modeling import HEADS, ArmoRMForSequenceClassification
 from armorm.model.released import ARCHITECTURES, NOT_BACKBONE, OWN_FIELDS
 from armorm.model.remote_code import UNCERTAINTY_BUFFERS, steered_transform, steering_terms
 
@@ -34,9 +35,15 @@ def save_model(
     *,
     layout: Layout,
     self_contained: bool,
+    heads_only: bool = False,
     max_shard_size: int | str,
 ) -> None:
     """Write model, config and tokenizer; arguments are those of `ArmoRM.save_pretrained`."""
+    if heads_only:
+        if layout != "armorm" or self_contained:
+            raise CheckpointError("heads alone fit only the armorm layout, and are not self-contained")
+        save_heads(model, folder)
+        return
     state, dtype = model.state_dict(), model.model.dtype
     if layout == "released":
         state = {name: tensor for name, tensor in state.items() if name not in UNCERTAINTY_BUFFERS}
@@ -44,6 +51,7 @@ def save_model(
     if dtype == torch.float32 and all(bool((tensor.bfloat16() == tensor).all()) for tensor in backbone.values()):
         state, dtype = state | {name: tensor.bfloat16() for name, tensor in backbone.items()}, torch.bfloat16
     config = copy.deepcopy(model.config)
+    config.backbone_source.pop("referenced", None)
     settings = to_released(config, dtype) if layout == "released" else None
     if settings is not None and config.steering:
         config, state = folded(config, state)
@@ -57,6 +65,25 @@ def save_model(
     make_readable(folder)
     if self_contained:
         make_self_contained(folder, layout)
+
+
+def save_heads(model: ArmoRMForSequenceClassification, folder: Path) -> None:
+    """Write heads and config only; the config names the backbone and its hash.
+
+    Raises:
+        CheckpointError: for a model that does not know where its backbone comes from, or has trained it.
+    """
+    source = model.config.backbone_source
+    if not source.get("sha256") and not source.get("commit"):
+        raise CheckpointError(
+            f"the model has no hash of its backbone ({source.get('name') or 'unknown'}): save it whole"
+        )
+    config = copy.deepcopy(model.config)
+    config.backbone_source["referenced"] = True
+    folder.mkdir(parents=True, exist_ok=True)
+    heads = {name: tensor.contiguous() for name, tensor in model.state_dict().items() if not name.startswith("model.")}
+    write_whole(folder / HEADS, lambda path: save_file(heads, path, metadata={"format": "pt"}))
+    config.save_pretrained(folder)
 
 
 def make_self_contained(folder: Path, layout: Layout) -> None:

@@ -1,7 +1,8 @@
 """`ArmoRMForSequenceClassification`: the model of `remote_code`, with what it needs inside armorm.
 
-It adds the embedded models, the released layout (`armorm.model.released`), assembling from parts, quantiles, and
-errors of armorm's family. The forward pass and the names of all tensors are those of `remote_code`.
+It adds the embedded models, heads on a backbone that is stored elsewhere, the released layout
+(`armorm.model.released`), assembling from parts, quantiles, and errors of armorm's family. The forward pass and the
+names of all tensors are those of `remote_code`.
 """
 
 from __future__ import annotations
@@ -14,11 +15,14 @@ import numpy as np
 import torch
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
-from armorm.backbone.decoder import require_decoder, settle_attention
+from armorm.backbone.decoder import Backbone, require_decoder, settle_attention
+from armorm.backbone.locate import backbone_path, require_same_weights
 from armorm.errors import CheckpointError
-from armorm.files import EMBEDDED_BACKBONE, EMBEDDED_REWARD_MODEL, embedded_path
+from armorm.files import embedded_path
 from armorm.model.configuration import ArmoRMConfig
-from armorm.model.remote_code import ArmoRMOutput, RewardModel, quantile_layer, steering_terms
+from armorm.model.remote_code import ArmoRMOutput, RewardModel, loading_faults, quantile_layer, steering_terms
+
+HEADS = "heads.safetensors"  # all tensors but the backbone's, in the folder of a model whose backbone is elsewhere
 
 
 class ArmoRMForSequenceClassification(RewardModel):
@@ -61,23 +65,51 @@ class ArmoRMForSequenceClassification(RewardModel):
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, *model_args: Any, **kwargs: Any) -> Any:
         """Load from a folder, a hub id or the name of an embedded model; every tensor must be there and fit.
 
-        The released layout is read too (`armorm.model.released`), without its remote code.
+        The released layout is read too (`armorm.model.released`), without its remote code. A folder with heads only
+        names its backbone, which is loaded from where it is, and checked by its hash.
 
         Args:
             kwargs: as for any transformers model; the default `dtype` is that of the backbone's weights. Only
                 safetensors are read.
         """
-        path: str | None = str(pretrained_model_name_or_path)
-        folder = embedded_path(str(path))
-        if folder is not None:
-            kwargs["state_dict"] = _embedded_state()
-            kwargs.setdefault("config", ArmoRMConfig.from_pretrained(folder))
-            path = None
+        path = str(embedded_path(str(pretrained_model_name_or_path)) or pretrained_model_name_or_path)
         wants_report = kwargs.pop("output_loading_info", False)
-        model, report = super().from_pretrained(path, *model_args, output_loading_info=True, **kwargs)
+        config = kwargs.get("config") or _config(path, kwargs)
+        if config is not None and config.backbone_source.get("referenced"):
+            model, report = cls._on_referenced_backbone(path, config, kwargs)
+        else:
+            model, report = super().from_pretrained(path, *model_args, output_loading_info=True, **kwargs)
         if "against" not in model.config.debiasing:
             model.config.debiasing["against"] = _biases(model)
         return (model, report) if wants_report else model
+
+    @classmethod
+    def _on_referenced_backbone(cls, path: str, config: ArmoRMConfig, kwargs: dict[str, Any]) -> tuple[Any, Any]:
+        """The heads of a folder or hub id on the backbone that the config names; and the loading report."""
+        from safetensors.torch import load_file
+        from transformers.utils import cached_file
+
+        source, readout = config.backbone_source, config.readout
+        require_same_weights(source["name"], source.get("sha256"), path)
+        dtype = str(kwargs.get("dtype") or "auto").removeprefix("torch.")
+        placing = {key: kwargs[key] for key in ("device_map", "attn_implementation") if kwargs.get(key) is not None}
+        backbone = Backbone.load(
+            source["name"],
+            dtype="weights" if dtype == "auto" else dtype,
+            device="cpu",
+            layer=readout.get("layer"),
+            revision=source.get("commit"),
+            **placing,
+        )
+        heads = load_file(cached_file(path, HEADS, **{key: kwargs[key] for key in _HUB_OPTIONS if key in kwargs}))
+        model = cls.assemble(backbone.model, config)
+        missing, unexpected = model.load_state_dict(heads, strict=False)
+        report = {"missing_keys": {key for key in missing if not key.startswith("model.")}}
+        report |= {"unexpected_keys": set(unexpected), "mismatched_keys": set()}
+        faults = loading_faults(report)
+        if faults:
+            raise CheckpointError(f"{path}: {'; '.join(faults)}")
+        return model, report
 
     @torch.no_grad()
     def add_quantiles(self, objectives: list[str], levels: list[float], weight: np.ndarray, bias: np.ndarray) -> None:
@@ -121,14 +153,21 @@ class ArmoRMForSequenceClassification(RewardModel):
         return result
 
 
-def _embedded_state() -> dict[str, torch.Tensor]:
-    """Heads of the embedded reward model on the weights of the embedded backbone."""
-    from safetensors.torch import load_file
+_HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "token")
 
-    heads, backbone = (embedded_path(name) for name in (EMBEDDED_REWARD_MODEL, EMBEDDED_BACKBONE))
-    assert heads is not None and backbone is not None
-    state = {f"model.{name}": tensor for name, tensor in load_file(backbone / "model.safetensors").items()}
-    return state | load_file(heads / "heads.safetensors")
+
+def tokenizer_path(name: str, config: ArmoRMConfig) -> str:
+    """Where `from_pretrained` finds the tokenizer of a reward model: with its backbone, if that is referenced."""
+    source = config.backbone_source
+    return backbone_path(source["name"], source.get("commit")) if source.get("referenced") else name
+
+
+def _config(path: str, kwargs: dict[str, Any]) -> ArmoRMConfig | None:
+    """The config of a folder or hub id; None if it cannot be read, which loading will report."""
+    try:
+        return ArmoRMConfig.from_pretrained(path, **{key: kwargs[key] for key in _HUB_OPTIONS if key in kwargs})
+    except (OSError, ValueError):
+        return None
 
 
 def _biases(model: ArmoRMForSequenceClassification) -> list[str]:

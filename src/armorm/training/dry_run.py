@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from armorm.backbone.chat_template import ChatTemplate
+from armorm.backbone.locate import backbone_path
 from armorm.conversation import Conversation
 from armorm.data.presets import RATING_PRESETS, PreferencePreset
 from armorm.errors import ArmormError, RecipeError
-from armorm.files import embedded_path
 from armorm.training.cost import KNOWN_SHAPES, Hardware, Shape, Stage, Workload, fleets, stages
 from armorm.training.dataset import TrainingData, read_training_data, set_locations
 from armorm.training.recipe import Recipe
@@ -165,7 +165,7 @@ def _backbone(recipe: Recipe, missing: list[str]) -> tuple[Shape | None, str, Ch
     from transformers import AutoConfig, AutoTokenizer
 
     name = recipe.backbone.model
-    path = str(embedded_path(name) or name)
+    path = backbone_path(name, recipe.backbone.revision)
     options = {"revision": recipe.backbone.revision, "local_files_only": True}
     try:
         shape = Shape.of_config(AutoConfig.from_pretrained(path, **options))

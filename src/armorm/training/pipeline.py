@@ -321,6 +321,7 @@ class _Run:
             uncertainty=uncertainty.settings() if uncertainty else {},
             calibration=calibration,
             readout=backbone.readout.settings(),
+            backbone_source=backbone.source,
             provenance={
                 "backbone": backbone.name,
                 "recipe_name": recipe.name,

@@ -17,10 +17,11 @@ from typing import Any
 
 import numpy as np
 
+from armorm.backbone.locate import backbone_path
 from armorm.data.preferences import PreferencePair
 from armorm.data.seen_prompts import SeenPrompts
 from armorm.errors import CheckpointError, FitError
-from armorm.files import embedded_path, read_arrays, write_arrays
+from armorm.files import read_arrays, write_arrays
 from armorm.heads.regression import RegressionHead
 from armorm.objectives import ObjectiveSet
 from armorm.training.dataset import TrainingData
@@ -61,7 +62,7 @@ class Finetuned:
         """
         from safetensors import SafetensorError, safe_open
 
-        path = Path(embedded_path(str(backbone)) or backbone) / FILE
+        path = Path(backbone_path(backbone)) / FILE
         if not path.is_file():
             return None
         try:

@@ -5,11 +5,20 @@ from __future__ import annotations
 import gc
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.helpers.shared_folders import shared_folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache() -> Iterator[None]:
+    """Tests have a cache of their own, in which `armorm-small` stays converted."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ARMORM_CACHE", str(Path(__file__).parents[1] / "build" / "test-cache"))
+        yield
 
 
 def pytest_collection_finish() -> None:

@@ -16,8 +16,9 @@ from armorm.conversation import Conversation
 from armorm.errors import BackboneError
 from armorm.features import engine as engines
 from armorm.features.engine import Engine, choose_engine, plan_extraction, resumed_engine
-from armorm.features.extract import ExtractionSummary, extract
+from armorm.features.extract import ExtractionSummary, extract, fill_store
 from armorm.features.store import FeatureStore
+from armorm.features.workers import ExtractionSettings
 from armorm.files import EMBEDDED_BACKBONE, embedded_path
 from armorm.progress import ignore
 from tests.helpers.backbones import backbone_of
@@ -52,19 +53,67 @@ def close(found: np.ndarray, expected: np.ndarray) -> bool:
     return bool((np.linalg.norm(found - expected, axis=1) <= 1e-5 * np.linalg.norm(expected, axis=1)).all())
 
 
-def test_large_work_is_shared_and_small_work_is_not_until_the_model_is_known(monkeypatch):
+def test_work_is_shared_where_that_is_faster_whether_or_not_the_model_is_known(monkeypatch):
     backbone = wrapped()
     encoded = in_order(backbone)
     shared = shared_by(encoded)
-    assert choose_engine(backbone, encoded, shared, 512).mechanism == "plain"
-    assert backbone.sharing_fault is None
-    monkeypatch.setattr(engines, "TESTED_TOKENS", 100)
-    assert choose_engine(backbone, encoded, shared, 512).mechanism == "tree"
-    assert backbone.sharing_fault == ""
-    monkeypatch.undo()
-    assert choose_engine(backbone, encoded, shared, 512).mechanism == "tree"  # known by now
     assert choose_engine(backbone, encoded, shared, 512, sharing=False).mechanism == "plain"
     assert choose_engine(backbone, encoded[:1], shared[:1], 512).mechanism == "plain"
+    assert choose_engine(backbone, encoded[:2], shared[:2], 512).mechanism == "plain"  # saves a few tokens
+    distinct, none = encoded[::6], np.zeros(4, np.int64)
+    assert choose_engine(backbone, distinct, none, 512).mechanism == "plain"
+    assert backbone.sharing_fault is None  # not tested until now
+    assert choose_engine(backbone, encoded, shared, 512).mechanism == "tree"
+    assert backbone.sharing_fault == ""
+    assert choose_engine(backbone, distinct, none, 512).mechanism == "plain"
+    monkeypatch.setitem(engines.LARGE_TOKENS, "cpu", sum(map(len, distinct)))
+    assert choose_engine(backbone, distinct, none, 512).mechanism == "tree"  # no padding
+
+
+def count_tests(monkeypatch) -> list[int]:
+    """A list that gets the number of conversations of each test of a backbone."""
+    tested: list[int] = []
+    test = engines.why_not_shared
+    monkeypatch.setattr(engines, "why_not_shared", lambda *given: tested.append(len(given[1])) or test(*given))
+    return tested
+
+
+def test_a_model_is_tested_once_on_a_machine_and_again_if_anything_differs(monkeypatch, tmp_path):
+    monkeypatch.setenv("ARMORM_CACHE", str(tmp_path))
+    tested = count_tests(monkeypatch)
+
+    def chosen(backbone: Backbone, **options) -> str:
+        encoded = in_order(backbone)
+        return choose_engine(backbone, encoded, shared_by(encoded), 512, **options).mechanism
+
+    assert [chosen(wrapped()), chosen(wrapped())] == ["tree", "tree"]
+    assert len(tested) == 1
+    changed = wrapped()
+    changed.model.layers[0].mlp.up_proj.weight.data.mul_(1.001)
+    other_config = wrapped()
+    other_config.model.config.rope_parameters["rope_theta"] = 5000.0
+    assert [chosen(changed), chosen(other_config), chosen(wrapped("mistral"))] == ["tree"] * 3
+    assert len(tested) == 4
+    # A fault is remembered too, until sharing is requested.
+    assert [chosen(wrapped("bloom")), chosen(wrapped("bloom")), chosen(wrapped("bloom"), sharing=True)] == ["plain"] * 3
+    assert len(tested) == 6
+    for path in tmp_path.rglob("*.json"):  # what cannot be read is as good as absent
+        path.write_text("{")
+    assert chosen(wrapped()) == "tree"
+    assert len(tested) == 7
+
+
+def test_a_test_on_less_than_the_work_offers_is_repeated(monkeypatch, tmp_path):
+    monkeypatch.setenv("ARMORM_CACHE", str(tmp_path))
+    tested = count_tests(monkeypatch)
+    backbone = wrapped()
+    encoded = in_order(backbone)
+    choose_engine(backbone, encoded[:2], shared_by(encoded[:2]), 512, sharing=True)
+    choose_engine(backbone, encoded[:2], shared_by(encoded[:2]), 512, sharing=True)
+    assert tested == [2]
+    choose_engine(backbone, encoded, shared_by(encoded), 512)
+    choose_engine(wrapped(), encoded, shared_by(encoded), 512)
+    assert tested[0] == 2 and len(tested) == 2 and tested[1] > 8
 
 
 def test_a_model_that_cannot_share_runs_on_plain_batches_and_it_is_said(capsys):
@@ -149,6 +198,23 @@ def test_extraction_by_trees_gives_the_features_of_each_conversation_alone(store
     assert len(features.prompt) == 4
 
 
+@pytest.mark.parametrize("sharing", [False, True])
+def test_the_summary_claims_only_what_was_saved(sharing, tmp_path):
+    backbone = wrapped()
+    encoded = in_order(backbone)
+    passed: list[int] = []
+    with before_each_pass(backbone.model, lambda ids: passed.append(ids.numel())):
+        settings = ExtractionSettings(batch_tokens=512, sharing=sharing)
+        summary = fill_store(backbone, encoded, FeatureStore.of(tmp_path, backbone), settings)
+    asked = sum(map(len, encoded))
+    if sharing:
+        assert summary.computed_tokens < 0.8 * asked
+        assert f"{summary.saving:.2f} times fewer" in str(summary)
+    else:
+        assert summary.computed_tokens == asked <= sum(passed)
+        assert "fewer" not in str(summary)
+
+
 # --- order and shards ------------------------------------------------------------------------------
 
 
@@ -166,7 +232,10 @@ def test_summary_are_those_counted_by_hand():
     plan = plan_extraction(encoded, [0, 1, 3])
     assert plan.rows.tolist() == [0, 1, 3]
     assert plan.shared.tolist() == [0, 3, 0]
-    summary = ExtractionSummary.of(encoded, plan)
+    assert plan.computed("tree", 100).tolist() == [4, 1, 3]
+    assert plan.computed("tree", 4).tolist() == [4, 4, 3]  # each in a pass of its own
+    assert plan.computed("plain", 100).tolist() == [4, 4, 3]
+    summary = ExtractionSummary.of(encoded, plan, 8)
     assert (summary.conversations, summary.unique, summary.stored, summary.prompts) == (4, 3, 0, 2)
     assert (summary.asked_tokens, summary.computed_tokens) == (15, 8)
     assert summary.saving == 15 / 8
@@ -174,7 +243,7 @@ def test_summary_are_those_counted_by_hand():
         "4 conversations (1 identical to another); 2 prompts (shared by 1 more responses); "
         "15 tokens requested; 8 to compute, 1.88 times fewer"
     )
-    stored = ExtractionSummary.of(encoded, plan_extraction(encoded, []))
+    stored = ExtractionSummary.of(encoded, plan_extraction(encoded, []), 0)
     assert str(stored).endswith("; 15 tokens requested; 0 to compute")
 
 

@@ -33,6 +33,7 @@ from armorm.backbone.readout import (
     mean_states,
     resolve_layer,
 )
+from armorm.backbone.sharing_verdict import SharingVerdict
 from armorm.errors import BackboneError, nearest
 
 if TYPE_CHECKING:
@@ -56,9 +57,7 @@ class Backbone:
     tokenizer: Any
     readout: Readout = LAST_TOKEN
     template: ChatTemplate = field(init=False)
-    # Why conversations cannot share prefixes with this model; empty if they can, None before it was tested
-    # (`features/engine.py`).
-    sharing_fault: str | None = field(default=None, init=False)
+    sharing_verdict: SharingVerdict | None = field(default=None, init=False)  # None until tested (`features/engine.py`)
 
     def __post_init__(self) -> None:
         self.template = ChatTemplate(self.tokenizer)
@@ -120,6 +119,11 @@ class Backbone:
         if cut is not None:
             cut_layers(model, cut)
         return cls(str(name), model, tokenizer, Readout(pooling, prompt_pooling, cut, None if cut is None else layers))
+
+    @property
+    def sharing_fault(self) -> str | None:
+        """Why conversations cannot share prefixes; empty if they can, None before the model was tested."""
+        return None if self.sharing_verdict is None else self.sharing_verdict.fault
 
     @property
     def hidden_size(self) -> int:

@@ -1,10 +1,11 @@
 """Order conversations and run them through a backbone in the fastest way that gives the right features.
 
 There are two mechanisms. `tree`: each forward pass is one stream of tokens in which every shared prefix is computed
-once (`backbone/prefix_forward.py`). `plain`: right-padded batches of similar length. The tree is used if the model
-passes a test on a sample of the work itself; if it fails, the reason is logged and batches are plain. The next stream
-is laid out while the model computes the current one. If memory runs out, the token budget is halved and the run
-continues; a conversation that does not fit alone is an error.
+once (`backbone/prefix_forward.py`). `plain`: right-padded batches of similar length. The tree is used where it is
+faster, which depends on the work alone, if the model passes a test on a sample of the work; if it fails, the reason is
+logged and batches are plain. The result of the test is remembered (`backbone/sharing_verdict.py`). The next stream is
+laid out while the model computes the current one. If memory runs out, the token budget is halved and the run continues;
+a conversation that does not fit alone is an error.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from armorm.backbone.chat_template import EncodedConversation
 from armorm.backbone.decoder import Backbone, is_out_of_memory, length_sorted_batches
 from armorm.backbone.prefix_forward import SharedForward, can_compile, flops_per_token, sample, why_not_shared
 from armorm.backbone.prefix_tree import PrefixTree, build_tree, lexicographic_order, shared_with_previous, tree_batches
+from armorm.backbone.sharing_verdict import SharingVerdict, remember_verdict, remembered_verdict
 from armorm.errors import BackboneError
 from armorm.features.store import KEY
 from armorm.features.token_table import TokenTable
@@ -29,8 +31,10 @@ from armorm.progress import Advance, say
 
 BATCH_TOKENS = 8192
 SHARD_TOKENS = 400_000
-# Work of fewer tokens is not worth testing the backbone for; it runs plain unless the backbone was tested before.
-TESTED_TOKENS = 16_384
+# Trees pay if they save at least a fifth of the tokens, and so many; or, whatever they save, from so many tokens to
+# compute: a stream has no padding, and computes less in the last layer. (On a GPU, streams are padded to the budget.)
+LEAST_SAVING = 256
+LARGE_TOKENS = {"cpu": 4096, "cuda": 16_384}
 # Compiling layers takes half a minute and saves about a tenth, so it pays for work of a few minutes at the 1e11
 # operations per second of a small CPU.
 COMPILED_OPERATIONS = 6e13
@@ -48,11 +52,14 @@ class ExtractionPlan:
     shared: np.ndarray  # (m,) ids each has in common with the previous one
     bounds: list[int]  # end of each shard in `rows`
 
-    @property
-    def tree_tokens(self) -> int:
-        """Tokens to compute if every shard shares prefixes within itself."""
-        starts = [0, *self.bounds[:-1]] if self.bounds else []
-        return int(self.lengths.sum() - self.shared.sum() + self.shared[starts].sum())
+    def computed(self, mechanism: str, budget: int) -> np.ndarray:
+        """Tokens (m,) to compute of each conversation, without padding; every forward pass shares within itself."""
+        computed = self.lengths.copy()
+        if mechanism == "tree":
+            for start, end in zip([0, *self.bounds[:-1]], self.bounds, strict=True):
+                for first, last in tree_batches(self.lengths[start:end], self.shared[start:end], budget):
+                    computed[start + first + 1 : start + last] -= self.shared[start + first + 1 : start + last]
+        return computed
 
 
 def plan_extraction(encoded: Sequence[EncodedConversation], rows: Sequence[int] | np.ndarray) -> ExtractionPlan:
@@ -224,16 +231,16 @@ def choose_engine(
     Args:
         encoded: the work, in lexicographic order.
         shared: (n,) ids each has in common with the previous one.
-        sharing: share prefixes; by default if that is exact for this model and pays.
+        sharing: share prefixes; by default if that is faster. Only if it is exact for this model.
         compiled: compile layers; by default if that pays.
     """
-    lengths = np.array([len(conversation) for conversation in encoded], np.int64)
-    total, computed = int(lengths.sum()), int((lengths - shared).sum())
     if sharing is False or len(encoded) < 2:
         return Engine(backbone, budget)
-    small = computed < TESTED_TOKENS and not sharing
-    pays = not small or (backbone.sharing_fault is not None and computed <= 0.8 * total)
-    if not pays or not _can_share(backbone, encoded, shared):
+    lengths = np.array([len(conversation) for conversation in encoded], np.int64)
+    saved, computed = int(shared.sum()), int((lengths - shared).sum())
+    large = computed >= LARGE_TOKENS.get(backbone.device.type, LARGE_TOKENS["cuda"])
+    pays = bool(sharing) or large or saved >= max(LEAST_SAVING, computed // 4)
+    if not pays or not _can_share(backbone, encoded, shared, again=bool(sharing)):
         return Engine(backbone, budget)
     if compiled is None:
         operations = computed * flops_per_token(backbone.model)
@@ -255,12 +262,24 @@ def resumed_engine(backbone: Backbone, settings: dict[str, Any], encoded: Sequen
     return engine
 
 
-def _can_share(backbone: Backbone, encoded: Sequence[EncodedConversation], shared: np.ndarray) -> bool:
-    """Whether the backbone passed the test, which is run once, on a sample of this work."""
-    if backbone.sharing_fault is None:
-        window = getattr(backbone.model.config.get_text_config(), "sliding_window", None)
-        rows = sample(encoded, shared, window)
-        backbone.sharing_fault = why_not_shared(backbone, [encoded[i] for i in rows])
-        if backbone.sharing_fault:
-            say(f"{backbone.name}: prefixes are not shared, batches are plain: {backbone.sharing_fault}")
-    return not backbone.sharing_fault
+def _can_share(
+    backbone: Backbone, encoded: Sequence[EncodedConversation], shared: np.ndarray, *, again: bool = False
+) -> bool:
+    """Whether the backbone passed a test that is as thorough as one on a sample of this work.
+
+    Args:
+        again: a backbone that failed the test in an earlier process is tested again.
+    """
+    window = getattr(backbone.model.config.get_text_config(), "sliding_window", None)
+    tested = [encoded[i] for i in sample(encoded, shared, window)]
+    lengths = [len(conversation) for conversation in tested]
+    verdict = backbone.sharing_verdict
+    if verdict is None or not verdict.covers(lengths, window):
+        verdict = remembered_verdict(backbone.model, backbone.readout)
+        if verdict is None or not verdict.covers(lengths, window) or (verdict.fault and again):
+            verdict = SharingVerdict(why_not_shared(backbone, tested), sum(lengths), max(lengths))
+            remember_verdict(backbone.model, backbone.readout, verdict)
+        if verdict.fault:
+            say(f"{backbone.name}: prefixes are not shared, batches are plain: {verdict.fault}")
+        backbone.sharing_verdict = verdict
+    return not verdict.fault

@@ -61,11 +61,11 @@ class ExtractionSummary:
     computed_tokens: int  # that go through the backbone
 
     @classmethod
-    def of(cls, encoded: Sequence[EncodedConversation], plan: ExtractionPlan) -> ExtractionSummary:
-        """From all conversations, and the plan of those that are not stored."""
+    def of(cls, encoded: Sequence[EncodedConversation], plan: ExtractionPlan, computed: int) -> ExtractionSummary:
+        """From all conversations, the plan of those that are not stored, and the tokens to compute."""
         keys, prompts = (len(np.unique(keys)) for keys in (keys_of(encoded), prompt_keys_of(encoded)))
         tokens = int(lengths_of(encoded).sum())
-        return cls(len(encoded), keys, keys - len(plan.rows), prompts, tokens, plan.tree_tokens)
+        return cls(len(encoded), keys, keys - len(plan.rows), prompts, tokens, computed)
 
     @property
     def saving(self) -> float:
@@ -119,7 +119,7 @@ def extract(
     plan = plan_extraction(encoded, first)
     rows = [encoded[i] for i in plan.rows]
     engine = choose_engine(backbone, rows, plan.shared, batch_tokens, sharing=sharing, compiled=compiled)
-    total = int((plan.lengths - plan.shared if engine.mechanism == "tree" else plan.lengths).sum())
+    total = int(plan.computed(engine.mechanism, batch_tokens).sum())
     with progress(description, total, "tokens") as advance:
         prompt, response = engine.features(rows, advance)
     place = np.empty(len(encoded), np.int64)
@@ -165,9 +165,8 @@ def _fill(
 ) -> ExtractionSummary:
     """Compute the conversations at the positions `missing`, shard by shard."""
     plan = plan_extraction(encoded, missing)
-    summary = ExtractionSummary.of(encoded, plan)
     if not len(plan.rows):
-        return summary
+        return ExtractionSummary.of(encoded, plan, 0)
     chosen = workers.choose(Rows(encoded, plan.rows), plan.shared, settings)
     stored = store.plan(keys, plan.rows, plan.bounds, chosen)
     order = np.argsort(keys, kind="stable")
@@ -181,7 +180,8 @@ def _fill(
         return mine[~store.has_prompts(mine, outside=f"shard-{stored.id}-")]
 
     computed = np.zeros(len(encoded), np.int64)
-    computed[plan.rows] = plan.lengths - plan.shared if stored.settings.get("mechanism") == "tree" else plan.lengths
+    computed[plan.rows] = plan.computed(stored.settings["mechanism"], stored.settings["budget"])
+    summary = ExtractionSummary.of(encoded, plan, int(computed.sum()))
     if summary.asked_tokens >= SUMMARISED_TOKENS:
         say(f"{settings.description}: {summary}")
     saving = f" ({summary.saving:.1f} requested for each)" if summary.saving > 1.05 else ""

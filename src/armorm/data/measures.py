@@ -1,10 +1,11 @@
 """Measured objectives: labels computed from the response's text instead of rated.
 
 `response_length` is log1p of the response's tokens; `list_density` and `markdown_density` are list items and Markdown
-elements per non-blank line. `python:MODULE:FUNCTION` is the user's own function of a conversation's messages, which
-returns a number: naming it imports that module and runs its code; nothing else does. The reward maps the 1st and 99th
-percentiles of the training rows to 0 and 1, without clipping. A measured objective is fitted like a rated one; its
-reward is predicted from features.
+elements per non-blank line; `refusal` is 1 for a response that refuses or declines to answer (data/refusals.py), else 0.
+`python:MODULE:FUNCTION` is the user's own function of a conversation's messages, which returns a number: naming it
+imports that module and runs its code; nothing else does. The reward maps the 1st and 99th percentiles of the training
+rows to 0 and 1, without clipping; `refusal` is its own scale. A measured objective is fitted like a rated one; its reward
+is predicted from features.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from armorm.conversation import Conversation
+from armorm.data.refusals import is_refusal
 from armorm.errors import FitError, nearest, shown
 from armorm.objectives import Objective, ObjectiveError
 
@@ -38,11 +40,18 @@ def markdown_density(conversation: Conversation, response_tokens: int) -> float:
     return markdown_elements(conversation.response) / filled_lines(conversation.response)
 
 
+def refusal(conversation: Conversation, response_tokens: int) -> float:
+    """1 if the response refuses or declines to answer, else 0."""
+    return float(is_refusal(conversation.response))
+
+
 MEASURES: dict[str, Measure] = {
     "response_length": response_length,
     "list_density": list_density,
     "markdown_density": markdown_density,
+    "refusal": refusal,
 }
+_RANGES = {"refusal": (0.0, 1.0)}  # of measures whose scale is not taken from the training rows
 
 OWN_FUNCTION = "python:"
 
@@ -102,12 +111,14 @@ def measure(name: str, conversations: Sequence[Conversation], response_tokens: S
 
 
 def computed_objective(name: str, measure_name: str, training: np.ndarray) -> Objective:
-    """The objective of a measure, scaled by the 1st to 99th percentile of its training values.
+    """The objective of a measure, scaled by the 1st to 99th percentile of its training values, `refusal` by 0 to 1.
 
     Raises:
         FitError: if the training values do not vary.
     """
     low, high = (float(q) for q in np.percentile(training, (1, 99))) if len(training) else (0.0, 0.0)
+    if measure_name in _RANGES and len(training) and np.ptp(training) > 0:
+        low, high = _RANGES[measure_name]
     if not low < high:
         raise FitError(f"measured objective {name} does not vary over the {len(training)} training rows")
     return Objective(name, "computed", low, high, high - low, low, "neutral", measure_name)

@@ -171,7 +171,7 @@ class RatingsSection(SetSection):
     preset: Optional[str] = Field(None, description="name of a public set with known columns and scales")
     compute: Optional[str] = Field(
         None,
-        description="response_length, list_density, markdown_density or python:MODULE:FUNCTION",
+        description="response_length, list_density, markdown_density, refusal or python:MODULE:FUNCTION",
     )
     name: Optional[str] = Field(None, description="name of the computed objective")
     map: Literal["min_max", "bin_centre"] = Field("min_max", description="of a preset's objectives, see objectives")

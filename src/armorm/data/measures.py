@@ -1,11 +1,11 @@
 """Measured objectives: labels computed from the response's text instead of rated.
 
 `response_length` is log1p of the response's tokens; `list_density` and `markdown_density` are list items and Markdown
-elements per non-blank line; `refusal` is 1 for a response that refuses or declines to answer (data/refusals.py), else 0.
-`python:MODULE:FUNCTION` is the user's own function of a conversation's messages, which returns a number: naming it
+elements per non-blank line; `refusal` is 1 for a response that refuses or declines to answer (data/refusals.py), else
+0. `python:MODULE:FUNCTION` is the user's own function of a conversation's messages, which returns a number: naming it
 imports that module and runs its code; nothing else does. The reward maps the 1st and 99th percentiles of the training
-rows to 0 and 1, without clipping; `refusal` is its own scale. A measured objective is fitted like a rated one; its reward
-is predicted from features.
+rows to 0 and 1, without clipping; that of `refusal` is the measure itself. A measured objective is fitted like a rated
+one; its reward is predicted from features.
 """
 
 from __future__ import annotations

@@ -16,9 +16,9 @@ OPENING = 240  # characters
 _CANNOT = (
     r"(?:can(?:no|')t|can not|(?:won't|will not) be able to|won't|will not|wouldn't|would not|could not|couldn't|"
     r"(?:am|'m) (?:simply |just )?(?:not (?:really |currently )?(?:able|allowed|permitted|willing|going|comfortable|"
-    r"prepared|in a position|designed|programmed)(?: to| with)?|unable to|programmed not to)|do(?: not|n't) (?:feel comfortable|want to|wish to|intend "
-    r"to|have the ability to)|(?:would|'d) (?:rather|prefer) not(?: to)?|refuse to|decline to|am here to help, but "
-    r"can(?:no|')t)"
+    r"prepared|in a position|designed|programmed)(?: to| with)?|unable to|programmed not to)|"
+    r"do(?: not|n't) (?:feel comfortable|want to|wish to|intend to|have the ability to)|"
+    r"(?:would|'d) (?:rather|prefer) not(?: to)?|refuse to|decline to|am here to help, but can(?:no|')t)"
 )
 _ADVERB = r"(?: (?:really|simply|just|ethically|possibly|in good conscience|legally|actually|personally|directly|be))*"
 _REQUESTED = (

@@ -137,15 +137,14 @@ def test_unknown_objectives_are_refused_with_the_nearest_right_one(folder):
         read_training_data(recipe(folder, BASE.replace("preferences:", "  - {compute: length}\npreferences:")))
 
 
-def test_pairs_are_weighted_by_the_name_of_their_set(folder):
+def test_pairs_have_the_weight_of_their_set(folder):
     text = """
 ratings:
   - {data: two.jsonl, objectives: {score: [0, 1]}}
 preferences:
-  - {preset: hh-rlhf}
-  - {from_ratings: two-score, margin: 1, source: ours}
-  - {data: pairs.jsonl}
-gating: {source_weights: {hh-rlhf: 2, ours: 3, pairs: 4}}
+  - {preset: hh-rlhf, weight: 2}
+  - {from_ratings: two-score, margin: 1, source: ours, weak: true}
+  - {data: pairs.jsonl, weight: 0.5}
 """
     rows = [rated("Name a tree.", reply, "train", score=score) for score, reply in enumerate(("Cod", "Oak"))]
     (folder / "two.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -156,9 +155,17 @@ gating: {source_weights: {hh-rlhf: 2, ours: 3, pairs: 4}}
         json.dumps({"chosen": f"{dialogue}Cod.", "rejected": f"{dialogue}Oak."}) + "\n"
     )
     data = read_training_data(recipe(folder, text))
-    assert {pair.source for pair in (*data.pairs, *data.test_pairs)} == {"hh-rlhf", "ours", "pairs"}
-    with pytest.raises(RecipeError, match=r"unknown preference set 'hh', expected one of hh-rlhf, ours, pairs"):
-        read_training_data(recipe(folder, text.replace("{hh-rlhf: 2", "{hh: 2")))
+    found = {(pair.source, pair.weight, pair.weak) for pair in (*data.pairs, *data.test_pairs)}
+    assert found == {("hh-rlhf", 2.0, False), ("ours", 1.0, True), ("pairs", 0.5, False)}
+    weak = text.replace("weight: 2", "weak: true").replace("weight: 0.5", "weak: true")
+    with pytest.raises(RecipeError, match=r"preferences: every set is weak, expected at least one"):
+        recipe(folder, weak)
+
+
+def test_weights_of_sets_have_one_place(folder):
+    with pytest.raises(RecipeError, match=r"gating: source_weights is now the key weight of each entry of preferences"):
+        recipe(folder, BASE + "gating: {source_weights: {pairs: 4}}\n")
+    assert recipe(folder, BASE + "gating: {source_weights: {}}\n").gating == recipe(folder, BASE).gating
 
 
 def test_objectives_defined_twice_are_refused(folder):

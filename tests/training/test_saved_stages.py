@@ -74,7 +74,8 @@ CHANGES: dict[str, tuple[list[str], Change | None, set[str]]] = {
     "margins": ([], edit("choices", lambda rows: [row.update(margin=1 + i % 3) for i, row in enumerate(rows)]), PAIRS),
     "sides of a pair": ([], edit("choices", swap_sides), PAIRS),
     "a source": (["preferences=[{data: choices.jsonl, source: other}]"], None, PAIRS),
-    "weights of sources": (["gating.source_weights={choices: 2}"], None, PAIRS),
+    "weights of sets": (["preferences=[{data: choices.jsonl, weight: 2}]"], None, PAIRS),
+    "balance of sets": (["gating.balance=equal"], None, PAIRS),
     "the reference": (["reference={data: reference.jsonl}"], some_reference, PAIRS),
     "the debiasing": (["debias.level=within_prompt"], None, PAIRS),
     "settings of the gate": (["gating.label_smoothing=0.1"], None, PAIRS),
@@ -164,5 +165,5 @@ def test_the_stages_that_read_what_changed_are_fitted_again_and_no_others(finish
 )
 @pytest.mark.slow
 def test_another_version_of_a_stage_fits_it_again(finished, tmp_path, small_recipe, monkeypatch, stage, expected):
-    monkeypatch.setitem(saved_stages.VERSIONS, stage, 2)
+    monkeypatch.setitem(saved_stages.VERSIONS, stage, saved_stages.VERSIONS[stage] + 1)
     assert fitted_again(finished, tmp_path, small_recipe, [], None) == expected

@@ -36,6 +36,8 @@ class PreferencePair:
         split: as `Row.split_role` gives it.
         subset, id: of a benchmark row, or ''.
         origin: file and row number.
+        weight: of the pairs of its set, > 0.
+        weak: whether its set is used only if the validation prompts of the other sets gain by it.
     """
 
     chosen: Conversation
@@ -46,6 +48,8 @@ class PreferencePair:
     subset: str = ""
     id: str = ""
     origin: tuple[str, int] = field(default=("", 0))
+    weight: float = 1.0
+    weak: bool = False
 
     @property
     def is_tie(self) -> bool:

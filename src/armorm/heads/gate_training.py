@@ -16,14 +16,14 @@ layer.
 Held-out pairs are divided by prompt: one half stops the training, and the other, which decided nothing, fits the scale
 and gives the reported accuracy and loss. Halves of fewer than `MIN_HALF` pairs decide nothing reliably: then all
 held-out pairs serve both purposes, which the report's `stopping_pairs` and `calibration_pairs` show. In training, early
-stopping and calibration, a prompt counts as at most `prompt_cap` pairs. All randomness is seeded.
+stopping and calibration, pairs are weighted by set and prompt (heads/pair_weights.py). All randomness is seeded.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Annotated, Any, Literal, Optional, Union
 
 import numpy as np
@@ -34,7 +34,8 @@ from torch.nn import functional
 
 from armorm.backbone.decoder import resolve_dtype
 from armorm.errors import FitError
-from armorm.heads.calibration import divided_prompts, fit_scale, prompt_capped
+from armorm.heads.calibration import divided_prompts, fit_scale
+from armorm.heads.pair_weights import Balance, pair_weights
 from armorm.model.remote_code import GatingNetwork
 from armorm.progress import progress
 
@@ -186,7 +187,8 @@ class RewardPairs:
             truncated the two prompts differently.
         held_out: (p,) bool, pairs whose prompts are held out for early stopping and calibration.
         margin: (p,) >= 0, rated advantage of the chosen side, 0 if unknown; or None.
-        weight: (p,) > 0; None for equal weights.
+        weight: (p,) > 0, of its set; None for equal weights.
+        sources: (p,) code of each pair's set; None for a single one.
         groups: (p,) code of each pair's prompt, one for all near-duplicates; by default `chosen_prompt`.
     """
 
@@ -197,14 +199,25 @@ class RewardPairs:
     held_out: np.ndarray
     margin: np.ndarray | None = None
     weight: np.ndarray | None = None
+    sources: np.ndarray | None = None
     groups: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.chosen)
 
+    def take(self, rows: np.ndarray) -> RewardPairs:
+        """Some of the pairs."""
+        arrays = {field.name: getattr(self, field.name) for field in fields(self)}
+        return RewardPairs(**{name: None if array is None else array[rows] for name, array in arrays.items()})
+
+    @property
+    def prompts(self) -> np.ndarray:
+        """Code (p,) of each pair's prompt."""
+        return self.chosen_prompt if self.groups is None else self.groups
+
 
 class GateSettings(BaseModel, extra="forbid", frozen=True):
-    """Hyperparameters of the gate; defaults are those of the published code, except `logit_scale`.
+    """Hyperparameters of the gate; defaults of the optimiser and the network are those of the published code.
 
     Early stopping uses the loss without margin, smoothing and penalties, but with weights.
     """
@@ -228,6 +241,9 @@ class GateSettings(BaseModel, extra="forbid", frozen=True):
     prompt_cap: Optional[Annotated[float, Field(ge=1)]] = Field(
         3.0, description="most pairs that one prompt counts as, its pairs sharing their weight; null for no limit"
     )
+    balance: Balance = Field(
+        "root", description="the pairs of a set together count as many as they are, the root of that, or as any set"
+    )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="of matrix products in training; auto is bfloat16 on hardware that is fast at it"
     )
@@ -242,6 +258,7 @@ class GateReport:
         stopping_pairs, calibration_pairs: of the latter, those that stopped the training, and those that fitted the
             scale and gave accuracy and loss; each is all of them if they are too few to divide.
         best_step: step of the best weights.
+        stopping_loss: weighted loss on the stopping pairs at that step.
         start_scale, logit_scale: the scale at the start and at the end.
         accuracy, loss: on the calibration pairs, weighted, with the best weights and final scale.
         uniform_accuracy: of uniform weights on the same pairs.
@@ -251,6 +268,8 @@ class GateReport:
         mean_entropy: of the gating weights, nats; log k for a uniform gate.
         history: (step, training loss, loss and accuracy on the stopping pairs) at each evaluation.
         collapse: how the gate ignores the prompt (`collapse_of`), or empty.
+        weak: of the sets marked weak, `sets`, `pairs`, `loss_without`, `loss_with` (stopping losses of a gate trained
+            without and with them) and `used`; None without such sets.
     """
 
     pairs: int
@@ -258,6 +277,7 @@ class GateReport:
     stopping_pairs: int
     calibration_pairs: int
     best_step: int
+    stopping_loss: float
     start_scale: float
     logit_scale: float
     accuracy: float
@@ -268,6 +288,7 @@ class GateReport:
     mean_entropy: float
     history: list[tuple[int, float, float, float]] = field(default_factory=list)
     collapse: str = ""
+    weak: dict[str, Any] | None = None
 
 
 def fit_gate(
@@ -305,12 +326,16 @@ def fit_gate(
     if not fitted and not float(settings.logit_scale) > 0:
         raise FitError(f"logit_scale {settings.logit_scale}, expected 'fit' or a number > 0")
     device = torch.device(device)
-    prompts = pairs.chosen_prompt if pairs.groups is None else pairs.groups
-    pair_weights = prompt_capped(
-        np.ones(len(pairs)) if pairs.weight is None else pairs.weight, prompts, settings.prompt_cap
+    prompts, equal = pairs.prompts, np.ones(len(pairs))
+    weight = pair_weights(
+        equal if pairs.weight is None else pairs.weight,
+        prompts,
+        equal if pairs.sources is None else pairs.sources,
+        settings.prompt_cap,
+        settings.balance,
     )
     stopping, calibrating = _halves(held_out, prompts, seed)
-    data = PairTensors(prompt_features, replace(pairs, weight=pair_weights), training, device)
+    data = PairTensors(prompt_features, replace(pairs, weight=weight), training, device)
     k = pairs.chosen.shape[1]
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
@@ -327,7 +352,7 @@ def fit_gate(
             nn.init.zeros_(network.layers[-1].weight)  # type: ignore[arg-type]  # the gate starts uniform,
             nn.init.zeros_(network.layers[-1].bias)  # type: ignore[arg-type]  # where its scale is fitted
             start_scale = (
-                _start_scale(uniform[training], pair_weights[training], prompts[training])
+                _start_scale(uniform[training], weight[training], prompts[training])
                 if fitted
                 else float(settings.logit_scale)
             )
@@ -342,7 +367,7 @@ def fit_gate(
     network.eval()
     with torch.no_grad():
         unscaled = data.margins(network, torch.ones((), device=device), calibrating).cpu().double().numpy()
-        calibration = fit_scale(unscaled, pair_weights[calibrating], prompts[calibrating])
+        calibration = fit_scale(unscaled, weight[calibrating], prompts[calibrating])
         if fitted:
             network.logit_scale.fill_(calibration.scale)
         network.logit_scale.requires_grad_(True)
@@ -357,11 +382,12 @@ def fit_gate(
         stopping_pairs=len(stopping),
         calibration_pairs=len(calibrating),
         best_step=best_step,
+        stopping_loss=min(loss for _, _, loss, _ in history),
         start_scale=start_scale,
         logit_scale=scale,
         accuracy=calibration.accuracy,
-        loss=float(np.average(np.logaddexp(0.0, -scale * unscaled), weights=pair_weights[calibrating])),
-        uniform_accuracy=float(np.average(uniform[calibrating] > 0, weights=pair_weights[calibrating])),
+        loss=float(np.average(np.logaddexp(0.0, -scale * unscaled), weights=weight[calibrating])),
+        uniform_accuracy=float(np.average(uniform[calibrating] > 0, weights=weight[calibrating])),
         calibration=calibration.to_dict() if fitted and len(stopping) < len(held_out) else None,
         mean_weights=weights.mean(0).tolist(),
         mean_entropy=entropy,

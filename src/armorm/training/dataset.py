@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -243,17 +243,11 @@ def _check_objectives(recipe: Recipe, sets: Sequence[RatedSet], computed: Sequen
     made = [(f"preferences.{i}.from_ratings", entry.from_ratings) for i, entry in enumerate(recipe.preferences)]
     named = [(f"regression.weights.{name}", name) for name in recipe.regression.weights]
     named += [(f"debias.against.{i}", name) for i, name in enumerate(recipe.debias.against if recipe.debias else ())]
-    weighted = [("gating.source_weights", name) for name in recipe.gating.source_weights]
-    sources = [entry.label for entry in recipe.preferences]
-    for kind, given, known in (
-        ("objective", made, rated),
-        ("objective", named, names),
-        ("preference set", weighted, sources),
-    ):
+    for given, known in ((made, rated), (named, names)):
         for place, name in given:
             if name is not None and name not in known:
                 hint = f"{nearest(name, known)}, expected one of {', '.join(known)}"
-                raise RecipeError(f"{place}: unknown {kind} {name!r}{hint}")
+                raise RecipeError(f"{place}: unknown objective {name!r}{hint}")
 
 
 def set_locations(recipe: Recipe) -> Iterator[tuple[str, Kind, Location, Preset | None]]:
@@ -323,11 +317,11 @@ def _preference_sets(
     for index, entry in enumerate(recipe.preferences):
         if entry.from_ratings is not None:
             pairs = pairs_from_ratings(table, entry.from_ratings, entry.margin)
-            pairs = [replace(pair, source=entry.label) for pair in pairs]
         else:
             split = entry.split or (preference_preset(entry.preset).split if entry.preset else "train")
             pairs = read_preferences(located[f"preferences.{index}"], entry.label, recipe.limit, split)
-        yield pairs, entry.max_pairs_per_prompt
+        own: dict[str, Any] = {"source": entry.label, "weight": entry.weight, "weak": entry.weak}
+        yield [replace(pair, **own) for pair in pairs], entry.max_pairs_per_prompt
 
 
 def _evaluation_pairs(location: Location, limit: int | None) -> list[PreferencePair]:
@@ -388,14 +382,18 @@ def relative_margins(pairs: Sequence[PreferencePair]) -> np.ndarray:
     return margins
 
 
-def held_out_prompts(keys: Sequence[str], share: float) -> np.ndarray:
+def held_out_prompts(keys: Sequence[str], share: float, counted: np.ndarray | None = None) -> np.ndarray:
     """Mask of held-out pairs: whole prompts, or groups of near-duplicates, chosen by their keys, until at least `share`
-    of all pairs is held out."""
-    counts = Counter(keys)
+    of the pairs is held out.
+
+    Args:
+        counted: (p,) bool, the pairs that are counted and whose prompts are chosen; by default all.
+    """
+    counts = Counter(keys if counted is None else [key for key, use in zip(keys, counted, strict=True) if use])
     held: set[str] = set()
     taken = 0
     for key in sorted(counts, key=lambda key: key[8:]):
-        if taken >= share * len(keys):
+        if taken >= share * counts.total():
             break
         held.add(key)
         taken += counts[key]

@@ -141,6 +141,9 @@ Logit scale {{ number(gate.logit_scale) }}\
 {% if gate.calibration %}, fitted on {{ "{:,}".format(gate.calibration.prompts) }} prompts with a relative standard error of \
 {{ number(gate.calibration.scale_error, 2) }}; its expected accuracy is {{ number(gate.calibration.expected_accuracy) }}{% endif %}. \
 Mean entropy of the gating weights {{ number(gate.mean_entropy) }} nats of at most {{ number(max_entropy) }}.
+{% if metrics.gate.get("weak") %}
+{{ weak_sentence(metrics.gate.weak) }}
+{% endif -%}
 {% if metrics.gate.collapse %}
 **The gate has collapsed: {{ metrics.gate.collapse }}.** Its weights ignore the prompt.
 {% endif %}
@@ -184,8 +187,18 @@ def model_card(name: str, metrics: Mapping[str, Any], objectives: ObjectiveSet) 
         by_name={objective.name: objective for objective in objectives},
         rated=metrics["evaluation"].get("ratings", {}),
         number=_number,
+        weak_sentence=weak_sentence,
         approximate=approximate_sentence(bounds) if bounds else "",
         max_entropy=math.log(len(objectives)),
+    )
+
+
+def weak_sentence(weak: Mapping[str, Any]) -> str:
+    """What `GateReport.weak` says, as a sentence."""
+    sets = ", ".join(weak["sets"])
+    return (
+        f"Weak pairs ({weak['pairs']:,} of {sets}) are {'used' if weak['used'] else 'not used'}: on the validation "
+        f"prompts of the other sets the loss is {weak['loss_with']:.4f} with them and {weak['loss_without']:.4f} without."
     )
 
 

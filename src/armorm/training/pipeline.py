@@ -38,7 +38,7 @@ from armorm.training.dataset import TrainingData, group_index, read_training_dat
 from armorm.training.evaluate import debiasing_metrics, evaluation_metrics, uncertainty_metrics
 from armorm.training.featurize import Corpus, RatedRows, build_corpus, ray_workers, statistics_by_ray
 from armorm.training.finetune.record import Finetuned, without_finetuned
-from armorm.training.model_card import model_card
+from armorm.training.model_card import model_card, weak_sentence
 from armorm.training.recipe import Recipe
 from armorm.training.saved_stages import Fitted, SavedStages, stage_keys
 from armorm.training.stages import (
@@ -260,6 +260,8 @@ class _Run:
         network = GatingNetwork(rewards.corpus.prompt.shape[1], len(debiasing.matrix), **shape)
         network.load_state_dict({name: torch.from_numpy(array) for name, array in arrays.items()})
         report = GateReport(**values)
+        if report.weak:
+            self.console.print(weak_sentence(report.weak))
         if report.collapse:
             self.console.print(f"warning: the gate has collapsed: {report.collapse}; its weights ignore the prompt")
         return network.eval(), report

@@ -79,6 +79,13 @@ class Recipe(Section):
             )
         return self
 
+    @field_validator("preferences")
+    @classmethod
+    def _some_judged(cls, value: tuple[PreferencesSection, ...]) -> tuple[PreferencesSection, ...]:
+        if value and all(entry.weak for entry in value):
+            raise ValueError("every set is weak, expected at least one to validate them on")
+        return value
+
     @field_validator("report_to", mode="before")
     @classmethod
     def _trackers(cls, value: Any) -> Any:

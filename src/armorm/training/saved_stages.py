@@ -29,7 +29,7 @@ from armorm.training.stages import RatedSplit
 _plain = methodcaller("model_dump", mode="json")  # of a recipe section
 Fitted = tuple[dict[str, np.ndarray], Any]
 # Raise a stage's number when its code computes something else from the same inputs.
-VERSIONS = {"finetune": 1, "regression": 1, "first_gate": 1, "joint": 1, "gate": 1, "quantiles": 1}
+VERSIONS = {"finetune": 1, "regression": 1, "first_gate": 2, "joint": 2, "gate": 2, "quantiles": 1}
 
 
 def stage_key(stage: str, *inputs: Any) -> str:
@@ -75,7 +75,7 @@ def stage_keys(
         )
     }
     debiasing = [recipe.debias, *read(reference)]
-    labels = [[pair.margin, pair.source] for pair in pairs]
+    labels = [[pair.margin, pair.source, pair.weight, pair.weak] for pair in pairs]
     gate = [*read([pair.chosen for pair in pairs]), *read([pair.rejected for pair in pairs]), labels]
     gate += [corpus.of_pairs.response_keys(list(sides(pairs)))]
     gate += [recipe.gating, recipe.seed, resolve_device(recipe.backbone.device).type]

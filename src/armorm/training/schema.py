@@ -198,6 +198,10 @@ class PreferencesSection(SetSection):
     from_ratings: Optional[str] = Field(None, description="objective whose ratings give pairs of responses")
     margin: float = Field(0.0, ge=0, description="minimum difference of raw ratings for a pair")
     max_pairs_per_prompt: Optional[int] = Field(None, ge=1, description="most pairs per prompt, sampled with the seed")
+    weight: float = Field(1.0, gt=0, description="weight of the set's pairs in training the gate and joint heads")
+    weak: bool = Field(
+        False, description="weakly labelled: used only if the validation prompts of the other sets gain by it"
+    )
 
     @model_validator(mode="after")
     def _one_kind(self) -> PreferencesSection:
@@ -298,12 +302,18 @@ class DebiasSection(Section):
 class GatingSection(Section, GateSettings):
     """Stage 2: training of the gate on preference pairs."""
 
-    source_weights: dict[str, Annotated[float, Field(gt=0)]] = Field(
-        default_factory=dict, description="weight of the pairs of a preference set, by name; by default 1"
-    )
     scale_rewards: bool = Field(
         False, description="scale debiased rewards to unit deviation on the reference data (in T)"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _weights_of_sets(cls, value: Any) -> Any:
+        if isinstance(value, dict) and "source_weights" in value:
+            value = dict(value)
+            if value.pop("source_weights"):
+                raise ValueError("source_weights is now the key weight of each entry of preferences")
+        return value
 
 
 if TYPE_CHECKING:

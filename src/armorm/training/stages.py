@@ -18,9 +18,9 @@ from armorm.data.measures import computed_objective, measure
 from armorm.data.preferences import PreferencePair
 from armorm.data.ratings import RatingTable
 from armorm.heads.accumulation import accumulate, blocks_of
-from armorm.heads.calibration import prompt_capped
 from armorm.heads.debiasing import Debiasing
 from armorm.heads.gate_training import GateReport, RewardPairs, fit_gate
+from armorm.heads.pair_weights import pair_weights
 from armorm.heads.joint import JointPairs, JointReport, fit_joint
 from armorm.heads.quantiles import fit_quantiles
 from armorm.heads.regression import RegressionHead, RegressionReport, fit_from_statistics, fold_of
@@ -189,23 +189,44 @@ def train_gate(
     device: str | torch.device = "cpu",
     initial: GatingNetwork | None = None,
 ) -> tuple[GatingNetwork, GateReport]:
-    """Stage 2: train the gate, or continue from `initial`, on the debiased rewards of both sides of the pairs."""
+    """Stage 2: train the gate, or continue from `initial`, on the debiased rewards of both sides of the pairs.
+
+    Sets marked weak are trained on only if that lowers the loss on the stopping pairs, which are of the other sets; a
+    gate is trained without and with them. Weak pairs of held-out prompts are left out.
+    """
     corpus = rewards.corpus.of_pairs
     rewards = replace(rewards, corpus=corpus)
     chosen, rejected = [pair.chosen for pair in pairs], [pair.rejected for pair in pairs]
-    groups = corpus.group_keys(chosen)
+    groups, weak = corpus.group_keys(chosen), np.array([pair.weak for pair in pairs], bool)
+    held_out = held_out_prompts(groups, HELD_OUT_PAIRS, ~weak)
     reward_pairs = RewardPairs(
         chosen=debiasing.apply(rewards(chosen)),
         rejected=debiasing.apply(rewards(rejected)),
         chosen_prompt=corpus.prompt_rows(chosen),
         rejected_prompt=corpus.prompt_rows(rejected),
-        held_out=held_out_prompts(groups, HELD_OUT_PAIRS),
+        held_out=held_out,
         margin=relative_margins(pairs) if section.margin else None,
-        weight=_source_weights(pairs, section),
+        weight=np.array([pair.weight for pair in pairs]),
+        sources=group_index([pair.source for pair in pairs]),
         groups=group_index(groups),
     )
     log = partial(tracking.log, "gate")
-    return fit_gate(corpus.prompt, reward_pairs, section, seed=seed, initial=initial, device=device, log=log)
+    fit = partial(fit_gate, corpus.prompt, settings=section, seed=seed, initial=initial, device=device, log=log)
+    without = fit(pairs=reward_pairs.take(np.flatnonzero(~weak)))
+    usable = ~(weak & held_out)
+    if not (weak & usable).any():
+        return without
+    with_weak = fit(pairs=reward_pairs.take(np.flatnonzero(usable)))
+    gain = with_weak[1].stopping_loss < without[1].stopping_loss
+    network, report = with_weak if gain else without
+    decision = {
+        "sets": list(dict.fromkeys(pair.source for pair in pairs if pair.weak)),
+        "pairs": int((weak & usable).sum()),
+        "loss_without": without[1].stopping_loss,
+        "loss_with": with_weak[1].stopping_loss,
+        "used": gain,
+    }
+    return network, replace(report, weak=decision)
 
 
 @torch.no_grad()
@@ -247,8 +268,9 @@ def joint_pairs(
     fold_count: int,
     section: GatingSection,
 ) -> JointPairs:
-    """Feature differences of the pairs, with the coefficients that a gate gives them, weighted as for the gate."""
-    corpus = corpus.of_pairs
+    """Feature differences of the pairs, with the coefficients that a gate gives them, weighted as for the gate; without
+    sets marked weak."""
+    corpus, pairs = corpus.of_pairs, [pair for pair in pairs if not pair.weak]
     chosen, rejected = [pair.chosen for pair in pairs], [pair.rejected for pair in pairs]
     groups = corpus.group_keys(chosen)
     output = network(torch.from_numpy(corpus.prompt[corpus.prompt_rows(chosen)])).double().numpy()
@@ -256,12 +278,14 @@ def joint_pairs(
         corpus.responses(chosen) - corpus.responses(rejected),
         output @ debiasing.matrix.T,
         np.array([fold_of(key, fold_count) for key in groups]),
-        prompt_capped(_source_weights(pairs, section), group_index(groups), section.prompt_cap),
+        pair_weights(
+            np.array([pair.weight for pair in pairs]),
+            group_index(groups),
+            group_index([pair.source for pair in pairs]),
+            section.prompt_cap,
+            section.balance,
+        ),
     )
-
-
-def _source_weights(pairs: Sequence[PreferencePair], section: GatingSection) -> np.ndarray:
-    return np.array([section.source_weights.get(pair.source, 1.0) for pair in pairs])
 
 
 def train_quantile_heads(

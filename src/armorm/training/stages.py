@@ -20,8 +20,8 @@ from armorm.data.ratings import RatingTable
 from armorm.heads.accumulation import accumulate, blocks_of
 from armorm.heads.debiasing import Debiasing
 from armorm.heads.gate_training import GateReport, RewardPairs, fit_gate
-from armorm.heads.pair_weights import pair_weights
 from armorm.heads.joint import JointPairs, JointReport, fit_joint
+from armorm.heads.pair_weights import pair_weights
 from armorm.heads.quantiles import fit_quantiles
 from armorm.heads.regression import RegressionHead, RegressionReport, fit_from_statistics, fold_of
 from armorm.heads.statistics import RatingStatistics

@@ -9,7 +9,7 @@ because gating weights are never negative; `neutral` (verbosity) is not flipped 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, overload
 
 import numpy as np
@@ -27,6 +27,34 @@ class ObjectiveError(ArmormError, ValueError):
 
 
 @dataclass(frozen=True)
+class Reliability:
+    """How far the predicted rewards of an objective are known.
+
+    Attributes:
+        r2: share of the ratings' variance that is predicted on held-out folds; at most 1, below 0 if worse than the mean.
+        epistemic_variance: of predicted rewards, due to few ratings, mean over the training prompts, mapped scale; None
+            for a head without uncertainty.
+        reward_variance: of the predicted rewards over the same rows, mapped scale.
+    """
+
+    r2: float
+    epistemic_variance: float | None
+    reward_variance: float
+
+    @property
+    def known(self) -> float:
+        """Share of the variance of predicted rewards that is not estimation error, 0 to 1; 1 without uncertainty."""
+        if self.epistemic_variance is None:
+            return 1.0
+        return max(1 - self.epistemic_variance / self.reward_variance, 0.0) if self.reward_variance > 0 else 0.0
+
+    @property
+    def value(self) -> float:
+        """The reliability, 0 to 1: r2 (at least 0) times `known`."""
+        return max(self.r2, 0.0) * self.known
+
+
+@dataclass(frozen=True)
 class Objective:
     """One human-readable objective.
 
@@ -37,6 +65,7 @@ class Objective:
         scale, offset: raw = scale * reward + offset.
         direction: `higher`, `lower` or `neutral`.
         compute: name of the measure of a measured objective, None for a rated one.
+        reliability: of its predicted rewards, None if it was not measured; two objectives are equal whatever it is.
     """
 
     name: str
@@ -47,6 +76,7 @@ class Objective:
     offset: float
     direction: Direction = "higher"
     compute: str | None = None
+    reliability: Reliability | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         if not self.name:
@@ -180,9 +210,21 @@ class ObjectiveSet(Sequence[Objective]):
         """Rewards of raw ratings (..., k); NaN (missing) stays NaN."""
         return (np.asarray(ratings, np.float64) - self.offsets) / self.scales
 
+    @property
+    def reliability(self) -> np.ndarray:
+        """(k,) reliability of each objective, 0 to 1; NaN where it was not measured."""
+        return np.array(
+            [np.nan if o.reliability is None else o.reliability.value for o in self._objectives], np.float64
+        )
+
+    def with_reliability(self, found: Sequence[Reliability | None]) -> ObjectiveSet:
+        """The same objectives with the reliability (k,) of each."""
+        return ObjectiveSet(replace(o, reliability=one) for o, one in zip(self._objectives, found, strict=True))
+
     def to_dicts(self) -> list[dict[str, Any]]:
-        """Plain dictionaries, for a config file."""
-        return [asdict(objective) for objective in self._objectives]
+        """Plain dictionaries, for a config file; `reliability` only where it was measured."""
+        entries = [asdict(objective) for objective in self._objectives]
+        return [{k: v for k, v in entry.items() if k != "reliability" or v is not None} for entry in entries]
 
     @classmethod
     def from_dicts(cls, entries: Iterable[Mapping[str, Any]]) -> ObjectiveSet:
@@ -192,9 +234,16 @@ class ObjectiveSet(Sequence[Objective]):
             ObjectiveError: for an invalid entry.
         """
         try:
-            return cls(Objective(**entry) for entry in entries)
+            return cls(Objective(**_with_reliability(entry)) for entry in entries)
         except TypeError as error:
             raise ObjectiveError(f"invalid objectives: {error}") from None
+
+
+def _with_reliability(entry: Mapping[str, Any]) -> dict[str, Any]:
+    values = {**entry}
+    if values.get("reliability") is not None:
+        values["reliability"] = Reliability(**values["reliability"])
+    return values
 
 
 # Outputs of RLHFlow/ArmoRM-Llama3-8B-v0.1 in order: source, raw range, attributes. Its card gives the order and the map

@@ -6,9 +6,10 @@
 
 with s = R_chosen - R_rejected, w the pair's weight, m its margin, e the label smoothing. The gate sees the prompt only,
 and rewards are already debiased, as at inference. Rewards are data, computed once; a step runs each distinct prompt of
-its batch through the network once, both sides of a pair together, which halves the work.
+its batch through the network once, both sides of a pair together, which halves the work. Objectives whose rewards are
+poorly known are discounted (heads/discount.py), by an exponent of their reliability that is chosen on stopping pairs.
 
-`logit_scale` is positive: it starts at the fit to uniform weights (`armorm.heads.calibration`), is learned as its
+`logit_scale` is positive: it starts at the fit to the weights before training (`armorm.heads.calibration`), is learned as its
 logarithm, and is fitted again at the end. (If it starts at 1, as published, rewards in [0, 1] give margins so small
 that the gate hardly moves.) Prompt features are standardised for training, and the scaling is folded into the first
 layer.
@@ -35,6 +36,7 @@ from torch.nn import functional
 from armorm.backbone.decoder import resolve_dtype
 from armorm.errors import FitError
 from armorm.heads.calibration import divided_prompts, fit_scale
+from armorm.heads.discount import discount_of, discounted, fold_discount
 from armorm.heads.pair_weights import Balance, pair_weights
 from armorm.model.remote_code import GatingNetwork
 from armorm.progress import progress
@@ -244,6 +246,12 @@ class GateSettings(BaseModel, extra="forbid", frozen=True):
     balance: Balance = Field(
         "root", description="the pairs of a set together count as many as they are, the root of that, or as any set"
     )
+    reliability: tuple[Annotated[float, Field(ge=0)], ...] = Field(
+        (0.5, 1.0, 2.0),
+        min_length=1,
+        description="powers of the objectives' reliability to discount their weights by, chosen on validation prompts; "
+        "[0] for none",
+    )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="of matrix products in training; auto is bfloat16 on hardware that is fast at it"
     )
@@ -268,6 +276,8 @@ class GateReport:
         mean_entropy: of the gating weights, nats; log k for a uniform gate.
         history: (step, training loss, loss and accuracy on the stopping pairs) at each evaluation.
         collapse: how the gate ignores the prompt (`collapse_of`), or empty.
+        exponent: chosen power of the reliability; 0 for no discount.
+        exponent_losses: loss on the stopping pairs of constant weights, reliability to each power, by power.
         weak: of the sets marked weak, `sets`, `pairs`, `loss_without`, `loss_with` (stopping losses of a gate trained
             without and with them) and `used`; None without such sets.
     """
@@ -288,6 +298,8 @@ class GateReport:
     mean_entropy: float
     history: list[tuple[int, float, float, float]] = field(default_factory=list)
     collapse: str = ""
+    exponent: float = 0.0
+    exponent_losses: dict[str, float] = field(default_factory=dict)
     weak: dict[str, Any] | None = None
 
 
@@ -296,6 +308,7 @@ def fit_gate(
     pairs: RewardPairs,
     settings: GateSettings | None = None,
     *,
+    reliability: np.ndarray | None = None,
     seed: int = 0,
     initial: GatingNetwork | None = None,
     device: str | torch.device = "cpu",
@@ -305,7 +318,9 @@ def fit_gate(
 
     Args:
         prompt_features: (m, d) float.
-        initial: a trained gate to continue from, of the shape of the settings; by default the gate starts uniform.
+        reliability: (k,) of the objectives, 0 to 1, NaN where unknown; None for no discount.
+        initial: a trained gate to continue from, of the shape of the settings; by default the gate starts at the same
+            weights for every prompt, uniform ones discounted by the reliability.
         device: for training; the network is returned on the CPU.
         log: called with the step and metrics of every evaluation.
 
@@ -336,7 +351,14 @@ def fit_gate(
     )
     stopping, calibrating = _halves(held_out, prompts, seed)
     data = PairTensors(prompt_features, replace(pairs, weight=weight), training, device)
-    k = pairs.chosen.shape[1]
+    difference, k = pairs.chosen - pairs.rejected, pairs.chosen.shape[1]
+    known = np.ones(k) if reliability is None else reliability
+    losses = {
+        power: _constant_loss(difference @ discount_of(known, power), weight, prompts, training, stopping)
+        for power in (settings.reliability if reliability is not None else ())
+    }
+    exponent = min(losses, key=losses.__getitem__, default=0.0)
+    discount = discount_of(known, exponent)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         network = GatingNetwork(
@@ -347,19 +369,18 @@ def fit_gate(
             temperature=settings.temperature,
             dropout=settings.dropout,
         )
-        uniform = (pairs.chosen - pairs.rejected).mean(1)
         if initial is None:
-            nn.init.zeros_(network.layers[-1].weight)  # type: ignore[arg-type]  # the gate starts uniform,
+            nn.init.zeros_(network.layers[-1].weight)  # type: ignore[arg-type]  # the gate starts constant,
             nn.init.zeros_(network.layers[-1].bias)  # type: ignore[arg-type]  # where its scale is fitted
+            constant = difference[training] @ (discount / discount.sum())
             start_scale = (
-                _start_scale(uniform[training], weight[training], prompts[training])
-                if fitted
-                else float(settings.logit_scale)
+                _start_scale(constant, weight[training], prompts[training]) if fitted else float(settings.logit_scale)
             )
         else:
             network.load_state_dict(initial.state_dict())
             _unfold_standardisation(network, data.mean.cpu(), data.deviation.cpu())
             start_scale = float(initial.logit_scale.detach()) if fitted else float(settings.logit_scale)
+        discounted(network, discount, keep=initial is not None)
         network.logit_scale.requires_grad_(False).fill_(start_scale)
         network.to(device)
         log_scale = torch.tensor(np.log(start_scale), dtype=torch.float32, requires_grad=fitted, device=device)
@@ -375,6 +396,7 @@ def fit_gate(
         weights = network.weights(data.prompts[np.unique(pairs.chosen_prompt[held_out])]).cpu()
         entropy = float(-(weights * weights.clamp_min(1e-12).log()).sum(1).mean())
     network.cpu()
+    fold_discount(network)
     _fold_standardisation(network, data.mean.cpu(), data.deviation.cpu())
     report = GateReport(
         pairs=len(training),
@@ -387,12 +409,14 @@ def fit_gate(
         logit_scale=scale,
         accuracy=calibration.accuracy,
         loss=float(np.average(np.logaddexp(0.0, -scale * unscaled), weights=weight[calibrating])),
-        uniform_accuracy=float(np.average(uniform[calibrating] > 0, weights=weight[calibrating])),
+        uniform_accuracy=float(np.average(difference[calibrating].mean(1) > 0, weights=weight[calibrating])),
         calibration=calibration.to_dict() if fitted and len(stopping) < len(held_out) else None,
         mean_weights=weights.mean(0).tolist(),
         mean_entropy=entropy,
         history=history,
         collapse=collapse_of(weights.double().numpy()),
+        exponent=exponent,
+        exponent_losses={f"{power:g}": loss for power, loss in losses.items()},
     )
     return network, report
 
@@ -428,8 +452,16 @@ def _halves(held_out: np.ndarray, prompts: np.ndarray, seed: int) -> tuple[np.nd
     return stopping, calibrating
 
 
+def _constant_loss(
+    margins: np.ndarray, weights: np.ndarray, prompts: np.ndarray, training: np.ndarray, stopping: np.ndarray
+) -> float:
+    """Loss on the stopping pairs of margins (p,) at constant weights, their scale fitted on the training pairs."""
+    scale = _start_scale(margins[training], weights[training], prompts[training])
+    return float(np.average(np.logaddexp(0.0, -scale * margins[stopping]), weights=weights[stopping]))
+
+
 def _start_scale(margins: np.ndarray, weights: np.ndarray, prompts: np.ndarray) -> float:
-    """The scale that training starts at; where uniform weights are wrong on average, margins of unit size."""
+    """The scale that training starts at; where constant weights are wrong on average, margins of unit size."""
     if np.average(margins, weights=weights) > 0:
         return fit_scale(margins, weights, prompts).scale
     spread = float(np.sqrt(np.average(margins**2, weights=weights)))

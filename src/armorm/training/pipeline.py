@@ -49,6 +49,7 @@ from armorm.training.stages import (
     heads_from_arrays,
     heads_to_arrays,
     joint_pairs,
+    objective_reliability,
     rated_split,
     reference_statistics,
     train_gate,
@@ -58,6 +59,7 @@ from armorm.training.stages import (
 from armorm.training.tracking import Tracking
 from armorm.version import __version__
 
+POOR = 0.02  # reliability below which an objective is named
 Heads = tuple[RegressionHead, Uncertainty | None]
 
 
@@ -122,12 +124,15 @@ class _Run:
         extra: dict[str, Any] = {}
         if recipe.joint is not None:
             heads = head, uncertainty
-            head, uncertainty, extra["joint"] = self.fit_joint(rows, heads, rewards, pairs, debiasing)
+            objectives = self.with_reliability(rated.table.objectives, rewards, uncertainty, reference)
+            reliability = objectives.reliability
+            head, uncertainty, extra["joint"] = self.fit_joint(rows, heads, rewards, pairs, debiasing, reliability)
             rewards = OutOfFoldRewards(head, rewards.trained_prompts | {pair.prompt_key for pair in pairs}, corpus)
             debiasing = self.fit_debiasing(rewards(reference), reference, names)
-        network, gate_report = self.fit_gate("gate", pairs, rewards, debiasing)
+        objectives = self.with_reliability(rated.table.objectives, rewards, uncertainty, reference)
+        network, gate_report = self.fit_gate("gate", pairs, rewards, debiasing, objectives.reliability)
         gate = network, gate_report.calibration
-        model = self.build_model(backbone, rated.table.objectives, rewards, uncertainty, debiasing, gate, reference)
+        model = self.build_model(backbone, objectives, rewards, uncertainty, debiasing, gate, reference)
         used = {"ratings": rated.train_conversations, "pairs": [pair.chosen for pair in pairs]}
         model.seen = SeenPrompts.of(used, corpus.groups) + (finetuned.seen if finetuned else SeenPrompts())
         if recipe.quantiles is not None:
@@ -243,8 +248,27 @@ class _Run:
             debiasing = debiasing.scaled(rewards)
         return replace(debiasing, matrix=debiasing.matrix.astype(np.float32).astype(np.float64))
 
+    def with_reliability(
+        self,
+        objectives: ObjectiveSet,
+        rewards: OutOfFoldRewards,
+        uncertainty: Uncertainty | None,
+        reference: Sequence[Conversation],
+    ) -> ObjectiveSet:
+        """The objectives with the reliability of their rewards, which the gate discounts them by."""
+        found = objectives.with_reliability(objective_reliability(rewards, uncertainty, reference))
+        poor = [f"{o.name} {o.reliability.value:.2f}" for o in found if o.reliability and o.reliability.value < POOR]
+        if poor:
+            self.console.print(f"reliability below {POOR:g}, hardly weighted: {', '.join(poor)}")
+        return found
+
     def fit_gate(
-        self, stage: str, pairs: list[PreferencePair], rewards: OutOfFoldRewards, debiasing: Debiasing
+        self,
+        stage: str,
+        pairs: list[PreferencePair],
+        rewards: OutOfFoldRewards,
+        debiasing: Debiasing,
+        reliability: np.ndarray,
     ) -> tuple[GatingNetwork, GateReport]:
         """Stage 2, saved as `stage`."""
         recipe, section = self.recipe, self.recipe.gating
@@ -252,7 +276,8 @@ class _Run:
         def fit() -> Fitted:
             device = resolve_device(recipe.backbone.device)
             with Tracking(self.folder, recipe.report_to, recipe.name, recipe.model_dump(mode="json")) as tracking:
-                gate, report = train_gate(pairs, rewards, debiasing, section, tracking, seed=recipe.seed, device=device)
+                options: dict[str, Any] = {"reliability": reliability, "seed": recipe.seed, "device": device}
+                gate, report = train_gate(pairs, rewards, debiasing, section, tracking, **options)
             return {name: tensor.numpy() for name, tensor in gate.state_dict().items()}, asdict(report)
 
         arrays, values = self.saved.get(stage, fit)
@@ -273,13 +298,14 @@ class _Run:
         rewards: OutOfFoldRewards,
         pairs: list[PreferencePair],
         debiasing: Debiasing,
+        reliability: np.ndarray,
     ) -> tuple[RegressionHead, Uncertainty | None, Any]:
         """Heads trained on ratings and pairs together, with the coefficients that a first gate gives the pairs."""
         joint, regression = self.recipe.joint, self.recipe.regression
         assert joint is not None
 
         def fit() -> Fitted:
-            network, _ = self.fit_gate("first_gate", pairs, rewards, debiasing)
+            network, _ = self.fit_gate("first_gate", pairs, rewards, debiasing, reliability)
             differences = joint_pairs(pairs, network, debiasing, rewards.corpus, regression.folds, self.recipe.gating)
             head, uncertainty, report = train_joint_heads(*heads, rows, differences, joint, regression)
             arrays, values = heads_to_arrays(head, uncertainty)

@@ -29,6 +29,7 @@ from armorm.heads.uncertainty import ENOUGH_LEVELS, Uncertainty, fit_uncertainty
 from armorm.model.configuration import ArmoRMConfig
 from armorm.model.modeling import ArmoRMForSequenceClassification
 from armorm.model.remote_code import GatingNetwork
+from armorm.objectives import Reliability
 from armorm.reward_model import ArmoRM
 from armorm.training.dataset import HELD_OUT_PAIRS, TrainingData, group_index, held_out_prompts, relative_margins
 from armorm.training.featurize import Corpus, RatedRows
@@ -38,6 +39,7 @@ from armorm.training.tracking import Tracking
 
 STATISTICS = "statistics.safetensors"  # in the work folder of a run: sufficient statistics of its ratings
 REFERENCE_QUANTILES = 101
+RELIABILITY_ROWS = 4096  # conversations on which the reliability of the objectives is measured
 
 _HEAD_ARRAYS = ("weight", "bias", "fold_weight", "fold_bias")
 
@@ -149,6 +151,23 @@ def fit_stage1(
     return head if start is None else with_start(head, start, rows.ratings), uncertainty
 
 
+def objective_reliability(
+    rewards: OutOfFoldRewards, uncertainty: Uncertainty | None, conversations: Sequence[Conversation]
+) -> list[Reliability]:
+    """Reliability of each objective: held-out R^2, and epistemic variance over training conversations, of which every
+    n-th is read if there are more than `RELIABILITY_ROWS`."""
+    rows = conversations[:: -(-len(conversations) // RELIABILITY_ROWS) or 1]
+    variance = rewards(rows).var(0)
+    epistemic: list[float | None] = [None] * len(variance)
+    if uncertainty is not None:
+        leverage = uncertainty.leverage(rewards.corpus.responses(rows))
+        epistemic = (uncertainty.epistemic_std(leverage) ** 2).mean(0).tolist()
+    return [
+        Reliability(float(report.r2), error, float(spread))
+        for report, error, spread in zip(rewards.head.reports, epistemic, variance, strict=True)
+    ]
+
+
 def _rounded(head: RegressionHead) -> RegressionHead:
     arrays: dict[str, Any] = {name: getattr(head, name).astype(np.float32).astype(np.float64) for name in _HEAD_ARRAYS}
     return replace(head, **arrays)
@@ -185,6 +204,7 @@ def train_gate(
     section: GatingSection,
     tracking: Tracking,
     *,
+    reliability: np.ndarray,
     seed: int,
     device: str | torch.device = "cpu",
     initial: GatingNetwork | None = None,
@@ -193,6 +213,9 @@ def train_gate(
 
     Sets marked weak are trained on only if that lowers the loss on the stopping pairs, which are of the other sets; a
     gate is trained without and with them. Weak pairs of held-out prompts are left out.
+
+    Args:
+        reliability: (k,) of the objectives, NaN where unknown.
     """
     corpus = rewards.corpus.of_pairs
     rewards = replace(rewards, corpus=corpus)
@@ -211,7 +234,8 @@ def train_gate(
         groups=group_index(groups),
     )
     log = partial(tracking.log, "gate")
-    fit = partial(fit_gate, corpus.prompt, settings=section, seed=seed, initial=initial, device=device, log=log)
+    options: dict[str, Any] = {"reliability": reliability, "seed": seed, "initial": initial, "device": device}
+    fit = partial(fit_gate, corpus.prompt, settings=section, log=log, **options)
     without = fit(pairs=reward_pairs.take(np.flatnonzero(~weak)))
     usable = ~(weak & held_out)
     if not (weak & usable).any():

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 # Section of each page; pages that are not listed here are put under "More".
 ORDER: dict[str, list[str]] = {
     "Start here": ["index.md", "own-objectives.md", "data.md", "datasets.md"],
-    "Train": ["concepts.md", "heads.md", "fine-tuning.md", "extraction.md", "scale.md", "findings.md"],
+    "Train": ["concepts.md", "backbones.md", "heads.md", "fine-tuning.md", "extraction.md", "scale.md", "findings.md"],
     "Use": ["explaining.md", "evaluation.md", "monitoring.md", "playground.md", "released-checkpoint.md"],
     "Serve and integrate": ["serving.md", "integrations.md", "hugging-face.md", "without-armorm.md"],
     "Reference": ["reference/recipe.md", "reference/cli.md", "reference/api.md"],
@@ -69,7 +69,7 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 
 def filled(markdown: str) -> str:
     """The text with its generated tables."""
-    tables = {"datasets": dataset_tables, "scale": scale_table, "layouts": layout_table}
+    tables = {"datasets": dataset_tables, "scale": scale_table, "layouts": layout_table, "probe": probe_table}
     return re.sub(r"<!-- made: (\w+) -->", lambda found: tables[found[1]](), markdown)
 
 
@@ -285,6 +285,30 @@ def layout_table() -> str:
     for name, function in vars(layouts).items():
         if inspect.isfunction(function) and not name.startswith("_") and function.__module__ == layouts.__name__:
             lines.append(f"| `{name}` | {(inspect.getdoc(function) or '').splitlines()[0]} |")
+    return "\n".join(lines)
+
+
+def probe_table() -> str:
+    """Layers and poolings of `armorm-small`, from benchmarks/results/probe-small.json (`armorm probe --json`)."""
+    import json
+
+    found = json.loads((ROOT / "benchmarks/results/probe-small.json").read_text(encoding="utf-8"))
+    best, counts = found["best"], found["counts"]
+    lines = [
+        f"{counts['train_rows']:,} rated rows and {counts['train_pairs']:,} pairs to fit heads on; {counts['test_rows']:,} "
+        f"rows and {counts['test_pairs']:,} pairs of other training prompts to measure them on; "
+        f"{counts['objectives']} objectives. The best of each column is bold.",
+        "",
+        "| layer | pooling | Spearman | within prompts | pairs | cost |",
+        "| --: | --- | --: | --: | --: | --: |",
+    ]
+    for entry in found["readouts"]:
+        readout = {"layer": entry["layer"], "pooling": entry["pooling"]}
+        cells = []
+        for figure in ("spearman", "within_prompt", "pairs"):
+            text = "" if entry[figure] is None else f"{entry[figure]:.3f}"
+            cells.append(f"**{text}**" if best[figure] == readout else text)
+        lines.append(f"| {entry['layer']} | {entry['pooling']} | {' | '.join(cells)} | {entry['cost']:.0%} |")
     return "\n".join(lines)
 
 

@@ -118,7 +118,7 @@ def recipe_reference() -> str:
         for key, field in section.model_fields.items():  # type: ignore[attr-defined]
             default = "required" if field.is_required() else _default(field)
             lines.append(
-                f"| `{key}` | {_kind(field.annotation)}{_bounds(field.metadata)} | {default} | {field.description or ''} |"
+                f"| `{field.alias or key}` | {_kind(field.annotation)}{_bounds(field.metadata)} | {default} | {field.description or ''} |"
             )
         lines.append("")
     return "\n".join(lines)

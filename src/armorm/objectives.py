@@ -60,7 +60,8 @@ class Objective:
 
     Attributes:
         name: unique in its model, by convention `source-attribute`.
-        source: the data set whose raters and rubric it comes from; `computed` for measured objectives.
+        source: the data set whose raters and rubric it comes from; `computed` for measured objectives, `constructed`
+            for those whose labels a rule makes from edited replies.
         low, high: valid raw range, inclusive.
         scale, offset: raw = scale * reward + offset.
         direction: `higher`, `lower` or `neutral`.

@@ -70,6 +70,7 @@ def _summary(found: DryRun, share: float) -> dict[str, Any]:
             "left_out": data.left_out,
             "ratings": data.table.take(data.train_rows).counts,
             "computed": dict(data.computed),
+            "constructs": [asdict(report) for report in data.constructs],
         }
     summary |= {"sets": found.sets, "missing": found.missing, "tokens_from": found.tokens_from}
     summary |= {"work": asdict(found.work), "shape_from": found.shape_from, "share": share}
@@ -105,6 +106,9 @@ def _facts(found: DryRun) -> Iterator[tuple[str, str]]:
         ratings = data.table.take(data.train_rows).counts
         yield from ((f"  {name}", f"{count:,} training ratings") for name, count in ratings.items())
         yield from ((f"  {name}", f"computed: {measure}") for name, measure in data.computed)
+        for report in data.constructs:
+            yield f"  {report.objective}", f"constructed from {', '.join(report.sources)}: {report.rule}"
+            yield from (("", f"replies left out: {count:,} {reason}") for reason, count in report.left_out.items())
     else:
         for entry in found.sets:
             rows = "unknown number of rows" if entry["rows"] is None else f"{entry['rows']:,} rows"

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -19,6 +19,8 @@ from armorm.data.rows import Row
 from armorm.data.sources import Location
 from armorm.errors import DataError, nearest, shown
 from armorm.objectives import Objective, ObjectiveSet
+
+OWN_REPLY = "own reply"  # the edit of a constructed row whose reply is as it is in its set
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ class RatingTable:
         sources: (n,) name of the set of each row.
         splits: (n,) as `Row.split_role` gives it.
         origins: (n,) file and row number.
+        edits: (n,) what was done to the reply of a constructed row, '' for rows of sets; empty without such rows.
     """
 
     conversations: list[Conversation]
@@ -57,6 +60,7 @@ class RatingTable:
     sources: list[str]
     splits: list[str]
     origins: list[tuple[str, int]] = field(default_factory=list)
+    edits: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.conversations)
@@ -71,13 +75,25 @@ class RatingTable:
             [self.sources[i] for i in rows],
             [self.splits[i] for i in rows],
             [self.origins[i] for i in rows] if self.origins else [],
+            [self.edits[i] for i in rows] if self.edits else [],
         )
 
     def with_column(self, objective: Objective, raw: np.ndarray) -> RatingTable:
         """The table with one more objective, raw values (n,) for every row."""
         objectives = ObjectiveSet([*self.objectives, objective])
         ratings = np.column_stack([self.ratings, raw])
-        return RatingTable(self.conversations, ratings, objectives, self.sources, self.splits, self.origins)
+        return replace(self, ratings=ratings, objectives=objectives)
+
+    @property
+    def natural(self) -> np.ndarray:
+        """Mask (n,) of the rows of sets; without any, of the unedited replies of constructed rows, each once."""
+        edits = np.array(self.edits or [""] * len(self), object)
+        mask = np.asarray(edits == "", bool)
+        if not mask.any():
+            own = np.flatnonzero(edits == OWN_REPLY)
+            _, first = np.unique([self.conversations[i].key for i in own], return_index=True)
+            mask[own[first]] = True
+        return mask
 
     @property
     def counts(self) -> dict[str, int]:
@@ -150,6 +166,11 @@ def sample_by_prompt(prompt_keys: Sequence[str], limit: int | None) -> list[int]
         drawn.add(key)
         rows += counts[key]
     return [i for i, key in enumerate(prompt_keys) if key in drawn]
+
+
+def split_role(split: str, prompt_key: str, test_share: float) -> str:
+    """`train`, `test` or `other`: by the `split` of a row, else by a hash of its prompt."""
+    return split or ("test" if int(prompt_key[16:24], 16) / 2**32 < test_share else "train")
 
 
 def merge_objectives(sets: Iterable[RatedSet]) -> ObjectiveSet:

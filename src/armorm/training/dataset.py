@@ -28,11 +28,12 @@ from armorm.data.preferences import (
     read_preferences,
 )
 from armorm.data.presets import PREFERENCE_PRESETS, Preset, preference_preset, rating_preset
-from armorm.data.ratings import RatedSet, RatingTable, merge_objectives, objective_name, read_ratings
+from armorm.data.ratings import RatedSet, RatingTable, merge_objectives, objective_name, read_ratings, split_role
 from armorm.data.sources import Location, find_sources
 from armorm.errors import DataError, RecipeError, nearest
 from armorm.evaluation.benchmarks import BENCHMARKS
 from armorm.objectives import Objective, ObjectiveError
+from armorm.training.construct_sets import ConstructReport, add_constructs, construct_entries, named_sets, set_of
 from armorm.training.recipe import Recipe
 from armorm.training.schema import (
     EvaluationSection,
@@ -42,7 +43,7 @@ from armorm.training.schema import (
     SetSection,
 )
 
-Kind = Literal["ratings", "pairs", "reference", "evaluation"]
+Kind = Literal["ratings", "pairs", "reference", "evaluation", "construct"]
 
 HELD_OUT_PAIRS = 0.1  # share of the training pairs that early stopping and calibration of the gate use, by prompt
 
@@ -51,7 +52,7 @@ HELD_OUT_PAIRS = 0.1  # share of the training pairs that early stopping and cali
 class TrainingData:
     """All data of a run, split."""
 
-    table: RatingTable  # rated rows of all sets, without computed objectives
+    table: RatingTable  # rated rows of all sets and constructed rows, without computed objectives
     train_rows: np.ndarray  # row indices into the table
     test_rows: np.ndarray
     pairs: list[PreferencePair]  # of the preference sets, capped per prompt
@@ -65,12 +66,17 @@ class TrainingData:
     evaluate_ratings: bool = True
     # (name, benchmark, data sources) of each published benchmark to evaluate on
     benchmarks: list[tuple[str, str, list[str]]] = field(default_factory=list)
+    constructs: list[ConstructReport] = field(default_factory=list)
 
     def counts(self) -> dict[str, int]:
-        """Number of rows and prompts of each kind."""
+        """Number of rows and prompts of each kind; rated rows include constructed ones."""
+        edits = np.array(self.table.edits or [""] * len(self.table), object)
+        roles = (("train", self.train_rows), ("test", self.test_rows))
+        constructed = {f"constructed_{role}": int((edits[rows] != "").sum()) for role, rows in roles}
         return {
             "rated_train": len(self.train_rows),
             "rated_test": len(self.test_rows),
+            **(constructed if self.constructs else {}),
             "rated_train_prompts": len({self.table.conversations[i].prompt_key for i in self.train_rows}),
             "pairs_train": len(self.pairs),
             "pairs_train_prompts": len({pair.prompt_key for pair in self.pairs}),
@@ -110,6 +116,11 @@ def read_training_data(recipe: Recipe) -> TrainingData:
     sets, computed = _rated_sets(recipe, located), _computed(recipe)
     _check_objectives(recipe, sets, computed)
     table = read_ratings(sets, recipe.limit)
+    read_pairs = {
+        index: _read_pairs(entry, located[f"preferences.{index}"], recipe.limit)
+        for index, entry in enumerate(recipe.preferences)
+        if entry.from_ratings is None
+    }
     evaluations = {
         entry.label: _evaluation_pairs(located[f"evaluation.{i}"], recipe.limit)
         for i, entry in enumerate(recipe.evaluation)
@@ -122,9 +133,13 @@ def read_training_data(recipe: Recipe) -> TrainingData:
     ]
     evaluated = _benchmark_prompts(recipe, benchmarks)
     evaluated.add(pair.chosen for pair in chain(*evaluations.values()))
+    constructs: list[ConstructReport] = []
+    if any(construct_entries(recipe)):
+        table, constructs = add_constructs(recipe, located, table, read_pairs, evaluated)
     return replace(
-        split_by_prompt(recipe, table, _preference_sets(recipe, located, table), evaluated),
+        split_by_prompt(recipe, table, _preference_sets(recipe, read_pairs, table), evaluated),
         computed=computed,
+        constructs=constructs,
         reference=_read_reference(located["reference"], recipe.limit) if "reference" in located else None,
         evaluations=evaluations,
         evaluate_ratings=any(entry.benchmark == "ratings" for entry in recipe.evaluation),
@@ -147,7 +162,7 @@ def split_by_prompt(
     """
     roles = np.array(
         [
-            _role(split, conversation.prompt_key, recipe.test_share)
+            split_role(split, conversation.prompt_key, recipe.test_share)
             for split, conversation in zip(table.splits, table.conversations, strict=True)
         ],
         object,
@@ -156,7 +171,7 @@ def split_by_prompt(
     for pairs, most in preference_sets:
         by_role: dict[str, list[PreferencePair]] = {"train": [], "test": [], "other": []}
         for pair in pairs:
-            by_role[_role(pair.split, pair.prompt_key, recipe.test_share)].append(pair)
+            by_role[split_role(pair.split, pair.prompt_key, recipe.test_share)].append(pair)
         kept = cap_pairs(by_role["train"], most, recipe.seed)
         training += [pair for pair in kept if not pair.is_tie]
         test_pairs += cap_pairs(by_role["test"], most, recipe.seed)
@@ -219,8 +234,10 @@ def _rated_sets(recipe: Recipe, located: Mapping[str, Location]) -> list[RatedSe
                     scale_map=objective.map,
                 )
         sets.append(RatedSet(location, columns, source, split))
-    if not sets:
-        raise RecipeError("ratings: found computed objectives only, expected at least one set of ratings")
+    if not sets and not any(construct_entries(recipe)):
+        raise RecipeError(
+            "ratings: found computed objectives only, expected at least one set of ratings or a construct"
+        )
     return sets
 
 
@@ -235,7 +252,7 @@ def _computed(recipe: Recipe) -> list[tuple[str, str]]:
 
 
 def _check_objectives(recipe: Recipe, sets: Sequence[RatedSet], computed: Sequence[tuple[str, str]]) -> None:
-    rated = merge_objectives(sets).names
+    rated = [*merge_objectives(sets).names, *(name for _, _, name in construct_entries(recipe))]
     names = [*rated, *(name for name, _ in computed)]
     repeated = next((name for name in names if names.count(name) > 1), None)
     if repeated is not None:
@@ -258,7 +275,9 @@ def set_locations(recipe: Recipe) -> Iterator[tuple[str, Kind, Location, Preset 
     """
     root = _root(recipe)
     entries: list[tuple[str, Kind, RatingsSection | PreferencesSection | ReferenceSection]] = []
-    entries += [(f"ratings.{i}", "ratings", entry) for i, entry in enumerate(recipe.ratings) if not entry.compute]
+    entries += [
+        (f"ratings.{i}", "ratings", e) for i, e in enumerate(recipe.ratings) if not (e.compute or e.constructed)
+    ]
     entries += [(f"preferences.{i}", "pairs", e) for i, e in enumerate(recipe.preferences) if not e.from_ratings]
     if recipe.reference != "ratings":
         entries.append(("reference", "reference", recipe.reference))
@@ -269,6 +288,11 @@ def set_locations(recipe: Recipe) -> Iterator[tuple[str, Kind, Location, Preset 
         is_pairs = kind == "pairs" or (kind == "reference" and entry.preset in PREFERENCE_PRESETS)
         preset: Preset = preference_preset(entry.preset) if is_pairs else rating_preset(entry.preset)
         yield place, kind, preset_location(preset, entry, root), preset
+    for start, construct, _ in construct_entries(recipe):
+        for number, source in enumerate(construct.from_):
+            place = f"{start}.from.{number}"
+            if set_of(recipe, source.set, place) is None:
+                yield place, "construct", _other_data(recipe, source.set, root, place), None
     for i, evaluation in enumerate(recipe.evaluation):
         if evaluation.data is not None and evaluation.benchmark == "pairs":
             yield f"evaluation.{i}", "evaluation", data_location(evaluation, root, f"evaluation.{i}"), None
@@ -310,16 +334,29 @@ def data_location(entry: SetSection, root: Path, place: str) -> Location:
         raise RecipeError(f"{place}.data: {error}") from None
 
 
+def _other_data(recipe: Recipe, name: str, root: Path, place: str) -> Location:
+    """The location of what a construct names and no set of the recipe is."""
+    try:
+        return Location.find(name, root)
+    except DataError as error:
+        sets = [entry.label for _, _, entry in named_sets(recipe)]
+        raise RecipeError(f"{place}: no set of the recipe{nearest(name, sets)}, and {error}") from None
+
+
+def _read_pairs(entry: PreferencesSection, location: Location, limit: int | None) -> list[PreferencePair]:
+    split = entry.split or (preference_preset(entry.preset).split if entry.preset else "train")
+    return read_preferences(location, entry.label, limit, split)
+
+
 def _preference_sets(
-    recipe: Recipe, located: Mapping[str, Location], table: RatingTable
+    recipe: Recipe, read_pairs: Mapping[int, list[PreferencePair]], table: RatingTable
 ) -> Iterator[tuple[list[PreferencePair], int | None]]:
     """Pairs of each set, and most pairs per prompt."""
     for index, entry in enumerate(recipe.preferences):
-        if entry.from_ratings is not None:
+        pairs = read_pairs.get(index)
+        if pairs is None:
+            assert entry.from_ratings is not None
             pairs = pairs_from_ratings(table, entry.from_ratings, entry.margin)
-        else:
-            split = entry.split or (preference_preset(entry.preset).split if entry.preset else "train")
-            pairs = read_preferences(located[f"preferences.{index}"], entry.label, recipe.limit, split)
         own: dict[str, Any] = {"source": entry.label, "weight": entry.weight, "weak": entry.weak}
         yield [replace(pair, **own) for pair in pairs], entry.max_pairs_per_prompt
 
@@ -364,11 +401,6 @@ def _benchmark_conversations(benchmark: str, sources: Sequence[str]) -> Iterator
     found = BENCHMARKS[benchmark]
     for example in found.read(find_sources(sources, found.published, found.also)).examples:
         yield from (conversation for conversation in example.conversations if conversation is not None)
-
-
-def _role(split: str, prompt_key: str, test_share: float) -> str:
-    """`train`, `test` or `other`: by the `split` column of a row, else by a hash of its prompt."""
-    return split or ("test" if int(prompt_key[16:24], 16) / 2**32 < test_share else "train")
 
 
 def relative_margins(pairs: Sequence[PreferencePair]) -> np.ndarray:

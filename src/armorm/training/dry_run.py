@@ -123,6 +123,10 @@ def _assumed_workload(recipe: Recipe, sets: Sequence[dict[str, Any]], row_tokens
     rated, pairs = (sum(entry["rows"] or 0 for entry in sets if entry["kind"] == kind) for kind in ("ratings", "pairs"))
     reference = sum(entry["conversations"] for entry in sets if entry["kind"] == "reference")
     conversations = rated + 2 * pairs + reference
+    for entry in recipe.ratings:
+        if entry.constructed:  # (a good reply is mostly a conversation that is there already)
+            edited = len(entry.from_) * entry.rows * entry.variants
+            conversations, rated = conversations + edited, rated + len(entry.from_) * entry.rows + edited
     presets = [RATING_PRESETS[entry.preset] for entry in recipe.ratings if entry.preset]
     others = [entry for entry in recipe.ratings if not entry.preset]
     return Workload(
@@ -133,7 +137,7 @@ def _assumed_workload(recipe: Recipe, sets: Sequence[dict[str, Any]], row_tokens
         rated=rated,
         groups=sum(preset.groups for preset in presets) + len(others),
         objectives=sum(len(preset.columns) for preset in presets)
-        + sum(len(entry.objectives) + bool(entry.compute) for entry in others),
+        + sum(len(entry.objectives) + bool(entry.compute or entry.constructed) for entry in others),
         pairs=pairs,
     )
 

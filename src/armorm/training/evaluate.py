@@ -15,6 +15,7 @@ import torch
 
 from armorm.correlation import spearman
 from armorm.data.preferences import PreferencePair
+from armorm.data.ratings import OWN_REPLY
 from armorm.evaluation.audits.debiasing import (
     MIN_ROWS,
     prompt_kind,
@@ -35,6 +36,7 @@ from armorm.model.remote_code import GatingNetwork
 from armorm.objectives import ObjectiveSet
 from armorm.progress import say
 from armorm.reward_model import ArmoRM
+from armorm.training.construct_sets import ConstructReport
 from armorm.training.dataset import TrainingData, group_index
 from armorm.training.featurize import Corpus, rating_levels
 from armorm.training.stages import RatedSplit
@@ -55,6 +57,8 @@ def evaluation_metrics(
         rewards = model.score_features(corpus.features(conversations)).rewards[:, columns]
         prompts = [conversation.prompt_key for conversation in conversations]
         metrics["ratings"] = rating_metrics(rewards, rated.table.ratings[rated.test], objectives, prompts)
+    if data.constructs:
+        metrics["constructs"] = construct_metrics(model, data.constructs, rated, corpus)
     sets = dict(data.evaluations)
     for source in dict.fromkeys(pair.source for pair in data.test_pairs):
         sets[f"{source} (test)"] = [pair for pair in data.test_pairs if pair.source == source]
@@ -71,6 +75,37 @@ def evaluation_metrics(
             "seen": results.data["seen"],
             "figures": [asdict(metric) for metric in results.metrics],
         }
+    return metrics
+
+
+def construct_metrics(
+    model: ArmoRM, constructs: Sequence[ConstructReport], rated: RatedSplit, corpus: Corpus
+) -> dict[str, dict[str, Any]]:
+    """Accuracy of constructed objectives on test rows, whose prompts and inserted texts occur in no training row.
+
+    Returns:
+        by objective: `accuracy` between rows of one prompt with different labels (a tie counts half) and their number
+        `pairs`; `edits`: the same for replies as they are against each kind of edit that lowers the label.
+    """
+    table, objectives = rated.table, rated.table.objectives
+    metrics = {}
+    for report in constructs:
+        column = objectives.position(report.objective)
+        rows = rated.test[~np.isnan(table.ratings[rated.test, column])].tolist()
+        conversations = [table.conversations[i] for i in rows]
+        labels, edits = table.ratings[rows, column], np.array([table.edits[i] for i in rows], object)
+        prompts = np.array([conversation.prompt_key for conversation in conversations], object)
+        rewards = np.zeros(0)
+        if rows:
+            position = model.objectives.position(report.objective)
+            rewards = model.score_features(corpus.features(conversations)).rewards[:, position]
+        of = {}
+        for edit in sorted(set(edits[labels < 1])):
+            some = (edits == OWN_REPLY) | (edits == edit)
+            accuracy, pairs = within_prompt_accuracy(rewards[some], labels[some], prompts[some])
+            of[edit] = {"accuracy": accuracy, "pairs": pairs}
+        accuracy, pairs = within_prompt_accuracy(rewards, labels, prompts)
+        metrics[report.objective] = {"accuracy": accuracy, "pairs": pairs, "edits": of}
     return metrics
 
 
@@ -192,7 +227,8 @@ def debiasing_metrics(
     """Correlation with the biases before and after, on reference data and on the test rows; None without debiasing."""
     if not debiasing.against:
         return None
-    table, conversations = rated.table, rated.test_conversations
+    table, test = rated.table, rated.natural_test
+    conversations = [table.conversations[i] for i in test]
     metrics = reference_bias(debiasing, table.objectives.names)
     if len(conversations) >= MIN_ROWS:
         tokens = corpus.response_tokens(conversations)
@@ -206,7 +242,7 @@ def debiasing_metrics(
             [quantity_behind(table.objectives[i], conversations, tokens) for i in debiasing.against],
             table.objectives.names,
             group_index([conversation.prompt_key for conversation in conversations]),
-            [table.sources[i] for i in rated.test],
+            [table.sources[i] for i in test],
             [prompt_kind(conversation) for conversation in conversations],
         )
     return metrics

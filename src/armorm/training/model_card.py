@@ -76,6 +76,18 @@ All splits are by prompt. R2 and the ridge penalty alpha come from cross-validat
 | {{ "%g"|format(report.alpha) }} | {{ number(report.r2) }} | {{ t.get("n", "") }} | {{ number(t.get("spearman")) }} \
 | {{ number(t.get("within_prompt")) }} | {{ number(t.get("mae")) }} |
 {% endfor %}
+{% if metrics.data.get("constructs") -%}
+## Constructed objectives
+
+Labels made by a rule from replies of the named sets and edits of them. Accuracy: between rows of one held-out prompt with different labels; neither these prompts nor the texts that were inserted occur in training.
+
+| objective | label | made from | training rows | test rows | pairs | accuracy |
+|---|---|---|---|---|---|---|
+{% for report in metrics.data.constructs -%}
+{% set measured = metrics.evaluation.constructs[report.objective] -%}
+| {{ report.objective }} | {{ report.rule }} | {{ report.sources|join(", ") }} | {{ "{:,}".format(report.train) }} | {{ "{:,}".format(report.test) }} | {{ "{:,}".format(measured.pairs) }} | {{ number(measured.accuracy) }} |
+{% endfor %}
+{% endif -%}
 {% if metrics.get("joint") -%}
 {% set chosen = metrics.joint.pair_weights.index(metrics.joint.pair_weight) -%}
 ## Joint training on ratings and pairs
@@ -166,6 +178,9 @@ Accuracy on held-out pairs; ties and rejected pairs count as wrong.
 ## Limitations
 
 Predicted ratings estimate what the raters of each source would have given, and are only as good as the metrics above.
+{%- if metrics.data.get("constructs") %}
+Constructed objectives are labelled by a rule, not by people: they know the contrasts of that rule.
+{%- endif %}
 Scores have no absolute meaning: compare them with each other, or normalise them by the reference mean and standard
 deviation in config.json.
 """

@@ -111,7 +111,8 @@ class _Run:
                 self.console.print(f"computed objective {name}: calls {function}, a function named in the recipe")
         rated, pairs = rated_split(data, corpus), corpus.usable(data.pairs)
         names = rated.table.objectives.names
-        reference = rated.train_conversations if data.reference is None else [c for c in data.reference if c in corpus]
+        given = data.reference
+        reference = rated.reference_conversations if given is None else [c for c in given if c in corpus]
         start = finetuned.start(rated.table.objectives) if finetuned else None
         if start is not None and not start.any():  # it was fine-tuned on other objectives
             start = None
@@ -151,6 +152,7 @@ class _Run:
                 "counts": data.counts(),
                 "seen": model.seen.count(),
                 "left_out": data.left_out,
+                "constructs": [asdict(report) for report in data.constructs],
                 "refused": len(corpus.rejected),
                 "truncated": corpus.truncated,
                 "conversations": len(corpus.rows),

@@ -149,7 +149,10 @@ class Recipe(Section):
     def to_yaml(self) -> str:
         """The recipe with all values, defaults included."""
         return yaml.safe_dump(
-            self.model_dump(mode="json", exclude_none=True), sort_keys=False, allow_unicode=True, width=100
+            self.model_dump(mode="json", exclude_none=True, by_alias=True),
+            sort_keys=False,
+            allow_unicode=True,
+            width=100,
         )
 
 
@@ -196,7 +199,11 @@ def _override(values: dict[str, Any], override: str) -> None:
 
 def _faults(error: ValidationError) -> list[str]:
     faults = []
-    for fault in error.errors():
+    found = error.errors()
+    inner = {fault["loc"][:n] for fault in found for n in range(len(fault["loc"]))}
+    for fault in found:
+        if fault["type"] == "too_short" and fault["loc"] in inner:
+            continue  # entries that are invalid themselves
         place = ".".join(
             str(part)
             for part in fault["loc"]
@@ -221,7 +228,7 @@ def _known_keys(path: Sequence[str | int]) -> list[str]:
     for part in path:
         field = section.model_fields.get(str(part))
         section = next(_sections(field.annotation), section) if field else section
-    return list(section.model_fields)
+    return [field.alias or name for name, field in section.model_fields.items()]
 
 
 def _sections(annotation: Any) -> Iterator[type[Section]]:

@@ -15,6 +15,7 @@ from armorm.evaluation.benchmarks import BENCHMARKS
 from armorm.heads.gate_training import GateSettings
 
 Range = tuple[float, float]
+DEFAULT_ROWS = 1000
 OUR_COLUMNS = ("prompt", "response", "messages", "chosen", "rejected", "margin", "split")
 
 
@@ -25,7 +26,8 @@ class Section(BaseModel):
 
     def only(self, *keys: str) -> str:
         """The one of these keys that is given."""
-        given = [key for key in keys if getattr(self, key) is not None]
+        fields = {field.alias or name: name for name, field in type(self).model_fields.items()}
+        given = [key for key in keys if getattr(self, fields[key]) is not None]
         if len(given) != 1:
             raise ValueError(f"found {' and '.join(given) or 'none'} of {', '.join(keys)}; expected exactly one")
         return given[0]
@@ -164,8 +166,42 @@ class SetSection(Section):
         return value
 
 
+class ConstructSource(Section):
+    """Replies that a construct starts from. `NAME` is short for `{set: NAME}`."""
+
+    set: str = Field(
+        description="name or data of a rated or preference set of the recipe (chosen replies are used), or other data"
+    )
+    where: dict[str, tuple[float, float]] = Field(
+        default_factory=dict,
+        description="only replies whose raw rating of each of these objectives (of other data: columns) is within "
+        "[low, high], so unrated ones are left out",
+    )
+    prompts: Literal["harmless", "harmful"] = Field(
+        "harmless",
+        description="harmful: they ask for something harmful, so only refusals are used, and only by constructs about "
+        "wording",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_name(cls, value: Any) -> Any:
+        return {"set": value} if isinstance(value, str) else value
+
+    @field_validator("where")
+    @classmethod
+    def _ordered(cls, value: dict[str, Range]) -> dict[str, Range]:
+        for name, (low, high) in value.items():
+            if not low <= high:
+                raise ValueError(f"found {name}: [{low:g}, {high:g}], expected [low, high] with low <= high")
+        return value
+
+
 class RatingsSection(SetSection):
-    """One of: a set of rated conversations (`data`), a public set (`preset`), a computed objective (`compute`)."""
+    """One of: a set of rated conversations (`data`), a public set (`preset`), a computed objective (`compute`), a
+    constructed one (`construct`)."""
+
+    model_config = ConfigDict(populate_by_name=True)
 
     objectives: dict[str, ObjectiveSection] = Field(default_factory=dict, description="rating columns and their scales")
     preset: Optional[str] = Field(None, description="name of a public set with known columns and scales")
@@ -173,16 +209,37 @@ class RatingsSection(SetSection):
         None,
         description="response_length, list_density, markdown_density, refusal or python:MODULE:FUNCTION",
     )
-    name: Optional[str] = Field(None, description="name of the computed objective")
+    constructed: Optional[str] = Field(
+        None,
+        alias="construct",
+        description="objective whose labels a rule makes from replies and edits of them: answers-the-question, "
+        "gives-an-answer, complete, fluent, courteous or consistent-facts",
+    )
+    from_: tuple[ConstructSource, ...] = Field(
+        (), alias="from", description="sets whose replies a construct starts from"
+    )
+    rows: int = Field(
+        DEFAULT_ROWS, ge=1, description="of a construct: approximate maximum replies of each set, sampled by prompt"
+    )
+    per_prompt: int = Field(1, ge=1, description="of a construct: maximum replies of each prompt")
+    variants: int = Field(1, ge=1, description="of a construct: edited replies for each reply")
+    name: Optional[str] = Field(
+        None, description="name of the computed or constructed objective, by default that of the measure or construct"
+    )
     map: Literal["min_max", "bin_centre"] = Field("min_max", description="of a preset's objectives, see objectives")
 
     @model_validator(mode="after")
     def _one_kind(self) -> RatingsSection:
-        given = self.only("data", "preset", "compute")
+        given = self.only("data", "preset", "compute", "construct")
         if self.data is not None and not self.objectives:
             raise ValueError("a set of ratings needs objectives: {column: [low, high]}")
-        if self.compute is None and self.name is not None:
-            raise ValueError("name needs compute; a rated objective is named under objectives")
+        if given not in ("compute", "construct") and self.name is not None:
+            raise ValueError("name needs compute or construct; a rated objective is named under objectives")
+        if given == "construct" and not self.from_:
+            raise ValueError("construct needs from: the sets whose replies it starts from")
+        for field in ("from_", "rows", "per_prompt", "variants"):
+            if given != "construct" and getattr(self, field) != type(self).model_fields[field].default:
+                raise ValueError(f"{field.rstrip('_')} needs construct, found {given}")
         for key in ("objectives", "columns"):
             if self.data is None and getattr(self, key):
                 raise ValueError(f"{key} need data, found {given}")

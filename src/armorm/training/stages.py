@@ -61,6 +61,16 @@ class RatedSplit:
         return [self.table.conversations[i] for i in self.test]
 
     @property
+    def reference_conversations(self) -> list[Conversation]:
+        """The training rows of sets, without constructed ones."""
+        return [self.table.conversations[i] for i in self.train[self.table.natural[self.train]]]
+
+    @property
+    def natural_test(self) -> np.ndarray:
+        """The test rows of sets, without constructed ones."""
+        return self.test[self.table.natural[self.test]]
+
+    @property
     def train_prompts(self) -> frozenset[str]:
         """Content keys of the prompts of the training rows."""
         return frozenset(conversation.prompt_key for conversation in self.train_conversations)
@@ -82,16 +92,18 @@ class RatedSplit:
 def add_computed(
     table: RatingTable, computed: Sequence[tuple[str, str]], response_tokens: Sequence[int], train: np.ndarray
 ) -> RatingTable:
-    """The table with computed objectives as further columns.
+    """The table with computed objectives as further columns, missing for constructed rows.
 
     Args:
         computed: (objective name, measure).
         response_tokens: (n,) tokens of each response.
         train: rows from which the scales are taken.
     """
+    natural = table.natural
     for name, measure_name in computed:
         raw = measure(measure_name, table.conversations, response_tokens)
-        table = table.with_column(computed_objective(name, measure_name, raw[train]), raw)
+        objective = computed_objective(name, measure_name, raw[train][natural[train]])
+        table = table.with_column(objective, np.where(natural, raw, np.nan))
     return table
 
 

@@ -26,6 +26,9 @@ def metrics_summary(metrics: Mapping[str, Any]) -> RenderableType:
             f"logit scale {gate['logit_scale']:.2f}\n"
         )
     )
+    constructs = metrics["evaluation"].get("constructs", {})
+    if constructs:
+        parts += [_constructs(constructs), ""]
     pairs = metrics["evaluation"].get("pairs", {})
     if pairs:
         parts.append(_pairs(pairs))
@@ -53,6 +56,16 @@ def _objectives(metrics: Mapping[str, Any]) -> RenderableType:
     if debiasing:
         notes.append(f"bias, after: correlation with {debiasing['against']} before and after debiasing")
     return Group(table, Text("\n".join(notes), style="dim"))
+
+
+def _constructs(constructs: Mapping[str, Any]) -> Table:
+    """Accuracy of each constructed objective within held-out prompts, and by kind of edit."""
+    table = numbers_table("constructed objective", "pairs", "acc.", padding=_NARROW)
+    for name, entry in constructs.items():
+        table.add_row(name, f"{entry['pairs']:,}", f"[cyan]{number(entry['accuracy'])}[/cyan]")
+        for edit, values in entry["edits"].items():
+            table.add_row(Text(f"  {edit}", style="dim"), f"{values['pairs']:,}", number(values["accuracy"]))
+    return table
 
 
 def _pairs(pairs: Mapping[str, Any]) -> Table:

@@ -32,12 +32,14 @@ class RatedSet:
         columns: objective of each rating column.
         source: name of the set, for reports.
         train_split: value of the `split` column that marks training rows.
+        rows: approximate number of rows to keep (`sample_by_prompt`); by default all.
     """
 
     location: Location
     columns: Mapping[str, Objective]
     source: str
     train_split: str = "train"
+    rows: int | None = None
 
 
 @dataclass
@@ -111,7 +113,7 @@ def read_ratings(sets: Sequence[RatedSet], limit: int | None = None) -> RatingTa
     """Read and merge rated sets.
 
     Args:
-        limit: approximate number of rows to keep of each set (`sample_by_prompt`).
+        limit: approximate number of rows to keep of each set, whatever its own.
 
     Raises:
         DataError: naming file, row and field of the first invalid value.
@@ -120,7 +122,7 @@ def read_ratings(sets: Sequence[RatedSet], limit: int | None = None) -> RatingTa
     table = RatingTable([], np.empty((0, len(objectives))), objectives, [], [])
     for rated in sets:
         part = _read_set(rated, objectives)
-        part = part.take(sample_by_prompt([c.prompt_key for c in part.conversations], limit))
+        part = part.take(sample_by_prompt([c.prompt_key for c in part.conversations], smaller(limit, rated.rows)))
         table.ratings = np.concatenate([table.ratings, part.ratings])
         for name in ("conversations", "sources", "splits", "origins"):
             getattr(table, name).extend(getattr(part, name))
@@ -151,6 +153,11 @@ def _read_set(rated: RatedSet, objectives: ObjectiveSet) -> RatingTable:
     table.ratings = np.array(ratings).reshape(len(ratings), len(objectives))
     table.sources = [rated.source] * len(ratings)
     return table
+
+
+def smaller(*limits: int | None) -> int | None:
+    """The smallest limit that is given."""
+    return min((limit for limit in limits if limit is not None), default=None)
 
 
 def sample_by_prompt(prompt_keys: Sequence[str], limit: int | None) -> list[int]:

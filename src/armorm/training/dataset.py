@@ -28,7 +28,15 @@ from armorm.data.preferences import (
     read_preferences,
 )
 from armorm.data.presets import PREFERENCE_PRESETS, Preset, preference_preset, rating_preset
-from armorm.data.ratings import RatedSet, RatingTable, merge_objectives, objective_name, read_ratings, split_role
+from armorm.data.ratings import (
+    RatedSet,
+    RatingTable,
+    merge_objectives,
+    objective_name,
+    read_ratings,
+    smaller,
+    split_role,
+)
 from armorm.data.sources import Location, find_sources
 from armorm.errors import DataError, RecipeError, nearest
 from armorm.evaluation.benchmarks import BENCHMARKS
@@ -233,7 +241,7 @@ def _rated_sets(recipe: Recipe, located: Mapping[str, Location]) -> list[RatedSe
                     direction=objective.direction,
                     scale_map=objective.map,
                 )
-        sets.append(RatedSet(location, columns, source, split))
+        sets.append(RatedSet(location, columns, source, split, entry.rows))
     if not sets and not any(construct_entries(recipe)):
         raise RecipeError(
             "ratings: found computed objectives only, expected at least one set of ratings or a construct"
@@ -345,7 +353,7 @@ def _other_data(recipe: Recipe, name: str, root: Path, place: str) -> Location:
 
 def _read_pairs(entry: PreferencesSection, location: Location, limit: int | None) -> list[PreferencePair]:
     split = entry.split or (preference_preset(entry.preset).split if entry.preset else "train")
-    return read_preferences(location, entry.label, limit, split)
+    return read_preferences(location, entry.label, smaller(limit, entry.rows), split)
 
 
 def _preference_sets(

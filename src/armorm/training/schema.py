@@ -144,6 +144,9 @@ class SetSection(Section):
     split: Optional[str] = Field(None, description="split to train on, by default train")
     revision: Optional[str] = Field(None, description="commit, tag or branch of a hub set")
     source: Optional[str] = Field(None, description="name of the set, by default its file name or preset")
+    rows: Optional[int] = Field(
+        None, ge=1, description="approximate maximum rows (of a construct: replies of each of its sets), whole prompts"
+    )
     columns: dict[str, str] = Field(
         default_factory=dict,
         description="column names of the set that differ: prompt, response, messages, chosen, rejected, margin, split",
@@ -218,9 +221,6 @@ class RatingsSection(SetSection):
     from_: tuple[ConstructSource, ...] = Field(
         (), alias="from", description="sets whose replies a construct starts from"
     )
-    rows: int = Field(
-        DEFAULT_ROWS, ge=1, description="of a construct: approximate maximum replies of each set, sampled by prompt"
-    )
     per_prompt: int = Field(1, ge=1, description="of a construct: maximum replies of each prompt")
     variants: int = Field(1, ge=1, description="of a construct: edited replies for each reply")
     name: Optional[str] = Field(
@@ -237,7 +237,7 @@ class RatingsSection(SetSection):
             raise ValueError("name needs compute or construct; a rated objective is named under objectives")
         if given == "construct" and not self.from_:
             raise ValueError("construct needs from: the sets whose replies it starts from")
-        for field in ("from_", "rows", "per_prompt", "variants"):
+        for field in ("from_", "per_prompt", "variants"):
             if given != "construct" and getattr(self, field) != type(self).model_fields[field].default:
                 raise ValueError(f"{field.rstrip('_')} needs construct, found {given}")
         for key in ("objectives", "columns"):

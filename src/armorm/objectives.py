@@ -31,7 +31,7 @@ class Reliability:
     """How far the predicted rewards of an objective are known.
 
     Attributes:
-        r2: share of the ratings' variance that is predicted on held-out folds; at most 1, below 0 if worse than the mean.
+        r2: share of the ratings' variance that is predicted on held-out folds; below 0 if worse than the mean.
         epistemic_variance: of predicted rewards, due to few ratings, mean over the training prompts, mapped scale; None
             for a head without uncertainty.
         reward_variance: of the predicted rewards over the same rows, mapped scale.

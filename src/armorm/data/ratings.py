@@ -97,6 +97,13 @@ class RatingTable:
             mask[own[first]] = True
         return mask
 
+    def with_unrated(self, objectives: Sequence[Objective]) -> RatingTable:
+        """The table with more objectives, which no row rates."""
+        table = self
+        for objective in objectives:
+            table = table.with_column(objective, np.full(len(self), np.nan))
+        return table
+
     @property
     def counts(self) -> dict[str, int]:
         """Ratings of each objective."""

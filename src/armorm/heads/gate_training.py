@@ -9,10 +9,10 @@ and rewards are already debiased, as at inference. Rewards are data, computed on
 its batch through the network once, both sides of a pair together, which halves the work. Objectives whose rewards are
 poorly known are discounted (heads/discount.py), by an exponent of their reliability that is chosen on stopping pairs.
 
-`logit_scale` is positive: it starts at the fit to the weights before training (`armorm.heads.calibration`), is learned as its
-logarithm, and is fitted again at the end. (If it starts at 1, as published, rewards in [0, 1] give margins so small
-that the gate hardly moves.) Prompt features are standardised for training, and the scaling is folded into the first
-layer.
+`logit_scale` is positive: it starts at the fit to the weights before training (`armorm.heads.calibration`), is learned
+as its logarithm, and is fitted again at the end. (If it starts at 1, as published, rewards in [0, 1] give margins so
+small that the gate hardly moves.) Prompt features are standardised for training, and the scaling is folded into the
+first layer.
 
 Held-out pairs are divided by prompt: one half stops the training, and the other, which decided nothing, fits the scale
 and gives the reported accuracy and loss. Halves of fewer than `MIN_HALF` pairs decide nothing reliably: then all
@@ -209,7 +209,7 @@ class RewardPairs:
 
     def take(self, rows: np.ndarray) -> RewardPairs:
         """Some of the pairs."""
-        arrays = {field.name: getattr(self, field.name) for field in fields(self)}
+        arrays: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
         return RewardPairs(**{name: None if array is None else array[rows] for name, array in arrays.items()})
 
     @property

@@ -15,7 +15,7 @@ that are not numerically positive definite (more features than rows, and an alph
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -119,6 +119,11 @@ class RegressionHead:
     fold_weight: np.ndarray
     fold_bias: np.ndarray
     reports: list[RegressionReport]
+
+    def rounded(self) -> RegressionHead:
+        """The head with its numbers rounded to float32, as they are served."""
+        names = ("weight", "bias", "fold_weight", "fold_bias")
+        return replace(self, **{name: getattr(self, name).astype(np.float32).astype(np.float64) for name in names})
 
     def predict(self, features: np.ndarray) -> np.ndarray:
         """Rewards (n, k) float64 of features (n, d)."""

@@ -168,6 +168,46 @@ class Uncertainty:
             conformal=conformal,
         )
 
+    def with_objective(
+        self,
+        values: np.ndarray,
+        vectors: np.ndarray,
+        alpha: float,
+        noise: float,
+        center: np.ndarray,
+        features: np.ndarray,
+    ) -> Uncertainty:
+        """This uncertainty with one more objective, in a row set of its own, whose weights have the covariance
+        noise^2 (sum of value_i v_i v_i^T + alpha I)^-1.
+
+        Args:
+            values, vectors: (d,) descending eigenvalues, and (d, d) eigenvectors, one per row.
+            center: (d,) feature whose reward has no error.
+            features: (n, d) of responses, over which the rest of the spectrum is exact on average.
+        """
+        rank, centred = self.basis.shape[1], features.astype(np.float64) - center
+        squares = ((centred @ vectors[rank:].T) ** 2).sum(0)
+        total = squares.sum()
+        tail = float((squares / (values[rank:] + alpha)).sum() / total) if total > 0 else 1 / alpha
+        kept = vectors[:rank].astype(np.float32)
+        leverage = low_rank_leverage(centred, kept, values[:rank], np.array([alpha]), np.array([tail]))
+        k = len(self.groups)
+        correlation = np.eye(k + 1)
+        correlation[:k, :k] = self.correlation
+        new = {"penalties": alpha, "noise": noise, "design_effect": 1.0, "tail": tail, "rows": 0}
+        new |= {"groups": len(self.basis), "error_bound": _error_bound(values[rank:], alpha, tail)}
+        if len(self.usual_leverage):
+            new["usual_leverage"] = float(np.quantile(leverage, USUAL))
+        return replace(
+            self,
+            basis=np.concatenate([self.basis, kept[None]]),
+            eigenvalues=np.concatenate([self.eigenvalues, values[None, :rank].astype(np.float32)]),
+            center=np.concatenate([self.center, center[None].astype(np.float32)]),
+            correlation=correlation,
+            conformal={level: np.append(factors, np.nan) for level, factors in self.conformal.items()},
+            **{name: np.append(getattr(self, name), value) for name, value in new.items()},
+        )
+
     def tensors(self) -> dict[str, np.ndarray]:
         """The part that a model stores as tensors."""
         return {"basis": self.basis, "eigenvalues": self.eigenvalues, "center": self.center}

@@ -164,8 +164,14 @@ def gate(evidence: Evidence) -> dict[str, Any] | None:
         found["extremes"] = _extremes(evidence, rows, weights)
     order = np.argsort(-means, kind="stable")
     found["order"] = order.tolist()
+    known = rm.objectives.reliability
     found["means"] = [
-        {"name": names[i], "mean": float(means[i]), "reference": None if reference is None else float(reference[i])}
+        {
+            "name": names[i],
+            "mean": float(means[i]),
+            "reference": None if reference is None else float(reference[i]),
+            "reliability": _finite(known[i]),
+        }
         for i in order
     ]
     return found

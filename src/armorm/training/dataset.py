@@ -3,6 +3,8 @@
 Rows of a set with a `split` column are split by it; of other sets, a share of the prompts (`test_share`, chosen by a
 hash of the prompt) is held out. No prompt that is evaluated on anywhere in the run, or listed under `keep_apart`, is
 trained on, nor a near-duplicate of it (data/decontamination.py). Excluded training rows are counted by reason.
+
+A recipe without rated sets trains its measured objectives on both sides of its preference pairs.
 """
 
 from __future__ import annotations
@@ -40,7 +42,7 @@ from armorm.data.ratings import (
 from armorm.data.sources import Location, find_sources
 from armorm.errors import DataError, RecipeError, nearest
 from armorm.evaluation.benchmarks import BENCHMARKS
-from armorm.objectives import Objective, ObjectiveError
+from armorm.objectives import Objective, ObjectiveError, ObjectiveSet
 from armorm.training.construct_sets import ConstructReport, add_constructs, construct_entries, named_sets, set_of
 from armorm.training.recipe import Recipe
 from armorm.training.schema import (
@@ -129,6 +131,8 @@ def read_training_data(recipe: Recipe) -> TrainingData:
         for index, entry in enumerate(recipe.preferences)
         if entry.from_ratings is None
     }
+    if not sets:
+        table = _table_of_sides(chain(*read_pairs.values()))
     evaluations = {
         entry.label: _evaluation_pairs(located[f"evaluation.{i}"], recipe.limit)
         for i, entry in enumerate(recipe.evaluation)
@@ -242,11 +246,30 @@ def _rated_sets(recipe: Recipe, located: Mapping[str, Location]) -> list[RatedSe
                     scale_map=objective.map,
                 )
         sets.append(RatedSet(location, columns, source, split, entry.rows))
-    if not sets and not any(construct_entries(recipe)):
+    other = any(construct_entries(recipe)) or (
+        any(entry.compute for entry in recipe.ratings) and recipe.preference_objectives
+    )
+    if not sets and not other:
         raise RecipeError(
-            "ratings: found computed objectives only, expected at least one set of ratings or a construct"
+            "ratings: found no set of ratings; without one, expected a construct, or a computed objective and one "
+            "fitted to pairs (bradley_terry)"
         )
     return sets
+
+
+def _table_of_sides(pairs: Iterable[PreferencePair]) -> RatingTable:
+    """Both sides of pairs, each once, as rows without ratings."""
+    rows = {side.key: (side, pair) for pair in pairs for side in sides([pair])}
+    conversations = [side for side, _ in rows.values()]
+    of = [pair for _, pair in rows.values()]
+    return RatingTable(
+        conversations,
+        np.empty((len(rows), 0)),
+        ObjectiveSet(()),
+        [pair.source for pair in of],
+        [pair.split for pair in of],
+        [pair.origin for pair in of],
+    )
 
 
 def _computed(recipe: Recipe) -> list[tuple[str, str]]:
@@ -261,18 +284,28 @@ def _computed(recipe: Recipe) -> list[tuple[str, str]]:
 
 def _check_objectives(recipe: Recipe, sets: Sequence[RatedSet], computed: Sequence[tuple[str, str]]) -> None:
     rated = [*merge_objectives(sets).names, *(name for _, _, name in construct_entries(recipe))]
-    names = [*rated, *(name for name, _ in computed)]
+    names = [*rated, *(name for name, _ in computed), *recipe.preference_objectives]
     repeated = next((name for name in names if names.count(name) > 1), None)
     if repeated is not None:
         raise RecipeError(f"ratings: objective {repeated!r} is defined twice")
     made = [(f"preferences.{i}.from_ratings", entry.from_ratings) for i, entry in enumerate(recipe.preferences)]
     named = [(f"regression.weights.{name}", name) for name in recipe.regression.weights]
     named += [(f"debias.against.{i}", name) for i, name in enumerate(recipe.debias.against if recipe.debias else ())]
-    for given, known in ((made, rated), (named, names)):
+    fitted = [
+        (f"ratings.{i}.bradley_terry", source)
+        for i, entry in enumerate(recipe.ratings)
+        for source in entry.bradley_terry or ()
+    ]
+    sources = list(dict.fromkeys(entry.label for entry in recipe.preferences))
+    for kind, given, known in (
+        ("objective", made, rated),
+        ("objective", named, names),
+        ("preference set", fitted, sources),
+    ):
         for place, name in given:
             if name is not None and name not in known:
-                hint = f"{nearest(name, known)}, expected one of {', '.join(known)}"
-                raise RecipeError(f"{place}: unknown objective {name!r}{hint}")
+                hint = f"{nearest(name, known)}, expected one of {', '.join(known) or 'none'}"
+                raise RecipeError(f"{place}: unknown {kind} {name!r}{hint}")
 
 
 def set_locations(recipe: Recipe) -> Iterator[tuple[str, Kind, Location, Preset | None]]:
@@ -283,9 +316,7 @@ def set_locations(recipe: Recipe) -> Iterator[tuple[str, Kind, Location, Preset 
     """
     root = _root(recipe)
     entries: list[tuple[str, Kind, RatingsSection | PreferencesSection | ReferenceSection]] = []
-    entries += [
-        (f"ratings.{i}", "ratings", e) for i, e in enumerate(recipe.ratings) if not (e.compute or e.constructed)
-    ]
+    entries += [(f"ratings.{i}", "ratings", entry) for i, entry in enumerate(recipe.ratings) if entry.reads_rows]
     entries += [(f"preferences.{i}", "pairs", e) for i, e in enumerate(recipe.preferences) if not e.from_ratings]
     if recipe.reference != "ratings":
         entries.append(("reference", "reference", recipe.reference))

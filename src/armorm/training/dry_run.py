@@ -137,7 +137,7 @@ def _assumed_workload(recipe: Recipe, sets: Sequence[dict[str, Any]], row_tokens
         rated=rated,
         groups=sum(preset.groups for preset in presets) + len(others),
         objectives=sum(len(preset.columns) for preset in presets)
-        + sum(len(entry.objectives) + bool(entry.compute or entry.constructed) for entry in others),
+        + sum(len(entry.objectives) + (not entry.reads_rows) for entry in others),
         pairs=pairs,
     )
 

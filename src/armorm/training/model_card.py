@@ -124,10 +124,12 @@ The {{ approximate }}.
 ### {{ bias }}
 
 {% endif -%}
-| objective | penalty | before | after |
-|---|---|---|---|
+{% set held = metrics.debiasing.get("stability", {}).get(bias) -%}
+| objective | penalty | before | after |{{ " held-out rows, predicted | held-out rows, " + held.measured_by + " |" if held }}
+|---|---|---|---|{{ "---|---|" if held }}
 {% for objective, penalty in of.penalties.items() if objective not in metrics.debiasing.biases -%}
-| {{ objective }} | {{ number(penalty) }} | {{ number(of.before[objective]) }} | {{ number(of.after[objective], 4) }} |
+| {{ objective }} | {{ number(penalty) }} | {{ number(of.before[objective]) }} | {{ number(of.after[objective], 4) }} |\
+{% if held %} {{ number(held.predicted.pooled.objectives[objective].after) }} | {{ number(held.actual.pooled.objectives[objective].after) }} |{% endif %}
 {% endfor %}
 {% endfor -%}
 {% for bias, of in metrics.debiasing.get("stability", {}).items() -%}
@@ -153,6 +155,18 @@ Logit scale {{ number(gate.logit_scale) }}\
 {% if gate.calibration %}, fitted on {{ "{:,}".format(gate.calibration.prompts) }} prompts with a relative standard error of \
 {{ number(gate.calibration.scale_error, 2) }}; its expected accuracy is {{ number(gate.calibration.expected_accuracy) }}{% endif %}. \
 Mean entropy of the gating weights {{ number(gate.mean_entropy) }} nats of at most {{ number(max_entropy) }}.
+{% if weights %}
+Mean weights over the prompts of held-out pairs, and the reliability that they are discounted by (to the power \
+{{ "%g"|format(gate.get("exponent", 0)) }}): R2 on held-out folds, at least 0, times the share of the rewards' variance over training prompts \
+that is not estimation error.
+
+| objective | weight | reliability | R2 | standard error of a reward | standard deviation of rewards |
+|---|---|---|---|---|---|
+{% for weight, o in weights -%}
+| {{ o.name }} | {{ number(weight, 4) }} | {{ number(o.reliability.value) }} | {{ number(o.reliability.r2) }} \
+| {{ number(o.reliability.epistemic_variance ** 0.5) if o.reliability.epistemic_variance is not none else "unknown" }} | {{ number(o.reliability.reward_variance ** 0.5) }} |
+{% endfor %}
+{% endif -%}
 {% if metrics.gate.get("weak") %}
 {{ weak_sentence(metrics.gate.weak) }}
 {% endif -%}
@@ -194,6 +208,8 @@ def model_card(name: str, metrics: Mapping[str, Any], objectives: ObjectiveSet) 
     """
     audited = (metrics.get("uncertainty") or {}).get("objectives", {})
     bounds = {name: entry["error_bound"] for name, entry in audited.items() if entry["error_bound"] > TOLERANCE}
+    mean_weights = (metrics.get("gate") or {}).get("mean_weights") or []
+    weights = sorted(zip(mean_weights, objectives, strict=False), key=lambda pair: -pair[0])
     environment = Environment(undefined=StrictUndefined, trim_blocks=False, keep_trailing_newline=True)
     return environment.from_string(_CARD).render(
         name=name,
@@ -202,6 +218,7 @@ def model_card(name: str, metrics: Mapping[str, Any], objectives: ObjectiveSet) 
         by_name={objective.name: objective for objective in objectives},
         rated=metrics["evaluation"].get("ratings", {}),
         number=_number,
+        weights=[(weight, objective) for weight, objective in weights if objective.reliability],
         weak_sentence=weak_sentence,
         approximate=approximate_sentence(bounds) if bounds else "",
         max_entropy=math.log(len(objectives)),

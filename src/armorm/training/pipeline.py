@@ -32,13 +32,14 @@ from armorm.heads.regression import RegressionHead
 from armorm.heads.uncertainty import Uncertainty
 from armorm.model.configuration import ArmoRMConfig
 from armorm.model.remote_code import GatingNetwork
-from armorm.objectives import ObjectiveSet
+from armorm.objectives import Objective, ObjectiveSet
 from armorm.reward_model import ArmoRM
 from armorm.training.dataset import TrainingData, group_index, read_training_data
 from armorm.training.evaluate import debiasing_metrics, evaluation_metrics, uncertainty_metrics
 from armorm.training.featurize import Corpus, RatedRows, build_corpus, ray_workers, statistics_by_ray
 from armorm.training.finetune.record import Finetuned, without_finetuned
 from armorm.training.model_card import model_card, weak_sentence
+from armorm.training.preference_objectives import with_preference_objectives
 from armorm.training.recipe import Recipe
 from armorm.training.saved_stages import Fitted, SavedStages, stage_keys
 from armorm.training.stages import (
@@ -120,7 +121,13 @@ class _Run:
 
         rows = rated.train_rows(corpus, recipe.regression.folds)
         head, uncertainty = self.fit_regression(rows, rated.table.objectives, start)
-        rewards = OutOfFoldRewards(head, rated.train_prompts, corpus)
+        prompts = rated.train_prompts
+        if recipe.preference_objectives:
+            head, uncertainty, fitted_to = self.fit_preference_objectives((head, uncertainty), pairs, corpus)
+            rated = replace(rated, table=rated.table.with_unrated(fitted_to))
+            names, rows = rated.table.objectives.names, rated.train_rows(corpus, recipe.regression.folds)
+            prompts |= {pair.prompt_key for pair in pairs}
+        rewards = OutOfFoldRewards(head, prompts, corpus)
         debiasing = self.fit_debiasing(rewards(reference), reference, names)
         extra: dict[str, Any] = {}
         if recipe.joint is not None:
@@ -231,6 +238,25 @@ class _Run:
                 self.console.print(f"warning: objective {objective.name}: {report.warning}")
         return head, uncertainty
 
+    def fit_preference_objectives(
+        self, heads: Heads, pairs: list[PreferencePair], corpus: Corpus
+    ) -> tuple[RegressionHead, Uncertainty | None, list[Objective]]:
+        """The heads with a column for each objective that is fitted to pairs, and these objectives."""
+        entries, gating = self.recipe.preference_objectives, self.recipe.gating
+
+        def fit() -> Fitted:
+            head, uncertainty, objectives = with_preference_objectives(*heads, entries, pairs, corpus, gating)
+            arrays, values = heads_to_arrays(head, uncertainty)
+            return arrays, {**values, "fitted_to_pairs": ObjectiveSet(objectives).to_dicts()}
+
+        arrays, values = self.saved.get("preferences", fit)
+        head, uncertainty = heads_from_arrays(arrays, values)
+        objectives = list(ObjectiveSet.from_dicts(values["fitted_to_pairs"]))
+        for report in head.reports[-len(objectives) :]:
+            loss = f"{min(report.validation_errors):.4f} nats on held-out folds ({np.log(2):.4f} is chance)"
+            self.console.print(f"objective {report.objective}, fitted to {report.ratings:,} pairs: loss {loss}")
+        return head, uncertainty, objectives
+
     def fit_debiasing(self, rewards: np.ndarray, reference: Sequence[Conversation], names: list[str]) -> Debiasing:
         """The transform fitted on the reference's rewards (n, k), rounded to float32 as it is served."""
         section = self.recipe.debias
@@ -335,7 +361,7 @@ class _Run:
             gating_temperature=recipe.gating.temperature,
             gating_hidden_dim=recipe.gating.hidden_size,
             gating_n_hidden=recipe.gating.hidden_layers,
-            regression_bias=recipe.regression.intercept,
+            regression_bias=bool(recipe.regression.intercept or rewards.head.bias.any()),
             gate_pattern=backbone.template.gate_pattern(),
             limits={"max_length": recipe.backbone.max_length, "overflow": recipe.backbone.overflow},
             pad_token_id=backbone.tokenizer.pad_token_id,

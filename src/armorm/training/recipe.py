@@ -86,6 +86,17 @@ class Recipe(Section):
             raise ValueError("every set is weak, expected at least one to validate them on")
         return value
 
+    @model_validator(mode="after")
+    def _joint_of_ratings(self) -> Recipe:
+        if self.joint is not None and self.preference_objectives:
+            raise ValueError("joint fits every objective to ratings and pairs: expected no bradley_terry in ratings")
+        return self
+
+    @property
+    def preference_objectives(self) -> dict[str, tuple[str, ...]]:
+        """Names of the preference sets of each objective that is fitted to pairs."""
+        return {entry.name or "preferred": entry.bradley_terry for entry in self.ratings if entry.bradley_terry}
+
     @field_validator("report_to", mode="before")
     @classmethod
     def _trackers(cls, value: Any) -> Any:

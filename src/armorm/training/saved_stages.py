@@ -29,7 +29,7 @@ from armorm.training.stages import RatedSplit
 _plain = methodcaller("model_dump", mode="json")  # of a recipe section
 Fitted = tuple[dict[str, np.ndarray], Any]
 # Raise a stage's number when its code computes something else from the same inputs.
-VERSIONS = {"finetune": 1, "regression": 1, "first_gate": 2, "joint": 2, "gate": 2, "quantiles": 1}
+VERSIONS = {"finetune": 1, "regression": 1, "first_gate": 2, "joint": 2, "gate": 2, "quantiles": 1, "preferences": 1}
 
 
 def stage_key(stage: str, *inputs: Any) -> str:
@@ -80,6 +80,8 @@ def stage_keys(
     gate += [corpus.of_pairs.response_keys(list(sides(pairs)))]
     gate += [recipe.gating, recipe.seed, resolve_device(recipe.backbone.device).type]
     heads = keys["regression"]
+    if recipe.preference_objectives:
+        keys["preferences"] = heads = stage_key("preferences", heads, *gate, recipe.preference_objectives)
     if recipe.joint is not None:
         keys["first_gate"] = stage_key("first_gate", heads, *debiasing, *gate)
         keys["joint"] = heads = stage_key("joint", keys["first_gate"], recipe.joint)

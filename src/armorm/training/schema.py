@@ -202,7 +202,7 @@ class ConstructSource(Section):
 
 class RatingsSection(SetSection):
     """One of: a set of rated conversations (`data`), a public set (`preset`), a computed objective (`compute`), a
-    constructed one (`construct`)."""
+    constructed one (`construct`), an objective fitted to preference pairs (`bradley_terry`)."""
 
     model_config = ConfigDict(populate_by_name=True)
 
@@ -223,18 +223,30 @@ class RatingsSection(SetSection):
     )
     per_prompt: int = Field(1, ge=1, description="of a construct: maximum replies of each prompt")
     variants: int = Field(1, ge=1, description="of a construct: edited replies for each reply")
+    bradley_terry: Optional[Annotated[tuple[str, ...], Field(min_length=1)]] = Field(
+        None, description="names of the preference sets whose pairs a linear reward is fitted to"
+    )
     name: Optional[str] = Field(
-        None, description="name of the computed or constructed objective, by default that of the measure or construct"
+        None,
+        description="name of the computed or constructed objective, by default that of the measure or construct; or of "
+        "that fitted to pairs (preferred)",
     )
     map: Literal["min_max", "bin_centre"] = Field("min_max", description="of a preset's objectives, see objectives")
 
+    @property
+    def reads_rows(self) -> bool:
+        """Whether the entry is a set of rows."""
+        return self.data is not None or self.preset is not None
+
     @model_validator(mode="after")
     def _one_kind(self) -> RatingsSection:
-        given = self.only("data", "preset", "compute", "construct")
+        given = self.only("data", "preset", "compute", "construct", "bradley_terry")
         if self.data is not None and not self.objectives:
             raise ValueError("a set of ratings needs objectives: {column: [low, high]}")
-        if given not in ("compute", "construct") and self.name is not None:
-            raise ValueError("name needs compute or construct; a rated objective is named under objectives")
+        if self.reads_rows and self.name is not None:
+            raise ValueError(
+                "name needs compute, construct or bradley_terry; a rated objective is named under objectives"
+            )
         if given == "construct" and not self.from_:
             raise ValueError("construct needs from: the sets whose replies it starts from")
         for field in ("from_", "per_prompt", "variants"):

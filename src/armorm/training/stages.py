@@ -155,7 +155,7 @@ def fit_stage1(
     """
     options: dict[str, Any] = {"intercept": section.intercept, "weights": section.weights}
     folds = (0,) if section.validation == "split" else None
-    head = _rounded(fit_from_statistics(statistics, alphas=section.alphas, validation_folds=folds, **options))
+    head = fit_from_statistics(statistics, alphas=section.alphas, validation_folds=folds, **options).rounded()
     uncertainty = None
     if section.uncertainty:
         intervals = np.asarray(rows.levels) >= ENOUGH_LEVELS
@@ -178,11 +178,6 @@ def objective_reliability(
         Reliability(float(report.r2), error, float(spread))
         for report, error, spread in zip(rewards.head.reports, epistemic, variance, strict=True)
     ]
-
-
-def _rounded(head: RegressionHead) -> RegressionHead:
-    arrays: dict[str, Any] = {name: getattr(head, name).astype(np.float32).astype(np.float64) for name in _HEAD_ARRAYS}
-    return replace(head, **arrays)
 
 
 def heads_to_arrays(
@@ -283,7 +278,7 @@ def train_joint_heads(
     features, ratings, folds = rows.features(), rows.ratings, rows.folds
     options: dict[str, Any] = {"intercept": regression.intercept, "weights": regression.weights}
     joint, report = fit_joint(head, features, ratings, folds, pairs, **section.model_dump(), **options)
-    joint = _rounded(joint)
+    joint = joint.rounded()
     if uncertainty is not None:
         # Noise, error correlation and intervals are measured anew on held-out folds. Leverage and design effect stay
         # those of the ratings: they ignore what the pairs add, which errs on the large side.

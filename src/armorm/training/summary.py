@@ -29,6 +29,9 @@ def metrics_summary(metrics: Mapping[str, Any]) -> RenderableType:
     constructs = metrics["evaluation"].get("constructs", {})
     if constructs:
         parts += [_constructs(constructs), ""]
+    remaining = (metrics.get("debiasing") or {}).get("stability")
+    if remaining:
+        parts.append(_remaining(remaining))
     pairs = metrics["evaluation"].get("pairs", {})
     if pairs:
         parts.append(_pairs(pairs))
@@ -66,6 +69,18 @@ def _constructs(constructs: Mapping[str, Any]) -> Table:
         for edit, values in entry["edits"].items():
             table.add_row(Text(f"  {edit}", style="dim"), f"{values['pairs']:,}", number(values["accuracy"]))
     return table
+
+
+def _remaining(stability: Mapping[str, Any]) -> RenderableType:
+    """Correlation of the score with every bias on held-out rows, and the largest of an objective."""
+    table = numbers_table("on held-out rows", "score before", "after", "largest objective", padding=_NARROW)
+    for bias, of in stability.items():
+        for label, name in (("predicted", f"{bias}, predicted"), ("actual", of["measured_by"])):
+            pooled = of[label]["pooled"]
+            left = [entry["after"] for entry in pooled["objectives"].values() if entry["after"] is not None]
+            cells = [pooled["score"]["before"], pooled["score"]["after"], max(left, key=abs, default=None)]
+            table.add_row(name, *(number(value, 2, sign=True) for value in cells))
+    return Group(table, Text("correlation with each bias, pooled over the test rows, after debiasing\n", style="dim"))
 
 
 def _pairs(pairs: Mapping[str, Any]) -> Table:

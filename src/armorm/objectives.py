@@ -218,9 +218,9 @@ class ObjectiveSet(Sequence[Objective]):
             [np.nan if o.reliability is None else o.reliability.value for o in self._objectives], np.float64
         )
 
-    def with_reliability(self, found: Sequence[Reliability | None]) -> ObjectiveSet:
-        """The same objectives with the reliability (k,) of each."""
-        return ObjectiveSet(replace(o, reliability=one) for o, one in zip(self._objectives, found, strict=True))
+    def with_reliability(self, found: Mapping[str, Reliability]) -> ObjectiveSet:
+        """The same objectives with the reliability found for some, by name."""
+        return ObjectiveSet(replace(o, reliability=found.get(o.name, o.reliability)) for o in self._objectives)
 
     def to_dicts(self) -> list[dict[str, Any]]:
         """Plain dictionaries, for a config file; `reliability` only where it was measured."""

@@ -83,7 +83,7 @@ def test_a_reliability_is_what_is_predicted_times_what_is_not_estimation_error()
 
 def test_the_reliability_of_objectives_is_kept_in_their_dictionaries():
     plain = ObjectiveSet([Objective.rated("a-b", 0, 1), Objective.rated("a-c", 0, 1)])
-    known = plain.with_reliability([Reliability(0.5, 0.02, 0.1), None])
+    known = plain.with_reliability({"a-b": Reliability(0.5, 0.02, 0.1)})
     assert ObjectiveSet.from_dicts(known.to_dicts()).reliability[0] == pytest.approx(0.4)
     assert np.isnan(known.reliability[1])
     assert known == plain

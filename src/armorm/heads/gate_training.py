@@ -209,8 +209,9 @@ class RewardPairs:
 
     def take(self, rows: np.ndarray) -> RewardPairs:
         """Some of the pairs."""
-        arrays: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
-        return RewardPairs(**{name: None if array is None else array[rows] for name, array in arrays.items()})
+        arrays = {field.name: getattr(self, field.name) for field in fields(self)}
+        taken: dict[str, Any] = {name: None if array is None else array[rows] for name, array in arrays.items()}
+        return RewardPairs(**taken)
 
     @property
     def prompts(self) -> np.ndarray:

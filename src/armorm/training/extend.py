@@ -33,6 +33,7 @@ from armorm.data.sources import Location
 from armorm.errors import DataError, FitError, RecipeError
 from armorm.files import write_text
 from armorm.heads.debiasing import Debiasing, fit_debiasing, no_debiasing
+from armorm.heads.discount import LEAST
 from armorm.heads.regression import RegressionHead
 from armorm.heads.statistics import RatingStatistics
 from armorm.heads.uncertainty import Uncertainty
@@ -53,6 +54,7 @@ from armorm.training.stages import (
     RatedSplit,
     assemble_model,
     fit_stage1,
+    objective_reliability,
     rated_split,
     reference_statistics,
     train_gate,
@@ -79,7 +81,8 @@ def extend(
         sets: rated sets; an objective with the name of one of the model's must have the same scale.
         output: another folder.
         preferences: pairs to train the gate on; some are held out by their split column, or by prompt.
-        share: share of the gating weight for new objectives, without preferences; by default new objectives / all.
+        share: share of the gating weight for new objectives, without preferences; by default 1 / all for each,
+            discounted where it is less reliable than the model's objectives.
         seed, steps: of the gate's training, by default those of the model's recipe.
         quiet: print only progress.
 
@@ -130,7 +133,10 @@ def extend(
     reference = rated.train_conversations
     reference_rewards = rewards(reference)
     debiasing = _extended_debiasing(rm, recipe, reference_rewards, reference)
-    gate = extended_gate(rm, len(added), corpus.features(reference).prompt, share)
+    found = objective_reliability(rewards, uncertainty, reference, objectives.names)
+    objectives = objectives.with_reliability(found)
+    known = objectives.reliability
+    gate = extended_gate(rm, _relative(known, len(added)), corpus.features(reference).prompt, share)
     gate_report = None
     if pairs:
         config = rm.model.config
@@ -139,7 +145,8 @@ def extend(
         section = recipe.gating.model_copy(update=shape | settings)
         seed = recipe.seed if seed is None else seed
         with Tracking(folder, (), "extend", {}) as tracking:
-            gate, gate_report = train_gate(pairs, rewards, debiasing, section, tracking, seed=seed, initial=gate)
+            options: dict[str, Any] = {"reliability": known, "seed": seed, "initial": gate}
+            gate, gate_report = train_gate(pairs, rewards, debiasing, section, tracking, **options)
     elif added:
         console.print("no preferences: new objectives get a constant share of the weight, whatever the prompt")
 
@@ -320,15 +327,28 @@ def _extended_debiasing(
     return replace(no_debiasing(k), matrix=matrix, against=tuple(biases), penalties=penalties)
 
 
+def _relative(reliability: np.ndarray, new: int) -> np.ndarray:
+    """Reliability of the last `new` objectives relative to the mean of the others, at most 1; to the most reliable new
+    one where that of the others is unknown."""
+    added, before = reliability[len(reliability) - new :], reliability[: len(reliability) - new]
+    known = before[~np.isnan(before)]
+    level = max(known.mean() if len(known) else added.max(initial=0.0), LEAST)
+    return np.clip(added / level, LEAST, 1.0)
+
+
 @torch.no_grad()
-def extended_gate(rm: ArmoRM, new: int, prompts: np.ndarray, share: float | None) -> GatingNetwork:
+def extended_gate(rm: ArmoRM, relative: np.ndarray, prompts: np.ndarray, share: float | None) -> GatingNetwork:
     """The gate with a constant logit for each new objective, such that new objectives together have the requested mean
-    share of the weight over the prompts (m, d)."""
-    temperature, k = rm.model.config.gating_temperature, len(rm.objectives)
+    share of the weight over the prompts (m, d).
+
+    Args:
+        relative: (new,) share of each new objective relative to 1 / all, 0 to 1.
+    """
+    temperature, k, new = rm.model.config.gating_temperature, len(rm.objectives), len(relative)
     gate = copy.deepcopy(rm.model.gating).cpu()
     layers: list[Any] = list(gate.layers)
     last = layers[-1]
-    share = new / (k + new) if share is None else share
+    share = float(relative.sum()) / (k + new) if share is None else share
     if new and not 0 < share < 1:
         raise FitError(f"share {share:g}, expected more than 0 and less than 1")
     logits = torch.from_numpy(prompts).float()
@@ -340,10 +360,10 @@ def extended_gate(rm: ArmoRM, new: int, prompts: np.ndarray, share: float | None
         middle = (low + high) / 2
         mean = float(torch.sigmoid(middle - total).mean())
         low, high = (middle, high) if mean < share else (low, middle)
-    logit = (low - np.log(max(new, 1))) * temperature
+    logits_of_new = (low + np.log(relative / max(relative.sum(), LEAST))) * temperature
     extended = torch.nn.Linear(last.in_features, k + new)
     extended.weight.copy_(torch.cat([last.weight, torch.zeros(new, last.in_features)]))
-    extended.bias.copy_(torch.cat([last.bias, torch.full((new,), logit)]))
+    extended.bias.copy_(torch.cat([last.bias, torch.from_numpy(logits_of_new).float()]))
     gate.layers[-1] = extended
     return gate.eval()
 

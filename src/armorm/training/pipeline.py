@@ -284,7 +284,7 @@ class _Run:
         reference: Sequence[Conversation],
     ) -> ObjectiveSet:
         """The objectives with the reliability of their rewards, which the gate discounts them by."""
-        found = objectives.with_reliability(objective_reliability(rewards, uncertainty, reference))
+        found = objectives.with_reliability(objective_reliability(rewards, uncertainty, reference, objectives.names))
         poor = [f"{o.name} {o.reliability.value:.2f}" for o in found if o.reliability and o.reliability.value < POOR]
         if poor:
             self.console.print(f"reliability below {POOR:g}, hardly weighted: {', '.join(poor)}")

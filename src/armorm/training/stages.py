@@ -164,20 +164,28 @@ def fit_stage1(
 
 
 def objective_reliability(
-    rewards: OutOfFoldRewards, uncertainty: Uncertainty | None, conversations: Sequence[Conversation]
-) -> list[Reliability]:
-    """Reliability of each objective: held-out R^2, and epistemic variance over training conversations, of which every
-    n-th is read if there are more than `RELIABILITY_ROWS`."""
+    rewards: OutOfFoldRewards,
+    uncertainty: Uncertainty | None,
+    conversations: Sequence[Conversation],
+    names: Sequence[str],
+) -> dict[str, Reliability]:
+    """Reliability of each objective with a report, by name: held-out R^2, and epistemic variance over training
+    conversations, of which every n-th is read if there are more than `RELIABILITY_ROWS`.
+
+    Args:
+        names: (k,) objectives of the rewards.
+    """
     rows = conversations[:: -(-len(conversations) // RELIABILITY_ROWS) or 1]
     variance = rewards(rows).var(0)
-    epistemic: list[float | None] = [None] * len(variance)
+    epistemic = np.full(len(names), np.nan)
     if uncertainty is not None:
-        leverage = uncertainty.leverage(rewards.corpus.responses(rows))
-        epistemic = (uncertainty.epistemic_std(leverage) ** 2).mean(0).tolist()
-    return [
-        Reliability(float(report.r2), error, float(spread))
-        for report, error, spread in zip(rewards.head.reports, epistemic, variance, strict=True)
-    ]
+        epistemic = (uncertainty.epistemic_std(uncertainty.leverage(rewards.corpus.responses(rows))) ** 2).mean(0)
+    found = {}
+    for report in rewards.head.reports:
+        column = list(names).index(report.objective)
+        error = None if np.isnan(epistemic[column]) else float(epistemic[column])
+        found[report.objective] = Reliability(float(report.r2), error, float(variance[column]))
+    return found
 
 
 def heads_to_arrays(

@@ -231,9 +231,12 @@ _REFUSAL = re.compile(
 )
 _NO_ANSWER = re.compile(
     r"""\b(?:I|we)\ (?:really\ |honestly\ |simply\ )?do(?:\ not|n['’]?t)[ ]
-        (?:know|have\ (?:an|any|the|enough)\ (?:answer|idea|info))
-    |\bhave\ no\ (?:comment|idea|clue|answer|opinion)|^\W*no\ (?:comment|idea|clue)\b
-    |\b(?:am|['’]m)\ not\ (?:sure|certain)\b|\b(?:idk|dunno)\b""",
+        (?:know|recall|remember|have\ (?:an|any|the|that|enough)\ (?:answer|idea|info|details?|knowledge))
+    |\bhave\ no\ (?:comment|idea|clue|answer|opinion|knowledge|information)
+    |\b(?:unknown|not\ known|unclear)\ to\ me\b|\bnever\ heard\ of\b|\byour\ guess\ is\b|\bbeats\ me\b
+    |\bnot\ familiar\ with\b|\bwish\ I\ knew\b|\bknow\ nothing\ about\b|\bnot\ (?:something\ )?I\ know\b
+    |\b(?:hard|difficult|impossible)\ to\ say\b|^\W*no\ (?:comment|idea|clue)\b
+    |\b(?:(?:am|['’]m)\ )?not\ (?:sure|certain)\b|\b(?:idk|dunno)\b""",
     re.IGNORECASE | re.VERBOSE,
 )
 _OPENING = 200  # characters in which a reply refuses

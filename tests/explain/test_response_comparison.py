@@ -80,6 +80,23 @@ def test_the_margin_has_the_unit_of_the_reference_scores(rm, found):
     assert f"({found.margin_in_std:+.2f} SD of reference scores)" in str(found)
 
 
+def test_in_words_it_names_the_better_response_and_what_decides(rm, found):
+    other = rm.compare(B, A)
+    best = "long" if found.better == "A" else "short"
+    sentence = found.in_words({"A": "long", "B": "short"}, most=1)
+    assert sentence == other.in_words({"B": "long", "A": "short"}, most=1), "whatever the order of the two"
+    assert sentence.startswith(f"{best} scores higher than ")
+    assert f"by {abs(found.margin_in_std):.2f} SD" in sentence
+    first = next(share for share in found.shares if share.name == found.decided_by[0])
+    ratings = first.ratings if found.better == "A" else first.ratings[::-1]
+    assert (
+        f"{first.name} ({ratings[0]:.2f} against {ratings[1]:.2f} on {first.low:.3g} to {first.high:.3g})" in sentence
+    )
+    assert (f"{len(found.decided_by) - 1} more" in sentence) == (len(found.decided_by) > 1)
+    assert compare_scores(1.0, 2.0).in_words() == "B scores higher than A."
+    assert "same score" in rm.compare(A, A).in_words()
+
+
 def test_the_same_response_is_a_tie_and_two_prompts_are_refused(rm):
     tie = rm.compare(A, A)
     assert (tie.better, tie.margin, tie.decided_by, tie.verdict) == (None, 0.0, [], "a tie")

@@ -94,6 +94,31 @@ class ResponseComparison:
         """Probability that the better one is preferred, or None."""
         return None if self.probability_of_a is None else max(self.probability_of_a, 1 - self.probability_of_a)
 
+    def in_words(self, names: Mapping[str, str] | None = None, most: int = 3) -> str:
+        """One sentence: which response is better, by how much, and the objectives that decide with both ratings.
+
+        Args:
+            names: what to call the responses, by `A` and `B`.
+            most: number of deciding objectives that are named.
+        """
+        if self.better is None:
+            return "Both responses get the same score."
+        first, second = (0, 1) if self.better == "A" else (1, 0)
+        called = [dict(names or {}).get(side, side) for side in "AB"]
+        margin = "" if self.margin_in_std is None else f" by {abs(self.margin_in_std):.2f} SD of reference scores"
+        deciding = [share for share in self.ranked if share.decides]
+        reasons = [
+            f"{share.name} ({share.ratings[first]:.2f} against {share.ratings[second]:.2f}"
+            f" on {share.low:.3g} to {share.high:.3g})"
+            for share in deciding[:most]
+        ]
+        if len(deciding) > most:
+            reasons.append(f"{len(deciding) - most} more")
+        listed = " and ".join([", ".join(reasons[:-1]), reasons[-1]] if reasons[1:] else reasons)
+        return f"{called[first]} scores higher than {called[second]}{margin}." + (
+            f" Deciding: {listed}." if listed else ""
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain values."""
         names = ("better", "scores", "margin", "margin_in_std", "probability_of_a", "percentiles", "model", "steered")

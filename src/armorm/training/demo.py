@@ -1,5 +1,7 @@
 """`armorm demo`: train on a synthetic corpus with planted effects, and test whether training recovers them.
 
+It ends with the verdicts of the embedded reward model on three everyday pairs of replies.
+
 Everything is measured on held-out prompts. An effect counts as found only beyond three standard errors, so nothing must
 be found in the control, a corpus without planted effects.
 """
@@ -18,6 +20,7 @@ from rich.text import Text
 from armorm.backbone.encoding import encode_rows
 from armorm.conversation import Conversation
 from armorm.correlation import spearman
+from armorm.data.everyday import everyday_pairs
 from armorm.data.preferences import read_preferences
 from armorm.data.ratings import RatingTable
 from armorm.data.sources import Location
@@ -48,10 +51,11 @@ def run_demo(output: Path, seed: int = 0) -> dict[str, Any]:
     """Generate the corpus, train and measure; likewise for the control.
 
     Returns:
-        `planted` and `control`, each with the metrics of `objectives`, `gate` and `pairs`, and the effects `found`.
+        `planted` and `control`, each with the metrics of `objectives`, `gate` and `pairs`, and the effects `found`; and
+        `everyday`, the verdicts of the embedded reward model (`everyday_verdicts`).
     """
     rows = generate(seed)
-    findings = {}
+    findings: dict[str, Any] = {}
     for name, folder, planted in (("planted", output, True), ("control", output / "control", False)):
         write_corpus(folder / "data", rows, seed, planted)
         text = RECIPE.replace("runs/demo/data", str(folder / "data")).replace("seed: 0", f"seed: {seed}")
@@ -59,8 +63,19 @@ def run_demo(output: Path, seed: int = 0) -> dict[str, Any]:
         write_text(folder / "demo.yaml", text)
         model = train(recipe, folder, features=output / "work" / "features")
         findings[name] = _findings(model, recipe, rows, output / "work" / "features")
+    findings["everyday"] = everyday_verdicts(ArmoRM.from_pretrained())
     write_json(output / "findings.json", findings)
     return findings
+
+
+def everyday_verdicts(rm: ArmoRM) -> dict[str, Any]:
+    """The `model` and its `verdicts`: `prompt`, replies `A` (the better one) and `B`, `right`, `reason`."""
+    verdicts = []
+    for pair in everyday_pairs():
+        found = rm.compare(pair.chosen, pair.rejected)
+        texts = {"prompt": pair.chosen.prompt[-1].content, "A": pair.chosen.response, "B": pair.rejected.response}
+        verdicts.append(texts | {"right": found.better == "A", "reason": found.in_words()})
+    return {"model": rm.name, "verdicts": verdicts}
 
 
 def _findings(model: ArmoRM, recipe: Recipe, rows: list[DemoRow], store: Path) -> dict[str, Any]:
@@ -198,14 +213,15 @@ def findings_table(findings: dict[str, Any]) -> RenderableType:
             f"{control['objectives'][name]['rating']:+.2f}",
         )
     gate = table("", "risky prompts", "harmless prompts", title="\nGating weight of safety")
-    for label, part in findings.items():
+    for label, part in (("planted", planted), ("control", control)):
         weights = (part["gate"][f"safety_weight_{kind}"] for kind in ("risky", "harmless"))
         gate.add_row(label, *(f"{weight:.1%}" for weight in weights))
     pairs = table("", "planted", "control", title="\nAccuracy on held-out pairs")
     accuracies = (part["pairs"]["accuracy"].items() for part in (planted, control))
     for (name, value), (_, other) in zip(*accuracies, strict=True):
         pairs.add_row(name.partition(" (")[0] if "single" in name else name, f"{value:.3f}", f"{other:.3f}")
-    return Group(objectives, gate, pairs, Text(""), *(_verdict(label, part) for label, part in findings.items()))
+    verdicts = [_verdict(label, findings[label]) for label in ("planted", "control")]
+    return Group(objectives, gate, pairs, Text(""), *verdicts, Text(""), *_everyday(findings["everyday"]))
 
 
 def _before_after(before: float, after: float | None) -> str:
@@ -221,3 +237,13 @@ def _verdict(label: str, part: dict[str, Any]) -> Text:
         "preferences" if found["preferences"] else "no preferences",
     ]
     return Text.assemble((f"{label}: ", "bold"), "found ", "; ".join(parts))
+
+
+def _everyday(found: dict[str, Any]) -> list[Text]:
+    """The verdicts in words."""
+    lines = [Text.assemble(("Everyday replies", "bold"), f", A the better one, judged by {found['model']}")]
+    for entry in found["verdicts"]:
+        verdict = ("right", "green") if entry["right"] else ("wrong", "red")
+        replies = f"{entry['prompt']}\nA: {entry['A']}\nB: {entry['B']}\n"
+        lines.append(Text.assemble("\n", replies, verdict, f": {entry['reason']}"))
+    return lines

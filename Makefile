@@ -80,6 +80,7 @@ types: $(READY)  ## Types, checked.
 	$(BIN)/mypy
 
 bench: $(READY)  ## The benchmarks; tables here, JSON under benchmarks/results/.
+	$(BIN)/python benchmarks/default_model.py
 	$(BIN)/python benchmarks/real_ratings.py
 	$(BIN)/python benchmarks/loading.py
 	$(BIN)/python benchmarks/extraction.py

@@ -18,7 +18,14 @@ ROOT = Path(__file__).parents[1]
 ORDER: dict[str, list[str]] = {
     "Start here": ["index.md", "own-objectives.md", "data.md", "datasets.md"],
     "Train": ["concepts.md", "backbones.md", "heads.md", "fine-tuning.md", "extraction.md", "scale.md", "findings.md"],
-    "Use": ["explaining.md", "evaluation.md", "monitoring.md", "playground.md", "released-checkpoint.md"],
+    "Use": [
+        "explaining.md",
+        "evaluation.md",
+        "everyday.md",
+        "monitoring.md",
+        "playground.md",
+        "released-checkpoint.md",
+    ],
     "Serve and integrate": ["serving.md", "integrations.md", "hugging-face.md", "without-armorm.md"],
     "Reference": ["reference/recipe.md", "reference/cli.md", "reference/api.md"],
     "Project": ["architecture.md", "contributing.md", "release.md", "changelog.md", "migration.md", "licences.md"],

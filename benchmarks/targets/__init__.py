@@ -1,0 +1,1 @@
+"""What the default model is measured on, and how (benchmarks/default_model.py)."""

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from armorm.conversation import Conversation
+from armorm.conversation import Conversation, Message
 from armorm.data.sources import Location
 
 RESPONSES = 8
@@ -67,13 +67,18 @@ def conversation_sets(root: Path, seed: int = 0) -> tuple[dict[str, list[Convers
     rest = [group for group in enough if group[0].prompt_key not in used]
     long = []
     for _ in range(SIZES["long-prompts"]):
-        question, examples, size = rest.pop(), [], 0
+        question, size = rest.pop(), 0
+        examples: list[Message] = []
         while size < _LONG:
             solved = rest.pop()[0].messages
             examples += solved
             size += sum(len(message.content) for message in solved)
         long += [Conversation((*examples, *one.messages)) for one in question]
-    return {"distinct": distinct, "short-prompts": [one for group in short for one in group], "long-prompts": long}, "real"
+    return {
+        "distinct": distinct,
+        "short-prompts": [one for group in short for one in group],
+        "long-prompts": long,
+    }, "real"
 
 
 def _generated(rng: np.random.Generator) -> dict[str, list[Conversation]]:

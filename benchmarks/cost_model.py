@@ -5,12 +5,19 @@ model predicts other extractions: other lengths, another width, another depth. L
 stage 1, and another one with other rows and width is predicted. The result is the largest relative error.
 
     python benchmarks/cost_model.py [--output benchmarks/results/cost_model.json]    # on an idle machine, 5 minutes
+    python benchmarks/cost_model.py --backbone FOLDER --layers 6 12 18 24 30        # cost by the layer that is read
+
+With `--backbone`, extractions of the same conversations at several layers alternate. The deepest layer calibrates the
+share in each round, the others are predicted; a ratio is the median over the rounds. Seconds of the processor are given
+too, because those of the wall clock depend on other work on the machine, whose load is stored.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import statistics
 import tempfile
 import time
 from pathlib import Path
@@ -24,15 +31,18 @@ from transformers import LlamaConfig, LlamaModel
 
 from armorm.backbone.chat_template import EncodedConversation
 from armorm.backbone.decoder import Backbone
+from armorm.backbone.encoding import encode_rows
 from armorm.features.extract import extract
 from armorm.features.store import FeatureStore
 from armorm.files import write_json
 from armorm.heads.regression import fit_regression
 from armorm.training.cost import Hardware, Shape, Workload, stages
 from armorm.training.schema import GatingSection
+from conversation_sets import conversation_sets
 from peak import peak_bytes
 
 ALLOWED = 0.25
+ALLOWED_BY_LAYER = 0.15
 FITS = 3  # of stage 1; the fastest counts
 EXTRACTIONS = 2  # the fastest counts: the first one generates kernels for new shapes
 # Name, (d, layers, heads, inner), conversations, shortest and longest length. The first calibrates the share.
@@ -48,8 +58,19 @@ RUNS = (
 def main() -> None:
     """Measure, predict, compare."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "cost_model.json")
+    parser.add_argument("--output", type=Path, default=None)
+    parser.add_argument("--backbone", help="folder or hub id: measure its cost by layer instead")
+    parser.add_argument("--layers", type=int, nargs="+", default=[6, 12, 18, 24, 30])
+    parser.add_argument("--rows", type=int, default=100, help="conversations at each layer")
+    parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
+    results_folder = Path(__file__).parent / "results"
+    if arguments.backbone:
+        measured = by_layer(arguments.backbone, sorted(arguments.layers), arguments.rows, arguments.rounds)
+        print_layers(measured)
+        write_json(arguments.output or results_folder / "cost_layers.json", measured)
+        return
+    output = arguments.output or results_folder / "cost_model.json"
     peak = matmul_rate(torch.float32)
     shape, backbone = build(*RUNS[0][1])
     extraction(backbone, conversations(8, 100, 300, backbone))  # warm up
@@ -86,7 +107,7 @@ def main() -> None:
         "runs": results,
     }
     print_table(summary)
-    write_json(arguments.output, summary)
+    write_json(output, summary)
 
 
 def matmul_rate(dtype: torch.dtype, size: int = 1536) -> float:
@@ -165,6 +186,73 @@ def stage_1(rows: int, d: int, rate: float, folds: int = 5) -> tuple[float, floa
     tiny = GatingSection(hidden_size=1, hidden_layers=1, steps=1, batch_size=1)
     foreseen = stages(shape, work, Hardware("", 1, 0), gate=tiny, folds=folds, host_rate=rate)[1]
     return seconds, foreseen.hours * 3600
+
+
+def by_layer(name: str, layers: list[int], rows: int, rounds: int) -> dict[str, Any]:
+    """Measured and predicted seconds of extractions whose features are read at several layers."""
+    backbones = {layer: Backbone.load(name, layer=layer) for layer in layers}
+    deepest = backbones[layers[-1]]
+    drawn, source = conversation_sets(Path(os.environ.get("ARMORM_DATA", "../shared/data")))
+    encoded = encode_rows(deepest.template, drawn["distinct"][:: len(drawn["distinct"]) // rows], 2048, "skip").encoded
+    work = workload(encoded, rated=0)
+    flops = {
+        layer: Shape.of_config(backbone.model.config).forward_flops(work.tokens, work.squares)
+        for layer, backbone in backbones.items()
+    }
+    seconds: dict[str, dict[int, list[float]]] = {"wall": {}, "cpu": {}}
+    load = []
+    for number in range(-1, rounds):
+        load.append(os.getloadavg()[0])
+        for layer in layers[:: 1 if number % 2 == 0 else -1]:
+            extraction_of = encoded if number >= 0 else encoded[:4]  # warm up, and test the model
+            start, busy = time.perf_counter(), time.process_time()
+            extract(backbones[layer], extraction_of, sharing=True)
+            for clock, took in (("wall", time.perf_counter() - start), ("cpu", time.process_time() - busy)):
+                if number >= 0:
+                    seconds[clock].setdefault(layer, []).append(took)
+    entries = []
+    for layer in layers:
+        entry: dict[str, Any] = {"layer": layer}
+        for clock, measured in seconds.items():
+            foreseen = [whole * flops[layer] / flops[layers[-1]] for whole in measured[layers[-1]]]
+            pairs = zip(foreseen, measured[layer], strict=True)
+            entry[clock] = {
+                "measured": statistics.median(measured[layer]),
+                "foreseen": statistics.median(foreseen),
+                "ratio": statistics.median(expected / found for expected, found in pairs),
+            }
+        entries.append(entry)
+    return {
+        "backbone": Path(name).name,
+        "dtype": str(deepest.model.dtype).removeprefix("torch."),
+        "threads": torch.get_num_threads(),
+        "conversations": len(encoded),
+        "conversations_from": source,
+        "tokens": work.tokens,
+        "rounds": rounds,
+        "load": {"median": statistics.median(load), "most": max(load), "cores": os.cpu_count()},
+        "allowed": ALLOWED_BY_LAYER,
+        "worst": {clock: max(abs(entry[clock]["ratio"] - 1) for entry in entries) for clock in seconds},
+        "layers": entries,
+    }
+
+
+def print_layers(summary: dict[str, Any]) -> None:
+    """The table of `by_layer`."""
+    table = Table(box=None, header_style="bold")
+    for head in ("layer", "seconds", "predicted", "ratio", "cpu seconds", "predicted", "ratio"):
+        table.add_column(head, justify="right")
+    for entry in summary["layers"]:
+        cells = (f"{entry[clock][key]:.3g}" for clock in ("wall", "cpu") for key in ("measured", "foreseen", "ratio"))
+        table.add_row(str(entry["layer"]), *cells)
+    console = Console(highlight=False)
+    console.print(table)
+    worst = {clock: f"{value:.0%}" for clock, value in summary["worst"].items()}
+    console.print(
+        f"{summary['backbone']}, {summary['dtype']}, {summary['tokens']:,} tokens, "
+        f"load {summary['load']['median']:.1f}; "
+        f"largest error {worst['wall']} of seconds, {worst['cpu']} of processor seconds; {ALLOWED_BY_LAYER:.0%} allowed"
+    )
 
 
 def compared(name: str, measured: float, foreseen: float, unit: str = "seconds") -> dict[str, Any]:

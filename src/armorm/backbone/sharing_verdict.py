@@ -77,11 +77,11 @@ def _path(model: PreTrainedModel, readout: Readout) -> Path | None:
     device = model.device.type
     machine = torch.cuda.get_device_name(model.device) if device == "cuda" else torch.backends.cpu.get_cpu_capability()
     config = model.config.get_text_config()
-    decided_by = [
-        type(model).__name__, model.config.to_json_string(use_diff=False), config._attn_implementation, readout.settings(),
-        str(model.dtype), device, machine, torch.__version__, transformers.__version__, __version__,
-    ]  # fmt: skip
-    digest = hashlib.blake2b(json.dumps(decided_by).encode(), digest_size=16)
+    versions = [torch.__version__, transformers.__version__, __version__]
+    attention = config._attn_implementation
+    settings = [model.config.to_json_string(use_diff=False), attention, readout.settings(), str(model.dtype)]
+    digest_of = json.dumps([type(model).__name__, settings, device, machine, versions])
+    digest = hashlib.blake2b(digest_of.encode(), digest_size=16)
     for name in _CODE:
         digest.update((Path(__file__).parent / name).read_bytes())
     for name, tensor in sorted(tensors.items()):

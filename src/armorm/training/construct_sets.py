@@ -22,7 +22,7 @@ from armorm.data.sources import Location
 from armorm.errors import DataError, RecipeError, nearest
 from armorm.objectives import ObjectiveError
 from armorm.training.recipe import Recipe
-from armorm.training.schema import DEFAULT_ROWS, ConstructSource, PreferencesSection, RatingsSection
+from armorm.training.schema import ConstructSource, PreferencesSection, RatingsSection
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ def add_constructs(
         construct = find_construct(entry.constructed)
         sources = [reply for number in range(len(entry.from_)) for reply in replies[place, number]]
         clean = [r for r in sources if r.split == "test" or r.conversation.prompt_key not in unclean]
-        limits = {"rows": entry.rows or DEFAULT_ROWS, "per_prompt": entry.per_prompt, "variants": entry.variants}
+        limits = {"rows": entry.construct_rows, "per_prompt": entry.per_prompt, "variants": entry.variants}
         rows, left_out = constructed_rows(construct, clean, seed=recipe.seed, **limits)
         if len(clean) < len(sources):
             left_out["whose prompt is evaluated on"] = len(sources) - len(clean)

@@ -125,8 +125,9 @@ def _assumed_workload(recipe: Recipe, sets: Sequence[dict[str, Any]], row_tokens
     conversations = rated + 2 * pairs + reference
     for entry in recipe.ratings:
         if entry.constructed:  # (a good reply is mostly a conversation that is there already)
-            edited = len(entry.from_) * entry.rows * entry.variants
-            conversations, rated = conversations + edited, rated + len(entry.from_) * entry.rows + edited
+            replies = len(entry.from_) * entry.construct_rows
+            conversations += replies * entry.variants
+            rated += replies * (1 + entry.variants)
     presets = [RATING_PRESETS[entry.preset] for entry in recipe.ratings if entry.preset]
     others = [entry for entry in recipe.ratings if not entry.preset]
     return Workload(

@@ -234,6 +234,11 @@ class RatingsSection(SetSection):
     map: Literal["min_max", "bin_centre"] = Field("min_max", description="of a preset's objectives, see objectives")
 
     @property
+    def construct_rows(self) -> int:
+        """Approximate maximum replies of each set of a construct."""
+        return self.rows or DEFAULT_ROWS
+
+    @property
     def reads_rows(self) -> bool:
         """Whether the entry is a set of rows."""
         return self.data is not None or self.preset is not None

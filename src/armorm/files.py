@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 # The models inside the package. The backbone's weights are stored once; the reward model's folder has heads and config.
 EMBEDDED_BACKBONE = "armorm-tiny"
 EMBEDDED_REWARD_MODEL = "armorm-tiny-rm"
+# What every command and function uses unless another is named.
+DEFAULT_REWARD_MODEL = EMBEDDED_REWARD_MODEL
 _EMBEDDED = Path(__file__).parent / "embedded_models"
 
 

@@ -31,7 +31,7 @@ from armorm.errors import CheckpointError, ConversationError
 from armorm.explain.explanation import Explanation, explain_row
 from armorm.explain.response_comparison import ResponseComparison, compare_responses
 from armorm.features.extract import BATCH_TOKENS, Features, extract
-from armorm.files import EMBEDDED_REWARD_MODEL, write_text
+from armorm.files import DEFAULT_REWARD_MODEL, write_text
 from armorm.heads.uncertainty import Uncertainty
 from armorm.model.export import Layout, files_to_send, require_repo_id, save_model, upload
 from armorm.model.modeling import ArmoRMForSequenceClassification, tokenizer_path
@@ -63,7 +63,7 @@ class ArmoRM:
     @classmethod
     def from_pretrained(
         cls,
-        name: str | Path = EMBEDDED_REWARD_MODEL,
+        name: str | Path = DEFAULT_REWARD_MODEL,
         *,
         dtype: str | torch.dtype = "auto",
         device: str = "auto",

@@ -10,14 +10,14 @@ from armorm.cli.options import DeviceOption, DtypeOption, HtmlOption, JsonOption
 from armorm.cli.output import emit, write_page
 from armorm.conversation import Conversation
 from armorm.errors import ConversationError
-from armorm.files import EMBEDDED_REWARD_MODEL
+from armorm.files import DEFAULT_REWARD_MODEL
 
 
 def compare(
     first: Annotated[str, Argument(metavar="A", help="Text of the first response.")],
     second: Annotated[str, Argument(metavar="B", help="Text of the second response.")],
     prompt: Annotated[str, Option(help="Text of the prompt.")],
-    model: ModelOption = EMBEDDED_REWARD_MODEL,
+    model: ModelOption = DEFAULT_REWARD_MODEL,
     html: HtmlOption = None,
     as_json: JsonOption = False,
     dtype: DtypeOption = "auto",

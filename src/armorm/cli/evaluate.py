@@ -21,7 +21,7 @@ from armorm.cli.options import (
 )
 from armorm.cli.output import WIDTH, emit
 from armorm.errors import DataError
-from armorm.files import EMBEDDED_REWARD_MODEL
+from armorm.files import DEFAULT_REWARD_MODEL
 from armorm.progress import say
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def evaluate(
         str, Argument(help="pairs, ratings, rewardbench, rewardbench2, rm-bench, judgebench, judgebench-double or ppe.")
     ],
     context: typer.Context,
-    model: ModelOption = EMBEDDED_REWARD_MODEL,
+    model: ModelOption = DEFAULT_REWARD_MODEL,
     data: Annotated[
         list[str] | None,
         Option("--data", "-d", help="File, folder or hub id (default: the published set). Repeatable."),

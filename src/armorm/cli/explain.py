@@ -13,14 +13,14 @@ from armorm.cli.options import DeviceOption, DtypeOption, HtmlOption, ModelOptio
 from armorm.cli.output import emit, write_page
 from armorm.conversation import Conversation
 from armorm.errors import DataError
-from armorm.files import EMBEDDED_REWARD_MODEL
+from armorm.files import DEFAULT_REWARD_MODEL
 
 
 def explain(
     input: Annotated[str | None, Argument(help="Rows as for `armorm score`.")] = None,
     prompt: Annotated[str | None, Option(help="Text of the prompt.")] = None,
     response: Annotated[str | None, Option(help="Text of the response.")] = None,
-    model: ModelOption = EMBEDDED_REWARD_MODEL,
+    model: ModelOption = DEFAULT_REWARD_MODEL,
     html: HtmlOption = None,
     as_json: Annotated[bool, Option("--json", help="Print one JSON line per conversation.")] = False,
     dtype: DtypeOption = "auto",

@@ -14,7 +14,7 @@ from typer import Argument, Option
 from armorm.cli.input import input_rows, valid_rows
 from armorm.cli.options import DeviceOption, DtypeOption, ModelOption, ScorerOption
 from armorm.errors import DataError
-from armorm.files import EMBEDDED_REWARD_MODEL, text_file
+from armorm.files import DEFAULT_REWARD_MODEL, text_file
 from armorm.progress import say
 
 CHUNK_PROMPTS = 1024
@@ -23,7 +23,7 @@ SHOWN_REJECTIONS = 5
 
 def rank(
     input: Annotated[str, Argument(help="File, folder or hub id; - for standard input.")],
-    model: ModelOption = EMBEDDED_REWARD_MODEL,
+    model: ModelOption = DEFAULT_REWARD_MODEL,
     output: Annotated[
         Path | None, Option("--output", "-o", help="File for the rankings (default: standard output).")
     ] = None,

@@ -15,7 +15,7 @@ from armorm.cli.input import input_or_example, split_rejected
 from armorm.cli.options import DeviceOption, DtypeOption, ModelOption
 from armorm.cli.output import write_rejected
 from armorm.errors import ArmormError
-from armorm.files import EMBEDDED_REWARD_MODEL, text_file
+from armorm.files import DEFAULT_REWARD_MODEL, text_file
 from armorm.progress import say
 
 CHUNK_ROWS = 2048
@@ -27,7 +27,7 @@ def score(
     input: Annotated[
         str | None, Argument(help="File, folder, hub id, or - for standard input (default: an example).")
     ] = None,
-    model: ModelOption = EMBEDDED_REWARD_MODEL,
+    model: ModelOption = DEFAULT_REWARD_MODEL,
     output: Annotated[
         Path | None, Option("--output", "-o", help="File for the scores (default: standard output).")
     ] = None,

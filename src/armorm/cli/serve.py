@@ -11,7 +11,7 @@ from typer import Option
 
 from armorm.cli.options import DeviceOption, DtypeOption, ModelOption
 from armorm.errors import CheckpointError, MissingExtraError
-from armorm.files import EMBEDDED_REWARD_MODEL
+from armorm.files import DEFAULT_REWARD_MODEL
 from armorm.progress import say
 
 _NEEDED = ("fastapi", "uvicorn", "prometheus_client")
@@ -19,7 +19,7 @@ _WARM_UP = [{"role": "user", "content": "Are you there?"}, {"role": "assistant",
 
 
 def serve(
-    model: ModelOption = EMBEDDED_REWARD_MODEL,
+    model: ModelOption = DEFAULT_REWARD_MODEL,
     host: Annotated[str, Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, Option(help="Port; 0 selects a free one.")] = 8008,
     api_key_env: Annotated[str | None, Option(metavar="NAME", help="Environment variable with the API key.")] = None,

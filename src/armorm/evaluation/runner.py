@@ -34,7 +34,7 @@ from armorm.evaluation.metrics import Measurements, Metric, group_sums
 from armorm.evaluation.results import MetricResult, NothingHeldOutError, Results, seen_in_training
 from armorm.evaluation.scorer import PairJudge, Scored, Scorer, deciding_objectives
 from armorm.evaluation.scorers import ArmoRMScorer, load_scorer
-from armorm.files import EMBEDDED_REWARD_MODEL, plain, write_json
+from armorm.files import DEFAULT_REWARD_MODEL, plain, write_json
 from armorm.progress import progress
 from armorm.version import __version__
 
@@ -43,7 +43,7 @@ CHUNK = 512
 
 def evaluate(
     benchmark: str,
-    model: Any = EMBEDDED_REWARD_MODEL,
+    model: Any = DEFAULT_REWARD_MODEL,
     data: str | Path | Sequence[str | Path] = (),
     *,
     output: str | Path | None = None,

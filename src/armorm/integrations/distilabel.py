@@ -20,7 +20,7 @@ from pydantic import Field, PrivateAttr
 
 from armorm.conversation import Conversation
 from armorm.errors import ArmormError, ConversationError, MissingExtraError, shown
-from armorm.files import EMBEDDED_REWARD_MODEL
+from armorm.files import DEFAULT_REWARD_MODEL
 from armorm.integrations.rewards import IntegrationError, is_client, opened
 
 try:
@@ -47,7 +47,7 @@ class _RewardStep(Step):
         drop: objectives to drop, as for `ArmoRM.steer`. Defaults to none.
     """
 
-    model: str = EMBEDDED_REWARD_MODEL
+    model: str = DEFAULT_REWARD_MODEL
     dtype: str = "auto"
     device: str = "auto"
     normalize: bool = False

@@ -28,7 +28,7 @@ import numpy as np
 
 from armorm.conversation import Conversation
 from armorm.errors import ArmormError, ConversationError, shown
-from armorm.files import EMBEDDED_REWARD_MODEL
+from armorm.files import DEFAULT_REWARD_MODEL
 
 _CONNECTIONS = 128  # trainers send single responses, many concurrently
 _ONE_AT_A_TIME = threading.Lock()
@@ -63,7 +63,7 @@ class Settings:
         if flag not in ("0", "1"):
             raise IntegrationError(f"ARMORM_NORMALIZE: found {shown(flag)}, expected 0 or 1")
         read = os.environ.get
-        url, model = read("ARMORM_URL", ""), read("ARMORM_MODEL", EMBEDDED_REWARD_MODEL)
+        url, model = read("ARMORM_URL", ""), read("ARMORM_MODEL", DEFAULT_REWARD_MODEL)
         dtype, device = read("ARMORM_DTYPE", "auto"), read("ARMORM_DEVICE", "auto")
         return cls(url, model, dtype, device, flag == "1", empty_score)
 

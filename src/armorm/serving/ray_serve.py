@@ -14,7 +14,7 @@ from typing import Any, Union
 from pydantic import BaseModel, ConfigDict
 
 from armorm.errors import MissingExtraError
-from armorm.files import EMBEDDED_REWARD_MODEL
+from armorm.files import DEFAULT_REWARD_MODEL
 from armorm.serving.settings import ServingSettings
 
 _MOST_REQUESTS = 1024  # in flight in one replica; Ray queues further ones
@@ -25,7 +25,7 @@ class Arguments(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    model: str = EMBEDDED_REWARD_MODEL
+    model: str = DEFAULT_REWARD_MODEL
     replicas: int = 1
     gpus: float = 0  # of each replica
     cpus: float = 1

@@ -41,7 +41,7 @@ from armorm.evaluation.scorers import ArmoRMScorer
 from armorm.evaluation.tables import comparison_table
 from armorm.files import EMBEDDED_REWARD_MODEL, write_json
 from targets.figures import TARGETS, Figures, explanation_time, score_parts
-from targets.parts import constructed_parts, pair_part, rating_part
+from targets.parts import DATA, constructed_parts, pair_part, rating_part
 from targets.tables import results_tables
 
 CONSOLE = Console(width=100, highlight=False)
@@ -96,6 +96,8 @@ def main() -> None:
     parser.add_argument("--store", type=Path, default=Path("runs/default_model"), help="folder of extracted features")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/default_model.json"))
     arguments = parser.parse_args()
+    if not (DATA / "ratings").is_dir():
+        parser.error(f"no real data sets in {DATA}; set ARMORM_DATA to their folder (docs/data.md)")
     options = (arguments.recipe, arguments.limit, arguments.store)
     results, figures = measure(ArmoRM.from_pretrained(arguments.model, dtype=arguments.dtype), *options)
     CONSOLE.print(results_tables(results))

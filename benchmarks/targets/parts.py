@@ -26,7 +26,10 @@ from armorm.training.dataset import read_training_data
 
 DATA = Path(os.environ.get("ARMORM_DATA", "../shared/data"))
 EVERYDAY_TEXTS = Path(__file__).parents[1] / "everyday"
-RATED = ("truthfulqa", "diasafety", "halueval", "gsm8k", "humaneval", "justeval", "unieval_d2t", "topicalchat")
+RATED = (
+    "truthfulqa", "diasafety", "halueval", "gsm8k", "humaneval", "justeval", "unieval_d2t", "topicalchat", "dstc9",
+    "fed", "alce", "vicunabench", "gptfuzz", "qags",
+)  # fmt: skip
 # Objectives with at least 100 test ratings; and of these, those with at least 100 pairs within prompts.
 SPEARMAN_MEAN = (
     "truthfulqa-truthful", "truthfulqa-informative", "diasafety-is_safe", "halueval-no_hallucination",
@@ -150,9 +153,9 @@ def pair_metrics(measurements: Measurements) -> list[Metric]:
 
 
 def rating_part(rm: ArmoRM, limit: int | None = None) -> Part:
-    """Test rows of the rated sets, with the objectives that the model predicts."""
+    """Test rows of the rated sets with the objectives that the model predicts; about `limit` of each set."""
     sources = find_sources([DATA / "ratings" / f"{name}.jsonl.gz" for name in RATED])
-    loaded = load_examples(ratings.BENCHMARK, sources, limit, rm.objectives)
+    loaded = load_examples(ratings.BENCHMARK, sources, limit and limit * len(RATED), rm.objectives)
     rule = partial(ratings.measure, [example.item for example in loaded.examples], names=loaded.names, raw=False)
     return Part("ratings", loaded.examples, rule, rating_metrics, loaded.names)
 

@@ -197,5 +197,5 @@ def test_a_limit_keeps_whole_prompts(folder):
 
 def test_only_computed_objectives_are_not_enough(folder):
     text = "ratings:\n  - {compute: response_length}\npreferences:\n  - {data: pairs.jsonl}\n"
-    with pytest.raises(RecipeError, match="at least one set of ratings"):
+    with pytest.raises(RecipeError, match="without one, expected a construct, or a computed objective and one"):
         read_training_data(recipe(folder, text))

@@ -126,7 +126,8 @@ def test_objectives_that_are_not_rated_again_keep_their_uncertainty(small_recipe
     before = train(Recipe.from_dict(values), run, features=small_run / "work" / "features", quiet=True)
     rows = [{"prompt": f"What is {n}?", "response": "It is. " * (1 + n % 7), "length": 1.0 + n % 7} for n in range(80)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    after = extend(run, sets_to_add(run, path, "length=1:7"), tmp_path / "extended", quiet=True)
+    extend(run, sets_to_add(run, path, "length=1:7"), tmp_path / "extended", quiet=True)
+    after = ArmoRM.from_pretrained(tmp_path / "extended", dtype="float32")
     first, second = (model.score(CONVERSATIONS) for model in (before, after))
     old = len(before.objectives)
     for name in ("leverage", "uncertainty", "predictive_std"):

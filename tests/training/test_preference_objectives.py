@@ -67,8 +67,8 @@ def test_rewards_of_a_fold_are_not_those_of_all_pairs(run):
 @pytest.mark.parametrize(
     ("ratings", "message"),
     [
-        ("[{compute: response_length, name: v}]", "found no set of ratings; without one, expected a computed"),
-        ("[{bradley_terry: [choices]}]", "found no set of ratings; without one, expected a computed"),
+        ("[{compute: response_length, name: v}]", "found no set of ratings; without one, expected a construct, or"),
+        ("[{bradley_terry: [choices]}]", "found no set of ratings; without one, expected a construct, or"),
         (
             "[{compute: response_length, name: v}, {bradley_terry: [choiches]}]",
             r"ratings\.1\.bradley_terry: unknown preference set 'choiches' \(did you mean choices\?\)",

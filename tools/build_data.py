@@ -12,10 +12,9 @@ import argparse
 import sys
 from pathlib import Path
 
+from armorm.progress import progress
 from data_sources.rows import SourceError, compared, write_rows
 from data_sources.sources import SOURCES, benchmark_prompts, build, clone, repositories_of
-
-from armorm.progress import progress
 
 
 def main() -> None:

@@ -44,8 +44,8 @@ def finegrained_questions(clones: Path) -> list[Row]:
 
 
 def finegrained_prompt(line: Row) -> str:
-    """1,500 characters of the passages, then the question."""
-    passages = "\n".join(f"{title}: {' '.join(sentences)}" for title, *sentences in line["passages"])
+    """1,500 characters of the first two passages, then the question."""
+    passages = "\n".join(f"{title}: {' '.join(sentences)}" for title, *sentences in line["passages"][:2])
     return f"{passages[:1500]}\n\nQuestion: {line['question']}"
 
 
@@ -70,10 +70,9 @@ def finegrained_spans(clones: Path) -> Iterator[Row]:
 
 
 def rm_bench_prompts(clones: Path) -> Iterator[str]:
-    """Prompts of the chat and safety domains of RM-Bench, normalised."""
-    for name in ("chat_filtered", "safety-refuse_filtered", "safety-response_filtered"):
-        for line in read_json(clones / f"RM-Bench/data/{name}.json"):
-            yield normalised(line["prompt"])
+    """Prompts of the chat domain of RM-Bench, normalised."""
+    for line in read_json(clones / "RM-Bench/data/chat_filtered.json"):
+        yield normalised(line["prompt"])
 
 
 def auto_j_prompts(clones: Path, ties: bool) -> Iterator[str]:

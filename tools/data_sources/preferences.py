@@ -27,14 +27,16 @@ from data_sources.rows import (
 def _transcript(text: str, markers: str) -> list[Message]:
     """Turns of a text in which a marker with `Human` or `Assistant` precedes each turn."""
     parts = re.split(markers, text)
-    return [(user if who == "Human" else assistant)(turn) for who, turn in zip(parts[1::2], parts[2::2])]
+    return [(user if who == "Human" else assistant)(turn) for who, turn in zip(parts[1::2], parts[2::2], strict=True)]
 
 
 def hh_harmless(clones: Path) -> Iterator[Row]:
-    """The split is by the first turn."""
+    """Pairs whose responses follow the same turns. The split is by the first turn."""
     for line in read_lines(clones / "hh-rlhf/harmless-base/test.jsonl.gz"):
         chosen, rejected = (_transcript(line[name], r"\n\n(Human|Assistant): ?") for name in ("chosen", "rejected"))
         prompt = chosen[:-1]
+        if not prompt or prompt != rejected[:-1]:
+            continue
         yield pair(prompt, chosen[-1]["content"], rejected[-1]["content"], split=split_of(prompt[0]["content"]))
 
 

@@ -20,7 +20,7 @@ def _row(messages: list[Message], split_text: str, **columns: Any) -> Row:
 def _turns(text: str) -> list[Message]:
     """Turns of a transcript with lines `User: ...` and `System: ...`."""
     parts = re.split(r"(?:^|\n)(User|System): ?", text)
-    return [(user if who == "User" else assistant)(turn) for who, turn in zip(parts[1::2], parts[2::2])]
+    return [(user if who == "User" else assistant)(turn) for who, turn in zip(parts[1::2], parts[2::2], strict=True)]
 
 
 def truthfulqa(clones: Path) -> Iterator[Row]:
@@ -108,7 +108,7 @@ _JUST_EVAL = ("helpfulness", "clarity", "factuality", "depth", "engagement", "sa
 
 def _score(line: Row, name: str) -> float | None:
     """A judge's score; None where it is absent or `N/A`."""
-    found = (line.get("parsed_result") or {}).get(name)
+    found: Any = (line.get("parsed_result") or {}).get(name)
     try:
         return float(found["score"])
     except (KeyError, TypeError, ValueError):

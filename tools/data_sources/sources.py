@@ -90,7 +90,7 @@ def repositories_of(name: str) -> list[str]:
 
 
 def benchmark_prompts(clones: Path) -> set[str]:
-    """Normalised prompts that no training or test row may have: those of llmbar, humanevalpack and RM-Bench."""
+    """Normalised prompts that no training or test row may have: those of llmbar, humanevalpack and RM-Bench's chat."""
     rows = (row for reader in (benchmarks.llmbar, benchmarks.humanevalpack) for row in reader(clones))
     return {*map(last_prompt, rows), *benchmarks.rm_bench_prompts(clones)}
 

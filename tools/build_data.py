@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from armorm.progress import progress
@@ -17,7 +18,8 @@ from data_sources.rows import SourceError, compared, write_rows
 from data_sources.sources import SOURCES, benchmark_prompts, build, clone, repositories_of
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
+    """Build the data sets; exits with 1 after an error or a difference."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--clones", type=Path, required=True, help="folder with one clone per repository")
     parser.add_argument(
@@ -26,7 +28,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=SOURCES, default=list(SOURCES), metavar="NAME", help="data sets")
     parser.add_argument("--clone", action="store_true", help="clone missing repositories with git")
     parser.add_argument("--compare", type=Path, help="folder of the same layout to compare with")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     try:
         differs = run(arguments)
     except SourceError as error:

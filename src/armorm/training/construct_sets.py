@@ -1,4 +1,4 @@
-"""Constructed objectives of a recipe: their source replies found, split and decontaminated, and their rows added.
+"""Constructed objectives of a recipe: source replies are found, split and decontaminated, and rows added to the table.
 
 A source is a rated set of the recipe, a preference set of which the chosen replies are used, or other data. Training
 rows start only from replies whose prompt is evaluated on nowhere, so that no edit and no borrowed reply brings one in.

@@ -9,10 +9,13 @@ is known to +-1.03 on a range of 1 comes back, because its errors are the same o
 its direction in feature space is as good as any for fitting preferences. Both factors are constants, folded into the
 last layer when the gate is trained, so a model file needs nothing new.
 
-`gamma` is chosen on validation prompts, of a few positive values; 0 is no discount.
+`gamma` is chosen on validation prompts, of a few positive values; 0 is no discount. Without any pairs, `constant_gate`
+has the weights rho^gamma for every prompt.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import torch
@@ -54,6 +57,25 @@ def discount_of(reliability: np.ndarray, exponent: float) -> np.ndarray:
     known = reliability[~np.isnan(reliability)]
     filled = np.where(np.isnan(reliability), known.mean() if len(known) else 1.0, reliability)
     return (np.maximum(filled, LEAST) / max(filled.max(), LEAST)) ** exponent
+
+
+@torch.no_grad()
+def constant_gate(features: int, weights: np.ndarray, **shape: Any) -> GatingNetwork:
+    """A gate with the same weights for every prompt, and logit scale 1.
+
+    Args:
+        features: d.
+        weights: (k,) > 0, up to a factor.
+        shape: `hidden_size`, `hidden_layers`, `temperature` of the network.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = GatingNetwork(features, len(weights), **shape)
+    last = network.layers[-1]
+    assert isinstance(last, nn.Linear)
+    last.weight.zero_()
+    last.bias.copy_(torch.from_numpy(network.temperature * np.log(weights)).float())
+    return network.eval()
 
 
 @torch.no_grad()

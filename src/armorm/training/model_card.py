@@ -174,7 +174,8 @@ that is not estimation error.
 **The gate has collapsed: {{ metrics.gate.collapse }}.** Its weights ignore the prompt.
 {% endif %}
 {% else -%}
-No new preference pairs: the new objectives get a constant share of the weight.
+{{ "No new preference pairs: the new objectives get a constant share of the weight." if extended \
+else "No preference pairs: the objectives are weighted by their reliability, whatever the prompt." }}
 
 {% endif -%}
 {% if metrics.evaluation.get("pairs") -%}

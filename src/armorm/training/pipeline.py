@@ -27,6 +27,7 @@ from armorm.data.ratings import RatingTable
 from armorm.data.seen_prompts import SeenPrompts
 from armorm.files import plain, write_json, write_text
 from armorm.heads.debiasing import Debiasing, fit_debiasing, no_debiasing
+from armorm.heads.discount import constant_gate, discount_of
 from armorm.heads.gate_training import GateReport
 from armorm.heads.regression import RegressionHead
 from armorm.heads.uncertainty import Uncertainty
@@ -60,6 +61,7 @@ from armorm.training.stages import (
 from armorm.training.tracking import Tracking
 from armorm.version import __version__
 
+GATE_SHAPE = {"hidden_size", "hidden_layers", "temperature"}
 POOR = 0.02  # reliability below which an objective is named
 Heads = tuple[RegressionHead, Uncertainty | None]
 
@@ -138,8 +140,12 @@ class _Run:
             rewards = OutOfFoldRewards(head, rewards.trained_prompts | {pair.prompt_key for pair in pairs}, corpus)
             debiasing = self.fit_debiasing(rewards(reference), reference, names)
         objectives = self.with_reliability(rated.table.objectives, rewards, uncertainty, reference)
-        network, gate_report = self.fit_gate("gate", pairs, rewards, debiasing, objectives.reliability)
-        gate = network, gate_report.calibration
+        gate_report: GateReport | None = None
+        if recipe.preferences:
+            network, gate_report = self.fit_gate("gate", pairs, rewards, debiasing, objectives.reliability)
+        else:
+            network = self.constant_gate(corpus, objectives)
+        gate = network, gate_report.calibration if gate_report else None
         model = self.build_model(backbone, objectives, rewards, uncertainty, debiasing, gate, reference)
         used = {"ratings": rated.train_conversations, "pairs": [pair.chosen for pair in pairs]}
         model.seen = SeenPrompts.of(used, corpus.groups) + (finetuned.seen if finetuned else SeenPrompts())
@@ -168,7 +174,7 @@ class _Run:
             "regression": [asdict(report) for report in head.reports],
             "uncertainty": uncertainty_metrics(uncertainty, rated, corpus, head),
             "debiasing": debiasing_metrics(debiasing, rated, corpus, head, network),
-            "gate": asdict(gate_report),
+            "gate": asdict(gate_report) if gate_report else None,
             **extra,
             "evaluation": evaluation_metrics(model, data, rated, corpus, debiasing, self.folder),
         }
@@ -309,7 +315,7 @@ class _Run:
             return {name: tensor.numpy() for name, tensor in gate.state_dict().items()}, asdict(report)
 
         arrays, values = self.saved.get(stage, fit)
-        shape = section.model_dump(include={"hidden_size", "hidden_layers", "temperature"})
+        shape = section.model_dump(include=GATE_SHAPE)
         network = GatingNetwork(rewards.corpus.prompt.shape[1], len(debiasing.matrix), **shape)
         network.load_state_dict({name: torch.from_numpy(array) for name, array in arrays.items()})
         report = GateReport(**values)
@@ -318,6 +324,14 @@ class _Run:
         if report.collapse:
             self.console.print(f"warning: the gate has collapsed: {report.collapse}; its weights ignore the prompt")
         return network.eval(), report
+
+    def constant_gate(self, corpus: Corpus, objectives: ObjectiveSet) -> GatingNetwork:
+        """The gate of a recipe without pairs."""
+        section = self.recipe.gating
+        self.console.print("no preferences: objectives are weighted by their reliability, whatever the prompt")
+        power = section.reliability[0] if len(section.reliability) == 1 else 1.0
+        weights = discount_of(objectives.reliability, power)
+        return constant_gate(corpus.prompt.shape[1], weights, **section.model_dump(include=GATE_SHAPE))
 
     def fit_joint(
         self,

@@ -55,7 +55,9 @@ class Recipe(Section):
         None, ge=1, description="approximate maximum rows per set, sampled by prompt, for quick experiments"
     )
     ratings: tuple[RatingsSection, ...] = Field(min_length=1)
-    preferences: tuple[PreferencesSection, ...] = Field(min_length=1)
+    preferences: tuple[PreferencesSection, ...] = Field(
+        (), description="pairs for the gate; without any, its weights are the objectives' reliability for every prompt"
+    )
     reference: Union[Literal["ratings"], ReferenceSection] = "ratings"
     regression: RegressionSection = RegressionSection()
     joint: Optional[JointSection] = None
@@ -87,9 +89,11 @@ class Recipe(Section):
         return value
 
     @model_validator(mode="after")
-    def _joint_of_ratings(self) -> Recipe:
+    def _joint_of_ratings_and_pairs(self) -> Recipe:
         if self.joint is not None and self.preference_objectives:
             raise ValueError("joint fits every objective to ratings and pairs: expected no bradley_terry in ratings")
+        if self.joint is not None and not self.preferences:
+            raise ValueError("joint needs preferences")
         return self
 
     @property

@@ -18,14 +18,15 @@ def metrics_summary(metrics: Mapping[str, Any]) -> RenderableType:
     """Objectives, debiasing, gate and preference pairs of metrics.json."""
     parts: list[RenderableType] = [_objectives(metrics)]
     gate = metrics["gate"]
-    parts.append(
-        Text.from_markup(
-            f"\n[bold]gate[/bold]  {gate['pairs']:,} training pairs, {gate['calibration_pairs']:,} held out by prompt: "
-            f"accuracy [cyan]{gate['accuracy']:.3f}[/cyan], uniform weights {gate['uniform_accuracy']:.3f}; "
-            f"best step {gate['best_step']:,}; entropy {gate['mean_entropy']:.2f} nats; "
-            f"logit scale {gate['logit_scale']:.2f}\n"
+    if gate:
+        parts.append(
+            Text.from_markup(
+                f"\n[bold]gate[/bold]  {gate['pairs']:,} training pairs, {gate['calibration_pairs']:,} held out "
+                f"by prompt: accuracy [cyan]{gate['accuracy']:.3f}[/cyan], uniform weights "
+                f"{gate['uniform_accuracy']:.3f}; best step {gate['best_step']:,}; entropy {gate['mean_entropy']:.2f} nats; "
+                f"logit scale {gate['logit_scale']:.2f}\n"
+            )
         )
-    )
     constructs = metrics["evaluation"].get("constructs", {})
     if constructs:
         parts += [_constructs(constructs), ""]

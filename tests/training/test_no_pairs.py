@@ -19,6 +19,8 @@ def test_without_pairs_the_weights_are_the_reliabilities(small_recipe, small_fea
     model = ArmoRM.from_pretrained(tmp_path / "run", dtype="float32")
     known = model.objectives.reliability
     assert (known > 0).all()
+    bias = model.objectives.position("workshop-verbosity")  # its weight has no effect; it counts as the mean
+    known[bias] = np.delete(known, bias).mean()
     batch = model.score([[{"role": "user", "content": q}, {"role": "assistant", "content": "Yes."}] for q in QUESTIONS])
     for weights in batch.gating_weights:
         np.testing.assert_allclose(weights, known / known.sum(), rtol=1e-4)

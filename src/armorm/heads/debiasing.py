@@ -73,6 +73,12 @@ class Debiasing:
         """Debiased rewards (n, k)."""
         return rewards @ self.matrix
 
+    def without_biases(self, values: np.ndarray) -> np.ndarray:
+        """Values (k,) of the objectives with NaN for the biases, whose weight has no effect."""
+        kept = np.array(values, np.float64)
+        kept[list(self.against)] = np.nan
+        return kept
+
     def scaled(self, rewards: np.ndarray) -> Debiasing:
         """The transform that also scales debiased rewards (n, k) to unit standard deviation; biases stay removed.
 

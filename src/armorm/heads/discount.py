@@ -7,7 +7,8 @@ reliability to the power gamma. The factor inside scales what can be learned: wi
 depend on the size of a gradient, moves the logit of a discounted objective as fast as any other, and an objective that
 is known to +-1.03 on a range of 1 comes back, because its errors are the same on training and validation prompts and
 its direction in feature space is as good as any for fitting preferences. Both factors are constants, folded into the
-last layer when the gate is trained, so a model file needs nothing new.
+last layer when the gate is trained, so a model file needs nothing new. The reliability is of all prompts together: an
+objective that is known on its own kind of prompts only is discounted on these as well.
 
 `gamma` is chosen on validation prompts, of a few positive values; 0 is no discount. Without any pairs, `constant_gate`
 has the weights rho^gamma for every prompt.

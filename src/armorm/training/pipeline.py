@@ -144,7 +144,7 @@ class _Run:
         if recipe.preferences:
             network, gate_report = self.fit_gate("gate", pairs, rewards, debiasing, objectives.reliability)
         else:
-            network = self.constant_gate(corpus, objectives)
+            network = self.constant_gate(corpus, debiasing.without_biases(objectives.reliability))
         gate = network, gate_report.calibration if gate_report else None
         model = self.build_model(backbone, objectives, rewards, uncertainty, debiasing, gate, reference)
         used = {"ratings": rated.train_conversations, "pairs": [pair.chosen for pair in pairs]}
@@ -325,12 +325,12 @@ class _Run:
             self.console.print(f"warning: the gate has collapsed: {report.collapse}; its weights ignore the prompt")
         return network.eval(), report
 
-    def constant_gate(self, corpus: Corpus, objectives: ObjectiveSet) -> GatingNetwork:
-        """The gate of a recipe without pairs."""
+    def constant_gate(self, corpus: Corpus, reliability: np.ndarray) -> GatingNetwork:
+        """The gate of a recipe without pairs, for objectives of a reliability (k,), NaN for biases."""
         section = self.recipe.gating
         self.console.print("no preferences: objectives are weighted by their reliability, whatever the prompt")
         power = section.reliability[0] if len(section.reliability) == 1 else 1.0
-        weights = discount_of(objectives.reliability, power)
+        weights = discount_of(reliability, power)
         return constant_gate(corpus.prompt.shape[1], weights, **section.model_dump(include=GATE_SHAPE))
 
     def fit_joint(

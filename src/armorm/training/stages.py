@@ -249,7 +249,8 @@ def train_gate(
         groups=group_index(groups),
     )
     log = partial(tracking.log, "gate")
-    options: dict[str, Any] = {"reliability": reliability, "seed": seed, "initial": initial, "device": device}
+    known = debiasing.without_biases(reliability)
+    options: dict[str, Any] = {"reliability": known, "seed": seed, "initial": initial, "device": device}
     fit = partial(fit_gate, corpus.prompt, settings=section, log=log, **options)
     without = fit(pairs=reward_pairs.take(np.flatnonzero(~weak)))
     usable = ~(weak & held_out)

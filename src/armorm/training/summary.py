@@ -23,8 +23,8 @@ def metrics_summary(metrics: Mapping[str, Any]) -> RenderableType:
             Text.from_markup(
                 f"\n[bold]gate[/bold]  {gate['pairs']:,} training pairs, {gate['calibration_pairs']:,} held out "
                 f"by prompt: accuracy [cyan]{gate['accuracy']:.3f}[/cyan], uniform weights "
-                f"{gate['uniform_accuracy']:.3f}; best step {gate['best_step']:,}; entropy {gate['mean_entropy']:.2f} nats; "
-                f"logit scale {gate['logit_scale']:.2f}\n"
+                f"{gate['uniform_accuracy']:.3f}; best step {gate['best_step']:,}; "
+                f"entropy {gate['mean_entropy']:.2f} nats; logit scale {gate['logit_scale']:.2f}\n"
             )
         )
     constructs = metrics["evaluation"].get("constructs", {})

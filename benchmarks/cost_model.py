@@ -81,7 +81,7 @@ def main() -> None:
         encoded = conversations(count, shortest, longest, backbone)
         seconds, disk = extraction(backbone, encoded)
         work = workload(encoded, rated=0)
-        flops = shape.forward_flops(work.tokens, work.squares)
+        flops = stages(shape, work, Hardware("", 1, 0))[0].flops
         if share is None:
             share = flops / seconds / peak
         foreseen = stages(shape, work, Hardware("this machine", peak, 0), share=share, weight_bytes=4)[0]
@@ -196,7 +196,7 @@ def by_layer(name: str, layers: list[int], rows: int, rounds: int) -> dict[str, 
     encoded = encode_rows(deepest.template, drawn["distinct"][:: len(drawn["distinct"]) // rows], 2048, "skip").encoded
     work = workload(encoded, rated=0)
     flops = {
-        layer: Shape.of_config(backbone.model.config).forward_flops(work.tokens, work.squares)
+        layer: stages(Shape.of_config(backbone.model.config), work, Hardware("", 1, 0))[0].flops
         for layer, backbone in backbones.items()
     }
     seconds: dict[str, dict[int, list[float]]] = {"wall": {}, "cpu": {}}

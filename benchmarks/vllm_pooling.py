@@ -22,7 +22,9 @@ import sys
 import time
 
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")  # GB
-os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", f"0-{(os.cpu_count() or 1) - 1}")  # by default one core is kept free
+# By default one core is kept free. Threads are not bound to cores where OMP_NUM_THREADS says how many there are.
+_ALL = "nobind" if "OMP_NUM_THREADS" in os.environ else f"0-{(os.cpu_count() or 1) - 1}"
+os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", _ALL)
 os.environ.setdefault(
     "VLLM_ENABLE_V1_MULTIPROCESSING", "0"
 )  # all in this process, so that its processor time is counted

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -34,6 +35,25 @@ def test_forward_flops_are_those_that_torch_counts(config):
     rotary = counter.get_total_flops() - shape.forward_flops(2 * length, 2 * length**2) - square
     assert 0 <= rotary < 0.002 * counter.get_total_flops()
     assert shape.parameters == pytest.approx(sum(p.numel() for p in model.parameters()), rel=0.01)
+
+
+@pytest.mark.parametrize("pooling", ["last", "mean"])
+@pytest.mark.parametrize("layer", [1, 2])
+def test_extraction_flops_are_those_that_torch_counts_at_every_layer(layer, pooling):
+    from armorm.backbone.decoder import Backbone
+    from armorm.backbone.prefix_forward import SharedForward
+    from armorm.backbone.prefix_tree import build_tree
+
+    backbone = Backbone.load("armorm-tiny", dtype="float32", device="cpu", layer=layer, pooling=pooling)
+    ids, gate = np.arange(64) + 5, 20
+    tree = build_tree([ids, ids + 1], [gate, gate], [0, 0], backbone.header)
+    with FlopCounterMode(display=False) as counter:
+        SharedForward(backbone).features(tree)
+    counted = counter.get_flop_counts()["Global"]
+    products = sum(count for name, count in counted.items() if "attention" not in str(name))
+    read = 4 if pooling == "last" else 2 * (1 + 64 - gate - backbone.header_tokens)
+    expected = Shape.of_config(backbone.model.config).extraction_flops(128, 0, read)
+    assert products == pytest.approx(expected, rel=0.002)
 
 
 def test_known_shapes_have_the_sizes_in_their_names():

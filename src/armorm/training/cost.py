@@ -2,7 +2,8 @@
 
 Forward FLOPs of a decoder, per layer and token: 2 for each weight of a matrix product, and for causal attention 2 * h
 * hd * t for a token of a conversation of t tokens, averaged over its positions (half of the square). The language-
-model head is never computed and the embedding is a look-up, so neither counts. Stage 1 is one Gram matrix per group
+model head is never computed and the embedding is a look-up, so neither counts; nor do attention and feed-forward of the
+last layer for tokens that are not read. Stage 1 is one Gram matrix per group
 of rows with the same rated objectives, of which half is computed, in float32 (n * d^2 / 2 at the rate of float64),
 and a Cholesky factor for each fold and penalty (d^3 / 3), or, with many penalties, an eigendecomposition for each
 fold. Both are also bound by memory bandwidth, which for d below a thousand takes as long as the products; this is
@@ -31,8 +32,11 @@ PUBLISHED_GATE = GatingSection()
 
 @dataclass(frozen=True)
 class Shape:
-    """Dimensions of a decoder; `inner` is the width of the gated feed-forward network, `feature` that of a response
-    feature, 0 for `hidden`."""
+    """Dimensions of a decoder.
+
+    `inner` is the width of the gated feed-forward network, `feature` that of a response feature, 0 for `hidden`;
+    `last_token` says that of a response only the last token is read.
+    """
 
     hidden: int
     layers: int
@@ -42,6 +46,7 @@ class Shape:
     inner: int
     vocabulary: int
     feature: int = 0
+    last_token: bool = True
 
     @classmethod
     def of_config(cls, config: Any) -> Shape:
@@ -65,6 +70,7 @@ class Shape:
             self,
             layers=self.layers if layers is None else layers,
             feature=self.hidden * Readout(pooling).parts,
+            last_token=pooling == "last",
         )
 
     @property
@@ -86,6 +92,20 @@ class Shape:
             squares: sum of their squares.
         """
         return 2.0 * self.layers * (self.layer_weights * tokens + self.heads * self.head_size * squares)
+
+    def extraction_flops(self, tokens: float, squares: float, read: float) -> float:
+        """FLOPs of `forward_flops` without attention and feed-forward of the last layer for tokens that are not read.
+
+        Shared prefixes are computed in this way if the layers are plain (Llama, Mistral, Qwen); other models cost up to
+        a layer more.
+
+        Args:
+            read: number of tokens whose states are features.
+        """
+        last = 2.0 * (3 * self.hidden * self.inner * tokens + self.heads * self.head_size * squares)
+        return self.forward_flops(tokens, squares) - (
+            last * max(0.0, 1 - read / tokens) if self.layers and tokens else 0
+        )
 
 
 # Shapes of public models, so that a dry run needs no download.
@@ -174,7 +194,8 @@ def stages(
         host_rate: float64 FLOP/s of the processors of stages 1 and 2.
     """
     d, hidden = shape.feature or shape.hidden, shape.hidden
-    flops = shape.forward_flops(work.tokens, work.squares)
+    read = work.conversations + work.prompts if shape.last_token else work.tokens
+    flops = shape.extraction_flops(work.tokens, work.squares, read)
     hours = flops / (hardware.peak * share * hardware.devices) / 3600
     # Activations of a layer alive at once: input, norm, q and attention output, two inner ones of the feed-forward.
     states = batch_tokens * (4 * d + 2 * shape.heads * shape.head_size + 2 * shape.inner) * weight_bytes

@@ -165,7 +165,8 @@ def probe(
     held_out = held_out_prompts([groups[pair.prompt_key] for pair in pairs], HELD_OUT_PAIRS)
     lengths = [len(row) for row in encoded.encoded]
     flops = {
-        n: shape.read(n, "last").forward_flops(sum(lengths), sum(t * t for t in lengths)) for n in (*chosen, total)
+        n: shape.read(n, "last").extraction_flops(sum(lengths), sum(t * t for t in lengths), 2 * len(lengths))
+        for n in (*chosen, total)
     }
 
     found = []

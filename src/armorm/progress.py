@@ -25,8 +25,12 @@ def say(line: str) -> None:
 
 
 @contextmanager
-def progress(description: str, total: int, unit: str = "rows") -> Iterator[Advance]:
-    """Show the progress of a piece of work; yields a function to call with the number of units just done."""
+def progress(description: str, total: int, unit: str = "rows", full_rate: float | None = None) -> Iterator[Advance]:
+    """Show the progress of a piece of work; yields a function to call with the number of units just done.
+
+    Args:
+        full_rate: units per second that the rate is shown as a share of, the forward rate of what is trained.
+    """
     console = Console(stderr=True)
     print_line = partial(console.print, highlight=False, markup=False, soft_wrap=True)
     start = time.monotonic()
@@ -34,6 +38,9 @@ def progress(description: str, total: int, unit: str = "rows") -> Iterator[Advan
     bar: Progress | None = None
     task = None
     next_line = start + LINE_SECONDS
+
+    def share(rate: float) -> str:
+        return f" ({rate / full_rate:.0%} of the forward rate)" if full_rate else ""
 
     def advance(count: int) -> None:
         nonlocal done, bar, task, next_line
@@ -54,11 +61,11 @@ def progress(description: str, total: int, unit: str = "rows") -> Iterator[Advan
                 bar.start()
                 task = bar.add_task(description, total=total, rate="")
             if bar is not None and task is not None:
-                bar.update(task, completed=done, rate=f"{rate:,.0f} {unit}/s")
+                bar.update(task, completed=done, rate=f"{rate:,.0f} {unit}/s{share(rate)}")
         elif now >= next_line and done < total:
             next_line = now + LINE_SECONDS
             left = (total - done) / rate if rate else float("inf")
-            print_line(f"{description}: {done:,} of {total:,} {unit}, {rate:,.0f}/s, {left:,.0f} s left")
+            print_line(f"{description}: {done:,} of {total:,} {unit}, {rate:,.0f}/s{share(rate)}, {left:,.0f} s left")
 
     try:
         yield advance
@@ -67,4 +74,5 @@ def progress(description: str, total: int, unit: str = "rows") -> Iterator[Advan
             bar.stop()
         seconds = time.monotonic() - start
         if seconds > SILENT_SECONDS:
-            print_line(f"{description}: {done:,} {unit} in {seconds:,.1f} s")
+            average = f", {done / seconds:,.0f}/s{share(done / seconds)}" if full_rate else ""
+            print_line(f"{description}: {done:,} {unit} in {seconds:,.1f} s{average}")

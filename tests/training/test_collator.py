@@ -83,7 +83,7 @@ def test_items_of_a_batch_point_at_their_conversations(encoded):
     pairs = [(0, 1), (5, 6), (7, 5)]
     for share in (True, False):
         batch = tree_tensors(encoded, grow_trees(encoded, pairs, 1000, share=share), share=share)
-        assert [tuple(batch.rows[item].tolist()) for item in batch.items] == pairs
+        assert [tuple(batch.rows[pair].tolist()) for pair in batch.pairs] == pairs
 
 
 def test_batches_hold_every_tree_once_within_the_budget(encoded):

@@ -202,7 +202,6 @@ def test_stage_1_from_given_weights_is_ridge_towards_them():
 
 @pytest.mark.slow
 def test_lora_trains_adapters_and_leaves_an_ordinary_model(recipe, llama_folder, tmp_path):
-    pytest.importorskip("peft")
     lora = changed(
         recipe, "finetune.method=lora", "finetune.lora_rank=4", "finetune.epochs=4", "finetune.learning_rate=0.001"
     )
@@ -270,8 +269,6 @@ def test_a_missing_extra_is_named(recipe, monkeypatch, tmp_path):
     monkeypatch.setattr(stage.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=r"finetune needs accelerate: pip install 'armorm\[finetune\]'"):
         stage.finetune(recipe, read_training_data(recipe), tmp_path, QUIET)
-    with pytest.raises(MissingExtraError, match="accelerate and peft"):
-        stage.finetune(changed(recipe, "finetune.method=lora"), read_training_data(recipe), tmp_path, QUIET)
 
 
 def test_faults_of_the_section_are_named(recipe, tmp_path):

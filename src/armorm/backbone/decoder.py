@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
+from armorm.backbone.adapters import merge_adapters
 from armorm.backbone.chat_template import ChatTemplate, EncodedConversation
 from armorm.backbone.locate import backbone_path, weights_sha256
 from armorm.backbone.readout import (
@@ -73,6 +74,7 @@ class Backbone:
         layer: int | float | None = None,
         pooling: Pooling = "last",
         prompt_pooling: PromptPooling = "gate",
+        adapters: str | Path | None = None,
         revision: str | None = None,
         trust_remote_code: bool = False,
         **kwargs: Any,
@@ -86,6 +88,7 @@ class Backbone:
             layer: whose output is read: an index as in `hidden_states`, or a fraction of the layers; by default the
                 last, with the final norm.
             pooling, prompt_pooling: as in `Readout`.
+            adapters: folder with `adapters.safetensors`, which are merged into the weights.
             kwargs: passed on to `AutoModel.from_pretrained` (`attn_implementation`, `device_map`, ...).
 
         Raises:
@@ -112,6 +115,8 @@ class Backbone:
             raise BackboneError(f"backbone {name}: {error}") from error
         settle_attention(model)
         require_complete(report, str(name))
+        if adapters is not None:
+            merge_adapters(model, adapters)
         placement.apply(model, move="device_map" not in kwargs)
         require_decoder(model, str(name))
         layers = getattr(model.config.get_text_config(), "num_hidden_layers", 0)

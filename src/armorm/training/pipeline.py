@@ -116,7 +116,7 @@ class _Run:
         names = rated.table.objectives.names
         given = data.reference
         reference = rated.reference_conversations if given is None else [c for c in given if c in corpus]
-        start = finetuned.start(rated.table.objectives) if finetuned else None
+        start = finetuned.start(rated.table.objectives, backbone.readout) if finetuned else None
         if start is not None and not start.any():  # it was fine-tuned on other objectives
             start = None
         self.saved = SavedStages(self.work, stage_keys(recipe, rated, pairs, reference, corpus, start))

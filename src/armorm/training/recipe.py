@@ -73,12 +73,9 @@ class Recipe(Section):
     )
 
     @model_validator(mode="after")
-    def _finetuned_readout(self) -> Recipe:
-        b = self.backbone
-        if self.finetune is not None and (b.layer, b.pooling, b.prompt_pooling) != (None, "last", "gate"):
-            raise ValueError(
-                "finetune trains the last layer's last token: expected no layer and no pooling in backbone"
-            )
+    def _finetuned_layers(self) -> Recipe:
+        if self.finetune is not None and self.backbone.layer == 0:
+            raise ValueError("finetune trains layers: expected backbone.layer above 0, found 0 (the embeddings)")
         return self
 
     @field_validator("preferences")

@@ -89,9 +89,13 @@ class FinetuneSection(Section):
     )
     epochs: float = Field(2.0, gt=0, description="passes over the ratings")
     preference_epochs: float = Field(0.0, ge=0, description="earlier passes over the pairs, with a Bradley-Terry loss")
+    preference_weight: float = Field(
+        0.0, ge=0, description="weight of the pairs' Bradley-Terry loss in the passes over the ratings; 0 uses no pairs"
+    )
     learning_rate: float = Field(2e-5, gt=0, description="peak learning rate of the backbone")
     head_learning_rate: float = Field(0.003, gt=0, description="of the heads: largest change of a reward per step")
     weight_decay: float = Field(0.01, ge=0, description="AdamW weight decay of the backbone's matrices")
+    dropout: float = Field(0.0, ge=0, lt=1, description="share of each feature that the heads do not see in training")
     schedule: Literal["cosine", "linear", "stable"] = Field(
         "cosine", description="learning rate schedule after warmup; stable is constant with a linear decay at the end"
     )
@@ -100,11 +104,21 @@ class FinetuneSection(Section):
     batch_tokens: int = Field(8192, ge=64, description="maximum tokens per batch, padding included")
     tree_tokens: int = Field(1024, ge=64, description="maximum tokens of a prompt and responses computed together")
     accumulation: int = Field(1, ge=1, description="gradient accumulation: batches per optimiser step")
-    frozen_layers: int = Field(0, ge=0, description="number of first layers to freeze, with the embeddings")
+    frozen_layers: Union[Annotated[int, Field(ge=0)], Annotated[float, Field(ge=0, lt=1)]] = Field(
+        0, description="number of first layers to freeze, with the embeddings; a fraction (0.5) is of all layers"
+    )
+    cache_states: bool = Field(
+        True, description="compute the states of frozen layers once and keep them on disk, in bfloat16"
+    )
     lora_rank: int = Field(16, ge=1, description="rank of the LoRA matrices")
     lora_alpha: int = Field(32, ge=1, description="LoRA scaling")
-    lora_dropout: float = Field(0.0, ge=0, lt=1, description="dropout of the LoRA layers")
+    lora_dropout: float = Field(0.0, ge=0, lt=1, description="share of each adapter's ranks left out in a step")
     gradient_checkpointing: bool = Field(False, description="saves memory for about a third more time")
+    validation_share: float = Field(
+        0.0, ge=0, lt=1, description="share of these prompts that choose when to stop instead of being trained on"
+    )
+    eval_steps: int = Field(100, ge=1, description="steps between validations")
+    patience: int = Field(5, ge=1, description="validations without a gain after which training stops")
     save_steps: int = Field(200, ge=1, description="steps between checkpoints")
     report_to: tuple[str, ...] = Field((), description="trackers, as for the Trainer of transformers: tensorboard, ...")
 

@@ -5,11 +5,14 @@ prompt, and the mask lets a token attend to the prompt and its own response up t
 that of the conversation alone. For decoders that cannot use such a mask (recurrent layers, short sliding windows,
 kernels without masks), the same trees are laid out as plain sequences, one per response. On the TruthfulQA rows, with
 22 answers per question, half of all tokens are saved; on code with long prompts, more than half.
+
+A `TokenIndex` numbers the distinct tokens of all trees, those of a prompt once: the states of frozen layers are stored
+under these numbers (state_cache.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,8 +42,34 @@ class TreeTensors:
     inputs: dict[str, torch.Tensor]
     leaf_rows: torch.Tensor  # (l,) position of the last token of each conversation
     leaf_columns: torch.Tensor
+    # response tokens to average, as positions in the flattened batch (s,), and the leaf of each (s,)
+    span_places: torch.Tensor
+    span_leaves: torch.Tensor
     rows: np.ndarray  # (l,) indices of these conversations
-    items: torch.Tensor  # (m, 1 or 2) positions in `rows`
+    pairs: torch.Tensor  # (m, 2) positions in `rows` of the items that are pairs
+    tokens: torch.Tensor  # (B, t) number of each token in the `TokenIndex`, -1 for padding; empty without one
+
+
+@dataclass(frozen=True)
+class TokenIndex:
+    """Numbers of the tokens of n conversations, prompt by prompt and then response by response."""
+
+    prompts: np.ndarray  # (n,) number of the first token of each conversation's prompt
+    responses: np.ndarray  # (n,) number of the first token after its gate
+    size: int  # number of distinct tokens
+
+    @classmethod
+    def of(cls, encoded: Sequence[EncodedConversation]) -> TokenIndex:
+        size = 0
+        firsts: dict[bytes, int] = {}
+        for row in encoded:
+            if row.prompt_key not in firsts:
+                firsts[row.prompt_key] = size
+                size += row.gate_position + 1
+        lengths = np.array([len(row) - row.gate_position - 1 for row in encoded], np.int64)
+        ends = size + np.cumsum(lengths)
+        prompts = np.array([firsts[row.prompt_key] for row in encoded], np.int64)
+        return cls(prompts, ends - lengths, int(ends[-1]) if len(encoded) else 0)
 
 
 def grow_trees(
@@ -107,16 +136,23 @@ def tree_batches(trees: Sequence[PromptTree], budget: int, seed: int, step: int 
 
 
 def tree_tensors(
-    encoded: Sequence[EncodedConversation], trees: Sequence[PromptTree], *, share: bool = True, budget: int = 0
+    encoded: Sequence[EncodedConversation],
+    trees: Sequence[PromptTree],
+    *,
+    share: bool = True,
+    budget: int = 0,
+    header: int = 1,
+    index: TokenIndex | None = None,
 ) -> TreeTensors:
     """Decoder inputs of a batch of trees.
 
     Args:
         share: one sequence per tree with its mask; otherwise one plain sequence per conversation, padded on the right.
         budget: tokens; if given, the batch is padded to one of few shapes: a width in steps of `WIDTH_STEP`, and as
-        many
-            sequences as fit into the budget. On CPUs, bfloat16 kernels are generated for each new shape, which takes
-            about as long as a training step.
+            many sequences as fit into the budget. On CPUs, bfloat16 kernels are generated for each new shape, which
+            takes about as long as a training step.
+        header: tokens from the gate to the reply (`Backbone.header_tokens`), which means leave out.
+        index: of `encoded`.
     """
     sequences: list[list[int]] = [list(tree.rows) for tree in trees]
     if not share:
@@ -128,11 +164,14 @@ def tree_tensors(
         height = max(height, budget // width)
     ids = torch.zeros((height, width), dtype=torch.long)
     positions, branch = torch.zeros_like(ids), torch.full_like(ids, -1)
-    leaf_rows, leaf_columns = [], []
+    tokens = torch.full_like(ids if index else ids[:0], -1)
+    leaf_rows, leaf_columns, leaf_starts = [], [], []
     for place, rows in enumerate(sequences):
         prompt = encoded[rows[0]].gate_position + 1
         ids[place, :prompt] = torch.from_numpy(encoded[rows[0]].ids[:prompt].astype(np.int64))
         positions[place, :prompt], branch[place, :prompt] = torch.arange(prompt), 0
+        if index is not None:
+            tokens[place, :prompt] = torch.arange(prompt) + int(index.prompts[rows[0]])
         end = prompt
         for number, row in enumerate(rows, 1):
             response = encoded[row].ids[prompt:].astype(np.int64)
@@ -140,6 +179,9 @@ def tree_tensors(
             ids[place, span] = torch.from_numpy(response)
             positions[place, span] = torch.arange(prompt, prompt + len(response))
             branch[place, span] = number
+            if index is not None:
+                tokens[place, span] = torch.arange(len(response)) + int(index.responses[row])
+            leaf_starts.append(end + min(header, len(response)) - 1)
             end += len(response)
             leaf_rows.append(place)
             leaf_columns.append(end - 1)
@@ -151,21 +193,41 @@ def tree_tensors(
         hidden = torch.finfo(torch.float32).min
         inputs |= {"position_ids": positions, "attention_mask": (~seen)[:, None].float() * hidden}
     starts = np.cumsum([0, *(len(tree.rows) for tree in trees)])
-    items = [
-        tuple(start + i for i in item) for tree, start in zip(trees, starts[:-1], strict=True) for item in tree.items
+    pairs = [
+        tuple(start + i for i in item)
+        for tree, start in zip(trees, starts[:-1], strict=True)
+        for item in tree.items
+        if len(item) == 2
+    ]
+    spans = [
+        torch.arange(first, last + 1) + place * width
+        for place, first, last in zip(leaf_rows, leaf_starts, leaf_columns, strict=True)
     ]
     return TreeTensors(
         inputs=inputs,
         leaf_rows=torch.tensor(leaf_rows),
         leaf_columns=torch.tensor(leaf_columns),
+        span_places=torch.cat(spans),
+        span_leaves=torch.arange(len(spans)).repeat_interleave(torch.tensor([len(span) for span in spans])),
         rows=np.array([row for rows in sequences for row in rows], np.int64),
-        items=torch.tensor(items),
+        pairs=torch.tensor(pairs, dtype=torch.long).view(-1, 2),
+        tokens=tokens,
     )
 
 
 def _length(encoded: Sequence[EncodedConversation], rows: Sequence[int]) -> int:
     prompt = encoded[rows[0]].gate_position + 1
     return prompt + sum(len(encoded[row]) - prompt for row in rows)
+
+
+def model_inputs(inputs: Mapping[str, torch.Tensor], model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """The inputs on the device of a decoder, masks in its dtype, as attention requires."""
+    parameter = next(model.parameters())
+    moved = {name: tensor.to(parameter.device) for name, tensor in inputs.items()}
+    if "attention_mask" in moved:
+        lowest = torch.finfo(parameter.dtype).min
+        moved["attention_mask"] = moved["attention_mask"].clamp(min=lowest).to(parameter.dtype)
+    return moved
 
 
 @torch.no_grad()
@@ -183,8 +245,7 @@ def reads_trees(model: torch.nn.Module, encoded: Sequence[EncodedConversation], 
 
     def leaves(share: bool) -> list[np.ndarray]:
         batch = tree_tensors(encoded, trees, share=share)
-        inputs = {name: tensor.to(device) for name, tensor in batch.inputs.items()}
-        hidden = model(**inputs, use_cache=False).last_hidden_state
+        hidden = model(**model_inputs(batch.inputs, model), use_cache=False).last_hidden_state
         return [hidden[batch.leaf_rows.to(device), batch.leaf_columns.to(device)].float().cpu().numpy()]
 
     return not sharing_fault(lambda: leaves(True), leaves(False), next(model.parameters()).dtype)

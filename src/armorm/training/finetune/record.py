@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from armorm.backbone.locate import backbone_path
+from armorm.backbone.readout import Readout
 from armorm.data.preferences import PreferencePair
 from armorm.data.seen_prompts import SeenPrompts
 from armorm.errors import CheckpointError, FitError
@@ -39,15 +40,21 @@ class Finetuned:
     facts: dict[str, Any]  # settings and dataset sizes
     key: str = ""  # digest of everything that decided the result
 
-    def start(self, objectives: ObjectiveSet) -> np.ndarray:
-        """Trained weights (k, d) float64 of objectives; zero for those that were not trained, or on another scale."""
+    def start(self, objectives: ObjectiveSet, readout: Readout) -> np.ndarray | None:
+        """Trained weights (k, d) float64 of objectives; zero for those that were not trained, or on another scale.
+
+        None if there is no other, or if features are read from another layer, or pooled otherwise, than in training.
+        """
+        trained = Readout.from_settings(self.facts.get("readout", {}))
+        if (trained.layer, trained.pooling) != (readout.layer, readout.pooling):
+            return None
         rows = {json.dumps(entry, sort_keys=True): row for row, entry in enumerate(self.objectives)}
         weight = np.zeros((len(objectives), self.weight.shape[1]))
         for place, objective in enumerate(objectives.to_dicts()):
             row = rows.get(json.dumps(objective, sort_keys=True))
             if row is not None:
                 weight[place] = self.weight[row]
-        return weight
+        return weight if weight.any() else None
 
     def write(self, folder: Path) -> None:
         metadata = {"objectives": json.dumps(self.objectives), "facts": json.dumps(self.facts), "key": self.key}

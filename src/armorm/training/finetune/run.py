@@ -4,22 +4,30 @@
 
 This is the objective of the ArmoRM paper (arXiv 2406.12845, section 3.1) with weights v_j; missing ratings are masked.
 `objective_weights: equal` is the paper's sum (v_j = 1); `balanced` divides by the variance of the ratings and the
-square root of their number, so that small sets are not drowned by large ones. On request it is preceded by Bradley-
-Terry training on preference pairs, which the paper's backbone had as well:
+square root of their number, so that small sets are not drowned by large ones. On request preference pairs are trained
+on as well, as the paper's backbone was, in passes of their own before (`preference_epochs`) or in the same steps
+(`preference_weight`):
 
     min over f and u of  mean over pairs of -log sigmoid(u^T f(chosen) - u^T f(rejected))
 
-Either all weights are trained, or LoRA adapters that are merged at the end. Only a share of the prompts is used; the
-others stay new to the backbone, and only they choose alpha, fit the transform and train the gate. W is initialised by
-ridge regression on the original features, since a random W would first damage them. Responses to one prompt are
-branches of one sequence (collator.py) if the decoder supports it. Training resumes from the last complete checkpoint.
+f is the response feature that extraction reads: of `backbone.layer`, with `backbone.pooling`. Layers above are not
+computed. The lowest layers can be frozen; their states are then computed once (state_cache.py), and training starts
+from these. Either all weights of the other layers are trained, or LoRA adapters (backbone/adapters.py). What is written
+is the whole decoder with the changed layers, so that it is read like any other, and the adapters alone.
+
+Only a share of the prompts is used; the others stay new to the backbone, and only they choose alpha, fit the transform
+and train the gate. W is initialised by ridge regression on the original features, since a random W would first damage
+them. Responses to one prompt are branches of one sequence (collator.py) if the decoder supports it. Training resumes
+from the last complete checkpoint, and stops early by validation prompts (validation.py).
 """
 
 from __future__ import annotations
 
 import importlib.util
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +35,11 @@ import numpy as np
 import torch
 from rich.console import Console
 
+from armorm.backbone.adapters import adapters_of
 from armorm.backbone.chat_template import EncodedConversation
-from armorm.backbone.decoder import Backbone, fast_bfloat16, resolve_device
+from armorm.backbone.decoder import Backbone, fast_bfloat16
 from armorm.backbone.encoding import encode_rows
+from armorm.backbone.lower_layers import lower_layers_fault
 from armorm.data.decontamination import prompt_groups
 from armorm.data.seen_prompts import SeenPrompts
 from armorm.errors import FitError, MissingExtraError
@@ -38,10 +48,22 @@ from armorm.files import write_json
 from armorm.heads.regression import MIN_RATINGS, fit_regression, fold_of
 from armorm.objectives import ObjectiveSet
 from armorm.progress import progress
+from armorm.training.cost import TRAINING_PASSES, readable_hours
 from armorm.training.dataset import TrainingData, distinct_conversations, sides
-from armorm.training.finetune.collator import grow_trees, reads_trees
+from armorm.training.finetune.collator import grow_trees, model_inputs, reads_trees, tree_tensors
 from armorm.training.finetune.record import Finetuned
-from armorm.training.finetune.trainer import Learner, TreeBatches, last_whole_checkpoint, run_trainer
+from armorm.training.finetune.state_cache import cached_states
+from armorm.training.finetune.trainer import (
+    BatchLayout,
+    Learner,
+    TreeBatches,
+    features_of,
+    last_whole_checkpoint,
+    resolve_frozen,
+    run_trainer,
+    total_steps,
+)
+from armorm.training.finetune.validation import LEAST_ITEMS, BestState, ValidationSets
 from armorm.training.recipe import Recipe
 from armorm.training.saved_stages import stage_key
 from armorm.training.schema import FinetuneSection
@@ -63,47 +85,45 @@ def finetune(recipe: Recipe, data: TrainingData, work: Path, console: Console) -
         folder of the fine-tuned backbone: weights, tokenizer and the fine-tuning record (record.py).
 
     Raises:
-        MissingExtraError: without accelerate or peft.
+        MissingExtraError: without accelerate.
         FitError: if the share leaves no rated row to train on.
         BackboneError: for layers that cannot be frozen.
     """
     section = recipe.finetune
     assert section is not None
-    needed = ["accelerate", *(["peft"] if section.method == "lora" else [])]
-    missing = [name for name in needed if importlib.util.find_spec(name) is None]
-    if missing:
-        raise MissingExtraError(f"finetune needs {' and '.join(missing)}: pip install 'armorm[finetune]'")
-    start = Backbone.load(
-        recipe.backbone.model,
-        dtype="weights",
+    if importlib.util.find_spec("accelerate") is None:
+        raise MissingExtraError("finetune needs accelerate: pip install 'armorm[finetune]'")
+    start = _load(
+        recipe,
+        dtype=recipe.backbone.dtype if section.method == "lora" else "weights",
         device=recipe.backbone.device,
-        revision=recipe.backbone.revision,
-        trust_remote_code=recipe.backbone.trust_remote_code,
+        layer=recipe.backbone.layer,
+        pooling=recipe.backbone.pooling,
     )
     rows = _FinetuneData.select(recipe, data, start, console)
     earlier = Finetuned.read(recipe.backbone.model)
-    contents = keys_of(rows.encoded), rows.rated, rows.ratings, rows.objectives.to_dicts(), rows.pairs
-    key = stage_key("finetune", section, recipe.seed, start.fingerprint, rows.seen.sketches, *contents)
+    contents = keys_of(rows.encoded), rows.rated, rows.ratings, rows.objectives.to_dicts(), rows.sources, rows.held_out
+    pairs = [[pair.sides, pair.source, pair.held_out] for pair in rows.pairs]
+    key = stage_key("finetune", section, recipe.seed, start.fingerprint, rows.seen.sketches, *contents, pairs)
     folder, checkpoints = work / "backbone", work / "finetune" / key
     done = Finetuned.read(folder)
     if done is not None and done.key == key:
         return folder
-    stored = start.model.dtype
-    learner, curves = _train(start, rows, section, recipe.seed, checkpoints, console)
-    model = learner.merged().to(stored)
+    learner, curves = _train(start, rows, section, recipe.seed, work, checkpoints, console)
     facts = {
         "from": recipe.backbone.model,
+        "readout": start.readout.settings(),
         "settings": section.model_dump(mode="json", exclude_defaults=True),
         "rated_rows": len(rows.rated),
-        "pairs": len(rows.pairs) if section.preference_epochs else 0,
+        "pairs": len(rows.pairs),
         "tokens": sum(len(encoded) for encoded in rows.encoded),
         "ratings": {n: int(c) for n, c in zip(rows.objectives.names, (~np.isnan(rows.ratings)).sum(0), strict=True)},
+        "validation": curves.get("best"),
         "before": earlier.facts if earlier else None,
     }
     temporary = work / "finetune" / "backbone"
     shutil.rmtree(temporary, ignore_errors=True)
-    model.save_pretrained(temporary)
-    start.tokenizer.save_pretrained(temporary)
+    _write_tuned(learner, _load(recipe, dtype="weights", device="cpu"), temporary)
     write_json(temporary / "training_curve.json", curves)
     seen = rows.seen + earlier.seen if earlier else rows.seen
     Finetuned(seen, rows.objectives.to_dicts(), learner.rating_weight(), facts, key).write(temporary)
@@ -113,9 +133,50 @@ def finetune(recipe: Recipe, data: TrainingData, work: Path, console: Console) -
     return folder
 
 
+def _load(recipe: Recipe, **options: Any) -> Backbone:
+    section = recipe.backbone
+    return Backbone.load(
+        section.model, revision=section.revision, trust_remote_code=section.trust_remote_code, **options
+    )
+
+
+@torch.no_grad()
+def _write_tuned(learner: Learner, whole: Backbone, folder: Path) -> None:
+    """Write the decoder with the trained layers, and the adapters alone.
+
+    Args:
+        whole: the decoder before training, with all its layers, in the dtype that it is stored in.
+    """
+    state = whole.model.state_dict()
+    if learner.section.method == "lora":
+        adapters = adapters_of(learner.decoder, whole.fingerprint_parts["weights"])
+        adapters.merge(state)
+        adapters.write(folder)
+    else:
+        for name, parameter in learner.decoder.named_parameters():
+            if parameter.requires_grad:
+                state[name].copy_(parameter)
+    whole.model.save_pretrained(folder)
+    whole.tokenizer.save_pretrained(folder)
+
+
 def is_chosen(group_key: str, share: float) -> bool:
     """Whether a group of prompts is fine-tuned on: by its key, independent of folds and splits."""
     return int(group_key[24:32], 16) / 2**32 < share
+
+
+def is_held_out(group_key: str, share: float) -> bool:
+    """Whether a chosen group of prompts is validated on instead of trained on."""
+    return int(group_key[16:24], 16) / 2**32 < share
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """A preference pair to fine-tune on."""
+
+    sides: tuple[int, int]  # positions of chosen and rejected in `encoded`
+    source: str
+    held_out: bool  # for validation
 
 
 @dataclass
@@ -126,8 +187,10 @@ class _FinetuneData:
     rated: np.ndarray  # (n,) positions of the rated rows in `encoded`
     ratings: np.ndarray  # (n, k) mapped, NaN where missing
     groups: list[str]  # (n,) key of the group of near-duplicates of the prompt
+    sources: list[str]  # (n,) set of each rated row
+    held_out: np.ndarray  # (n,) bool, rows for validation
     objectives: ObjectiveSet  # the k objectives, computed ones last
-    pairs: list[tuple[int, int]]  # (chosen, rejected) positions in `encoded`
+    pairs: list[_Pair]
     seen: SeenPrompts  # all prompts used
 
     @classmethod
@@ -138,10 +201,12 @@ class _FinetuneData:
         if unknown:
             known = ", ".join(dict.fromkeys(table.sources))
             raise FitError(f"finetune.source_shares: unknown set {unknown[0]!r}, expected one of {known}")
+        held_out = partial(is_held_out, share=section.validation_share)
         shares = [section.source_shares.get(source, section.share) for source in table.sources]
         groups = prompt_groups([*(table.conversations[i] for i in data.train_rows), *(p.chosen for p in data.pairs)])
         rows = [i for i in data.train_rows if is_chosen(groups[table.conversations[i].prompt_key], shares[i])]
-        pairs = [p for p in data.pairs if section.preference_epochs and is_chosen(groups[p.prompt_key], section.share)]
+        uses_pairs = section.preference_epochs or section.preference_weight
+        pairs = [p for p in data.pairs if uses_pairs and is_chosen(groups[p.prompt_key], section.share)]
         unique = distinct_conversations([*(table.conversations[i] for i in rows), *sides(pairs)])
         limit, overflow = recipe.backbone.max_length, recipe.backbone.overflow
         with progress("tokens to fine-tune on", len(unique), "conversations") as advance:
@@ -152,22 +217,37 @@ class _FinetuneData:
         if not rows:
             raise FitError(f"finetune.share {section.share}: no rated row is left to fine-tune on")
         placed = [
-            (place[p.chosen.key], place[p.rejected.key])
+            _Pair((place[p.chosen.key], place[p.rejected.key]), p.source, held_out(groups[p.prompt_key]))
             for p in pairs
             if {p.chosen.key, p.rejected.key} <= place.keys()
         ]
-        same = [(a, b) for a, b in placed if encoded[a].prompt_key == encoded[b].prompt_key]
+        same = [p for p in placed if len({encoded[side].prompt_key for side in p.sides}) == 1]
         skipped = len(pairs) - len(same)
         if skipped:
             console.print(f"fine-tuning skips {skipped:,} pairs (rejected, or truncated to different prompts)")
-        if section.preference_epochs and not same:
-            raise FitError(f"finetune.share {section.share}: no preference pair is left for preference_epochs")
+        if uses_pairs and all(p.held_out for p in same):
+            raise FitError(
+                f"finetune.share {section.share}: no preference pair is left for preference_epochs or preference_weight"
+            )
         rated = np.array([place[table.conversations[i].key] for i in rows], np.int64)
         tokens = [encoded[i].response_tokens for i in rated]
         table = add_computed(table.take(rows), data.computed, tokens, np.arange(len(rows)))
         seen = SeenPrompts.of({"fine-tuning": [unique[i] for i in result.kept]}, groups)
         own = [groups[conversation.prompt_key] for conversation in table.conversations]
-        return cls(encoded, rated, table.objectives.to_reward(table.ratings), own, table.objectives, same, seen)
+        held = np.array([held_out(group) for group in own])
+        if held.all():
+            raise FitError(f"finetune.validation_share {section.validation_share}: no rated row is left to train on")
+        ratings = table.objectives.to_reward(table.ratings)
+        return cls(encoded, rated, ratings, own, table.sources, held, table.objectives, same, seen)
+
+    def validation(self) -> ValidationSets:
+        """The held-out rows and pairs."""
+        pairs: dict[str, list[tuple[int, int]]] = {}
+        for pair in self.pairs:
+            if pair.held_out:
+                pairs.setdefault(pair.source, []).append(pair.sides)
+        held = np.flatnonzero(self.held_out)
+        return ValidationSets.select(self.rated[held], self.ratings[held], [self.sources[i] for i in held], pairs)
 
 
 def rating_weights(ratings: np.ndarray, kind: str) -> np.ndarray:
@@ -190,75 +270,162 @@ def rating_weights(ratings: np.ndarray, kind: str) -> np.ndarray:
 
 
 def _train(
-    start: Backbone, rows: _FinetuneData, section: FinetuneSection, seed: int, checkpoints: Path, console: Console
+    start: Backbone,
+    rows: _FinetuneData,
+    section: FinetuneSection,
+    seed: int,
+    work: Path,
+    checkpoints: Path,
+    console: Console,
 ) -> tuple[Learner, dict[str, Any]]:
     """Train on pairs if requested, then on ratings; returns the trained learner and the loss curves."""
     model = start.model if section.method == "lora" else start.model.float()
-    device = resolve_device(str(start.device))
-    everything = grow_trees(rows.encoded, [(row,) for row in range(len(rows.encoded))], section.tree_tokens)
-    probe = sorted(everything, key=lambda tree: -len(tree.rows))[:2]
+    frozen = resolve_frozen(start, section.frozen_layers)
+    on_cpu = start.device.type == "cpu"
+    autocast = section.method == "full" and (not on_cpu or fast_bfloat16())
+    few_shapes = on_cpu and (autocast or model.dtype == torch.bfloat16)
+    trees = partial(grow_trees, rows.encoded, most_tokens=section.tree_tokens)
+    probe = sorted(trees([(row,) for row in range(len(rows.encoded))]), key=lambda tree: -len(tree.rows))[:2]
     share = len(probe[0].rows) > 1 and reads_trees(model, rows.encoded, probe)
     console.print(f"fine-tuning: each prompt is computed once{'' if share else ' per response'}")
+    cache = None
+    if frozen and section.cache_states:
+        fault = lower_layers_fault(
+            model, frozen, model_inputs(tree_tensors(rows.encoded, probe, share=share).inputs, model)
+        )
+        if fault:
+            console.print(f"fine-tuning: frozen layers are computed in every step: {fault}")
+        else:
+            cache = cached_states(
+                start,
+                rows.encoded,
+                frozen,
+                work / "states",
+                share=share,
+                tree_tokens=section.tree_tokens,
+                batch_tokens=section.batch_tokens,
+                few_shapes=few_shapes,
+                autocast=autocast,
+            )
+    layout = BatchLayout(section.batch_tokens, share, few_shapes, start.header_tokens, cache)
+    trained = rows.ratings[~rows.held_out]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)  # of the adapters
+        weights = rating_weights(trained, section.objective_weights)
+        learner = Learner(start, section, weights, frozen, states_given=cache is not None)
+
+    def features(which: np.ndarray, description: str = "") -> tuple[np.ndarray, float]:
+        found = trees([(int(row),) for row in which], share=share)
+        batches = TreeBatches(rows.encoded, found, layout)
+        return features_of(learner, batches, which, autocast=autocast, description=description)
+
     resumed = any(last_whole_checkpoint(checkpoints / stage) for stage in ("preferences", "ratings"))
-    shape = (rows.ratings.shape[1], start.hidden_size)
-    weight = np.zeros(shape) if resumed else _starting_weight(start, rows)  # (loaded from the checkpoint)
-    learner = Learner(
-        model,
-        section,
-        torch.from_numpy(weight).float(),
-        rating_weights(rows.ratings, section.objective_weights),
-        _feature_norm(start, rows),
-    )
-    few_shapes = device.type == "cpu" and fast_bfloat16()
-    autocast = device.type == "cuda" or few_shapes
+    forward_rate = _initialise(learner, rows, features, resumed=resumed)
     by_row = np.full((len(rows.encoded), rows.ratings.shape[1]), np.nan, np.float32)
-    by_row[rows.rated] = rows.ratings
-    stages: list[tuple[str, list[tuple[int, ...]], float, np.ndarray | None]] = [
-        ("preferences", [*rows.pairs], section.preference_epochs, None),
-        ("ratings", [(int(row),) for row in rows.rated], section.epochs, by_row),
+    by_row[rows.rated[~rows.held_out]] = trained
+    pairs = [pair.sides for pair in rows.pairs if not pair.held_out]
+    rated: list[tuple[int, ...]] = [(int(row),) for row in rows.rated[~rows.held_out]]
+    together = [*rated, *(pairs if section.preference_weight else [])]
+    sets = rows.validation() if section.validation_share else None
+    if sets is not None and not len(sets):
+        raise FitError(
+            f"finetune.validation_share {section.validation_share}: no set has {LEAST_ITEMS} ratings or pairs of "
+            "validation prompts"
+        )
+
+    def validate(learner: Learner) -> dict[str, float]:
+        assert sets is not None
+        found = features(sets.rows)[0]
+        weight, direction = learner.rating_weight(), learner.score.weight.detach().cpu().numpy()
+        return sets.measure(found @ weight.T, found @ direction[0])
+
+    curves: dict[str, Any] = {"shared_prompts": share, "frozen_layers": frozen, "cached_states": cache is not None}
+    stages: list[tuple[str, list[tuple[int, ...]], float, np.ndarray | None, float]] = [
+        ("preferences", [*pairs], section.preference_epochs, None, 1.0),
+        ("ratings", together, section.epochs, by_row, section.preference_weight),
     ]
-    curves: dict[str, Any] = {"shared_prompts": share}
-    for name, items, epochs, ratings in stages:
+    for name, items, epochs, ratings, pair_weight in stages:
         if epochs:
-            trees = grow_trees(rows.encoded, items, section.tree_tokens, share=share)
-            batches = TreeBatches(rows.encoded, trees, section, seed, share, few_shapes, ratings)
-            folder = checkpoints / name
-            curves[name] = run_trainer(learner, batches, epochs, folder, device=device, bfloat16=autocast)
+            batches = TreeBatches(rows.encoded, trees(items, share=share), layout, seed, ratings, pair_weight)
+            tokens = total_steps(batches, section, epochs) * section.accumulation * float(np.mean(batches.tokens))
+            rate = forward_rate / TRAINING_PASSES[section.method]
+            console.print(
+                f"fine-tuning on {name}: {tokens:,.0f} tokens, about {readable_hours(tokens / rate / 3600)} at "
+                f"1/{TRAINING_PASSES[section.method]:g} of the {forward_rate:,.0f} tokens/s of a forward pass"
+            )
+            curves[name] = run_trainer(
+                learner,
+                batches,
+                epochs,
+                checkpoints / name,
+                seed=seed,
+                autocast=autocast,
+                forward_rate=forward_rate,
+                validate=validate if sets is not None and ratings is not None else None,
+            )
+    if sets is not None:
+        best = BestState(checkpoints / "ratings", section.patience)
+        best.resume(total_steps(batches, section, section.epochs))
+        curves["validation"] = best.history
+        curves["best"] = next(entry for entry in best.history if entry["step"] == best.best_step)
+        first, last = best.history[0]["mean"], curves["best"]["mean"]
+        console.print(
+            f"fine-tuning: validation {first:.3f} before, {last:.3f} after step {best.best_step}, which is kept"
+        )
     return learner, curves
 
 
-def _feature_norm(start: Backbone, rows: _FinetuneData) -> float:
-    """Mean L1 norm of sampled features: a change of r / norm in every weight changes a reward by about r at most."""
-    few = [rows.encoded[row] for row in rows.rated[:: max(1, len(rows.rated) // PROBED)]]
-    sums = [np.abs(start.features(few[i : i + 8])[1]).sum(1) for i in range(0, len(few), 8)]
-    return float(np.concatenate(sums).mean())
-
-
-def _starting_weight(start: Backbone, rows: _FinetuneData) -> np.ndarray:
-    """W (k, d) float64 by ridge regression on the original features.
+def _initialise(
+    learner: Learner,
+    rows: _FinetuneData,
+    features: Callable[[np.ndarray, str], tuple[np.ndarray, float]],
+    *,
+    resumed: bool,
+) -> float:
+    """Initialise the reward weights by ridge regression on the original features, and the rate of the heads.
 
     Rows are taken prompt by prompt until each objective has START_RATINGS ratings, or all of them. Penalties are chosen
     by cross-validation: weights that overfit so few rows predict others worse than the mean does, and training would
     first have to undo them.
+
+    Args:
+        features: response features (n, d) of conversations (n,), and tokens per second.
+        resumed: the weights will be loaded from a checkpoint, so only a few features are computed.
+
+    Returns:
+        tokens per second of a forward pass of the trained layers.
     """
-    order = sorted(range(len(rows.rated)), key=rows.groups.__getitem__)
+    usable = np.flatnonzero(~rows.held_out)
+    sampled = usable[:: max(1, len(usable) // PROBED)]
+    taken = [] if resumed else _starting_rows(rows, usable)
+    wanted = np.unique(rows.rated[[*sampled, *taken]])
+    found, rate = features(wanted, "features for initialisation")
+
+    def of(which: np.ndarray | list[int]) -> np.ndarray:
+        return found[np.searchsorted(wanted, rows.rated[which])].astype(np.float64)
+
+    # A change of r / norm in every weight changes a reward by about r at most.
+    norm = float(np.abs(of(sampled)).sum(1).mean())
+    weight = np.zeros((rows.ratings.shape[1], found.shape[1]))
+    if taken:
+        folds = np.array([fold_of(rows.groups[row], START_FOLDS) for row in taken])
+        started = of(taken)
+        weight = np.stack([_ridge(started, column, folds) for column in rows.ratings[taken].T])
+    learner.start_from(weight, norm)
+    return rate
+
+
+def _starting_rows(rows: _FinetuneData, usable: np.ndarray) -> list[int]:
+    """Rated rows for the initialisation."""
+    order = sorted(usable.tolist(), key=rows.groups.__getitem__)
     present = ~np.isnan(rows.ratings)
-    needed = np.minimum(START_RATINGS, present.sum(0))
+    needed = np.minimum(START_RATINGS, present[usable].sum(0))
     taken: list[int] = []
     for row in order:
         if (present[row] & (needed > 0)).any():
             taken.append(row)
             needed = needed - present[row]
-    taken.sort(key=lambda row: -len(rows.encoded[rows.rated[row]]))
-    features = np.empty((len(taken), start.hidden_size))
-    with progress("features for initialisation", len(taken), "conversations") as advance:
-        for begin in range(0, len(taken), 16):
-            batch = [rows.encoded[rows.rated[row]] for row in taken[begin : begin + 16]]
-            features[begin : begin + len(batch)] = start.features(batch)[1]
-            advance(len(batch))
-    folds = np.array([fold_of(rows.groups[row], START_FOLDS) for row in taken])
-    ratings = rows.ratings[taken]
-    return np.stack([_ridge(features, column, folds) for column in ratings.T])
+    return taken
 
 
 def _ridge(features: np.ndarray, ratings: np.ndarray, folds: np.ndarray) -> np.ndarray:

@@ -201,7 +201,7 @@ def load(recipe: Recipe, store: Path, train_rows: int | None, benchmark_pairs: i
         table.objectives.names.index(recipe.debias.against[0]),
         len(unique) - len(kept),
         {"name": backbone.name, "fingerprint": backbone.fingerprint},
-        finetuned.start(table.objectives) if finetuned is not None else None,
+        finetuned.start(table.objectives, backbone.readout) if finetuned is not None else None,
     )
 
 

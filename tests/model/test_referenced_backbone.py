@@ -9,6 +9,7 @@ import torch
 from transformers import AutoTokenizer
 
 from armorm import ArmoRM
+from armorm.backbone.adapters import Adapters
 from armorm.errors import CheckpointError
 from armorm.evaluation.scorers import ArmoRMScorer, load_scorer
 from armorm.model.modeling import HEADS
@@ -76,3 +77,24 @@ def test_the_command_exports_heads(heads, tmp_path, capsys):
     assert HEADS in capsys.readouterr().out
     assert exit_code("export", heads[0], tmp_path / "no", "--heads-only", "--layout", "released") == 1
     assert "heads alone fit only the armorm layout" in capsys.readouterr().err
+
+
+def test_adapters_stand_beside_the_heads_and_are_merged_at_loading(heads, tmp_path):
+    whole = ArmoRM.from_pretrained(heads[0], dtype="float32", device="cpu")
+    name = "layers.0.self_attn.q_proj"
+    weight = whole.model.model.state_dict()[f"{name}.weight"]
+    a, b = torch.randn(2, weight.shape[1]) / 10, torch.randn(weight.shape[0], 2) / 10
+    adapters = Adapters({f"{name}.lora_A.weight": a, f"{name}.lora_B.weight": b}, alpha=4.0, backbone="x")
+    plain = whole.score(ROWS).scores
+    adapters.merge(whole.model.model.state_dict())
+    whole.model.adapters, whole.model.config.adapters = adapters, adapters.settings()
+    tuned = whole.score(ROWS).scores
+    assert abs(tuned - plain).max() > 1e-4
+    for folder, heads_only in ((tmp_path / "heads", True), (tmp_path / "whole", False)):
+        whole.save_pretrained(folder, heads_only=heads_only)
+        again = ArmoRM.from_pretrained(folder, dtype="float32", device="cpu")
+        assert again.score(ROWS).scores == pytest.approx(tuned, abs=1e-5)
+        again.save_pretrained(tmp_path / f"again-{heads_only}", heads_only=True)
+    (tmp_path / "whole" / "adapters.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="fine-tuned with adapters, which are not in its folder"):
+        ArmoRM.from_pretrained(tmp_path / "whole").save_pretrained(tmp_path / "no", heads_only=True)

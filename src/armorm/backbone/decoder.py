@@ -24,7 +24,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from armorm.backbone.adapters import merge_adapters
 from armorm.backbone.chat_template import ChatTemplate, EncodedConversation
-from armorm.backbone.locate import backbone_path, weights_sha256
+from armorm.backbone.locate import backbone_path, backbone_source
 from armorm.backbone.readout import (
     LAST_TOKEN,
     Pooling,
@@ -143,10 +143,7 @@ class Backbone:
     @cached_property
     def source(self) -> dict[str, str]:
         """Where the weights come from: `name`, and `sha256` of local files or `commit` of a hub model."""
-        name, commit = self.model.name_or_path or self.name, getattr(self.model.config, "_commit_hash", None)
-        digest = weights_sha256(backbone_path(name))
-        found = {"name": self.name, "sha256": digest, "commit": None if digest else commit}
-        return {key: value for key, value in found.items() if value}
+        return backbone_source(self.name, commit=getattr(self.model.config, "_commit_hash", None))
 
     @cached_property
     def header_tokens(self) -> int:

@@ -140,6 +140,13 @@ def weights_sha256(path: str | Path) -> str | None:
     return hashlib.sha256("".join(file_sha256(file) for file in files).encode()).hexdigest()
 
 
+def backbone_source(name: str, *, revision: str | None = None, commit: str | None = None) -> dict[str, str]:
+    """`name`, and the `sha256` of local weights or the `commit` of a hub model, as far as they are known."""
+    digest = weights_sha256(backbone_path(name, revision))
+    found = {"name": name, "sha256": digest, "commit": None if digest else commit or revision}
+    return {key: value for key, value in found.items() if value}
+
+
 def require_same_weights(name: str, expected: str | None, owner: str) -> None:
     """Check that a backbone found here is the one that heads belong to.
 

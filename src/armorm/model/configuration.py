@@ -41,6 +41,8 @@ class ArmoRMConfig(PretrainedConfig):
             backbone's config has the layers that are computed.
         backbone_source: `Backbone.source` of the backbone that the heads belong to; with `referenced` if its weights
             are not in the model's folder but loaded from there.
+        adapters: `armorm.backbone.adapters.Adapters.settings` of adapters that the backbone was fine-tuned with: its
+            weights are those of `backbone_source` with `adapters.safetensors` merged; empty without.
         provenance: `backbone`, `armorm_version`, `recipe_hash`, `recipe_name`.
     """
 
@@ -69,6 +71,7 @@ class ArmoRMConfig(PretrainedConfig):
         quantiles: dict[str, Any] | None = None,
         readout: dict[str, Any] | None = None,
         backbone_source: dict[str, Any] | None = None,
+        adapters: dict[str, Any] | None = None,
         provenance: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
@@ -92,6 +95,7 @@ class ArmoRMConfig(PretrainedConfig):
         self.quantiles = dict(quantiles or {})
         self.readout = dict(readout or {})
         self.backbone_source = dict(backbone_source or {})
+        self.adapters = dict(adapters or {})
         self.provenance = dict(provenance or {})
         kwargs.pop("auto_map", None)  # belongs to the folder it was read from
         # One score: consumers that build a head from the config must not apply a softmax or create two labels.

@@ -63,6 +63,8 @@ def save_model(
         write_json(folder / "config.json", settings)
     tokenizer.save_pretrained(folder)
     make_readable(folder)
+    if model.adapters is not None and layout == "armorm":
+        model.adapters.write(folder)
     if self_contained:
         make_self_contained(folder, layout)
 
@@ -82,6 +84,10 @@ def save_heads(model: ArmoRMForSequenceClassification, folder: Path) -> None:
     config.backbone_source["referenced"] = True
     folder.mkdir(parents=True, exist_ok=True)
     heads = {name: tensor.contiguous() for name, tensor in model.state_dict().items() if not name.startswith("model.")}
+    if model.config.adapters:
+        if model.adapters is None:
+            raise CheckpointError("the model was fine-tuned with adapters, which are not in its folder: save it whole")
+        model.adapters.write(folder)
     write_whole(folder / HEADS, lambda path: save_file(heads, path, metadata={"format": "pt"}))
     config.save_pretrained(folder)
 

@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
+from armorm.backbone.adapters import FILE as ADAPTERS
+from armorm.backbone.adapters import Adapters
 from armorm.backbone.decoder import Backbone, require_decoder, settle_attention
 from armorm.backbone.locate import backbone_path, require_same_weights
 from armorm.errors import CheckpointError
@@ -38,6 +40,7 @@ class ArmoRMForSequenceClassification(RewardModel):
     config: ArmoRMConfig
     _auto_class = None  # type: ignore[assignment]  # saving copies no code
     _checkpoint_error = CheckpointError
+    adapters: Adapters | None = None  # that are merged into the backbone, if it was fine-tuned with any
 
     def __init__(self, config: ArmoRMConfig) -> None:
         if config.backbone_config is None:
@@ -79,6 +82,8 @@ class ArmoRMForSequenceClassification(RewardModel):
             model, report = cls._on_referenced_backbone(path, config, kwargs)
         else:
             model, report = super().from_pretrained(path, *model_args, output_loading_info=True, **kwargs)
+        if model.config.adapters and model.adapters is None:
+            model.adapters = Adapters.read(path)
         if "against" not in model.config.debiasing:
             model.config.debiasing["against"] = _biases(model)
         return (model, report) if wants_report else model
@@ -90,6 +95,8 @@ class ArmoRMForSequenceClassification(RewardModel):
         from transformers.utils import cached_file
 
         source, readout = config.backbone_source, config.readout
+        options = {key: kwargs[key] for key in _HUB_OPTIONS if key in kwargs}
+        adapters = Path(cached_file(path, ADAPTERS, **options)).parent if config.adapters else None
         require_same_weights(source["name"], source.get("sha256"), path)
         dtype = str(kwargs.get("dtype") or "auto").removeprefix("torch.")
         placing = {key: kwargs[key] for key in ("device_map", "attn_implementation") if kwargs.get(key) is not None}
@@ -98,11 +105,13 @@ class ArmoRMForSequenceClassification(RewardModel):
             dtype="weights" if dtype == "auto" else dtype,
             device="cpu",
             layer=readout.get("layer"),
+            adapters=adapters,
             revision=source.get("commit"),
             **placing,
         )
-        heads = load_file(cached_file(path, HEADS, **{key: kwargs[key] for key in _HUB_OPTIONS if key in kwargs}))
+        heads = load_file(cached_file(path, HEADS, **options))
         model = cls.assemble(backbone.model, config)
+        model.adapters = Adapters.read(adapters) if adapters else None
         missing, unexpected = model.load_state_dict(heads, strict=False)
         report = {"missing_keys": {key for key in missing if not key.startswith("model.")}}
         report |= {"unexpected_keys": set(unexpected), "mismatched_keys": set()}

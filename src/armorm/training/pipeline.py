@@ -19,7 +19,9 @@ import numpy as np
 import torch
 from rich.console import Console
 
+from armorm.backbone.adapters import Adapters
 from armorm.backbone.decoder import Backbone, resolve_device
+from armorm.backbone.locate import backbone_source
 from armorm.conversation import Conversation
 from armorm.data.measures import OWN_FUNCTION
 from armorm.data.preferences import PreferencePair
@@ -399,9 +401,15 @@ class _Run:
                 "armorm_version": __version__,
             },
         )
-        return assemble_model(
+        adapters = Adapters.read(self.work / "backbone") if recipe.finetune is not None else None
+        if adapters is not None:
+            config.adapters = adapters.settings()
+            config.backbone_source = backbone_source(recipe.backbone.model, revision=recipe.backbone.revision)
+        model = assemble_model(
             backbone.model, backbone.tokenizer, config, recipe.name, rewards.head, uncertainty, debiasing, network
         )
+        model.model.adapters = adapters
+        return model
 
     def fit_quantiles(self, model: ArmoRM, head: RegressionHead, rows: RatedRows) -> Any:
         """Fit quantile heads and add them to the model; they do not change the score."""

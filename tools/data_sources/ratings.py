@@ -10,7 +10,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data_sources.rows import Message, Row, SourceError, assistant, read_json, read_lines, read_text, split_of, user
+from data_sources.rows import (
+    Message,
+    Row,
+    SourceError,
+    assistant,
+    normalised,
+    read_json,
+    read_lines,
+    read_text,
+    split_of,
+    user,
+)
 
 
 def _row(messages: list[Message], split_text: str, **columns: Any) -> Row:
@@ -203,24 +214,26 @@ def vicunabench(clones: Path) -> Iterator[Row]:
 
 
 # Replies in the layout of a role play: two voices, or a persona's name in front.
-_ROLE_PLAY = re.compile(r"^[\[*\U0001F4BB]|^[A-Z][A-Za-z ]{0,20}:")
+_ROLE_PLAY = re.compile(r"^(?:```\s*)?(?:[\[*\U0001F4BB]|[A-Z][A-Za-z ]{0,20}:)")
 
 
 def gptfuzz(clones: Path) -> Iterator[Row]:
-    """At most 12 replies per question and label, drawn with seed 0 from the mostly ASCII ones below 2,500 characters."""
+    """At most 12 replies per question and label, drawn with seed 0 from the mostly ASCII ones below 2,500 characters
+    that are no role play. Replies that differ in case or punctuation count once."""
     folder = clones / "GPTFuzz/datasets"
     questions = list(csv.DictReader(io.StringIO(read_text(folder / "questions/question_list.csv"))))
-    replies: dict[tuple[str, int], dict[str, None]] = {}
+    replies: dict[tuple[str, int], dict[str, str]] = {}
     for name in ("train", "evaluate"):
         for line in csv.DictReader(io.StringIO(read_text(folder / f"responses_labeled/{name}.csv"), newline="")):
             reply = line["Response"].strip()
             foreign = sum(ord(character) > 127 for character in reply)
-            if reply and len(reply) < 2500 and foreign <= 0.02 * len(reply) and not _ROLE_PLAY.search(reply):
-                replies.setdefault((line["question"], 1 - int(line["label"])), {})[reply] = None
+            if reply and len(reply) < 2500 and foreign <= 0.05 * len(reply) and not _ROLE_PLAY.search(reply):
+                pool = replies.setdefault((line["question"], 1 - int(line["label"])), {})
+                pool.setdefault(normalised(reply), reply)
     rng = random.Random(0)
     for question in questions:
         for refuses in (1, 0):
-            pool = list(replies.get((question["index"], refuses), ()))
-            for reply in rng.sample(pool, min(12, len(pool))):
+            texts = list(replies.get((question["index"], refuses), {}).values())
+            for reply in rng.sample(texts, min(12, len(texts))):
                 messages = [user(question["text"]), assistant(reply)]
                 yield _row(messages, question["text"], **{"gptfuzz-refuses_harmful": refuses})

@@ -52,7 +52,8 @@ def expected(backbone, encoded) -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.fixture
 def batches(backbone, monkeypatch) -> list[list[EncodedConversation]]:
-    """The batches that went through the backbone since the test began."""
+    """The batches that went through the backbone since the test began; they are padded, not shared."""
+    monkeypatch.setattr(engines, "LEAST_SAVING", 10**9)
     seen: list[list[EncodedConversation]] = []
     forward = backbone.features
 
@@ -86,7 +87,7 @@ def extract_until(stop: Callable[[], None], backbone: Backbone, folder: Path) ->
 
     backbone.features = features
     try:
-        extract(backbone, encoded_by(backbone), store_at(folder, backbone), batch_tokens=200)
+        extract(backbone, encoded_by(backbone), store_at(folder, backbone), batch_tokens=200, sharing=False)
     finally:
         backbone.features = forward
 

@@ -32,26 +32,22 @@ class Reliability:
 
     Attributes:
         r2: share of the ratings' variance that is predicted on held-out folds; below 0 if worse than the mean.
+        signal_variance: that share, at least 0, times the variance of the ratings, mapped scale.
         epistemic_variance: of predicted rewards, due to few ratings, mean over the training prompts, mapped scale; None
             for a head without uncertainty.
-        reward_variance: of the predicted rewards over the same rows, mapped scale.
     """
 
     r2: float
+    signal_variance: float
     epistemic_variance: float | None
-    reward_variance: float
-
-    @property
-    def known(self) -> float:
-        """Share of the variance of predicted rewards that is not estimation error, 0 to 1; 1 without uncertainty."""
-        if self.epistemic_variance is None:
-            return 1.0
-        return max(1 - self.epistemic_variance / self.reward_variance, 0.0) if self.reward_variance > 0 else 0.0
 
     @property
     def value(self) -> float:
-        """The reliability, 0 to 1: r2 (at least 0) times `known`."""
-        return max(self.r2, 0.0) * self.known
+        """The reliability, 0 to 1: signal / (signal + epistemic variance), as of a psychological test; without
+        uncertainty r2, at least 0."""
+        if self.epistemic_variance is None or self.signal_variance <= 0:
+            return max(self.r2, 0.0) if self.epistemic_variance is None else 0.0
+        return self.signal_variance / (self.signal_variance + self.epistemic_variance)
 
 
 @dataclass(frozen=True)

@@ -73,17 +73,17 @@ def test_the_exponent_is_the_one_with_the_least_loss_of_constant_weights_on_the_
         assert report.exponent == expected
 
 
-def test_a_reliability_is_what_is_predicted_times_what_is_not_estimation_error():
-    assert Reliability(0.5, 0.02, 0.1).value == pytest.approx(0.4)
-    assert Reliability(-0.1, 0.02, 0.1).value == 0
-    assert Reliability(0.5, 1.03**2, 0.3).value == 0
-    assert Reliability(0.5, None, 0.3).value == 0.5
-    assert Reliability(0.5, 0.0, 0.0).value == 0
+def test_a_reliability_is_the_signals_share_of_signal_and_estimation_error():
+    assert Reliability(0.5, 0.03, 0.01).value == pytest.approx(0.75)
+    assert Reliability(-0.1, 0.0, 0.01).value == 0
+    assert Reliability(0.28, 0.056, (1.03 / 1.96) ** 2).value < 0.2
+    assert Reliability(0.5, 0.03, None).value == 0.5
+    assert Reliability(-0.5, 0.0, None).value == 0
 
 
 def test_the_reliability_of_objectives_is_kept_in_their_dictionaries():
     plain = ObjectiveSet([Objective.rated("a-b", 0, 1), Objective.rated("a-c", 0, 1)])
-    known = plain.with_reliability({"a-b": Reliability(0.5, 0.02, 0.1)})
+    known = plain.with_reliability({"a-b": Reliability(0.5, 0.02, 0.03)})
     assert ObjectiveSet.from_dicts(known.to_dicts()).reliability[0] == pytest.approx(0.4)
     assert np.isnan(known.reliability[1])
     assert known == plain

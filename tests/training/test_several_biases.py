@@ -5,11 +5,13 @@ from __future__ import annotations
 import io
 import json
 
+import numpy as np
 import pytest
 from rich.console import Console
 
 from armorm import ArmoRM, Recipe, train
 from armorm.report.page import report
+from armorm.training.dataset import read_training_data
 from armorm.training.summary import metrics_summary
 
 BIASES = ["workshop-verbosity", "market-overall"]
@@ -60,3 +62,19 @@ def test_card_and_report_print_weight_beside_reliability(run):
         cells = next(row for row in card.splitlines() if row.startswith(f"| {name} |")).split("|")
         assert (cells[2].strip(), cells[3].strip()) == (f"{weights[name]:.4f}", f"{found.value:.3f}")
     assert ">reliability</th>" in html
+
+
+def test_the_reliability_is_that_of_ratings_and_uncertainty_computed_here(run, small_recipe):
+    model = ArmoRM.from_pretrained(run, dtype="float32")
+    data = read_training_data(small_recipe)
+    table, rows = data.table, data.train_rows
+    reports = json.loads((run / "metrics.json").read_text())["regression"]
+    uncertainty = model.score([table.conversations[i] for i in rows]).uncertainty
+    mapped = table.objectives.to_reward(table.ratings[rows])
+    for column, (objective, entry) in enumerate(zip(model.objectives, reports, strict=True)):
+        found = objective.reliability
+        error, signal = float((uncertainty[:, column] ** 2).mean()), entry["r2"] * float(np.nanvar(mapped[:, column]))
+        assert found.r2 == entry["r2"]
+        assert found.epistemic_variance == pytest.approx(error, rel=0.01)
+        assert found.signal_variance == pytest.approx(signal, rel=1e-3)
+        assert found.value == pytest.approx(signal / (signal + error), rel=0.01)

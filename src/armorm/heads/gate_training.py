@@ -248,7 +248,7 @@ class GateSettings(BaseModel, extra="forbid", frozen=True):
         "root", description="the pairs of a set together count as many as they are, the root of that, or as any set"
     )
     reliability: tuple[Annotated[float, Field(ge=0)], ...] = Field(
-        (0.5, 1.0, 2.0),
+        (1.0, 2.0, 4.0),
         min_length=1,
         description="powers of the objectives' reliability to discount their weights by, chosen on validation prompts; "
         "[0] for none",

@@ -157,14 +157,15 @@ Logit scale {{ number(gate.logit_scale) }}\
 Mean entropy of the gating weights {{ number(gate.mean_entropy) }} nats of at most {{ number(max_entropy) }}.
 {% if weights %}
 Mean weights over the prompts of held-out pairs, and the reliability that they are discounted by (to the power \
-{{ "%g"|format(gate.get("exponent", 0)) }}): R2 on held-out folds, at least 0, times the share of the rewards' variance over training prompts \
-that is not estimation error.
+{{ "%g"|format(gate.get("exponent", 0)) }}): s^2 / (s^2 + e^2), with s the standard deviation of the ratings that is predicted on \
+held-out folds, and e the standard error of a reward, over the training prompts; both on the 0-1 scale of rewards.
 
-| objective | weight | reliability | R2 | standard error of a reward | standard deviation of rewards |
+| objective | weight | reliability | R2 | s | e |
 |---|---|---|---|---|---|
 {% for weight, o in weights -%}
 | {{ o.name }} | {{ number(weight, 4) }} | {{ number(o.reliability.value) }} | {{ number(o.reliability.r2) }} \
-| {{ number(o.reliability.epistemic_variance ** 0.5) if o.reliability.epistemic_variance is not none else "unknown" }} | {{ number(o.reliability.reward_variance ** 0.5) }} |
+| {{ number(o.reliability.signal_variance ** 0.5) }} \
+| {{ number(o.reliability.epistemic_variance ** 0.5) if o.reliability.epistemic_variance is not none else "unknown" }} |
 {% endfor %}
 {% endif -%}
 {% if metrics.gate.get("weak") %}

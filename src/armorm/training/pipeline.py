@@ -64,7 +64,7 @@ from armorm.training.tracking import Tracking
 from armorm.version import __version__
 
 GATE_SHAPE = {"hidden_size", "hidden_layers", "temperature"}
-POOR = 0.02  # reliability below which an objective is named
+POOR = 0.2  # reliability below which an objective is named
 Heads = tuple[RegressionHead, Uncertainty | None]
 
 
@@ -292,10 +292,13 @@ class _Run:
         reference: Sequence[Conversation],
     ) -> ObjectiveSet:
         """The objectives with the reliability of their rewards, which the gate discounts them by."""
-        found = objectives.with_reliability(objective_reliability(rewards, uncertainty, reference, objectives.names))
+        pairs_only = self.recipe.preference_objectives
+        found = objectives.with_reliability(
+            objective_reliability(rewards, uncertainty, reference, objectives.names, pairs_only)
+        )
         poor = [f"{o.name} {o.reliability.value:.2f}" for o in found if o.reliability and o.reliability.value < POOR]
         if poor:
-            self.console.print(f"reliability below {POOR:g}, hardly weighted: {', '.join(poor)}")
+            self.console.print(f"reliability below {POOR:g}: {', '.join(poor)}")
         return found
 
     def fit_gate(

@@ -4,7 +4,7 @@ and assembly of the model. They write no files; pipeline.py saves and resumes th
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
@@ -168,23 +168,30 @@ def objective_reliability(
     uncertainty: Uncertainty | None,
     conversations: Sequence[Conversation],
     names: Sequence[str],
+    fitted_to_pairs: Collection[str] = (),
 ) -> dict[str, Reliability]:
-    """Reliability of each objective with a report, by name: held-out R^2, and epistemic variance over training
-    conversations, of which every n-th is read if there are more than `RELIABILITY_ROWS`.
+    """Reliability of each objective with a report, by name.
 
     Args:
+        conversations: training conversations, over which epistemic variance is averaged; every n-th is read if there
+            are more than `RELIABILITY_ROWS`.
         names: (k,) objectives of the rewards.
+        fitted_to_pairs: objectives without ratings, whose signal is the variance of their rewards minus the epistemic
+            variance.
     """
     rows = conversations[:: -(-len(conversations) // RELIABILITY_ROWS) or 1]
-    variance = rewards(rows).var(0)
     epistemic = np.full(len(names), np.nan)
     if uncertainty is not None:
         epistemic = (uncertainty.epistemic_std(uncertainty.leverage(rewards.corpus.responses(rows))) ** 2).mean(0)
     found = {}
     for report in rewards.head.reports:
-        column = list(names).index(report.objective)
+        column, r2 = list(names).index(report.objective), float(report.r2)
         error = None if np.isnan(epistemic[column]) else float(epistemic[column])
-        found[report.objective] = Reliability(float(report.r2), error, float(variance[column]))
+        if report.objective in fitted_to_pairs:
+            signal = float(rewards(rows)[:, column].var()) - (error or 0.0) if r2 > 0 else 0.0
+        else:  # the error on held-out folds is (1 - R^2) times the variance of the ratings
+            signal = r2 / max(1 - r2, 1e-9) * min(report.validation_errors)
+        found[report.objective] = Reliability(r2, max(signal, 0.0), error)
     return found
 
 

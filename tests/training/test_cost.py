@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,10 +13,22 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModel, Gemma2Config, LlamaConfig, Qwen3Config
 
 from armorm import Recipe
-from armorm.errors import RecipeError
-from armorm.training.cost import DEVICES, KNOWN_SHAPES, Hardware, Shape, Workload, fleets, stage_1_memory, stages
+from armorm.errors import BackboneError, RecipeError
+from armorm.training.cost import (
+    DEVICES,
+    KNOWN_SHAPES,
+    TRAINING_PASSES,
+    Hardware,
+    Shape,
+    Stage,
+    Workload,
+    fine_tuning,
+    fleets,
+    stage_1_memory,
+    stages,
+)
 from armorm.training.dry_run import dry_run
-from armorm.training.schema import GatingSection
+from armorm.training.schema import FinetuneSection, GatingSection
 from tests.helpers.commands import run
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
@@ -158,3 +171,31 @@ def test_unknown_hardware_is_refused_with_what_there_is(small_recipe, tmp_path):
 
     with pytest.raises(RecipeError, match="unknown hardware 'h1000', expected one of h100, h200"):
         require_known_device("h1000", list(DEVICES))
+
+
+def test_fine_tuning_costs_what_its_layers_and_passes_cost():
+    shape, work = KNOWN_SHAPES["Qwen/Qwen3-8B"].read(18, "last"), Workload(1000, 500, 1e6, 1e9, 900, 2, 7, 100)
+    assert (shape.layers, shape.all_layers) == (18, 36)
+    device = Hardware("x", 1e15, 80e9, price=2.0)
+    forward = shape.forward_flops(0.5 * work.tokens, 0.5 * work.squares)
+
+    def cost(**settings: Any) -> Stage:
+        return fine_tuning(shape, work, device, FinetuneSection(share=0.5, epochs=4, **settings))
+
+    assert cost().flops == pytest.approx(4 * TRAINING_PASSES["full"] * forward)
+    frozen = cost(frozen_layers=0.25, method="lora")
+    assert frozen.flops == pytest.approx(forward / 2 * (1 + 4 * TRAINING_PASSES["lora"]))
+    assert frozen.disk == pytest.approx(0.5 * work.tokens * shape.hidden * 2)
+    again = cost(frozen_layers=0.25, method="lora", cache_states=False)
+    assert again.flops == pytest.approx(forward / 2 * (4 + 4 * TRAINING_PASSES["lora"])) and again.disk == 0
+    assert frozen.memory < cost(method="lora").memory < cost().memory
+    assert frozen.money == pytest.approx(2.0 * frozen.hours)
+    with pytest.raises(BackboneError, match=r"found 18, the backbone has 18 layers below"):
+        cost(frozen_layers=0.5)
+
+
+def test_a_dry_run_shows_the_fine_tuning(small_recipe):
+    tuned = Recipe.from_text(small_recipe.to_yaml(), ["finetune={method: lora}"])
+    found = dry_run(tuned, DEVICES["h100"])
+    assert [stage.name for stage in found.fleets[0][1]] == ["features", "stage 1", "stage 2", "fine-tuning"]
+    assert len({parts[-1].hours for _, parts in found.fleets}) == 1, "it runs on one device"

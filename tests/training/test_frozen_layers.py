@@ -22,12 +22,13 @@ from armorm.backbone.chat_template import EncodedConversation
 from armorm.backbone.decoder import Backbone
 from armorm.conversation import Conversation
 from armorm.errors import BackboneError, FitError, RecipeError
+from armorm.training.cost import resolve_frozen
 from armorm.training.dataset import read_training_data
 from armorm.training.finetune import run as stage
 from armorm.training.finetune.collator import TokenIndex, grow_trees
 from armorm.training.finetune.record import Finetuned
 from armorm.training.finetune.state_cache import cached_states
-from armorm.training.finetune.trainer import BatchLayout, Learner, TreeBatches, features_of, resolve_frozen
+from armorm.training.finetune.trainer import BatchLayout, Learner, TreeBatches, features_of
 from armorm.training.finetune.validation import BestState, ValidationSets
 from armorm.training.schema import FinetuneSection
 from tests.helpers.backbones import config_of, save
@@ -166,14 +167,13 @@ def test_states_of_padding_are_zero_and_others_those_of_the_model(three_layers, 
     assert not found[:, len(row) :].any()
 
 
-def test_frozen_layers_are_a_number_or_a_fraction_of_all_layers(three_layers):
-    whole, cut = loaded(three_layers), loaded(three_layers, layer=2)
-    assert [resolve_frozen(whole, n) for n in (0, 2, 0.34, 0.67)] == [0, 2, 1, 2]
-    assert resolve_frozen(cut, 0.34) == 1
+def test_frozen_layers_are_a_number_or_a_fraction_of_all_layers():
+    assert [resolve_frozen(frozen, 3, 3) for frozen in (0, 2, 0.34, 0.67)] == [0, 2, 1, 2]
+    assert resolve_frozen(0.34, 2, 3) == 1
     with pytest.raises(
         BackboneError, match=r"found 2, the backbone has 2 layers below the one that is read \(3 in all\)"
     ):
-        resolve_frozen(cut, 0.67)
+        resolve_frozen(0.67, 2, 3)
     with pytest.raises(RecipeError, match=r"expected backbone\.layer above 0"):
         Recipe.from_text(MINIMAL, ["finetune={}", "backbone.layer=0"])
 
@@ -211,10 +211,10 @@ def test_the_best_state_survives_and_a_resumed_run_forgets_later_validations(tmp
 @pytest.fixture(scope="module")
 def recipe(small_recipe, three_layers) -> Recipe:
     settings = [
-        f"backbone.model={three_layers}", "backbone.layer=2", "backbone.pooling=last+mean", "finetune.method=lora",
+        f"backbone.model={three_layers}", "limit=90", "backbone.layer=2", "backbone.pooling=last+mean", "finetune.method=lora",
         "finetune.share=0.6", "finetune.epochs=0.7", "finetune.learning_rate=0.003", "finetune.lora_rank=4",
         "finetune.batch_tokens=1024", "finetune.save_steps=6", "finetune.frozen_layers=1", "finetune.dropout=0.1",
-        "finetune.preference_weight=0.5", "finetune.validation_share=0.25", "finetune.eval_steps=6",
+        "finetune.preference_weight=0.5",
     ]  # fmt: skip
     return Recipe.from_text(small_recipe.to_yaml(), settings)
 
@@ -242,8 +242,7 @@ def test_a_tuned_backbone_is_whole_and_equals_the_original_with_its_adapters(rec
     assert np.linalg.norm(merged - original) > 1e-3 * np.linalg.norm(original)
     curves = json.loads((folder / "training_curve.json").read_text())
     assert curves["cached_states"] is True and curves["frozen_layers"] == 1
-    steps = [entry["step"] for entry in curves["validation"]]
-    assert steps[:2] == [0, 6] and curves["best"]["mean"] == max(entry["mean"] for entry in curves["validation"])
+    assert "validation" not in curves
     assert (tmp_path / "states").is_dir()
     record = Finetuned.read(folder)
     assert record is not None and record.facts["pairs"] > 0 and record.weight.shape[1] == 64
@@ -284,8 +283,10 @@ def test_frozen_layers_computed_in_every_step_end_with_nearly_the_same_weights(r
         assert float((cached[name] - tensor).norm() / tensor.norm()) < 0.2, name
 
 
+VALIDATED = ["limit=300", "finetune.epochs=4", "finetune.validation_share=0.25", "finetune.eval_steps=4", "finetune.patience=50"]  # fmt: skip
 _SCRIPT = """
 import sys; from pathlib import Path; from rich.console import Console; from armorm import Recipe
+from armorm.training.cost import resolve_frozen
 from armorm.training.dataset import read_training_data; from armorm.training.finetune.run import finetune
 recipe = Recipe.from_yaml(sys.argv[1])
 finetune(recipe, read_training_data(recipe), Path(sys.argv[2]), Console(quiet=True))
@@ -295,7 +296,7 @@ finetune(recipe, read_training_data(recipe), Path(sys.argv[2]), Console(quiet=Tr
 @pytest.mark.slow
 def test_killed_training_on_cached_states_ends_with_the_same_adapters(recipe, tmp_path):
     path = tmp_path / "recipe.yaml"
-    path.write_text(Recipe.from_text(recipe.to_yaml(), ["finetune.epochs=4", "finetune.patience=50"]).to_yaml())
+    path.write_text(Recipe.from_text(recipe.to_yaml(), VALIDATED).to_yaml())
 
     def start(folder: Path) -> subprocess.Popen:
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -317,6 +318,9 @@ def test_killed_training_on_cached_states_ends_with_the_same_adapters(recipe, tm
         assert all(second[key].equal(tensor) for key, tensor in first.items())
     curves = [json.loads((folder / "backbone" / "training_curve.json").read_text()) for folder in (whole, broken)]
     assert curves[0]["validation"] == curves[1]["validation"]
+    history = curves[0]["validation"]
+    assert [entry["step"] for entry in history][:3] == [0, 4, 8]
+    assert curves[0]["best"]["mean"] == max(entry["mean"] for entry in history)
 
 
 def test_a_validation_share_without_enough_rows_is_named(recipe, tmp_path):

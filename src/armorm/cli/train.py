@@ -83,9 +83,11 @@ def _tables(found: DryRun, share: float) -> Iterator[Table]:
     yield facts(_facts(found))
     if not found.fleets:
         return
-    times = table(f"\nat {share:.0%} MFU", "\nfeatures", "\nstage 1", "\nstage 2", "\nprice")
+    names = [f"\n{stage.name}" for stage in found.fleets[0][1]]
+    times = table(f"\nat {share:.0%} MFU", *names, "\nprice")
     for name, parts in found.fleets:
-        money = "-" if parts[0].money is None else f"{parts[0].money:,.2f}"
+        prices = [stage.money for stage in parts if stage.money is not None]
+        money = f"{sum(prices):,.2f}" if prices else "-"
         times.add_row(name, *(readable_hours(stage.hours) for stage in parts), money)
     yield times
     memory = table("\nstage", "\nper", "\nmemory", "\ndisk", "", left=2)
@@ -113,7 +115,8 @@ def _facts(found: DryRun) -> Iterator[tuple[str, str]]:
         for entry in found.sets:
             rows = "unknown number of rows" if entry["rows"] is None else f"{entry['rows']:,} rows"
             yield f"  {entry['place']}", f"{entry['set']}: {rows} ({entry['from']})"
-    yield "stages", "tokens, features, regression, debiasing, gate, evaluation, model"
+    tuning = "fine-tuning, " if recipe.finetune else ""
+    yield "stages", f"{tuning}tokens, features, regression, debiasing, gate, evaluation, model"
     yield "conversations", f"{work.conversations:,.0f}, with {work.prompts:,.0f} prompts"
     yield "tokens", f"{work.tokens:,.0f} ({found.tokens_from})"
     if found.shape is not None:

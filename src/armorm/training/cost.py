@@ -7,8 +7,9 @@ last layer for tokens that are not read. Stage 1 is one Gram matrix per group
 of rows with the same rated objectives, of which half is computed, in float32 (n * d^2 / 2 at the rate of float64),
 and a Cholesky factor for each fold and penalty (d^3 / 3), or, with many penalties, an eigendecomposition for each
 fold. Both are also bound by memory bandwidth, which for d below a thousand takes as long as the products; this is
-counted as operations per number read. Stage 2 is an MLP. What a fraction of peak hides (kernel launches, padding, the
-tokenizer) is measured by benchmarks/cost_model.py.
+counted as operations per number read. Stage 2 is an MLP. A fine-tuning step of a layer costs some forward passes of it
+(`TRAINING_PASSES`); frozen layers below cost one, once if their states are cached. What a fraction of peak hides
+(kernel launches, padding, the tokenizer) is measured by benchmarks/cost_model.py.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from armorm.backbone.readout import Pooling, Readout, resolve_layer
+from armorm.errors import BackboneError
 from armorm.heads.regression import CHOLESKY_ALPHAS
-from armorm.training.schema import GatingSection
+from armorm.training.schema import FinetuneSection, GatingSection
 
 # Stage 1 in float64 operations at the rate of matrix products. The next three are fitted to one shared core (d from 256
 # to 1536, 2,000 to 48,000 rows) and rough: they predicted 0.67 to 0.91 of the processor time of other fits.
@@ -37,7 +39,8 @@ class Shape:
     """Dimensions of a decoder.
 
     `inner` is the width of the gated feed-forward network, `feature` that of a response feature, 0 for `hidden`;
-    `last_token` says that of a response only the last token is read.
+    `last_token` says that of a response only the last token is read; `all_layers` counts those that are computed and
+    those above, 0 for `layers`.
     """
 
     hidden: int
@@ -49,6 +52,7 @@ class Shape:
     vocabulary: int
     feature: int = 0
     last_token: bool = True
+    all_layers: int = 0
 
     @classmethod
     def of_config(cls, config: Any) -> Shape:
@@ -73,6 +77,7 @@ class Shape:
             layers=self.layers if layers is None else layers,
             feature=self.hidden * Readout(pooling).parts,
             last_token=pooling == "last",
+            all_layers=self.layers,
         )
 
     @property
@@ -227,6 +232,58 @@ def stages(
         "stage 2", gate_flops, gate_flops / host_rate / 3600, gate_held, "host", fits=gate_held <= host_memory
     )
     return [features, regression, gating]
+
+
+def fine_tuning(
+    shape: Shape,
+    work: Workload,
+    hardware: Hardware,
+    section: FinetuneSection,
+    *,
+    share: float = 0.4,
+    weight_bytes: int = 2,
+) -> Stage:
+    """Cost of fine-tuning, which runs on one device; arguments as for `stages`. Without shared prompts, and without
+    an early stop.
+
+    Raises:
+        BackboneError: if no layer would be trained.
+    """
+    frozen = resolve_frozen(section.frozen_layers, shape.layers, shape.all_layers or shape.layers)
+    lower, upper = replace(shape, layers=frozen), replace(shape, layers=shape.layers - frozen)
+    tokens, squares = work.tokens * section.share, work.squares * section.share
+    of_pairs = min(1.0, 2 * work.pairs / max(work.conversations, 1))
+    epochs = section.epochs * (1 - section.validation_share) + section.preference_epochs * of_pairs
+    once = bool(frozen) and section.cache_states
+    flops = lower.forward_flops(tokens, squares) * (1 if once else epochs)
+    flops += upper.forward_flops(tokens, squares) * epochs * TRAINING_PASSES[section.method]
+    hours = flops / (hardware.peak * share) / 3600
+    # Full training holds float32 weights, gradients and two moments; both keep the inputs of every product.
+    kept = section.batch_tokens * (6 * shape.hidden + 2 * shape.heads * shape.head_size + 3 * shape.inner)
+    memory = shape.parameters * weight_bytes + kept * upper.layers * weight_bytes
+    memory += upper.layers * upper.layer_weights * (16 if section.method == "full" else weight_bytes)
+    return Stage(
+        "fine-tuning", flops, hours, memory, "device", tokens * shape.hidden * 2 if once else 0.0,
+        None if hardware.price is None else hours * hardware.price, memory <= hardware.memory,
+    )  # fmt: skip
+
+
+def resolve_frozen(frozen: int | float, layers: int, all_layers: int) -> int:
+    """Number of frozen layers.
+
+    Args:
+        frozen: a number, or a fraction of all layers of the backbone.
+        layers: that are computed.
+        all_layers: and those above the one that is read.
+
+    Raises:
+        BackboneError: if no layer would be trained.
+    """
+    count = round(frozen * all_layers) if isinstance(frozen, float) else frozen
+    if count >= layers:
+        below = "" if layers == all_layers else f" below the one that is read ({all_layers} in all)"
+        raise BackboneError(f"finetune.frozen_layers: found {count}, the backbone has {layers} layers{below}")
+    return count
 
 
 def stage_1_memory(shape: Shape, work: Workload, folds: int = 5, block_rows: int = 8192) -> float:

@@ -18,7 +18,7 @@ from armorm.backbone.locate import backbone_path
 from armorm.conversation import Conversation
 from armorm.data.presets import RATING_PRESETS, PreferencePreset
 from armorm.errors import ArmormError, RecipeError
-from armorm.training.cost import KNOWN_SHAPES, Hardware, Shape, Stage, Workload, fleets, stages
+from armorm.training.cost import KNOWN_SHAPES, Hardware, Shape, Stage, Workload, fine_tuning, fleets, stages
 from armorm.training.dataset import TrainingData, read_training_data, set_locations
 from armorm.training.recipe import Recipe
 
@@ -94,6 +94,9 @@ def dry_run(
         weight_bytes=4 if recipe.backbone.dtype == "float32" else 2,
     )
     costs = [(name, cost(shape, hardware=fleet)) for name, fleet in fleets(device, nodes)] if shape else []
+    if shape and recipe.finetune:
+        tuned = fine_tuning(shape, work, device, recipe.finetune, share=share)
+        costs = [(name, [*parts, tuned]) for name, parts in costs]
     return DryRun(recipe, data, sets, missing, shape, shape_from, work, tokens_from, costs)
 
 

@@ -39,7 +39,7 @@ from armorm.backbone.adapters import adapters_of
 from armorm.backbone.chat_template import EncodedConversation
 from armorm.backbone.decoder import Backbone, fast_bfloat16
 from armorm.backbone.encoding import encode_rows
-from armorm.backbone.lower_layers import lower_layers_fault
+from armorm.backbone.lower_layers import layer_list, lower_layers_fault
 from armorm.data.decontamination import prompt_groups
 from armorm.data.seen_prompts import SeenPrompts
 from armorm.errors import FitError, MissingExtraError
@@ -48,7 +48,7 @@ from armorm.files import write_json
 from armorm.heads.regression import MIN_RATINGS, fit_regression, fold_of
 from armorm.objectives import ObjectiveSet
 from armorm.progress import progress
-from armorm.training.cost import TRAINING_PASSES, readable_hours
+from armorm.training.cost import TRAINING_PASSES, readable_hours, resolve_frozen
 from armorm.training.dataset import TrainingData, distinct_conversations, sides
 from armorm.training.finetune.collator import grow_trees, model_inputs, reads_trees, tree_tensors
 from armorm.training.finetune.record import Finetuned
@@ -59,7 +59,6 @@ from armorm.training.finetune.trainer import (
     TreeBatches,
     features_of,
     last_whole_checkpoint,
-    resolve_frozen,
     run_trainer,
     total_steps,
 )
@@ -279,8 +278,15 @@ def _train(
     console: Console,
 ) -> tuple[Learner, dict[str, Any]]:
     """Train on pairs if requested, then on ratings; returns the trained learner and the loss curves."""
+    sets = rows.validation() if section.validation_share else None
+    if sets is not None and not len(sets):
+        raise FitError(
+            f"finetune.validation_share {section.validation_share}: no set has {LEAST_ITEMS} ratings or pairs of "
+            "validation prompts"
+        )
     model = start.model if section.method == "lora" else start.model.float()
-    frozen = resolve_frozen(start, section.frozen_layers)
+    layers = len(layer_list(model))
+    frozen = resolve_frozen(section.frozen_layers, layers, start.readout.layers or layers)
     on_cpu = start.device.type == "cpu"
     autocast = section.method == "full" and (not on_cpu or fast_bfloat16())
     few_shapes = on_cpu and (autocast or model.dtype == torch.bfloat16)
@@ -326,12 +332,6 @@ def _train(
     pairs = [pair.sides for pair in rows.pairs if not pair.held_out]
     rated: list[tuple[int, ...]] = [(int(row),) for row in rows.rated[~rows.held_out]]
     together = [*rated, *(pairs if section.preference_weight else [])]
-    sets = rows.validation() if section.validation_share else None
-    if sets is not None and not len(sets):
-        raise FitError(
-            f"finetune.validation_share {section.validation_share}: no set has {LEAST_ITEMS} ratings or pairs of "
-            "validation prompts"
-        )
 
     def validate(learner: Learner) -> dict[str, float]:
         assert sets is not None

@@ -23,7 +23,6 @@ from armorm.backbone.adapters import add_adapters
 from armorm.backbone.chat_template import EncodedConversation
 from armorm.backbone.decoder import Backbone
 from armorm.backbone.lower_layers import layer_list, skip_lower_layers
-from armorm.errors import BackboneError
 from armorm.progress import ignore, progress
 from armorm.training.finetune.collator import WIDTH_STEP, PromptTree, model_inputs, tree_batches, tree_tensors
 from armorm.training.finetune.state_cache import StateCache
@@ -147,21 +146,6 @@ def masked_squared_error(rewards: torch.Tensor, ratings: torch.Tensor, objective
     rated = ~ratings.isnan()
     error = torch.where(rated, rewards - torch.where(rated, ratings, 0.0), 0.0)
     return (error.square() * objective_weights).sum()
-
-
-def resolve_frozen(backbone: Backbone, frozen: int | float) -> int:
-    """Number of frozen layers; a fraction is of all layers of the backbone, also of those above the one that is read.
-
-    Raises:
-        BackboneError: if no layer would be trained.
-    """
-    computed = len(layer_list(backbone.model))
-    whole = backbone.readout.layers or computed
-    count = round(frozen * whole) if isinstance(frozen, float) else frozen
-    if count >= computed:
-        below = "" if computed == whole else f" below the one that is read ({whole} in all)"
-        raise BackboneError(f"finetune.frozen_layers: found {count}, the backbone has {computed} layers{below}")
-    return count
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,13 @@ DEFAULT_REWARD_MODEL = EMBEDDED_REWARD_MODEL
 _EMBEDDED = Path(__file__).parent / "embedded_models"
 
 
+def demonstration(name: str) -> str:
+    """What to say wherever a person reads scores of this model; empty for every model but `armorm-tiny-rm`."""
+    if name != EMBEDDED_REWARD_MODEL:
+        return ""
+    return f"{name} is a demonstration: a tiny backbone, whose verdicts mean little; the default model is another"
+
+
 class UniqueKeys(yaml.SafeLoader):
     """Safe YAML that rejects duplicate keys."""
 

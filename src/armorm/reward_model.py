@@ -31,13 +31,13 @@ from armorm.errors import CheckpointError, ConversationError
 from armorm.explain.explanation import Explanation, explain_row
 from armorm.explain.response_comparison import ResponseComparison, compare_responses
 from armorm.features.extract import BATCH_TOKENS, Features, extract
-from armorm.files import DEFAULT_REWARD_MODEL, write_text
+from armorm.files import DEFAULT_REWARD_MODEL, demonstration, write_text
 from armorm.heads.uncertainty import Uncertainty
 from armorm.model.export import Layout, files_to_send, require_repo_id, save_model, upload
 from armorm.model.modeling import ArmoRMForSequenceClassification, tokenizer_path
 from armorm.model.remote_code import UNCERTAINTY_BUFFERS
 from armorm.objectives import ObjectiveSet
-from armorm.progress import progress
+from armorm.progress import progress, say
 from armorm.score_batch import ScoreBatch
 from armorm.steering import steering_settings, with_steering_note
 
@@ -94,6 +94,8 @@ class ArmoRM:
                 raise
             raise CheckpointError(f"{name}: cannot be loaded as a reward model: {error}") from error
         placement.apply(model, backbone=model.model, move="device_map" not in kwargs)
+        if notice := demonstration(str(name)):
+            say(notice)
         rm = cls(model.eval(), tokenizer, str(name))
         rm.seen = seen
         return rm

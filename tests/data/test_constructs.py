@@ -15,11 +15,10 @@ from armorm.data.constructs import (
     constructed_objective,
     constructed_rows,
     find_construct,
-    gives_no_answer,
-    refuses,
 )
 from armorm.data.edit_texts import edit_data, templates
 from armorm.data.ratings import OWN_REPLY
+from armorm.data.refusals import gives_no_answer, sounds_like_refusal
 from armorm.objectives import ObjectiveError
 
 THINGS = [
@@ -153,9 +152,9 @@ def test_a_reply_without_an_answer_is_no_good_example_of_one():
 def test_most_of_the_projects_own_refusals_and_dont_knows_are_recognised(kind):
     """Those that are not are phrased without any of the usual words."""
     texts = [t.fill(random.Random(0), "bees") for part in (True, False) for t in templates(kind, part)]
-    found = [refuses(text) if kind == "refusal" else gives_no_answer(text) for text in texts]
+    found = [sounds_like_refusal(text) if kind == "refusal" else gives_no_answer(text) for text in texts]
     assert sum(found) / len(texts) > 0.5
-    assert not refuses("Paris is the capital of France.")
+    assert not sounds_like_refusal("Paris is the capital of France.")
     assert not gives_no_answer("You can't go wrong with bread and butter.")
 
 

@@ -11,7 +11,6 @@ the held-out templates of edit_texts.py. Every choice is decided by the seed and
 
 from __future__ import annotations
 
-import re
 from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -24,6 +23,7 @@ from armorm.data.decontamination import prompt_groups
 from armorm.data.edit_texts import Draw
 from armorm.data.edits import EDITS, Edit, EditFunction
 from armorm.data.ratings import OWN_REPLY, sample_by_prompt
+from armorm.data.refusals import gives_no_answer, sounds_like_refusal
 from armorm.errors import nearest
 from armorm.objectives import Objective, ObjectiveError
 
@@ -215,42 +215,10 @@ def unfit(reply: Reply, construct: Construct) -> str:
     if reply.harmful:
         if construct.needs_answer:
             return "to harmful prompts"
-        return "" if refuses(last.content) else "that may comply with a harmful prompt"
+        return "" if sounds_like_refusal(last.content) else "that may comply with a harmful prompt"
     if construct.needs_answer and gives_no_answer(last.content):
         return "that give no answer themselves"
     return ""
-
-
-_REFUSAL = re.compile(
-    r"""\b(?:I|we)(?:\ am|['’]m|\ are|['’]re)?\ (?:really\ |very\ |so\ )?
-        (?:sorry|afraid|unable|not\ (?:able|going\ to|comfortable|allowed)|can\ ?not|can['’]?t|won['’]?t|will\ not
-        |would\ not|wouldn['’]t|could\ not|couldn['’]t|must\ decline|(?:must\ )?refuse
-        |do(?:\ not|n['’]t)\ think\ (?:it|that))\b
-    |^\W*sorry\b|\bas\ an\ AI\b|\bI\ apologi[sz]e\b""",
-    re.IGNORECASE | re.VERBOSE,
-)
-_NO_ANSWER = re.compile(
-    r"""\b(?:I|we)\ (?:really\ |honestly\ |simply\ )?do(?:\ not|n['’]?t)[ ]
-        (?:know|recall|remember|have\ (?:an|any|the|that|enough)\ (?:answer|idea|info|details?|knowledge))
-    |\bhave\ no\ (?:comment|idea|clue|answer|opinion|knowledge|information)
-    |\b(?:unknown|not\ known|unclear)\ to\ me\b|\bnever\ heard\ of\b|\byour\ guess\ is\b|\bbeats\ me\b
-    |\bnot\ familiar\ with\b|\bwish\ I\ knew\b|\bknow\ nothing\ about\b|\bnot\ (?:something\ )?I\ know\b
-    |\b(?:hard|difficult|impossible)\ to\ say\b|^\W*no\ (?:comment|idea|clue)\b
-    |\b(?:(?:am|['’]m)\ )?not\ (?:sure|certain)\b|\b(?:idk|dunno)\b""",
-    re.IGNORECASE | re.VERBOSE,
-)
-_OPENING = 200  # characters in which a reply refuses
-_SHORT = 300  # characters of a reply that can be nothing but a don't-know
-
-
-def refuses(reply: str) -> bool:
-    """Whether a reply begins like a refusal, by its wording."""
-    return _REFUSAL.search(reply[:_OPENING]) is not None
-
-
-def gives_no_answer(reply: str) -> bool:
-    """Whether a reply reads like a refusal, or a short one like a don't-know."""
-    return refuses(reply) or (len(reply) <= _SHORT and _NO_ANSWER.search(reply) is not None)
 
 
 def _order(reply: Reply) -> tuple[str, str, str, tuple[str, int]]:

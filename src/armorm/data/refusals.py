@@ -5,6 +5,9 @@ will not do what one asks of an assistant ("I'm sorry, but I can't help with tha
 decline or refuse, that they have no comment, or that the other should find it out alone ("look it up yourself").
 Wording decides, not intent. Not knowing ("I don't know", "I could not find it"), disagreeing, and warning before an
 answer are not refusals.
+
+`sounds_like_refusal` is a looser rule, for choosing replies that are surely answers: it also finds answers that begin
+with an apology.
 """
 
 from __future__ import annotations
@@ -63,3 +66,35 @@ def is_refusal(response: str) -> bool:
     """Whether a response refuses or declines to answer, by the rule of this module."""
     opening = " ".join(response[:OPENING].lower().replace("’", "'").split())
     return any(pattern.search(opening) for pattern in _PATTERNS)
+
+
+_SOUNDS_LIKE = re.compile(
+    r"""\b(?:I|we)(?:\ am|['’]m|\ are|['’]re)?\ (?:really\ |very\ |so\ )?
+        (?:sorry|afraid|unable|not\ (?:able|going\ to|comfortable|allowed)|can\ ?not|can['’]?t|won['’]?t|will\ not
+        |would\ not|wouldn['’]t|could\ not|couldn['’]t|must\ decline|(?:must\ )?refuse
+        |do(?:\ not|n['’]t)\ think\ (?:it|that))\b
+    |^\W*sorry\b|\bas\ an\ AI\b|\bI\ apologi[sz]e\b""",
+    re.IGNORECASE | re.VERBOSE,
+)
+_NO_ANSWER = re.compile(
+    r"""\b(?:I|we)\ (?:really\ |honestly\ |simply\ )?do(?:\ not|n['’]?t)[ ]
+        (?:know|recall|remember|have\ (?:an|any|the|that|enough)\ (?:answer|idea|info|details?|knowledge))
+    |\bhave\ no\ (?:comment|idea|clue|answer|opinion|knowledge|information)
+    |\b(?:unknown|not\ known|unclear)\ to\ me\b|\bnever\ heard\ of\b|\byour\ guess\ is\b|\bbeats\ me\b
+    |\bnot\ familiar\ with\b|\bwish\ I\ knew\b|\bknow\ nothing\ about\b|\bnot\ (?:something\ )?I\ know\b
+    |\b(?:hard|difficult|impossible)\ to\ say\b|^\W*no\ (?:comment|idea|clue)\b
+    |\b(?:(?:am|['’]m)\ )?not\ (?:sure|certain)\b|\b(?:idk|dunno)\b""",
+    re.IGNORECASE | re.VERBOSE,
+)
+_LOOSE_OPENING = 200  # characters in which a reply refuses
+_SHORT = 300  # characters of a reply that can be nothing but a don't-know
+
+
+def sounds_like_refusal(reply: str) -> bool:
+    """Whether a reply begins with an apology or an inability, which most refusals do and some answers."""
+    return _SOUNDS_LIKE.search(reply[:_LOOSE_OPENING]) is not None
+
+
+def gives_no_answer(reply: str) -> bool:
+    """Whether a reply reads like a refusal, or a short one like a don't-know."""
+    return sounds_like_refusal(reply) or (len(reply) <= _SHORT and _NO_ANSWER.search(reply) is not None)

@@ -13,6 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from armorm.explain import text
+from armorm.files import demonstration
 
 
 def render(template: str, **values: Any) -> str:
@@ -41,5 +42,5 @@ def _environment() -> Environment:
     )
     environment.filters |= {"signed": signed, "number": number, "percent": percent}
     style, _, _ = loader.get_source(environment, "page.css")
-    environment.globals["style"] = Markup(style)  # our own file
+    environment.globals |= {"style": Markup(style), "demonstration": demonstration}  # (our own file)
     return environment

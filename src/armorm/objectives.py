@@ -32,7 +32,8 @@ class Reliability:
 
     Attributes:
         r2: share of the ratings' variance that is predicted on held-out folds; below 0 if worse than the mean.
-        signal_variance: that share, at least 0, times the variance of the ratings, mapped scale.
+        signal_variance: that share, at least 0, times the variance of the ratings, mapped scale; of an objective fitted
+            to pairs, the variance of rewards that lowers the pairs' loss from log 2 to that on held-out folds.
         epistemic_variance: of predicted rewards, due to few ratings, mean over the training prompts, mapped scale; None
             for a head without uncertainty.
     """

@@ -56,6 +56,20 @@ def test_the_reward_fitted_to_pairs_ranks_unseen_pairs(run):
     assert "| preferred |" in (run / "README.md").read_text()
 
 
+def test_the_signal_of_an_objective_of_pairs_is_the_variance_that_explains_their_loss(run):
+    preferred = ArmoRM.from_pretrained(run).objectives[1]
+    report = json.loads((run / "metrics.json").read_text())["regression"][1]
+    margin_variance = 8 * (np.log(2) - min(report["validation_errors"]))
+    expected = margin_variance / 2 / (preferred.high - preferred.low) ** 2
+    assert preferred.reliability.signal_variance == pytest.approx(expected)
+    assert preferred.reliability.epistemic_variance > 0
+    # To second order: margins of this variance, if they are calibrated, have about that loss.
+    margins = np.random.default_rng(0).normal(size=200_000) * 0.3
+    probability = 1 / (1 + np.exp(-margins))
+    loss = (probability * np.logaddexp(0, -margins) + (1 - probability) * np.logaddexp(0, margins)).mean()
+    assert np.log(2) - loss == pytest.approx(0.09 / 8, rel=0.05)
+
+
 def test_rewards_of_a_fold_are_not_those_of_all_pairs(run):
     arrays = read_arrays(run / "work" / "preferences.safetensors")
     assert arrays["weight"].shape[0] == 2

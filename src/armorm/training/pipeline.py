@@ -292,9 +292,9 @@ class _Run:
         reference: Sequence[Conversation],
     ) -> ObjectiveSet:
         """The objectives with the reliability of their rewards, which the gate discounts them by."""
-        pairs_only = self.recipe.preference_objectives
+        fitted_to_pairs = {o.name: o.scale for o in objectives if o.name in self.recipe.preference_objectives}
         found = objectives.with_reliability(
-            objective_reliability(rewards, uncertainty, reference, objectives.names, pairs_only)
+            objective_reliability(rewards, uncertainty, reference, objectives.names, fitted_to_pairs)
         )
         poor = [f"{o.name} {o.reliability.value:.2f}" for o in found if o.reliability and o.reliability.value < POOR]
         if poor:

@@ -4,7 +4,7 @@ and assembly of the model. They write no files; pipeline.py saves and resumes th
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
@@ -168,7 +168,7 @@ def objective_reliability(
     uncertainty: Uncertainty | None,
     conversations: Sequence[Conversation],
     names: Sequence[str],
-    fitted_to_pairs: Collection[str] = (),
+    fitted_to_pairs: Mapping[str, float] | None = None,
 ) -> dict[str, Reliability]:
     """Reliability of each objective with a report, by name.
 
@@ -176,8 +176,8 @@ def objective_reliability(
         conversations: training conversations, over which epistemic variance is averaged; every n-th is read if there
             are more than `RELIABILITY_ROWS`.
         names: (k,) objectives of the rewards.
-        fitted_to_pairs: objectives without ratings, whose signal is the variance of their rewards minus the epistemic
-            variance.
+        fitted_to_pairs: objectives fitted to pairs, with the log-odds of a reward of 1. Calibrated margins of variance
+            v in log-odds lower the loss by v / 8 (to second order) from log 2, and v is twice that of a reward.
     """
     rows = conversations[:: -(-len(conversations) // RELIABILITY_ROWS) or 1]
     epistemic = np.full(len(names), np.nan)
@@ -187,11 +187,11 @@ def objective_reliability(
     for report in rewards.head.reports:
         column, r2 = list(names).index(report.objective), float(report.r2)
         error = None if np.isnan(epistemic[column]) else float(epistemic[column])
-        if report.objective in fitted_to_pairs:
-            signal = float(rewards(rows)[:, column].var()) - (error or 0.0) if r2 > 0 else 0.0
+        if fitted_to_pairs and report.objective in fitted_to_pairs:
+            signal = 4 * np.log(2) * r2 / fitted_to_pairs[report.objective] ** 2
         else:  # the error on held-out folds is (1 - R^2) times the variance of the ratings
             signal = r2 / max(1 - r2, 1e-9) * min(report.validation_errors)
-        found[report.objective] = Reliability(r2, max(signal, 0.0), error)
+        found[report.objective] = Reliability(r2, float(max(signal, 0.0)), error)
     return found
 
 

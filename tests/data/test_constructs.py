@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 
 import pytest
@@ -61,7 +62,14 @@ def replies(count: int = 60) -> list[Reply]:
     ]
 
 
-@pytest.mark.parametrize("name", CONSTRUCTS)
+def test_labels_that_the_backbone_gives_are_left_open():
+    rows, _ = constructed_rows(find_construct("relevance"), replies())
+    assert len(rows) == 120
+    assert all(math.isnan(row.label) for row in rows)
+    assert [name for name, construct in CONSTRUCTS.items() if construct.by_backbone] == ["relevance"]
+
+
+@pytest.mark.parametrize("name", [name for name in CONSTRUCTS if name != "relevance"])
 def test_own_replies_get_one_and_edits_the_label_of_the_rule(name):
     construct = find_construct(name)
     rows, left_out = constructed_rows(construct, replies(), variants=2)

@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 
 from armorm import Recipe, train
+from armorm.backbone.likelihood import load_language_model, reply_log_likelihoods, without_prompt
 from armorm.data.constructs import OTHER_REPLY
 from armorm.data.ratings import OWN_REPLY
 from armorm.errors import RecipeError
 from armorm.training.cost import DEVICES
 from armorm.training.dataset import read_training_data
 from armorm.training.dry_run import dry_run
+from armorm.training.relevance import label_relevance
 from armorm.training.stages import add_computed
 from tests.helpers.data_files import write_rows
 
@@ -203,20 +205,56 @@ def test_a_dry_run_counts_the_edited_conversations(folder):
     assert "ratings.1.from.2" in [entry["place"] for entry in with_it.sets]
 
 
+def test_relevance_is_labelled_by_the_backbone_and_scaled_by_training_rows(folder, tmp_path):
+    text = "backbone: {model: armorm-tiny, device: cpu}\n" + BASE.replace(
+        "answers-the-question, from", "relevance, from"
+    )
+    given = recipe(folder, text.replace("from_ratings: answers-the-question", "from_ratings: rated-quality"))
+    before = read_training_data(given)
+    column = before.table.objectives.position("relevance")
+    assert np.isnan(before.table.ratings[:, column]).all()
+    after = label_relevance(given, before, tmp_path / "likelihoods.safetensors")
+    labels, edits = after.table.ratings[:, column], np.array(after.table.edits)
+    constructed = np.zeros(len(edits), bool)
+    constructed[[*before.train_rows, *before.test_rows]] = True
+    constructed &= edits != ""
+    assert np.array_equal(~np.isnan(labels), constructed)
+    objective = after.table.objectives[column]
+    training = labels[after.train_rows][constructed[after.train_rows]]
+    assert (objective.low, objective.high) == pytest.approx(tuple(np.percentile(training, (1, 99))))
+    assert (objective.source, objective.direction) == ("constructed", "higher")
+    language_model = load_language_model("armorm-tiny", device="cpu")
+    for row in np.flatnonzero(constructed)[:3]:
+        conversation = after.table.conversations[row]
+        encoded = language_model.template.encode([conversation, without_prompt(conversation)])
+        given_prompt, alone = reply_log_likelihoods(language_model, encoded)
+        assert labels[row] == pytest.approx(given_prompt - alone, abs=1e-3)
+    own, other = labels[edits == OWN_REPLY], labels[edits == OTHER_REPLY]
+    assert np.nanmean(own) > np.nanmean(other)
+
+
+def test_relevance_gives_no_pairs(folder):
+    text = BASE.replace("answers-the-question", "relevance")
+    with pytest.raises(RecipeError, match=r"preferences\.1\.from_ratings: 'relevance' is measured by the backbone"):
+        read_training_data(recipe(folder, text))
+
+
 @pytest.mark.slow
 def test_a_run_reports_accuracy_on_unseen_templates_and_says_how_labels_are_made(
     small_recipe, small_features, tmp_path
 ):
     ratings = [entry.model_dump(by_alias=True) for entry in small_recipe.ratings if entry.data] + [
-        {"construct": name, "from": ["workshop", "harbour"]} for name in ("fluent", "courteous")
+        {"construct": name, "from": ["workshop", "harbour"]} for name in ("fluent", "courteous", "relevance")
     ]
     values = small_recipe.model_dump() | {"ratings": ratings, "quantiles": None, "joint": None}
     values["preferences"] = [*values["preferences"], {"from_ratings": "courteous", "margin": 0.5}]
     model = train(Recipe.from_dict(values), tmp_path, features=small_features, quiet=True)
-    assert [o.source for o in model.objectives][-2:] == ["constructed", "constructed"]
+    assert [o.source for o in model.objectives][-3:] == ["constructed"] * 3
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     found = metrics["evaluation"]["constructs"]
-    assert set(found) == {"fluent", "courteous"}
+    assert set(found) == {"fluent", "courteous", "relevance"}
+    assert found["relevance"]["pairs"] > 5
+    assert (tmp_path / "work" / "likelihoods.safetensors").exists()
     assert found["fluent"]["pairs"] > 5
     assert found["fluent"]["accuracy"] > 0.8
     assert set(found["fluent"]["edits"]) <= {"words shuffled", "phrase looped"}

@@ -106,7 +106,7 @@ def _facts(found: DryRun) -> Iterator[tuple[str, str]]:
         yield from ((name.replace("_", " "), f"{count:,}") for name, count in data.counts().items())
         yield from (("skipped", f"{count:,} {reason}") for reason, count in data.left_out.items())
         ratings = data.table.take(data.train_rows).counts
-        yield from ((f"  {name}", f"{count:,} training ratings") for name, count in ratings.items())
+        yield from ((f"  {name}", f"{count:,} training ratings") for name, count in ratings.items() if count)
         yield from ((f"  {name}", f"computed: {measure}") for name, measure in data.computed)
         for report in data.constructs:
             yield f"  {report.objective}", f"constructed from {', '.join(report.sources)}: {report.rule}"

@@ -11,6 +11,7 @@ the held-out templates of edit_texts.py. Every choice is decided by the seed and
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -27,6 +28,7 @@ from armorm.data.refusals import gives_no_answer, sounds_like_refusal
 from armorm.errors import nearest
 from armorm.objectives import Objective, ObjectiveError
 
+RELEVANCE = "relevance"
 OTHER_REPLY = "another prompt's reply"
 SIMILAR_LENGTH = 1.25  # ratio of characters
 _TRIES = 30  # replies of similar length that are looked at
@@ -41,12 +43,14 @@ class Construct:
         rule: the labels in one sentence, for reports.
         edits: label and weight of each edit; an edited reply takes one of them, drawn with these weights.
         needs_answer: a good reply must give an answer, so it is no refusal; no row has a harmful prompt.
+        by_backbone: labels are not made here (they are NaN) but by the backbone, when a run starts.
     """
 
     name: str
     rule: str
     edits: Mapping[str, tuple[float, float]]
     needs_answer: bool = False
+    by_backbone: bool = False
 
 
 CONSTRUCTS = {
@@ -110,6 +114,13 @@ CONSTRUCTS = {
             },
             needs_answer=True,
         ),
+        Construct(
+            RELEVANCE,
+            "how much the prompt raises the reply's log-likelihood by the backbone, from its 1st to 99th percentile",
+            {OTHER_REPLY: (math.nan, 3), "prompt echoed": (math.nan, 1)},
+            needs_answer=True,
+            by_backbone=True,
+        ),
     )
 }
 
@@ -151,7 +162,7 @@ class ConstructedRow:
     """A labelled conversation.
 
     Attributes:
-        label: 0 to 1.
+        label: 0 to 1; NaN if the backbone gives it.
         reply: what it was made from, with split and source.
         edit: `OWN_REPLY`, or what was done to the reply.
         span: characters of the response that are new, None if they are not in one place.
@@ -201,7 +212,8 @@ def constructed_rows(
     for reply in chosen:
         edited = _edited(construct, reply, seed, variants, other)
         if edited:
-            found += [ConstructedRow(reply.conversation, 1.0, reply, OWN_REPLY), *edited]
+            label = math.nan if construct.by_backbone else 1.0
+            found += [ConstructedRow(reply.conversation, label, reply, OWN_REPLY), *edited]
         else:
             left_out["to which no edit applies"] += 1
     return found, {reason: count for reason, count in left_out.items() if count}

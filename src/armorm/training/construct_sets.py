@@ -13,7 +13,14 @@ from itertools import chain
 
 import numpy as np
 
-from armorm.data.constructs import ConstructedRow, Reply, constructed_objective, constructed_rows, find_construct
+from armorm.data.constructs import (
+    Construct,
+    ConstructedRow,
+    Reply,
+    constructed_objective,
+    constructed_rows,
+    find_construct,
+)
 from armorm.data.decontamination import KnownPrompts
 from armorm.data.preferences import PreferencePair, preference_pair
 from armorm.data.ratings import RatingTable, sample_by_prompt, split_role
@@ -45,8 +52,8 @@ class ConstructReport:
     left_out: dict[str, int]
 
 
-def construct_entries(recipe: Recipe) -> Iterator[tuple[str, RatingsSection, str]]:
-    """Path in the recipe, section, and objective name of each construct.
+def construct_entries(recipe: Recipe) -> Iterator[tuple[str, RatingsSection, str, Construct]]:
+    """Path in the recipe, section, objective name and rule of each construct.
 
     Raises:
         RecipeError: for an unknown construct.
@@ -54,10 +61,10 @@ def construct_entries(recipe: Recipe) -> Iterator[tuple[str, RatingsSection, str
     for index, entry in enumerate(recipe.ratings):
         if entry.constructed is not None:
             try:
-                find_construct(entry.constructed)
+                construct = find_construct(entry.constructed)
             except ObjectiveError as error:
                 raise RecipeError(f"ratings.{index}.construct: {error}") from None
-            yield f"ratings.{index}", entry, entry.name or entry.constructed
+            yield f"ratings.{index}", entry, entry.name or construct.name, construct
 
 
 def named_sets(recipe: Recipe) -> list[tuple[str, int, RatingsSection | PreferencesSection]]:
@@ -111,7 +118,7 @@ def add_constructs(
     share = recipe.test_share
     replies: dict[tuple[str, int], list[Reply]] = {
         (place, number): list(_replies(recipe, source, f"{place}.from.{number}", located, table, preferences))
-        for place, entry, _ in entries
+        for place, entry, _, _ in entries
         for number, source in enumerate(entry.from_)
     }
     pairs = list(chain(*preferences.values()))
@@ -123,9 +130,7 @@ def add_constructs(
     known = evaluated.find(list(prompts.values()))
     unclean = {key for key, is_known in zip(prompts, known, strict=True) if is_known}
     reports = []
-    for place, entry, name in entries:
-        assert entry.constructed is not None
-        construct = find_construct(entry.constructed)
+    for place, entry, name, construct in entries:
         sources = [reply for number in range(len(entry.from_)) for reply in replies[place, number]]
         clean = [r for r in sources if r.split == "test" or r.conversation.prompt_key not in unclean]
         limits = {"rows": entry.construct_rows, "per_prompt": entry.per_prompt, "variants": entry.variants}

@@ -283,12 +283,18 @@ def _computed(recipe: Recipe) -> list[tuple[str, str]]:
 
 
 def _check_objectives(recipe: Recipe, sets: Sequence[RatedSet], computed: Sequence[tuple[str, str]]) -> None:
-    rated = [*merge_objectives(sets).names, *(name for _, _, name in construct_entries(recipe))]
+    rated = [*merge_objectives(sets).names, *(name for _, _, name, _ in construct_entries(recipe))]
     names = [*rated, *(name for name, _ in computed), *recipe.preference_objectives]
     repeated = next((name for name in names if names.count(name) > 1), None)
     if repeated is not None:
         raise RecipeError(f"ratings: objective {repeated!r} is defined twice")
     made = [(f"preferences.{i}.from_ratings", entry.from_ratings) for i, entry in enumerate(recipe.preferences)]
+    late = {name for _, _, name, construct in construct_entries(recipe) if construct.by_backbone}
+    for place, name in made:
+        if name in late:
+            raise RecipeError(
+                f"{place}: {name!r} is measured by the backbone, after pairs are made; expected another one"
+            )
     named = [(f"regression.weights.{name}", name) for name in recipe.regression.weights]
     named += [(f"debias.against.{i}", name) for i, name in enumerate(recipe.debias.against if recipe.debias else ())]
     fitted = [
@@ -327,8 +333,8 @@ def set_locations(recipe: Recipe) -> Iterator[tuple[str, Kind, Location, Preset 
         is_pairs = kind == "pairs" or (kind == "reference" and entry.preset in PREFERENCE_PRESETS)
         preset: Preset = preference_preset(entry.preset) if is_pairs else rating_preset(entry.preset)
         yield place, kind, preset_location(preset, entry, root), preset
-    for start, construct, _ in construct_entries(recipe):
-        for number, source in enumerate(construct.from_):
+    for start, section, _, _ in construct_entries(recipe):
+        for number, source in enumerate(section.from_):
             place = f"{start}.from.{number}"
             if set_of(recipe, source.set, place) is None:
                 yield place, "construct", _other_data(recipe, source.set, root, place), None

@@ -85,7 +85,7 @@ def construct_metrics(
 
     Returns:
         by objective: `accuracy` between rows of one prompt with different labels (a tie counts half) and their number
-        `pairs`; `edits`: the same for replies as they are against each kind of edit that lowers the label.
+        `pairs`; `edits`: the same for replies as they are against each kind of edit that changes the label.
     """
     table, objectives = rated.table, rated.table.objectives
     metrics = {}
@@ -100,10 +100,11 @@ def construct_metrics(
             position = model.objectives.position(report.objective)
             rewards = model.score_features(corpus.features(conversations)).rewards[:, position]
         of = {}
-        for edit in sorted(set(edits[labels < 1])):
+        for edit in sorted({*edits} - {OWN_REPLY}):
             some = (edits == OWN_REPLY) | (edits == edit)
             accuracy, pairs = within_prompt_accuracy(rewards[some], labels[some], prompts[some])
-            of[edit] = {"accuracy": accuracy, "pairs": pairs}
+            if pairs:
+                of[edit] = {"accuracy": accuracy, "pairs": pairs}
         accuracy, pairs = within_prompt_accuracy(rewards, labels, prompts)
         metrics[report.objective] = {"accuracy": accuracy, "pairs": pairs, "edits": of}
     return metrics

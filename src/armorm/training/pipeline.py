@@ -44,6 +44,7 @@ from armorm.training.finetune.record import Finetuned, without_finetuned
 from armorm.training.model_card import model_card, weak_sentence
 from armorm.training.preference_objectives import with_preference_objectives
 from armorm.training.recipe import Recipe
+from armorm.training.relevance import LIKELIHOODS, label_relevance
 from armorm.training.saved_stages import Fitted, SavedStages, stage_keys
 from armorm.training.stages import (
     STATISTICS,
@@ -189,6 +190,7 @@ class _Run:
         data = read_training_data(self.recipe)
         self._print_excluded(data.left_out)
         write_text(self.folder / "recipe.yaml", self.recipe.to_yaml())
+        data = label_relevance(self.recipe, data, self.work / LIKELIHOODS)
         folder: str | Path = self.recipe.backbone.model
         if self.recipe.finetune is not None:
             from armorm.training.finetune.run import finetune

@@ -230,7 +230,7 @@ class RatingsSection(SetSection):
         None,
         alias="construct",
         description="objective whose labels a rule makes from replies and edits of them: answers-the-question, "
-        "gives-an-answer, complete, fluent, courteous or consistent-facts",
+        "gives-an-answer, complete, fluent, courteous, consistent-facts or relevance",
     )
     from_: tuple[ConstructSource, ...] = Field(
         (), alias="from", description="sets whose replies a construct starts from"

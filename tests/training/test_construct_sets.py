@@ -207,7 +207,7 @@ def test_a_dry_run_counts_the_edited_conversations(folder):
 
 def test_relevance_is_labelled_by_the_backbone_and_scaled_by_training_rows(folder, tmp_path):
     text = "backbone: {model: armorm-tiny, device: cpu}\n" + BASE.replace(
-        "answers-the-question, from", "relevance, from"
+        "answers-the-question, from: [rated, pairs, other.jsonl]", "relevance, from: [rated], rows: 8"
     )
     given = recipe(folder, text.replace("from_ratings: answers-the-question", "from_ratings: rated-quality"))
     before = read_training_data(given)
@@ -229,8 +229,6 @@ def test_relevance_is_labelled_by_the_backbone_and_scaled_by_training_rows(folde
         encoded = language_model.template.encode([conversation, without_prompt(conversation)])
         given_prompt, alone = reply_log_likelihoods(language_model, encoded)
         assert labels[row] == pytest.approx(given_prompt - alone, abs=1e-3)
-    own, other = labels[edits == OWN_REPLY], labels[edits == OTHER_REPLY]
-    assert np.nanmean(own) > np.nanmean(other)
 
 
 def test_relevance_gives_no_pairs(folder):

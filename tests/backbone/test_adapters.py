@@ -30,7 +30,7 @@ def test_adapters_merged_at_loading_give_the_states_of_training(dtype, tmp_path)
     model, adapters = trained(dtype)
     adapters.write(tmp_path)
     read = Adapters.read(tmp_path)
-    assert read is not None and read.settings() == {"rank": 4, "alpha": 8.0, "backbone": "hash"}
+    assert read.settings() == {"rank": 4, "alpha": 8.0, "backbone": "hash"}
     merged = llama(dtype=dtype)
     before = merged(IDS).last_hidden_state
     read.merge(merged.state_dict())
@@ -84,7 +84,8 @@ def test_adapters_of_another_backbone_are_rejected_and_merge_nothing(tmp_path):
     (tmp_path / FILE).write_bytes(b"none")
     with pytest.raises(CheckpointError, match=r"adapters\.safetensors: damaged"):
         Adapters.read(tmp_path)
-    assert Adapters.read(tmp_path / "elsewhere") is None
+    with pytest.raises(CheckpointError, match=r"elsewhere: no adapters\.safetensors"):
+        Adapters.read(tmp_path / "elsewhere")
     with pytest.raises(BackboneError, match=r"no torch\.nn\.Linear"):
         add_adapters([torch.nn.LayerNorm(4)], 4, 8.0)
 

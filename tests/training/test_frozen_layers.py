@@ -231,7 +231,6 @@ def test_a_tuned_backbone_is_whole_and_equals_the_original_with_its_adapters(rec
     assert changed and all(name.startswith("layers.1.") and "proj" in name for name in changed)
     assert {name for name in after if name.startswith("layers.2.")}, "layers above the one that is read are kept"
     adapters = Adapters.read(folder)
-    assert adapters is not None
     assert adapters.backbone == Backbone.load(three_layers, dtype="weights", device="cpu").fingerprint_parts["weights"]
     readout = {"layer": 2, "pooling": "last+mean"}
     template = loaded(three_layers).template

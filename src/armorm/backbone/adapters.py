@@ -85,17 +85,17 @@ class Adapters:
         write_arrays(folder / FILE, arrays, {"alpha": repr(self.alpha), "backbone": self.backbone})
 
     @classmethod
-    def read(cls, folder: str | Path) -> Adapters | None:
-        """The adapters in a folder, or None.
+    def read(cls, folder: str | Path) -> Adapters:
+        """The adapters in a folder.
 
         Raises:
-            CheckpointError: for a damaged file.
+            CheckpointError: for a missing or damaged file.
         """
         from safetensors import SafetensorError, safe_open
 
         path = Path(folder) / FILE
         if not path.is_file():
-            return None
+            raise CheckpointError(f"{folder}: no {FILE}, expected the adapters of a fine-tuned backbone")
         try:
             with safe_open(path, framework="np") as file:
                 metadata = file.metadata() or {}
@@ -103,19 +103,6 @@ class Adapters:
             return cls(tensors, float(metadata["alpha"]), metadata["backbone"])
         except (SafetensorError, KeyError, ValueError) as error:
             raise CheckpointError(f"{path}: damaged adapters ({error})") from None
-
-
-def merge_adapters(model: nn.Module, folder: str | Path) -> None:
-    """Merge the adapters in a folder into a loaded decoder with all its layers, in its dtype.
-
-    Raises:
-        CheckpointError: for a missing or damaged file.
-        BackboneError: for adapters of another decoder.
-    """
-    adapters = Adapters.read(folder)
-    if adapters is None:
-        raise CheckpointError(f"{folder}: no {FILE}, expected the adapters of a fine-tuned backbone")
-    adapters.merge(model.state_dict())
 
 
 def merged_weight(weight: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from armorm.backbone.adapters import merge_adapters
+from armorm.backbone.adapters import Adapters
 from armorm.backbone.chat_template import ChatTemplate, EncodedConversation
 from armorm.backbone.locate import backbone_path, backbone_source
 from armorm.backbone.readout import (
@@ -116,7 +116,7 @@ class Backbone:
         settle_attention(model)
         require_complete(report, str(name))
         if adapters is not None:
-            merge_adapters(model, adapters)
+            Adapters.read(adapters).merge(model.state_dict())
         placement.apply(model, move="device_map" not in kwargs)
         require_decoder(model, str(name))
         layers = getattr(model.config.get_text_config(), "num_hidden_layers", 0)

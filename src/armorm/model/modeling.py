@@ -82,7 +82,7 @@ class ArmoRMForSequenceClassification(RewardModel):
             model, report = cls._on_referenced_backbone(path, config, kwargs)
         else:
             model, report = super().from_pretrained(path, *model_args, output_loading_info=True, **kwargs)
-        if model.config.adapters and model.adapters is None:
+        if model.config.adapters and model.adapters is None and (Path(path) / ADAPTERS).is_file():
             model.adapters = Adapters.read(path)
         if "against" not in model.config.debiasing:
             model.config.debiasing["against"] = _biases(model)
@@ -111,7 +111,7 @@ class ArmoRMForSequenceClassification(RewardModel):
         )
         heads = load_file(cached_file(path, HEADS, **options))
         model = cls.assemble(backbone.model, config)
-        model.adapters = Adapters.read(adapters) if adapters else None
+        model.adapters = None if adapters is None else Adapters.read(adapters)
         missing, unexpected = model.load_state_dict(heads, strict=False)
         report = {"missing_keys": {key for key in missing if not key.startswith("model.")}}
         report |= {"unexpected_keys": set(unexpected), "mismatched_keys": set()}

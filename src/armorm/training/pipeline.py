@@ -406,8 +406,9 @@ class _Run:
                 "armorm_version": __version__,
             },
         )
-        adapters = Adapters.read(self.work / "backbone") if recipe.finetune is not None else None
-        if adapters is not None:
+        adapters = None
+        if recipe.finetune is not None and recipe.finetune.method == "lora":
+            adapters = Adapters.read(self.work / "backbone")
             config.adapters = adapters.settings()
             config.backbone_source = backbone_source(recipe.backbone.model, revision=recipe.backbone.revision)
         model = assemble_model(

@@ -14,6 +14,11 @@ or, fine-tuned with its heads (`finetuned.safetensors` next to the weights recor
     python tools/embed_models.py finetuned runs/armorm-tiny
     python tools/embed_models.py reward-model runs/armorm-tiny --recipe recipes/armorm-tiny.yaml
 
+or, on `armorm-small`, which is not in the package: heads, gate, transform and adapters alone:
+
+    armorm train recipes/small.yaml --output runs/small
+    python tools/embed_models.py small runs/small
+
 The reference features of `armorm-small`, which measure the drift of other weights:
 
     python tools/embed_models.py reference
@@ -29,6 +34,7 @@ from pathlib import Path
 from jinja2 import Environment, StrictUndefined
 from safetensors.torch import load_file, save_file
 
+from armorm import ArmoRM
 from armorm.backbone.drift import reference_features
 from armorm.backbone.locate import SMALL, SMALL_SHA256, backbone_path, weights_sha256
 from armorm.data.seen_prompts import FILE as SEEN_PROMPTS
@@ -39,6 +45,7 @@ from armorm.training.finetune.record import FILE, Finetuned
 TARGET = Path("src/armorm/embedded_models")
 BACKBONE_FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 MOST_BYTES = 16_000_000
+MOST_SMALL_BYTES = 12_000_000
 
 _CARD = """\
 ---
@@ -158,7 +165,27 @@ def embed_reward_model(run: Path, recipe: Path) -> None:
     (target / "heads.safetensors").chmod(0o644)
     for name in ("config.json", SEEN_PROMPTS):
         shutil.copyfile(run / name, target / name)
-    card = (run / "README.md").read_text().replace("PATH/TO/THIS/FOLDER", "armorm-tiny-rm")
+    embed_card(run, target, recipe)
+
+
+def embed_small(run: Path, recipe: Path) -> None:
+    """Write the heads of a run on `armorm-small`, its config, record of prompts and card."""
+    target = TARGET / "armorm-small-rm"
+    rm = ArmoRM.from_pretrained(run, dtype="weights", device="cpu")
+    source = rm.model.config.backbone_source
+    if (source.get("name"), source.get("sha256")) != (SMALL, SMALL_SHA256):
+        raise SystemExit(f"{run}: its backbone is {source}, expected {SMALL} with the weights {SMALL_SHA256}")
+    rm.save_pretrained(target, heads_only=True)
+    embed_card(run, target, recipe)
+    size = sum(path.stat().st_size for path in target.iterdir())
+    if size > MOST_SMALL_BYTES:
+        raise SystemExit(f"{target}: {size:,} bytes, expected at most {MOST_SMALL_BYTES:,}")
+    print(f"{target}: {size:,} bytes")
+
+
+def embed_card(run: Path, target: Path, recipe: Path) -> None:
+    """Copy the card of a run, with the name of the embedded model."""
+    card = (run / "README.md").read_text().replace("PATH/TO/THIS/FOLDER", target.name)
     card = card.replace("recipe.yaml beside this file", f"{recipe} of the repository")
     (target / "README.md").write_text(card)
 
@@ -183,12 +210,17 @@ if __name__ == "__main__":
     reward_model = commands.add_parser("reward-model")
     reward_model.add_argument("run", type=Path)
     reward_model.add_argument("--recipe", type=Path, default=Path("recipes/real-small.yaml"), help="named in the card")
+    small = commands.add_parser("small")
+    small.add_argument("run", type=Path)
+    small.add_argument("--recipe", type=Path, default=Path("recipes/small.yaml"), help="named in the card")
     commands.add_parser("reference")
     arguments = parser.parse_args()
     if arguments.command == "backbone":
         embed_backbone(arguments.folder, arguments.sources)
     elif arguments.command == "finetuned":
         embed_finetuned(arguments.run)
+    elif arguments.command == "small":
+        embed_small(arguments.run, arguments.recipe)
     elif arguments.command == "reference":
         embed_reference()
     else:

@@ -32,7 +32,7 @@ from armorm.training.finetune.trainer import BatchLayout, Learner, TreeBatches, 
 from armorm.training.schema import FinetuneSection
 
 RESULTS = Path(__file__).parent / "results" / "fine_tuning.json"
-CASES = [("lora", "bfloat16"), ("lora", "float32"), ("full", "bfloat16 autocast"), ("full", "float32")]
+CASES = (("lora", "bfloat16"), ("lora", "float32"), ("full", "bfloat16 autocast"), ("full", "float32"))
 
 
 def measure(
@@ -105,6 +105,7 @@ def main() -> None:
     results = []
     for method, dtype in CASES:
         results.append(measure(arguments.backbone, rows, method, dtype, a, b, c, d))
+        write_json(RESULTS, {"settings": vars(arguments), "results": results})
         say(f"{method} {dtype}: {results[-1]['share']:.2f} of the forward rate")
     table = Table(
         "method", "dtype", "trained", "forward tok/s", "training tok/s", "per CPU second", "share of CPU time"
@@ -116,7 +117,6 @@ def main() -> None:
             f"{r['share']:.2f}",
         )  # fmt: skip
     Console(width=110).print(table)
-    write_json(RESULTS, {"settings": vars(arguments), "results": results})
 
 
 if __name__ == "__main__":

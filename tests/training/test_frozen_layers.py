@@ -254,7 +254,9 @@ def test_a_tuned_backbone_is_whole_and_equals_the_original_with_its_adapters(rec
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_a_run_on_another_layer_keeps_its_meaning(recipe, method, tmp_path):
-    changed = Recipe.from_text(recipe.to_yaml(), [f"finetune.method={method}", "backbone.prompt_pooling=mean"])
+    changed = Recipe.from_text(
+        recipe.to_yaml(), [f"finetune.method={method}", "limit=400", "backbone.prompt_pooling=mean"]
+    )
     rm = train(changed, tmp_path, quiet=True)
     read = ArmoRM.from_pretrained(tmp_path, dtype="float32")
     assert read.backbone.readout.settings() == {

@@ -133,8 +133,24 @@ class Learner(torch.nn.Module):
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """The trained parameters only."""
-        trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+        trained = self._trained()
         return {name: tensor for name, tensor in super().state_dict(*args, **kwargs).items() if name in trained}
+
+    def load_state_dict(self, state_dict: Any, *args: Any, **kwargs: Any) -> Any:
+        """Load trained parameters; frozen ones do not count as missing.
+
+        Raises:
+            RuntimeError: for a state of other parameters.
+        """
+        missing = self._trained() ^ set(state_dict)
+        if missing:
+            raise RuntimeError(f"the state of a fine-tuning run does not fit: {', '.join(sorted(missing)[:5])}")
+        found = super().load_state_dict(state_dict, strict=False)
+        found.missing_keys.clear()
+        return found
+
+    def _trained(self) -> set[str]:
+        return {name for name, parameter in self.named_parameters() if parameter.requires_grad}
 
     def rating_weight(self) -> np.ndarray:
         """Reward weights (k, d) float32."""
@@ -341,7 +357,7 @@ def run_trainer(
         trainer.remove_callback(PrinterCallback)
         trainer.train(resume_from_checkpoint=checkpoint)
     if validate is not None:
-        learner.load_state_dict(best.state(), strict=False)
+        learner.load_state_dict(best.state())
     names = ("step", "epoch", "loss", "learning_rate", "grad_norm")
     return [{n: entry[n] for n in names if n in entry} for entry in trainer.state.log_history if "loss" in entry]
 

@@ -53,9 +53,7 @@ def test_a_run_on_the_embeddings_means(small_recipe, tmp_path):
         train(Recipe.from_dict(values), tmp_path / "other", features=tmp_path / "run" / "work" / "features", quiet=True)
 
 
-def test_fine_tuning_says_that_it_has_no_other_readout():
-    with pytest.raises(RecipeError, match="finetune trains the last layer's last token"):
-        Recipe.from_text(MINIMAL, ["finetune={}", "backbone.pooling=mean"])
+def test_layers_that_no_backbone_has_are_rejected():
     for value in ("-1", "1.5", "half"):
         with pytest.raises(RecipeError, match=r"backbone\.layer"):
             Recipe.from_text(MINIMAL, [f"backbone.layer={value}"])

@@ -336,11 +336,10 @@ def run_trainer(
             def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
                 advance(learner.seen_tokens)
                 learner.seen_tokens = 0
-                if state.global_step % section.eval_steps == 0 or state.global_step == steps:
-                    self.validate(state, control)
+                self.validate(state, control)
 
             def validate(self, state: Any, control: Any) -> None:
-                if validate is None:
+                if validate is None or (state.global_step % section.eval_steps and state.global_step != steps):
                     return
                 if not best.has(state.global_step):
                     best.add(state.global_step, validate(learner), learner.state_dict())

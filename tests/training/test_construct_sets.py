@@ -144,12 +144,16 @@ def test_measured_objectives_and_reference_leave_constructed_rows_out(folder):
     assert table.objectives[-1].high == pytest.approx(np.percentile(np.log1p(np.arange(40)), 99))
 
 
-def test_a_recipe_without_rated_sets_has_its_good_replies_as_natural_rows(folder):
+def test_natural_rows_without_rated_sets_are_the_sides_of_pairs_or_else_the_good_replies(folder):
     text = BASE.replace("  - {data: rated.jsonl, objectives: {quality: [0, 4]}}\n", "").replace("rated, ", "")
-    text = text.replace("  - {construct", "  - {construct: fluent, from: [pairs]}\n  - {construct")
+    text = text.replace("  - {construct", "  - {construct: fluent, from: [other.jsonl]}\n  - {construct")
+    table = read_training_data(recipe(folder, text)).table
+    assert [edit == "" for edit in table.edits] == table.natural.tolist()
+    assert int(table.natural.sum()) == 2 * 24
+    text = text.replace("  - {data: pairs.jsonl}\n", "").replace("[pairs, ", "[")
     table = read_training_data(recipe(folder, text)).table
     natural = [table.conversations[i] for i in np.flatnonzero(table.natural)]
-    assert len({c.key for c in natural}) == len(natural) == 17 + 6 + 17 + 6
+    assert len({c.key for c in natural}) == len(natural) == 17 + 6
     assert all("fact" in c.response for c in natural)
 
 
@@ -183,8 +187,8 @@ def test_faults_are_refused_in_one_line(folder, change, message):
 
 
 def test_keys_of_a_construct_need_one(folder):
-    with pytest.raises(RecipeError, match=r"ratings\.0: rows needs construct, found data$"):
-        recipe(folder, BASE.replace("[0, 4]}}", "[0, 4]}, rows: 5}"))
+    with pytest.raises(RecipeError, match=r"ratings\.0: variants needs construct, found data$"):
+        recipe(folder, BASE.replace("[0, 4]}}", "[0, 4]}, variants: 5}"))
     with pytest.raises(RecipeError, match=r"ratings\.1: construct needs from"):
         recipe(folder, BASE.replace(", from: [rated, pairs, other.jsonl]", ""))
 

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from armorm.errors import nearest
 from armorm.evaluation.benchmarks import BENCHMARKS
 from armorm.heads.gate_training import GateSettings
+from armorm.heads.uncertainty import MAX_RANK
 
 Range = tuple[float, float]
 DEFAULT_ROWS = 1000
@@ -329,6 +330,12 @@ class RegressionSection(Section):
         description="weight of an objective's squared errors relative to its penalty, by default 1",
     )
     uncertainty: bool = Field(True, description="store what is needed for uncertainties and intervals of rewards")
+    uncertainty_rank: int = Field(
+        MAX_RANK,
+        ge=1,
+        description="most eigenvectors stored for each group of objectives rated together; fewer make the model smaller "
+        "and standard deviations approximate, by a stated bound",
+    )
     keep_statistics: bool = Field(True, description="save sufficient statistics, for armorm extend")
 
     @field_validator("alphas")

@@ -159,7 +159,9 @@ def fit_stage1(
     uncertainty = None
     if section.uncertainty:
         intervals = np.asarray(rows.levels) >= ENOUGH_LEVELS
-        uncertainty = fit_uncertainty(statistics, head, rows.blocks(start), intervals, **options)
+        uncertainty = fit_uncertainty(
+            statistics, head, rows.blocks(start), intervals, max_rank=section.uncertainty_rank, **options
+        )
     return head if start is None else with_start(head, start, rows.ratings), uncertainty
 
 
@@ -301,7 +303,7 @@ def train_joint_heads(
         blocks = partial(blocks_of, features, ratings, folds)
         statistics = accumulate(blocks(), rows.names, len(joint.fold_weight), features.shape[1])
         intervals = np.asarray(rows.levels) >= ENOUGH_LEVELS
-        options["design_effect"] = uncertainty.design_effect
+        options |= {"design_effect": uncertainty.design_effect, "max_rank": regression.uncertainty_rank}
         uncertainty = fit_uncertainty(statistics, joint, blocks(), intervals, **options)
     return joint, uncertainty, report
 

@@ -333,7 +333,7 @@ class RegressionSection(Section):
     uncertainty_rank: int = Field(
         MAX_RANK,
         ge=1,
-        description="most eigenvectors stored for each group of objectives rated together; fewer make the model smaller "
+        description="most eigenvectors stored per group of objectives rated together; fewer make the model smaller "
         "and standard deviations approximate, by a stated bound",
     )
     keep_statistics: bool = Field(True, description="save sufficient statistics, for armorm extend")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from typer import Option
 
@@ -24,6 +24,9 @@ def report(
     features: FeaturesOption = None,
     limit: Annotated[int | None, Option(min=1, help="Approximate number of examples of each kind.")] = None,
     include_seen: IncludeSeenOption = False,
+    perturbations: Annotated[
+        int, Option(min=0, help="Responses that each edit of the perturbation audit is applied to; 0 for none.")
+    ] = 60,
     as_json: Annotated[bool, Option("--json", help="Also print the numbers as JSON, without texts.")] = False,
     dtype: DtypeOption = "auto",
     device: DeviceOption = "auto",
@@ -31,8 +34,9 @@ def report(
     """Write a self-contained HTML report on a reward model, with warnings at the top.
 
     Covers the data, the objectives and their errors, correlations, length bias before and after debiasing, the gate,
-    evaluation with confidence intervals, and the largest mistakes. Without data, it shows what the training run has
-    recorded. Of rows with a `split` column, only the test split is used.
+    evaluation with confidence intervals, how much known edits of the responses (an insult, padding, other names) move
+    the score, and the largest mistakes. Without data, it shows what the training run has recorded. Of rows with a
+    `split` column, only the test split is used.
 
     Example: `armorm report runs/demo --data runs/demo/data/workshop.jsonl --data runs/demo/data/choices.jsonl`
     """
@@ -40,7 +44,8 @@ def report(
     from armorm.reward_model import ArmoRM
 
     rm = ArmoRM.from_pretrained(model, dtype=dtype, device=device)
-    page, found = page_of(rm, data or [], run=run, features=features, limit=limit, include_seen=include_seen)
+    options: dict[str, Any] = {"run": run, "features": features, "limit": limit, "include_seen": include_seen}
+    page, found = page_of(rm, data or [], **options, perturbations=perturbations)
     write_text(output, page)
     emit(found, as_json=as_json)
     for notice in found["notices"]:

@@ -20,11 +20,12 @@ import yaml
 from armorm.conversation import Conversation
 from armorm.data.sources import Source, find_sources
 from armorm.errors import DataError, shown
+from armorm.evaluation.audits.perturbation import ROWS, perturb, perturbation_audit
 from armorm.evaluation.benchmarks import find_benchmark
 from armorm.evaluation.benchmarks.base import Loaded
-from armorm.evaluation.examples import Example
+from armorm.evaluation.examples import Example, LabelledPairs
 from armorm.evaluation.results import Results
-from armorm.evaluation.runner import compute_results, distinct, leave_out_seen, load_examples
+from armorm.evaluation.runner import compute_results, distinct, leave_out_seen, load_examples, score_once
 from armorm.evaluation.scorer import Scored
 from armorm.evaluation.scorers import ArmoRMScorer
 
@@ -48,6 +49,7 @@ class Evidence:
     # Of each example (ratings first) the rows of its conversations, -1 for an invalid one.
     rows: list[np.ndarray] = field(default_factory=list)
     scored: Scored = field(default_factory=lambda: Scored(np.empty(0)))  # of the conversations
+    perturbations: dict[str, Any] = field(default_factory=dict)  # as `perturbation_audit` returns it, empty if none
 
     @property
     def examples(self) -> list[Example]:
@@ -89,6 +91,7 @@ def gather(
     features: str | Path | None = None,
     limit: int | None = None,
     include_seen: bool = False,
+    perturbations: int = ROWS,
 ) -> Evidence:
     """Read, score and evaluate.
 
@@ -98,6 +101,7 @@ def gather(
         features: feature store to read and fill.
         limit: approximate number of examples of each kind.
         include_seen: evaluate also on prompts that the model was trained on.
+        perturbations: responses that each edit of the perturbation audit is applied to; 0 for no such audit.
 
     Raises:
         DataError: for data of neither kind, or without ratings of the model's objectives.
@@ -118,6 +122,12 @@ def gather(
     with tempfile.TemporaryDirectory() as temporary:
         scorer = ArmoRMScorer(rm, Path(features) if features else Path(temporary) / "features")
         scored = scorer.score(conversations)
+        audited = {}
+        if perturbations:
+            worse = _only_worse(loaded["pairs"], rows[len(loaded["ratings"].examples) :])
+            perturbed = perturb([c for row, c in enumerate(conversations) if row not in worse], perturbations)
+            edited = score_once(scorer, perturbed.conversations, None, perturbed.compared)
+            audited = perturbation_audit(perturbed, edited, rm.reference.get("score_std"))
     index = {conversation.key: row for row, conversation in enumerate(conversations)}
     results = {}
     for kind, chosen in places.items():
@@ -129,7 +139,13 @@ def gather(
                 find_benchmark(kind), loaded[kind], unique, own_rows, own, model=model, sources=sources, seen=seen[kind]
             )
     found: dict[str, Any] = {**loaded, "seen": seen, "results": results, "conversations": conversations}
-    return replace(evidence, **found, rows=rows, scored=scored)
+    return replace(evidence, **found, rows=rows, scored=scored, perturbations=audited)
+
+
+def _only_worse(pairs: Loaded, rows: Sequence[np.ndarray]) -> set[int]:
+    """Rows of responses that are the worse one of every pair that they occur in."""
+    found = LabelledPairs.of([example.item for example in pairs.examples], rows)
+    return set(found.worse.tolist()) - set(found.better.tolist())
 
 
 def kind_of_data(sources: Sequence[Source]) -> str:

@@ -70,6 +70,7 @@ def contents(evidence: Evidence) -> dict[str, Any]:
         "gate": sections.gate(evidence),
         "evaluations": [_evaluation(results) for results in evidence.results.values()],
         "trained_evaluation": evidence.metrics.get("evaluation") or {},
+        "perturbations": sections.perturbations(evidence),
         "mistakes": sections.mistakes(evidence),
     }
     return found | {"notices": _notices(evidence, found)}
@@ -91,11 +92,14 @@ def without_texts(found: Mapping[str, Any]) -> dict[str, Any]:
     kept["gate"] = only(
         found["gate"], "prompts", "means", "kinds", "kind_counts", "mean_entropy", "most_entropy", "trained"
     )
+    kept["perturbations"] = only(found["perturbations"], "unit", "std", "tolerance", "edits")
     kept["mistakes"] = found["mistakes"] and {
         "pairs": [only(entry, "place", "subset", "margin", "shares") for entry in found["mistakes"]["pairs"]],
         "ratings": [only(entry, "place", "name", "given", "predicted") for entry in found["mistakes"]["ratings"]],
     }
-    result: dict[str, Any] = plain({key: kept[key] for key in kept if kept[key] or key not in ("gate", "mistakes")})
+    result: dict[str, Any] = plain(
+        {key: kept[key] for key in kept if kept[key] or key not in ("gate", "perturbations", "mistakes")}
+    )
     return result
 
 
@@ -162,6 +166,7 @@ def _notices(evidence: Evidence, found: dict[str, Any]) -> list[Notice]:
     if verbosity:
         pooled = verbosity["before"]["pooled"][:-1], verbosity["after"]["pooled"][:-1]
         notices += objective_length_notices(names, *pooled, biases)
+    notices += perturbation_notices(evidence.perturbations.get("edits", {}))
     notices += fit_notices(evidence.metrics.get("regression", []))
     if evidence.rm.uncertainty is not None:
         notices += uncertainty_notices(evidence.rm.uncertainty.approximate(names))
@@ -276,6 +281,21 @@ def objective_length_notices(
         subject = "Its rewards correlate" if len(removed) == 1 else "In this order, rewards correlate"
         text = f"{subject} {values} with the length of the response: debiasing removes most of it."
         found.append(Notice(title, text))
+    return found
+
+
+def perturbation_notices(edits: Mapping[str, Mapping[str, Any]]) -> list[Notice]:
+    """Edits of the responses that should lower the score and do not, and those that should not matter and do."""
+    found = []
+    for expected, text in (
+        ("lower", "They should lower the score, and do not"),
+        ("no effect", "They should not matter, and move the score"),
+    ):
+        faults = {n: e for n, e in edits.items() if e["fault"] and e["expected"] == expected}
+        if faults:
+            title = f"Edits of responses: {_listed(list(faults))}"
+            changes = ", ".join(f"{entry['change']:+.2f}" for entry in faults.values())
+            found.append(Notice(title, f"{text}: by {changes} standard deviations."))
     return found
 
 

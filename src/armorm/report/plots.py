@@ -1,4 +1,4 @@
-"""Plots as inline SVG: lines, scatter plots and histograms, in the colours of the page.
+"""Plots as inline SVG: lines, scatter plots, histograms and intervals, in the colours of the page.
 
 Drawn here rather than by a plotting library because a plot must follow the page from light to dark, stay legible at the
 width of a phone, and contain no style or address of its own. Functions return the `Markup` of one `<svg>`, 320 units
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from markupsafe import Markup, escape
@@ -200,6 +201,40 @@ def curves_by_layer(layers: Sequence[int], curves: Mapping[str, Sequence[float]]
     best = max(points, key=lambda point: point[1])
     frame.dot(*best, "ring", 6)
     return frame.svg(f"{label}: best at layer {best[0]}, {best[1]:.3f}")
+
+
+def effects(
+    edits: Mapping[str, Mapping[str, Any]], span: tuple[float, float], tolerance: float, unit: str, label: str
+) -> Markup:
+    """Mean changes by edit, as of `perturbation_audit`, one under another on a scale of range `span`.
+
+    A thick line is the 95% interval, the thin line behind it the one that the verdict uses; changes within the shaded
+    tolerance count as none. A change is a dot, a diamond if it is a fault, a ring if it is undecided.
+    """
+    frame = Frame(span, (0, len(edits)), height=_TOP + _BOTTOM + 34 * len(edits))
+    (left, top), (right, bottom) = frame.at(-tolerance, len(edits)), frame.at(tolerance, 0)
+    size = f'width="{right - left:.1f}" height="{bottom - top:.1f}"'
+    frame.parts.append(f'<rect class="tolerance" x="{left}" y="{top}" {size}/>')
+    frame.axes([span[0], 0, span[1]], [])
+    frame.path([(0, 0), (0, len(edits))], "zero")
+    for place, (name, edit) in enumerate(edits.items()):
+        level = len(edits) - place - 0.68
+        kind = " other" if edit["fault"] else ""
+        for interval, line in ((edit["of_all"], "whisker"), (edit["interval"], f"line{kind}")):
+            if interval is not None:
+                frame.path([(interval[0], level), (interval[1], level)], line)
+        across, down = frame.at(edit["change"], level)
+        if edit["fault"]:
+            points = f"{across},{down - 5} {across + 5},{down} {across},{down + 5} {across - 5},{down}"
+            frame.parts.append(f'<polygon class="dot other" points="{points}"/>')
+        elif edit["verdict"] in ("unclear", "too few rows"):
+            frame.dot(edit["change"], level, "ring open", 3.5)
+        else:
+            frame.dot(edit["change"], level, "dot", 4)
+        frame.text(0, down - 9, name, kind="key")
+        frame.text(WIDTH, down - 9, edit["verdict"], anchor="end", kind="other" if edit["fault"] else "")
+    described = "; ".join(f"{name} {edit['change']:+.2f}, {edit['verdict']}" for name, edit in edits.items())
+    return frame.svg(f"{label}: {described}")
 
 
 def _ticks(low: float, high: float) -> list[float]:

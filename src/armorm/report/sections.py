@@ -5,6 +5,7 @@ Texts of conversations are returned as they are; the page escapes them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,6 +30,8 @@ EXTREMES = 2  # prompts of an objective
 EXTREME_OBJECTIVES = 12
 MIN_WEIGHT = 0.005  # mean weight of an objective whose extreme prompts are shown
 TEXT_LENGTH = 700
+MOVED = 2  # objectives of an edit
+LEAST_MOVE = 0.005  # of an objective that is shown, standard deviations of the score
 
 
 def data(evidence: Evidence) -> dict[str, Any] | None:
@@ -185,6 +188,31 @@ def _extremes(evidence: Evidence, rows: np.ndarray, weights: np.ndarray) -> list
         prompts = [(float(weights[row, column]), texts[row]) for row in extremes(weights, EXTREMES)[column]]
         found.append({"name": evidence.rm.objectives.names[column], "prompts": prompts})
     return found
+
+
+def perturbations(evidence: Evidence) -> dict[str, Any] | None:
+    """Effects of edits of the responses, in two groups, each sorted, with a plot on a common scale."""
+    found = evidence.perturbations
+    measured = {name: entry for name, entry in found.get("edits", {}).items() if entry["rows"]}
+    if not measured:
+        return None
+    ends = [end for e in measured.values() for end in (e["change"], *(e["of_all"] or ()), *(e["interval"] or ()))]
+    low, high = min(-found["tolerance"], *ends), max(found["tolerance"], *ends)
+    span = (math.floor(10 * low) / 10, math.ceil(10 * high) / 10)
+    groups = []
+    for expected, title in (
+        ("lower", "Edits that should lower the score"),
+        ("no effect", "Edits that should not matter"),
+    ):
+        entries = {n: e for n, e in measured.items() if e["expected"] == expected}
+        entries = dict(sorted(entries.items(), key=lambda item: item[1]["change"]))
+        plot = plots.effects(entries, span, found["tolerance"], title) if entries else None
+        largest = {
+            name: [(o, m) for o, m in entry["objectives"].items() if abs(m["change"]) >= LEAST_MOVE][:MOVED]
+            for name, entry in entries.items()
+        }
+        groups.append({"title": title, "edits": entries, "largest": largest, "plot": plot})
+    return {**found, "groups": groups, "absent": [name for name in found["edits"] if name not in measured]}
 
 
 def mistakes(evidence: Evidence) -> dict[str, Any] | None:

@@ -203,9 +203,7 @@ def curves_by_layer(layers: Sequence[int], curves: Mapping[str, Sequence[float]]
     return frame.svg(f"{label}: best at layer {best[0]}, {best[1]:.3f}")
 
 
-def effects(
-    edits: Mapping[str, Mapping[str, Any]], span: tuple[float, float], tolerance: float, unit: str, label: str
-) -> Markup:
+def effects(edits: Mapping[str, Mapping[str, Any]], span: tuple[float, float], tolerance: float, label: str) -> Markup:
     """Mean changes by edit, as of `perturbation_audit`, one under another on a scale of range `span`.
 
     A thick line is the 95% interval, the thin line behind it the one that the verdict uses; changes within the shaded

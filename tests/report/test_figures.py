@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 from scipy.stats import entropy, spearmanr
 
+from armorm.report import plots
 from armorm.report import sections as figures
 
 
@@ -68,3 +71,25 @@ def test_thinning_is_seeded_and_in_order():
     drawn = figures.thinned(1000, 50)
     assert len(set(drawn.tolist())) == 50 and (np.diff(drawn) > 0).all()
     np.testing.assert_array_equal(drawn, figures.thinned(1000, 50))
+
+
+def test_effects_are_drawn_where_they_are_and_faults_have_a_shape_of_their_own():
+    def edit(change: float, verdict: str, fault: bool = False, half: float | None = 0.1) -> dict:
+        interval = None if half is None else (change - half, change + half)
+        return {"change": change, "interval": interval, "of_all": interval, "verdict": verdict, "fault": fault}
+
+    edits = {
+        "insult": edit(-0.6, "lowers"),
+        "padding": edit(0.4, "raises", True),
+        "flattery": edit(0.0, "unclear"),
+        "name": edit(0.1, "too few rows", half=None),
+    }
+    drawn = str(plots.effects(edits, (-1.0, 0.5), 0.1, "edits"))
+    at = [float(x) for x in re.findall(r'<circle class="dot" cx="([\d.]+)"', drawn)]
+    diamond = [float(x) for x in re.findall(r'<polygon class="dot other" points="([\d.]+)', drawn)]
+    rings = [float(x) for x in re.findall(r'<circle class="ring open" cx="([\d.]+)"', drawn)]
+    left, right = plots.Frame((-1.0, 0.5), (0, 1)).at(-1.0, 0)[0], plots.Frame((-1.0, 0.5), (0, 1)).at(0.5, 0)[0]
+    expected = [left + (change + 1) / 1.5 * (right - left) for change in (-0.6, 0.4, 0.0, 0.1)]
+    np.testing.assert_allclose(at + diamond + rings, expected, atol=0.1)
+    assert drawn.count('class="whisker"') == 3 and drawn.count(">unclear<") == 1
+    assert "padding +0.40, raises" in drawn

@@ -62,6 +62,24 @@ def test_a_score_that_goes_with_length_is_warned_of_with_its_remedy():
     assert notices.score_length_notices(0.1, (0.7, 0.65, 100), debiased=True) == []
 
 
+def test_edits_that_do_not_act_as_they_should_are_named_with_their_change():
+    def edit(expected: str, change: float, fault: bool) -> dict:
+        return {"expected": expected, "change": change, "fault": fault}
+
+    edits = {
+        "insult before": edit("lower", 0.02, True),
+        "first half": edit("lower", -0.5, False),
+        "number changed": edit("lower", -0.01, True),
+        "padding": edit("no effect", 0.4, True),
+        "flattery": edit("no effect", 0.0, False),
+    }
+    found = notices.perturbation_notices(edits)
+    assert titles(found) == ["Edits of responses: insult before and number changed", "Edits of responses: padding"]
+    assert found[0].text == "They should lower the score, and do not: by +0.02, -0.01 standard deviations."
+    assert "+0.40" in found[1].text
+    assert notices.perturbation_notices({}) == []
+
+
 def test_poor_fits_chance_and_lost_rows_are_said():
     reports = [
         {"objective": "a", "r2": 0.01},

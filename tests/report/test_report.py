@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 import shutil
@@ -13,8 +14,10 @@ import pytest
 from scipy.stats import spearmanr
 
 from armorm import ArmoRM
+from armorm.cli.report import report as command
 from armorm.conversation import Conversation
 from armorm.errors import DataError
+from armorm.evaluation.audits.perturbation import ROWS, perturb
 from armorm.report.evidence import gather
 from armorm.report.page import contents, report, without_texts
 from tests.helpers.commands import run
@@ -128,7 +131,7 @@ def test_contributions_of_a_mistake_sum_to_its_margin(evidence):
 
 def test_every_section_stands_on_the_page_with_its_figures(page):
     html, found = page
-    for place in ("data", "objectives", "together", "verbosity", "gate", "evaluation", "mistakes"):
+    for place in ("data", "objectives", "together", "verbosity", "gate", "evaluation", "perturbations", "mistakes"):
         assert f'id="{place}"' in html
     assert "No data was given" not in html
     for entry in found["objectives"]:
@@ -136,8 +139,57 @@ def test_every_section_stands_on_the_page_with_its_figures(page):
         assert f"R2 {entry['report']['r2']:.2f}" in html
     for notice in found["notices"]:
         assert notice["title"] in html
-    assert html.count("<svg") == 2 * len(found["objectives"]) + 2
+    for name, edit in found["perturbations"]["edits"].items():
+        assert not edit["rows"] or f'<td class="name">{name}</td>' in html
+    assert html.count("<svg") == 2 * len(found["objectives"]) + 4
     assert "selected: step" in html and "held out" in html
+
+
+def test_effects_of_edits_are_those_of_the_model_on_the_edited_responses(page, rm, evidence):
+    found = page[1]["perturbations"]
+    assert (found["unit"], found["std"]) == ("standard deviations of the reference score", rm.reference["score_std"])
+    pairs = [
+        at for example, at in zip(evidence.examples, evidence.rows, strict=True) if len(example.conversations) == 2
+    ]
+    worse = {int(row) for at in pairs for row in at[1:]} - {int(at[0]) for at in pairs}
+    perturbed = perturb([c for row, c in enumerate(evidence.conversations) if row not in worse])
+    assert worse
+    for edit in ("padding", "insult before", "first half"):
+        before, after = (rm.score([perturbed.conversations[row] for row in side]) for side in perturbed.rows[edit].T)
+        shown, scale = found["edits"][edit], rm.reference["score_std"]
+        assert shown["rows"] == len(before) > 10
+        assert shown["change"] == pytest.approx((after.scores - before.scores).mean() / scale, abs=1e-4)
+        assert shown["rose"] == pytest.approx((after.scores > before.scores).mean())
+        for name, moved in shown["objectives"].items():
+            column = rm.objectives.position(name)
+            change = (after.contributions - before.contributions)[:, column].mean() / scale
+            assert moved["change"] == pytest.approx(change, abs=1e-4)
+
+
+def test_edits_can_be_turned_off_and_fewer(rm, data, features):
+    assert inspect.signature(command).parameters["perturbations"].default == ROWS
+    html, found = report(rm, data[3:], features=features, perturbations=0)
+    assert 'id="perturbations"' not in html and "perturbations" not in found
+    _, found = report(rm, data[3:], features=features, perturbations=4)
+    assert found["perturbations"]["edits"]["padding"]["rows"] == 4
+
+
+def test_edits_of_the_embedded_model_end_to_end(tmp_path):
+    rows = [
+        {"prompt": f"What is {i} + 4?", "response": f"I think it is {i + 4}, always.", "truthfulqa-truthful": i % 2}
+        for i in range(4)
+    ]
+    (tmp_path / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    rm = ArmoRM.from_pretrained("armorm-tiny-rm", dtype="float32", device="cpu")
+    html, found = report(rm, [tmp_path / "sums.jsonl"], run=tmp_path, perturbations=3)
+    for name in ("insult after", "number changed", "word turned to its opposite", "padding", "female user name"):
+        entry = found["perturbations"]["edits"][name]
+        assert (entry["rows"], entry["unscored"], entry["verdict"]) == (3, 0, "too few rows")
+        assert sum(moved["change"] for moved in entry["objectives"].values()) == pytest.approx(
+            entry["change"], abs=1e-4
+        )
+        assert f"{name} {entry['change']:+.2f}, too few rows" in html, "the plot says so to screen readers"
+    assert "No response fits: British spelling, female names, non-English names." in html
 
 
 class Tags(HTMLParser):
@@ -202,9 +254,10 @@ def test_the_command_writes_the_page_and_prints_the_warnings(capsys, small_run, 
     target = tmp_path / "page.html"
     code, out, err = run(
         capsys, "report", small_run, "-d", data[3], "-o", target, "--json", "--dtype", "float32",
-        "--features", features,
+        "--features", features, "--perturbations", "2",
     )  # fmt: skip
     assert code == 0
+    assert json.loads(out)["perturbations"]["edits"]["padding"]["rows"] == 2
     assert target.read_text().startswith("<!doctype html>")
     for notice in json.loads(out)["notices"]:
         assert f"warning: {notice['title']}" in err

@@ -212,7 +212,9 @@ def perturbations(evidence: Evidence) -> dict[str, Any] | None:
             for name, entry in entries.items()
         }
         groups.append({"title": title, "edits": entries, "largest": largest, "plot": plot})
-    return {**found, "groups": groups, "absent": [name for name in found["edits"] if name not in measured]}
+    unscored = sum(entry["unscored"] for entry in found["edits"].values())
+    absent = [name for name in found["edits"] if name not in measured]
+    return {**found, "groups": groups, "absent": absent, "unscored": unscored}
 
 
 def mistakes(evidence: Evidence) -> dict[str, Any] | None:

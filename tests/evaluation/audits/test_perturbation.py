@@ -171,6 +171,17 @@ def test_responses_that_have_the_words_already_are_compared_the_other_way_round(
     assert found.conversations[after] == rows[1] and found.conversations[before] != rows[1]
 
 
+def test_conversations_without_a_user_or_with_tools_at_their_end_get_the_edits_that_fit():
+    system = [{"role": "system", "content": "Sums."}, {"role": "assistant", "content": reply(1)}]
+    call = {"role": "assistant", "content": "Yes.", "tool_calls": [{"type": "function", "function": {"name": "add"}}]}
+    found = perturb(
+        [Conversation.from_messages(turns) for turns in (system, [{"role": "user", "content": "1?"}, call])]
+    )
+    applied = {edit for edit, rows in found.rows.items() if len(rows)}
+    assert set(EVERY) - applied == {audit.FEMALE_USER, audit.FOREIGN_USER}
+    assert all("tool_calls" not in version.messages[-1].extra for version in found.conversations)
+
+
 def test_long_conversations_are_used_only_if_there_are_too_few_others(conversations):
     long = [conversation(f"Long {i}", reply(i) * 20) for i in range(25)]
     found = perturb([*conversations[:30], *long], 50)

@@ -144,6 +144,8 @@ def _digest(text: str) -> int:
 def _versions(edit: str, conversation: Conversation, seed: int) -> tuple[Conversation, Conversation] | None:
     """The two versions to compare; None where the edit does not apply."""
     if edit in (FEMALE_USER, FOREIGN_USER):
+        if not any(turn.role == "user" for turn in conversation.prompt):
+            return None
         names = _users(edit, Random(_digest(f"{seed} {edit} {conversation.key}")))
         return _introduced(conversation, names[0]), _introduced(conversation, names[1])
     direction = _direction(edit, conversation) if edit in DIRECTED else 1

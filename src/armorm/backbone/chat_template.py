@@ -141,6 +141,16 @@ class ChatTemplate:
         encodings = self._private.encode_batch([text for text, *_ in rendered], add_special_tokens=False)
         return [self._finish(encoding, *places) for encoding, places in zip(encodings, rendered, strict=True)]
 
+    def encode_with_offsets(self, conversation: Conversation) -> tuple[EncodedConversation, np.ndarray, str, int]:
+        """One encoded conversation, start and end (t, 2) of each token in the text that was encoded, that text, and
+        where the reply starts in it. (Markers have other names in that text.)"""
+        text, *places = self._locate(conversation)
+        encoding = self._private.encode(text, add_special_tokens=False)
+        encoded = self._finish(encoding, text, *places)
+        offsets = np.asarray(encoding.offsets, np.int64).reshape(-1, 2)
+        missing = max(len(encoded) - len(offsets), 0)  # a BOS that the template does not write
+        return encoded, np.pad(offsets, ((missing, 0), (0, 0)))[-len(encoded) :], text, places[1]
+
     def text_pieces(self, text: str) -> list[tuple[int, int]]:
         """Character spans of a text's tokens when encoded as ordinary text."""
         return list(self._private.encode(text, add_special_tokens=False).offsets)

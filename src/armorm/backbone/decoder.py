@@ -190,9 +190,7 @@ class Backbone:
     @torch.inference_mode()
     def features(self, batch: Sequence[EncodedConversation]) -> tuple[np.ndarray, np.ndarray]:
         """Prompt features (n, d) and response features (n, `response_size`), float32, of one batch."""
-        # (Padded with 0, an id that every model has and no token attends to.)
-        ids = pad_sequence([torch.from_numpy(row.ids.astype(np.int64)) for row in batch], batch_first=True)
-        hidden = self.model(input_ids=ids.to(self.device), use_cache=False).last_hidden_state
+        hidden = self._states(batch)
         places = torch.tensor([(row.gate_position, len(row) - 1) for row in batch], device=hidden.device)
         gates, lasts = places.T
         rows, readout = torch.arange(len(batch), device=hidden.device), self.readout
@@ -204,6 +202,23 @@ class Backbone:
         if readout.prompt == "mean":
             prompt = mean_states(hidden, torch.minimum(torch.ones_like(gates), gates), gates)
         return prompt.float().cpu().numpy(), response.cpu().numpy()
+
+    def response_start(self, row: EncodedConversation) -> int:
+        """Index of the first token that a mean over the response includes."""
+        return min(row.gate_position + self.header_tokens, len(row) - 1)
+
+    @torch.inference_mode()
+    def response_states(self, batch: Sequence[EncodedConversation]) -> list[torch.Tensor]:
+        """States (t, d) float32 of the response's tokens of each conversation, from `response_start` to the end."""
+        return [
+            states[self.response_start(row) : len(row)].float()
+            for states, row in zip(self._states(batch), batch, strict=True)
+        ]
+
+    def _states(self, batch: Sequence[EncodedConversation]) -> torch.Tensor:
+        # (Padded with 0, an id that every model has and no token attends to.)
+        ids = pad_sequence([torch.from_numpy(row.ids.astype(np.int64)) for row in batch], batch_first=True)
+        return self.model(input_ids=ids.to(self.device), use_cache=False).last_hidden_state
 
 
 def resolve_device(device: str) -> torch.device:

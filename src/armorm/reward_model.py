@@ -23,13 +23,16 @@ import torch
 
 from armorm import attribution
 from armorm.backbone.decoder import Backbone, Placement
-from armorm.backbone.encoding import encode_rows, same_prompts
+from armorm.backbone.encoding import EncodedRows, encode_rows, same_prompts
 from armorm.backbone.readout import Readout
 from armorm.conversation import Conversation, ConversationLike
 from armorm.data.seen_prompts import SeenPrompts
 from armorm.errors import CheckpointError, ConversationError
 from armorm.explain.explanation import Explanation, explain_row
+from armorm.explain.occlusion import OccludedPart, occluded, occlusion_changes
 from armorm.explain.response_comparison import ResponseComparison, compare_responses
+from armorm.explain.text_spans import sentences
+from armorm.explain.token_attribution import attribute_tokens, score_by_token
 from armorm.features.extract import BATCH_TOKENS, Features, extract
 from armorm.files import DEFAULT_REWARD_MODEL, demonstration, write_text
 from armorm.heads.uncertainty import Uncertainty
@@ -133,6 +136,7 @@ class ArmoRM:
         lower_confidence: float = 0.0,
         on_refused: Literal["error", "skip"] = "error",
         same_prompt: bool = False,
+        per_token: bool = False,
         batch_tokens: int = BATCH_TOKENS,
     ) -> ScoreBatch:
         """Score conversations.
@@ -145,6 +149,9 @@ class ArmoRM:
             on_refused: for a conversation that cannot be scored: `error`, or `skip` for an entry in `rejected`.
             same_prompt: the conversations are responses to one prompt that are compared; a prompt that has to be
                 truncated loses the same part for all.
+            per_token: also each score as a sum over the response's tokens (`token_scores`, `token_spans`): the exact
+                one where the response feature is a mean; what is read from the last token is given to the last token.
+                It costs a second forward pass.
             batch_tokens: most tokens of a forward pass.
 
         Raises:
@@ -153,6 +160,25 @@ class ArmoRM:
         """
         if normalize:
             self._reference_score()
+        texts, indices, encoded, rejected = self._encode(conversations, on_refused, same_prompt)
+        features = extract(self.backbone, encoded.encoded, batch_tokens=batch_tokens, description="scores")
+        rows = np.array([indices[i] for i in encoded.kept], np.int64)
+        batch = self.score_features(
+            features, normalize=normalize, lower_confidence=lower_confidence, rows=rows, rejected=sorted(rejected)
+        )
+        tokens = np.array([row.response_tokens for row in encoded.encoded], np.int64)
+        batch = replace(batch, truncated=[indices[i] for i in encoded.truncated], response_tokens=tokens)
+        if not per_token:
+            return batch
+        kept, head = [texts[i] for i in encoded.kept], self.model.regression_layer
+        scale = self._reference_score()[1] if normalize else 1.0
+        options: dict[str, Any] = {"scale": scale, "batch_tokens": batch_tokens}
+        return score_by_token(self.backbone, head, kept, encoded.encoded, batch, **options)
+
+    def _encode(
+        self, conversations: Sequence[ConversationLike], on_refused: Literal["error", "skip"], same_prompt: bool
+    ) -> tuple[list[Conversation], list[int], EncodedRows, list[tuple[int, str]]]:
+        """Valid conversations, the index of each, their tokens, and the rejected ones; arguments as in `score`."""
         valid: dict[int, Conversation] = {}
         rejected: list[tuple[int, str]] = []
         for index, messages in enumerate(conversations):
@@ -174,13 +200,7 @@ class ArmoRM:
         rejected += [(indices[i], reason) for i, reason in encoded.rejected]
         if rejected and on_refused == "error":
             raise ConversationError(rejected[0][1], f"conversation {rejected[0][0]}")
-        features = extract(self.backbone, encoded.encoded, batch_tokens=batch_tokens, description="scores")
-        rows = np.array([indices[i] for i in encoded.kept], np.int64)
-        batch = self.score_features(
-            features, normalize=normalize, lower_confidence=lower_confidence, rows=rows, rejected=sorted(rejected)
-        )
-        tokens = np.array([row.response_tokens for row in encoded.encoded], np.int64)
-        return replace(batch, truncated=[indices[i] for i in encoded.truncated], response_tokens=tokens)
+        return texts, indices, encoded, rejected
 
     @torch.inference_mode()
     def score_features(
@@ -275,27 +295,89 @@ class ArmoRM:
                 ends[:, column] = np.clip(ends[:, column], objective.low, objective.high)
         return ends
 
-    def explain(self, conversation: ConversationLike) -> Explanation:
-        """Explanation of one score; prints as a table, and has `to_dict` and `to_html`."""
-        return self.explanations(self.score([conversation]))[0]
+    def explain(self, conversation: ConversationLike, *, tokens: bool | Literal["gradient"] = False) -> Explanation:
+        """Explanation of one score; prints as a table, and has `to_dict` and `to_html`.
 
-    def explanations(self, batch: ScoreBatch) -> list[Explanation]:
-        """Explanations of scored rows, of their plain scores."""
+        Args:
+            tokens: also by tokens of the response, for another forward pass. Where the response feature is a mean, or
+                has one, that part is an exact sum. `gradient` attributes what is read from the last token as well, by
+                integrated gradients, which cost k passes for each of their steps; for a model that reads the last
+                token alone, True does so too.
+        """
+        batch = self.score([conversation])
+        return self.explanations(batch, [conversation] if tokens else (), gradient=tokens == "gradient")[0]
+
+    def explanations(
+        self,
+        batch: ScoreBatch,
+        conversations: Sequence[ConversationLike] = (),
+        *,
+        gradient: bool = False,
+        same_prompt: bool = False,
+    ) -> list[Explanation]:
+        """Explanations of scored rows, of their plain scores.
+
+        Args:
+            conversations: that were scored, rejected ones included, for explanations by token.
+            gradient, same_prompt: as in `explain` and `score`.
+        """
         objectives, known = list(self.objectives), self.uncertainty
         options: dict[str, Any] = {
             "model": self.name,
             "steered": self.model.config.steering,
             "approximate": (known.approximate(self.objectives.names) or None) if known else None,
         }
-        return [explain_row(batch, row, objectives, self.reference, **options) for row in range(len(batch))]
+        found = [explain_row(batch, row, objectives, self.reference, **options) for row in range(len(batch))]
+        if not conversations:
+            return found
+        texts, _, encoded, _ = self._encode([conversations[i] for i in batch.rows], "error", same_prompt)
+        head, rows = self.model.regression_layer, encoded.encoded
+        by_token = attribute_tokens(self.backbone, head, texts, rows, batch, gradient=gradient)
+        return [replace(shown, tokens=tokens) for shown, tokens in zip(found, by_token, strict=True)]
 
-    def compare(self, first: ConversationLike, second: ConversationLike) -> ResponseComparison:
-        """Which of two responses to one prompt is better, and which objectives decide; prints as a table."""
-        conversations = [Conversation.from_messages(messages) for messages in (first, second)]
+    def occlude(
+        self, conversation: ConversationLike, spans: Sequence[tuple[int, int]] | None = None
+    ) -> list[OccludedPart]:
+        """How the score changes without each part of the response: the slow truth, one more response per part.
+
+        Args:
+            spans: start and end in characters of each part; by default the sentences.
+
+        Raises:
+            ConversationError: for a span that is not inside the response.
+        """
+        whole = Conversation.from_messages(conversation)
+        parts = sentences(whole.response) if spans is None else list(spans)
+        without = occluded(whole, parts)
+        batch = self.score([whole, *(part for part in without if part is not None)], same_prompt=True)
+        return occlusion_changes(whole, parts, without, batch)
+
+    def compare(self, *compared: Any, tokens: bool | Literal["gradient"] = False) -> ResponseComparison:
+        """Which of two responses to one prompt is better, and which objectives decide; prints as a table.
+
+        Args:
+            compared: two conversations, or a prompt and two responses (as in `Conversation.from_prompt`).
+            tokens: also which sentences of each response carry the difference; as in `explain`.
+
+        Raises:
+            ConversationError: for two prompts, or an invalid conversation.
+        """
+        if len(compared) == 3:
+            conversations = [Conversation.from_prompt(compared[0], reply) for reply in compared[1:]]
+        elif len(compared) == 2:
+            conversations = [Conversation.from_messages(messages) for messages in compared]
+        else:
+            raise TypeError(
+                f"found {len(compared)} arguments, expected two conversations, or a prompt and two responses"
+            )
         if conversations[0].prompt_key != conversations[1].prompt_key:
             raise ConversationError("found two prompts, expected two responses to the same one")
-        same = conversations[0].key == conversations[1].key
-        shown = self.explanations(self.score(conversations[:1] if same else conversations, same_prompt=True))
+        if conversations[0].key == conversations[1].key:
+            del conversations[1]
+        batch = self.score(conversations, same_prompt=True)
+        shown = self.explanations(
+            batch, conversations if tokens else (), gradient=tokens == "gradient", same_prompt=True
+        )
         spread = self.reference.get("score_std")
         return compare_responses(shown[0], shown[-1], margin_scale=self.margin_scale, score_std=spread)
 

@@ -38,6 +38,10 @@ class ScoreBatch:
         quantiles: (n, k, q) of each rating, mapped scale, ascending; NaN for objectives without quantile heads, None
             for a model without any.
         quantile_levels: (q,) between 0 and 1.
+        token_scores: an array (t,) float64 for each row, the scores as sums over the response's tokens; this and the
+            next are None unless `score(..., per_token=True)`.
+        token_spans: an array (t, 2) int64 for each row, start and end of each token in the text of the response; a
+            token of the template has an empty span.
     """
 
     scores: np.ndarray
@@ -59,6 +63,8 @@ class ScoreBatch:
     prompt_index: np.ndarray | None = None
     quantiles: np.ndarray | None = None
     quantile_levels: tuple[float, ...] = ()
+    token_scores: list[np.ndarray] | None = None
+    token_spans: list[np.ndarray] | None = None
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -68,6 +74,10 @@ class ScoreBatch:
         arrays = {item.name: getattr(self, item.name) for item in fields(self)}
         taken: dict[str, Any] = {name: value[rows] for name, value in arrays.items() if isinstance(value, np.ndarray)}
         left = set(taken["rows"].tolist())
+        if self.token_scores is not None and self.token_spans is not None:
+            places = np.arange(len(self))[rows].tolist()
+            taken["token_scores"] = [self.token_scores[i] for i in places]
+            taken["token_spans"] = [self.token_spans[i] for i in places]
         return replace(self, **taken, rejected=[], truncated=[row for row in self.truncated if row in left])
 
     def to_pandas(self) -> pandas.DataFrame:

@@ -81,6 +81,13 @@ class Readout:
         assert mean is not None
         return mean if self.pooling == "mean" else torch.cat([last, mean], -1)
 
+    def split(self, wide: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """The parts (..., d) of a tensor (..., parts * d) that act on the last token and on the mean; None for none."""
+        if self.parts == 1:
+            return (wide, None) if self.pooling == "last" else (None, wide)
+        last, mean = wide.chunk(2, -1)
+        return last, mean
+
 
 LAST_TOKEN = Readout()
 

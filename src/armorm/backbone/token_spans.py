@@ -102,7 +102,7 @@ def _aligned(rendered: str, text: str) -> np.ndarray:
     # A template that restructures the reply, such as one that drops its reasoning (so it keeps the end).
     pieces = [findall(r"\w+|\s+|[^\w\s]", side)[::-1] for side in (rendered, text)]
     ends = [len(side) - np.cumsum([0, *map(len, found)]) for side, found in zip((rendered, text), pieces, strict=True)]
-    for block in SequenceMatcher(None, *pieces, autojunk=False).get_matching_blocks():
+    for block in SequenceMatcher(None, pieces[0], pieces[1], autojunk=False).get_matching_blocks():
         here, there = int(ends[0][block.a]), int(ends[1][block.b])
         length = here - int(ends[0][block.a + block.size])
         places[here - length : here] = np.arange(there - length, there)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated
 
 import typer
-from rich.console import Console
+from rich.console import Console, RenderableType
 from typer import Argument, Option
 
 from armorm.cli.input import input_or_example, valid_rows
@@ -21,17 +22,23 @@ def explain(
     prompt: Annotated[str | None, Option(help="Text of the prompt.")] = None,
     response: Annotated[str | None, Option(help="Text of the response.")] = None,
     model: ModelOption = DEFAULT_REWARD_MODEL,
+    tokens: Annotated[bool, Option(help="Show how the score adds up over the words of the response.")] = False,
+    gradient: Annotated[
+        bool, Option("--gradient", help="With --tokens: attribute what is read from the last token too (slow).")
+    ] = False,
+    objective: Annotated[str | None, Option(metavar="NAME", help="Show the words of one objective.")] = None,
     html: HtmlOption = None,
     as_json: Annotated[bool, Option("--json", help="Print one JSON line per conversation.")] = False,
     dtype: DtypeOption = "auto",
     device: DeviceOption = "auto",
 ) -> None:
-    """Decompose scores into the contribution of each objective.
+    """Decompose scores into the contribution of each objective, and of each word of the response.
 
-    Example: `armorm explain --prompt "What is 2+2?" --response "4"`
+    Example: `armorm explain --prompt "What is 2+2?" --response "4" --tokens`
     """
     if (prompt is None) != (response is None) or (input is not None and prompt is not None):
         raise typer.BadParameter("expected an input file, or both --prompt and --response")
+    from armorm.explain.token_map import TokenMap
     from armorm.reward_model import ArmoRM
 
     if prompt is not None and response is not None:
@@ -39,15 +46,21 @@ def explain(
     else:
         rows = [(row.number, row.conversation()) for row in valid_rows(input_or_example(input))]
     rm = ArmoRM.from_pretrained(model, dtype=dtype, device=device)
+    if objective is not None:
+        rm.objectives.position(objective)
     batch = rm.score([conversation for _, conversation in rows], on_refused="skip")
     if batch.rejected:
         index, reason = batch.rejected[0]
         raise DataError(reason, file=input or "", row=rows[index][0] if input else None)
-    explanations = rm.explanations(batch)
+    by_token = tokens or gradient or objective is not None
+    explanations = rm.explanations(batch, [found for _, found in rows] if by_token else (), gradient=gradient)
     for (number, _), explanation in zip(rows, explanations, strict=True):
         if not as_json and len(explanations) > 1:
             Console().rule(f"row {number}", align="left")
-        emit({"row": number, **explanation.to_dict()}, explanation, as_json=as_json, indent=None)
+        shown: list[RenderableType] = [explanation]
+        if explanation.tokens is not None and objective is not None:
+            shown = [replace(explanation, tokens=None), "", TokenMap(explanation.tokens, objective)]
+        emit({"row": number, **explanation.to_dict()}, *shown, as_json=as_json, indent=None)
     if html is not None:
         from armorm.explain.explanation import explanations_page
 

@@ -2,24 +2,31 @@
 
 People see `relative` first: the contribution of each objective against a response of average rewards. A bar to the
 right speaks for this response, a bar to the left against it. The exact contributions next to it sum to the score.
+With `tokens`, the same sum over the tokens of the response (`armorm.explain.token_attribution`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.console import Console, ConsoleOptions, Group, RenderResult
 from rich.text import Text
 
 from armorm.conversation import Conversation
+from armorm.errors import ArmormError
 from armorm.explain.html import number, percent, render
 from armorm.explain.text import Column, as_text, objective_table, signed, signed_bar
+from armorm.explain.token_attribution import TextPart, TokenAttribution
+from armorm.explain.token_map import TokenMap
 from armorm.objectives import Objective
 from armorm.score_batch import ScoreBatch
 from armorm.steering import sentences
+
+if TYPE_CHECKING:
+    import pandas
 
 _BAR, _SHORT_BAR = 24, 10
 _NAME = 20
@@ -55,6 +62,7 @@ class Explanation:
         steered: settings of the steering, empty for none.
         score_std: standard deviation of the score, None for a model without uncertainty.
         approximate: by objective, the largest relative error of a standard deviation that is stored approximately.
+        tokens: the score by tokens, if it was requested.
     """
 
     score: float
@@ -65,15 +73,45 @@ class Explanation:
     steered: Mapping[str, Any] | None = None
     score_std: float | None = None
     approximate: Mapping[str, float] | None = None
+    tokens: TokenAttribution | None = None
 
     @property
     def ranked(self) -> list[ObjectiveShare]:
         """Shares by the size of their relative contribution."""
         return sorted(self.shares, key=lambda share: -abs(share.relative))
 
+    @property
+    def token_contributions(self) -> np.ndarray:
+        """(t, k) float64, of the response's tokens; this and the next four need `rm.explain(..., tokens=True)`."""
+        return self._by_token.token_contributions
+
+    def words(self) -> list[TextPart]:
+        """Contributions of the response's words."""
+        return self._by_token.words()
+
+    def sentences(self) -> list[TextPart]:
+        """Contributions of the response's sentences and lines."""
+        return self._by_token.sentences()
+
+    def spans(self, spans: Iterable[tuple[int, int]]) -> list[TextPart]:
+        """Contributions of parts of the response, each given by start and end in characters."""
+        return self._by_token.spans(spans)
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """One row per token, as `TokenAttribution.to_pandas`."""
+        return self._by_token.to_pandas()
+
+    @property
+    def _by_token(self) -> TokenAttribution:
+        if self.tokens is None:
+            raise ArmormError("the explanation has no tokens; expected one made by `rm.explain(..., tokens=True)`")
+        return self.tokens
+
     def to_dict(self) -> dict[str, Any]:
-        """Everything as plain values."""
-        return asdict(self)
+        """Everything as plain values; with `tokens` if they were requested."""
+        found = asdict(replace(self, tokens=None))
+        del found["tokens"]
+        return found if self.tokens is None else {**found, "tokens": self.tokens.to_dict()}
 
     def to_html(self, conversation: Conversation | None = None) -> str:
         """One self-contained page, with the text if a conversation is given."""
@@ -85,6 +123,8 @@ class Explanation:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         columns = self._columns(wide=options.max_width >= 112)
         yield Group(self._headline(), Text(""), objective_table(self.ranked, columns))
+        if self.tokens is not None:
+            yield Group(Text(""), TokenMap(self.tokens))
 
     def _columns(self, wide: bool) -> list[Column]:
         right, dim = {"justify": "right"}, {"justify": "right", "style": "dim"}

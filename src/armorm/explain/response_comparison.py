@@ -2,6 +2,12 @@
 
 The differences of contributions sum to the margin, so the comparison is exact. The deciding objectives are the smallest
 set without which the preference would not hold (`armorm.attribution.deciding`).
+
+By sentences: each counts against the mean of the two responses, for as many tokens as it has,
+
+    difference(sentence of A) = contribution - (its tokens / tokens of A) * (sum over A + sum over B) / 2
+
+and the reverse for B. Over all tokens of both the differences sum to the margin (of what the tokens carry).
 """
 
 from __future__ import annotations
@@ -20,7 +26,10 @@ from armorm.conversation import Conversation
 from armorm.explain.explanation import Explanation
 from armorm.explain.html import render
 from armorm.explain.text import Column, as_text, objective_table, signed, signed_bar
+from armorm.explain.token_attribution import TokenAttribution
 from armorm.steering import sentences
+
+_NAMED_SENTENCES = 6
 
 
 @dataclass(frozen=True)
@@ -49,6 +58,25 @@ class ObjectiveComparison:
 
 
 @dataclass(frozen=True)
+class SentenceShare:
+    """A sentence of A or B.
+
+    Attributes:
+        response: `A` or `B`.
+        text, start, end: the sentence and its place in the response, in characters.
+        difference: what it adds to the margin; above 0 speaks for A.
+        differences: the same by objective.
+    """
+
+    response: str
+    text: str
+    start: int
+    end: int
+    difference: float
+    differences: Mapping[str, float]
+
+
+@dataclass(frozen=True)
 class ResponseComparison:
     """Two scores and their difference by objective.
 
@@ -62,6 +90,8 @@ class ResponseComparison:
         shares: one per objective, in the model's order; empty for a model without objectives.
         model: its name.
         steered: settings of the steering.
+        sentences: of both responses, the largest difference first; None if they were not requested. Their sum and
+            `other_difference`, of template tokens and of what no token carries, are the margin.
     """
 
     scores: Mapping[str, float]
@@ -73,6 +103,8 @@ class ResponseComparison:
     shares: list[ObjectiveComparison] = field(default_factory=list)
     model: str = ""
     steered: Mapping[str, Any] = field(default_factory=dict)
+    sentences: list[SentenceShare] | None = None
+    other_difference: float | None = None
 
     @property
     def ranked(self) -> list[ObjectiveComparison]:
@@ -127,6 +159,9 @@ class ResponseComparison:
             found["contributions"] = {share.name: share.difference for share in self.shares}
             found["decided_by"] = self.decided_by
             found["objectives"] = [asdict(share) for share in self.shares]
+        if self.sentences is not None:
+            found["sentences"] = [asdict(share) for share in self.sentences]
+            found["other_difference"] = self.other_difference
         return found
 
     def to_html(self, conversations: Sequence[Conversation] = ()) -> str:
@@ -158,6 +193,19 @@ class ResponseComparison:
             yield head
             return
         yield Group(head, Text(""), objective_table(self.ranked, self._columns(wide=options.max_width >= 100)))
+        if self.sentences is not None:
+            yield Group(Text(""), *self._sentence_lines(options.max_width))
+
+    def _sentence_lines(self, width: int) -> list[Text]:
+        lines = [Text("sentences that carry the margin", "bold")]
+        for share in (self.sentences or [])[:_NAMED_SENTENCES]:
+            text = Text(" ".join(share.text.split()), no_wrap=True, overflow="ellipsis")
+            text.truncate(max(width - 13, 20), overflow="ellipsis")
+            style = "green" if share.difference > 0 else "red"
+            lines.append(Text.assemble((f"{signed(share.difference):>9}", style), f"  {share.response} ", text))
+        rest = sum(share.difference for share in (self.sentences or [])[_NAMED_SENTENCES:])
+        lines.append(Text(f"{signed(rest + (self.other_difference or 0.0)):>9}  all else"))
+        return lines
 
     def _columns(self, wide: bool) -> list[Column]:
         right, half = {"justify": "right"}, 11 if wide else 6
@@ -213,12 +261,29 @@ def compare_responses(
         )
         for (a, b), difference, decided in zip(pairs, differences, deciding(differences)[0], strict=True)
     ]
+    by_sentence = sentence_shares(first.tokens, second.tokens) if first.tokens and second.tokens else None
+    margin = first.score - second.score
+    carried = None if by_sentence is None else sum(share.difference for share in by_sentence)
     return replace(
         compare_scores(first.score, second.score, first.model, margin_scale=margin_scale, score_std=score_std),
         percentiles={"A": first.percentile, "B": second.percentile},
         shares=shares,
         steered=first.steered or {},
+        sentences=by_sentence,
+        other_difference=None if carried is None else margin - carried,
     )
+
+
+def sentence_shares(first: TokenAttribution, second: TokenAttribution) -> list[SentenceShare]:
+    """What each sentence of A and B adds to the margin, the largest first (equation in the module's docstring)."""
+    middle = (first.token_contributions.sum(0) + second.token_contributions.sum(0)) / 2
+    found = []
+    for side, tokens, sign in (("A", first, 1.0), ("B", second, -1.0)):
+        for part in tokens.sentences():
+            values = sign * (part.contributions - part.tokens / len(tokens.places) * middle)
+            by_name = dict(zip(tokens.names, values.tolist(), strict=True))
+            found.append(SentenceShare(side, part.text, part.start, part.end, float(values.sum()), by_name))
+    return sorted(found, key=lambda share: -abs(share.difference))
 
 
 def compare_scores(

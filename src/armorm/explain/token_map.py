@@ -1,0 +1,102 @@
+"""A response in the terminal, its words coloured by what they add to the score.
+
+Colours show deviations: contributions minus those of an average token of the response, so that a long response of many
+small contributions is readable. Blue raises the response's mean, red lowers it; the sentences with the largest sums are
+named below, so nothing depends on colour.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.text import Text
+
+from armorm.errors import nearest
+from armorm.explain.text import signed
+from armorm.explain.token_attribution import TextPart, TokenAttribution
+from armorm.objectives import ObjectiveError
+
+_NAMED = 3  # sentences of each sign
+_LONGEST = 72  # characters of a sentence that are shown
+# From weak to strong; the strongest that lower it are underlined too.
+_RAISES = ("blue", "bold blue", "bold white on blue")
+_LOWERS = ("red", "underline red", "bold underline white on red")
+
+
+@dataclass(frozen=True)
+class TokenMap:
+    """What a terminal shows of an attribution.
+
+    Attributes:
+        attribution: of the response.
+        objective: whose contributions are shown; None for the score.
+
+    Raises:
+        ObjectiveError: for an unknown objective.
+    """
+
+    attribution: TokenAttribution
+    objective: str | None = None
+
+    def __post_init__(self) -> None:
+        names = self.attribution.names
+        if self.objective is not None and self.objective not in names:
+            hint = nearest(self.objective, names)
+            raise ObjectiveError(f"unknown objective {self.objective!r}{hint}; there are {', '.join(names)}")
+
+    def value(self, values: np.ndarray) -> float:
+        """The shown objective's of values (k,), or their sum."""
+        if self.objective is None:
+            return float(values.sum())
+        return float(values[self.attribution.names.index(self.objective)])
+
+    def best_and_worst(self, parts: Sequence[TextPart]) -> tuple[list[TextPart], list[TextPart]]:
+        """Up to three parts that raise the response's mean most, and three that lower it most."""
+        ranked = sorted(parts, key=lambda part: -self.value(part.deviations))
+        best = [part for part in ranked[:_NAMED] if self.value(part.deviations) > 0]
+        return best, [part for part in ranked[::-1][:_NAMED] if self.value(part.deviations) < 0]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        found = self.attribution
+        of = "score" if self.objective is None else self.objective
+        yield Text.assemble((f"how the {of} adds up over the response", "bold"), f"   {self._exactness()}")
+        yield Text("")
+        yield self._coloured()
+        yield Text("")
+        for title, parts, style in zip(
+            ("raises it most, against an average token:", "lowers it most:"),
+            self.best_and_worst(found.sentences()),
+            ("blue", "red"),
+            strict=True,
+        ):
+            if parts:
+                yield Text(title, "bold")
+            for part in parts:
+                text = " ".join(part.text.split())
+                shown = text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
+                yield Text.assemble((f"  {signed(self.value(part.deviations))}  ", style), shown)
+
+    def _exactness(self) -> str:
+        found = self.attribution
+        if found.exact_share == 1:
+            return "an exact sum over tokens"
+        read = f"{signed(self.value(found.last_contributions))} is read from the last token"
+        share = f"{found.exact_share:.0%} of it is an exact sum over tokens, " if found.exact_share else ""
+        if found.completeness_error is None:
+            return f"{share}{read}, not shown below"
+        estimate = f"attributed by integrated gradients (completeness error {found.completeness_error:.2g})"
+        return f"{share}{read}, {estimate}"
+
+    def _coloured(self) -> Text:
+        places, words = self.attribution.places, self.attribution.words()
+        text = Text(places.text)
+        by_token = [self.value(word.deviations) / word.tokens if word.tokens else 0.0 for word in words]
+        largest = max(map(abs, by_token), default=0.0) or 1.0
+        for word, value in zip(words, by_token, strict=True):
+            level = round(3 * abs(value) / largest)
+            if level:
+                text.stylize((_RAISES if value > 0 else _LOWERS)[level - 1], word.start, word.end)
+        return text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
+import typer
 from typer import Argument, Option
 
 from armorm.cli.options import DeviceOption, DtypeOption, HtmlOption, JsonOption, ModelOption
@@ -18,6 +19,7 @@ def compare(
     second: Annotated[str, Argument(metavar="B", help="Text of the second response.")],
     prompt: Annotated[str, Option(help="Text of the prompt.")],
     model: ModelOption = DEFAULT_REWARD_MODEL,
+    tokens: Annotated[bool, Option(help="Show which sentences of each response carry the margin.")] = False,
     html: HtmlOption = None,
     as_json: JsonOption = False,
     dtype: DtypeOption = "auto",
@@ -33,7 +35,9 @@ def compare(
     conversations = [Conversation.from_prompt(prompt, text, name) for text, name in ((first, "A"), (second, "B"))]
     scorer = load_scorer(model, dtype=dtype, device=device)
     if isinstance(scorer, ArmoRMScorer):
-        found = scorer.rm.compare(*conversations)
+        found = scorer.rm.compare(*conversations, tokens=tokens)
+    elif tokens:
+        raise typer.BadParameter(f"--tokens needs an armorm reward model, found {model}")
     else:
         same = conversations[0].key == conversations[1].key
         scored = scorer.score(conversations[:1] if same else conversations)

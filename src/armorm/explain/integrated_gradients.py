@@ -42,16 +42,16 @@ def attribute_last_state(
         return directions @ states[0, -1].float().to(directions.device)
 
     nodes, weights = np.polynomial.legendre.leggauss(steps)
-    mean = torch.zeros((len(directions), *end.shape[1:]), dtype=torch.float64, device=device)
+    mean = torch.zeros((len(directions), *end.shape[1:]), dtype=torch.float64)
     with torch.enable_grad(), progress("gradients", steps * len(directions), "passes") as advance:
         for node, weight in zip((nodes + 1) / 2, weights / 2, strict=True):
             point = (begin + float(node) * (end - begin)).requires_grad_()
             read = readings(point)
             for k, value in enumerate(read):
                 (slope,) = torch.autograd.grad(value, point, retain_graph=k + 1 < len(read))
-                mean[k] += weight * slope[0].double()
+                mean[k] += weight * slope[0].cpu().double()
                 advance(1)
-    attributed = torch.einsum("ktd,td->tk", mean, (end - begin)[0].double()).cpu().numpy()
+    attributed = torch.einsum("ktd,td->tk", mean, (end - begin)[0].cpu().double()).numpy()
     with torch.no_grad():
-        change = (readings(end) - readings(begin)).double().cpu().numpy()
+        change = (readings(end) - readings(begin)).cpu().double().numpy()
     return attributed, attributed.sum(0) - change

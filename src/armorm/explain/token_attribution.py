@@ -184,6 +184,7 @@ class TokenAttribution:
             "exact_share": self.exact_share,
             "completeness_error": self.completeness_error,
             "objectives": list(self.names),
+            "coefficients": self._by_name(self.coefficients),
             "tokens": [
                 {
                     "token": name,
@@ -226,15 +227,13 @@ def token_rewards(states: torch.Tensor, head: torch.nn.Linear, readout: Readout)
         head: the regression layer. Its intercept is spread evenly over the tokens of a mean.
     """
     count, objectives = len(states), head.out_features
-    last_weight, mean_weight = readout.split(head.weight.detach().double())
-    bias = torch.zeros(objectives) if head.bias is None else head.bias.detach()
-    by_token, last = np.zeros((count, objectives)), np.zeros(objectives)
-    states, intercept = states.double().to(head.weight.device), bias.double().cpu().numpy()
-    if last_weight is not None:
-        last = (last_weight @ states[-1]).cpu().numpy()
+    states = states.cpu().double()
+    last_weight, mean_weight = readout.split(head.weight.detach().cpu().double())
+    intercept = np.zeros(objectives) if head.bias is None else head.bias.detach().cpu().double().numpy()
+    last = np.zeros(objectives) if last_weight is None else (last_weight @ states[-1]).numpy()
     if mean_weight is None:
-        return by_token, last + intercept
-    return ((states @ mean_weight.T).cpu().numpy() + intercept) / count, last
+        return np.zeros((count, objectives)), last + intercept
+    return ((states @ mean_weight.T).numpy() + intercept) / count, last
 
 
 def attribute_tokens(

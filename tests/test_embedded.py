@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from armorm import ArmoRM, Conversation
-from armorm.files import EMBEDDED_BACKBONE, EMBEDDED_REWARD_MODEL, embedded_path
+from armorm.backbone.locate import SMALL, SMALL_SHA256
+from armorm.explain.explanation import explanations_page
+from armorm.files import DEFAULT_REWARD_MODEL, EMBEDDED_BACKBONE, EMBEDDED_REWARD_MODEL, embedded_path
 from tests.helpers.conversations import chat
 
 MOST_BYTES = 16_000_000
+MOST_SMALL_BYTES = 12_000_000
 
 
 @pytest.fixture(scope="module")
 def embedded() -> ArmoRM:
-    return ArmoRM.from_pretrained(dtype="weights", device="cpu")
+    return ArmoRM.from_pretrained(EMBEDDED_REWARD_MODEL, dtype="weights", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def default(small_backbone_path) -> ArmoRM:
+    return ArmoRM.from_pretrained(dtype="float32", device="cpu")
 
 
 def test_the_backbone_weighs_at_most_sixteen_megabytes_in_bfloat16():
@@ -81,4 +90,34 @@ def test_they_load_without_a_network(monkeypatch):
 
     monkeypatch.setattr("socket.socket.connect", refuse)
     monkeypatch.setattr("socket.getaddrinfo", refuse)
-    assert len(ArmoRM.from_pretrained().objectives) == 22
+    assert len(ArmoRM.from_pretrained(EMBEDDED_REWARD_MODEL).objectives) == 22
+
+
+def test_the_default_model_is_small_and_names_its_backbone(default):
+    folder = embedded_path(DEFAULT_REWARD_MODEL)
+    assert sum(path.stat().st_size for path in folder.iterdir()) <= MOST_SMALL_BYTES
+    config = json.loads((folder / "config.json").read_text())
+    assert config["backbone_source"] == {"name": SMALL, "sha256": SMALL_SHA256, "referenced": True}
+    assert {"answers-the-question", "courteous", "verbosity", "refusal", "markdown"} <= set(default.objectives.names)
+    assert default.margin_scale is not None
+
+
+def test_the_default_model_prefers_an_answer_to_a_dismissal(default):
+    """With the reasons on a score that is an exact sum."""
+    question = "What is the capital of France?"
+    good, bad = (
+        chat(question, "The capital of France is Paris."),
+        chat(question, "I don't care, go look it up yourself."),
+    )
+    found = default.compare(good, bad)
+    assert found.better == "A" and found.probability_of_a > 0.6
+    batch = default.score([good, bad])
+    assert batch.contributions.sum(1) == pytest.approx(batch.scores, abs=1e-5)
+
+
+def test_the_tiny_model_says_that_it_is_a_demonstration(capsys):
+    rm = ArmoRM.from_pretrained(EMBEDDED_REWARD_MODEL)
+    assert "is a demonstration" in capsys.readouterr().err
+    row = chat("What is the capital of France?", "Paris.")
+    assert "is a demonstration" in explanations_page([("", rm.explain(row), None)])
+    assert "is a demonstration" not in explanations_page([("", replace(rm.explain(row), model="ours"), None)])

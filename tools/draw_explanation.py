@@ -26,7 +26,7 @@ CONVERSATION = [
 
 if __name__ == "__main__":
     console = Console(record=True, width=120, file=io.StringIO(), highlight=False)
-    console.print(ArmoRM.from_pretrained("armorm-tiny-rm", dtype="float32", device="cpu").explain(CONVERSATION))
+    console.print(ArmoRM.from_pretrained(dtype="float32", device="cpu").explain(CONVERSATION))
     TARGET.parent.mkdir(parents=True, exist_ok=True)
     # (Without the web fonts that rich links to, so that the picture loads nothing from other hosts.)
     write_text(

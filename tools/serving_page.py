@@ -1,6 +1,6 @@
 """Rewrites the examples in docs/serving.md: a request to each route of a real server, and its response.
 
-The server runs the embedded reward model in float32. Long lists and objects are cut at `...`.
+The server runs `armorm-tiny-rm` in float32. Long lists and objects are cut at `...`.
 
     python tools/serving_page.py
 """
@@ -15,7 +15,7 @@ from typing import Any
 
 import httpx
 
-from armorm.files import write_text
+from armorm.files import EMBEDDED_REWARD_MODEL, write_text
 from armorm.reward_model import ArmoRM
 from armorm.serving.engine import ScoringEngine
 from armorm.serving.server import running
@@ -160,7 +160,7 @@ def exchanged(client: httpx.Client) -> str:
 
 def main() -> None:
     """Rewrite the page."""
-    rm = ArmoRM.from_pretrained(dtype="float32", device="cpu")
+    rm = ArmoRM.from_pretrained(EMBEDDED_REWARD_MODEL, dtype="float32", device="cpu")
     with (
         running(ScoringEngine(rm, ServingSettings(name=rm.name))) as url,
         httpx.Client(base_url=url, timeout=60) as client,

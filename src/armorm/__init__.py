@@ -2,7 +2,7 @@
 
     from armorm import ArmoRM, Recipe, train
 
-    rm = ArmoRM.from_pretrained("armorm-tiny-rm")
+    rm = ArmoRM.from_pretrained("armorm-small-rm")
     print(rm.explain([{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]))
 
 Names are imported when first used, so that `import armorm` is fast.

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 EMBEDDED_BACKBONE = "armorm-tiny"
 EMBEDDED_REWARD_MODEL = "armorm-tiny-rm"
 # What every command and function uses unless another is named.
-DEFAULT_REWARD_MODEL = EMBEDDED_REWARD_MODEL
+DEFAULT_REWARD_MODEL = "armorm-small-rm"
+DEFAULT_BACKBONE = "armorm-small"
 _EMBEDDED = Path(__file__).parent / "embedded_models"
 
 

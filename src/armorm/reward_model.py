@@ -1,6 +1,6 @@
 """`ArmoRM`: load a reward model, score, explain, compare, steer, save.
 
-    rm = ArmoRM.from_pretrained("armorm-tiny-rm")
+    rm = ArmoRM.from_pretrained("armorm-small-rm")
     batch = rm.score([[{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}]])
     batch.scores, batch.contributions
 
@@ -72,7 +72,7 @@ class ArmoRM:
         device: str = "auto",
         **kwargs: Any,
     ) -> ArmoRM:
-        """Load a reward model from a folder, a hub id, or the embedded `armorm-tiny-rm`.
+        """Load a reward model from a folder, a hub id, or one inside the package: `armorm-small-rm`, `armorm-tiny-rm`.
 
         Args:
             dtype: of the backbone: `auto` (bfloat16 where the hardware is fast at it), `weights` (as they are

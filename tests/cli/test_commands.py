@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import save_file
 
 from armorm import ArmoRM
+from armorm.files import DEFAULT_REWARD_MODEL
 from tests.helpers.commands import run
 
 GOOD = {"prompt": "Just for fun, how do I learn to juggle?", "response": "Start with one ball."}
@@ -296,7 +297,7 @@ def test_score_and_explain_work_at_once_with_no_arguments(capsys):
     code, out, err = run(capsys, "explain", "--json")
     assert code == 0
     first, second = (json.loads(line) for line in out.splitlines())
-    assert first["model"] == "armorm-tiny-rm"
+    assert first["model"] == DEFAULT_REWARD_MODEL
     for entry in (first, second):
         assert sum(part["contribution"] for part in entry["shares"]) == pytest.approx(entry["score"], abs=1e-5)
 

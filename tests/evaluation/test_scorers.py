@@ -182,6 +182,8 @@ def test_a_store_is_filled_once_and_read_again(rm, rows, results, tmp_path, monk
 
 def test_a_stopped_run_of_a_reward_model_goes_on_with_its_features(rm, rows, results, tmp_path, monkeypatch):
     monkeypatch.setattr("armorm.features.engine.SHARD_TOKENS", 300)
+    monkeypatch.setattr("armorm.features.engine.LARGE_TOKENS", {"cpu": 10**9, "cuda": 10**9})  # batches are plain
+    monkeypatch.setattr("armorm.features.engine.LEAST_SAVING", 10**9)
     output = tmp_path / "r.json"
     forward, tokens = type(rm.backbone).features, []
 

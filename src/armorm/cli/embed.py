@@ -15,7 +15,7 @@ from armorm.cli.options import DeviceOption, DtypeOption, JsonOption, parse_laye
 from armorm.cli.output import emit, write_rejected
 from armorm.data.sources import Location
 from armorm.errors import RecipeError
-from armorm.files import EMBEDDED_BACKBONE
+from armorm.files import DEFAULT_BACKBONE
 from armorm.progress import progress, say
 
 if TYPE_CHECKING:
@@ -27,7 +27,9 @@ CHUNK_ROWS = 4096
 def embed(
     input: Annotated[str, Argument(help="File, folder or hub id with rows as for `armorm score`.")],
     output: Annotated[Path, Option("--output", "-o", help="Folder of the feature store.")],
-    backbone: Annotated[str, Option("--backbone", "-b", help="Folder, hub id, or armorm-tiny.")] = EMBEDDED_BACKBONE,
+    backbone: Annotated[
+        str, Option("--backbone", "-b", help="Folder, hub id, GGUF file, or armorm-small.")
+    ] = DEFAULT_BACKBONE,
     layer: Annotated[
         str | None, Option(help="Layer that is read: 0 is the embeddings, 0.5 half way (default: the last, normed).")
     ] = None,
@@ -54,7 +56,7 @@ def embed(
     With `--engine ray`, the cluster is given by RAY_ADDRESS (default: this machine), and all its machines must see the
     output folder. Rejected rows are listed in `rejected.jsonl` of the store. `armorm inspect DIR` summarises a store.
 
-    Example: `armorm embed conversations.jsonl --backbone armorm-tiny --output features`
+    Example: `armorm embed conversations.jsonl --backbone armorm-small --output features`
     """
     from armorm.backbone.encoding import encode_rows
     from armorm.features.extract import fill_store

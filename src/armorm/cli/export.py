@@ -42,7 +42,7 @@ def export(
 
     Either layout is read; scores do not change.
 
-    Example: `armorm export armorm-tiny-rm exported --self-contained`
+    Example: `armorm export armorm-small-rm exported --self-contained`
     """
     from armorm.reward_model import ArmoRM
 

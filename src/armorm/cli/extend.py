@@ -39,7 +39,7 @@ def extend(
 
     Fits only the regression rows of the objectives that are rated here, and the gate.
 
-    Example: `armorm extend armorm-tiny-rm --ratings ours.jsonl --objective politeness=1:5 --output runs/ours`
+    Example: `armorm extend armorm-small-rm --ratings ours.jsonl --objective politeness=1:5 --output runs/ours`
     """
     from armorm.data.inspection import rated_sets
     from armorm.data.sources import Location

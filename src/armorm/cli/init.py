@@ -14,7 +14,7 @@ from typer import Argument, Option
 
 from armorm.cli.options import column_scales
 from armorm.cli.output import emit, table
-from armorm.files import write_text
+from armorm.files import DEFAULT_BACKBONE, write_text
 from armorm.progress import say
 
 if TYPE_CHECKING:
@@ -33,7 +33,9 @@ def init(
     ] = None,
     skip: Annotated[list[str] | None, Option(help="Numeric column that is not a rating. Repeatable.")] = None,
     column: Annotated[list[str] | None, Option(help="Column role: prompt=NAME, response=NAME, ... Repeatable.")] = None,
-    backbone: Annotated[str, Option(help="Backbone: a folder, a hub id, or armorm-tiny.")] = "armorm-tiny",
+    backbone: Annotated[
+        str, Option(help="Backbone: a folder, a hub id, a GGUF file, or armorm-small.")
+    ] = DEFAULT_BACKBONE,
     name: Annotated[str | None, Option(help="Name of the model (default: from the recipe file).")] = None,
     yes: Annotated[bool, Option("--yes", "-y", help="Accept the guessed scales.")] = False,
     as_json: Annotated[bool, Option("--json", help="Also print what was found as JSON.")] = False,

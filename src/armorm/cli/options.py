@@ -14,7 +14,7 @@ from armorm.errors import RecipeError
 if TYPE_CHECKING:
     from armorm.objectives import Direction
 
-_MODEL = "Reward model: a folder, a hub id, or the embedded armorm-tiny-rm."
+_MODEL = "Reward model: a folder, a hub id, or armorm-small-rm (default)."
 
 ModelArgument = Annotated[str, Argument(help=_MODEL)]
 ModelOption = Annotated[str, Option("--model", "-m", help=_MODEL)]

@@ -3,7 +3,7 @@
 Trainers that call a function by its name pass no settings, so these are environment variables:
 
     ARMORM_URL                      URL of a server; its key in ARMORM_API_KEY
-    ARMORM_MODEL                    without a URL, the model to load; `armorm-tiny-rm` by default
+    ARMORM_MODEL                    without a URL, the model to load; `armorm-small-rm` by default
     ARMORM_DTYPE, ARMORM_DEVICE     as for `ArmoRM.from_pretrained`
     ARMORM_NORMALIZE                1 for scores in standard deviations from the reference mean
     ARMORM_EMPTY_SCORE              score of an empty response; without it, one is an error

@@ -18,6 +18,9 @@ from armorm.errors import DataError
 _SMALL = 20_000  # rows
 _PAIR_MARGIN = 0.25  # minimum difference of two ratings for a pair, as a share of the scale
 
+# Layer and pooling of backbones that were probed (docs/backbones.md); others are read as in the paper.
+READOUTS = {"armorm-small": "layer: 18, pooling: last+mean, "}
+
 
 def draft_recipe(sets: Sequence[Inspection], name: str, backbone: str) -> str:
     """The text of a recipe for these files.
@@ -35,11 +38,11 @@ def draft_recipe(sets: Sequence[Inspection], name: str, backbone: str) -> str:
             "prompt, or a file of pairs with chosen and rejected",
             file=rated[0].location.name,
         )
-    sources = _sources(sets)
+    sources, readout = _sources(sets), READOUTS.get(backbone, "")
     lines = [
         f"name: {json.dumps(name)}",
         "seed: 0",
-        f"backbone: {{model: {json.dumps(backbone)}, max_length: 2048, overflow: truncate_prompt}}",
+        f"backbone: {{model: {json.dumps(backbone)}, {readout}max_length: 2048, overflow: truncate_prompt}}",
         "",
         "ratings:",
     ]

@@ -3,11 +3,11 @@
 The differences of contributions sum to the margin, so the comparison is exact. The deciding objectives are the smallest
 set without which the preference would not hold (`armorm.attribution.deciding`).
 
-By sentences: each counts against the mean of the two responses, for as many tokens as it has,
+By sentences: each counts against the mean of the two texts, for as many tokens as it has,
 
-    difference(sentence of A) = contribution - (its tokens / tokens of A) * (sum over A + sum over B) / 2
+    difference(sentence of A) = contribution - its tokens / tokens of A's text * (sum over A's text + sum over B's) / 2
 
-and the reverse for B. Over all tokens of both the differences sum to the margin (of what the tokens carry).
+and the reverse for B. Over both texts the differences sum to the part of the margin that their tokens carry.
 """
 
 from __future__ import annotations
@@ -276,11 +276,12 @@ def compare_responses(
 
 def sentence_shares(first: TokenAttribution, second: TokenAttribution) -> list[SentenceShare]:
     """What each sentence of A and B adds to the margin, the largest first (equation in the module's docstring)."""
-    middle = (first.token_contributions.sum(0) + second.token_contributions.sum(0)) / 2
+    middle = (first.text_contributions + second.text_contributions) / 2
     found = []
     for side, tokens, sign in (("A", first, 1.0), ("B", second, -1.0)):
+        count = int((~tokens.places.template).sum())
         for part in tokens.sentences():
-            values = sign * (part.contributions - part.tokens / len(tokens.places) * middle)
+            values = sign * (part.contributions - part.tokens / count * middle)
             by_name = dict(zip(tokens.names, values.tolist(), strict=True))
             found.append(SentenceShare(side, part.text, part.start, part.end, float(values.sum()), by_name))
     return sorted(found, key=lambda share: -abs(share.difference))

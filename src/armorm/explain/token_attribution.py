@@ -47,8 +47,8 @@ class TextPart:
         text, start, end: the part and its place in the response, in characters.
         tokens: number of its tokens; a token that is cut counts by its characters (without white space).
         contributions: (k,) sum over its tokens.
-        deviations: (k,) contributions minus those of as many average tokens of this response: above 0 for a part that
-            raises the response's mean. They sum to 0 over the tokens of a response.
+        deviations: (k,) contributions minus those of as many average tokens of this response's text: above 0 for a part
+            that raises the mean over its text. They sum to 0 over the text.
     """
 
     text: str
@@ -128,9 +128,15 @@ class TokenAttribution:
         return exact / whole if whole else 1.0
 
     @property
+    def text_contributions(self) -> np.ndarray:
+        """(k,) contributions of all other tokens, those of the text."""
+        found: np.ndarray = self.token_contributions[~self.places.template].sum(0)
+        return found
+
+    @property
     def token_deviations(self) -> np.ndarray:
-        """(t, k) contributions minus their mean over the response's tokens."""
-        return self.token_contributions - self.token_contributions.mean(0)
+        """(t, k) contributions minus their mean over the tokens of the text, which template tokens are no part of."""
+        return self.token_contributions - self.text_contributions / max(int((~self.places.template).sum()), 1)
 
     def words(self) -> list[TextPart]:
         """The response's words (in scripts without spaces, characters)."""

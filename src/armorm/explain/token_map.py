@@ -1,8 +1,8 @@
 """A response in the terminal, its words coloured by what they add to the score.
 
-Colours show deviations: contributions minus those of an average token of the response, so that a long response of many
-small contributions is readable. Blue raises the response's mean, red lowers it; the sentences with the largest sums are
-named below, so nothing depends on colour.
+Colours show deviations: contributions minus those of an average token of the text, so that a long response of many
+small contributions is readable. Blue raises the mean over the text, red lowers it; the sentences with the largest sums
+are named below, so nothing depends on colour.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class TokenMap:
         return float(values[self.attribution.names.index(self.objective)])
 
     def best_and_worst(self, parts: Sequence[TextPart]) -> tuple[list[TextPart], list[TextPart]]:
-        """Up to three parts that raise the response's mean most, and three that lower it most."""
+        """Up to three parts that raise the mean over the text most, and three that lower it most."""
         ranked = sorted(parts, key=lambda part: -self.value(part.deviations))
         best = [part for part in ranked[:_NAMED] if self.value(part.deviations) > 0]
         return best, [part for part in ranked[::-1][:_NAMED] if self.value(part.deviations) < 0]

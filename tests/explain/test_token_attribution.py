@@ -329,6 +329,15 @@ def test_for_a_mean_the_margin_is_that_of_the_tokens_of_both(models):
     assert all(by_text[share.text] == pytest.approx(-share.difference, abs=1e-6) for share in found.sentences)
 
 
+def test_for_a_mean_all_else_is_what_template_tokens_and_white_space_carry(models):
+    rm = models["mean"]
+    found = rm.compare(PROMPT, "Paris, of course.", "Rome, I think.", tokens=True)
+    one, two = (rm.explain(chat(PROMPT, text), tokens=True).tokens for text in ("Paris, of course.", "Rome, I think."))
+    expected = (one.template_contributions - two.template_contributions).sum()
+    assert found.other_difference == pytest.approx(expected, abs=1e-5)
+    assert abs(found.other_difference) < abs(found.margin)
+
+
 def test_a_prompt_and_two_responses_are_compared_like_two_conversations(models):
     rm = models["mean"]
     assert rm.compare(PROMPT, PARIS, ROME).to_dict() == rm.compare(*CONVERSATIONS[:2]).to_dict()

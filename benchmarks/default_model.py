@@ -39,7 +39,7 @@ from armorm.evaluation.examples import fingerprint
 from armorm.evaluation.model_comparison import ModelComparison
 from armorm.evaluation.scorers import ArmoRMScorer
 from armorm.evaluation.tables import comparison_table
-from armorm.files import EMBEDDED_REWARD_MODEL, write_json
+from armorm.files import DEFAULT_REWARD_MODEL, write_json
 from targets.figures import TARGETS, Figures, explanation_time, score_parts
 from targets.parts import DATA, constructed_parts, pair_part, rating_part
 from targets.tables import results_tables
@@ -88,7 +88,7 @@ def compare(first: Sequence[Figures], second: Sequence[Figures], names: tuple[st
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="The default reward model against its targets.")
-    parser.add_argument("--model", default=EMBEDDED_REWARD_MODEL, help="folder, hub id or embedded name")
+    parser.add_argument("--model", default=DEFAULT_REWARD_MODEL, help="folder, hub id or embedded name")
     parser.add_argument("--against", help="another model, for paired differences")
     parser.add_argument("--recipe", type=Path, help="recipe whose constructed objectives are measured")
     parser.add_argument("--limit", type=int, help="about so many rows of each set, for a quick look; writes no file")

@@ -32,7 +32,7 @@ from armorm.data.sources import Location, find_sources
 from armorm.data.synthetic import generate, write_corpus
 from armorm.evaluation.benchmarks.pairs import read as read_pairs
 from armorm.evaluation.runner import evaluate
-from armorm.files import EMBEDDED_REWARD_MODEL, write_json
+from armorm.files import DEFAULT_REWARD_MODEL, write_json
 from armorm.progress import progress
 from armorm.reward_model import ArmoRM
 
@@ -134,7 +134,7 @@ def print_table(results: dict[str, Any]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Evaluation of pairs against a plain one-by-one loop.")
-    parser.add_argument("--model", default=EMBEDDED_REWARD_MODEL)
+    parser.add_argument("--model", default=DEFAULT_REWARD_MODEL)
     parser.add_argument("--pairs", type=int, default=5000)
     parser.add_argument("--loop", type=int, default=None, help="number of pairs that the loop scores (default: all)")
     parser.add_argument("--data", type=Path, default=None, help="file of pairs (default: alpacaeval)")

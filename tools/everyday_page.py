@@ -18,7 +18,7 @@ from armorm.data.preferences import preference_pair
 from armorm.data.rows import Row
 from armorm.data.sources import Location
 from armorm.explain.response_comparison import ResponseComparison
-from armorm.files import EMBEDDED_REWARD_MODEL, write_text
+from armorm.files import DEFAULT_REWARD_MODEL, write_text
 
 ROOT = Path(__file__).parents[1]
 PAIRS = ROOT / "benchmarks" / "everyday" / "everyday_pairs.jsonl"
@@ -82,7 +82,7 @@ def quoted(text: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Write docs/everyday.md.")
-    parser.add_argument("--model", default=EMBEDDED_REWARD_MODEL, help="folder, hub id or embedded name")
+    parser.add_argument("--model", default=DEFAULT_REWARD_MODEL, help="folder, hub id or embedded name")
     parser.add_argument("--output", type=Path, default=ROOT / "docs" / "everyday.md")
     arguments = parser.parse_args()
     write_text(arguments.output, page(ArmoRM.from_pretrained(arguments.model, dtype="float32", device="cpu")))

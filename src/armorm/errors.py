@@ -7,6 +7,7 @@ be private and are never quoted in full: `shown` truncates values.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -15,8 +16,7 @@ class ArmormError(Exception):
     """Base of all errors that armorm raises; `str(error)` is a single line."""
 
     def __init__(self, message: str) -> None:
-        # File names may contain bytes that are not text; the line must be printable everywhere.
-        super().__init__(" ".join(message.split()).encode("utf-8", "backslashreplace").decode())
+        super().__init__(printable(" ".join(message.split())))
 
 
 class ConversationError(ArmormError, ValueError):
@@ -77,6 +77,23 @@ class FitError(ArmormError, ValueError):
 
 class MissingExtraError(ArmormError, ImportError):
     """A missing optional dependency; the message names the extra that installs it."""
+
+
+def printable(text: str) -> str:
+    """Text with control characters as escapes (`\\x1b`), except line feed and tab, so that no terminal obeys them.
+
+    Bytes of a file name that are not text (lone surrogates) are escaped too.
+    """
+    return _CONTROL.sub(_escaped, text)
+
+
+# C0, DEL and C1 control characters, controls of the direction of text, and lone surrogates.
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def _escaped(found: re.Match[str]) -> str:
+    code = ord(found[0])
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
 
 
 def shown(value: object, limit: int = 60) -> str:

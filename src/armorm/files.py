@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -105,6 +106,19 @@ def append_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write JSON whole; NaN becomes null, since JSON has none."""
     write_text(path, json.dumps(plain(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def json_text(value: Any, indent: int | None = None) -> str:
+    """JSON for people and programs: NaN becomes null, and what JSON has no type for (dates, bytes) text.
+
+    Control characters, which a terminal would obey, and lone surrogates are written as JSON escapes.
+    """
+    text = json.dumps(plain(value), indent=indent, ensure_ascii=False, allow_nan=False, default=str)
+    return _UNPRINTABLE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+# What JSON leaves as it is: DEL, C1 control characters, and lone surrogates.
+_UNPRINTABLE = re.compile(r"[\x7f-\x9f\ud800-\udfff]")
 
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> None:

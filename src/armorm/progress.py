@@ -1,18 +1,33 @@
-"""Progress on stderr: a bar on a terminal, elsewhere a line every ten seconds; nothing in the first two seconds."""
+"""Progress on stderr: a bar on a terminal, elsewhere a line every ten seconds; nothing in the first two seconds.
+
+Everything that is printed for people goes through a `Terminal`, which prints no control character of any text.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.segment import Segment
+
+from armorm.errors import printable
 
 SILENT_SECONDS = 2.0
 LINE_SECONDS = 10.0
 Advance = Callable[[int], None]
+
+
+class Terminal(Console):
+    """A console that prints control characters of texts as escapes (`errors.printable`); its own styles are kept."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """Segments whose texts are printable."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else segment._replace(text=printable(segment.text))
 
 
 def ignore(count: int) -> None:
@@ -21,7 +36,7 @@ def ignore(count: int) -> None:
 
 def say(line: str) -> None:
     """Print one line to stderr."""
-    Console(stderr=True).print(line, highlight=False, markup=False, soft_wrap=True)
+    Terminal(stderr=True).print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 @contextmanager
@@ -31,7 +46,7 @@ def progress(description: str, total: int, unit: str = "rows", full_rate: float 
     Args:
         full_rate: units per second that the rate is shown as a share of, the forward rate of what is trained.
     """
-    console = Console(stderr=True)
+    console = Terminal(stderr=True)
     print_line = partial(console.print, highlight=False, markup=False, soft_wrap=True)
     start = time.monotonic()
     done = 0

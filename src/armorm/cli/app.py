@@ -12,7 +12,6 @@ import sys
 from collections.abc import Callable, Sequence
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 
 from armorm.cli.calibrate import calibrate
@@ -35,6 +34,7 @@ from armorm.cli.serve import serve
 from armorm.cli.steer import steer
 from armorm.cli.train import train
 from armorm.errors import ArmormError, RecipeError
+from armorm.progress import Terminal
 from armorm.version import __version__
 
 app = typer.Typer(
@@ -82,13 +82,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         app(args=arguments, standalone_mode=True)
     except KeyboardInterrupt:
-        Console(stderr=True).print("interrupted")
+        Terminal(stderr=True).print("interrupted")
         sys.exit(130)
     except BrokenPipeError:
         # The reader of the output has gone (`| head`), which is no error.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except (ArmormError, OSError) as error:
-        console = Console(stderr=True, highlight=False, soft_wrap=True)
+        console = Terminal(stderr=True, highlight=False, soft_wrap=True)
         console.print(f"[red]armorm:[/red] {escape(str(error))}")
         sys.exit(2 if isinstance(error, RecipeError) else 1)

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Annotated
 
 import typer
-from rich.console import Console, RenderableType
+from rich.console import RenderableType
 from typer import Argument, Option
 
 from armorm.cli.input import input_or_example, valid_rows
@@ -15,6 +15,7 @@ from armorm.cli.output import emit, write_page
 from armorm.conversation import Conversation
 from armorm.errors import DataError
 from armorm.files import DEFAULT_REWARD_MODEL
+from armorm.progress import Terminal
 
 
 def explain(
@@ -56,7 +57,7 @@ def explain(
     explanations = rm.explanations(batch, [found for _, found in rows] if by_token else (), gradient=gradient)
     for (number, _), explanation in zip(rows, explanations, strict=True):
         if not as_json and len(explanations) > 1:
-            Console().rule(f"row {number}", align="left")
+            Terminal().rule(f"row {number}", align="left")
         shown: list[RenderableType] = [explanation]
         if explanation.tokens is not None and objective is not None:
             shown = [replace(explanation, tokens=None), "", TokenMap(explanation.tokens, objective)]

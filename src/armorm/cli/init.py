@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console, RenderableType
+from rich.console import RenderableType
 from typer import Argument, Option
 
 from armorm.cli.options import column_scales
 from armorm.cli.output import emit, table
 from armorm.files import DEFAULT_BACKBONE, write_text
-from armorm.progress import say
+from armorm.progress import Terminal, say
 
 if TYPE_CHECKING:
     from armorm.data.inspection import Inspection
@@ -56,7 +56,7 @@ def init(
     scales, columns = column_scales(scale or ()), dict(map(_column, column or ()))
     found = [inspect_set(Location.find(name), columns=columns, scales=scales, skipped=skip or ()) for name in data]
     text = draft_recipe(found, name or output.name.split(".")[0], backbone)
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console = Terminal(stderr=True, highlight=False, soft_wrap=True)
     for part in found:
         for shown in _shown(part):
             console.print(shown, markup=False)

@@ -7,12 +7,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console, RenderableType
+from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from armorm.files import plain, write_text
-from armorm.progress import say
+from armorm.files import json_text, write_text
+from armorm.progress import Terminal, say
 
 WIDTH = 80
 
@@ -25,11 +25,9 @@ def emit(data: Any, *shown: RenderableType, as_json: bool, indent: int | None = 
         width: maximum width of the tables in characters; by default that of the terminal.
     """
     if as_json:
-        # A lone surrogate, which UTF-8 cannot encode, is printed as its JSON escape.
-        text = json.dumps(plain(data), indent=indent, ensure_ascii=False)
-        print(text.encode(errors="backslashreplace").decode())
+        print(json_text(data, indent))
         return
-    console = Console(highlight=False)
+    console = Terminal(highlight=False)
     for part in shown:
         is_line = isinstance(part, str)
         console.print(part, markup=not is_line, soft_wrap=is_line, width=width and min(width, console.width))

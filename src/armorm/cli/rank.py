@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from contextlib import nullcontext
 from itertools import chain, islice
@@ -14,7 +13,7 @@ from typer import Argument, Option
 from armorm.cli.input import input_rows, valid_rows
 from armorm.cli.options import DeviceOption, DtypeOption, ModelOption, ScorerOption
 from armorm.errors import DataError
-from armorm.files import DEFAULT_REWARD_MODEL, text_file
+from armorm.files import DEFAULT_REWARD_MODEL, json_text, text_file
 from armorm.progress import say
 
 CHUNK_PROMPTS = 1024
@@ -59,7 +58,7 @@ def rank(
     ):
         while chunk := list(islice(candidates, CHUNK_PROMPTS)):
             for entry in rank_candidates(chosen, chunk):
-                sink.write(json.dumps(entry.to_dict(), ensure_ascii=False) + "\n")
+                sink.write(json_text(entry.to_dict()) + "\n")
                 prompts += 1
                 for position, reason in entry.unscored.items():
                     rejected += 1
@@ -67,7 +66,7 @@ def rank(
                         say(f"rejected: {input}, row {entry.row}, response {position}: {reason}")
                 row = preference_row(entry, min_margin)
                 if pair_sink is not None and row is not None:
-                    pair_sink.write(json.dumps(row, ensure_ascii=False) + "\n")
+                    pair_sink.write(json_text(row) + "\n")
                     written += 1
     summary = f"ranked {prompts:,} prompts, rejected {rejected:,} responses"
     if pairs is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from contextlib import nullcontext
 from itertools import chain, islice
@@ -15,7 +14,7 @@ from armorm.cli.input import input_or_example, split_rejected
 from armorm.cli.options import DeviceOption, DtypeOption, ModelOption
 from armorm.cli.output import write_rejected
 from armorm.errors import ArmormError
-from armorm.files import DEFAULT_REWARD_MODEL, text_file
+from armorm.files import DEFAULT_REWARD_MODEL, json_text, text_file
 from armorm.progress import say
 
 CHUNK_ROWS = 2048
@@ -73,7 +72,7 @@ def score(
                         values = getattr(batch, label)
                         if values is not None:
                             entry[label] = dict(zip(batch.names, values[place].tolist(), strict=True))
-                sink.write(json.dumps(entry, ensure_ascii=False) + "\n")
+                sink.write(json_text(entry) + "\n")
             count += len(batch.scores)
             truncated += len(cut)
     for number, reason in skipped[:SHOWN_REJECTIONS]:

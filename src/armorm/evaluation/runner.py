@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 
 from armorm.conversation import Conversation
 from armorm.data.ratings import sample_by_prompt
@@ -35,7 +34,7 @@ from armorm.evaluation.results import MetricResult, NothingHeldOutError, Results
 from armorm.evaluation.scorer import PairJudge, Scored, Scorer, deciding_objectives
 from armorm.evaluation.scorers import ArmoRMScorer, load_scorer
 from armorm.files import DEFAULT_REWARD_MODEL, plain, write_json
-from armorm.progress import progress
+from armorm.progress import Terminal, progress
 from armorm.version import __version__
 
 CHUNK = 512
@@ -123,7 +122,7 @@ def evaluate(
         resamples=resamples,
         seed=seed,
     )
-    console = Console(stderr=True, quiet=quiet, highlight=False, markup=False, soft_wrap=True)
+    console = Terminal(stderr=True, quiet=quiet, highlight=False, markup=False, soft_wrap=True)
     for entry in results.refused[:5]:
         console.print(f"not scored: {entry['file']}, row {entry['row']}: {entry['reason']}")
     if len(results.refused) > 5:

@@ -6,9 +6,10 @@ import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+
+from armorm.progress import Terminal
 
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
 _RIGHT_EIGHTHS = " ▕▐█"
@@ -28,11 +29,11 @@ def objective_table(rows: Iterable[Any], columns: Sequence[Column]) -> Table:
     return table
 
 
-def as_text(printable: Any) -> str:
-    """What rich prints, 120 columns wide, without colours."""
-    console = Console(width=120, file=io.StringIO())
+def as_text(shown: Any) -> str:
+    """What a terminal shows, 120 columns wide, without colours."""
+    console = Terminal(width=120, file=io.StringIO())
     with console.capture() as captured:
-        console.print(printable)
+        console.print(shown)
     return captured.get()
 
 

@@ -24,6 +24,7 @@ from armorm.backbone.rendered_text import EmptyResponseError, RenderedReader
 from armorm.conversation import Conversation
 from armorm.errors import ArmormError, ConversationError
 from armorm.features.extract import Features
+from armorm.files import json_text
 from armorm.monitoring.log import append_samples, batch_lines
 from armorm.reward_model import ArmoRM
 from armorm.score_batch import ScoreBatch
@@ -244,7 +245,7 @@ class ScoringEngine:
             for row, (score, reason) in zip(request.rows, scores.rows, strict=True):
                 entry: dict[str, Any] = {"messages": row.to_list() if isinstance(row, Conversation) else None}
                 entry |= {"score": score} if reason is None else {"error": reason}
-                _LOG.info("%s", json.dumps(entry, ensure_ascii=False))
+                _LOG.info("%s", json_text(entry))
         if self.settings.score_log is not None and not request.steering:
             prompts, now = [row.prompt_key for row in rows], round(time.time(), 3)
             lines = batch_lines(batch, prompts, batch.response_tokens, batch.scores, time=now)

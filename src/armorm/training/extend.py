@@ -21,7 +21,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
 
 from armorm.backbone.decoder import Placement
 from armorm.conversation import Conversation
@@ -40,6 +39,7 @@ from armorm.heads.uncertainty import Uncertainty
 from armorm.model.configuration import ArmoRMConfig
 from armorm.model.remote_code import GatingNetwork
 from armorm.objectives import ObjectiveSet
+from armorm.progress import Terminal
 from armorm.reward_model import ArmoRM
 from armorm.training.dataset import TrainingData, group_index, read_training_data, set_locations, split_by_prompt
 from armorm.training.evaluate import evaluation_metrics
@@ -90,7 +90,7 @@ def extend(
         FitError: for too few ratings or pairs, or new ratings of an existing objective without its statistics.
         DataError: for invalid data.
     """
-    console = Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
+    console = Terminal(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
     folder, origin = Path(output), Path(model)
     if folder.resolve() == origin.resolve():
         raise FitError(f"{output}: is the model's own folder, expected another one")
@@ -180,7 +180,7 @@ def extend(
 
 
 def _read_data(
-    rm: ArmoRM, model: Path, recipe: Recipe, table: RatingTable, preferences: Sequence[Location], console: Console
+    rm: ArmoRM, model: Path, recipe: Recipe, table: RatingTable, preferences: Sequence[Location], console: Terminal
 ) -> TrainingData:
     """New rows and pairs, split and filtered by the rules of the recipe."""
     pairs = [read_preferences(location, Path(location.name).name.split(".")[0]) for location in preferences]
@@ -205,7 +205,7 @@ def _read_data(
     return data
 
 
-def _evaluated(recipe: Recipe, console: Console) -> KnownPrompts:
+def _evaluated(recipe: Recipe, console: Terminal) -> KnownPrompts:
     """Prompts that the recipe evaluates on, as far as its data are available without the network."""
     if not recipe.ratings:
         return KnownPrompts()

@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
 
 from armorm.backbone.adapters import Adapters
 from armorm.backbone.decoder import Backbone, resolve_device
@@ -36,6 +35,7 @@ from armorm.heads.uncertainty import Uncertainty
 from armorm.model.configuration import ArmoRMConfig
 from armorm.model.remote_code import GatingNetwork
 from armorm.objectives import Objective, ObjectiveSet
+from armorm.progress import Terminal
 from armorm.reward_model import ArmoRM
 from armorm.training.dataset import TrainingData, group_index, read_training_data
 from armorm.training.evaluate import debiasing_metrics, evaluation_metrics, uncertainty_metrics
@@ -81,7 +81,7 @@ def train(recipe: Recipe, output_dir: str | Path, *, features: str | Path | None
         RecipeError, DataError: for invalid recipes or data, before any work.
         FitError: for data from which a head cannot be learned.
     """
-    console = Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
+    console = Terminal(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
     start = time.monotonic()
     folder = Path(output_dir)
     model = _Run(recipe, folder, Path(features) if features else folder / "work" / "features", console).train()
@@ -92,7 +92,7 @@ def train(recipe: Recipe, output_dir: str | Path, *, features: str | Path | None
 class _Run:
     """One training run, a method for each stage."""
 
-    def __init__(self, recipe: Recipe, folder: Path, features: Path, console: Console) -> None:
+    def __init__(self, recipe: Recipe, folder: Path, features: Path, console: Terminal) -> None:
         self.recipe, self.folder, self.features, self.console = recipe, folder, features, console
         self.work = folder / "work"
 

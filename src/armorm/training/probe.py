@@ -14,7 +14,6 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
-from rich.console import Console
 
 from armorm.backbone.decoder import Backbone, length_sorted_batches
 from armorm.backbone.encoding import encode_rows
@@ -28,7 +27,7 @@ from armorm.heads.accumulation import accumulate, blocks_of
 from armorm.heads.bradley_terry import fit_bradley_terry
 from armorm.heads.regression import MIN_RATINGS, fit_from_statistics, fold_of
 from armorm.objectives import ObjectiveSet
-from armorm.progress import progress
+from armorm.progress import Terminal, progress
 from armorm.training.cost import Shape
 from armorm.training.dataset import HELD_OUT_PAIRS, distinct_conversations, held_out_prompts, read_training_data, sides
 from armorm.training.evaluate import rating_metrics
@@ -114,7 +113,7 @@ def probe(
         BackboneError: for a layer that the backbone does not have.
         RecipeError, DataError: for invalid recipes or data.
     """
-    console = Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
+    console = Terminal(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
     section = recipe.backbone
     data = read_training_data(recipe)
     backbone = Backbone.load(

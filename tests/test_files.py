@@ -8,12 +8,24 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
-from armorm.files import plain, read_arrays, text_file, write_arrays, write_json, write_text, write_whole
+from armorm.files import (
+    plain,
+    read_arrays,
+    read_text,
+    read_yaml,
+    text_file,
+    write_arrays,
+    write_json,
+    write_text,
+    write_whole,
+)
 
 
 def names(folder: Path) -> list[str]:
@@ -130,3 +142,63 @@ def test_arrays_round_trip_with_shape_type_and_metadata(tmp_path):
         assert np.array_equal(found[name], array)
     with safe_open(path, framework="np") as file:
         assert file.metadata() == {"key": "abc"}
+
+
+@pytest.mark.parametrize(
+    ("encoding", "named"),
+    [
+        ("utf-16", "UTF-16"),
+        ("utf-16-le", "UTF-16"),
+        ("utf-16-be", "UTF-16"),
+        ("utf-32", "UTF-32"),
+        ("utf-32-be", "UTF-32"),
+        ("latin-1", "Latin-1"),
+    ],
+)
+def test_text_in_another_encoding_is_named(tmp_path, encoding, named):
+    (tmp_path / "a").write_bytes("name: café\nseed: 1\n".encode(encoding))
+    with pytest.raises(UnicodeError, match=named):
+        read_text(tmp_path / "a")
+
+
+def test_utf8_is_read_with_and_without_a_mark(tmp_path):
+    for encoding in ("utf-8", "utf-8-sig"):
+        (tmp_path / "a").write_bytes("naïve 語".encode(encoding))
+        assert read_text(tmp_path / "a") == "naïve 語"
+
+
+ALIASES = "\n".join(
+    [
+        "a: &a [x, x, x, x, x, x, x, x, x]",
+        *(f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]" for a, b in zip("abcdefgh", "bcdefghi", strict=True)),
+    ]
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        (ALIASES, "5,000 values"),
+        ("[" * 5000 + "]" * 5000, "50 levels"),
+        ("[" * 5000, "50 levels"),
+        ("a: &a {b: *a}", "inside what it stands for"),
+        ("x" * 300_000, "300,000 characters"),
+        ("[" + "1," * 30_000 + "]", "5,000 values"),
+        ("2020-99-99", "month"),
+        ("9" * 5000, "digits"),
+        ("a: 1\na: 2", "occurs twice"),
+        ("{[1]: 2}", "unhashable"),
+        ("!!python/object/apply:os.system [ls]", "could not determine a constructor"),
+        ("a: *nothing", "nothing"),
+        ("a\x00b", "not allowed"),
+    ],
+)
+def test_yaml_beyond_its_limits_is_rejected_at_once(text, part):
+    start = time.monotonic()
+    with pytest.raises(yaml.YAMLError, match=part):
+        read_yaml(text)
+    assert time.monotonic() - start < 2
+
+
+def test_aliases_within_the_limits_are_read():
+    assert read_yaml("a: &a [1, 2]\nb: *a\nc: {d: *a}\n") == {"a": [1, 2], "b": [1, 2], "c": {"d": [1, 2]}}

@@ -6,6 +6,7 @@ old file, no file or the complete new file remains. Logs are appended to by whol
 
 from __future__ import annotations
 
+import codecs
 import json
 import os
 import re
@@ -36,20 +37,102 @@ def demonstration(name: str) -> str:
     return f"{name} is a demonstration: a tiny backbone, whose verdicts mean little; the default model is another"
 
 
+# Limits of a YAML text, which a person writes: far above any recipe.
+MOST_YAML_CHARACTERS = 200_000
+MOST_YAML_VALUES = 5_000  # with every alias counted as what it stands for
+MOST_YAML_LEVELS = 50
+_FAST = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the scanner in Python is slow for long lines
+
+
 class UniqueKeys(yaml.SafeLoader):
     """Safe YAML that rejects duplicate keys."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        doubled = next((key for key in keys if keys.count(key) > 1), None)
-        if doubled is not None:
+        found = super().construct_mapping(node, deep)
+        if len(found) < len(node.value):
+            keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+            doubled = next(key for key in keys if keys.count(key) > 1)
             raise yaml.YAMLError(f"key {doubled!r} occurs twice (line {node.start_mark.line + 1})")
-        return super().construct_mapping(node, deep)
+        return found
 
 
 def read_yaml(text: str) -> Any:
-    """The value of a YAML text; raises yaml.YAMLError, also for a key that is given twice."""
-    return yaml.load(text, Loader=UniqueKeys)  # noqa: S506 (a SafeLoader)
+    """The value of a YAML text.
+
+    Raises:
+        yaml.YAMLError: for text that is not YAML, a key that is given twice, or a text beyond the limits above (nested
+            aliases of a few lines can stand for billions of values).
+    """
+    if len(text) > MOST_YAML_CHARACTERS:
+        raise yaml.YAMLError(f"found {len(text):,} characters, expected at most {MOST_YAML_CHARACTERS:,}")
+    _require_small(text)
+    try:
+        return yaml.load(text, Loader=UniqueKeys)  # noqa: S506 (a SafeLoader)
+    except ValueError as error:  # a date or a number that Python does not have
+        raise yaml.YAMLError(str(error)) from None
+
+
+def _require_small(text: str) -> None:
+    """Raise yaml.YAMLError for too many levels or values, without constructing any."""
+    total = 0
+    sizes: dict[str, int] = {}  # values in what an anchor marks
+    open_nodes: list[tuple[str | None, int]] = []  # anchor, and values before it
+    for event in yaml.parse(text, Loader=_FAST):
+        if isinstance(event, yaml.AliasEvent):
+            if event.anchor not in sizes:
+                raise yaml.YAMLError(f"alias *{event.anchor} is unknown here, or inside what it stands for")
+            total += sizes[event.anchor]
+        elif isinstance(event, yaml.NodeEvent):
+            total += 1
+            if isinstance(event, yaml.ScalarEvent):
+                sizes |= {event.anchor: 1} if event.anchor else {}
+            else:
+                open_nodes.append((event.anchor, total - 1))
+        elif isinstance(event, yaml.CollectionEndEvent):
+            anchor, before = open_nodes.pop()
+            sizes |= {anchor: total - before} if anchor else {}
+        if len(open_nodes) > MOST_YAML_LEVELS:
+            raise yaml.YAMLError(f"found more than {MOST_YAML_LEVELS} levels of nesting")
+        if total > MOST_YAML_VALUES:
+            raise yaml.YAMLError(f"found more than {MOST_YAML_VALUES:,} values, aliases counted as what they stand for")
+
+
+def read_text(path: Path) -> str:
+    """The text of a UTF-8 file, without a byte order mark.
+
+    Raises:
+        OSError: for a file that cannot be read.
+        UnicodeError: for another encoding, by its name as far as the bytes tell.
+    """
+    content = path.read_bytes()
+    fault = encoding_fault(content)
+    if fault:
+        raise UnicodeError(fault)
+    return content.decode("utf-8-sig")
+
+
+def wide_encoding(content: bytes) -> str:
+    """What is wrong with text in UTF-16 or UTF-32, by its mark or its zeros; empty for other text."""
+    marks = {"UTF-32": (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE), "UTF-16": (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)}
+    name = next((name for name, known in marks.items() if content.startswith(known)), "")
+    head = content[:1000]
+    if not name and len(head) > 3 and 0 in (head[0], head[1]) and head.count(0) >= len(head) // 3:
+        name = "UTF-32" if head.count(0) > len(head) * 0.6 else "UTF-16"  # without a mark: ASCII beside zeros
+    return f"found text in {name}, expected UTF-8" if name else ""
+
+
+def encoding_fault(content: bytes) -> str:
+    """Which other encoding a text has instead of UTF-8; empty for UTF-8."""
+    if fault := wide_encoding(content):
+        return fault
+    try:
+        content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        return (
+            f"found a byte that is not UTF-8 at position {error.start} "
+            f"(0x{content[error.start]:02x}; perhaps Latin-1 or Windows-1252), expected UTF-8"
+        )
+    return ""
 
 
 @contextmanager

@@ -22,7 +22,7 @@ import numpy as np
 import yaml
 
 from armorm.errors import ArmormError, nearest, shown
-from armorm.files import read_yaml
+from armorm.files import read_text, read_yaml
 from armorm.objectives import ObjectiveSet
 
 KEYS = ("multiply", "drop", "pin", "blend", "debias_strength")
@@ -147,8 +147,8 @@ def read_policy(path: str | Path) -> dict[str, Any]:
             wrong type.
     """
     try:
-        values = read_yaml(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
+        values = read_yaml(read_text(Path(path)))
+    except (OSError, UnicodeError) as error:
         raise SteeringError(f"{path}: cannot be read: {error}") from None
     except yaml.YAMLError as error:
         raise SteeringError(f"{path}: not valid YAML: {error}") from None

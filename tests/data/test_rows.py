@@ -355,3 +355,12 @@ def test_a_broken_table_is_refused_with_its_place(tmp_path, content, message):
         list(Location.find(path).rows())
     assert str(caught.value).startswith(str(path))
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv"])
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be", "utf-32"])
+def test_a_file_in_a_wide_encoding_is_refused_by_its_name(tmp_path, name, encoding):
+    text = "prompt,response\nHi,Yes\n" if name == "a.csv" else '{"prompt": "Hi", "response": "Yes"}\n'
+    (tmp_path / name).write_bytes(text.encode(encoding))
+    with pytest.raises(DataError, match=encoding[:6].upper()):
+        list(Location.find(tmp_path / name).rows())

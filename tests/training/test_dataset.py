@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from armorm.data.sources import Location
 from armorm.errors import DataError, RecipeError
 from armorm.training.dataset import read_training_data
 from armorm.training.recipe import Recipe
@@ -199,3 +200,17 @@ def test_only_computed_objectives_are_not_enough(folder):
     text = "ratings:\n  - {compute: response_length}\npreferences:\n  - {data: pairs.jsonl}\n"
     with pytest.raises(RecipeError, match="without one, expected a construct, or a computed objective and one"):
         read_training_data(recipe(folder, text))
+
+
+def test_a_relative_path_out_of_data_root_is_read_with_a_notice_and_an_absolute_one_without(tmp_path, capsys):
+    inside, outside = tmp_path / "root" / "a.jsonl", tmp_path / "b.jsonl"
+    for path in (inside, outside):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text('{"prompt": "p", "response": "r"}\n')
+    root = tmp_path / "root"
+    for name in ("a.jsonl", "../root/a.jsonl", str(outside)):
+        Location.find(name, root)
+    assert capsys.readouterr().err == ""
+    for _ in range(2):
+        Location.find("../b.jsonl", root)
+    assert capsys.readouterr().err == f"notice: ../b.jsonl is outside data_root {root}: reading {outside}\n"

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -210,3 +211,62 @@ def test_the_recipes_of_the_repository_are_valid():
 
 def test_the_demo_recipe_of_the_repository_is_the_embedded_one():
     assert (ROOT / "recipes" / "demo.yaml").read_text() == RECIPE
+
+
+@pytest.mark.parametrize("name", ["../model", "a/b", "a\\b", "..", ".", "", "a\x1b[2J", "x" * 300])
+def test_a_name_that_is_no_plain_name_is_refused(name):
+    with pytest.raises(RecipeError, match="name"):
+        Recipe.from_text(f"name: {json.dumps(name)}\n{MINIMAL}")
+
+
+VARIABLES = """
+name: ${ARMORM_TEST_NAME:-plain}
+seed: ${ARMORM_TEST_SEED:-3}
+data_root: ${ARMORM_TEST_ROOT:-/fallback}/sets
+ratings:
+  - {data: "${ARMORM_TEST_ROOT:-a}.jsonl", source: a, objectives: {quality: [0, "${ARMORM_TEST_HIGH:-4}"]}}
+  - {construct: complete, from: ["${ARMORM_TEST_SET:-a}"]}
+preferences:
+  - {data: b.jsonl}
+report_to: ${ARMORM_TEST_TRACKER:-tensorboard}
+"""
+
+
+def test_a_recipe_is_stored_with_its_variables_and_not_with_what_they_hold(monkeypatch):
+    for name, value in (("NAME", "hidden-name"), ("SEED", "77701"), ("ROOT", "/hidden-root"), ("HIGH", "88801")):
+        monkeypatch.setenv(f"ARMORM_TEST_{name}", value)
+    recipe = Recipe.from_text(VARIABLES, ["backbone.model=${ARMORM_TEST_ROOT}/model"])
+    assert (recipe.name, recipe.seed, recipe.data_root) == ("hidden-name", 77701, "/hidden-root/sets")
+    assert recipe.ratings[0].objectives["quality"].range == (0, 88801)
+    text = recipe.to_yaml()
+    assert not any(value in text for value in ("hidden-", "77701", "88801"))
+    assert text.count("${ARMORM_TEST_") == 8
+    again = Recipe.from_text(text)
+    assert again == recipe
+    assert again.hash == recipe.hash
+    assert again.to_yaml() == text
+    copied = recipe.model_copy(update={"limit": 5})
+    assert "hidden-" not in copied.to_yaml()
+
+
+@pytest.mark.parametrize("name", ["HF_TOKEN", "WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY", "DB_PASSWORD", "SECRET"])
+def test_a_variable_that_holds_credentials_is_refused(monkeypatch, name):
+    monkeypatch.setenv(name, "hf_abc")
+    message = refusal(f"data_root: ${{{name}}}\n")
+    assert name in message
+    assert "data_root" in message
+    assert "hf_abc" not in message
+
+
+def test_a_recipe_in_another_encoding_is_refused_by_its_name(tmp_path):
+    (tmp_path / "a.yaml").write_bytes(MINIMAL.encode("utf-16"))
+    with pytest.raises(RecipeError, match=r"a\.yaml: cannot be read: found text in UTF-16, expected UTF-8"):
+        Recipe.from_yaml(tmp_path / "a.yaml")
+
+
+@pytest.mark.parametrize("value", [".inf", ".nan", "-.inf"])
+def test_numbers_that_are_not_finite_are_refused(value):
+    assert "gating.learning_rate" in refusal(f"gating: {{learning_rate: {value}}}\n")
+    assert "ratings.0.objectives.q.range" in refusal(
+        "", f"ratings:\n  - {{data: a.jsonl, objectives: {{q: [0, {value}]}}}}\npreferences:\n  - {{data: b.jsonl}}\n"
+    )

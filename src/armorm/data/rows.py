@@ -20,6 +20,7 @@ from typing import IO, Any, cast
 
 from armorm.conversation import Conversation
 from armorm.errors import ConversationError, DataError, shown
+from armorm.files import encoding_fault, wide_encoding
 
 LINE_SUFFIXES = (".jsonl", ".jsonl.gz", ".ndjson", ".ndjson.gz")
 TABLE_SUFFIXES = (".csv", ".csv.gz", ".tsv", ".tsv.gz")
@@ -27,6 +28,7 @@ SUFFIXES = (*LINE_SUFFIXES, *TABLE_SUFFIXES, ".json", ".json.gz", ".parquet")
 _DOUBLED = "the column occurs twice, expected each column once"
 _CONVERSATIONS = ("messages", "prompt", "chosen", "rejected")
 _LONGEST_CELL = 64 * 1024 * 1024
+_HEAD = 65_536  # bytes of a file that tell its encoding
 
 
 @dataclass(frozen=True)
@@ -118,6 +120,8 @@ def line_rows(lines: Iterable[bytes], name: str) -> Iterator[Row | DataError]:
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
+        if number == 1 and (fault := wide_encoding(line)):  # its lines cannot be told apart
+            raise DataError(fault, file=name)
         try:
             value = _parsed(name, number, line.rstrip())
         except DataError as error:
@@ -151,6 +155,8 @@ def _array_rows(path: Path) -> Iterator[Row]:
             text = file.read()
     except (OSError, EOFError, zlib.error) as error:
         raise unreadable(path, 0, error) from None
+    if fault := wide_encoding(text):
+        raise DataError(fault, file=path)
     entries = _parsed(path, None, text)
     if not isinstance(entries, list):
         raise DataError(
@@ -211,7 +217,7 @@ def _parsed(path: Path | str, number: int | None, text: bytes) -> Any:
     try:
         value = json.loads(text, object_pairs_hook=noted)
     except UnicodeDecodeError as error:
-        raise DataError(f"found a byte that is not UTF-8 at position {error.start}", file=path, row=number) from None
+        raise DataError(encoding_fault(text) or f"not UTF-8: {error.reason}", file=path, row=number) from None
     except json.JSONDecodeError as error:
         place = f"line {error.lineno}, " if number is None else ""
         raise DataError(f"invalid JSON at {place}column {error.colno}: {error.msg}", file=path, row=number) from None
@@ -269,6 +275,8 @@ def _table_rows(path: Path) -> Iterator[Row | DataError]:
             head = text.readline()
             if not head.strip():
                 raise DataError("found no header line, expected the column names", file=path, row=1)
+            if fault := wide_encoding(head.encode()):
+                raise DataError(f"{fault}; save it as UTF-8", file=path)
             separator = "\t" if ".tsv" in path.suffixes else max(",;\t", key=head.count)
             header = [name.strip() for name in next(csv.reader([head], delimiter=separator))]
             doubled = _first_doubled(header)
@@ -292,7 +300,9 @@ def _table_rows(path: Path) -> Iterator[Row | DataError]:
     except csv.Error as error:
         raise DataError(f"cannot be read as a table: {error}", file=path, row=number) from None
     except UnicodeDecodeError as error:
-        raise DataError(f"found a byte that is not UTF-8 ({error.reason}); save it as UTF-8", file=path) from None
+        with opened(path) as raw:
+            fault = encoding_fault(raw.read(_HEAD)) or f"found a byte that is not UTF-8 ({error.reason})"
+        raise DataError(f"{fault}; save it as UTF-8", file=path) from None
     except (gzip.BadGzipFile, OSError, EOFError, zlib.error) as error:
         raise unreadable(path, number, error) from None
 

@@ -11,11 +11,13 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from armorm.data.rows import SUFFIXES, Layout, Row, file_rows
 from armorm.errors import DataError, nearest, shown
+from armorm.progress import say
 
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 _SAVED = ("dataset_dict.json", "state.json")
@@ -44,7 +46,7 @@ class Location:
 
     @classmethod
     def find(cls, name: str | Path, root: Path | None = None, **options: Any) -> Location:
-        """Resolve a path below `root`, or a hub id `owner/name`.
+        """Resolve a path below `root`, or a hub id `owner/name`; a relative path that leaves `root` is reported.
 
         Raises:
             DataError: for anything else, with the nearest name in its folder.
@@ -53,6 +55,8 @@ class Location:
         try:
             path = (root or Path()) / Path(text).expanduser()
             if path.exists():
+                if root is not None and ".." in Path(text).parts:
+                    _notice_outside(text, path, root)
                 return cls(text, path, **options)
         except (OSError, RuntimeError) as error:
             reason = getattr(error, "strerror", None) or error
@@ -148,6 +152,13 @@ class Source:
     def rows(self) -> Iterator[Row]:
         """As `Location.rows`."""
         return self.location.rows()
+
+
+@cache
+def _notice_outside(name: str, path: Path, root: Path) -> None:
+    """Say once that a relative path, perhaps of somebody else's recipe, is read from outside the data root."""
+    if not path.resolve().is_relative_to(root.resolve()):
+        say(f"notice: {name} is outside data_root {root}: reading {path.resolve()}")
 
 
 def find_sources(

@@ -28,6 +28,7 @@ from armorm.evaluation.results import Results
 from armorm.evaluation.runner import compute_results, distinct, leave_out_seen, load_examples, score_once
 from armorm.evaluation.scorer import Scored
 from armorm.evaluation.scorers import ArmoRMScorer
+from armorm.files import read_text, read_yaml
 
 if TYPE_CHECKING:
     from armorm.reward_model import ArmoRM
@@ -171,8 +172,9 @@ def _of_run(folder: Path) -> tuple[dict[str, Any], list[float]]:
     path, recipe = folder / "metrics.json", folder / "recipe.yaml"
     try:
         metrics = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except ValueError as error:
+        path = recipe
+        sections = read_yaml(read_text(recipe)) if recipe.is_file() else {}
+    except (ValueError, yaml.YAMLError) as error:
         raise DataError(f"cannot be read: {error}", file=path) from None
-    sections = yaml.safe_load(recipe.read_text(encoding="utf-8")) if recipe.is_file() else {}
     alphas = (sections.get("regression") or {}).get("alphas", [])
     return metrics if isinstance(metrics, dict) else {}, [float(alpha) for alpha in alphas]

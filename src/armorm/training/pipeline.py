@@ -316,7 +316,7 @@ class _Run:
 
         def fit() -> Fitted:
             device = resolve_device(recipe.backbone.device)
-            with Tracking(self.folder, recipe.report_to, recipe.name, recipe.model_dump(mode="json")) as tracking:
+            with Tracking(self.folder, recipe.report_to, recipe.name, recipe.stored()) as tracking:
                 options: dict[str, Any] = {"reliability": reliability, "seed": recipe.seed, "device": device}
                 gate, report = train_gate(pairs, rewards, debiasing, section, tracking, **options)
             return {name: tensor.numpy() for name, tensor in gate.state_dict().items()}, asdict(report)

@@ -1,6 +1,7 @@
 """The recipe: one YAML file that describes a whole training run.
 
-`${NAME:-default}` is replaced by an environment variable, and `key=value` overrides are applied before validation.
+`${NAME:-default}` is replaced by an environment variable (and written out again as the reference that it is), and
+`key=value` overrides are applied before validation.
 Unknown keys, invalid values and duplicate keys are rejected before any work, each by its path in the file and with the
 nearest valid name; missing files and unknown objectives are rejected by dataset.py.
 """
@@ -9,17 +10,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Optional, Union, get_args
 
 import yaml
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, PrivateAttr, ValidationError, field_validator, model_validator
 
 from armorm.errors import RecipeError, nearest, shown
-from armorm.files import read_yaml
+from armorm.files import read_text, read_yaml
+from armorm.training.recipe_variables import Path as Place
+from armorm.training.recipe_variables import expanded, references_kept
 from armorm.training.schema import (
     BackboneSection,
     DebiasSection,
@@ -35,8 +37,6 @@ from armorm.training.schema import (
     Section,
 )
 
-_VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
-
 
 class Recipe(Section):
     """Everything that decides a training run.
@@ -45,7 +45,9 @@ class Recipe(Section):
         >>> recipe = Recipe.from_yaml("recipes/demo.yaml", ["seed=1"])    # doctest: +SKIP
     """
 
-    name: str = Field("unnamed", description="name of the model, used in its card")
+    _references: dict[Place, str] = PrivateAttr(default_factory=dict)  # to environment variables, by place
+
+    name: str = Field("unnamed", min_length=1, max_length=200, description="name of the model, used in its card")
     seed: int = Field(0, ge=0, description="of everything random: gate training, subsampling, fine-tuning")
     backbone: BackboneSection = BackboneSection()
     finetune: Optional[FinetuneSection] = None
@@ -71,6 +73,13 @@ class Recipe(Section):
     report_to: tuple[Literal["tensorboard", "wandb"], ...] = Field(
         (), description="trackers that receive the training metrics, in addition to metrics.jsonl"
     )
+
+    @field_validator("name")
+    @classmethod
+    def _no_path(cls, value: str) -> str:
+        if value in (".", "..") or not value.isprintable() or set(value) & set("/\\"):
+            raise ValueError(f"found {shown(value)}, expected a name without path separators and control characters")
+        return value
 
     @model_validator(mode="after")
     def _finetuned_layers(self) -> Recipe:
@@ -126,8 +135,8 @@ class Recipe(Section):
             RecipeError: naming each error by its path in the file.
         """
         try:
-            text = Path(path).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+            text = read_text(Path(path))
+        except (OSError, UnicodeError) as error:
             raise RecipeError(f"{path}: cannot be read: {error}") from None
         return cls.from_text(text, overrides, name=str(path))
 
@@ -142,7 +151,14 @@ class Recipe(Section):
             raise RecipeError(f"{name}: found {shown(values)}, expected keys and values")
         for override in overrides:
             _override(values, override)
-        return cls.from_dict(_with_environment(values), name=name)
+        try:
+            values, references = expanded(values)
+            recipe = cls.from_dict(values, name=name)
+            recipe._references = references
+            recipe._references = expanded(recipe.stored())[1]  # by their places in what is stored
+        except RecipeError as error:
+            raise error if str(error).startswith(name) else RecipeError(f"{name}: {error}") from None
+        return recipe
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], *, name: str = "recipe") -> Recipe:
@@ -158,31 +174,14 @@ class Recipe(Section):
         text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
         return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
+    def stored(self) -> dict[str, Any]:
+        """All values, defaults included, as they are written to files and sent to trackers: with references to
+        environment variables as in the recipe, not with what these hold."""
+        return references_kept(self.model_dump(mode="json", exclude_none=True, by_alias=True), self._references)
+
     def to_yaml(self) -> str:
-        """The recipe with all values, defaults included."""
-        return yaml.safe_dump(
-            self.model_dump(mode="json", exclude_none=True, by_alias=True),
-            sort_keys=False,
-            allow_unicode=True,
-            width=100,
-        )
-
-
-def _with_environment(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _with_environment(entry) for key, entry in value.items()}
-    if isinstance(value, list):
-        return [_with_environment(entry) for entry in value]
-    if isinstance(value, str):
-        return _VARIABLE.sub(_variable, value)
-    return value
-
-
-def _variable(found: re.Match[str]) -> str:
-    value = os.environ.get(found[1]) or found[2]
-    if value is None:
-        raise RecipeError(f"environment variable {found[1]} is not set and has no default (${{{found[1]}:-default}})")
-    return value
+        """The recipe with all values, defaults included; references to environment variables stay references."""
+        return yaml.safe_dump(self.stored(), sort_keys=False, allow_unicode=True, width=100)
 
 
 def _override(values: dict[str, Any], override: str) -> None:

@@ -23,7 +23,7 @@ OUR_COLUMNS = ("prompt", "response", "messages", "chosen", "rejected", "margin",
 class Section(BaseModel):
     """A part of a recipe. Unknown keys are rejected."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     def only(self, *keys: str) -> str:
         """The one of these keys that is given."""

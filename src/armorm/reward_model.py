@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from armorm import attribution
-from armorm.backbone.decoder import Backbone, Placement
+from armorm.backbone.decoder import Backbone
 from armorm.backbone.encoding import EncodedRows, encode_rows, same_prompts
 from armorm.backbone.readout import Readout
 from armorm.conversation import Conversation, ConversationLike
@@ -37,7 +37,8 @@ from armorm.features.extract import BATCH_TOKENS, Features, extract
 from armorm.files import DEFAULT_REWARD_MODEL, demonstration, write_text
 from armorm.heads.uncertainty import Uncertainty
 from armorm.model.export import Layout, files_to_send, require_repo_id, save_model, upload
-from armorm.model.modeling import ArmoRMForSequenceClassification, tokenizer_path
+from armorm.model.loading import load_parts
+from armorm.model.modeling import ArmoRMForSequenceClassification
 from armorm.model.remote_code import UNCERTAINTY_BUFFERS
 from armorm.objectives import ObjectiveSet
 from armorm.progress import progress, say
@@ -83,23 +84,10 @@ class ArmoRM:
         Raises:
             CheckpointError: if there is no reward model, or an incomplete one.
         """
-        from safetensors import SafetensorError
-        from transformers import AutoTokenizer
-
-        placement = Placement.choose(str(dtype).removeprefix("torch."), device)
-        try:
-            model = ArmoRMForSequenceClassification.from_pretrained(name, dtype=placement.load_dtype, **kwargs)
-            options = {key: kwargs[key] for key in ("revision", "token", "cache_dir") if key in kwargs}
-            tokenizer = AutoTokenizer.from_pretrained(tokenizer_path(str(name), model.config), **options)
-            seen = SeenPrompts.load(str(name), **options)
-        except (OSError, ValueError, SafetensorError) as error:
-            if isinstance(error, CheckpointError):
-                raise
-            raise CheckpointError(f"{name}: cannot be loaded as a reward model: {error}") from error
-        placement.apply(model, backbone=model.model, move="device_map" not in kwargs)
+        model, tokenizer, seen = load_parts(name, str(dtype), device, **kwargs)
         if notice := demonstration(str(name)):
             say(notice)
-        rm = cls(model.eval(), tokenizer, str(name))
+        rm = cls(model, tokenizer, str(name))
         rm.seen = seen
         return rm
 
@@ -168,12 +156,14 @@ class ArmoRM:
         )
         tokens = np.array([row.response_tokens for row in encoded.encoded], np.int64)
         batch = replace(batch, truncated=[indices[i] for i in encoded.truncated], response_tokens=tokens)
+        finite = np.flatnonzero(np.isfinite(batch.scores))
+        batch = batch.finite(on_refused)
         if not per_token:
             return batch
-        kept, head = [texts[i] for i in encoded.kept], self.model.regression_layer
+        kept, head = [texts[encoded.kept[i]] for i in finite], self.model.regression_layer
         scale = self._reference_score()[1] if normalize else 1.0
         options: dict[str, Any] = {"scale": scale, "batch_tokens": batch_tokens}
-        return score_by_token(self.backbone, head, kept, encoded.encoded, batch, **options)
+        return score_by_token(self.backbone, head, kept, [encoded.encoded[i] for i in finite], batch, **options)
 
     def _encode(
         self, conversations: Sequence[ConversationLike], on_refused: Literal["error", "skip"], same_prompt: bool

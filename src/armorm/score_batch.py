@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+
+from armorm.errors import ConversationError
 
 if TYPE_CHECKING:
     import pandas
@@ -79,6 +81,21 @@ class ScoreBatch:
             taken["token_scores"] = [self.token_scores[i] for i in places]
             taken["token_spans"] = [self.token_spans[i] for i in places]
         return replace(self, **taken, rejected=[], truncated=[row for row in self.truncated if row in left])
+
+    def finite(self, on_refused: Literal["error", "skip"]) -> ScoreBatch:
+        """The rows whose score is a number; the others are an error or rejected, like conversations that cannot be
+        scored.
+
+        Raises:
+            ConversationError: naming the first of them, with `error`.
+        """
+        finite = np.isfinite(self.scores)
+        if finite.all():
+            return self
+        reason, bad = "the model's score is not a finite number", self.rows[~finite].tolist()
+        if on_refused == "error":
+            raise ConversationError(reason, f"conversation {bad[0]}")
+        return replace(self.take(finite), rejected=sorted([*self.rejected, *((row, reason) for row in bad)]))
 
     def to_pandas(self) -> pandas.DataFrame:
         """One row per conversation: `score`, then `reward/X`, `weight/X`, `contribution/X` of each objective X; with

@@ -18,7 +18,9 @@ EXCHANGES = re.findall(r"```\n(GET|POST) (/\S+)\n(.*?)```\n\n```\n(.*?)\n```", P
 
 @pytest.fixture(scope="module")
 def embedded():
-    with served(ArmoRM.from_pretrained("armorm-tiny-rm", dtype="float32", device="cpu"), name="armorm-tiny-rm") as server:
+    with served(
+        ArmoRM.from_pretrained("armorm-tiny-rm", dtype="float32", device="cpu"), name="armorm-tiny-rm"
+    ) as server:
         yield server
 
 

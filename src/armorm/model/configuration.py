@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, ClassVar
 
 from transformers import AutoConfig, PretrainedConfig
 
+from armorm.backbone.model_files import CONFIG, read_object
 from armorm.errors import CheckpointError
 from armorm.files import embedded_path
+from armorm.model.config_schema import settings_fault
 from armorm.model.released import ARCHITECTURES, from_released
 from armorm.objectives import ObjectiveSet
 
@@ -43,6 +46,8 @@ class ArmoRMConfig(PretrainedConfig):
             are not in the model's folder but loaded from there.
         adapters: `armorm.backbone.adapters.Adapters.settings` of adapters that the backbone was fine-tuned with: its
             weights are those of `backbone_source` with `adapters.safetensors` merged; empty without.
+        heads_digest: `remote_code.heads_digest` of the weights that were saved with these objectives, in this order;
+            empty if the model is older than the field.
         provenance: `backbone`, `armorm_version`, `recipe_hash`, `recipe_name`.
     """
 
@@ -72,6 +77,7 @@ class ArmoRMConfig(PretrainedConfig):
         readout: dict[str, Any] | None = None,
         backbone_source: dict[str, Any] | None = None,
         adapters: dict[str, Any] | None = None,
+        heads_digest: str = "",
         provenance: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
@@ -96,6 +102,7 @@ class ArmoRMConfig(PretrainedConfig):
         self.readout = dict(readout or {})
         self.backbone_source = dict(backbone_source or {})
         self.adapters = dict(adapters or {})
+        self.heads_digest = heads_digest
         self.provenance = dict(provenance or {})
         kwargs.pop("auto_map", None)  # belongs to the folder it was read from
         # One score: consumers that build a head from the config must not apply a softmax or create two labels.
@@ -109,20 +116,27 @@ class ArmoRMConfig(PretrainedConfig):
         """The settings of a `config.json`; those of the released layout are converted to ours.
 
         Raises:
-            CheckpointError: for the config of another kind of model, such as a plain backbone.
+            CheckpointError: for a file that is not JSON, the config of another kind of model, such as a plain backbone,
+                or a value that no model can have, by its field.
         """
         path = embedded_path(str(pretrained_model_name_or_path)) or pretrained_model_name_or_path
+        file = Path(path) / CONFIG
+        if file.is_file():
+            read_object(file, CheckpointError)
         settings, rest = super().get_config_dict(path, **kwargs)
         if not settings:  # transformers 4, for a folder without the file
             raise CheckpointError(f"{pretrained_model_name_or_path}: no config.json, expected a reward model")
         if is_released(settings):
-            return from_released(settings), rest
+            settings = from_released(settings)
         found = settings.get("model_type", cls.model_type)
         if found != cls.model_type:
             raise CheckpointError(
                 f"{pretrained_model_name_or_path}: model_type {found!r}, expected {cls.model_type!r}: "
                 "a reward model with its heads"
             )
+        fault = settings_fault(settings)
+        if fault:
+            raise CheckpointError(f"{file if file.is_file() else pretrained_model_name_or_path}, {fault}")
         return settings, rest
 
     @property

@@ -20,7 +20,7 @@ from armorm.files import write_json, write_text, write_whole
 from armorm.model.configuration import ArmoRMConfig
 from armorm.model.modeling import HEADS, ArmoRMForSequenceClassification
 from armorm.model.released import ARCHITECTURES, NOT_BACKBONE, OWN_FIELDS
-from armorm.model.remote_code import UNCERTAINTY_BUFFERS, steered_transform, steering_terms
+from armorm.model.remote_code import UNCERTAINTY_BUFFERS, record_heads, steered_transform, steering_terms
 
 REMOTE_CODE = Path(__file__).with_name("remote_code.py")
 _NEVER = -1e30  # added to a logit of the gate, it gives a weight of exactly 0
@@ -45,6 +45,7 @@ def save_model(
         save_heads(model, folder)
         return
     state, dtype = model.state_dict(), model.model.dtype
+    record_heads(model.config, state)
     if layout == "released":
         state = {name: tensor for name, tensor in state.items() if name not in UNCERTAINTY_BUFFERS}
     backbone = {name: tensor for name, tensor in state.items() if name.startswith("model.")}
@@ -80,6 +81,7 @@ def save_heads(model: ArmoRMForSequenceClassification, folder: Path) -> None:
         raise CheckpointError(
             f"the model has no hash of its backbone ({source.get('name') or 'unknown'}): save it whole"
         )
+    record_heads(model.config, model.state_dict())
     config = copy.deepcopy(model.config)
     config.backbone_source["referenced"] = True
     folder.mkdir(parents=True, exist_ok=True)
@@ -133,6 +135,7 @@ def folded(config: ArmoRMConfig, state: Mapping[str, torch.Tensor]) -> tuple[Arm
     state["reward_transform_matrix"] = steered_transform(transform, strength).float()
     config.provenance |= {"steering": config.steering}
     config.steering, config.calibration = {}, None
+    record_heads(config, state)
     return config, state
 
 

@@ -13,16 +13,25 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoModelForSequenceClassification, PreTrainedModel
+from transformers import AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
 
 from armorm.backbone.adapters import FILE as ADAPTERS
 from armorm.backbone.adapters import Adapters
 from armorm.backbone.decoder import Backbone, require_decoder, settle_attention
 from armorm.backbone.locate import backbone_path, require_same_weights
+from armorm.backbone.model_files import CONFIG, size_fault, weight_shapes
 from armorm.errors import CheckpointError
 from armorm.files import embedded_path
+from armorm.model.config_schema import reference_fault
 from armorm.model.configuration import ArmoRMConfig
-from armorm.model.remote_code import ArmoRMOutput, RewardModel, loading_faults, quantile_layer, steering_terms
+from armorm.model.remote_code import (
+    ArmoRMOutput,
+    RewardModel,
+    heads_fault,
+    loading_faults,
+    quantile_layer,
+    steering_terms,
+)
 
 HEADS = "heads.safetensors"  # all tensors but the backbone's, in the folder of a model whose backbone is elsewhere
 
@@ -78,10 +87,15 @@ class ArmoRMForSequenceClassification(RewardModel):
         path = str(embedded_path(str(pretrained_model_name_or_path)) or pretrained_model_name_or_path)
         wants_report = kwargs.pop("output_loading_info", False)
         config = kwargs.get("config") or _config(path, kwargs)
+        if config is not None:
+            require_weights(Path(path), config)
         if config is not None and config.backbone_source.get("referenced"):
             model, report = cls._on_referenced_backbone(path, config, kwargs)
         else:
             model, report = super().from_pretrained(path, *model_args, output_loading_info=True, **kwargs)
+        fault = reference_fault(model.config.reference, len(model.config.objectives))
+        if fault:
+            raise CheckpointError(f"{Path(path) / CONFIG}, {fault}")
         if model.config.adapters and model.adapters is None and (Path(path) / ADAPTERS).is_file():
             model.adapters = Adapters.read(path)
         if "against" not in model.config.debiasing:
@@ -115,7 +129,7 @@ class ArmoRMForSequenceClassification(RewardModel):
         missing, unexpected = model.load_state_dict(heads, strict=False)
         report = {"missing_keys": {key for key in missing if not key.startswith("model.")}}
         report |= {"unexpected_keys": set(unexpected), "mismatched_keys": set()}
-        faults = loading_faults(report)
+        faults = loading_faults(report) or list(filter(None, [heads_fault(config, heads)]))
         if faults:
             raise CheckpointError(f"{path}: {'; '.join(faults)}")
         return model, report
@@ -171,10 +185,30 @@ def tokenizer_path(name: str, config: ArmoRMConfig) -> str:
     return backbone_path(source["name"], source.get("commit")) if source.get("referenced") else name
 
 
+def require_weights(folder: Path, config: ArmoRMConfig) -> None:
+    """Check the headers of the weights in a local folder, before any are loaded: heads are floating-point numbers, and
+    the backbone has the sizes that the config says.
+
+    Raises:
+        CheckpointError: naming file and tensor, or the field of config.json.
+    """
+    for file in (HEADS, "model*.safetensors"):
+        shapes = weight_shapes(folder, file)
+        for name, (dtype, _) in shapes.items():
+            if not name.startswith("model.") and not dtype.startswith(("F", "BF")):
+                raise CheckpointError(f"{folder / file}: tensor {name} holds {dtype}, expected floating-point numbers")
+        if file != HEADS and isinstance(config.backbone_config, PretrainedConfig):
+            fault = size_fault(config.backbone_config.to_dict(), shapes, "backbone_config")
+            if fault:
+                raise CheckpointError(f"{folder / CONFIG}, {fault}")
+
+
 def _config(path: str, kwargs: dict[str, Any]) -> ArmoRMConfig | None:
     """The config of a folder or hub id; None if it cannot be read, which loading will report."""
     try:
         return ArmoRMConfig.from_pretrained(path, **{key: kwargs[key] for key in _HUB_OPTIONS if key in kwargs})
+    except CheckpointError:
+        raise
     except (OSError, ValueError):
         return None
 

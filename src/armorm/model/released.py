@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from armorm.errors import CheckpointError
+from armorm.errors import CheckpointError, shown
+from armorm.model.config_schema import MOST_OBJECTIVES
 from armorm.objectives import RELEASED_OBJECTIVES, Objective, ObjectiveSet
 
 ARCHITECTURES = {"llama": "LlamaForRewardModelWithGating", "gemma2": "Gemma2ForRewardModelWithGating"}
@@ -20,7 +21,16 @@ GATE_FIELDS = {"num_objectives": 19, "gating_temperature": 10, "gating_hidden_di
 # Ids from the gate (the end of the last prompt turn) to the reply, from the published code.
 GATE_PATTERNS = {"llama": [128009, 128006, 78191, 128007, 271], "gemma2": [107, 108, 106, 2516, 108]}
 # Settings that the released layout does not have, kept in the field `armorm`.
-OWN_FIELDS = ("objectives", "gate_pattern", "limits", "reference", "debiasing", "calibration", "provenance")
+OWN_FIELDS = (
+    "objectives",
+    "gate_pattern",
+    "limits",
+    "reference",
+    "debiasing",
+    "calibration",
+    "heads_digest",
+    "provenance",
+)
 # Fields of the reward model in a released config; the others are the backbone's.
 NOT_BACKBONE = {
     "architectures", "auto_map", "armorm", "dtype", "torch_dtype", "transformers_version", "_name_or_path",
@@ -39,7 +49,11 @@ def from_released(settings: Mapping[str, Any]) -> dict[str, Any]:
         raise CheckpointError(f"model_type {family!r} in the released layout, expected {' or '.join(ARCHITECTURES)}")
     shape = {field: settings.get(field, default) for field, default in GATE_FIELDS.items()}
     count = shape.pop("num_objectives")
+    if not isinstance(count, int) or not 0 < count <= MOST_OBJECTIVES:
+        raise CheckpointError(f"field num_objectives: found {shown(count)}, expected a number of objectives")
     own = settings.get("armorm") or {}
+    if not isinstance(own, Mapping) or not isinstance(settings.get("id2label") or {}, Mapping):
+        raise CheckpointError("field armorm or id2label: expected an object")
     objectives = own.get("objectives") or _objectives(count, settings.get("id2label") or {})
     if len(objectives) != count:
         raise CheckpointError(f"num_objectives {count} but {len(objectives)} objectives, expected the same number")

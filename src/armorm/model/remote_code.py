@@ -23,6 +23,7 @@ change earlier states, and every causal backbone, recurrent ones too, gives the 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections import Counter
@@ -269,7 +270,15 @@ class RewardModel(PreTrainedModel):
         faults = loading_faults(report)
         if faults:
             raise cls._checkpoint_error(f"{name}: the checkpoint does not fit: {'; '.join(faults)}")
+        fault = heads_fault(model.config, model.state_dict())
+        if fault:
+            raise cls._checkpoint_error(f"{name}: {fault}")
         return (model, report) if wants_report else model
+
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
+        """Save as every transformers model does; the config gets the digest that binds objectives to these heads."""
+        record_heads(self.config, kwargs.get("state_dict") or self.state_dict())
+        return super().save_pretrained(save_directory, *args, **kwargs)
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> RewardModel:
         """Every move and cast of a module goes through here: heads are moved, but never cast."""
@@ -612,6 +621,59 @@ def stored_dtype(name: str, options: dict[str, Any]) -> torch.dtype | str:
                 entry = tensors.get_slice(key)
                 sizes[entry[:0].dtype] += math.prod(entry.get_shape())
     return next((dtype for dtype, _ in sizes.most_common() if dtype.is_floating_point), "auto")
+
+
+def heads_digest(names: list[str], state: Mapping[str, torch.Tensor]) -> str:
+    """32 hex digits that bind the names of objectives, in their order, to the heads that compute them.
+
+    Args:
+        state: all tensors of the model, or its heads; they are read as float32, which heads always are.
+    """
+    digest = hashlib.blake2b(json.dumps(names).encode(), digest_size=16)
+    for name in sorted(state):
+        if name.startswith(("regression_layer.", "gating.", "reward_transform_matrix")):
+            tensor = state[name].detach().cpu().float().contiguous()
+            digest.update(f"{name} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def record_heads(config: PretrainedConfig, state: Mapping[str, torch.Tensor]) -> None:
+    """Write the digest of heads into a config that names its objectives; one that cannot be computed is emptied."""
+    own = config if getattr(config, "objectives", None) else getattr(config, "armorm", None)
+    objectives = own.get("objectives") if isinstance(own, dict) else getattr(own, "objectives", None)
+    if not objectives:
+        return
+    heads = [tensor for name, tensor in state.items() if name.startswith(("regression_layer.", "gating."))]
+    known = bool(heads) and not any(tensor.is_meta or not tensor.numel() for tensor in heads)
+    digest = heads_digest([objective["name"] for objective in objectives], state) if known else ""
+    if isinstance(own, dict):
+        own["heads_digest"] = digest
+    else:
+        own.heads_digest = digest
+
+
+def heads_fault(config: PretrainedConfig, state: Mapping[str, torch.Tensor]) -> str:
+    """What is wrong with loaded heads: values that are not finite, or objectives of other heads; empty if nothing is.
+
+    One pass over the heads, a few megabytes. A config without digest is older than the field and not compared.
+    """
+    heads = {name: tensor for name, tensor in state.items() if not name.startswith("model.") and not tensor.is_meta}
+    for name, tensor in heads.items():
+        bad = int((~tensor.isfinite()).sum()) if tensor.is_floating_point() else 0
+        if bad:
+            return f"tensor {name} has {bad:,} values that are not finite, expected numbers"
+    own = getattr(config, "armorm", None) or {}
+    digest = getattr(config, "heads_digest", "") or own.get("heads_digest")
+    objectives = getattr(config, "objectives", None) or own.get("objectives")
+    if not (digest and objectives and "regression_layer.weight" in heads):
+        return ""
+    if digest == heads_digest([objective["name"] for objective in objectives], heads):
+        return ""
+    return (
+        "config.json, field objectives: names or their order are not those that the heads were saved with "
+        "(heads_digest); remove heads_digest from config.json if heads or names were changed on purpose"
+    )
 
 
 def loading_faults(report: Any) -> list[str]:

@@ -1,0 +1,43 @@
+"""Loading a reward model: model, tokenizer, and the record of the prompts that it was trained on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from armorm.backbone.decoder import CONFIG_ERRORS, Placement, require_decoder
+from armorm.backbone.model_files import CONFIG, require_tokenizer
+from armorm.data.seen_prompts import SeenPrompts
+from armorm.errors import CheckpointError
+from armorm.files import embedded_path
+from armorm.model.configuration import ArmoRMConfig
+from armorm.model.modeling import ArmoRMForSequenceClassification, tokenizer_path
+
+
+def load_parts(
+    name: str | Path, dtype: str, device: str, **kwargs: Any
+) -> tuple[ArmoRMForSequenceClassification, PreTrainedTokenizerBase, SeenPrompts]:
+    """The parts of a reward model; arguments and errors are those of `ArmoRM.from_pretrained`."""
+    from safetensors import SafetensorError
+    from transformers import AutoTokenizer
+
+    placement = Placement.choose(dtype.removeprefix("torch."), device)
+    folder = embedded_path(str(name)) or Path(name)
+    try:
+        config = ArmoRMConfig.from_pretrained(name) if (folder / CONFIG).is_file() else None
+        if config is not None and not config.backbone_source.get("referenced"):
+            require_tokenizer(folder, CheckpointError)
+        model = ArmoRMForSequenceClassification.from_pretrained(name, dtype=placement.load_dtype, **kwargs)
+        options = {key: kwargs[key] for key in ("revision", "token", "cache_dir") if key in kwargs}
+        tokenizer = AutoTokenizer.from_pretrained(tokenizer_path(str(name), model.config), **options)
+        seen = SeenPrompts.load(str(name), **options)
+    except (OSError, ValueError, *CONFIG_ERRORS, SafetensorError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"{name}: cannot be loaded as a reward model: {error}") from error
+    placement.apply(model, backbone=model.model, move="device_map" not in kwargs)
+    if not model.config.backbone_source.get("referenced"):  # (else it was checked when it was loaded)
+        require_decoder(model.eval().model, str(name))
+    return model.eval(), tokenizer, seen

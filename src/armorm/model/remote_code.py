@@ -640,7 +640,7 @@ def heads_digest(names: list[str], state: Mapping[str, torch.Tensor]) -> str:
 
 def record_heads(config: PretrainedConfig, state: Mapping[str, torch.Tensor]) -> None:
     """Write the digest of heads into a config that names its objectives; one that cannot be computed is emptied."""
-    own = config if getattr(config, "objectives", None) else getattr(config, "armorm", None)
+    own: Any = config if getattr(config, "objectives", None) else getattr(config, "armorm", None)
     objectives = own.get("objectives") if isinstance(own, dict) else getattr(own, "objectives", None)
     if not objectives:
         return

@@ -139,7 +139,7 @@ def requests(count: int, load: tuple[int, int], first: int = 0) -> list[bytes]:
         reply = " ".join(f"{number} {replies[(group * 31 + number) % len(replies)]}".split()[:reply_words])
         prompt = f"<|im_start|>user\n{user}<|im_end|>\n<|im_start|>assistant\n"
         body = json.dumps({"query": [f"{prompt}{reply}<|im_end|>"], "prompts": [prompt], "labels": [None]}).encode()
-        head = "POST /get_reward HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: application/json\r\n"
+        head = "POST /get_reward HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: application/json\r\n"
         found.append(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
     return found
 
@@ -230,7 +230,7 @@ async def overload(port: int, process: int, load: tuple[int, int], capacity: flo
         while True:
             memory.append((time.perf_counter() - start, resident_mib(process)))
             began = time.perf_counter()
-            status, _ = await call(port, b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            status, _ = await call(port, b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
             health.append((status if status else 0, time.perf_counter() - began))
             await asyncio.sleep(0.5)
 

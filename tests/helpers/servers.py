@@ -31,7 +31,7 @@ class Served:
 
     def post(self, path: str, **body: Any) -> Any:
         """Answer to a request."""
-        return self.client.post(path, content=json.dumps(body), headers={"Content-Type": "application/json"})
+        return self.client.post(path, content=json.dumps(body))
 
     def together(self, calls: Sequence[Callable[[], Any]]) -> list[Any]:
         """Answers to calls made at once, in order."""
@@ -50,7 +50,8 @@ def served(rm: ArmoRM, policy_tokenizer: Any = None, **settings: Any) -> Iterato
     """A server around a model for as long as the block runs."""
     engine = ScoringEngine(rm, ServingSettings(**{"name": "small", **settings}), policy_tokenizer)
     limits = httpx.Limits(max_connections=300, max_keepalive_connections=300)
-    with running(engine) as url, httpx.Client(base_url=url, timeout=30, limits=limits) as client:
+    options = {"timeout": 30, "limits": limits, "headers": {"Content-Type": "application/json"}}
+    with running(engine) as url, httpx.Client(base_url=url, **options) as client:
         yield Served(url, engine, client)
 
 

@@ -14,7 +14,7 @@ from armorm.serving.server import (
     ServerError,
     address_of,
     bound_socket,
-    exposure_warning,
+    exposure_warnings,
     key_from_environment,
     served_name,
 )
@@ -62,8 +62,11 @@ def test_a_key_that_is_absent_or_empty_does_not_leave_the_server_open(monkeypatc
 
 @pytest.mark.parametrize(("host", "open_to_others"), [("127.0.0.1", False), ("localhost", False), ("::1", False), ("127.1.2.3", False), ("0.0.0.0", True), ("::", True), ("10.0.0.5", True), ("example.org", True)])  # fmt: skip
 def test_a_server_that_others_can_reach_without_a_key_is_warned_about(host, open_to_others):
-    assert (exposure_warning(host, None) is not None) == open_to_others
-    assert exposure_warning(host, "key") is None
+    warnings = exposure_warnings(host, ServingSettings())
+    assert [name for name in ("--api-key-env", "--allowed-hosts") if name in "".join(warnings)] == (
+        ["--api-key-env", "--allowed-hosts"] if open_to_others else []
+    )
+    assert exposure_warnings(host, ServingSettings(api_key="key", allowed_hosts=("a.example",))) == []
 
 
 def test_no_answer_names_a_path_of_the_servers_machine(rm, tmp_path):

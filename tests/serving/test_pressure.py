@@ -34,7 +34,7 @@ def until(condition, seconds=30):
 
 def request_bytes(path, body):
     return (
-        f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n{body}"
+        f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n{body}"
     ).encode()
 
 
@@ -75,7 +75,9 @@ def test_a_full_queue_turns_requests_away_with_a_time_to_come_back_and_keeps_wha
         with socket.create_connection(
             (httpx.URL(server.url).host, httpx.URL(server.url).port), 10
         ) as unread:  # turned away by its head alone
-            unread.sendall(b"POST /v1/reward HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n")
+            unread.sendall(
+                b"POST /v1/reward HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 100000\r\n\r\n"
+            )
             assert unread.recv(100).startswith(b"HTTP/1.1 429 ")
         gate.open.set()
         scores = [call.result(60).json()["results"][0]["score"] for call in (held, *kept)]
@@ -136,7 +138,9 @@ def test_a_request_that_takes_too_long_is_answered_so_and_its_rows_leave_the_que
 
 def test_a_client_that_stalls_in_its_body_is_cut_off(rm):
     with served(rm, request_seconds=0.3) as server, socket.create_connection(server.url[7:].split(":")) as client:
-        client.sendall(b"POST /v1/reward HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
+        client.sendall(
+            b"POST /v1/reward HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{"
+        )
         client.settimeout(10)
         assert b"504" in client.recv(4096)
 

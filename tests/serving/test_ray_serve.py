@@ -45,7 +45,7 @@ def test_two_replicas_answer_every_request_with_the_scores_of_the_model(tmp_path
         replicas = serve.status().applications["armorm"].deployments["armorm"].replica_states
         assert {str(getattr(state, "value", state)): count for state, count in replicas.items()} == {"RUNNING": 2}
         assert all("ultra-helpful" in text for text in started)
-        assert httpx.post(f"{url}/v1/reward", content=b"[]", timeout=60).status_code == 400
+        assert httpx.post(f"{url}/v1/reward", json=[], timeout=60).status_code == 400
     finally:
         serve.shutdown()
         ray.shutdown()

@@ -49,11 +49,22 @@ def serve(
     max_waiting_rows: Annotated[int | None, Option(help="Maximum conversations in the queue.")] = None,
     max_waiting_seconds: Annotated[float | None, Option(help="Maximum estimated waiting time in the queue.")] = None,
     request_seconds: Annotated[float | None, Option(help="Time limit of a request.")] = None,
+    allowed_hosts: Annotated[
+        str | None, Option(metavar="NAME,NAME", help="Host names to answer besides those of this machine.")
+    ] = None,
+    allowed_origins: Annotated[
+        str | None, Option(metavar="URL,URL", help="Sites whose pages may send requests (CORS; default: none).")
+    ] = None,
+    header_seconds: Annotated[float | None, Option(help="Time limit of a request's headers.")] = None,
+    body_idle_seconds: Annotated[float | None, Option(help="Longest time without a byte of a body.")] = None,
+    keep_alive_seconds: Annotated[float | None, Option(help="How long an idle connection stays open.")] = None,
+    max_connections: Annotated[int | None, Option(help="Maximum open connections.")] = None,
+    shutdown_seconds: Annotated[float | None, Option(help="Time for accepted requests after SIGTERM.")] = None,
 ) -> None:
     """Serve scores over HTTP, in armorm's format and those of OpenRLHF, verl, vLLM, SGLang, LLaMA-Factory and NIM.
 
     Example: `armorm serve --port 8008`, then
-    `curl localhost:8008/v1/reward -d '{"prompt": "What is 2+2?", "responses": ["4"]}'`
+    `curl localhost:8008/v1/reward --json '{"prompt": "What is 2+2?", "responses": ["4"]}'`
     """
     missing = [package for package in _NEEDED if find_spec(package) is None]
     if missing:
@@ -73,6 +84,13 @@ def serve(
         "max_waiting_rows": max_waiting_rows,
         "max_waiting_seconds": max_waiting_seconds,
         "request_seconds": request_seconds,
+        "allowed_hosts": _list(allowed_hosts),
+        "allowed_origins": _list(allowed_origins),
+        "header_seconds": header_seconds,
+        "body_idle_seconds": body_idle_seconds,
+        "keep_alive_seconds": keep_alive_seconds,
+        "max_connections": max_connections,
+        "shutdown_seconds": shutdown_seconds,
         "prompt_cache": None if prompt_cache is None else prompt_cache * MEBIBYTE,
     }
     settings = ServingSettings(
@@ -94,14 +112,17 @@ def serve(
         rm = ArmoRM.from_pretrained(model, dtype=dtype, device=device)
         engine = ScoringEngine(rm, settings, tokenizer)
         rm.score([_WARM_UP])
-        warning = server.exposure_warning(host, settings.api_key)
-        if warning is not None:
+        for warning in server.exposure_warnings(host, settings):
             say(f"warning: {warning}")
         say(f"{settings.name} ({len(rm.objectives)} objectives) on {server.address_of(sock)}")
         if ui:
             say(f"playground: {server.address_of(sock)}/ui")
         say(f"POST {', '.join(ROUTES_BY_PATH)}; GET /health, /ready, /metrics, /v1/models; press Ctrl-C to stop")
         server.serve(engine, sock)
+
+
+def _list(text: str | None) -> tuple[str, ...] | None:
+    return None if text is None else tuple(part.strip() for part in text.split(",") if part.strip())
 
 
 def _tokenizer(name: str | None) -> Any:

@@ -21,8 +21,10 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from typing_extensions import TypedDict
 
+from armorm.serving.body import InFlight
 from armorm.serving.engine import ScoringEngine
 from armorm.serving.errors import RequestError
+from armorm.serving.hosts import HostRules
 from armorm.serving.metrics import CONTENT_TYPE
 from armorm.serving.middleware import OPEN_PATHS, RequestMiddleware
 from armorm.serving.protocols import ROUTES, ROUTES_BY_PATH, parsed_request
@@ -30,6 +32,7 @@ from armorm.serving.protocols.base import ErrorAnswer, Route, closed
 from armorm.version import __version__
 
 CLIENT_DISCONNECTED = 499
+_GIVEN_UP_SECONDS = 10.0
 _MESSAGES = {404: "no such route", 405: "this route does not support the method"}
 T = TypeVar("T")
 
@@ -86,16 +89,23 @@ class ModelList(TypedDict):
     data: list[ModelCard]
 
 
-def make_app(engine: ScoringEngine) -> FastAPI:
-    """The application around an engine, which it starts and stops."""
+def make_app(engine: ScoringEngine, hosts: Sequence[str] | None = None) -> FastAPI:
+    """The application around an engine, which it starts and stops.
+
+    Args:
+        hosts: names in `Host` that are answered besides those of this machine; None answers every name.
+    """
+    in_flight = InFlight()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         engine.batcher.start()
         yield
-        await asyncio.to_thread(engine.stop)
+        # Requests that were given up wait for no result; the pass of the model that is running ends within seconds.
+        await asyncio.to_thread(engine.stop, _GIVEN_UP_SECONDS if in_flight.ended else engine.settings.shutdown_seconds)
 
     app = FastAPI(title="armorm", version=__version__, docs_url=None, redoc_url=None, lifespan=lifespan)
+    app.state.in_flight = in_flight
     app.state.before_stop = []  # callbacks that end streams which would stay open as long as their page
     for path, routes in ROUTES_BY_PATH.items():
         app.add_api_route(
@@ -136,6 +146,8 @@ def make_app(engine: ScoringEngine) -> FastAPI:
         paths=frozenset(route.path for route in app.routes if hasattr(route, "path")),
         overload_status=overload_status,
         queue_full=lambda: engine.queue_full,
+        in_flight=in_flight,
+        hosts=HostRules(hosts, engine.settings.allowed_origins),
     )
     return app
 
@@ -181,14 +193,17 @@ async def _unless_disconnected(request: Request, work: Coroutine[Any, Any, T]) -
 def _add_state_routes(app: FastAPI, engine: ScoringEngine) -> None:
     started = int(time.time())
     state = _response("The state.", [State])
-    guarded = _errors((401, 429, 500))
+    guarded = _errors((401, 403, 421, 429, 500))
+    open_errors = _errors((403, 421))
 
-    @app.get("/health", summary="Whether the model works.", responses={200: state, 503: state})
+    @app.get("/health", summary="Whether the model works.", responses={200: state, 503: state, **open_errors})
     async def health() -> Response:
         healthy = engine.batcher.healthy
         return JSONResponse({"status": "ok" if healthy else "the model has failed"}, 200 if healthy else 503)
 
-    @app.get("/ready", summary="Whether a request would be accepted now.", responses={200: state, 503: state})
+    @app.get(
+        "/ready", summary="Whether a request would be accepted now.", responses={200: state, 503: state, **open_errors}
+    )
     async def ready() -> Response:
         accepting = engine.batcher.accepting
         return JSONResponse({"status": "ready" if accepting else "not ready"}, 200 if accepting else 503)
@@ -230,7 +245,11 @@ _RETRY_AFTER = {"headers": {"Retry-After": {"description": "Seconds.", "schema":
 _ERRORS = {
     400: "The request cannot be read.",
     401: "Missing or wrong API key.",
+    403: "The request comes from a page of another site.",
+    408: "The body stopped coming.",
     413: "The request is larger than the server accepts.",
+    415: "The headers do not say that the body is JSON, plain or gzip.",
+    421: "The server does not answer for this Host.",
     422: "Nothing in the request can be scored.",
     429: "The queue is full.",
     500: "The model failed.",

@@ -106,9 +106,9 @@ class ScoringEngine:
         """
         return None if self.batcher.has_room_behind(self._reading) else self.batcher.retry_after()
 
-    def stop(self) -> None:
-        """Finish what was accepted, then end all threads."""
-        self.batcher.stop(self.settings.shutdown_seconds)
+    def stop(self, seconds: float) -> None:
+        """Finish what was accepted, for at most this many seconds, then end all threads."""
+        self.batcher.stop(seconds)
         self._readers.shutdown(wait=False, cancel_futures=True)
 
     async def answer(self, read: Callable[[], ParsedRequest]) -> bytes:

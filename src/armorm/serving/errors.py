@@ -1,8 +1,9 @@
 """Errors of a request: HTTP status, one sentence, and the JSON body `{"error": {"message", "type", "code"}}`.
 
-400 the request cannot be read; 401 missing or wrong API key; 413 larger than the server accepts; 422 nothing in it can
-be scored; 429 the queue is full (503 on routes whose clients do not retry after a 4xx); 500 the model failed on it;
-503 the server is shutting down; 504 not scored in time.
+400 the request cannot be read; 401 missing or wrong API key; 403 from a page of another site; 408 the body stalled;
+413 larger than the server accepts; 415 not JSON by its headers; 421 for another Host; 422 nothing in it can be scored;
+429 the queue is full (503 on routes whose clients do not retry after a 4xx); 500 the model failed on it; 503 the server
+is shutting down; 504 not scored in time.
 """
 
 from __future__ import annotations
@@ -16,9 +17,13 @@ from armorm.errors import ArmormError
 TYPES = {
     400: "invalid_request",
     401: "unauthorized",
+    403: "forbidden",
     404: "not_found",
     405: "method_not_allowed",
+    408: "timed_out",
     413: "too_large",
+    415: "unsupported_media_type",
+    421: "misdirected",
     422: "unscorable",
     429: "overloaded",
     500: "model_failed",

@@ -53,7 +53,7 @@ def app(arguments: Arguments) -> Any:
             api_key=key_from_environment(arguments.api_key_env),
         )
         rm = ArmoRM.from_pretrained(arguments.model, dtype=arguments.dtype, device=arguments.device)
-        return make_app(ScoringEngine(rm, settings))
+        return make_app(ScoringEngine(rm, settings), settings.allowed_hosts)
 
     deployment = serve.deployment(
         name="armorm",

@@ -1,31 +1,39 @@
 """Sockets, start and stop of the server.
 
 The socket is bound before the model is loaded, so that a port in use is reported at once. On SIGTERM or Ctrl-C the
-server accepts nothing more, answers what it has accepted, and exits.
+server accepts nothing more, answers what it has accepted within a time limit, the rest with 503, and exits.
 """
 
 from __future__ import annotations
 
-import ipaddress
+import asyncio
+import logging
+import math
 import os
 import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import uvicorn
+from fastapi import FastAPI
 
 from armorm.errors import ArmormError
 from armorm.serving.app import make_app
+from armorm.serving.connections import connection_class
 from armorm.serving.engine import ScoringEngine
-from armorm.serving.settings import SettingsError
+from armorm.serving.hosts import is_local
+from armorm.serving.settings import ServingSettings, SettingsError
 
+_LOG = logging.getLogger("armorm.serving")
 _BACKLOG = 2048
+_HEADER_BYTES = 1 << 16  # most bytes of the headers of a request
+_OTHER_FILES = 256  # open files besides connections
 _START_SECONDS = 60
-_KEEP_ALIVE_SECONDS = 75  # longer than nginx's own, so that nginx closes connections first
+_ANSWER_SECONDS = 5  # in which the requests that a stopping server gives up get their responses
 
 
 class ServerError(ArmormError, OSError):
@@ -67,18 +75,22 @@ def key_from_environment(name: str | None) -> str | None:
     return key
 
 
-def exposure_warning(host: str, api_key: str | None) -> str | None:
-    """Warning about a server that other machines can reach without a key, else None."""
-    try:
-        loopback = ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        loopback = host == "localhost"
-    if api_key is not None or loopback:
-        return None
-    return (
-        f"{host} can be reached from other machines and no API key is set; anyone who reaches the server can use it "
-        "(set a key with --api-key-env NAME)"
-    )
+def exposure_warnings(host: str, settings: ServingSettings) -> list[str]:
+    """Warnings about a server that other machines can reach, and what it lacks."""
+    if is_local(host):
+        return []
+    found = []
+    if settings.api_key is None:
+        found.append(
+            f"{host} can be reached from other machines and no API key is set; anyone who reaches the server can use "
+            "it (set a key with --api-key-env NAME)"
+        )
+    if settings.allowed_hosts is None:
+        found.append(
+            f"{host} is not a loopback address and no host names are set, so that any Host is answered, also that of "
+            "a web page which resolves to this server (set --allowed-hosts NAME,NAME)"
+        )
+    return found
 
 
 def served_name(name: str) -> str:
@@ -87,41 +99,68 @@ def served_name(name: str) -> str:
 
 
 class _Server(uvicorn.Server):
-    """Ends the streams of open pages before it waits for the last responses; they would never end by themselves."""
+    """Ends what would not end by itself when it stops: streams of open pages, requests after `seconds`."""
 
-    def __init__(self, config: uvicorn.Config, before_stop: Sequence[Callable[[], None]]) -> None:
+    def __init__(self, config: uvicorn.Config, app: FastAPI, seconds: float) -> None:
         super().__init__(config)
-        self._before_stop = before_stop
+        self._app, self._seconds = app, seconds
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        for end in self._before_stop:
+        for end in self._app.state.before_stop:
             end()
+        deadline = asyncio.get_running_loop().call_later(self._seconds, self._give_up)
         await super().shutdown(sockets)
+        deadline.cancel()
+
+    def _give_up(self) -> None:
+        in_flight = self._app.state.in_flight
+        text = "not answered within %g s after the server was stopped: %d requests, which get 503"
+        _LOG.warning(text, self._seconds, len(in_flight.tasks))
+        in_flight.end()
 
 
-def make_server(engine: ScoringEngine) -> uvicorn.Server:
-    """A server for an engine, without an access log."""
-    app = make_app(engine)
+def make_server(engine: ScoringEngine, sock: socket.socket) -> uvicorn.Server:
+    """A server for an engine on a bound socket, without an access log."""
+    settings = engine.settings
+    hosts = settings.allowed_hosts
+    app = make_app(engine, () if hosts is None and is_local(sock.getsockname()[0]) else hosts)
     config = uvicorn.Config(
         app,
+        http=connection_class(settings),
+        ws="none",
+        h11_max_incomplete_event_size=_HEADER_BYTES,
         log_level="warning",
         access_log=False,
         server_header=False,
+        proxy_headers=False,
         lifespan="on",
-        timeout_keep_alive=_KEEP_ALIVE_SECONDS,
-        timeout_graceful_shutdown=max(1, round(engine.settings.shutdown_seconds)),
+        timeout_keep_alive=math.ceil(settings.keep_alive_seconds),
+        timeout_graceful_shutdown=math.ceil(settings.shutdown_seconds) + _ANSWER_SECONDS,
     )
-    return _Server(config, app.state.before_stop)
+    return _Server(config, app, settings.shutdown_seconds)
 
 
 def serve(engine: ScoringEngine, sock: socket.socket) -> None:
     """Serve until SIGTERM or Ctrl-C; after SIGTERM and the last response, exit with code 0."""
+    _allow_files(engine.settings.max_connections + _OTHER_FILES)
     sock.listen(_BACKLOG)
     before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
     try:
-        make_server(engine).run(sockets=[sock])  # (Raises the signal again when done.)
+        make_server(engine, sock).run(sockets=[sock])  # (Raises the signal again when done.)
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _allow_files(count: int) -> None:
+    """Raise this process's limit of open files, which connections count as, as far as it may."""
+    try:
+        import resource
+    except ImportError:  # Windows has no such limit
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = count if hard == resource.RLIM_INFINITY else min(count, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 @contextmanager
@@ -129,7 +168,7 @@ def running(engine: ScoringEngine, host: str = "127.0.0.1", port: int = 0) -> It
     """Context manager that runs a server in a thread of this process and yields its URL."""
     sock = bound_socket(host, port)
     sock.listen(_BACKLOG)
-    server = make_server(engine)
+    server = make_server(engine, sock)
     thread = threading.Thread(target=server.run, args=([sock],), name="armorm-server", daemon=True)
     thread.start()
     try:

@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 from pydantic import ValidationError
 
 from armorm.backbone.rendered_text import RenderedReader
+from armorm.errors import shown
 from armorm.serving.errors import RequestError
 from armorm.serving.protocols import armorm, llamafactory, nim, openrlhf, sglang, vllm
 from armorm.serving.protocols.base import ParsedRequest, Route
@@ -27,7 +28,7 @@ _JSON_NAMES = {list: "list", str: "string", int: "number", float: "number", bool
 def parsed_request(routes: Sequence[Route], body: bytes, reader: RenderedReader) -> ParsedRequest:
     """Parse a body by the first of the routes that accepts it; a RequestError 400 names the first invalid field."""
     try:
-        value: Any = json.loads(body, parse_constant=_no_number)
+        value: Any = json.loads(body, parse_constant=_no_number, object_pairs_hook=_object)
     except (ValueError, RecursionError) as error:
         what = "nested too deeply" if isinstance(error, RecursionError) else str(error)
         raise RequestError(400, f"the body is not JSON: {what}") from None
@@ -46,3 +47,13 @@ def parsed_request(routes: Sequence[Route], body: bytes, reader: RenderedReader)
 
 def _no_number(name: str) -> NoReturn:
     raise ValueError(f"found {name}, expected a finite number")
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON; programs on the way may have read either value of a name that occurs twice."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        seen: set[str] = set()
+        twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
+        raise ValueError(f"found {shown(twice)} twice in one object")
+    return found

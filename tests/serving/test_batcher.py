@@ -352,3 +352,42 @@ def test_a_request_of_no_rows_is_answered_at_once():
         return await batcher.submit([]).future
 
     assert run(Sums(), work) == []
+
+
+def test_a_small_request_overtakes_large_ones_and_each_side_gets_half_of_the_work():
+    sums = Sums()
+    sums.free.clear()
+
+    async def work(batcher):
+        held = batcher.submit([(row(50), "")])
+        await until(lambda: sums.batches)
+        large = [batcher.submit([(row(90, start=n), "")]) for n in range(3)]
+        many = batcher.submit([(row(11, start=n), "") for n in range(20)])  # small rows, but a large request
+        small = [batcher.submit([(row(10, start=100 + n), "")]) for n in range(24)]
+        sums.free.set()
+        for ticket in (held, *large, many, *small):
+            await ticket.future
+
+    run(sums, work)
+    lengths = [batch[0] for batch in sums.batches]
+    assert lengths[0] == 50  # runs before the others arrive
+    # Ten of ten tokens are a batch. After a batch of the oldest as many tokens go to the smallest, up to one batch over.
+    assert lengths[1:7] == [10, 90, 10, 90, 10, 90]
+    assert set(lengths[7:]) == {11}
+
+
+def test_a_batch_is_limited_to_half_a_second_where_the_model_is_slow():
+    class Slow(Sums):
+        def __call__(self, rows, variants):
+            time.sleep(sum(map(len, rows)) / 20_000)
+            return super().__call__(rows, variants)
+
+    sums = Slow()
+
+    async def work(batcher):
+        await batcher.submit([(row(1000), "")]).future
+        await batcher.submit([(row(1500, start=n), "") for n in range(1, 9)]).future
+
+    run(sums, work, budget=16_384)
+    assert all(1 <= len(batch) <= 6 for batch in sums.batches)  # 10,000 tokens at most
+    assert len(sums.batches) < 9

@@ -1,10 +1,12 @@
 """Dynamic batching: the rows of all requests are batched for the model, which runs in one thread.
 
-The thread takes the row that has waited longest, the other rows of its prompt, and then those nearest to it in length,
-prompt by prompt, up to a token budget that counts padding, and shared prompts once. Batches are of similar length,
-groups stay together, and no row starves. Identical conversations, queued or running, are computed once. While the model
-is busy rows accumulate; while it is idle a row waits a few milliseconds at most, and only until as many rows are queued
-as the last batch had, so that a single client never waits.
+The thread takes a first row, the other rows of its prompt, and then those nearest to it in length, prompt by prompt, up
+to a token budget that counts padding, and shared prompts once. Batches are of similar length, and groups stay together.
+The first row is that which has waited longest, or one of the smallest request: each gets half of the model's work while
+both wait. So a small request overtakes large ones, and no row starves. A running batch is not interrupted; where the
+model is slow, a batch is limited to about half a second. Identical conversations, queued or running, are computed once.
+While the model is busy rows accumulate; while it is idle a row waits a few milliseconds at most, and only until as many
+rows are queued as the last batch had, so that a single client never waits.
 
 Failures are isolated. A batch that the model fails on is halved until the faulty row is alone; that row is rejected,
 the others are scored. Running out of memory also halves the budget for good. Rows of disconnected clients leave the
@@ -33,6 +35,12 @@ from armorm.serving.protocols.base import RejectedRow
 _LOG = logging.getLogger("armorm.serving")
 
 _WINDOW = 512  # oldest rows among which a batch of similar lengths is looked for
+_BATCH_SECONDS = 0.5  # of work of a batch, at the speed of the last ones, but at least `_BATCH_TOKENS`
+_BATCH_TOKENS = 2048
+# A batch that begins with the smallest request contains none of more than so many times its tokens, unless their work
+# takes less than so many seconds.
+_SIMILAR = 4
+_SHORT_SECONDS = 0.05
 _SMALLEST_BUDGET = 128
 _FAILURES_UNTIL_UNHEALTHY = 8
 # Errors of a forward pass: torch raises RuntimeError, the model's own code the others.
@@ -60,6 +68,7 @@ class _Entry:
 
     encoded: EncodedConversation
     since: float
+    request_tokens: int  # of the smallest request that waits for it
     claims: list[tuple[Ticket, int, Variant]] = field(default_factory=list)
     variants: tuple[Variant, ...] = ()
 
@@ -107,6 +116,8 @@ class Batcher:
         self._tokens_per_second = 0.0  # of whole rows, cached and shared tokens included
         self._request_tokens = 1.0  # added to the queue per request, moving average
         self._last_rows = 0
+        # Tokens that batches of the smallest requests may take before the oldest row's turn.
+        self._credit = 0
         self._failures = 0
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="armorm-model", daemon=True)
@@ -159,12 +170,13 @@ class Batcher:
             tokens = sum(new.values())
             self._request_tokens += 0.1 * (tokens - self._request_tokens)
             self._admit(len(new), tokens)
-            now = time.monotonic()
+            now, total = time.monotonic(), sum(len(encoded) for encoded, _ in rows)
             for index, (encoded, variant) in enumerate(rows):
                 entry = self._joinable(encoded.key, variant)
                 if entry is None:
-                    entry = self._waiting[encoded.key] = _Entry(encoded, now)
+                    entry = self._waiting[encoded.key] = _Entry(encoded, now, total)
                     self._waiting_tokens += len(encoded)
+                entry.request_tokens = min(entry.request_tokens, total)
                 entry.claims.append((ticket, index, variant))
                 ticket.keys.append(encoded.key)
             self._changed.notify_all()
@@ -231,9 +243,10 @@ class Batcher:
         return int(min(max(seconds, 1), 30))
 
     def _take(self) -> list[_Entry]:
-        """The next batch: the oldest row, the rows of its prompt, then those nearest in length, within the budget."""
-        window = list(islice(self._waiting.values(), _WINDOW))
-        first, shared = window[0], self._shares_prompts()
+        """The next batch: a first row, the rows of its prompt, then those nearest in length, within the budget."""
+        first, window = self._first()
+        shared = self._shares_prompts()
+        most = min(self.budget, max(_BATCH_TOKENS, round(_BATCH_SECONDS * self._tokens_per_second)))
         far = {entry.encoded.key: abs(len(entry.encoded) - len(first.encoded)) for entry in window}
         group = {entry.encoded.key: group_of(entry.encoded, shared) for entry in window}
         nearest: dict[bytes, int] = {}
@@ -243,11 +256,14 @@ class Batcher:
         ranks = {key: rank for rank, key in enumerate(sorted(nearest, key=nearest.__getitem__))}
         window.sort(key=lambda entry: (entry is not first, ranks[group[entry.encoded.key]], far[entry.encoded.key]))
         batch: list[_Entry] = []
-        size = BatchSize(shared)
+        size, taken = BatchSize(shared), 0
         for entry in window:
-            if size.with_row(entry.encoded) > self.budget and batch:
+            if (tokens := size.with_row(entry.encoded)) > most and batch:
                 break
             batch.append(entry)
+            taken = tokens
+        oldest = next(iter(self._waiting.values())) is first
+        self._credit = min(self._credit + taken, self.budget) if oldest else self._credit - taken
         for entry in batch:
             key = entry.encoded.key
             del self._waiting[key]
@@ -255,6 +271,16 @@ class Batcher:
             entry.variants = tuple(dict.fromkeys(variant for _, _, variant in entry.claims))
             self._running[key] = entry
         return batch
+
+    def _first(self) -> tuple[_Entry, list[_Entry]]:
+        """The first row of the next batch, and the rows from which it is filled."""
+        oldest = next(iter(self._waiting.values()))
+        smallest = min(self._waiting.values(), key=lambda entry: entry.request_tokens)
+        if self._credit <= 0 or smallest.request_tokens >= oldest.request_tokens:
+            return oldest, list(islice(self._waiting.values(), _WINDOW))
+        most = max(_SIMILAR * smallest.request_tokens, _SHORT_SECONDS * self._tokens_per_second)
+        similar = (entry for entry in self._waiting.values() if entry.request_tokens <= most)
+        return smallest, list(islice(similar, _WINDOW))
 
     # --- the model's thread ------------------------------------------------------------------------
 

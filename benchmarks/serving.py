@@ -8,10 +8,12 @@ Measured are throughput and latency (median, 99th percentile) with 1, 16, 64 and
 a server that runs each request alone (below: FastAPI, a lock around the model, `score` of one conversation), with the
 embedded model and a randomly initialised one of 100 million parameters. Then a minute of ten times the capacity of
 `armorm serve`: the outcome of every request, the server's memory over time, and how soon it accepts requests again.
+Last, fairness: one client with small requests, alone and next to 100 large requests that were sent before.
 
     python benchmarks/serving.py                        # everything
     python benchmarks/serving.py --models random-100m --parts crowds --clients 64 --servers serve --seconds 60
     python benchmarks/serving.py --models armorm-tiny-rm --parts overload --overload-seconds 60
+    python benchmarks/serving.py --models armorm-tiny-rm --parts fairness
     python benchmarks/serving.py --models armorm-tiny-rm --parts crowds --quick          # a quick look, writes no file
 
 New measurements replace those in the results file for the same model, load, server and number of clients. With
@@ -64,6 +66,9 @@ LOADS = {
     RANDOM: {"long prompts": (160, 15)},
 }
 SERVERS = ("alone", "serve")
+PARTS = ("crowds", "overload", "fairness")
+SMALL, LARGE = (0, 8), (1150, 30)  # passage and reply words of the requests of the fairness measurement
+LARGE_REQUESTS, SMALL_REQUESTS = 100, 60
 OVERLOAD, OVERLOAD_SECONDS, OVERLOAD_WAIT, PATIENCE = 10, 60, 0.5, 60.0
 
 
@@ -278,6 +283,41 @@ async def overload(port: int, process: int, load: tuple[int, int], capacity: flo
     }
 
 
+async def fairness(port: int) -> dict[str, Any]:
+    """Latency of small requests, one after another, alone and while large ones are queued."""
+    small = [requests(1, SMALL, first=1000 + number)[0] for number in range(2 * SMALL_REQUESTS)]
+    large = [requests(1, LARGE, first=5000 + number)[0] for number in range(LARGE_REQUESTS)]
+
+    async def latencies(todo: Sequence[bytes], until: asyncio.Future[Any] | None = None) -> list[float]:
+        found = []
+        for request in todo:
+            if until is not None and until.done():
+                break
+            began = time.perf_counter()
+            if (await call(port, request))[0] != 200:
+                sys.exit("a small request was not scored")
+            found.append((time.perf_counter() - began) * 1e3)
+        return found
+
+    alone = await latencies(small[:SMALL_REQUESTS])
+    start = time.perf_counter()
+    crowded = asyncio.gather(*(call(port, request) for request in large))
+    await asyncio.sleep(1)
+    beside = await latencies(small[SMALL_REQUESTS:], crowded)
+    statuses = Counter(status for status, _ in await crowded)
+    return {
+        "large_requests": len(large),
+        "large_statuses": {str(status): count for status, count in statuses.items()},
+        "large_seconds": time.perf_counter() - start,
+        "small_alone_ms": percentiles(alone),
+        "small_beside_ms": percentiles(beside),
+    }
+
+
+def percentiles(values: Sequence[float]) -> dict[str, float]:
+    return {"count": len(values), "median": float(np.median(values)), "p99": float(np.percentile(values, 99))}
+
+
 def resident_mib(process: int) -> float:
     """Resident memory of a process in MiB."""
     pages = int(Path(f"/proc/{process}/statm").read_text().split()[1])
@@ -355,7 +395,7 @@ def table_of(found: dict[str, Any]) -> Table:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--models", nargs="+", default=[EMBEDDED_REWARD_MODEL, RANDOM], choices=list(LOADS))
-    parser.add_argument("--parts", nargs="+", default=["crowds", "overload"], choices=["crowds", "overload"])
+    parser.add_argument("--parts", nargs="+", default=PARTS, choices=PARTS)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--clients", nargs="+", type=int, default=list(CLIENTS))
     parser.add_argument("--servers", nargs="+", default=list(SERVERS), choices=list(SERVERS))
@@ -398,6 +438,13 @@ def main() -> None:
                 result["overload"] = overloaded(model, arguments.device, arguments.overload_seconds)
                 console.print(overload_summary(result["overload"]))
                 keep()
+            if "fairness" in arguments.parts:
+                port = free_port()
+                with server([*served(model, arguments.device, port), "--max-waiting-seconds", "300"], port) as process:
+                    measured(port, requests(16, SMALL, first=10_000), 1, process.pid)
+                    result["fairness"] = asyncio.run(fairness(port))
+                console.print(fairness_summary(result["fairness"]))
+                keep()
 
 
 def overloaded(model: str, device: str, seconds: float) -> dict[str, Any]:
@@ -409,6 +456,16 @@ def overloaded(model: str, device: str, seconds: float) -> dict[str, Any]:
     with server([*served(model, device, port), "--max-waiting-seconds", str(OVERLOAD_WAIT)], port) as process:
         measured(port, requests(16, load, first=10_000), 1, process.pid)
         return asyncio.run(overload(port, process.pid, load, capacity, seconds))
+
+
+def fairness_summary(found: dict[str, Any]) -> str:
+    alone, beside = found["small_alone_ms"], found["small_beside_ms"]
+    return (
+        f"\nfairness: {beside['count']} small requests one after another next to {found['large_requests']} large ones "
+        f"({found['large_statuses']} in {found['large_seconds']:.1f} s): median {beside['median']:.0f} ms, 99th "
+        f"percentile {beside['p99']:.0f} ms; alone {alone['median']:.0f} and {alone['p99']:.0f} ms "
+        f"({beside['p99'] / alone['p99']:.1f}x)"
+    )
 
 
 def overload_summary(found: dict[str, Any]) -> str:

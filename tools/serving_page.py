@@ -111,10 +111,11 @@ EXCHANGES: list[tuple[str, str, str, dict[str, Any] | None, str]] = [
         "POST",
         "/get_reward",
         {"query": ["What is 2+2? 4"]},
-        "All errors have the shape below. 400: the request cannot be parsed; 401: no valid key; 413: the request "
-        "is too large; 422: nothing in it can be scored; 429: the queue is full (503 on `/classify` and "
-        "`/v1/embeddings`, because verl discards a sample on any 4xx); 500: the model failed; 504: the time limit "
-        "was exceeded.",
+        "All errors have the shape below. 400: the request cannot be parsed; 401: no valid key; 403: sent by a page "
+        "of another site; 408: the headers or the body stalled; 413: the request is too large; 415: its headers do "
+        "not say JSON, or name an unknown encoding; 421: another `Host`; 422: nothing in it can be scored; 429: the "
+        "queue is full (503 on `/classify` and `/v1/embeddings`, because verl discards a sample on any 4xx); 500: the "
+        "model failed; 503: the server is shutting down; 504: the time limit was exceeded.",
     ),
 ]
 

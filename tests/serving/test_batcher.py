@@ -391,3 +391,32 @@ def test_a_batch_is_limited_to_half_a_second_where_the_model_is_slow():
     run(sums, work, budget=16_384)
     assert all(1 <= len(batch) <= 6 for batch in sums.batches)  # 10,000 tokens at most
     assert len(sums.batches) < 9
+
+
+def test_a_small_request_is_computed_between_the_layers_of_a_large_one_within_its_share():
+    finished, started = [], threading.Event()
+
+    def compute(rows, variants):
+        if len(rows[0]) >= 1000:
+            started.set()
+            for _ in range(200):  # layers
+                time.sleep(0.002)
+                holder[0].compute_small()
+        finished.extend(map(len, rows))
+        return [{"": len(encoded)} for encoded in rows]
+
+    holder = []
+
+    async def work(batcher):
+        holder.append(batcher)
+        large = batcher.submit([(row(1000), "")]).future
+        await asyncio.to_thread(started.wait, 10)
+        batcher.compute_small()  # in another thread, where it does nothing
+        similar = batcher.submit([(row(900), "")]).future
+        small = [batcher.submit([(row(100, start=n), "")]).future for n in range(30)]
+        return [await future for future in (large, similar, *small)]
+
+    assert run(compute, work, budget=1000, wait=0.0)[:2] == [[1000], [900]]
+    before = finished.index(1000)
+    assert 1 <= before <= 20  # as many tokens as the large one has, up to one batch of ten rows over
+    assert 900 not in finished[:before]

@@ -331,3 +331,39 @@ def test_texts_reach_the_log_only_when_asked_for(rm, caplog):
     with caplog.at_level(logging.INFO, "armorm.serving"), served(rm, log_texts=True) as server:
         server.post("/v1/reward", conversations=[conversation])
     assert "my secret answer" in caplog.text
+
+
+def test_a_small_request_overtakes_a_large_one_between_its_layers_and_both_get_their_scores(own_rm):
+    begun, answered, sizes = threading.Event(), threading.Event(), []
+    large, small = question(1, words=150), question(2, words=1)
+    expected = own_rm.score([large, small]).scores.tolist()
+    with served(own_rm) as server, ThreadPoolExecutor(2) as pool:
+
+        def at_the_first_layer(module, args):
+            sizes.append(args[0].shape[1])
+            begun.set()
+            if sizes[-1] > 200:
+                until(lambda: server.engine.batcher.waiting[0])
+
+        def at_the_last_layer(module, args):
+            if args[0].shape[1] > 200:
+                assert answered.wait(20)
+
+        layers = own_rm.backbone.model.layers
+        hooks = [layers[0].register_forward_pre_hook(at_the_first_layer, prepend=True)]
+        hooks += [layers[-1].register_forward_pre_hook(at_the_last_layer, prepend=True)]
+        try:
+            first = pool.submit(server.post, "/v1/reward", conversations=[large])
+            begun.wait(20)
+            answer = server.post("/v1/reward", conversations=[small])
+            assert not first.done()
+            answered.set()
+            answers = [first.result(30), answer]
+        finally:
+            answered.set()
+            for hook in hooks:
+                hook.remove()
+    assert len(sizes) == 2
+    assert sizes[0] > 200 > sizes[1]
+    found = [answer.json()["results"][0]["score"] for answer in answers]
+    assert found == pytest.approx(expected, abs=1e-5)

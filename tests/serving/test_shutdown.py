@@ -28,7 +28,7 @@ def own_rm():
 
 
 def test_what_the_time_limit_leaves_is_answered_with_503_and_a_time_to_come_back(own_rm, caplog):
-    with before_each_pass(own_rm.backbone.model, lambda ids: time.sleep(0.1)), ThreadPoolExecutor(50) as pool:
+    with before_each_pass(own_rm.backbone.model, lambda ids: time.sleep(0.05)), ThreadPoolExecutor(50) as pool:
         with caplog.at_level(logging.WARNING), served(own_rm, batch_tokens=1, shutdown_seconds=1) as server:
 
             def ask(number):
@@ -112,7 +112,7 @@ def test_a_rolling_restart_of_two_replicas_loses_no_training_step(own_rm):
     for _ in range(2):
         with bound_socket("127.0.0.1", 0) as sock:
             ports.append(sock.getsockname()[1])
-    steps = [[question(100 * step + row) for row in range(16)] for step in range(12)]
+    steps = [[question(100 * step + row) for row in range(16)] for step in range(8)]
     found, failures, restarts, stop = [], [], [0], threading.Event()
     expected = [own_rm.score(step).scores for step in steps]
 
@@ -136,7 +136,7 @@ def test_a_rolling_restart_of_two_replicas_loses_no_training_step(own_rm):
                     return
 
     restart = {port: threading.Event() for port in ports}
-    with before_each_pass(own_rm.backbone.model, lambda ids: time.sleep(0.1)), forwarded(ports) as url:
+    with before_each_pass(own_rm.backbone.model, lambda ids: time.sleep(0.05)), forwarded(ports) as url:
         replicas = [threading.Thread(target=replica, args=(port,), daemon=True) for port in ports]
         for thread in replicas:
             thread.start()
@@ -144,8 +144,8 @@ def test_a_rolling_restart_of_two_replicas_loses_no_training_step(own_rm):
         loader.start()
         with RewardClient(url, rows_per_request=2) as client:
             for number, step in enumerate(steps):
-                if number in (2, 6):
-                    restart[ports[number == 6]].set()
+                if number in (1, 4):
+                    restart[ports[number == 4]].set()
                 found.append(client.score(step, include=[]).scores)
         stop.set()
         for event in restart.values():

@@ -2,11 +2,12 @@
 
 The thread takes a first row, the other rows of its prompt, and then those nearest to it in length, prompt by prompt, up
 to a token budget that counts padding, and shared prompts once. Batches are of similar length, and groups stay together.
-The first row is that which has waited longest, or one of the smallest request: each gets half of the model's work while
-both wait. So a small request overtakes large ones, and no row starves. A running batch is not interrupted; where the
-model is slow, a batch is limited to about half a second. Identical conversations, queued or running, are computed once.
-While the model is busy rows accumulate; while it is idle a row waits a few milliseconds at most, and only until as many
-rows are queued as the last batch had, so that a single client never waits.
+The first row is that which has waited longest, or one of a much smaller request: each gets half of the model's work
+while both wait. So a small request overtakes large ones, and no row starves. Where the model is slow, a batch is
+limited to about half a second, and small requests are computed between its layers (`compute_small`), within their half.
+Identical conversations, queued or running, are computed once. While the model is busy rows accumulate; while it is idle
+a row waits a few milliseconds at most, and only until as many rows are queued as the last batch had, so that a single
+client never waits.
 
 Failures are isolated. A batch that the model fails on is halved until the faulty row is alone; that row is rejected,
 the others are scored. Running out of memory also halves the budget for good. Rows of disconnected clients leave the
@@ -37,10 +38,8 @@ _LOG = logging.getLogger("armorm.serving")
 _WINDOW = 512  # oldest rows among which a batch of similar lengths is looked for
 _BATCH_SECONDS = 0.5  # of work of a batch, at the speed of the last ones, but at least `_BATCH_TOKENS`
 _BATCH_TOKENS = 2048
-# A batch that begins with the smallest request contains none of more than so many times its tokens, unless their work
-# takes less than so many seconds.
-_SIMILAR = 4
-_SHORT_SECONDS = 0.05
+_SMALLER = 4  # a request overtakes those that have more than so many times its tokens
+_SHORT_SECONDS = 0.05  # batches of less work are neither split by size of request nor interrupted
 _SMALLEST_BUDGET = 128
 _FAILURES_UNTIL_UNHEALTHY = 8
 # Errors of a forward pass: torch raises RuntimeError, the model's own code the others.
@@ -116,8 +115,9 @@ class Batcher:
         self._tokens_per_second = 0.0  # of whole rows, cached and shared tokens included
         self._request_tokens = 1.0  # added to the queue per request, moving average
         self._last_rows = 0
-        # Tokens that batches of the smallest requests may take before the oldest row's turn.
-        self._credit = 0
+        self._credit = 0  # tokens that overtaking requests may take before the oldest row's turn
+        self._interruptible = 0  # tokens of the smallest request of the running batch, 0 for none
+        self._interrupted_seconds = 0.0  # in the running batch
         self._failures = 0
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="armorm-model", daemon=True)
@@ -242,9 +242,8 @@ class Batcher:
         seconds = self._waiting_tokens / 2 / self._tokens_per_second if self._tokens_per_second else 1
         return int(min(max(seconds, 1), 30))
 
-    def _take(self) -> list[_Entry]:
-        """The next batch: a first row, the rows of its prompt, then those nearest in length, within the budget."""
-        first, window = self._first()
+    def _take(self, first: _Entry, window: list[_Entry]) -> list[_Entry]:
+        """A batch: a first row, the rows of its prompt, then those nearest in length, within the budget."""
         shared = self._shares_prompts()
         most = min(self.budget, max(_BATCH_TOKENS, round(_BATCH_SECONDS * self._tokens_per_second)))
         far = {entry.encoded.key: abs(len(entry.encoded) - len(first.encoded)) for entry in window}
@@ -262,8 +261,10 @@ class Batcher:
                 break
             batch.append(entry)
             taken = tokens
-        oldest = next(iter(self._waiting.values())) is first
-        self._credit = min(self._credit + taken, self.budget) if oldest else self._credit - taken
+        if next(iter(self._waiting.values())) is first and not self._interruptible:  # (else it overtakes the running)
+            self._credit = min(self._credit + taken, self.budget)
+        else:
+            self._credit -= taken
         for entry in batch:
             key = entry.encoded.key
             del self._waiting[key]
@@ -272,22 +273,33 @@ class Batcher:
             self._running[key] = entry
         return batch
 
-    def _first(self) -> tuple[_Entry, list[_Entry]]:
-        """The first row of the next batch, and the rows from which it is filled."""
+    def _next_batch(self) -> list[_Entry]:
+        """Of the oldest row, or of a smaller request while these have credit."""
         oldest = next(iter(self._waiting.values()))
+        return self._overtaking(oldest.request_tokens) or self._take(
+            oldest, list(islice(self._waiting.values(), _WINDOW))
+        )
+
+    def _overtaking(self, tokens: int) -> list[_Entry]:
+        """A batch of requests that may overtake one of this many tokens; empty if there is none."""
+        if self._credit <= 0 or not self._waiting:
+            return []
         smallest = min(self._waiting.values(), key=lambda entry: entry.request_tokens)
-        if self._credit <= 0 or smallest.request_tokens >= oldest.request_tokens:
-            return oldest, list(islice(self._waiting.values(), _WINDOW))
-        most = max(_SIMILAR * smallest.request_tokens, _SHORT_SECONDS * self._tokens_per_second)
+        if smallest.request_tokens * _SMALLER >= tokens:
+            return []
+        most = max(_SMALLER * smallest.request_tokens, _SHORT_SECONDS * self._tokens_per_second)
         similar = (entry for entry in self._waiting.values() if entry.request_tokens <= most)
-        return smallest, list(islice(similar, _WINDOW))
+        return self._take(smallest, list(islice(similar, _WINDOW)))
 
     # --- the model's thread ------------------------------------------------------------------------
 
     def _run(self) -> None:
         try:
             while batch := self._next():
+                long = sum(len(e.encoded) for e in batch) >= _SHORT_SECONDS * self._tokens_per_second
+                self._interruptible = min(e.request_tokens for e in batch) if long else 0
                 self._work(batch)
+                self._interruptible, self._interrupted_seconds = 0, 0.0
         finally:
             self._abandon("the model's thread has ended; restart the server")
 
@@ -299,23 +311,41 @@ class Batcher:
                     left = next(iter(self._waiting.values())).since + self._wait - time.monotonic()
                     enough = len(self._waiting) >= self._last_rows or self._waiting_tokens >= self.budget
                     if left <= 0 or enough or self._stopping:
-                        return self._take()
+                        return self._next_batch()
                     self._changed.wait(left)
                 elif self._stopping:
                     return []
                 else:
                     self._changed.wait()
 
-    def _work(self, batch: list[_Entry]) -> None:
+    def compute_small(self) -> None:
+        """Compute waiting requests that are much smaller than those of the running batch.
+
+        To be called between the layers of a forward pass; in threads other than the model's it does nothing.
+        """
+        if not self._waiting or not self._interruptible or threading.current_thread() is not self._thread:
+            return
+        start = time.monotonic()
+        with self._changed:
+            batch = self._overtaking(self._interruptible)
+        if batch:
+            outer, self._interruptible = self._interruptible, 0
+            self._work(batch, interrupts=True)
+            self._interruptible = outer
+            self._interrupted_seconds += time.monotonic() - start
+
+    def _work(self, batch: list[_Entry], *, interrupts: bool = False) -> None:
         start = time.monotonic()
         results = self._results(batch)
-        seconds = max(time.monotonic() - start, 1e-9)
+        seconds = time.monotonic() - start
+        seconds = max(seconds if interrupts else seconds - self._interrupted_seconds, 1e-9)
         tokens = self._size(batch)
         rate = sum(len(entry.encoded) for entry in batch) / seconds
         deliveries: dict[asyncio.AbstractEventLoop, list[Ticket]] = {}
         with self._changed:
-            self._tokens_per_second += 0.2 * (rate - self._tokens_per_second) if self._tokens_per_second else rate
-            self._last_rows = len(batch)
+            if not interrupts:
+                self._tokens_per_second += 0.2 * (rate - self._tokens_per_second) if self._tokens_per_second else rate
+                self._last_rows = len(batch)
             for entry, result in zip(batch, results, strict=True):
                 del self._running[entry.encoded.key]
                 for ticket, index, variant in entry.claims:

@@ -20,6 +20,7 @@ import numpy as np
 
 from armorm.backbone.chat_template import EncodedConversation
 from armorm.backbone.encoding import encode_rows
+from armorm.backbone.readout import decoder_layers
 from armorm.backbone.rendered_text import EmptyResponseError, RenderedReader
 from armorm.conversation import Conversation
 from armorm.errors import ArmormError, ConversationError
@@ -90,6 +91,13 @@ class ScoringEngine:
             on_out_of_memory=lambda budget: self.metrics.out_of_memory.inc(),
         )
         self.metrics.watch(self.batcher, self.forward)
+        # (An accelerator's layers are queued long before they run, so that nothing can come between them.)
+        self._hooks: list[Any] = []
+        if rm.backbone.device.type == "cpu":
+            decoder = rm.backbone.model
+            holder, name = decoder_layers(decoder, decoder.config.get_text_config().num_hidden_layers)
+            for layer in getattr(holder, name):
+                self._hooks.append(layer.register_forward_pre_hook(lambda *_: self.batcher.compute_small()))
         self._reading = 0  # requests that are parsed and not yet queued
         self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="armorm-reader")
         # The model under a steering, which replaces that of its config.
@@ -109,6 +117,8 @@ class ScoringEngine:
     def stop(self, seconds: float) -> None:
         """Finish what was accepted, for at most this many seconds, then end all threads."""
         self.batcher.stop(seconds)
+        for hook in self._hooks:
+            hook.remove()
         self._readers.shutdown(wait=False, cancel_futures=True)
 
     async def answer(self, read: Callable[[], ParsedRequest]) -> bytes:

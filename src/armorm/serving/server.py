@@ -132,7 +132,6 @@ def make_server(engine: ScoringEngine, sock: socket.socket) -> uvicorn.Server:
         log_level="warning",
         access_log=False,
         server_header=False,
-        proxy_headers=False,
         lifespan="on",
         timeout_keep_alive=math.ceil(settings.keep_alive_seconds),
         timeout_graceful_shutdown=math.ceil(settings.shutdown_seconds) + _ANSWER_SECONDS,

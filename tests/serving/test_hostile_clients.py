@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import socket
+import sys
 import time
 from contextlib import ExitStack
 
@@ -212,7 +213,7 @@ def test_broken_gzip_and_other_encodings_are_refused_in_words(server):
 
 
 def test_headers_that_do_not_come_end_the_connection_and_honest_clients_are_answered_meanwhile(rm):
-    with served(rm, header_seconds=1.5) as server, ExitStack() as stack:
+    with served(rm, header_seconds=1) as server, ExitStack() as stack:
         half_open = [stack.enter_context(connected(server)) for _ in range(300)]
         for client in half_open[:200]:
             client.sendall(b"POST /v1/reward HTTP/1.1\r\nHost: local")
@@ -222,10 +223,11 @@ def test_headers_that_do_not_come_end_the_connection_and_honest_clients_are_answ
             answer = received(client)
             assert answer.startswith(b"HTTP/1.1 408 ")
             assert not answer.endswith(b"<open>")
-        assert time.monotonic() - start > 1  # not at once
+        assert time.monotonic() - start > 0.5  # not at once
         assert server.client.get("/health").status_code == 200
 
 
+@pytest.mark.slow
 def test_headers_that_come_byte_by_byte_are_timed_from_their_first_byte(rm):
     with served(rm, header_seconds=0.6) as server, connected(server) as client:
         client.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
@@ -240,18 +242,33 @@ def test_headers_that_come_byte_by_byte_are_timed_from_their_first_byte(rm):
 
 
 def test_a_body_that_stops_coming_ends_while_one_that_comes_slowly_is_scored(rm):
-    with served(rm, body_idle_seconds=0.8) as server:
+    with served(rm, body_idle_seconds=0.5) as server:
         with connected(server) as client:
             client.sendall("\r\n".join([*post(JSON), "", ""]).encode() + BODY[:10])
             answer = received(client)
             assert answer.startswith(b"HTTP/1.1 408 ")
-            assert b"no byte of the body came for 0.8 s" in answer
+            assert b"no byte of the body came for 0.5 s" in answer
         with connected(server) as client:
             client.sendall("\r\n".join([*post(JSON), "", ""]).encode())
             for start in range(0, len(BODY), 25):
-                time.sleep(0.2)
+                time.sleep(0.12)
                 client.sendall(BODY[start : start + 25])
             assert received(client).startswith(b"HTTP/1.1 200 ")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="an option of Linux sockets")
+def test_a_client_that_reads_no_response_is_cut_off(rm):
+    with served(rm, keep_alive_seconds=1) as server, socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.settimeout(15)
+        address = httpx.URL(server.url)
+        client.connect((address.host, address.port))
+        with pytest.raises((ConnectionResetError, BrokenPipeError, ConnectionAbortedError, TimeoutError)) as cut:
+            while True:  # responses of some 50 KB that nobody reads
+                client.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n" * 20)
+                time.sleep(0.05)
+        assert cut.type is not TimeoutError
 
 
 def test_an_idle_connection_is_closed(rm):
@@ -266,8 +283,8 @@ def test_a_new_connection_replaces_the_one_that_has_waited_longest(rm):
         for number in range(3):
             with httpx.Client(base_url=server.url) as honest:
                 assert honest.post("/v1/reward", json={"conversations": [question(number)]}).status_code == 200
-        assert idle[0].recv(1) == b""
-        assert sum(not received(client).endswith(b"<open>") for client in idle[:41]) == 41
+        for client in idle[:30]:
+            assert client.recv(1) == b""  # (without the 408 of a time limit)
 
 
 def test_headers_without_end_are_refused(server):

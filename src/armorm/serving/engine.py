@@ -17,6 +17,7 @@ from functools import lru_cache
 from typing import Any, TypeVar, Union
 
 import numpy as np
+import torch
 
 from armorm.backbone.chat_template import EncodedConversation
 from armorm.backbone.encoding import encode_rows
@@ -91,13 +92,14 @@ class ScoringEngine:
             on_out_of_memory=lambda budget: self.metrics.out_of_memory.inc(),
         )
         self.metrics.watch(self.batcher, self.forward)
-        # (An accelerator's layers are queued long before they run, so that nothing can come between them.)
+        # Before each matrix product. (Those of an accelerator are queued long before they run: nothing comes between.)
         self._hooks: list[Any] = []
         if rm.backbone.device.type == "cpu":
             decoder = rm.backbone.model
             holder, name = decoder_layers(decoder, decoder.config.get_text_config().num_hidden_layers)
-            for layer in getattr(holder, name):
-                self._hooks.append(layer.register_forward_pre_hook(lambda *_: self.batcher.compute_small()))
+            for module in getattr(holder, name).modules():
+                if isinstance(module, torch.nn.Linear):
+                    self._hooks.append(module.register_forward_pre_hook(lambda *_: self.batcher.compute_small()))
         self._reading = 0  # requests that are parsed and not yet queued
         self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="armorm-reader")
         # The model under a steering, which replaces that of its config.

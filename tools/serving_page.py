@@ -55,7 +55,7 @@ EXCHANGES: list[tuple[str, str, str, dict[str, Any] | None, str]] = [
         "POST",
         "/get_reward",
         {"query": [_PROMPT + "4<|im_end|>"], "prompts": [_PROMPT], "labels": [None]},
-        "Set `--remote_rm_url http://host:8008/get_reward`. The prompt is the exact prefix of its query: "
+        "Set `--reward.remote_url http://host:8008/get_reward`. The prompt is the exact prefix of its query: "
         "everything after it is one response, whatever it contains. An empty `query` gets empty lists.",
     ),
     (

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import inspect
+import multiprocessing
+import pickle
 
 import numpy as np
 import pytest
@@ -18,7 +20,7 @@ from armorm.client import RewardClient
 from armorm.errors import ConversationError
 from armorm.integrations import openrlhf, verl
 from armorm.integrations import rewards as source
-from armorm.integrations.rewards import IntegrationError, Settings
+from armorm.integrations.rewards import IntegrationError, Settings, opened
 from armorm.integrations.trl import reward_funcs
 from tests.helpers.backbones import save_backbone
 from tests.helpers.conversations import chat
@@ -90,12 +92,18 @@ def test_trls_functions_for_objectives_share_one_pass_and_log_every_objective_on
     assert found[0] == close(expected.rewards[:, 2])
     assert found[1] == close(expected.rewards[:, 0])
     assert passes == [6]
+    objectives = rm.objectives.names
     assert [name for name, _ in logged[: len(logged) // 2]] == [
         "armorm/score",
-        *(f"armorm/{n}" for n in rm.objectives.names),
+        *(f"armorm/{name}" for name in objectives),
+        *(f"armorm/contribution/{name}" for name in objectives),
+        "armorm/unscored",
     ]
     assert dict(logged)["armorm/score"] == pytest.approx(float(expected.scores.mean()), abs=1e-5)
     assert dict(logged)["armorm/verbosity"] == pytest.approx(float(expected.rewards[:, 3].mean()), abs=1e-5)
+    contributions = [dict(logged)[f"armorm/contribution/{name}"] for name in objectives]
+    assert sum(contributions) == pytest.approx(float(expected.scores.mean()), abs=1e-5)
+    assert dict(logged)["armorm/unscored"] == 0.0
     with before_each_pass(rm.backbone.model, lambda ids: passes.append(len(ids))):
         functions[0](prompts=PROMPTS[:2], completions=COMPLETIONS[:2])
     assert passes == [6, 2]
@@ -172,6 +180,92 @@ def test_lists_of_other_lengths_and_none_are_errors_and_never_stretched(rm, prom
             reward_funcs(rm, refused=refused)(prompts=prompts, completions=completions)
 
 
+IMAGE = [{"type": "image"}, {"type": "text", "text": "What is this?"}]
+CALL = [{"type": "function", "function": {"name": "search", "arguments": {"query": "rivers"}}}]
+
+
+@pytest.mark.parametrize("refused", ["error", None, -3.0])
+def test_a_rollout_that_ends_in_a_tools_turn_or_has_an_image_costs_only_its_own_reward(rm, refused):
+    asked = {"role": "assistant", "content": "", "tool_calls": CALL}
+    prompts = [*PROMPTS[:3], [{"role": "user", "content": IMAGE}]]
+    completions = [
+        COMPLETIONS[0],
+        [asked, {"role": "tool", "name": "search", "content": "Rhine"}],
+        [asked, {"role": "tool", "name": "search", "content": IMAGE}, {"role": "assistant", "content": "The Rhine."}],
+        [{"role": "assistant", "content": "A river."}],
+    ]
+    logged = {}
+    columns = {"log_metric": logged.__setitem__, "log_extra": logged.__setitem__}
+    found = reward_funcs(rm, refused=refused)(prompts=prompts, completions=completions, **columns)
+    assert found[0] == pytest.approx(float(rm.score(DIALOGUES[:1]).scores[0]), abs=1e-5)
+    assert found[1:] == [None if refused == "error" else refused] * 3
+    assert logged["armorm/unscored"] == 0.75
+    assert logged["armorm/score"] == pytest.approx(found[0])
+    assert logged["armorm/largest_contributions"][1:] == [""] * 3
+    text_parts = [[{"role": "assistant", "content": [{"type": "text", "text": TEXT_COMPLETIONS[0]}]}]]
+    assert reward_funcs(rm)(prompts=PROMPTS[:1], completions=text_parts) == found[:1]
+
+
+def test_the_largest_contributions_of_each_completion_are_shown(rm):
+    shown = {}
+    reward_funcs(rm)(prompts=PROMPTS, completions=COMPLETIONS, log_extra=shown.__setitem__)
+    batch = rm.score(DIALOGUES)
+    for text, row in zip(shown["armorm/largest_contributions"], batch.contributions, strict=True):
+        largest = sorted(zip(batch.names, row, strict=True), key=lambda entry: -abs(entry[1]))[:3]
+        assert text == ", ".join(f"{name} {value:+.2f}" for name, value in largest)
+
+
+def _in_a_spawned_process(functions, results):
+    results.put([f(prompts=PROMPTS, completions=COMPLETIONS) for f in functions])
+
+
+@pytest.mark.slow
+def test_functions_work_in_a_spawned_process(saved):
+    context = multiprocessing.get_context("spawn")
+    results, functions = context.Queue(), reward_funcs(saved, ["code-style", "ultra-helpful"])
+    child = context.Process(target=_in_a_spawned_process, args=(functions, results))
+    child.start()
+    found = results.get(timeout=300)
+    child.join(60)
+    expected = ArmoRM.from_pretrained(saved).score(DIALOGUES).rewards
+    assert found == [close(expected[:, 2]), close(expected[:, 0])]
+
+
+def test_functions_of_a_named_model_can_be_pickled_together_and_those_of_an_object_say_what_to_give(rm, saved):
+    functions = pickle.loads(pickle.dumps(reward_funcs(saved, ["code-style", "ultra-helpful"])))  # noqa: S301
+    assert [function.__name__ for function in functions] == ["code-style", "ultra-helpful"]
+    model = opened(saved).backbone.model
+    passes = []
+    with before_each_pass(model, lambda ids: passes.append(len(ids))):
+        found = [f(prompts=PROMPTS, completions=COMPLETIONS) for f in functions]
+    assert passes == [6]
+    assert found[0] == close(opened(saved).score(DIALOGUES).rewards[:, 2])
+    with pytest.raises(TypeError, match="ArmoRM object cannot be pickled: give reward_funcs the folder"):
+        pickle.dumps(reward_funcs(rm))
+
+
+def test_asynchronous_functions_share_requests_and_score_groups_at_once(rm):
+    async def run(functions):
+        groups = [slice(0, 2), slice(2, 4), slice(4, 6)]
+        calls = [f(prompts=PROMPTS[g], completions=COMPLETIONS[g]) for g in groups for f in functions]
+        return await asyncio.gather(*calls)
+
+    names = ["code-style", "ultra-helpful"]
+    with served(rm) as server:
+        functions = pickle.loads(pickle.dumps(reward_funcs(server.url, names, asynchronous=True)))  # noqa: S301
+        assert all(inspect.iscoroutinefunction(function.__call__) for function in functions)
+        found = asyncio.run(run(functions))
+        batch = rm.score(DIALOGUES)
+        expected = [batch.rewards[g : g + 2, column] for g in (0, 2, 4) for column in (2, 0)]
+        assert found == [close(values) for values in expected]
+        score = reward_funcs(server.url, asynchronous=True)
+        assert asyncio.run(run([score])) == [close(batch.scores[g : g + 2]) for g in (0, 2, 4)]
+        empty = reward_funcs(server.url, asynchronous=True, refused=None)
+        assert asyncio.run(empty(prompts=PROMPTS[:2], completions=[" ", COMPLETIONS[1][0]["content"]]))[0] is None
+    with pytest.raises(IntegrationError, match="asynchronous: found ArmoRM, expected the URL of a server"):
+        reward_funcs(rm, asynchronous=True)
+
+
 def test_objectives_that_do_not_exist_are_refused_when_the_functions_are_made(rm):
     with pytest.raises(IntegrationError, match=r"unknown objective 'ultra-helpfull' \(did you mean ultra-helpful\?\)"):
         reward_funcs(rm, ["ultra-helpfull"])
@@ -232,7 +326,7 @@ def test_openrlhf_gets_errors_for_what_it_must_not_get_numbers_for(rm, environme
     with pytest.raises(ConversationError, match="does not begin with its prompt"):
         openrlhf.reward_func(["other"], [prompt], [None])
     environment(URL="http://127.0.0.1:1")
-    with pytest.raises(IntegrationError, match=r"pass http://127\.0\.0\.1:1/get_reward to --remote_rm_url"):
+    with pytest.raises(IntegrationError, match=r"pass http://127\.0\.0\.1:1/get_reward to --reward.remote_url"):
         openrlhf.reward_func([query], [prompt], [None])
 
 
@@ -248,29 +342,10 @@ def test_verl_gets_a_score_and_the_same_keys_for_every_row(rm, environment):
     assert [row["score"] for row in rows] == close([*rm.score(DIALOGUES[1:4]).scores, -1.0])
     assert len({tuple(row) for row in rows}) == 1
     assert [row["empty_response"] for row in rows] == [0.0, 0.0, 0.0, 1.0]
+    debiased = rm.score(DIALOGUES[1:2]).rewards @ rm.transform
+    assert [rows[0][f"debiased/{name}"] for name in rm.objectives.names[:3]] == close(debiased[0, :3])
+    assert "debiased/verbosity" not in rows[0]
     assert rows[0]["reward/code-style"] == pytest.approx(float(rm.score(DIALOGUES[1:2]).rewards[0, 2]), abs=1e-5)
-
-
-def test_verls_batch_manager_gets_a_list(rm, environment):
-    infos = [{"raw_prompt": prompt, "index": 1} for prompt in PROMPTS]
-    rows = verl.compute_score_batch(
-        data_sources=np.array(["d"] * 6), solution_strs=TEXT_COMPLETIONS, ground_truths=[None] * 6, extra_infos=np.array(infos, object)
-    )  # fmt: skip
-    assert [row["score"] for row in rows] == close(rm.score(DIALOGUES).scores)
-    for bad in (
-        {"extra_infos": infos[:5]},
-        {"solution_strs": TEXT_COMPLETIONS[:5]},
-        {"data_sources": ["d"]},
-        {"extra_infos": None},
-    ):
-        given = {
-            "data_sources": ["d"] * 6,
-            "solution_strs": TEXT_COMPLETIONS,
-            "ground_truths": [None] * 6,
-            "extra_infos": infos,
-        }
-        with pytest.raises(IntegrationError, match=r"found .*, expected"):
-            verl.compute_score_batch(**{**given, **bad})
 
 
 def test_verls_async_function_asks_a_server_for_many_responses_at_once(rm, environment):
@@ -299,9 +374,9 @@ def test_verls_async_function_asks_a_server_for_many_responses_at_once(rm, envir
 
 def test_a_row_without_a_prompt_or_a_response_is_an_error(environment):
     for info in (None, {}, {"index": 3}, {"prompt": None}, "text"):
-        with pytest.raises(IntegrationError, match=r"extra_infos\[0\]: found no prompt, expected one in field prompt"):
+        with pytest.raises(IntegrationError, match="extra_info: found no prompt, expected one in field prompt"):
             verl.compute_score("d", "text", None, info)
-    with pytest.raises(IntegrationError, match=r"solution_strs\[0\]: found NoneType"):
+    with pytest.raises(IntegrationError, match="solution_str: found NoneType"):
         verl.compute_score("d", None, None, {"prompt": "Q"})
     with pytest.raises(ConversationError, match="empty response"):
         verl.compute_score("d", "", None, {"prompt": "Q"})

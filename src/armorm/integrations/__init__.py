@@ -1,4 +1,4 @@
 """Reward functions and pipeline steps in the form that trainers and data tools call.
 
-None of the modules imports the library it is for, except `distilabel`, whose steps extend classes of distilabel.
+Modules that extend a class of a library import it (`distilabel`, `openrlhf_agent`, `verl_manager`); no other does.
 """

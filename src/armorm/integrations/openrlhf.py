@@ -1,10 +1,11 @@
 """OpenRLHF: a reward function, given by the path of this file.
 
-    --remote_rm_url "$(python -c 'import armorm.integrations.openrlhf as m; print(m.__file__)')"
+    --reward.remote_url "$(python -c 'import armorm.integrations.openrlhf as m; print(m.__file__)')"
 
 The model is loaded once per process. Settings are environment variables (`rewards.py`); ARMORM_POLICY_TOKENIZER names
-the policy's tokenizer if its template is not a known one. With a server no file is needed:
-`--remote_rm_url http://host:8008/get_reward`.
+the policy's tokenizer if its template is not a known one. With servers no file is needed:
+`--reward.remote_url http://host:8008/get_reward,http://other:8008/get_reward`. For dialogues of several turns there is
+an agent (`openrlhf_agent.py`).
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ def reward_func(queries: Sequence[str], prompts: Sequence[str], labels: Any = No
     settings = Settings.from_environment()
     if settings.url:
         raise IntegrationError(
-            f"ARMORM_URL is set: pass {settings.url}/get_reward to --remote_rm_url instead of a file"
+            f"ARMORM_URL is set: pass {settings.url}/get_reward to --reward.remote_url instead of a file"
         )
     conversations = [_conversation(text, prefix) for text, prefix in zip(texts, prefixes, strict=True)]
     found = rewards_of(settings.source(), conversations, settings)

@@ -31,6 +31,7 @@ from armorm.errors import ArmormError, ConversationError, shown
 from armorm.files import DEFAULT_REWARD_MODEL
 
 _CONNECTIONS = 128  # trainers send single responses, many concurrently
+SERVED_PARTS = ("rewards", "debiased_rewards", "contributions")  # that integrations request from a server
 _ONE_AT_A_TIME = threading.Lock()
 _CLIENTS: WeakKeyDictionary[Any, dict[str, Any]] = WeakKeyDictionary()
 
@@ -112,10 +113,11 @@ def biases_of(source: Any) -> list[str]:
 
 @dataclass(frozen=True)
 class Rewards:
-    """Score, predicted rewards and contributions of n responses; an empty one has the score set for that, and zeros."""
+    """Score, rewards and contributions of n responses; an empty one has the score set for that, and zeros."""
 
     scores: list[float]
     rewards: dict[str, list[float]]
+    debiased: dict[str, list[float]]  # rewards @ T, without the objectives that others are debiased against
     contributions: dict[str, list[float]]
     empty: list[bool]
 
@@ -128,25 +130,37 @@ def rewards_of(source: Any, conversations: Sequence[Conversation | None], settin
         IntegrationError: if the number of scores is wrong.
     """
     given = _scorable(conversations, settings.empty_score)
+    options = {"include": SERVED_PARTS} if is_client(source) else {}
     with nullcontext() if is_client(source) else _ONE_AT_A_TIME:
-        batch = source.score(given, normalize=settings.normalize) if given else None
-    return _rewards(conversations, batch, batch.names if batch else objective_names(source), settings.empty_score)
+        batch = source.score(given, normalize=settings.normalize, **options) if given else None
+    debiased = None if batch is None else debiased_rewards(source, batch)
+    return _rewards(conversations, batch, debiased, objective_names(source), biases_of(source), settings.empty_score)
+
+
+def debiased_rewards(source: Any, batch: Any) -> np.ndarray:
+    """Debiased rewards `rewards @ T` (n, k) of a scored batch; from a server it must include that part."""
+    return batch.parts["debiased_rewards"] if is_client(source) else batch.rewards @ source.transform
 
 
 async def served_rewards_of(conversations: Sequence[Conversation | None], settings: Settings) -> Rewards:
     """`rewards_of` through the server's client of this event loop."""
+    client, info = await served_client(settings.url)
+    given = _scorable(conversations, settings.empty_score)
+    batch = await client.score(given, normalize=settings.normalize, include=SERVED_PARTS) if given else None
+    names = [objective["name"] for objective in info["objectives"]]
+    debiased = None if batch is None else batch.parts["debiased_rewards"]
+    return _rewards(conversations, batch, debiased, names, info["debiased_against"], settings.empty_score)
+
+
+async def served_client(url: str) -> tuple[Any, dict[str, Any]]:
+    """The asynchronous client of a server for this event loop, and the server's model card."""
     from armorm.client import AsyncRewardClient
 
     clients = _CLIENTS.setdefault(asyncio.get_running_loop(), {})
-    if settings.url not in clients:
-        clients[settings.url] = AsyncRewardClient(settings.url, connections=_CONNECTIONS)
-    client = clients[settings.url]
-    given = _scorable(conversations, settings.empty_score)
-    if not given:
-        names = [objective["name"] for objective in (await client.info())["objectives"]]
-        return _rewards(conversations, None, names, settings.empty_score)
-    batch = await client.score(given, normalize=settings.normalize)
-    return _rewards(conversations, batch, batch.names, settings.empty_score)
+    if url not in clients:
+        client = AsyncRewardClient(url, connections=_CONNECTIONS)
+        clients.setdefault(url, (client, await client.info()))
+    return clients[url]
 
 
 def _scorable(conversations: Sequence[Conversation | None], empty_score: float | None) -> list[Conversation]:
@@ -157,14 +171,21 @@ def _scorable(conversations: Sequence[Conversation | None], empty_score: float |
 
 
 def _rewards(
-    conversations: Sequence[Conversation | None], batch: Any, names: Sequence[str], empty_score: float | None
+    conversations: Sequence[Conversation | None],
+    batch: Any,
+    debiased: np.ndarray | None,
+    names: Sequence[str],
+    biases: Sequence[str],
+    empty_score: float | None,
 ) -> Rewards:
     n, places = len(conversations), [place for place, c in enumerate(conversations) if c is not None]
     scores = np.full(n, 0.0 if empty_score is None else empty_score)
-    rewards, contributions = np.zeros((n, len(names))), np.zeros((n, len(names)))
+    parts = np.zeros((3, n, len(names)))
     if batch is not None:
         if len(batch.scores) != len(places) or not np.isfinite(batch.scores).all():
             raise IntegrationError(f"found {len(batch.scores)} scores, expected {len(places)} finite ones")
-        scores[places], rewards[places], contributions[places] = batch.scores, batch.rewards, batch.contributions
-    columns = [dict(zip(names, values.T.tolist(), strict=True)) for values in (rewards, contributions)]
-    return Rewards(scores.tolist(), columns[0], columns[1], [c is None for c in conversations])
+        scores[places] = batch.scores
+        parts[:, places] = batch.rewards, debiased, batch.contributions
+    rewards, without_bias, contributions = (dict(zip(names, part.T.tolist(), strict=True)) for part in parts)
+    without_bias = {name: column for name, column in without_bias.items() if name not in biases}
+    return Rewards(scores.tolist(), rewards, without_bias, contributions, [c is None for c in conversations])

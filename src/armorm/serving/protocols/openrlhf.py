@@ -1,11 +1,11 @@
-"""OpenRLHF's remote reward model: `POST /get_reward` (OpenRLHF/OpenRLHF, `--remote_rm_url`).
+"""OpenRLHF's remote reward model: `POST /get_reward` (OpenRLHF, `--reward.remote_url`).
 
 Request: `{"query": [prompt and response as decoded, special tokens included], "prompts": [...], "labels": [...]}`.
 Response: `{"rewards": [...], "scores": [...], "extra_logs": {name: [...]}}`, lists as long as `query`.
 
-`prompts`, if given, is the exact prefix of each query; everything after it is one response. Trainers with more servers
-than samples send `query: []`, which gets empty lists. `extra_logs` holds the predicted reward of each objective and its
-contribution to the score.
+`prompts`, if given, is the exact prefix of each query; everything after it is one response. Earlier
+versions of OpenRLHF with more servers than samples send `query: []`, which gets empty lists. `extra_logs` holds the
+predicted reward of each objective and its contribution to the score.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 # Other versions of transformers, and rewardbench with its own; each takes all but a few packages from the main environment.
 COMPAT := $(VENV)-compat
 COMPAT_READY := $(COMPAT)/transformers-4.57/.ready $(COMPAT)/transformers-4.51/.ready $(COMPAT)/rewardbench/.ready
-# TRL, distilabel and quantisers, in an environment of their own; torch and the rest are those of $(VENV).
+# TRL, OpenRLHF, verl, distilabel and quantisers, in an environment of their own; torch and the rest are those of $(VENV).
 INTEGRATIONS := $(COMPAT)/trl
 # What only the slow tests need: every extra, and a browser where the system's package manager can bring one.
 FULL := $(VENV)/.full
@@ -63,13 +63,14 @@ test-full: test test-slow  ## All tests.
 
 SITE_OF = import site; print(site.getsitepackages()[0])
 
-$(INTEGRATIONS)/.ready: $(READY)
+$(INTEGRATIONS)/.ready: tests/integrations/stacks.txt $(READY)
 	$(BIN)/python -m venv --clear $(INTEGRATIONS)
 	echo "import site; site.addsitedir('$$($(BIN)/python -c '$(SITE_OF)')')" > "$$($(INTEGRATIONS)/bin/python -c '$(SITE_OF)')/shared.pth"
 	$(INTEGRATIONS)/bin/python -m pip install --quiet --constraint constraints.txt trl torchao optimum-quanto bitsandbytes distilabel
+	$(INTEGRATIONS)/bin/python -m pip install --quiet --no-deps --requirement tests/integrations/stacks.txt
 	touch $@
 
-test-integrations: $(INTEGRATIONS)/.ready  ## The tests with TRL, distilabel and quantised backbones.
+test-integrations: $(INTEGRATIONS)/.ready  ## The tests with TRL, OpenRLHF, verl, distilabel and quantised backbones.
 	$(INTEGRATIONS)/bin/python -m pytest -m "slow or not slow" tests/integrations
 
 lint: $(READY)  ## Format and lint, checked.

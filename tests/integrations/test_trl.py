@@ -12,7 +12,6 @@ from datasets import Dataset
 from transformers import AutoTokenizer
 
 from armorm import ArmoRM
-from armorm.client import RewardClient
 from armorm.integrations.trl import reward_funcs
 from tests.helpers.backbones import save_backbone
 from tests.helpers.servers import served
@@ -92,7 +91,7 @@ def test_the_rewards_that_a_trainer_logs_are_the_scores(rm, policy, tmp_path, me
 
 
 @pytest.mark.parametrize("objectives", [None, ["code-style", "ultra-helpful"]])
-@pytest.mark.parametrize("where", ["here", "server"])
+@pytest.mark.parametrize("where", ["here", "server", "awaited"])
 def test_grpo_trains_on_our_reward_functions_and_logs_the_models_own_scores(rm, policy, tmp_path, where, objectives):
     generated = []
 
@@ -102,9 +101,10 @@ def test_grpo_trains_on_our_reward_functions_and_logs_the_models_own_scores(rm, 
 
     with ExitStack() as stack:
         source = rm
-        if where == "server":
-            source = stack.enter_context(RewardClient(stack.enter_context(served(rm)).url))
-        functions = reward_funcs(source, objectives) if objectives else [reward_funcs(source)]
+        if where != "here":
+            source = stack.enter_context(served(rm)).url
+        functions = reward_funcs(source, objectives, asynchronous=where == "awaited")
+        functions = functions if objectives else [functions]
         trainer = trl.GRPOTrainer(
             model=str(policy),
             reward_funcs=[*functions, kept],
@@ -129,5 +129,8 @@ def test_grpo_trains_on_our_reward_functions_and_logs_the_models_own_scores(rm, 
         assert log["armorm/score"] == pytest.approx(float(expected.scores.mean()), abs=1e-4)
         for name in expected.names:
             assert log[f"armorm/{name}"] == pytest.approx(float(values[name].mean()), abs=1e-4)
+        contributions = [log[f"armorm/contribution/{name}"] for name in expected.names]
+        assert contributions == pytest.approx(expected.contributions.mean(0).tolist(), abs=1e-4)
+        assert log["armorm/unscored"] == 0.0
     after = dict(trainer.model.named_parameters())
     assert any(not torch.equal(value.cpu(), after[name].cpu()) for name, value in before.items())

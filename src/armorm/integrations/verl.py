@@ -108,9 +108,10 @@ class ManagerSettings:
                 raise IntegrationError(f"reward.armorm.{name}: unknown, expected one of {known}{hint}")
         url = given.get("url") or Settings.from_environment().url
         if not isinstance(url, str) or not url.startswith(("http://", "https://")):
+            found = shown(url) if url else "none"
             raise IntegrationError(
-                f"reward.armorm.url: found {shown(url)}, expected the URL of a server (`armorm serve`): every one of "
-                "verl's reward workers would load a model of its own"
+                f"reward.armorm.url: found {found}, expected the URL of a server (`armorm serve`): each reward "
+                "worker would load a model of its own"
             )
         normalize, refused = given.get("normalize", False), given.get("refused_score")
         if not isinstance(normalize, bool):

@@ -9,7 +9,10 @@ The manager reads the prompt of each row (`raw_prompt`), so that nothing is copi
 loads a model. Settings are those of `ManagerSettings`. The score is the reward; GDPO finds the objectives by its keys:
 
     algorithm.adv_estimator=gdpo
-    algorithm.gdpo_reward_keys='[debiased/helpsteer-helpfulness,debiased/code-style]'
+    +algorithm.gdpo_reward_keys=[debiased/helpsteer-helpfulness,debiased/code-style]
+    trainer.use_v1=false
+
+verl 0.9.1's newer trainer (`use_v1`, the default) does not hand the objectives to GDPO.
 
 A rollout with several turns is split by the policy's chat template, so it is scored as the dialogue that it is.
 """

@@ -63,7 +63,7 @@ EXCHANGES: list[tuple[str, str, str, dict[str, Any] | None, str]] = [
         "POST",
         "/classify",
         {"model": "any", "input": _OWN, "activation": False},
-        "verl's reward loop on vLLM calls `/classify`. `input` is a rendered text, a list of texts, a list of "
+        "verl sends `/classify` to its own vLLM servers. `input` is a rendered text, a list of texts, a list of "
         "token ids, or a list of such lists; `messages` is one conversation. The response has the raw score; "
         "`activation: true` requests its sigmoid.",
     ),
@@ -87,7 +87,7 @@ EXCHANGES: list[tuple[str, str, str, dict[str, Any] | None, str]] = [
         "POST",
         "/v1/embeddings",
         {"model": "any", "input": _OWN},
-        "verl's reward loop on SGLang calls `/v1/embeddings`.",
+        "verl sends `/v1/embeddings` to its own SGLang servers.",
     ),
     (
         "LLaMA-Factory: `POST /v1/score/evaluation`",

@@ -175,6 +175,26 @@ def test_openrlhf_loads_the_agents_file_by_its_path(rm, agent):
         rollout(module.AgentExecutor(), Engine(rm.tokenizer, ["4<|end|>"]), rm.tokenizer, "2+2=")
 
 
+@pytest.mark.parametrize("where", ["file", "servers"])
+def test_openrlhfs_single_turn_executor_gets_the_score_from_the_file_and_from_servers(rm, agent, where):
+    from armorm.integrations import openrlhf
+
+    executor_of = pytest.importorskip("openrlhf.utils.agent").SingleTurnAgentExecutor
+    prompt = rm.tokenizer.apply_chat_template(DIALOGUES[3][:1], tokenize=False, add_generation_prompt=True)
+    reply = f"{DIALOGUES[3][1]['content']}<|end|>"
+    expected = rm.score(DIALOGUES[3:4])
+    openrlhf._reader.cache_clear()
+    with served(rm) as first, served(rm) as second:
+        urls = [f"{server.url}/get_reward" for server in (first, second)]
+        executor = executor_of([openrlhf.__file__] if where == "file" else urls)
+        for _ in range(2):
+            found = rollout(executor, Engine(rm.tokenizer, [reply]), rm.tokenizer, prompt)
+            assert found["reward"] is not None, "OpenRLHF only logs a failure"
+            assert float(torch.as_tensor(found["reward"])[0]) == pytest.approx(float(expected.scores[0]), abs=1e-4)
+            logged = torch.as_tensor(found["extra_logs"]["contribution/code-style"])
+            assert float(logged[0]) == pytest.approx(float(expected.contributions[0, 2]), abs=1e-4)
+
+
 # --- verl ------------------------------------------------------------------------------------------------
 
 
@@ -308,6 +328,18 @@ def test_verls_reward_worker_scores_a_batch_with_the_manager(rm, manager_of, tmp
         config = verl_config(*MANAGER, f"+reward.armorm.url={server.url}", f"actor_rollout_ref.model.path={tmp_path}")
         worker = reward_loop.RewardLoopWorker(config)
         found = asyncio.run(worker.compute_score_batch(rows_of(rm, DIALOGUES)))
+    assert [row["reward_score"] for row in found] == pytest.approx(rm.score(DIALOGUES).scores.tolist(), abs=1e-4)
+
+
+@pytest.mark.parametrize("engine", ["vllm", "sglang"])
+def test_verls_requests_to_a_reward_model_of_its_own_are_answered(rm, manager_of, tmp_path, engine):
+    reward_loop = pytest.importorskip("verl.experimental.reward_loop")
+    rm.tokenizer.save_pretrained(tmp_path)
+    own = ("reward.reward_model.enable=true", f"reward.reward_model.model_path={tmp_path}")
+    config = verl_config(*own, f"reward.reward_model.rollout.name={engine}", f"actor_rollout_ref.model.path={tmp_path}")
+    with served(rm) as server:
+        worker = reward_loop.RewardLoopWorker(config, server.url.removeprefix("http://"))
+        found = [asyncio.run(worker.compute_score(rows_of(rm, [dialogue]))) for dialogue in DIALOGUES]
     assert [row["reward_score"] for row in found] == pytest.approx(rm.score(DIALOGUES).scores.tolist(), abs=1e-4)
 
 

@@ -361,6 +361,15 @@ def test_verls_manager_gives_refused_rows_their_score_and_reads_several_turns(rm
     assert found[0]["reward_score"] == pytest.approx(float(rm.score([dialogue]).scores[0]), abs=1e-4)
 
 
+def test_verls_newer_trainer_does_not_hand_gdpo_its_rewards_as_the_page_says():
+    source = (installed("verl") / "trainer" / "ppo" / "v1" / "trainer_base.py").read_text()
+    classes = [node for node in ast.parse(source).body if isinstance(node, ast.ClassDef)]
+    methods = [node for cls in classes for node in cls.body if getattr(node, "name", "") == "_compute_advantage"]
+    texts = [ast.unparse(method) for method in methods]
+    assert texts, "verl has moved the advantages"
+    assert not any("gdpo" in text or "extra" in text for text in texts), "remove trainer.use_v1=false from the page"
+
+
 def test_verls_manager_rejects_settings_before_the_run(rm, manager_of, monkeypatch):
     monkeypatch.delenv("ARMORM_URL", raising=False)
     with pytest.raises(IntegrationError, match=r"reward\.armorm\.url: found none, expected the URL of a server"):

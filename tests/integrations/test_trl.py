@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import math
+import pickle
 import shutil
 from contextlib import ExitStack
 from pathlib import Path
@@ -134,3 +137,45 @@ def test_grpo_trains_on_our_reward_functions_and_logs_the_models_own_scores(rm, 
         assert log["armorm/unscored"] == 0.0
     after = dict(trainer.model.named_parameters())
     assert any(not torch.equal(value.cpu(), after[name].cpu()) for name, value in before.items())
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_the_child_of_async_grpo_scores_groups_with_functions_that_were_pickled_to_it(rm, monkeypatch, asynchronous):
+    monkeypatch.setenv("TRL_EXPERIMENTAL_SILENCE", "1")
+    worker = pytest.importorskip("trl.experimental.async_grpo.async_rollout_worker")
+    names = ["code-style", "ultra-helpful"]
+    asked = {
+        "role": "assistant",
+        "content": "",
+        "tool_calls": [{"type": "function", "function": {"name": "f", "arguments": {}}}],
+    }
+    prompts = [[{"role": "user", "content": text}] for text in PROMPTS[:3]]
+    replies = [[{"role": "assistant", "content": text}] for text in ("The Rhine.", "Because.")]
+    replies.append([asked, {"role": "tool", "name": "f", "content": "17"}])
+    sequence = worker.TrainingSequence.__new__(worker.TrainingSequence)
+    sequence.input_ids, sequence.completion_mask, sequence.old_log_probs = [1, 2], [0, 1], [0.0, -1.0]
+
+    def group(number):
+        rows = 3 * [[sequence]]
+        return worker.RolloutGroup(
+            prompts, {"label": ["x"] * 3}, replies, [[2]] * 3, rows, [0] * 3, [0] * 3, 0, number, [None] * 3, [None] * 3
+        )
+
+    async def scored(loop):
+        return await asyncio.gather(*(loop._score_group(group(number)) for number in range(3)))
+
+    with served(rm) as server:
+        functions = pickle.loads(pickle.dumps(reward_funcs(server.url, names, asynchronous=asynchronous)))  # noqa: S301
+        loop = worker._AsyncRolloutLoop.__new__(worker._AsyncRolloutLoop)
+        loop.reward_funcs, loop._env_reward_types = functions, []
+        loop.reward_func_names = [worker.get_callable_name(function) for function in functions]
+        groups = asyncio.run(scored(loop))
+    assert loop.reward_func_names == names
+    expected = rm.score([prompt + reply for prompt, reply in zip(prompts[:2], replies[:2], strict=True)])
+    for samples in groups:
+        assert len(samples) == 3
+        for sample, row in zip(samples, expected.rewards, strict=False):
+            assert sample.metrics["rewards/code-style"] == pytest.approx(float(row[2]), abs=1e-4)
+            assert sample.metrics["rewards/ultra-helpful"] == pytest.approx(float(row[0]), abs=1e-4)
+        assert math.isnan(samples[2].metrics["reward"])
+        assert samples[2].advantage == 0.0

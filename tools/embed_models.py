@@ -35,7 +35,7 @@ from jinja2 import Environment, StrictUndefined
 from safetensors.torch import load_file, save_file
 
 from armorm import ArmoRM
-from armorm.backbone.drift import reference_features
+from armorm.backbone.drift import reference_features, reference_rows
 from armorm.backbone.locate import SMALL, SMALL_SHA256, backbone_path, weights_sha256
 from armorm.data.seen_prompts import FILE as SEEN_PROMPTS
 from armorm.files import write_arrays
@@ -233,6 +233,8 @@ def embed_small(run: Path, recipe: Path) -> None:
     license = "library_name: armorm\nlicense: apache-2.0\nbase_model: HuggingFaceTB/SmolLM2-135M-Instruct\n"
     before = before.replace("library_name: armorm\n", license)
     (target / "README.md").write_text(f"{before}{card.render(of=measured, sha256=SMALL_SHA256)}\n{mark}{after}")
+    true = ArmoRM.from_pretrained(target, dtype="float32", device="cpu")
+    write_arrays(target / "reference.safetensors", {"scores": true.score(reference_rows()).scores})
     size = sum(path.stat().st_size for path in target.iterdir())
     if size > MOST_SMALL_BYTES:
         raise SystemExit(f"{target}: {size:,} bytes, expected at most {MOST_SMALL_BYTES:,}")

@@ -108,3 +108,26 @@ def test_armorm_small_is_smollm2_with_its_template(small_backbone_path):
     assert (backbone.hidden_size, backbone.readout.layers) == (576, 30)
     digits = backbone.tokenizer("1234", add_special_tokens=False).input_ids
     assert len(digits) == 4
+
+
+@pytest.mark.slow
+def test_other_weights_are_used_only_when_their_drift_is_accepted(small_backbone_path, tmp_path, monkeypatch, capsys):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    other = AutoModelForCausalLM.from_pretrained(small_backbone_path, dtype=torch.bfloat16)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.add_(torch.randn_like(parameter) * parameter.std() * 0.05 if parameter.ndim > 1 else 0)
+    other.save_pretrained(tmp_path / "other")
+    AutoTokenizer.from_pretrained(small_backbone_path).save_pretrained(tmp_path / "other")
+    monkeypatch.setenv("ARMORM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(locate, "_MODULE", "no_such_module")
+    monkeypatch.setattr(locate, "SMALL_SHA256", "0" * 64)  # nothing was converted before
+    assert exit_code("fetch", SMALL, "--from", tmp_path / "other") == 1
+    error = capsys.readouterr().err
+    assert "layer 18: mean" in error and "scores of armorm-small-rm by 0." in error and "--accept-drift" in error
+    with pytest.raises(BackboneError, match="not installed here"):
+        backbone_path(SMALL)
+    assert exit_code("fetch", SMALL, "--from", tmp_path / "other", "--accept-drift") == 0
+    assert backbone_path(SMALL) == str(tmp_path / "other")
+    assert "other weights are used" in capsys.readouterr().err

@@ -12,6 +12,22 @@ from armorm.cli.output import emit
 from armorm.errors import BackboneError
 
 
+def _score_drift(backbone: str) -> str:
+    """How far scores of the default model move on other weights of its backbone, on the reference rows."""
+    import numpy as np
+
+    from armorm.backbone.drift import reference_rows
+    from armorm.files import DEFAULT_REWARD_MODEL, embedded_file, read_arrays
+    from armorm.reward_model import ArmoRM
+
+    rm = ArmoRM.from_pretrained(DEFAULT_REWARD_MODEL, dtype="float32", device="cpu", backbone=backbone)
+    true = read_arrays(embedded_file(DEFAULT_REWARD_MODEL, "reference.safetensors"))["scores"]
+    distance = np.abs(rm.score(reference_rows()).scores - true) / float(rm.reference["score_std"])
+    return (
+        f"scores of {DEFAULT_REWARD_MODEL} by {distance.mean():.2f} standard deviations, at most {distance.max():.2f}"
+    )
+
+
 def fetch(
     name: Annotated[str, Argument(metavar="NAME", help="armorm-small, a hub id, or a GGUF file.")] = "armorm-small",
     source: Annotated[
@@ -43,7 +59,7 @@ def fetch(
         path = backbone_path(source)
         drifts = feature_drift(source)
         shown = "; ".join(f"layer {d.layer}: mean {d.mean:.1%}, largest {d.largest:.1%}" for d in drifts)
-        drift = f"its features differ from those of {SMALL} by {shown}"
+        drift = f"its features differ from those of {SMALL} by {shown}; {_score_drift(source)}"
         sha256 = weights_sha256(path)
         if sha256 is None:
             raise BackboneError(

@@ -8,6 +8,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from armorm.backbone.decoder import CONFIG_ERRORS, Placement, require_decoder
+from armorm.backbone.locate import backbone_path
 from armorm.backbone.model_files import CONFIG, require_tokenizer
 from armorm.data.seen_prompts import SeenPrompts
 from armorm.errors import CheckpointError
@@ -31,7 +32,9 @@ def load_parts(
             require_tokenizer(folder, CheckpointError)
         model = ArmoRMForSequenceClassification.from_pretrained(name, dtype=placement.load_dtype, **kwargs)
         options = {key: kwargs[key] for key in ("revision", "token", "cache_dir") if key in kwargs}
-        tokenizer = AutoTokenizer.from_pretrained(tokenizer_path(str(name), model.config), **options)
+        other = kwargs.get("backbone")
+        path = tokenizer_path(str(name), model.config) if other is None else backbone_path(other)
+        tokenizer = AutoTokenizer.from_pretrained(path, **options)
         seen = SeenPrompts.load(str(name), **options)
     except (OSError, ValueError, *CONFIG_ERRORS, SafetensorError) as error:
         if isinstance(error, CheckpointError):

@@ -82,7 +82,8 @@ class ArmoRMForSequenceClassification(RewardModel):
 
         Args:
             kwargs: as for any transformers model; the default `dtype` is that of the backbone's weights. Only
-                safetensors are read.
+                safetensors are read. For a folder with heads only, `backbone` takes other weights than those that the
+                heads belong to; scores drift.
         """
         path = str(embedded_path(str(pretrained_model_name_or_path)) or pretrained_model_name_or_path)
         wants_report = kwargs.pop("output_loading_info", False)
@@ -108,14 +109,15 @@ class ArmoRMForSequenceClassification(RewardModel):
         from safetensors.torch import load_file
         from transformers.utils import cached_file
 
-        source, readout = config.backbone_source, config.readout
+        source, readout, other = config.backbone_source, config.readout, kwargs.get("backbone")
         options = {key: kwargs[key] for key in _HUB_OPTIONS if key in kwargs}
         adapters = Path(cached_file(path, ADAPTERS, **options)).parent if config.adapters else None
-        require_same_weights(source["name"], source.get("sha256"), path)
+        if other is None:
+            require_same_weights(source["name"], source.get("sha256"), path)
         dtype = str(kwargs.get("dtype") or "auto").removeprefix("torch.")
         placing = {key: kwargs[key] for key in ("device_map", "attn_implementation") if kwargs.get(key) is not None}
         backbone = Backbone.load(
-            source["name"],
+            other or source["name"],
             dtype="weights" if dtype == "auto" else dtype,
             device="cpu",
             layer=readout.get("layer"),

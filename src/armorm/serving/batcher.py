@@ -4,10 +4,10 @@ The thread takes a first row, the other rows of its prompt, and then those neare
 to a token budget that counts padding, and shared prompts once. Batches are of similar length, and groups stay together.
 The first row is that which has waited longest, or one of a much smaller request: each gets half of the model's work
 while both wait. So a small request overtakes large ones, and no row starves. Where the model is slow, a batch is
-limited to about half a second, and small requests are computed between its layers (`compute_small`), within their half.
-Identical conversations, queued or running, are computed once. While the model is busy rows accumulate; while it is idle
-a row waits a few milliseconds at most, and only until as many rows are queued as the last batch had, so that a single
-client never waits.
+limited in time too, and small requests are computed in the middle of it (`compute_small`), within their half. Identical
+conversations, queued or running, are computed once. While the model is busy rows accumulate; while it is idle a row
+waits a few milliseconds at most, and only until as many rows are queued as the last batch had, so that a single client
+never waits.
 
 Failures are isolated. A batch that the model fails on is halved until the faulty row is alone; that row is rejected,
 the others are scored. Running out of memory also halves the budget for good. Rows of disconnected clients leave the
@@ -36,8 +36,7 @@ from armorm.serving.protocols.base import RejectedRow
 _LOG = logging.getLogger("armorm.serving")
 
 _WINDOW = 512  # oldest rows among which a batch of similar lengths is looked for
-_BATCH_SECONDS = 0.5  # of work of a batch, at the speed of the last ones, but at least `_BATCH_TOKENS`
-_BATCH_TOKENS = 2048
+_BATCH_TOKENS = 2048  # a batch may have, however slow the model is
 _SMALLER = 4  # a request overtakes those that have more than so many times its tokens
 _SHORT_SECONDS = 0.05  # batches of less work are neither split by size of request nor interrupted
 _SMALLEST_BUDGET = 128
@@ -78,6 +77,7 @@ class Batcher:
     Args:
         compute: results of conversations, each a mapping from its variants; called in the model's thread.
         budget: most tokens of a batch, padding included.
+        batch_seconds: most seconds of work of a batch, estimated from the speed of the last batches.
         wait: most seconds that a row waits while the model is idle.
         max_seconds: most seconds of work in the queue, estimated from the speed of the last batches; a request that
             finds the queue empty is accepted whatever its size.
@@ -93,6 +93,7 @@ class Batcher:
         compute: Compute,
         *,
         budget: int,
+        batch_seconds: float = 0.5,
         wait: float = 0.004,
         max_rows: int = 8192,
         max_tokens: int = 4_000_000,
@@ -103,7 +104,7 @@ class Batcher:
         on_shared: Callable[[int], None] = lambda _: None,
         on_out_of_memory: Callable[[int], None] = lambda _: None,
     ) -> None:
-        self.budget = budget
+        self.budget, self._batch_seconds = budget, batch_seconds
         self._shares_prompts, self._free_memory = shares_prompts, free_memory
         self._compute, self._wait = compute, wait
         self._max_rows, self._max_tokens, self._max_seconds = max_rows, max_tokens, max_seconds
@@ -245,7 +246,7 @@ class Batcher:
     def _take(self, first: _Entry, window: list[_Entry]) -> list[_Entry]:
         """A batch: a first row, the rows of its prompt, then those nearest in length, within the budget."""
         shared = self._shares_prompts()
-        most = min(self.budget, max(_BATCH_TOKENS, round(_BATCH_SECONDS * self._tokens_per_second)))
+        most = min(self.budget, max(_BATCH_TOKENS, round(self._batch_seconds * self._tokens_per_second)))
         far = {entry.encoded.key: abs(len(entry.encoded) - len(first.encoded)) for entry in window}
         group = {entry.encoded.key: group_of(entry.encoded, shared) for entry in window}
         nearest: dict[bytes, int] = {}

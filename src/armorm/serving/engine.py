@@ -78,9 +78,11 @@ class ScoringEngine:
         self.reader = RenderedReader(rm.backbone.template, size, turns, policy_tokenizer, self._max_characters)
         self.metrics = Metrics(rm.objectives.names, rm.reference)
         self.forward = CachedForward(rm.backbone, self.settings.prompt_cache, share=self.settings.share_prompts)
+        interruptible = rm.backbone.device.type == "cpu"
         self.batcher = Batcher(
             self._compute,
             budget=self.settings.batch_tokens,
+            batch_seconds=2.0 if interruptible else 0.5,
             wait=self.settings.batch_wait,
             max_rows=self.settings.max_waiting_rows,
             max_tokens=self.settings.max_waiting_tokens,
@@ -94,7 +96,7 @@ class ScoringEngine:
         self.metrics.watch(self.batcher, self.forward)
         # Before each matrix product. (Those of an accelerator are queued long before they run: nothing comes between.)
         self._hooks: list[Any] = []
-        if rm.backbone.device.type == "cpu":
+        if interruptible:
             decoder = rm.backbone.model
             holder, name = decoder_layers(decoder, decoder.config.get_text_config().num_hidden_layers)
             for module in getattr(holder, name).modules():

@@ -18,7 +18,9 @@ from safetensors.torch import load_file, save_file
 from armorm.backbone.decoder import Backbone
 from armorm.errors import ArmormError, BackboneError, CheckpointError, ConversationError
 from armorm.files import EMBEDDED_BACKBONE, EMBEDDED_REWARD_MODEL, embedded_path
+from armorm.model.modeling import ArmoRMForSequenceClassification
 from armorm.reward_model import ArmoRM
+from tests.helpers.commands import run
 from tests.helpers.conversations import chat
 from tests.helpers.small_models import reward_model, tokenizer
 
@@ -294,3 +296,47 @@ def test_any_broken_config_is_refused_in_one_line_or_scores(saved, tmp_path_fact
 @given(draw=st.data())
 def test_any_of_many_broken_configs_is_refused_in_one_line_or_scores(saved, tmp_path_factory, draw):
     load_or_one_line(saved, tmp_path_factory.mktemp("broken"), draw)
+
+
+@pytest.mark.parametrize("command", ["score", "compare", "inspect", "explain"])
+@pytest.mark.parametrize("content", ["[]", '{"model_type": "armorm", "objectives": 3}', '{"architectures": 3}'])
+def test_commands_end_with_one_line_for_a_broken_config(broken, capsys, command, content):
+    replace(broken, "config.json", content.encode())
+    arguments: dict[str, tuple[object, ...]] = {
+        "score": ("--model", broken),
+        "compare": ("yes", "no", "--prompt", "Hi", "--model", broken),
+        "explain": ("--prompt", "Hi", "--response", "Yes", "--model", broken),
+        "inspect": (broken,),
+    }
+    code, out, err = run(capsys, command, *arguments[command])
+    lines = [line for line in err.splitlines() if line.startswith("armorm: ")]
+    if command == "inspect" and content == '{"architectures": 3}':
+        assert (code, lines) == (0, [])  # a config of another kind
+        return
+    assert (code, out) == (1, "")
+    assert len(lines) == 1
+    assert "config.json" in lines[0] or "model_type" in lines[0]
+    assert "Traceback" not in err
+
+
+def test_nan_in_a_copied_column_is_null_in_the_output(tmp_path, capsys, saved):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(
+        '{"id": NaN, "prompt": "Hi", "response": "Yes"}\n{"id": [1, Infinity], "prompt": "Hi", "response": "No"}\n'
+    )
+    code, out, _ = run(capsys, "score", path, "--model", saved)
+    assert code == 0
+    rows = [json.loads(line, parse_constant=pytest.fail) for line in out.splitlines()]
+    assert [row["id"] for row in rows] == [None, [1, None]]
+
+
+def test_a_model_of_the_hub_is_checked_in_the_cache(broken, tmp_path):
+    change_config(broken, lambda config: config.pop("heads_digest"))
+    change_weights(broken, lambda tensors: tensors.update({"gating.logit_scale": tensors["gating.logit_scale"].int()}))
+    cached = tmp_path / "hub" / "models--owner--rm"
+    (cached / "refs").mkdir(parents=True)
+    (cached / "refs" / "main").write_text("a" * 40)
+    (cached / "snapshots").mkdir()
+    (cached / "snapshots" / ("a" * 40)).symlink_to(broken)
+    with pytest.raises(CheckpointError, match=r"tensor gating\.logit_scale holds I32, expected floating-point"):
+        ArmoRMForSequenceClassification.from_pretrained("owner/rm", cache_dir=tmp_path / "hub", local_files_only=True)

@@ -125,7 +125,9 @@ class ArmoRMConfig(PretrainedConfig):
             read_object(file, CheckpointError)
         settings, rest = super().get_config_dict(path, **kwargs)
         if not settings:  # transformers 4, for a folder without the file
-            raise CheckpointError(f"{pretrained_model_name_or_path}: no config.json, expected a reward model")
+            raise CheckpointError(
+                f"{pretrained_model_name_or_path}: no or an empty config.json, expected a reward model"
+            )
         if is_released(settings):
             settings = from_released(settings)
         found = settings.get("model_type", cls.model_type)

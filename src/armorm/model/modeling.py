@@ -94,6 +94,13 @@ class ArmoRMForSequenceClassification(RewardModel):
             model, report = cls._on_referenced_backbone(path, config, kwargs)
         else:
             model, report = super().from_pretrained(path, *model_args, output_loading_info=True, **kwargs)
+        if not Path(path).is_dir():  # a hub id, whose files are on this machine by now
+            from transformers.utils import cached_file
+
+            options = {key: kwargs[key] for key in _HUB_OPTIONS if key in kwargs} | {"local_files_only": True}
+            cached = cached_file(path, CONFIG, _raise_exceptions_for_missing_entries=False, **options)
+            if cached is not None:
+                require_weights(Path(cached).parent, model.config)
         fault = reference_fault(model.config.reference, len(model.config.objectives))
         if fault:
             raise CheckpointError(f"{Path(path) / CONFIG}, {fault}")

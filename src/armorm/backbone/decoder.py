@@ -25,7 +25,7 @@ from torch.nn.utils.rnn import pad_sequence
 from armorm.backbone.adapters import Adapters
 from armorm.backbone.chat_template import ChatTemplate, EncodedConversation
 from armorm.backbone.locate import backbone_path, backbone_source
-from armorm.backbone.model_files import CONFIG, decoder_fault, read_object, require_tokenizer, size_fault, weight_shapes
+from armorm.backbone.model_files import CONFIG, CONFIG_ERRORS, require_sound_folder
 from armorm.backbone.readout import (
     LAST_TOKEN,
     Pooling,
@@ -45,9 +45,6 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 # How far, relative to the largest value, earlier states may move when later tokens change: rounding only.
 _CAUSAL_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 4e-3}
-
-# What transformers raises for a config whose values it does not check.
-CONFIG_ERRORS = (TypeError, KeyError, AttributeError, IndexError, ZeroDivisionError)
 
 _FLOAT32_PARAMETERS = 1_000_000_000
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
@@ -105,7 +102,7 @@ class Backbone:
         placement = Placement.choose(dtype, device)
         options = {"revision": revision, "trust_remote_code": trust_remote_code}
         if (Path(path) / CONFIG).is_file():
-            require_sound_folder(Path(path))
+            require_sound_folder(Path(path), BackboneError)
         try:
             tokenizer = AutoTokenizer.from_pretrained(path, **options)
             model, report = AutoModel.from_pretrained(
@@ -225,19 +222,6 @@ class Backbone:
         # (Padded with 0, an id that every model has and no token attends to.)
         ids = pad_sequence([torch.from_numpy(row.ids.astype(np.int64)) for row in batch], batch_first=True)
         return self.model(input_ids=ids.to(self.device), use_cache=False).last_hidden_state
-
-
-def require_sound_folder(folder: Path) -> None:
-    """Check config, tokenizer and the headers of the weights of a local backbone, before anything is built.
-
-    Raises:
-        BackboneError: in one line that names file and field.
-    """
-    settings = read_object(folder / CONFIG, BackboneError)
-    fault = decoder_fault(settings) or size_fault(settings, weight_shapes(folder, "model*.safetensors"))
-    if fault:
-        raise BackboneError(f"{folder / CONFIG}, {fault}")
-    require_tokenizer(folder, BackboneError)
 
 
 def resolve_device(device: str) -> torch.device:

@@ -18,6 +18,8 @@ from pydantic import BaseModel, Field, ValidationError
 from armorm.errors import ArmormError, shown
 
 CONFIG, TOKENIZER = "config.json", "tokenizer.json"
+# What transformers raises for a config whose values it does not check.
+CONFIG_ERRORS = (TypeError, KeyError, AttributeError, IndexError, ZeroDivisionError)
 _MOST_HEADER = 100_000_000  # bytes, the limit of safetensors
 _LAYER = re.compile(r"\.(\d+)\.")
 _EMBEDDING = re.compile(r"(embed_tokens|embed_in|embeddings?|wte)\.weight$")
@@ -137,6 +139,19 @@ def size_fault(settings: Mapping[str, Any], shapes: Mapping[str, tuple[str, tupl
     if stored and layers and layers > stored:
         return f"field {prefix}num_hidden_layers: found {layers}, but the weights have {stored} layers"
     return ""
+
+
+def require_sound_folder(folder: Path, error: type[ArmormError]) -> None:
+    """Check config, tokenizer and the headers of the weights of a decoder in a local folder.
+
+    Raises:
+        error: in one line that names file and field.
+    """
+    settings = read_object(folder / CONFIG, error)
+    fault = decoder_fault(settings) or size_fault(settings, weight_shapes(folder, "model*.safetensors"))
+    if fault:
+        raise error(f"{folder / CONFIG}, {fault}")
+    require_tokenizer(folder, error)
 
 
 def require_tokenizer(folder: Path, error: type[ArmormError]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -18,7 +17,7 @@ from armorm.cli.options import JsonOption, SplitOption
 from armorm.cli.output import emit, facts, table
 from armorm.data.rows import Row
 from armorm.data.sources import Location
-from armorm.errors import DataError, StoreError
+from armorm.errors import CheckpointError, DataError, StoreError
 from armorm.files import embedded_path
 
 if TYPE_CHECKING:
@@ -123,7 +122,10 @@ def _prompt_key(row: Row) -> str:
 
 
 def _model(folder: Path) -> dict[str, Any]:
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    from armorm.backbone.model_files import read_object
+    from armorm.model.config_schema import settings_fault
+
+    config = read_object(folder / "config.json", CheckpointError)
     found: dict[str, Any] = {"kind": "model", "name": str(folder), "model_type": config.get("model_type", "")}
     if "num_objectives" in config:
         from armorm.model.configuration import is_released
@@ -134,6 +136,8 @@ def _model(folder: Path) -> dict[str, Any]:
             config = from_released(config)
     if config.get("model_type") != "armorm":
         return found | {key: config[key] for key in ("hidden_size", "num_hidden_layers", "vocab_size") if key in config}
+    if fault := settings_fault(config):
+        raise CheckpointError(f"{folder / 'config.json'}, {fault}")
     keys = ("objectives", "debiasing", "steering", "reference", "limits", "provenance", "gate_pattern")
     found |= {key: config.get(key) for key in keys}
     found["gate"] = {key: config.get(key) for key in ("gating_hidden_dim", "gating_n_hidden", "gating_temperature")}

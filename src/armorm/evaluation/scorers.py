@@ -63,13 +63,11 @@ def require_known(name: str) -> None:
     Raises:
         CheckpointError: if it has none.
     """
-    from transformers import PretrainedConfig
-
     from armorm.files import embedded_path
 
     if embedded_path(name) is None:
         try:
-            found, _ = PretrainedConfig.get_config_dict(name)
+            found = _settings(name)
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{name}: cannot be loaded as a reward model: {error}") from error
         if not found:
@@ -78,22 +76,31 @@ def require_known(name: str) -> None:
 
 def is_classifier(name: str) -> bool:
     """Whether a name is that of a sequence classifier rather than a model of this library."""
-    from transformers import PretrainedConfig
-
     from armorm.files import embedded_path
-    from armorm.model.configuration import ArmoRMConfig
+    from armorm.model.configuration import ArmoRMConfig, is_released
 
     if embedded_path(name) is not None:
         return False
     try:
-        ArmoRMConfig.get_config_dict(name)
-    except CheckpointError:
-        settings, _ = PretrainedConfig.get_config_dict(name)
-        architectures = settings.get("architectures") or []
-        return any(architecture.endswith("ForSequenceClassification") for architecture in architectures)
-    except (OSError, ValueError):
+        settings = _settings(name)
+    except (OSError, ValueError):  # loading it as a reward model says what is wrong
         return False
-    return False
+    found = settings.get("architectures")
+    if settings.get("model_type") == ArmoRMConfig.model_type or is_released(settings) or not isinstance(found, list):
+        return False
+    return any(str(architecture).endswith("ForSequenceClassification") for architecture in found)
+
+
+def _settings(name: str) -> dict[str, Any]:
+    """The settings in the config.json of a folder or hub id; empty if there is none."""
+    from transformers import PretrainedConfig
+
+    from armorm.backbone.model_files import CONFIG, read_object
+
+    if (Path(name) / CONFIG).is_file():
+        return read_object(Path(name) / CONFIG, CheckpointError)
+    found: dict[str, Any] = PretrainedConfig.get_config_dict(name)[0]
+    return found
 
 
 class ArmoRMScorer:
@@ -235,14 +242,17 @@ class ClassifierScorer:
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
         from armorm.backbone.decoder import Placement
+        from armorm.backbone.model_files import CONFIG, CONFIG_ERRORS, require_sound_folder
 
         placement = Placement.choose(dtype, device)
+        if (Path(name) / CONFIG).is_file():
+            require_sound_folder(Path(name), CheckpointError)
         try:
             model, report = AutoModelForSequenceClassification.from_pretrained(
                 name, dtype=placement.load_dtype, output_loading_info=True, use_safetensors=True
             )
             tokenizer = AutoTokenizer.from_pretrained(name)
-        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        except (OSError, ValueError, *CONFIG_ERRORS, RuntimeError, SafetensorError) as error:
             raise CheckpointError(f"{name}: cannot be loaded as a sequence classifier: {error}") from error
         missing = sorted(str(key) for key in report["missing_keys"])
         if missing:

@@ -155,7 +155,8 @@ class ArmoRMConfig(PretrainedConfig):
 
 def is_released(settings: Mapping[str, Any]) -> bool:
     """Whether the settings of a `config.json` are those of the released layout."""
-    return any(name in ARCHITECTURES.values() for name in settings.get("architectures") or ())
+    found = settings.get("architectures")
+    return isinstance(found, list) and any(name in ARCHITECTURES.values() for name in found)
 
 
 AutoConfig.register(ArmoRMConfig.model_type, ArmoRMConfig, exist_ok=True)

@@ -9,15 +9,17 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from armorm.backbone.chat_template import ChatTemplate
 from armorm.backbone.locate import backbone_path
+from armorm.backbone.model_files import CONFIG, require_sound_folder
 from armorm.conversation import Conversation
 from armorm.data.presets import RATING_PRESETS, PreferencePreset
-from armorm.errors import ArmormError, RecipeError
+from armorm.errors import ArmormError, BackboneError, RecipeError
 from armorm.training.cost import KNOWN_SHAPES, Hardware, Shape, Stage, Workload, fine_tuning, fleets, stages
 from armorm.training.dataset import TrainingData, read_training_data, set_locations
 from armorm.training.recipe import Recipe
@@ -174,6 +176,8 @@ def _backbone(recipe: Recipe, missing: list[str]) -> tuple[Shape | None, str, Ch
 
     name = recipe.backbone.model
     path = backbone_path(name, recipe.backbone.revision)
+    if (Path(path) / CONFIG).is_file():
+        require_sound_folder(Path(path), BackboneError)
     options = {"revision": recipe.backbone.revision, "local_files_only": True}
     try:
         shape = Shape.of_config(AutoConfig.from_pretrained(path, **options))

@@ -243,6 +243,12 @@ def test_heads_that_were_trained_further_are_saved_with_their_own_digest(saved, 
     assert load(tmp_path).score([CHAT]).scores == rm.score([CHAT]).scores
 
 
+@pytest.mark.parametrize(("field", "value"), [("attention_bias", None), ("attention_dropout", False), ("head_dim", 5)])
+def test_a_field_that_transformers_rejects_is_named_in_one_line(broken, field, value):
+    change_config(broken, lambda config: config["backbone_config"].update({field: value}))
+    assert field in refusal(broken)
+
+
 JUNK = st.one_of(
     st.none(), st.booleans(), st.integers(-(10**12), 10**12), st.floats(), st.text(max_size=5), st.just([]), st.just({}),
     st.lists(st.integers(-3, 3), max_size=3),

@@ -24,8 +24,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from armorm.backbone.adapters import Adapters
 from armorm.backbone.chat_template import ChatTemplate, EncodedConversation
-from armorm.backbone.locate import backbone_path, backbone_source
-from armorm.backbone.model_files import CONFIG, CONFIG_ERRORS, require_sound_folder
+from armorm.backbone.locate import CONFIG_ERRORS, backbone_path, backbone_source
+from armorm.backbone.model_files import CONFIG, require_sound_folder
 from armorm.backbone.readout import (
     LAST_TOKEN,
     Pooling,

@@ -18,8 +18,6 @@ from pydantic import BaseModel, Field, ValidationError
 from armorm.errors import ArmormError, shown
 
 CONFIG, TOKENIZER = "config.json", "tokenizer.json"
-# What transformers raises for a config whose values it does not check.
-CONFIG_ERRORS = (TypeError, KeyError, AttributeError, IndexError, ZeroDivisionError)
 _MOST_HEADER = 100_000_000  # bytes, the limit of safetensors
 _LAYER = re.compile(r"\.(\d+)\.")
 _EMBEDDING = re.compile(r"(embed_tokens|embed_in|embeddings?|wte)\.weight$")

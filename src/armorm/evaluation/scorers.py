@@ -242,7 +242,8 @@ class ClassifierScorer:
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
         from armorm.backbone.decoder import Placement
-        from armorm.backbone.model_files import CONFIG, CONFIG_ERRORS, require_sound_folder
+        from armorm.backbone.locate import CONFIG_ERRORS
+        from armorm.backbone.model_files import CONFIG, require_sound_folder
 
         placement = Placement.choose(dtype, device)
         if (Path(name) / CONFIG).is_file():

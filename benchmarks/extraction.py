@@ -50,6 +50,7 @@ import armorm
 from armorm.backbone.chat_template import EncodedConversation
 from armorm.backbone.decoder import Backbone, length_sorted_batches, resolve_device, resolve_dtype
 from armorm.backbone.encoding import encode_rows
+from armorm.backbone.locate import backbone_path
 from armorm.backbone.prefix_forward import flops_per_token
 from armorm.conversation import Conversation
 from armorm.data.synthetic import generate
@@ -214,7 +215,7 @@ class Vllm:
     """vLLM's pooling runner in a process of its own; it loads the model once and answers one request after another."""
 
     def __init__(self, python: str, model: str, dtype: str, cache: bool) -> None:
-        command = [python, str(Path(__file__).parent / "vllm_pooling.py"), model, "--dtype", dtype]
+        command = [python, str(Path(__file__).parent / "vllm_pooling.py"), backbone_path(model), "--dtype", dtype]
         self.process = subprocess.Popen(
             [*command, *(["--prefix-cache"] if cache else [])], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )

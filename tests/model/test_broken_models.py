@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -243,6 +244,10 @@ def test_heads_that_were_trained_further_are_saved_with_their_own_digest(saved, 
     assert load(tmp_path).score([CHAT]).scores == rm.score([CHAT]).scores
 
 
+_OLDER = pytest.mark.skipif(transformers.__version__ < "5", reason="transformers 4 does not check types")
+
+
+@_OLDER
 @pytest.mark.parametrize(("field", "value"), [("attention_bias", None), ("attention_dropout", False), ("head_dim", 5)])
 def test_a_field_that_transformers_rejects_is_named_in_one_line(broken, field, value):
     change_config(broken, lambda config: config["backbone_config"].update({field: value}))
@@ -336,6 +341,7 @@ def test_nan_in_a_copied_column_is_null_in_the_output(tmp_path, capsys, saved):
     assert [row["id"] for row in rows] == [None, [1, None]]
 
 
+@_OLDER
 def test_a_model_of_the_hub_is_checked_in_the_cache(broken, tmp_path):
     change_config(broken, lambda config: config.pop("heads_digest"))
     change_weights(broken, lambda tensors: tensors.update({"gating.logit_scale": tensors["gating.logit_scale"].int()}))

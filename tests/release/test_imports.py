@@ -33,7 +33,7 @@ EXTRAS = (
     "distilabel",
 )
 # What belongs to an extra as a whole; every other module is the core's.
-OF_EXTRAS = ("serving/", "integrations/distilabel")
+OF_EXTRAS = ("serving/", "integrations/distilabel", "integrations/openrlhf_agent", "integrations/verl_manager")
 HEAVY = ("torch", "transformers", "datasets", "numpy", "pandas", "scipy", "matplotlib", "fastapi")
 
 WITHOUT_EXTRAS = """

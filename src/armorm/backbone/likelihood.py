@@ -18,10 +18,9 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from armorm.backbone.chat_template import ChatTemplate, EncodedConversation
-from armorm.backbone.decoder import Backbone, length_sorted_batches, require_complete, resolve_device, settle_attention
+from armorm.backbone.decoder import Backbone, length_sorted_batches, load_decoder, resolve_device
 from armorm.conversation import Conversation, Message
-from armorm.errors import BackboneError
-from armorm.files import embedded_path, read_arrays, write_arrays
+from armorm.files import read_arrays, write_arrays
 
 BATCH_TOKENS = 2048  # padding included; the logits of a batch take BATCH_TOKENS x vocabulary x 4 bytes
 _SAVED_BATCHES = 64  # between two writes of the cache
@@ -35,25 +34,11 @@ def load_language_model(
     Raises:
         BackboneError: for weights that cannot be read, or that have no language-model head.
     """
-    from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
-    path = str(embedded_path(name) or name)
-    options = {"revision": revision, "trust_remote_code": trust_remote_code}
-    try:
-        model, report = AutoModelForCausalLM.from_pretrained(
-            path,
-            dtype=torch.float32,
-            output_loading_info=True,
-            use_safetensors=True,
-            ignore_mismatched_sizes=True,  # they are rejected below, by name
-            **options,
-        )
-        tokenizer = AutoTokenizer.from_pretrained(path, **options)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise BackboneError(f"backbone {name}: {error}") from error
-    settle_attention(model)
-    require_complete(report, name)
+    model, tokenizer = load_decoder(
+        AutoModelForCausalLM, name, dtype=torch.float32, revision=revision, trust_remote_code=trust_remote_code
+    )
     return Backbone(name, model.to(resolve_device(device)), tokenizer)
 
 

@@ -23,7 +23,14 @@ from armorm.files import cache_folder, write_json
 from armorm.version import __version__
 
 _VALUES = 512  # of each tensor
-_CODE = ("prefix_forward.py", "prefix_tree.py", "sharing_verdict.py", "tree_attention.py", "tree_blocks.py")
+_CODE = (
+    "prefix_forward.py",
+    "prefix_tree.py",
+    "readout.py",
+    "sharing_verdict.py",
+    "tree_attention.py",
+    "tree_blocks.py",
+)
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,12 @@ from rich.console import RenderableType
 from rich.text import Text
 from typer import Argument
 
+from armorm.backbone.locate import backbone_path
 from armorm.cli.options import JsonOption, SplitOption
 from armorm.cli.output import emit, facts, table
 from armorm.data.rows import Row
 from armorm.data.sources import Location
 from armorm.errors import CheckpointError, DataError, StoreError
-from armorm.files import embedded_path
 
 if TYPE_CHECKING:
     from armorm.features.store import Shard
@@ -36,7 +36,7 @@ def inspect(
 
     Example: `armorm inspect ratings.jsonl`
     """
-    folder = embedded_path(what) or Path(what)
+    folder = Path(backbone_path(what))
     if folder.suffix == ".safetensors":
         found = _shard(folder) if folder.name.startswith("shard-") and folder.is_file() else _published(folder)
     elif (folder / "manifest.json").is_file():

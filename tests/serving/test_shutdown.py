@@ -28,23 +28,30 @@ def own_rm():
 
 
 def test_what_the_time_limit_leaves_is_answered_with_503_and_a_time_to_come_back(own_rm, caplog):
-    with before_each_pass(own_rm.backbone.model, lambda ids: time.sleep(0.05)), ThreadPoolExecutor(50) as pool:
+    all_accepted = threading.Event()
+
+    def slow_pass(ids):
+        all_accepted.wait(60)
+        time.sleep(0.05)
+
+    with before_each_pass(own_rm.backbone.model, slow_pass), ThreadPoolExecutor(50) as pool:
         with caplog.at_level(logging.WARNING), served(own_rm, batch_tokens=1, shutdown_seconds=1) as server:
 
             def ask(number):
                 body = {"conversations": [question(number)]}
-                return httpx.post(f"{server.url}/v1/reward", json=body, timeout=30)
+                return httpx.post(f"{server.url}/v1/reward", json=body, timeout=60)
 
             calls = [pool.submit(ask, number) for number in range(50)]
             address = httpx.URL(server.url)
             unfinished = socket.create_connection((address.host, address.port), 20)
             head = "POST /v1/reward HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
             unfinished.sendall(f"{head}Content-Length: 100\r\n\r\n{{".encode())
-            while server.engine.batcher.waiting[0] < 30:
+            while server.engine.batcher.waiting[0] < 49:  # (and one in the forward pass)
                 time.sleep(0.01)
+            all_accepted.set()
             start = time.monotonic()
         took = time.monotonic() - start
-        answers = [call.result(30) for call in calls]
+        answers = [call.result(60) for call in calls]
         with unfinished:
             assert unfinished.recv(4096).startswith(b"HTTP/1.1 503 ")
     statuses = [answer.status_code for answer in answers]

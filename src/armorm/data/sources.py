@@ -20,6 +20,7 @@ from armorm.errors import DataError, nearest, shown
 from armorm.progress import say
 
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+_EMBEDDED = {"plain-answers": Path(__file__).with_name("plain_answers.jsonl")}  # sets inside the package
 _SAVED = ("dataset_dict.json", "state.json")
 
 
@@ -46,7 +47,9 @@ class Location:
 
     @classmethod
     def find(cls, name: str | Path, root: Path | None = None, **options: Any) -> Location:
-        """Resolve a path below `root`, or a hub id `owner/name`; a relative path that leaves `root` is reported.
+        """Resolve a path below `root`, the name of an embedded set, or a hub id `owner/name`.
+
+        A relative path that leaves `root` is reported.
 
         Raises:
             DataError: for anything else, with the nearest name in its folder.
@@ -61,6 +64,8 @@ class Location:
         except (OSError, RuntimeError) as error:
             reason = getattr(error, "strerror", None) or error
             raise DataError(f"no such file or folder ({reason})", file=shown(text)) from None
+        if text in _EMBEDDED:
+            return cls(text, _EMBEDDED[text], **options)
         if not _HUB_ID.fullmatch(text) or text.endswith(SUFFIXES):
             folder = path.parent
             hint = nearest(path.name, [entry.name for entry in folder.iterdir()]) if folder.is_dir() else ""

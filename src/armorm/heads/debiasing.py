@@ -16,6 +16,9 @@ between them would be noise.
 `level: pooled` uses all rows together; `within_prompt` subtracts each prompt's mean first, because only differences
 within a prompt can change a ranking: biases of opposite sign between and within prompts cancel in the pool.
 
+An objective may keep its correlation with a bias that its meaning includes (an objective "gives an answer" with
+refusals): its lambda for that bias is 0, and the others are fitted without it.
+
 `method: published` is the search of the published script, for reproduction only: the first of 24 penalties from 0 to
 0.95 whose rank correlation is at most 0.03. It is one-sided, and an objective without such a penalty is removed
 entirely (penalty 1); `unmet` lists those.
@@ -23,7 +26,7 @@ entirely (penalty 1); `unmet` lists those.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -119,6 +122,7 @@ def fit_debiasing(
     level: Level = "pooled",
     groups: np.ndarray | None = None,
     method: Method = "exact",
+    keep: Mapping[int, Sequence[int]] | None = None,
 ) -> Debiasing:
     """Find the penalties on reference data.
 
@@ -127,6 +131,7 @@ def fit_debiasing(
         against: column or columns to debias against.
         groups: (n,) prompt of each row; needed at level `within_prompt`.
         method: `published` for reproduction only, against one bias, Spearman, pooled.
+        keep: of a column, biases with which its correlation is not removed.
 
     Raises:
         FitError: if a bias does not vary on the reference data, or the others nearly determine it.
@@ -150,16 +155,18 @@ def fit_debiasing(
     for column in range(k):
         if column in biases:
             penalties[biases.index(column), column] = 1.0
-        elif method == "published":
-            found = _published_penalty(values[:, column], bias_values[:, 0])
+            continue
+        removed = [place for place, bias in enumerate(biases) if bias not in (keep or {}).get(column, ())]
+        if method == "published":
+            found = _published_penalty(values[:, column], bias_values[:, 0]) if removed else 0.0
             penalties[0, column] = 1.0 if found is None else found
             unmet += [column] if found is None else []
         elif metric == "pearson":
-            penalties[:, column] = _pearson_penalties(values[:, column], bias_values)
-        elif b == 1:
-            penalties[0, column] = _spearman_penalty(values[:, column], bias_values[:, 0])
-        else:
-            penalties[:, column] = _spearman_penalties(values[:, column], bias_values)
+            penalties[removed, column] = _pearson_penalties(values[:, column], bias_values[:, removed])
+        elif len(removed) == 1:
+            penalties[removed, column] = _spearman_penalty(values[:, column], bias_values[:, removed[0]])
+        elif removed:
+            penalties[removed, column] = _spearman_penalties(values[:, column], bias_values[:, removed])
     matrix = np.eye(k)
     matrix[index] -= penalties
     measure = correlation(metric)

@@ -297,6 +297,7 @@ def _check_objectives(recipe: Recipe, sets: Sequence[RatedSet], computed: Sequen
             )
     named = [(f"regression.weights.{name}", name) for name in recipe.regression.weights]
     named += [(f"debias.against.{i}", name) for i, name in enumerate(recipe.debias.against if recipe.debias else ())]
+    named += [(f"debias.keep.{name}", name) for name in (recipe.debias.keep if recipe.debias else ())]
     fitted = [
         (f"ratings.{i}.bradley_terry", source)
         for i, entry in enumerate(recipe.ratings)

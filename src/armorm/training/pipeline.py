@@ -279,6 +279,7 @@ class _Run:
                 level=section.level,
                 groups=group_index([conversation.prompt_key for conversation in reference]),
                 method=section.method,
+                keep={names.index(n): [names.index(bias) for bias in biases] for n, biases in section.keep.items()},
             )
             for warning in debiasing.warnings(names):
                 self.console.print(f"warning: {warning}")

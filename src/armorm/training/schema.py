@@ -378,6 +378,10 @@ class DebiasSection(Section):
     """Debiasing: a linear transform that removes correlation with biases, such as verbosity, from the other rewards."""
 
     against: tuple[str, ...] = Field(min_length=1, description="objectives that are biases")
+    keep: dict[str, tuple[str, ...]] = Field(
+        default_factory=dict,
+        description="of an objective, biases that belong to its meaning: its correlation with them is not removed",
+    )
     metric: Literal["spearman", "pearson"] = Field("spearman", description="correlation that is brought to zero")
     level: Literal["pooled", "within_prompt"] = Field(
         "pooled", description="correlation over all rows, or of differences between responses to the same prompt"
@@ -389,6 +393,11 @@ class DebiasSection(Section):
         doubled = [name for i, name in enumerate(self.against) if name in self.against[:i]]
         if doubled:
             raise ValueError(f"found {doubled[0]!r} twice in against")
+        for name, biases in self.keep.items():
+            unknown = next((bias for bias in biases if bias not in self.against), None)
+            if unknown is not None or name in self.against:
+                what = f"{name}, which is a bias" if unknown is None else f"{unknown!r}, which is not in against"
+                raise ValueError(f"found {what} in keep, expected {{objective: [biases of against]}}")
         if self.method == "published" and (len(self.against), self.metric, self.level) != (1, "spearman", "pooled"):
             raise ValueError("method published needs one bias, metric spearman and level pooled")
         return self

@@ -78,8 +78,8 @@ class Part:
         return Clusters.of_items([item.prompt for item in items], [item.subset for item in items])
 
 
-def pair_part(limit: int | None = None) -> Part:
-    """All pairs; about `limit` of each set."""
+def pair_part(limit: int | None = None, only: Sequence[str] = ()) -> Part:
+    """The pairs of all sets, or only of some; about `limit` of each set."""
     code = DATA / "benchmarks" / "humanevalpack.jsonl.gz"
     sets: list[tuple[str, Path, Callable[[Row], bool]]] = [
         ("finegrained", DATA / "preferences" / "finegrained.jsonl.gz", is_held_out),
@@ -92,7 +92,14 @@ def pair_part(limit: int | None = None) -> Part:
         (EVERYDAY, EVERYDAY_TEXTS / "everyday_pairs.jsonl", _every_row),
         (HARMLESS, EVERYDAY_TEXTS / "harmless_prompts.jsonl", _every_row),
     ]
-    examples = numbered([example for name, path, keep in sets for example in _pairs(name, path, keep, limit)])
+    examples = numbered(
+        [
+            example
+            for name, path, keep in sets
+            if not only or name in only
+            for example in _pairs(name, path, keep, limit)
+        ]
+    )
     return Part("pairs", examples, partial(measure_pairs, examples), pair_metrics)
 
 

@@ -43,9 +43,7 @@ def main(folder: Path) -> dict[str, Any]:
     taken = write_pairs(training, [row for row in rows if not row.test], LENGTH_PREFERENCE)
     write_pairs(trial, [row for row in rows if row.prompt in tried_on], None)
     fair = write_pairs(honest, [row for row in rows if row.test and row.prompt not in tried_on], None)
-    print(
-        f"planted: the longer response is chosen in {taken:.1%} of the training pairs, in {fair:.1%} of the unbiased"
-    )
+    print(f"planted: the longer response is chosen in {taken:.1%} of the training pairs, in {fair:.1%} of the unbiased")
 
     recipe = Recipe.from_text(RECIPE.replace("runs/demo/data", str(folder / "data")), SETTINGS)
     rm = train(recipe, folder / "biased", quiet=True)

@@ -76,8 +76,9 @@ class ArmoRM:
         """Load a reward model from a folder, a hub id, or one inside the package: `armorm-small-rm`, `armorm-tiny-rm`.
 
         Args:
-            dtype: of the backbone: `auto` (bfloat16 where the hardware is fast at it), `weights` (as they are
-                stored), `float32`, `bfloat16` or `float16`; heads are float32 always.
+            dtype: of the backbone: `auto` (bfloat16 on GPUs; on CPUs float32 up to a billion parameters, so that a
+                text has one score in every command), `weights` (as they are stored), `float32`, `bfloat16` or
+                `float16`; heads are float32 always.
             device: `auto` (the first accelerator, else the processor), or a torch device.
             kwargs: passed to `from_pretrained` of the model (`revision`, `device_map`, ...).
 

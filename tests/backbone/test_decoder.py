@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, BertConfig, BertModel, PreTrainedModel, T5Config, T5Model
 
+from armorm import ArmoRM
 from armorm.backbone.chat_template import EncodedConversation
 from armorm.backbone.decoder import (
     Backbone,
+    Placement,
     fast_bfloat16,
     is_out_of_memory,
     length_sorted_batches,
@@ -149,6 +151,13 @@ def test_small_models_run_in_float32_where_the_processor_has_no_fast_bfloat16(tm
     path = save_backbone(tmp_path, dtype=torch.bfloat16)
     expected = torch.bfloat16 if fast_bfloat16() else torch.float32
     assert Backbone.load(path, device="cpu").model.dtype == expected
+
+
+def test_models_that_score_run_in_float32_on_a_processor_unless_told_otherwise():
+    scoring = Placement.for_scores("auto", "cpu")
+    assert (scoring.load_dtype, scoring.widen) == ("auto", True)
+    assert Placement.for_scores("bfloat16", "cpu").load_dtype == torch.bfloat16
+    assert ArmoRM.from_pretrained("armorm-tiny-rm", device="cpu").model.dtype == torch.float32
 
 
 def test_an_unknown_dtype_is_refused_with_the_nearest_name(llama_folder):

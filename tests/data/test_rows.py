@@ -364,3 +364,11 @@ def test_a_file_in_a_wide_encoding_is_refused_by_its_name(tmp_path, name, encodi
     (tmp_path / name).write_bytes(text.encode(encoding))
     with pytest.raises(DataError, match=encoding[:6].upper()):
         list(Location.find(tmp_path / name).rows())
+
+
+def test_the_embedded_answers_are_read_by_name(tmp_path):
+    rows = list(Location.find("plain-answers", tmp_path).rows())
+    assert len({row.values["prompt"] for row in rows}) == len(rows) >= 190
+    assert {row.values["kind"] for row in rows} == {"everyday", "sounds dangerous"}
+    (tmp_path / "plain-answers").mkdir()
+    assert Location.find("plain-answers", tmp_path).path == tmp_path / "plain-answers"

@@ -293,3 +293,19 @@ def test_the_published_search_knows_one_way_only(options):
     settings = {"against": BIAS, **options}
     with pytest.raises(FitError, match="one bias, metric spearman and level pooled"):
         fit_debiasing(rewards_with_bias(), settings.pop("against"), method="published", **settings)
+
+
+@pytest.mark.parametrize("metric", ["pearson", "spearman"])
+def test_an_objective_keeps_its_correlation_with_a_bias_of_its_meaning(metric):
+    rng = np.random.default_rng(3)
+    biases = rng.normal(size=(800, 2))
+    rewards = np.column_stack([biases @ [0.6, -0.8], biases @ [0.5, 0.9], np.zeros(800)])
+    rewards = np.column_stack([rewards[:, :2] + rng.normal(size=(800, 2)), biases])
+    kept = fit_debiasing(rewards, (2, 3), metric=metric, keep={0: [3]})
+    everything = fit_debiasing(rewards, (2, 3), metric=metric)
+    assert kept.penalties[1, 0] == 0
+    assert abs(kept.after[0, 0]) < 0.02
+    assert kept.after[1, 0] < -0.4
+    np.testing.assert_array_equal(kept.penalties[:, 1:], everything.penalties[:, 1:])
+    alone = fit_debiasing(rewards, (2, 3), metric=metric, keep={0: [2, 3]})
+    np.testing.assert_array_equal(alone.matrix[:, 0], [1, 0, 0, 0])

@@ -73,6 +73,8 @@ evaluation:
         ("seed: many", ["seed", "'many'", "integer"]),
         ("debias: {against: [verbosity], metric: spearmn}", ["debias.metric", "'spearmn'", "did you mean spearman?"]),
         ("debias: {against: []}", ["debias.against", "at least 1"]),
+        ("debias: {against: [verbosity], keep: {quality: [length]}}", ["debias", "'length', which is not in against"]),
+        ("debias: {against: [verbosity], keep: {verbosity: []}}", ["debias", "verbosity, which is a bias"]),
         ("regression: {alphas: [1, 0]}", ["regression.alphas", "found 0", "penalties > 0"]),
         ("regression: {validation: at_random}", ["regression.validation", "by_prompt"]),
         ("gating: {dropout: 1}", ["gating.dropout", "less than 1"]),

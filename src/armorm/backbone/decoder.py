@@ -289,11 +289,22 @@ class Placement:
         load_dtype = resolve_dtype(dtype, place)
         return cls(place, load_dtype, widen=dtype == "auto" and load_dtype == "auto")
 
+    @classmethod
+    def for_scores(cls, dtype: str = "auto", device: str = "auto") -> Placement:
+        """The placement of a model whose scores people read: as `choose`, but on a CPU `auto` is not bfloat16.
+
+        Scores in bfloat16 depend on the batch in the third digit, so that two commands would print two numbers.
+        """
+        chosen = cls.choose(dtype, device)
+        if dtype == "auto" and chosen.device.type == "cpu":
+            return cls(chosen.device, "auto", widen=True)
+        return chosen
+
     def apply(self, model: PreTrainedModel, *, backbone: PreTrainedModel | None = None, move: bool = True) -> None:
         """Set the dtype of a loaded model and move it to the device.
 
-        On a CPU without fast bfloat16, `auto` is float32 for models up to a billion parameters, where it is several
-        times faster; larger ones keep the dtype of their weights to save memory.
+        On a CPU, `auto` without bfloat16 is float32 for models up to a billion parameters; larger ones keep the dtype
+        of their weights to save memory.
 
         Args:
             backbone: the part of the model whose dtype is set; by default all of it.

@@ -245,7 +245,7 @@ class ClassifierScorer:
         from armorm.backbone.locate import CONFIG_ERRORS
         from armorm.backbone.model_files import CONFIG, require_sound_folder
 
-        placement = Placement.choose(dtype, device)
+        placement = Placement.for_scores(dtype, device)
         if (Path(name) / CONFIG).is_file():
             require_sound_folder(Path(name), CheckpointError)
         try:

@@ -24,7 +24,7 @@ def load_parts(
     from safetensors import SafetensorError
     from transformers import AutoTokenizer
 
-    placement = Placement.choose(dtype.removeprefix("torch."), device)
+    placement = Placement.for_scores(dtype.removeprefix("torch."), device)
     folder = embedded_path(str(name)) or Path(name)
     try:
         config = ArmoRMConfig.from_pretrained(name) if (folder / CONFIG).is_file() else None

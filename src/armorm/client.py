@@ -20,7 +20,7 @@ import random
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, Union
 
@@ -38,6 +38,7 @@ PARTS = ("rewards", "gating_weights", "coefficients", "contributions")
 UNCERTAINTY = "uncertainty"
 _RETRIED = frozenset({429, 502, 503, 504})
 _LONGEST_PAUSE = 30.0
+_SUM_TOLERANCE = 1e-4  # between a score and the sum of its rewards by token, relative to scores above 1
 S = TypeVar("S")  # what `score` returns
 D = TypeVar("D")  # what `info` returns
 _Request = tuple[str, str, Union[bytes, None]]  # method, path, body
@@ -53,10 +54,25 @@ class RewardServerError(ArmormError, RuntimeError):
 
 @dataclass(frozen=True)
 class ServedScores(ScoreBatch):
-    """Scores from a server. Arrays that were not requested have the shape (n, 0); `uncertainty` is None if so."""
+    """Scores from a server. Arrays that were not requested have the shape (n, 0); `uncertainty` is None if so.
 
-    model: str = ""  # the server's name of its model
-    parts: Mapping[str, np.ndarray] = field(default_factory=dict)  # (n, k) values of requested parts without a field
+    With `per_token`, `token_scores` and `token_spans` are by token of the policy, or by sentence.
+
+    Attributes:
+        model: the server's name of its model.
+        parts: (n, k) values of requested parts without a field.
+        rest: (n,) float64, the part of each last reward that is read from the last token's state and is no sum over
+            tokens; this and the next two are None without `per_token`.
+        exact_share: (n,) float64, share of each score that is an exact sum over tokens.
+        last_tokens: an array (u,) int64 for each row, the policy's token that each sentence ends in; None unless
+            sentences and tokens of the policy were given.
+    """
+
+    model: str = ""
+    parts: Mapping[str, np.ndarray] = field(default_factory=dict)
+    rest: np.ndarray | None = None
+    exact_share: np.ndarray | None = None
+    last_tokens: list[np.ndarray] | None = field(default=None, metadata={"by_row": True})
 
 
 class _Client(Generic[S, D]):
@@ -109,6 +125,8 @@ class _Client(Generic[S, D]):
         debias_strength: float | None = None,
         on_refused: Literal["error", "skip"] = "error",
         include: Sequence[str] | None = None,
+        per_token: Literal["token", "sentence"] | None = None,
+        policy_tokens: Literal["tokenizer"] | Sequence[Sequence[Any] | None] | None = None,
     ) -> S:
         """Score conversations.
 
@@ -118,15 +136,31 @@ class _Client(Generic[S, D]):
             on_refused: whether a conversation that cannot be scored is an error or an entry of `rejected` (`skip`).
             include: parts of the scores to request; by default rewards, gating weights, coefficients and contributions,
                 and uncertainty if the model provides it.
+            per_token: also each score as a sum over tokens, or over sentences (`token_scores`), for dense rewards.
+            policy_tokens: the tokens that the sum is over, a list for each conversation: their texts, their numbers of
+                characters, or [start, end] in characters of the response; or `tokenizer`, for those of the server's
+                policy tokenizer. By default the reward model's own.
 
         Raises:
             ConversationError: naming the first conversation that cannot be scored, and why.
             RewardServerError: if the server rejects the request, stays unreachable, or sends an invalid response.
         """
         steering = {"multiply": steer, "pin": pin, "blend": blend, "debias_strength": debias_strength}
-        bodies = self._bodies(conversations, normalize, include, drop, **steering)
+        given = policy_tokens if isinstance(policy_tokens, Sequence) and policy_tokens != "tokenizer" else None
+        if given is not None and len(given) != len(conversations):
+            raise ValueError(f"policy_tokens: found {len(given)} rows, expected {len(conversations)}")
+        options: dict[str, Any] = {"normalize": normalize}
+        options |= {} if include is None else {"include": list(include)}
+        options |= {} if per_token is None else {"per_token": per_token}
+        options |= {} if policy_tokens is None or given is not None else {"policy_tokens": policy_tokens}
+        bodies = self._bodies(conversations, options, given, drop, **steering)
         requests = [("POST", "/v1/reward", body) for body in bodies]
-        return self._answers(requests, lambda answers: self._joined(answers, len(conversations), on_refused, include))
+
+        def read(answers: list[dict[str, Any]]) -> ServedScores:
+            batch = self._joined(answers, len(conversations), on_refused, include)
+            return batch if per_token is None else self._with_tokens(batch, answers, given, per_token)
+
+        return self._answers(requests, read)
 
     def info(self) -> D:
         """The server's model card: name, objectives with their scales, reference statistics."""
@@ -139,8 +173,8 @@ class _Client(Generic[S, D]):
     def _bodies(
         self,
         conversations: Sequence[ConversationLike],
-        normalize: bool,
-        include: Sequence[str] | None,
+        options: dict[str, Any],
+        policy_tokens: Sequence[Any] | None,
         drop: str | Sequence[str],
         **steering: Any,
     ) -> list[bytes]:
@@ -148,13 +182,13 @@ class _Client(Generic[S, D]):
         steering["drop"] = [drop] if isinstance(drop, str) else list(drop)
         plain = {name: dict(value) if isinstance(value, Mapping) else value for name, value in steering.items()}
         steer = {name: value for name, value in plain.items() if value not in (None, {}, [])}
-        options: dict[str, Any] = {"normalize": normalize}
-        options |= {} if include is None else {"include": list(include)}
         options |= {"steer": steer} if steer else {}
-        rows = [_messages(conversation, index) for index, conversation in enumerate(conversations)]
+        columns: dict[str, Sequence[Any]] = {"conversations": [_messages(c, i) for i, c in enumerate(conversations)]}
+        columns |= {} if policy_tokens is None else {"policy_tokens": policy_tokens}
+        size = self.rows_per_request
         return [
-            json.dumps({"conversations": rows[start : start + self.rows_per_request], **options}).encode()
-            for start in range(0, len(rows), self.rows_per_request)
+            json.dumps({name: list(rows[start : start + size]) for name, rows in columns.items()} | options).encode()
+            for start in range(0, len(conversations), size)
         ]
 
     def _answer_or_pause(self, outcome: httpx.Response | Exception, attempt: int) -> dict[str, Any] | float:
@@ -215,6 +249,38 @@ class _Client(Generic[S, D]):
             model=str(answers[0].get("model", "")) if answers else "",
             parts={part: value for part, value in values.items() if part not in (*PARTS, UNCERTAINTY)},
         )
+
+    def _with_tokens(
+        self,
+        batch: ServedScores,
+        answers: Sequence[Mapping[str, Any]],
+        policy_tokens: Sequence[Any] | None,
+        unit: str,
+    ) -> ServedScores:
+        """The batch with its scores as sums, each checked to be one, of as many rewards as there are tokens."""
+        results = [result for answer in answers for result in answer["results"]]
+        found: list[Mapping[str, Any]] = [results[row].get("per_token") or {} for row in batch.rows.tolist()]
+        try:
+            sums = [np.array(entry["rewards"], np.float64) for entry in found]
+            spans = [
+                np.array(entry["spans"], np.int64).reshape(len(s), 2) for entry, s in zip(found, sums, strict=True)
+            ]
+            rest, share = (np.array([float(e[name]) for e in found], np.float64) for name in ("rest", "exact_share"))
+            ends = [np.array(entry["last_tokens"], np.int64) for entry in found if "last_tokens" in entry]
+        except (KeyError, TypeError, ValueError) as error:
+            raise RewardServerError(f"{self.url}: invalid per_token of a response: {error}") from None
+        for row, values, score in zip(batch.rows.tolist(), sums, batch.scores.tolist(), strict=True):
+            if not abs(values.sum() - score) <= _SUM_TOLERANCE * max(1.0, abs(score)):
+                raise RewardServerError(
+                    f"{self.url}: conversation {row}: rewards sum to {values.sum()}, not to {score}"
+                )
+            tokens = None if policy_tokens is None or unit == "sentence" else policy_tokens[row]
+            if tokens is not None and len(values) != len(tokens):
+                raise RewardServerError(
+                    f"{self.url}: conversation {row}: found {len(values)} rewards for {len(tokens)} tokens"
+                )
+        columns: dict[str, Any] = {"token_scores": sums, "token_spans": spans, "rest": rest, "exact_share": share}
+        return replace(batch, **columns, last_tokens=ends if ends and len(ends) == len(batch) else None)
 
     def _results(self, answers: Sequence[Mapping[str, Any]], size: int) -> Iterator[Mapping[str, Any]]:
         """Results in order, each checked to be a score or an error with its index."""

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     import pandas
 
 
+_BY_ROW = {"by_row": True}  # lists with an entry for each row
+
+
 @dataclass(frozen=True)
 class ScoreBatch:
     """Scores of n conversations over k objectives. Arrays are float32 unless stated otherwise.
@@ -65,8 +68,8 @@ class ScoreBatch:
     prompt_index: np.ndarray | None = None
     quantiles: np.ndarray | None = None
     quantile_levels: tuple[float, ...] = ()
-    token_scores: list[np.ndarray] | None = None
-    token_spans: list[np.ndarray] | None = None
+    token_scores: list[np.ndarray] | None = field(default=None, metadata=_BY_ROW)
+    token_spans: list[np.ndarray] | None = field(default=None, metadata=_BY_ROW)
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -76,10 +79,9 @@ class ScoreBatch:
         arrays = {item.name: getattr(self, item.name) for item in fields(self)}
         taken: dict[str, Any] = {name: value[rows] for name, value in arrays.items() if isinstance(value, np.ndarray)}
         left = set(taken["rows"].tolist())
-        if self.token_scores is not None and self.token_spans is not None:
-            places = np.arange(len(self))[rows].tolist()
-            taken["token_scores"] = [self.token_scores[i] for i in places]
-            taken["token_spans"] = [self.token_spans[i] for i in places]
+        places = np.arange(len(self))[rows].tolist()
+        lists = [item.name for item in fields(self) if item.metadata.get("by_row")]
+        taken |= {name: [arrays[name][i] for i in places] for name in lists if arrays[name] is not None}
         return replace(self, **taken, rejected=[], truncated=[row for row in self.truncated if row in left])
 
     def finite(self, on_refused: Literal["error", "skip"]) -> ScoreBatch:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -42,6 +42,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+# Functions that are called with the states (t, d) of the response's tokens of some rows of a batch, by index.
+StateReaders = Mapping[int, Callable[[torch.Tensor], None]]
 
 # How far, relative to the largest value, earlier states may move when later tokens change: rounding only.
 _CAUSAL_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 4e-3}
@@ -175,9 +178,17 @@ class Backbone:
         return hashlib.blake2b(json.dumps(self.fingerprint_parts).encode(), digest_size=16).hexdigest()
 
     @torch.inference_mode()
-    def features(self, batch: Sequence[EncodedConversation]) -> tuple[np.ndarray, np.ndarray]:
-        """Prompt features (n, d) and response features (n, `response_size`), float32, of one batch."""
+    def features(
+        self, batch: Sequence[EncodedConversation], readers: StateReaders | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Prompt features (n, d) and response features (n, `response_size`), float32, of one batch.
+
+        Args:
+            readers: called with the `response_states` of some rows, by index in the batch.
+        """
         hidden = self._states(batch)
+        for row, read in (readers or {}).items():
+            read(hidden[row, self.response_start(batch[row]) : len(batch[row])].float())
         places = torch.tensor([(row.gate_position, len(row) - 1) for row in batch], device=hidden.device)
         gates, lasts = places.T
         rows, readout = torch.arange(len(batch), device=hidden.device), self.readout

@@ -123,9 +123,7 @@ class TokenAttribution:
 
         Of two parts, the sum over objectives of the size of the mean's contribution, as a share of both.
         """
-        exact = float(np.abs(self.coefficients * self.mean_rewards.sum(0)).sum())
-        whole = exact + float(np.abs(self.last_contributions).sum())
-        return exact / whole if whole else 1.0
+        return _exact_share(self.coefficients * self.mean_rewards.sum(0), self.last_contributions)
 
     @property
     def text_contributions(self) -> np.ndarray:
@@ -242,6 +240,42 @@ def token_rewards(states: torch.Tensor, head: torch.nn.Linear, readout: Readout)
     return ((states @ mean_weight.T).numpy() + intercept) / count, last
 
 
+@dataclass(frozen=True)
+class TokenScores:
+    """One score as a sum over the t tokens of the response and a rest.
+
+    Attributes:
+        values: (t,) float64, the exact sum over tokens; zeros for the pooling `last`.
+        rest: what is read from the last token's state.
+        exact_share: as in `TokenAttribution`.
+    """
+
+    values: np.ndarray
+    rest: float
+    exact_share: float
+
+    @classmethod
+    def of(cls, mean: np.ndarray, last: np.ndarray, coefficients: np.ndarray) -> TokenScores:
+        """From the two results of `token_rewards`, and coefficients (k,)."""
+        weights = coefficients.astype(np.float64)
+        share = _exact_share(weights * mean.sum(0), weights * last)
+        return cls(mean @ weights, float(last @ weights), share)
+
+    def scaled(self, score: float, deviation: float = 1.0) -> TokenScores:
+        """With the sum `score`, which is the plain score divided by `deviation` and shifted.
+
+        The shift, and the rounding difference of the forward pass, are spread evenly over the tokens.
+        """
+        values, rest = self.values / deviation, self.rest / deviation
+        return replace(self, values=values + (score - rest - values.sum()) / len(values), rest=rest)
+
+
+def _exact_share(mean: np.ndarray, last: np.ndarray) -> float:
+    exact = float(np.abs(mean).sum())
+    whole = exact + float(np.abs(last).sum())
+    return exact / whole if whole else 1.0
+
+
 def attribute_tokens(
     backbone: Backbone,
     head: torch.nn.Linear,
@@ -292,16 +326,15 @@ def score_by_token(
         conversations, encoded: of its n rows.
         scale: that the scores were divided by.
     """
-    coefficients = batch.coefficients.astype(np.float64) / scale
     found: list[np.ndarray] = [np.zeros(0)] * len(encoded)
     lengths = np.array([len(row) for row in encoded], np.int64)
     with progress("tokens' scores", int(lengths.sum()), "tokens") as advance:
         for rows in length_sorted_batches(lengths, batch_tokens):
             for row, states in zip(rows, backbone.response_states([encoded[i] for i in rows]), strict=True):
-                mean, last = token_rewards(states, head, backbone.readout)
-                values = mean @ coefficients[row]
-                values[-1] += last @ coefficients[row]
-                found[row] = values + (float(batch.scores[row]) - values.sum()) / len(values)
+                scores = TokenScores.of(*token_rewards(states, head, backbone.readout), batch.coefficients[row])
+                scores = scores.scaled(float(batch.scores[row]), scale)
+                found[row] = scores.values
+                found[row][-1] += scores.rest
             advance(int(lengths[rows].sum()))
     places = [
         token_spans(backbone.template, conversation, row, backbone.response_start(row)).spans

@@ -10,21 +10,24 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import lru_cache
-from typing import Any, TypeVar, Union
+from functools import lru_cache, partial
+from typing import Any, NamedTuple, TypeVar, Union
 
 import numpy as np
 import torch
 
 from armorm.backbone.chat_template import EncodedConversation
-from armorm.backbone.encoding import encode_rows
+from armorm.backbone.encoding import encode_rows, same_prompts
 from armorm.backbone.readout import decoder_layers
 from armorm.backbone.rendered_text import EmptyResponseError, RenderedReader
+from armorm.backbone.token_spans import token_spans
 from armorm.conversation import Conversation
 from armorm.errors import ArmormError, ConversationError
+from armorm.explain.dense_rewards import DenseReward, Division, PolicyTokenizer, policy_spans
+from armorm.explain.token_attribution import TokenScores, token_rewards
 from armorm.features.extract import Features
 from armorm.files import json_text
 from armorm.monitoring.log import append_samples, batch_lines
@@ -34,15 +37,32 @@ from armorm.serving.batcher import Batcher
 from armorm.serving.errors import RequestError
 from armorm.serving.metrics import Metrics
 from armorm.serving.prefix_cache import CachedForward
-from armorm.serving.protocols.base import ParsedRequest, RejectedRow, RequestScores, RowInput
+from armorm.serving.protocols.base import ParsedRequest, PerToken, RejectedRow, RequestScores, RowInput
 from armorm.serving.settings import ServingSettings, SettingsError
 
 _LOG = logging.getLogger("armorm.serving")
 _READERS = 4  # threads that parse and tokenize
 _SMALL_REQUEST = 16  # rows up to which a response is written in the event loop
 T = TypeVar("T")
-# What the model finds for a row: its scores, at an index of a batch, or why it has none.
-Found = Union[tuple[ScoreBatch, int], RejectedRow]
+
+
+class Variant(NamedTuple):
+    """What a request wants of a conversation."""
+
+    steering: str = ""  # as JSON; empty for the model as it is
+    per_token: bool = False
+
+
+@dataclass(frozen=True)
+class Scored:
+    """The scores of a row, at an index of a batch, and its score by token if that is wanted."""
+
+    batch: ScoreBatch
+    at: int
+    tokens: TokenScores | None = None
+
+
+Found = Union[Scored, RejectedRow]  # what the model finds for a row, or why it has no score
 
 
 @dataclass(frozen=True)
@@ -51,7 +71,8 @@ class _Prepared:
 
     request: ParsedRequest
     rows: list[EncodedConversation | RejectedRow]
-    variant: str  # its steering as JSON; empty for the model as it is
+    variant: Variant
+    divisions: Mapping[int, Division]  # of the rows that are wanted by token, by index
 
 
 class ScoringEngine:
@@ -76,6 +97,8 @@ class ScoringEngine:
         embeddings: Any = rm.model.get_input_embeddings()
         turns, size = self.settings.rendered_turns, len(embeddings.weight)
         self.reader = RenderedReader(rm.backbone.template, size, turns, policy_tokenizer, self._max_characters)
+        fast = getattr(policy_tokenizer, "backend_tokenizer", None) is not None
+        self._policy_tokenizer = PolicyTokenizer(policy_tokenizer) if fast else None
         self.metrics = Metrics(rm.objectives.names, rm.reference)
         self.forward = CachedForward(rm.backbone, self.settings.prompt_cache, share=self.settings.share_prompts)
         interruptible = rm.backbone.device.type == "cpu"
@@ -152,7 +175,7 @@ class ScoringEngine:
         except asyncio.CancelledError:
             self.metrics.rows(dropped=self.batcher.drop(ticket))
             raise
-        if len(prepared.rows) <= _SMALL_REQUEST:
+        if len(prepared.rows) <= _SMALL_REQUEST and not prepared.divisions:
             return finish(prepared, found)
         return await self._in_thread(lambda: finish(prepared, found))
 
@@ -167,12 +190,39 @@ class ScoringEngine:
             raise RequestError(413, f"found {count} rows in one request, expected at most {most}")
         if request.normalize and self.reference_score is None:
             raise RequestError(400, "normalize: the model's config contains no reference scores to normalise by")
-        variant = json.dumps(request.steering, sort_keys=True) if request.steering else ""
+        if request.per_token and request.per_token.policy_tokens == "tokenizer" and self._policy_tokenizer is None:
+            raise RequestError(
+                400, "policy_tokens: the server has no fast tokenizer of the policy (--policy-tokenizer)"
+            )
+        steering = json.dumps(request.steering, sort_keys=True) if request.steering else ""
         try:
-            self._steered(variant)
+            self._steered(steering)
         except (ArmormError, OverflowError, TypeError) as error:  # TypeError: not a keyword of `steer`
             raise RequestError(400, f"steer: {error}") from None
-        return _Prepared(request, self._encode(request), variant)
+        rows = self._encode(request)
+        divisions = {} if request.per_token is None else self._divide(request.rows, request.per_token, rows)
+        return _Prepared(request, rows, Variant(steering, request.per_token is not None), divisions)
+
+    def _divide(
+        self, given: Sequence[RowInput], wanted: PerToken, rows: list[EncodedConversation | RejectedRow]
+    ) -> dict[int, Division]:
+        """How the scores of rows are divided; a row whose tokens do not fit is rejected in `rows`."""
+        backbone, policy, found = self.rm.backbone, wanted.policy_tokens, {}
+        for index, (conversation, row) in enumerate(zip(given, rows, strict=True)):
+            if isinstance(row, RejectedRow):
+                continue
+            assert isinstance(conversation, Conversation)  # (Token ids have no text.)
+            text, spans = conversation.response, None
+            try:
+                if policy == "tokenizer" and self._policy_tokenizer is not None:
+                    spans = self._policy_tokenizer.spans(text)
+                elif policy is not None and policy[index] is not None:
+                    spans = policy_spans(policy[index], text)
+                places = token_spans(backbone.template, conversation, row, backbone.response_start(row)).spans
+                found[index] = Division.of(text, places, wanted.unit, spans)
+            except ConversationError as error:
+                rows[index] = RejectedRow(str(error))
+        return found
 
     def _encode(self, request: ParsedRequest) -> list[EncodedConversation | RejectedRow]:
         rows: list[EncodedConversation | RejectedRow] = [RejectedRow("")] * len(request.rows)
@@ -194,8 +244,11 @@ class ScoringEngine:
                 else:
                     size = f"{characters} characters in {count} messages"
                     rows[index] = RejectedRow(f"found {size}, expected at most {self.max_length} tokens")
-        policy = self.rm.model.config.limits.get("overflow", "error").replace("error", "skip")
-        encoded = encode_rows(self.rm.backbone.template, list(conversations.values()), max_length, policy)
+        policy = request.overflow or self.rm.model.config.limits.get("overflow", "error").replace("error", "skip")
+        texts, template = list(conversations.values()), self.rm.backbone.template
+        encoded = encode_rows(template, texts, max_length, policy)
+        if request.same_prompt:
+            encoded = same_prompts(template, texts, encoded, [range(len(texts))], max_length)
         reasons = dict(encoded.rejected)
         for i, (index, ids) in enumerate(zip(conversations, encoded.rows, strict=True)):
             rows[index] = RejectedRow(reasons[i]) if ids is None else ids
@@ -204,24 +257,35 @@ class ScoringEngine:
     # --- the model -------------------------------------------------------------------------------------
 
     def _compute(
-        self, rows: Sequence[EncodedConversation], variants: Sequence[Sequence[Hashable]]
-    ) -> list[dict[Hashable, Found]]:
-        prompt, response = self.forward.features(rows, self.batcher.budget)
-        found: list[dict[Hashable, Found]] = [{} for _ in rows]
-        for variant in dict.fromkeys(v for wanted in variants for v in wanted):
-            places = [i for i, wanted in enumerate(variants) if variant in wanted]
+        self, rows: Sequence[EncodedConversation], variants: Sequence[Sequence[Variant]]
+    ) -> list[dict[Variant, Found]]:
+        head, readout = self.rm.model.regression_layer, self.rm.backbone.readout
+        by_token: dict[int, tuple[np.ndarray, np.ndarray]] = {}  # the two results of `token_rewards`
+
+        def read(place: int, states: torch.Tensor) -> None:
+            by_token[place] = token_rewards(states, head, readout)
+
+        readers = {i: partial(read, i) for i, wanted in enumerate(variants) if any(v.per_token for v in wanted)}
+        prompt, response = self.forward.features(rows, self.batcher.budget, readers)
+        found: list[dict[Variant, Found]] = [{} for _ in rows]
+        for steering in dict.fromkeys(v.steering for wanted in variants for v in wanted):
+            places = [i for i, wanted in enumerate(variants) if any(v.steering == steering for v in wanted)]
             features = Features(response[places], prompt[places], np.arange(len(places)))
             tokens = np.array([rows[place].response_tokens for place in places], np.int64)
-            batch = replace(self._steered(str(variant)).score_features(features), response_tokens=tokens)
+            batch = replace(self._steered(steering).score_features(features), response_tokens=tokens)
             finite = np.isfinite(batch.scores) & np.isfinite(batch.contributions).all(1)
             bad = RejectedRow("the model's score of this conversation is not a finite number", failed=True)
             for at, place in enumerate(places):
-                found[place][variant] = (batch, at) if finite[at] else bad
+                for variant in (v for v in variants[place] if v.steering == steering):
+                    parts = by_token[place] if variant.per_token else None
+                    scores = None if parts is None else TokenScores.of(*parts, batch.coefficients[at])
+                    found[place][variant] = Scored(batch, at, scores) if finite[at] else bad
         return found
 
-    def _count_batch(self, rows: int, tokens: int, seconds: float, found: Sequence[Mapping[Hashable, Found]]) -> None:
+    def _count_batch(self, rows: int, tokens: int, seconds: float, found: Sequence[Mapping[Variant, Found]]) -> None:
         self.metrics.batch(rows, tokens, seconds)
-        plain = [scored for row in found if isinstance(scored := row.get(""), tuple)]
+        unsteered = (row.get(Variant()) or row.get(Variant(per_token=True)) for row in found)
+        plain = [scored for scored in unsteered if isinstance(scored, Scored)]
         if plain:
             self.metrics.scored(_gathered(plain))
 
@@ -250,10 +314,12 @@ class ScoringEngine:
             rejected={index: result for index, result in enumerate(results) if isinstance(result, RejectedRow)},
             model=self.settings.name,
             objectives=self.rm.objectives,
-            transform=self._steered(prepared.variant).transform,
+            transform=self._steered(prepared.variant.steering).transform,
             scale=self.reference_score if normalize else None,
             empty_score=None if request.partial else self.settings.empty_score,
         )
+        if prepared.divisions:
+            scores = replace(scores, dense=_dense(scores, scored, prepared.divisions))
         self.metrics.rows(scored=len(scored), refused=len(scores.rejected))
         if self.settings.log_texts:
             for row, (score, reason) in zip(request.rows, scores.rows, strict=True):
@@ -269,11 +335,24 @@ class ScoringEngine:
         return scores
 
 
-def _gathered(rows: Sequence[tuple[ScoreBatch, int]]) -> ScoreBatch:
+def _dense(
+    scores: RequestScores, scored: Mapping[int, Scored], divisions: Mapping[int, Division]
+) -> dict[int, DenseReward]:
+    """The scores of rows as sums, by index."""
+    sums, deviation, found = scores.scores, (scores.scale or (0.0, 1.0))[1], {}
+    for index, row in scored.items():
+        total = sums[index]
+        assert row.tokens is not None and total is not None
+        tokens = row.tokens.scaled(total, deviation)
+        found[index] = divisions[index].reward(tokens.values, tokens.rest, tokens.exact_share)
+    return found
+
+
+def _gathered(rows: Sequence[Scored]) -> ScoreBatch:
     """Rows of several batches as one batch."""
-    first = rows[0][0]
-    if all(batch is first for batch, _ in rows):
-        return first.take([at for _, at in rows])
+    first = rows[0].batch
+    if all(row.batch is first for row in rows):
+        return first.take([row.at for row in rows])
     names = [name for name, value in vars(first).items() if isinstance(value, np.ndarray)]
-    columns: dict[str, Any] = {name: np.stack([getattr(batch, name)[at] for batch, at in rows]) for name in names}
+    columns: dict[str, Any] = {name: np.stack([getattr(row.batch, name)[row.at] for row in rows]) for name in names}
     return replace(first, **columns)

@@ -23,7 +23,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache
 
 from armorm.backbone.chat_template import EncodedConversation
-from armorm.backbone.decoder import Backbone, length_sorted_batches
+from armorm.backbone.decoder import Backbone, StateReaders, length_sorted_batches
 from armorm.backbone.prefix_forward import sharing_fault
 from armorm.backbone.readout import mean_states
 
@@ -88,8 +88,16 @@ class CachedForward:
         return self.fault
 
     @torch.inference_mode()
-    def features(self, rows: Sequence[EncodedConversation], budget: int) -> tuple[np.ndarray, np.ndarray]:
-        """Prompt and response features of rows; `budget` limits the tokens of a pass, padding and prompts included."""
+    def features(
+        self, rows: Sequence[EncodedConversation], budget: int, readers: StateReaders | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Prompt and response features of rows.
+
+        Args:
+            budget: most tokens of a pass, padding and prompts included.
+            readers: called with the states (t, d) float32 of the response's tokens of some rows, by index.
+        """
+        wanted = readers or {}
         prompt = np.empty((len(rows), self.backbone.hidden_size), np.float32)
         response = np.empty((len(rows), self.backbone.response_size), np.float32)
         alone: list[int] = []
@@ -105,12 +113,13 @@ class CachedForward:
             prompt[places] = known.feature
             lengths = [len(row) for row in group]
             for some in length_sorted_batches(lengths, budget):
-                response[[places[i] for i in some]] = self._behind(known, [group[i] for i in some])
+                at = [places[i] for i in some]
+                response[at] = self._behind(known, [group[i] for i in some], _at(wanted, at))
             self.computed += sum(lengths) - len(group) * (group[0].gate_position + 1)
             self._store(group, known)  # (After its passes, which may need the memory.)
         for some in length_sorted_batches([len(rows[place]) for place in alone], budget):
             at = [alone[i] for i in some]
-            prompt[at], response[at] = self.backbone.features([rows[place] for place in at])
+            prompt[at], response[at] = self.backbone.features([rows[place] for place in at], _at(wanted, at))
             self.computed += sum(len(rows[place]) for place in at)
         return prompt, response
 
@@ -171,7 +180,9 @@ class CachedForward:
         return _Prompt(feature.cpu().numpy(), states, size)
 
     @torch.inference_mode()
-    def _behind(self, prompt: _Prompt, rows: Sequence[EncodedConversation]) -> np.ndarray:
+    def _behind(
+        self, prompt: _Prompt, rows: Sequence[EncodedConversation], readers: StateReaders | None = None
+    ) -> np.ndarray:
         """Response features of rows of one prompt: only their tokens after the gate position are computed."""
         start = rows[0].gate_position + 1
         lengths = torch.tensor([len(row) - start for row in rows])
@@ -185,11 +196,18 @@ class CachedForward:
             input_ids=ids.to(device), position_ids=positions, past_key_values=cache, use_cache=True
         )
         hidden = output.last_hidden_state
+        for row, read in (readers or {}).items():
+            read(hidden[row, self.backbone.response_start(rows[row]) - start : len(rows[row]) - start].float())
         lasts = lengths.to(hidden.device) - 1
         last, mean = hidden[torch.arange(len(rows), device=hidden.device), lasts].float(), None
         if self.backbone.readout.pooling != "last":
             mean = mean_states(hidden, (lasts * 0 + self.backbone.header_tokens - 1).minimum(lasts), lasts)
         return self.backbone.readout.response(last, mean).cpu().numpy()
+
+
+def _at(readers: StateReaders, places: Sequence[int]) -> StateReaders:
+    """The readers of some rows, by index among these."""
+    return {index: readers[place] for index, place in enumerate(places) if place in readers}
 
 
 def _rotates_by_length(config: Any) -> bool:

@@ -1,9 +1,10 @@
 """armorm's own format: `POST /v1/reward`, scores with everything they are made of.
 
 Request: `{"conversations": [[message, ...], ...]}`, or `{"prompt": text or messages, "responses": [...]}`; optionally
-`normalize`, `steer` (the arguments of `ArmoRM.steer`) and `include` (parts of the scores).
+`normalize`, `steer` (the arguments of `ArmoRM.steer`), `include` (parts of the scores), and `per_token` with
+`policy_tokens` (each score as a sum over tokens or sentences: `armorm.explain.dense_rewards`).
 Response: `{"model", "objectives", "normalized", "steering", "results": [...], "usage"}`. A result holds `index`,
-`score`, `tokens` and the parts, each a list in the order of `objectives`; or `index` and `error`.
+`score`, `tokens`, the parts, each a list in the order of `objectives`, and `per_token`; or `index` and `error`.
 
 Contributions sum to the plain score. The status is 200 even if no row has a score.
 """
@@ -18,6 +19,7 @@ from typing_extensions import NotRequired, TypedDict
 
 from armorm.backbone.rendered_text import RenderedReader
 from armorm.conversation import Conversation
+from armorm.explain.dense_rewards import Unit
 from armorm.serving.errors import RequestError
 from armorm.serving.protocols import base
 
@@ -75,6 +77,15 @@ class RewardRequest(base.ModelRequest):
         description=f"Parts of each score to send; by default {', '.join(PARTS)}, and uncertainty if the model "
         "provides it.",
     )
+    per_token: Union[Unit, None] = Field(
+        None, description="Also each score as a sum over tokens, or over the sentences of the response."
+    )
+    policy_tokens: Union[Literal["tokenizer"], list[Any], None] = Field(
+        None,
+        description="Tokens of the policy that the sum is over, for each conversation: their texts, their numbers of "
+        "characters, or [start, end] in characters of the response; null for the reward model's own. `tokenizer`: "
+        "those of the server's policy tokenizer.",
+    )
 
     @model_validator(mode="after")
     def _one_form(self) -> RewardRequest:
@@ -82,7 +93,22 @@ class RewardRequest(base.ModelRequest):
             raise ValueError("expected either conversations, or prompt and responses")
         if (self.prompt is None) != (self.responses is None):
             raise ValueError("expected prompt and responses together")
+        if self.policy_tokens is not None and self.per_token is None:
+            raise ValueError("policy_tokens: expected per_token with them")
         return self
+
+
+@base.closed
+class PerTokenRewards(TypedDict):
+    """A score as a sum over tokens or sentences."""
+
+    rewards: list[float]  # they sum to the score
+    spans: list[list[int]]  # start and end of each, in characters of the response
+    # What is read from the last token's state and is no sum over tokens: a part of the last reward, paid at the end. No
+    # potential is subtracted.
+    rest: float
+    exact_share: float  # of the score, that is an exact sum over tokens; 0 to 1
+    last_tokens: NotRequired[list[int]]  # index of the policy's token that each sentence ends in
 
 
 @base.closed
@@ -102,6 +128,7 @@ class ScoredResult(TypedDict):
     contributions: NotRequired[list[float]]
     relative: NotRequired[list[float]]
     uncertainty: NotRequired[list[float]]
+    per_token: NotRequired[PerTokenRewards]
 
 
 @base.closed
@@ -136,6 +163,10 @@ def read(request: RewardRequest, reader: RenderedReader) -> base.ParsedRequest:
         rows = [base.read_row(Conversation.from_messages, messages) for messages in request.conversations]
     else:
         rows = [base.read_row(Conversation.from_prompt, request.prompt, reply) for reply in request.responses or ()]
+    given = request.policy_tokens
+    if isinstance(given, list) and len(given) != len(rows):
+        raise RequestError(400, f"policy_tokens: found {len(given)} rows, expected {len(rows)}, one per conversation")
+    per_token = None if request.per_token is None else base.PerToken(request.per_token, given)
     include = None if request.include is None else list(dict.fromkeys(request.include))
     # Only what the client sent: it is passed to `ArmoRM.steer` and returned unchanged.
     steering = {
@@ -152,7 +183,9 @@ def read(request: RewardRequest, reader: RenderedReader) -> base.ParsedRequest:
             "usage": scores.usage,
         }
 
-    return base.ParsedRequest(rows, write, normalize=request.normalize, steering=steering, partial=True)
+    return base.ParsedRequest(
+        rows, write, normalize=request.normalize, steering=steering, per_token=per_token, partial=True
+    )
 
 
 def _results(scores: base.RequestScores, include: list[Part] | None) -> list[dict[str, Any]]:
@@ -169,6 +202,15 @@ def _results(scores: base.RequestScores, include: list[Part] | None) -> list[dic
         if index in scores.truncated:
             results[index]["truncated_tokens"] = scores.truncated[index]
         results[index].update((part, values[at]) for part, values in parts.items())
+        if (dense := scores.dense.get(index)) is not None:
+            results[index]["per_token"] = {
+                "rewards": dense.rewards.tolist(),
+                "spans": dense.spans.tolist(),
+                "rest": dense.rest,
+                "exact_share": dense.exact_share,
+            }
+            if dense.last_tokens is not None:
+                results[index]["per_token"]["last_tokens"] = dense.last_tokens.tolist()
     return results
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Union, get_type_hints
+from typing import Any, Literal, Union, get_type_hints
 from uuid import uuid4
 
 import numpy as np
@@ -22,9 +22,11 @@ from pydantic import BaseModel, ConfigDict, Field, with_config
 from typing_extensions import TypedDict
 
 from armorm.backbone.chat_template import EncodedConversation
+from armorm.backbone.encoding import Overflow
 from armorm.backbone.rendered_text import RenderedReader
 from armorm.conversation import Conversation
 from armorm.errors import ConversationError
+from armorm.explain.dense_rewards import DenseReward, Unit
 from armorm.objectives import ObjectiveSet
 from armorm.score_batch import ScoreBatch
 from armorm.serving.errors import RequestError
@@ -90,6 +92,7 @@ class RequestScores:
     transform: np.ndarray  # (k, k) float64 reward transform
     scale: tuple[float, float] | None = None  # mean and standard deviation that normalise scores; None for plain scores
     empty_score: float | None = None  # of empty responses; None rejects them
+    dense: Mapping[int, DenseReward] = field(default_factory=dict)  # of the scored rows, by index, if requested
 
     @property
     def scores(self) -> list[float | None]:
@@ -133,6 +136,16 @@ class RequestScores:
 
 
 @dataclass(frozen=True)
+class PerToken:
+    """A request for the scores of all rows as sums over tokens or sentences."""
+
+    unit: Unit
+    # Tokens of the policy for each row (`dense_rewards.policy_spans`), None for a row without; or those of the server's
+    # policy tokenizer.
+    policy_tokens: Sequence[Any] | Literal["tokenizer"] | None = None
+
+
+@dataclass(frozen=True)
 class ParsedRequest:
     """A request in a form common to all protocols."""
 
@@ -141,6 +154,9 @@ class ParsedRequest:
     normalize: bool | None = None  # scores in standard deviations from the reference mean; None: the server's setting
     steering: Mapping[str, Any] = field(default_factory=dict)  # arguments of `ArmoRM.steer`; empty for none
     max_length: int | None = None  # most tokens of a conversation, in addition to the server's limit
+    overflow: Overflow | None = None  # what happens to longer ones; None: what the model's config says
+    same_prompt: bool = False  # the rows are compared: a prompt that is truncated loses the same part in all
+    per_token: PerToken | None = None
     partial: bool = False  # a response without any score is valid; otherwise such a request is rejected
 
 

@@ -21,7 +21,9 @@ VALUES = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["role", "content", "tool_calls", "multiply", "type", "text"]), inner, max_size=3),
     max_leaves=6,
 )  # fmt: skip
-FIELDS = sorted({name for route in ROUTES for name in route.request.model_fields} | {"use_activation"})
+FIELDS = sorted(
+    {name for route in ROUTES for name in route.request.model_fields} | {"use_activation", "documents", "task"}
+)
 
 
 @pytest.mark.parametrize("path", list(ROUTES_BY_PATH))

@@ -28,6 +28,9 @@ MORE = [
     ("/classify", {"input": ["Human: a\n\nAssistant: b", "c"], "activation": True}),
     ("/pooling", {"input": ["Human: a\n\nAssistant: b", 3]}),
     ("/score", {"text_1": "a", "text_2": ["b", " "]}),
+    ("/rerank", {"query": "a", "documents": ["b", " "], "return_documents": False}),
+    ("/v1/reward", {"prompt": "a", "responses": ["b. c", " "], "per_token": "sentence", "policy_tokens": [["b. c", ""], None]}),
+    ("/v1/reward", {"prompt": "a", "responses": ["b. c"], "per_token": "token", "include": []}),
     ("/v1/embeddings", {"input": ["Human: a\n\nAssistant: b", "c"]}),
     ("/v1/score/evaluation", {"messages": ["Human: a\n\nAssistant: b", "c"]}),
 ]  # fmt: skip
@@ -115,7 +118,7 @@ def test_schemathesis_finds_no_failure_and_nothing_that_the_schema_does_not_say(
             *("--exclude-checks", "positive_data_acceptance"),
         )
         assert done.returncode == 0, done.stdout[-6000:]
-        assert "Tested: 12" in done.stdout
+        assert "Tested: 17" in done.stdout
         counts = closed.client.get("/metrics", headers={"Authorization": "Bearer s3cret"}).text
     for status in ("200", "400", "401", "405", "422"):
         assert f'status="{status}"' in counts

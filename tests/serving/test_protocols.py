@@ -209,7 +209,7 @@ def test_a_bad_text_among_others_has_its_error_at_its_place(server, rm):
         ("/classify", {"messages": [{"role": "user", "content": "Q"}]}, 422),
         ("/classify", {"input": [1, 2, 10**12]}, 422),
         ("/classify", {"input": "a", "activation": "no"}, 400),
-        ("/classify", {"input": "a", "truncate_prompt_tokens": 5}, 400),
+        ("/classify", {"input": "Human: a\n\nAssistant: b", "truncate_prompt_tokens": 5}, 422),
         ("/pooling", {"input": "a", "encoding_format": "base64"}, 400),
         ("/score", {"text_1": ["a", "b"], "text_2": ["c"]}, 400),
         ("/score", {"text_1": "a", "text_2": []}, 400),

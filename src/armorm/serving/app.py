@@ -1,4 +1,4 @@
-"""The FastAPI application: routes of all protocols, state routes and /openapi.json.
+"""The FastAPI application: routes of all protocols, state routes, pages and /openapi.json.
 
 Bodies are read here, within the time limit of a request, and parsed in threads (`engine.py`). A request whose client
 disconnects is cancelled. Every error is `{"error": {"message", "type", "code"}}` with one sentence.
@@ -27,6 +27,7 @@ from armorm.serving.errors import RequestError
 from armorm.serving.hosts import HostRules
 from armorm.serving.metrics import CONTENT_TYPE
 from armorm.serving.middleware import OPEN_PATHS, RequestMiddleware
+from armorm.serving.pages import add_pages
 from armorm.serving.protocols import ROUTES, ROUTES_BY_PATH, parsed_request
 from armorm.serving.protocols.base import ErrorAnswer, Route, closed
 from armorm.version import __version__
@@ -118,6 +119,7 @@ def make_app(engine: ScoringEngine, hosts: Sequence[str] | None = None) -> FastA
             openapi_extra={"requestBody": _request_body(routes)},
         )
     _add_state_routes(app, engine)
+    add_pages(app, engine)
     _add_schema(app, with_key=engine.settings.api_key is not None)
     overload_status = {path: routes[0].overload_status for path, routes in ROUTES_BY_PATH.items()}
 

@@ -28,7 +28,8 @@ from armorm.serving.metrics import Metrics
 from armorm.serving.settings import ServingSettings
 
 OPEN_PATHS = frozenset({"/health", "/ready"})  # load balancers call these without a key
-UI_PATH = "/ui"  # of the playground, where a browser prompts for the key
+UI_PATH = "/ui"  # of the playground
+_BROWSER_PATHS = frozenset({"/", "/docs", UI_PATH})  # where a browser prompts for the key
 _JSON_TYPE = re.compile(r"application/(json|[a-z0-9.-]+\+json)")
 _STOPPED = RequestError(503, "the server is shutting down", 5)
 _PAGE_HEADERS = {
@@ -134,7 +135,8 @@ class RequestMiddleware:
             return
         response = error.response(self._overload_status.get(path, 429))
         if error.status == 401:
-            response.headers["WWW-Authenticate"] = 'Basic realm="armorm"' if path.startswith(UI_PATH) else "Bearer"
+            prompts = path in _BROWSER_PATHS or path.startswith(f"{UI_PATH}/")
+            response.headers["WWW-Authenticate"] = 'Basic realm="armorm"' if prompts else "Bearer"
         if error.status == 415:
             response.headers["Accept-Encoding"] = "gzip"
         await response(scope, receive, send)

@@ -12,11 +12,11 @@ from pydantic import ValidationError
 from armorm.backbone.rendered_text import RenderedReader
 from armorm.errors import shown
 from armorm.serving.errors import RequestError
-from armorm.serving.protocols import armorm, llamafactory, nim, openrlhf, sglang, vllm
+from armorm.serving.protocols import armorm, llamafactory, nim, openrlhf, rerank, sglang, vllm
 from armorm.serving.protocols.base import ParsedRequest, Route
 
 # Of protocols that share a path, the first whose route accepts a body answers it.
-PROTOCOLS = (armorm, openrlhf, sglang, vllm, llamafactory, nim)
+PROTOCOLS = (armorm, openrlhf, sglang, vllm, rerank, llamafactory, nim)
 
 ROUTES: tuple[Route, ...] = tuple(route for protocol in PROTOCOLS for route in protocol.ROUTES)
 ROUTES_BY_PATH: dict[str, list[Route]] = {

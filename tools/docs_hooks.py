@@ -26,7 +26,13 @@ ORDER: dict[str, list[str]] = {
         "playground.md",
         "released-checkpoint.md",
     ],
-    "Serve and integrate": ["serving.md", "integrations.md", "hugging-face.md", "without-armorm.md"],
+    "Serve and integrate": [
+        "serving.md",
+        "dense-rewards.md",
+        "integrations.md",
+        "hugging-face.md",
+        "without-armorm.md",
+    ],
     "Reference": ["reference/recipe.md", "reference/cli.md", "reference/api.md"],
     "Project": ["architecture.md", "contributing.md", "release.md", "changelog.md", "migration.md", "licences.md"],
 }

@@ -1,6 +1,6 @@
 """Rewrites the examples in docs/serving.md: a request to each route of a real server, and its response.
 
-The server runs `armorm-tiny-rm` in float32. Long lists and objects are cut at `...`.
+The server runs the default model in float32. Long lists and objects are cut at `...`.
 
     python tools/serving_page.py
 """
@@ -15,7 +15,7 @@ from typing import Any
 
 import httpx
 
-from armorm.files import EMBEDDED_REWARD_MODEL, write_text
+from armorm.files import DEFAULT_REWARD_MODEL, write_text
 from armorm.reward_model import ArmoRM
 from armorm.serving.engine import ScoringEngine
 from armorm.serving.server import running
@@ -27,7 +27,7 @@ _SHOWN = 4  # entries of a long list or object
 _WIDTH = 116
 
 _PROMPT = "<|im_start|>user\nWhat is 2+2?<|im_end|>\n<|im_start|>assistant\n"
-_OWN = "<|user|>What is 2+2?<|end|><|assistant|>4<|end|>"
+_RENDERED = _PROMPT + "4<|im_end|>"
 _MESSAGES = [{"role": "user", "content": "What is 2+2?"}, {"role": "assistant", "content": "4"}]
 _CHOICE = {"multiply": {"diasafety-is_safe": 2.0}, "drop": ["gsm8k-is_correct"]}
 
@@ -51,21 +51,38 @@ EXCHANGES: list[tuple[str, str, str, dict[str, Any] | None, str]] = [
         "Send whole conversations as `conversations`. Steering and normalisation are set per request.",
     ),
     (
+        "",
+        "POST",
+        "/v1/reward",
+        {
+            "prompt": "What is 2+2?",
+            "responses": ["It is 4."],
+            "include": [],
+            "per_token": "token",
+            "policy_tokens": [["It", " is", " 4", ".", ""]],
+        },
+        "`per_token` also gives each score as a sum over the tokens of a policy, or over sentences: "
+        "[Dense rewards](dense-rewards.md).",
+    ),
+    (
         "OpenRLHF: `POST /get_reward`",
         "POST",
         "/get_reward",
-        {"query": [_PROMPT + "4<|im_end|>"], "prompts": [_PROMPT], "labels": [None]},
+        {"query": [_RENDERED], "prompts": [_PROMPT], "labels": [None]},
         "Set `--reward.remote_url http://host:8008/get_reward`. The prompt is the exact prefix of its query: "
         "everything after it is one response, whatever it contains. An empty `query` gets empty lists.",
     ),
     (
-        "vLLM: `POST /classify`, `/pooling`, `/score`",
+        "vLLM: `POST /classify` (`/v1/classify`), `/pooling`, `/score` (`/v1/score`)",
         "POST",
         "/classify",
-        {"model": "any", "input": _OWN, "activation": False},
+        {"model": "any", "input": _RENDERED, "use_activation": False},
         "verl sends `/classify` to its own vLLM servers. `input` is a rendered text, a list of texts, a list of "
-        "token ids, or a list of such lists; `messages` is one conversation. The response has the raw score; "
-        "`activation: true` requests its sigmoid.",
+        "token ids, or a list of such lists; `messages` is one conversation. The response has the raw score, which is "
+        "no probability; `use_activation: true` requests its sigmoid. A row of more than `truncate_prompt_tokens` "
+        "tokens is an error, because vLLM would cut off the end of the response; with `truncation_side: left` the "
+        "prompt is shortened instead. Other fields that would change a score (`chat_template`, `instruction`, "
+        "`max_tokens_per_doc`, ...) are rejected.",
     ),
     ("", "POST", "/pooling", {"messages": _MESSAGES}, ""),
     (
@@ -73,27 +90,36 @@ EXCHANGES: list[tuple[str, str, str, dict[str, Any] | None, str]] = [
         "POST",
         "/score",
         {"text_1": "What is 2+2?", "text_2": ["4", "5"]},
-        "`/score` takes plain texts, not rendered ones.",
+        "`/score` takes plain texts, not rendered ones: one prompt for all responses, or one for each. `queries` "
+        "with `documents` or `items`, and `data_1` with `data_2`, are other names of the two lists.",
+    ),
+    (
+        "vLLM, Cohere, Jina: `POST /rerank` (`/v1/rerank`, `/v2/rerank`)",
+        "POST",
+        "/rerank",
+        {"query": "What is 2+2?", "documents": ["I do not know.", "5", "2+2 is 4."], "top_n": 2},
+        "The documents are responses to the query, best first: they are ordered by their rewards, not by relevance. "
+        "`relevance_score` is the raw score. A document that cannot be scored is listed in `errors`.",
     ),
     (
         "SGLang: `POST /classify` and `/v1/embeddings`",
         "POST",
         "/classify",
-        {"text": [_OWN]},
+        {"text": [_RENDERED]},
         "A `/classify` body with `text` is read in SGLang's format.",
     ),
     (
         "",
         "POST",
         "/v1/embeddings",
-        {"model": "any", "input": _OWN},
+        {"model": "any", "input": _RENDERED},
         "verl sends `/v1/embeddings` to its own SGLang servers.",
     ),
     (
         "LLaMA-Factory: `POST /v1/score/evaluation`",
         "POST",
         "/v1/score/evaluation",
-        {"model": "any", "messages": [_OWN]},
+        {"model": "any", "messages": [_RENDERED]},
         "Set `reward_model: http://host:8008/v1/score/evaluation` and `reward_model_type: api`.",
     ),
     (
@@ -155,13 +181,17 @@ def exchanged(client: httpx.Client) -> str:
         status = "" if answer.status_code == 200 else f"{answer.status_code} {answer.reason_phrase}\n"
         asked = f"{method} {path}" + ("" if body is None else "\n" + wrapped(json.dumps(body, ensure_ascii=False)))
         block = f"```\n{asked}\n```\n\n```\n{status}{wrapped(cut(answer.json()))}\n```"
-        parts += [f"### {heading}"] * bool(heading) + [textwrap.fill(remark, _WIDTH)] * bool(remark) + [block]
+        parts += (
+            [f"### {heading}"] * bool(heading)
+            + [textwrap.fill(remark, _WIDTH, break_on_hyphens=False, break_long_words=False)] * bool(remark)
+            + [block]
+        )
     return "\n\n".join(parts)
 
 
 def main() -> None:
     """Rewrite the page."""
-    rm = ArmoRM.from_pretrained(EMBEDDED_REWARD_MODEL, dtype="float32", device="cpu")
+    rm = ArmoRM.from_pretrained(DEFAULT_REWARD_MODEL, dtype="float32", device="cpu")
     with (
         running(ScoringEngine(rm, ServingSettings(name=rm.name))) as url,
         httpx.Client(base_url=url, timeout=60) as client,

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from armorm import ArmoRM
+from armorm.files import DEFAULT_REWARD_MODEL
 from armorm.serving.protocols import ROUTES_BY_PATH
 from tests.helpers.servers import served
 
@@ -17,10 +18,9 @@ EXCHANGES = re.findall(r"```\n(GET|POST) (/\S+)\n(.*?)```\n\n```\n(.*?)\n```", P
 
 
 @pytest.fixture(scope="module")
-def embedded():
-    with served(
-        ArmoRM.from_pretrained("armorm-tiny-rm", dtype="float32", device="cpu"), name="armorm-tiny-rm"
-    ) as server:
+def default(small_backbone_path):
+    rm = ArmoRM.from_pretrained(DEFAULT_REWARD_MODEL, dtype="float32", device="cpu")
+    with served(rm, name=rm.name) as server:
         yield server
 
 
@@ -30,24 +30,36 @@ def skeleton(text):
 
 
 def test_every_route_is_shown():
-    assert {path for _, path, _, _ in EXCHANGES} >= set(ROUTES_BY_PATH) | {
-        "/v1/models",
-        "/health",
-        "/ready",
-    }
+    shown = {path for _, path, _, _ in EXCHANGES} | set(re.findall(r"^### .*", PAGE, re.MULTILINE))
+    for path in {*ROUTES_BY_PATH, "/v1/models", "/health", "/ready"}:
+        assert path in shown or any(f"`{path}`" in heading for heading in shown), path
 
 
-@pytest.mark.parametrize(
+exchanges = pytest.mark.parametrize(
     ("method", "path", "body", "shown"), EXCHANGES, ids=[f"{i} {e[1]}" for i, e in enumerate(EXCHANGES)]
 )
-def test_what_the_page_shows_is_what_a_server_answers(embedded, method, path, body, shown):
-    answer = embedded.client.request(method, path, json=json.loads(body) if body else None)
+
+
+@exchanges
+def test_answers_of_another_model_have_the_fields_that_the_page_shows(server, method, path, body, shown):
+    given = json.loads(body) if body else None
+    if given and "steer" in given:
+        given["steer"] = {"drop": ["code-style"]}  # (objectives of this model)
+    answer = server.client.request(method, path, json=given)
+    missing = set(skeleton(shown)) - set(skeleton(json.dumps(answer.json())))
+    assert missing <= {"multiply", "uncertainty"}
+
+
+@pytest.mark.slow
+@exchanges
+def test_what_the_page_shows_is_what_the_default_model_answers(default, method, path, body, shown):
+    answer = default.client.request(method, path, json=json.loads(body) if body else None)
     status = re.match(r"(\d{3}) ", shown)
     assert answer.status_code == (int(status[1]) if status else 200)
     found = skeleton(json.dumps(answer.json()))
     assert set(skeleton(shown)) <= set(found)
     numbers = [
-        re.findall(r'"(?:score|rewards|probs|embedding)": \[?(-?[\d.]+)', text)
+        re.findall(r'"(?:score|relevance_score|rewards|probs|embedding)": \[?(-?[\d.]+)', text)
         for text in (shown, json.dumps(answer.json()))
     ]
     if numbers[0]:

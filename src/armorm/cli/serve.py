@@ -117,7 +117,7 @@ def serve(
         say(f"{settings.name} ({len(rm.objectives)} objectives) on {server.address_of(sock)}")
         if ui:
             say(f"playground: {server.address_of(sock)}/ui")
-        say(f"POST {', '.join(ROUTES_BY_PATH)}; GET /health, /ready, /metrics, /v1/models; press Ctrl-C to stop")
+        say(f"POST {', '.join(ROUTES_BY_PATH)}; GET /, /docs, /health, /ready, /metrics, /v1/models; Ctrl-C stops it")
         server.serve(engine, sock)
 
 

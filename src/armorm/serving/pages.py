@@ -150,9 +150,9 @@ def _named(value: Any) -> list[str]:
     return []
 
 
-def _content(response: dict[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = next(iter(response.get("content", {}).values()), {}).get("schema", {})
-    return found
+def _content(response: dict[str, Any]) -> Any:
+    """The schema of a response's body, of whatever media type."""
+    return next((body.get("schema") for body in response.get("content", {}).values()), None)
 
 
 def _command(url: str, body: Any) -> str:

@@ -228,8 +228,9 @@ def _text(value: Any) -> str | None:
     if isinstance(value, dict):
         value = value.get("text", value.get("content"))
     if isinstance(value, list):
-        parts = [part.get("text") if isinstance(part, dict) and part.get("type") == "text" else None for part in value]
-        value = "".join(parts) if parts and all(isinstance(part, str) for part in parts) else None
+        parts = [part.get("text") for part in value if isinstance(part, dict) and part.get("type") == "text"]
+        found = [text for text in parts if isinstance(text, str)]
+        value = "".join(found) if found and len(found) == len(value) else None
     return value if isinstance(value, str) else None
 
 

@@ -70,6 +70,15 @@ def test_answers_with_shortened_prompts_and_other_parts_are_too(rm):
         assert fits(ModelList, cutting.client.get("/v1/models").content)
 
 
+def test_objectives_whose_reliability_was_measured_are_too(rm):
+    measured = {"r2": 0.4, "signal_variance": 0.1, "epistemic_variance": None}
+    first, *others = rm.objectives.to_dicts()
+    with served(changed(rm, objectives=[{**first, "reliability": measured}, *others])) as server:
+        answer = server.client.get("/v1/models")
+        assert answer.json()["data"][0]["objectives"][0]["reliability"] == measured
+        assert fits(ModelList, answer.content)
+
+
 def test_states_are_of_the_types_that_the_schema_names(server):
     assert fits(ModelList, server.client.get("/v1/models").content)
     assert fits(State, server.client.get("/ready").content)

@@ -19,7 +19,7 @@ from prometheus_client import generate_latest
 from pydantic import TypeAdapter
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
-from typing_extensions import TypedDict
+from typing_extensions import NotRequired, TypedDict
 
 from armorm.serving.body import InFlight
 from armorm.serving.engine import ScoringEngine
@@ -46,6 +46,15 @@ class State(TypedDict):
 
 
 @closed
+class ReliabilityCard(TypedDict):
+    """How well an objective is predicted (`armorm.objectives.Reliability`)."""
+
+    r2: float
+    signal_variance: float
+    epistemic_variance: Union[float, None]
+
+
+@closed
 class ObjectiveCard(TypedDict):
     """An objective: raw rating = scale * reward + offset."""
 
@@ -57,6 +66,7 @@ class ObjectiveCard(TypedDict):
     offset: float
     direction: Literal["higher", "lower", "neutral"]
     compute: Union[str, None]
+    reliability: NotRequired[ReliabilityCard]  # if it was measured
 
 
 @closed

@@ -7,7 +7,7 @@ each, and the table has the mean change of:
 - the return from the first token of these rewards, discounted by 0.99 a token: of replies whose normalised score is
   above 0, and below 0;
 - the same if the whole score is paid at the last token;
-- the plain score times the number of tokens: about what a policy is paid that takes `w . h` of each token as its reward,
+- the plain score times the number of tokens: about what a policy is paid that takes `w . h` of each token as reward,
   without the division by their number.
 
 Costs are CPU seconds of the server, in this process, for all replies, with and without `per_token`, in turn.

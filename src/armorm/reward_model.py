@@ -31,6 +31,7 @@ from armorm.errors import CheckpointError, ConversationError
 from armorm.explain.explanation import Explanation, explain_row
 from armorm.explain.occlusion import OccludedPart, occluded, occlusion_changes
 from armorm.explain.response_comparison import ResponseComparison, compare_responses
+from armorm.explain.row_influences import RowInfluences, row_influences
 from armorm.explain.text_spans import sentences
 from armorm.explain.token_attribution import attribute_tokens, score_by_token
 from armorm.features.extract import BATCH_TOKENS, Features, extract
@@ -276,15 +277,11 @@ class ArmoRM:
         Raises:
             CheckpointError: if the model has no intervals of that level.
         """
-        factors = {} if self.uncertainty is None else self.uncertainty.conformal
-        if level not in factors or batch.predictive_std is None:
-            raise CheckpointError(f"{self.name}: no intervals of level {level}, expected one of {sorted(factors)}")
-        half = factors[level] * batch.predictive_std
-        ends = np.sort(np.stack([self.objectives.to_raw(batch.rewards + side * half) for side in (-1, 1)], -1), -1)
-        for column, objective in enumerate(self.objectives):
-            if objective.compute is None:
-                ends[:, column] = np.clip(ends[:, column], objective.low, objective.high)
-        return ends
+        known = self.uncertainty
+        if known is None or level not in known.conformal or batch.predictive_std is None:
+            levels = sorted(known.conformal) if known else []
+            raise CheckpointError(f"{self.name}: no intervals of level {level}, expected one of {levels}")
+        return known.intervals(batch.rewards, batch.predictive_std, level, self.objectives)
 
     def explain(self, conversation: ConversationLike, *, tokens: bool | Literal["gradient"] = False) -> Explanation:
         """Explanation of one score; prints as a table, and has `to_dict` and `to_html`.
@@ -342,6 +339,18 @@ class ArmoRM:
         without = occluded(whole, parts)
         batch = self.score([whole, *(part for part in without if part is not None)], same_prompt=True)
         return occlusion_changes(whole, parts, without, batch)
+
+    def influences(self, conversation: ConversationLike, objective: str, run: str | Path = "") -> RowInfluences:
+        """How the reward of an objective would change without each rated row, prompt and set of the training run.
+
+        `run` is the folder of the training run, by default that of the model. A `StoreError` says what it lacks, or
+        that it did not fit this reward.
+        """
+        column = self.objectives.position(objective)
+        features = extract(self.backbone, self._encode([conversation], "error", False)[2].encoded)
+        coefficient = self.score_features(features).coefficients[0, column]
+        weight = self.model.regression_layer.weight[column].detach().cpu().numpy()
+        return row_influences(run or self.name, objective, features.response[0], weight, coefficient)
 
     def compare(self, *compared: Any, tokens: bool | Literal["gradient"] = False) -> ResponseComparison:
         """Which of two responses to one prompt is better, and which objectives decide; prints as a table.

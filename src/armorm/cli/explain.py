@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -27,13 +28,24 @@ def explain(
     gradient: Annotated[
         bool, Option("--gradient", help="With --tokens: attribute what is read from the last token too (slow).")
     ] = False,
-    objective: Annotated[str | None, Option(metavar="NAME", help="Show the words of one objective.")] = None,
+    objective: Annotated[
+        str | None, Option(metavar="NAME", help="Show the words, or with --rows the rated rows, of one objective.")
+    ] = None,
+    influential: Annotated[
+        int, Option("--rows", metavar="N", min=0, help="Show the N rated rows that raise and lower a reward most.")
+    ] = 0,
+    run: Annotated[
+        Path | None, Option(help="With --rows: folder of the training run (default: that of the model).")
+    ] = None,
     html: HtmlOption = None,
     as_json: Annotated[bool, Option("--json", help="Print one JSON line per conversation.")] = False,
     dtype: DtypeOption = "auto",
     device: DeviceOption = "auto",
 ) -> None:
     """Decompose scores into the contribution of each objective, and of each word of the response.
+
+    `--rows N` lists the rated rows of the training run without which the reward of an objective (by default that with
+    the largest relative contribution) would change most.
 
     Example: `armorm explain --prompt "What is 2+2?" --response "4" --tokens`
     """
@@ -53,15 +65,19 @@ def explain(
     if batch.rejected:
         index, reason = batch.rejected[0]
         raise DataError(reason, file=input or "", row=rows[index][0] if input else None)
-    by_token = tokens or gradient or objective is not None
+    by_token = tokens or gradient or (objective is not None and not influential)
     explanations = rm.explanations(batch, [found for _, found in rows] if by_token else (), gradient=gradient)
-    for (number, _), explanation in zip(rows, explanations, strict=True):
+    for (number, conversation), explanation in zip(rows, explanations, strict=True):
         if not as_json and len(explanations) > 1:
             Terminal().rule(f"row {number}", align="left")
         shown: list[RenderableType] = [explanation]
         if explanation.tokens is not None and objective is not None:
             shown = [replace(explanation, tokens=None), "", TokenMap(explanation.tokens, objective)]
-        emit({"row": number, **explanation.to_dict()}, *shown, as_json=as_json, indent=None)
+        found = {"row": number, **explanation.to_dict()}
+        if influential:
+            moved = rm.influences(conversation, objective or explanation.ranked[0].name, run or "").top(influential)
+            found["influences"], shown = moved.to_dict(), [*shown, "", moved]
+        emit(found, *shown, as_json=as_json, indent=None)
     if html is not None:
         from armorm.explain.explanation import explanations_page
 

@@ -46,6 +46,7 @@ from armorm.heads.accumulation import RatedBlock
 from armorm.heads.leverage import FoldedSpectra, about, low_rank_leverage
 from armorm.heads.regression import RegressionHead
 from armorm.heads.statistics import Moments, RatingStatistics
+from armorm.objectives import ObjectiveSet
 
 MAX_RANK = 1024
 TOLERANCE = 0.05
@@ -124,6 +125,18 @@ class Uncertainty:
         """(n,) epistemic standard deviation of the score, with fixed coefficients (n, k)."""
         parts = coefficients * self.epistemic_std(leverage)
         return np.sqrt(np.maximum(np.einsum("nk,kl,nl->n", parts, self.correlation, parts), 0.0))
+
+    def intervals(
+        self, rewards: np.ndarray, predictive_std: np.ndarray, level: float, objectives: ObjectiveSet
+    ) -> np.ndarray:
+        """Prediction intervals (n, k, 2) of a conformal level, raw scale, clipped to the ranges of objectives that are
+        not measured."""
+        half = self.conformal[level] * predictive_std
+        ends = np.sort(np.stack([objectives.to_raw(rewards + side * half) for side in (-1, 1)], -1), -1)
+        for column, objective in enumerate(objectives):
+            if objective.compute is None:
+                ends[:, column] = np.clip(ends[:, column], objective.low, objective.high)
+        return ends
 
     def approximate(self, names: Sequence[str]) -> dict[str, float]:
         """The error bounds of objectives, by name (k,), whose standard deviations are stored less exactly than the

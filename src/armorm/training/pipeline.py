@@ -30,7 +30,9 @@ from armorm.files import plain, write_json, write_text
 from armorm.heads.debiasing import Debiasing, fit_debiasing, no_debiasing
 from armorm.heads.discount import constant_gate, discount_of
 from armorm.heads.gate_training import GateReport
+from armorm.heads.rated_record import FILE as RATED_RECORD
 from armorm.heads.regression import RegressionHead
+from armorm.heads.statistics import STATISTICS
 from armorm.heads.uncertainty import Uncertainty
 from armorm.model.configuration import ArmoRMConfig
 from armorm.model.remote_code import GatingNetwork
@@ -45,9 +47,9 @@ from armorm.training.model_card import model_card, weak_sentence
 from armorm.training.preference_objectives import with_preference_objectives
 from armorm.training.recipe import Recipe
 from armorm.training.relevance import LIKELIHOODS, label_relevance
+from armorm.training.row_record import row_record
 from armorm.training.saved_stages import Fitted, SavedStages, stage_keys
 from armorm.training.stages import (
-    STATISTICS,
     OutOfFoldRewards,
     assemble_model,
     fit_stage1,
@@ -126,6 +128,8 @@ class _Run:
 
         rows = rated.train_rows(corpus, recipe.regression.folds)
         head, uncertainty = self.fit_regression(rows, rated.table.objectives, start)
+        record = row_record(rated, rows, head.reports, recipe.regression, start, self.work)
+        record.save(self.work / RATED_RECORD, self.saved.keys["regression"])
         prompts = rated.train_prompts
         if recipe.preference_objectives:
             head, uncertainty, fitted_to = self.fit_preference_objectives((head, uncertainty), pairs, corpus)

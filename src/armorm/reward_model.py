@@ -348,9 +348,10 @@ class ArmoRM:
         """
         column = self.objectives.position(objective)
         features = extract(self.backbone, self._encode([conversation], "error", False)[2].encoded)
-        coefficient = self.score_features(features).coefficients[0, column]
+        batch = self.score_features(features)
         weight = self.model.regression_layer.weight[column].detach().cpu().numpy()
-        return row_influences(run or self.name, objective, features.response[0], weight, coefficient)
+        of_response = batch.rewards[0, column], batch.coefficients[0, column]
+        return row_influences(run or self.name, objective, features.response[0], weight, *of_response)
 
     def compare(self, *compared: Any, tokens: bool | Literal["gradient"] = False) -> ResponseComparison:
         """Which of two responses to one prompt is better, and which objectives decide; prints as a table.

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from rich.console import RenderableType
 from rich.text import Text
-from typer import Argument
+from typer import Argument, BadParameter, Option
 
 from armorm.backbone.locate import backbone_path
+from armorm.cli.label_errors import inspect_labels
 from armorm.cli.options import JsonOption, SplitOption
 from armorm.cli.output import emit, facts, table
 from armorm.data.rows import Row
@@ -30,12 +31,29 @@ _EMPTY: tuple[Any, ...] = (None, {}, [])
 def inspect(
     what: Annotated[str, Argument(help="Data (file, folder or hub id), a model folder, or a feature store.")],
     split: SplitOption = None,
+    labels: Annotated[
+        bool, Option("--labels", help="Of a training run: the ratings that disagree most with what all others say.")
+    ] = False,
+    objective: Annotated[
+        list[str] | None, Option(metavar="NAME", help="With --labels: only these (default: all rated ones).")
+    ] = None,
+    output: Annotated[
+        Path | None, Option("--output", "-o", help="With --labels: file of JSON lines for all ratings.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Summarise data, a model or a feature store: counts, scales, objectives, missing ratings, problems.
 
+    With `--labels`, rank the ratings of a training run by their leave-one-out error in standard deviations: probable
+    label errors first.
+
     Example: `armorm inspect ratings.jsonl`
     """
+    if labels:
+        inspect_labels(Path(what), objective or [], output, as_json)
+        return
+    if objective or output:
+        raise BadParameter("--objective and --output need --labels")
     folder = Path(backbone_path(what))
     if folder.suffix == ".safetensors":
         found = _shard(folder) if folder.name.startswith("shard-") and folder.is_file() else _published(folder)

@@ -4,13 +4,13 @@ The changes are exact (`armorm.heads.influence`): what a fit without these rows 
 transform, backbone and start. Every effect is the reward with, minus the reward without the rows: above 0, they raise
 it. Effects of single rows do not add up to that of all of them, because the others take over what a left-out row said.
 
-The features of the rows are read once. Left out as a set of its own are all rows that one `ratings` entry of the recipe
-(or one construct) gives the objective.
+The features of the rows are read twice: for their sums, and for each row's leverage. A set is one `ratings` entry of
+the recipe, or one construct.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from rich.text import Text
 from armorm.errors import StoreError
 from armorm.explain.text import signed
 from armorm.heads.influence import FittedRidge, effect_of_rows, reward_of_rest
-from armorm.heads.rated_record import RatedRecord, RatedRun, sum_of_rows
+from armorm.heads.rated_record import RatedRecord, RatedRun
 from armorm.heads.statistics import Moments
 from armorm.objectives import Objective
 from armorm.progress import progress
@@ -37,7 +37,7 @@ class RowInfluences:
 
     Attributes:
         objective: whose reward it is.
-        reward: of the response, by all rows.
+        reward: of the response, as the model gives it.
         coefficient: of the reward in the score; an effect times it is the effect on the score through this objective.
         rows: (r,) positions in the record.
         effects: (r,) reward with minus without each row alone.
@@ -156,7 +156,7 @@ def _shortened(text: str) -> str:
 
 
 def row_influences(
-    folder: str | Path, name: str, response: np.ndarray, weight: np.ndarray, coefficient: float = 1.0
+    folder: str | Path, name: str, response: np.ndarray, weight: np.ndarray, reward: float, coefficient: float
 ) -> RowInfluences:
     """Effects on the reward of a response.
 
@@ -165,7 +165,7 @@ def row_influences(
         name: of the objective.
         response: (d,) its feature.
         weight: (d,) the model's reward head of the objective, which must be the one that the run fitted.
-        coefficient: of the reward in the score.
+        reward, coefficient: of the response and the objective.
 
     Raises:
         ObjectiveError: for an objective that no row of the run rates.
@@ -180,15 +180,12 @@ def row_influences(
             f"{run.folder}: the model's reward of {name} is not the one that this run fitted to ratings; expected the "
             "run of this model, and no joint training"
         )
-    ridge = run.fitted([column])
-    target = ridge.rotated(response[None])[0]
-    start = record.start[column] if record.start.size else np.zeros(len(response))
-    reward = float(response @ (ridge.weight[0] + start) + ridge.bias[0])
-    rows, effects, prompts, prompt_effects = [], [], [], []
     rated = run.rated([column])
-    sets = np.unique(record.sources[rated])
-    sums = {source: Moments.zero(len(response), 1) for source in sets}
-    with progress("rated rows", len(rated)) as advance:
+    rows, effects, prompts, prompt_effects = [], [], [], []
+    with progress("rated rows", 2 * len(rated)) as advance:
+        sums = run.sums([column], advance)
+        ridge = run.fitted([column], _total(sums.values(), len(response)))
+        target = ridge.rotated(response[None])[0]
         for here, features, ratings in run.blocks([column]):
             rotated = ridge.rotated(features)
             residuals, products = ridge.residuals(features, ratings)[:, 0], ridge.products(rotated, target)[:, 0]
@@ -197,18 +194,15 @@ def row_influences(
             for prompt, effect in _by_prompt(record.prompts[here], ridge, rotated, residuals, products, effects[-1]):
                 prompts.append(prompt)
                 prompt_effects.append(effect)
-            for source in np.unique(record.sources[here]) if len(sets) > 1 else ():
-                own = record.sources[here] == source
-                sums[source] += sum_of_rows([(features[own], ratings[own])])
             advance(len(here))
-    by_source = {}
-    for source in sets:
-        rest = sum((sums[other] for other in sets if other != source), Moments.zero(len(response), 1))
+    by_source, fitted = {}, float(response @ ridge.weight[0] + ridge.bias[0])
+    for source in sums:
+        rest = _total((part for other, part in sums.items() if other != source), len(response))
         without = reward_of_rest(rest, record.penalties[column], record.intercept, response)
-        by_source[record.source_names[source]] = reward - float(response @ start) - without
+        by_source[record.source_names[source]] = fitted - without
     return RowInfluences(
         objective=record.objectives[column],
-        reward=reward,
+        reward=float(reward),
         coefficient=float(coefficient),
         rows=np.concatenate(rows),
         effects=np.concatenate(effects),
@@ -217,6 +211,10 @@ def row_influences(
         source_effects=by_source,
         record=record,
     )
+
+
+def _total(parts: Iterable[Moments], d: int) -> Moments:
+    return sum(parts, Moments.zero(d, 1))
 
 
 def _by_prompt(

@@ -22,8 +22,7 @@ e_i / (sigma sqrt(1 - h_i)) is in standard deviations; sigma^2 is the sum of squ
 divided by the sum of 1 / (1 - h_i).
 
 G is decomposed once (d^3); a row then costs d^2, whatever the number of objectives that are rated on the same rows, and
-no matrix is larger than (d, d). The products of a Gram matrix that a run saves are float32: its eigenvalues are off by
-about 1e-7 of the largest, and alpha is far above that in practice.
+no matrix is larger than (d, d).
 """
 
 from __future__ import annotations

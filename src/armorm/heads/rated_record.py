@@ -4,6 +4,9 @@ A run's feature store has features by content alone. The record adds, for each t
 features, its ratings, prompt, set, file, row number and the start of its texts, and how stage 1 was fitted (penalties,
 intercept, start). So a question about rows needs the run's `work` folder and neither its data nor its recipe.
 
+Sums of rows are made anew from the features, in float64: the products of those that a run saves are float32, and where
+the penalty is small relative to the largest eigenvalue, rewards by them are off by more than the effect of many a row.
+
 The record has the key of stage 1 (training/saved_stages.py), which `regression.safetensors` has too: a record of other
 rows is rejected. Texts are cut to `EXCERPT` characters, so the record has about 1 KB a row.
 """
@@ -11,7 +14,7 @@ rows is rejected. Texts are cut to `EXCERPT` characters, so the record has about
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,8 +25,9 @@ from armorm.errors import StoreError
 from armorm.features.store import FeatureStore
 from armorm.files import read_arrays, write_arrays
 from armorm.heads.influence import FittedRidge
-from armorm.heads.statistics import STATISTICS, Moments, read_moments
+from armorm.heads.statistics import Moments
 from armorm.objectives import ObjectiveSet
+from armorm.progress import Advance, ignore
 
 FILE = "rated_rows.safetensors"
 EXCERPT = 400  # characters of a text
@@ -98,7 +102,7 @@ class RatedRecord:
 
 @dataclass(frozen=True)
 class RatedRun:
-    """A finished run: the record of its rows, their features, the sums that stage 1 was fitted to.
+    """A finished run: the record of its rows and their features.
 
     Attributes:
         folder: of the run.
@@ -160,18 +164,20 @@ class RatedRun:
             found.setdefault(np.packbits(~np.isnan(self.record.ratings[:, column])).tobytes(), []).append(column)
         return list(found.values())
 
-    def fitted(self, columns: Sequence[int]) -> FittedRidge:
-        """The heads of objectives that are rated on the same rows, one of `row_sets`: from the sums that the run saved,
-        else from another pass over their rows."""
-        record, path = self.record, self.folder / "work" / STATISTICS
-        names, rows = [record.objectives.names[column] for column in columns], self.rated(columns)
-        if path.is_file() and not record.start.size:
-            moments = read_moments(path, names)
-            if moments.count != len(rows):
-                raise StoreError(f"{path}: is of {moments.count:,} ratings of {names[0]}, expected {len(rows):,}")
-        else:
-            moments = sum_of_rows((features, ratings) for _, features, ratings in self.blocks(columns))
-        return FittedRidge.of(moments, record.penalties[list(columns)], record.intercept)
+    def sums(self, columns: Sequence[int], advance: Advance = ignore) -> dict[int, Moments]:
+        """Float64 sums of the rows that rate the columns, one of `row_sets`, by set of rows (index of its name)."""
+        found: dict[int, Moments] = {}
+        for here, features, ratings in self.blocks(columns):
+            for source in np.unique(self.record.sources[here]).tolist():
+                own = self.record.sources[here] == source
+                part = sum_of_rows(features[own], ratings[own])
+                found[source] = found[source] + part if source in found else part
+            advance(len(here))
+        return found
+
+    def fitted(self, columns: Sequence[int], total: Moments) -> FittedRidge:
+        """The heads of the columns, from the sums of all their rows."""
+        return FittedRidge.of(total, self.record.penalties[list(columns)], self.record.intercept)
 
     def rated(self, columns: Sequence[int]) -> np.ndarray:
         """Rows (r,) that rate an objective set of `row_sets`."""
@@ -200,12 +206,7 @@ class RatedRun:
             start = end
 
 
-def sum_of_rows(blocks: Iterable[tuple[np.ndarray, np.ndarray]]) -> Moments:
+def sum_of_rows(features: np.ndarray, ratings: np.ndarray) -> Moments:
     """Sums of features (b, d) and ratings (b, j), all products in float64."""
-    total: Moments | None = None
-    for features, ratings in blocks:
-        x = features.astype(np.float64)
-        part = Moments(len(x), x.T @ x, x.sum(0), x.T @ ratings, ratings.sum(0), ratings.T @ ratings)
-        total = part if total is None else total + part
-    assert total is not None
-    return total
+    x = features.astype(np.float64)
+    return Moments(len(x), x.T @ x, x.sum(0), x.T @ ratings, ratings.sum(0), ratings.T @ ratings)

@@ -28,9 +28,7 @@ from armorm.errors import FitError
 from armorm.files import read_arrays, write_arrays
 
 Columns = tuple[int, ...]
-STATISTICS = "statistics.safetensors"  # in the work folder of a run
 _FORMAT = "armorm-statistics-1"
-_SUMS = ("feature_sum", "cross", "rating_sum", "rating_products")
 
 
 @dataclass
@@ -294,7 +292,7 @@ class RatingStatistics:
         arrays = {"origin": self.origin}
         for number, parts in enumerate(self.groups.values()):
             arrays[f"{number}.count"] = np.array([part.count for part in parts], np.int64)
-            for name in _SUMS:
+            for name in ("feature_sum", "cross", "rating_sum", "rating_products"):
                 arrays[f"{number}.{name}"] = np.stack([getattr(part, name) for part in parts])
             arrays[f"{number}.gram"] = np.stack([part.gram[upper] for part in parts])
         head = {
@@ -312,11 +310,18 @@ class RatingStatistics:
         head = json.loads(metadata["statistics"])
         found = cls(head["names"], head["folds"], len(arrays["origin"]))
         found.origin, found.by_pattern = np.array(arrays["origin"]), head["by_pattern"]
+        d = found.hidden_size
+        upper = np.triu_indices(d)
         for number, columns in enumerate(head["groups"]):
             parts = []
             for fold in range(found.folds):
-                gram = _symmetric(arrays[f"{number}.gram"][fold], found.hidden_size)
-                rest = (np.array(arrays[f"{number}.{name}"][fold]) for name in _SUMS)
+                gram = np.zeros((d, d))
+                gram[upper] = arrays[f"{number}.gram"][fold]
+                gram = gram + np.triu(gram, 1).T
+                rest = (
+                    np.array(arrays[f"{number}.{name}"][fold])
+                    for name in ("feature_sum", "cross", "rating_sum", "rating_products")
+                )
                 parts.append(Moments(int(arrays[f"{number}.count"][fold]), gram, *rest))
             found.groups[tuple(columns)] = parts
         return found
@@ -341,40 +346,3 @@ class RatingStatistics:
             if isinstance(error, FitError):
                 raise
             raise FitError(f"{path}: not a file of rating statistics ({error})") from None
-
-
-def read_moments(path: Path, names: Sequence[str]) -> Moments:
-    """Sums of a file of `RatingStatistics.save` over all rows that rate the named objectives, one of its `row_sets`,
-    about the origin 0; reads only the groups of these rows.
-
-    Raises:
-        FitError: for any other file, or objectives that are not in it.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    total: Moments | None = None
-    try:
-        with safe_open(path, framework="np") as file:
-            head = json.loads((file.metadata() or {})["statistics"])
-            columns = [head["names"].index(name) for name in names]
-            origin = file.get_tensor("origin")
-            for number, group in enumerate(head["groups"]):
-                if not set(columns) <= set(group):
-                    continue
-                gram = _symmetric(file.get_tensor(f"{number}.gram").sum(0), len(origin))
-                rest = (file.get_tensor(f"{number}.{name}").sum(0) for name in _SUMS)
-                part = Moments(int(file.get_tensor(f"{number}.count").sum()), gram, *rest)
-                part = part.of_columns([group.index(column) for column in columns])
-                total = part if total is None else total + part
-    except (SafetensorError, KeyError, ValueError, OSError) as error:
-        raise FitError(f"{path}: no statistics of {', '.join(names)} ({error})") from None
-    if total is None:
-        raise FitError(f"{path}: no row rates {', '.join(names)}")
-    return total.moved(origin)
-
-
-def _symmetric(triangle: np.ndarray, d: int) -> np.ndarray:
-    """The (d, d) matrix of an upper triangle."""
-    matrix = np.zeros((d, d))
-    matrix[np.triu_indices(d)] = triangle
-    return matrix + np.triu(matrix, 1).T

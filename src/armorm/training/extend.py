@@ -34,7 +34,7 @@ from armorm.files import write_text
 from armorm.heads.debiasing import Debiasing, fit_debiasing, no_debiasing
 from armorm.heads.discount import LEAST
 from armorm.heads.regression import RegressionHead
-from armorm.heads.statistics import STATISTICS, RatingStatistics
+from armorm.heads.statistics import RatingStatistics
 from armorm.heads.uncertainty import Uncertainty
 from armorm.model.configuration import ArmoRMConfig
 from armorm.model.remote_code import GatingNetwork
@@ -49,6 +49,7 @@ from armorm.training.pipeline import save_run, write_rejected
 from armorm.training.recipe import Recipe
 from armorm.training.schema import RegressionSection
 from armorm.training.stages import (
+    STATISTICS,
     OutOfFoldRewards,
     RatedSplit,
     assemble_model,

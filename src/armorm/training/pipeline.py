@@ -32,7 +32,6 @@ from armorm.heads.discount import constant_gate, discount_of
 from armorm.heads.gate_training import GateReport
 from armorm.heads.rated_record import FILE as RATED_RECORD
 from armorm.heads.regression import RegressionHead
-from armorm.heads.statistics import STATISTICS
 from armorm.heads.uncertainty import Uncertainty
 from armorm.model.configuration import ArmoRMConfig
 from armorm.model.remote_code import GatingNetwork
@@ -50,6 +49,7 @@ from armorm.training.relevance import LIKELIHOODS, label_relevance
 from armorm.training.row_record import row_record
 from armorm.training.saved_stages import Fitted, SavedStages, stage_keys
 from armorm.training.stages import (
+    STATISTICS,
     OutOfFoldRewards,
     assemble_model,
     fit_stage1,

@@ -37,6 +37,7 @@ from armorm.training.finetune.record import with_start
 from armorm.training.schema import GatingSection, JointSection, QuantilesSection, RegressionSection
 from armorm.training.tracking import Tracking
 
+STATISTICS = "statistics.safetensors"  # in the work folder of a run: sufficient statistics of its ratings
 REFERENCE_QUANTILES = 101
 RELIABILITY_ROWS = 4096  # conversations on which the reliability of the objectives is measured
 

@@ -65,15 +65,17 @@ def label_errors(run: RatedRun, names: Sequence[str] = ()) -> LabelErrors:
         rated = [i for i, o in enumerate(record.objectives) if not o.compute and o.source != "constructed"]
         columns = rated or list(range(len(record.objectives)))
     parts: list[tuple[np.ndarray, ...]] = []
-    with progress("ratings", int((~np.isnan(record.ratings[:, columns])).sum()), "ratings") as advance:
-        for group in run.row_sets(columns):
-            ridge = run.fitted(group)
+    groups = run.row_sets(columns)
+    with progress("rated rows", 2 * sum(len(run.rated(group)) for group in groups)) as advance:
+        for group in groups:
+            sums = list(run.sums(group, advance).values())
+            ridge = run.fitted(group, sum(sums[1:], sums[0]))
             rows, left_out, leverage = [], [], []
             for here, features, ratings in run.blocks(group):
                 rows.append(here)
                 leverage.append(ridge.leverage(ridge.rotated(features)))
                 left_out.append(ridge.residuals(features, ratings) / (1 - leverage[-1]))
-                advance(len(here) * len(group))
+                advance(len(here))
             place, errors, h = np.concatenate(rows), np.concatenate(left_out), np.concatenate(leverage)
             scaled = errors * np.sqrt(1 - h) / noise(errors, h)
             for j, column in enumerate(group):

@@ -20,6 +20,7 @@ ORDER: dict[str, list[str]] = {
     "Train": ["concepts.md", "backbones.md", "heads.md", "fine-tuning.md", "extraction.md", "scale.md", "findings.md"],
     "Use": [
         "explaining.md",
+        "training-rows.md",
         "evaluation.md",
         "everyday.md",
         "monitoring.md",

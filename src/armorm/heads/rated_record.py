@@ -129,7 +129,7 @@ class RatedRun:
             raise StoreError(f"{folder}: no work/{fitted.name}; expected the folder of a training run with its work/")
         if not path.is_file():
             again = f"armorm train {folder / 'recipe.yaml'} --output {folder}"
-            raise StoreError(f"{folder}: no work/{FILE}; `{again}` writes it, and reuses what is fitted")
+            raise StoreError(f"{folder}: no work/{FILE}; `{again}` writes it, from the features that are there")
         try:
             with safe_open(path, framework="np") as file:
                 metadata = file.metadata() or {}

@@ -13,8 +13,10 @@ SOURCE = Path(__file__).parents[1] / "src" / "armorm"
 # From the ground up. A package imports only from layers below its own; docs/architecture.md gives the reasons.
 LAYERS = [
     {"version", "errors", "moved"},
+    {"interruption"},
     {"files", "progress", "conversation", "objectives", "correlation"},
-    {"attribution", "score_batch", "steering"},
+    {"attribution", "score_batch", "steering", "locks"},
+    {"saved_chunks"},
     {"client"},
     {"data"},
     {"backbone"},

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
 import signal
+import stat
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
+from safetensors import SafetensorError
 
+from armorm.errors import OutputError
 from armorm.files import (
+    files_together,
     plain,
     read_arrays,
     read_text,
     read_yaml,
+    require_space,
     text_file,
     write_arrays,
     write_json,
@@ -202,3 +209,108 @@ def test_yaml_beyond_its_limits_is_rejected_at_once(text, part):
 
 def test_aliases_within_the_limits_are_read():
     assert read_yaml("a: &a [1, 2]\nb: *a\nc: {d: *a}\n") == {"a": [1, 2], "b": [1, 2], "c": {"d": [1, 2]}}
+
+
+def in_a_fifo(path: Path, write) -> bytes:
+    """What arrives in a new FIFO at `path` while `write` runs."""
+    os.mkfifo(path)
+    found: list[bytes] = []
+    reader = threading.Thread(target=lambda: found.append(path.read_bytes()))
+    reader.start()
+    write()
+    reader.join(10)
+    return found[0]
+
+
+WRITERS = [
+    lambda path: write_text(path, "new\n"),
+    lambda path: write_whole(path, lambda temporary: temporary.write_text("new\n")),
+]
+
+
+@pytest.mark.parametrize("write", WRITERS)
+def test_a_fifo_is_written_to_and_stays(tmp_path, write):
+    path = tmp_path / "fifo"
+    assert in_a_fifo(path, lambda: write(path)) == b"new\n"
+    assert stat.S_ISFIFO(path.stat().st_mode)
+
+
+@pytest.mark.parametrize("write", WRITERS)
+def test_a_device_is_written_to_and_stays(write):
+    write(Path("/dev/null"))
+    assert stat.S_ISCHR(Path("/dev/null").stat().st_mode)
+
+
+@pytest.mark.parametrize("write", WRITERS)
+def test_a_link_is_followed_to_its_target(tmp_path, write):
+    (tmp_path / "folder").mkdir()
+    target, link, second = tmp_path / "folder" / "target", tmp_path / "link", tmp_path / "second"
+    link.symlink_to("folder/target")  # does not exist yet
+    second.symlink_to(link)
+    write(second)
+    assert second.is_symlink() and link.is_symlink()
+    assert target.read_text() == "new\n" and names(tmp_path / "folder") == ["target"]
+
+
+@pytest.mark.parametrize("write", WRITERS)
+def test_permissions_of_an_existing_file_are_kept(tmp_path, write):
+    path = tmp_path / "private"
+    path.write_text("old")
+    path.chmod(0o600)
+    write(path)
+    assert path.read_text() == "new\n" and stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize("write", WRITERS)
+def test_errors_of_writing_name_the_path(tmp_path, write):
+    with pytest.raises(OutputError, match=r"^/dev/full: No space left on device$"):
+        write(Path("/dev/full"))
+    with pytest.raises(OutputError, match="is a folder"):
+        write(tmp_path)
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(OutputError, match="loop"):
+        write(tmp_path / "loop")
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match=f"^{tmp_path}/file/x: "):
+        write(tmp_path / "file" / "x")
+
+
+def test_an_error_of_the_block_itself_is_not_one_of_the_output(tmp_path):
+    with pytest.raises(FileNotFoundError) as raised, text_file(tmp_path / "a"):
+        (tmp_path / "missing").read_text()
+    assert not isinstance(raised.value, OutputError)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
+        SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+        Exception("No space left on device (os error 28)"),  # as tokenizers says it
+    ],
+)
+def test_a_full_disk_while_a_model_is_written_leaves_the_old_one(tmp_path, error):
+    (tmp_path / "config.json").write_text("old")
+    with pytest.raises(OutputError, match=f"^{tmp_path}: No space left on device$"), files_together(tmp_path) as new:
+        (new / "config.json").write_text("new")
+        raise error
+    assert names(tmp_path) == ["config.json"] and (tmp_path / "config.json").read_text() == "old"
+
+
+def test_files_written_together_have_the_permissions_of_the_umask(tmp_path):
+    before = os.umask(0o022)
+    try:
+        with files_together(tmp_path / "model") as new:
+            for name in ("config.json", "weights"):
+                (new / name).write_text("new")
+                (new / name).chmod(0o600)
+    finally:
+        os.umask(before)
+    assert names(tmp_path / "model") == ["config.json", "weights"]
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "model").iterdir()} == {0o644}
+
+
+def test_space_that_is_lacking_is_foreseen(tmp_path):
+    require_space(tmp_path / "deep" / "file", 1, "the features")
+    with pytest.raises(OutputError, match=r"deep/file: the features need 10,000,.* bytes, found .* free"):
+        require_space(tmp_path / "deep" / "file", 10**19, "the features")

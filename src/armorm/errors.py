@@ -75,6 +75,18 @@ class FitError(ArmormError, ValueError):
     """Data from which a head cannot be learned: no ratings, no variance, no pairs."""
 
 
+class OutputError(ArmormError, OSError):
+    """A file that cannot be written, by its path and what the system says; or a name that is no place for output.
+
+    Attributes:
+        errno: of the system, None for a name that was rejected.
+    """
+
+    def __init__(self, path: str | Path, problem: str | OSError) -> None:
+        super().__init__(f"{path}: {getattr(problem, 'strerror', None) or problem}")
+        self.errno = getattr(problem, "errno", None)
+
+
 class MissingExtraError(ArmormError, ImportError):
     """A missing optional dependency; the message names the extra that installs it."""
 

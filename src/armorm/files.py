@@ -1,21 +1,32 @@
 """Files: written completely or not at all; where the models inside the package are.
 
 A file is written under a temporary name in the same folder, then renamed in one step: if the process is killed, the
-old file, no file or the complete new file remains. Logs are appended to by whole lines.
+old file, no file or the complete new file remains. A symbolic link is followed to the file that it stands for, an
+existing file keeps its permissions, and FIFOs, devices and open files (`/dev/stdout`) are written to, never replaced.
+Errors of writing name the path. Logs are appended to by whole lines.
 """
 
 from __future__ import annotations
 
 import codecs
+import errno
+import io
 import json
 import os
 import re
+import shutil
+import stat
+import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 import yaml
+
+from armorm.errors import OutputError
+from armorm.interruption import temporary_file
 
 if TYPE_CHECKING:
     import numpy as np
@@ -135,55 +146,206 @@ def encoding_fault(content: bytes) -> str:
     return ""
 
 
+def output_target(path: Path) -> Path | None:
+    """The file that an output's name stands for: symbolic links are followed to their target.
+
+    None for what is written to as it stands and never replaced: a FIFO, a device, or an open file (`/dev/stdout`).
+
+    Raises:
+        OutputError: for a folder, a file without write permission, a loop of links, an impossible name.
+    """
+    try:
+        status = path.stat()
+        if stat.S_ISDIR(status.st_mode):
+            raise OutputError(path, "is a folder, expected a file to write to")
+        if not stat.S_ISREG(status.st_mode) or str(path.absolute()).startswith(_OPEN_FILES):
+            return None
+        if not os.access(path, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return path.resolve()
+    except FileNotFoundError:  # also of a link whose target does not exist yet
+        return path.resolve()
+    except OSError as error:
+        raise error if isinstance(error, OutputError) else OutputError(path, error) from None
+
+
+_OPEN_FILES = ("/dev/fd/", "/dev/std", "/proc/")
+
+
+@contextmanager
+def output_errors(path: Path) -> Iterator[None]:
+    """Errors of writing to `path`, by the system or safetensors, become an `OutputError` that names it."""
+    try:
+        yield
+    except OutputError:
+        raise
+    except _writing_errors() as error:
+        raise OutputError(path, error if isinstance(error, OSError) else _system_message(error)) from None
+
+
+def _writing_errors() -> tuple[type[Exception], ...]:
+    """OSError, and the error of safetensors if anything has imported it."""
+    module = sys.modules.get("safetensors")
+    return (OSError,) if module is None else (OSError, module.SafetensorError)
+
+
+def _system_message(error: Exception) -> str:
+    """What the system said in an error of a Rust library: 'I/O error: No space left on device (os error 28)'."""
+    found = re.search(r"([^:]*) \(os error \d+\)", str(error))
+    return found[1].strip() if found else str(error)
+
+
+@contextmanager
+def _replacing(target: Path) -> Iterator[Path]:
+    """A temporary path in the same folder, moved to `target` when the block ends; permissions there are kept."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name[:200]}.{os.getpid()}.tmp")
+    with temporary_file(temporary):
+        yield temporary
+        with open(temporary, "rb") as written:
+            os.fsync(written.fileno())
+        _set_permissions(temporary, target)
+        temporary.replace(target)
+
+
+def _set_permissions(temporary: Path, target: Path) -> None:
+    """Those of the file at `target`; of a new file those of the umask (some writers create private files)."""
+    if target.exists():
+        before, now = target.stat(), temporary.stat()
+        if (before.st_uid, before.st_gid) != (now.st_uid, now.st_gid):
+            with suppress(PermissionError):
+                os.chown(temporary, before.st_uid, before.st_gid)
+        temporary.chmod(stat.S_IMODE(before.st_mode))
+    else:
+        mask = os.umask(0)
+        os.umask(mask)
+        temporary.chmod(0o666 & ~mask)
+
+
+class _Output(io.FileIO):
+    """A file opened for writing whose errors name the output."""
+
+    def __init__(self, file: Path, path: Path) -> None:
+        self._path = path
+        with output_errors(path):
+            super().__init__(file, "w")
+
+    def write(self, data: Any) -> int:
+        with output_errors(self._path):
+            return super().write(data)
+
+
 @contextmanager
 def text_file(path: Path) -> Iterator[TextIO]:
-    """A text file to write to; it gets its name when the block ends without an error."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "w", encoding="utf-8") as file:
+    """A text file to write to; it gets its name when the block ends without an error.
+
+    FIFOs, devices and open files are written to at once.
+
+    Raises:
+        OutputError: if the file cannot be written.
+    """
+    target = output_target(path)
+    with ExitStack() as stack:
+        if target is None:
+            place = path
+        else:
+            with output_errors(path):
+                place = stack.enter_context(_replacing(target))
+        with io.TextIOWrapper(io.BufferedWriter(_Output(place, path)), encoding="utf-8") as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        with output_errors(path):
+            stack.close()
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Call `write` with a temporary path in the same folder, then move the file to `path`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write(temporary)
-        with open(temporary, "rb") as written:
-            os.fsync(written.fileno())
-        temporary.chmod(_mode())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """Call `write` with a temporary path in the same folder, then move the file to `path`.
+
+    What may not be replaced gets a copy of a file in the folder for temporary files.
+
+    Raises:
+        OutputError: if the file cannot be written.
+    """
+    target = output_target(path)
+    with output_errors(path):
+        if target is not None:
+            with _replacing(target) as temporary:
+                write(temporary)
+            return
+        with tempfile.TemporaryDirectory() as folder, open(path, "wb", buffering=0) as device:
+            write(Path(folder) / path.name)
+            with open(Path(folder) / path.name, "rb") as written:
+                shutil.copyfileobj(written, device)
 
 
-def _mode() -> int:
-    """Permissions of a new file under the current umask (some writers create private files)."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return 0o666 & ~mask
+@contextmanager
+def files_together(folder: Path, last: str = "config.json") -> Iterator[Path]:
+    """A temporary folder whose files are moved to `folder` when the block ends without an error.
+
+    The file `last`, without which the folder is no model, is removed from `folder` first and moved there last, so a
+    folder that was interrupted is not taken for complete. Permissions are those of `write_whole`.
+
+    Raises:
+        OutputError: if a file cannot be written.
+    """
+    temporary = folder / f".writing.{os.getpid()}.tmp"
+    with temporary_file(temporary):
+        with output_errors(folder):
+            temporary.mkdir(parents=True)
+        try:
+            with output_errors(folder):
+                yield temporary
+        except Exception as error:
+            # (tokenizers raises a plain Exception.)
+            if type(error) is Exception and "(os error" in str(error):
+                raise OutputError(folder, _system_message(error)) from None
+            raise
+        with output_errors(folder):
+            names = sorted((path.name for path in temporary.iterdir()), key=lambda name: name == last)
+            if last in names:
+                (folder / last).unlink(missing_ok=True)
+            for name in names:
+                _set_permissions(temporary / name, folder / name)
+                with open(temporary / name, "rb") as written:
+                    os.fsync(written.fileno())
+                (temporary / name).replace(folder / name)
+
+
+def require_space(path: Path, size: int, what: str) -> None:
+    """Check that a file system has room before something large is computed for it.
+
+    Args:
+        path: file or folder on it, which need not exist yet.
+        size: in bytes.
+
+    Raises:
+        OutputError: if less is free.
+    """
+    free = shutil.disk_usage(existing_parent(path)).free
+    if size > free:
+        raise OutputError(path, f"{what} need {size:,} bytes, found {free:,} free")
+
+
+def existing_parent(path: Path) -> Path:
+    """The path itself, or the nearest folder above it that exists."""
+    path = path.absolute()
+    return next(place for place in (path, *path.parents) if place.exists())
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file whole."""
-    write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    with text_file(path) as file:
+        file.write(text)
 
 
 def append_text(path: Path, text: str) -> None:
     """Append whole lines to a log in one write, after ending a line that a killed writer left unfinished."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "ab+", buffering=0) as file:
-        if file.tell():
-            file.seek(-1, os.SEEK_END)
-            text = text if file.read(1) == b"\n" else "\n" + text
-        file.write(text.encode())
+    with output_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "ab+", buffering=0) as file:
+            if file.seekable() and file.tell():
+                file.seek(-1, os.SEEK_END)
+                text = text if file.read(1) == b"\n" else "\n" + text
+            file.write(text.encode())
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -29,6 +29,11 @@ class Terminal(Console):
         for segment in super().render(renderable, options):
             yield segment if segment.control else segment._replace(text=printable(segment.text))
 
+    def on_broken_pipe(self) -> None:
+        """Leave it to the command line; messages whose reader has gone are no reason to end the work."""
+        if not self.stderr:
+            raise  # noqa: PLE0704 (called where the error is handled)
+
 
 def ignore(count: int) -> None:
     """An `Advance` for callers that show nothing."""

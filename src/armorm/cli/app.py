@@ -8,13 +8,12 @@ Results go to standard output or to files, messages and progress to standard err
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Sequence
 
 import typer
-from rich.markup import escape
 
 from armorm.cli.calibrate import calibrate
+from armorm.cli.command import command, end
 from armorm.cli.compare import compare
 from armorm.cli.demo import demo
 from armorm.cli.embed import embed
@@ -33,8 +32,7 @@ from armorm.cli.score import score
 from armorm.cli.serve import serve
 from armorm.cli.steer import steer
 from armorm.cli.train import train
-from armorm.errors import ArmormError, RecipeError
-from armorm.progress import Terminal
+from armorm.errors import ArmormError
 from armorm.version import __version__
 
 app = typer.Typer(
@@ -55,7 +53,7 @@ COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {
 }
 for panel, functions in COMMANDS.items():
     for function in functions:
-        app.command(function.__name__, rich_help_panel=panel)(function)
+        app.command(function.__name__, rich_help_panel=panel)(command(function))
 
 
 def _version(value: bool) -> None:
@@ -81,14 +79,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     try:
         app(args=arguments, standalone_mode=True)
-    except KeyboardInterrupt:
-        Terminal(stderr=True).print("interrupted")
-        sys.exit(130)
-    except BrokenPipeError:
-        # The reader of the output has gone (`| head`), which is no error.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
     except (ArmormError, OSError) as error:
-        console = Terminal(stderr=True, highlight=False, soft_wrap=True)
-        console.print(f"[red]armorm:[/red] {escape(str(error))}")
-        sys.exit(2 if isinstance(error, RecipeError) else 1)
+        end(error)

@@ -7,16 +7,19 @@ from typing import Annotated
 
 from typer import Argument, Option
 
-from armorm.cli.options import DeviceOption, DtypeOption, JsonOption, ModelArgument, SplitOption
+from armorm.cli.options import DeviceOption, DtypeOption, JsonOption, ModelArgument, Place, SplitOption
 from armorm.cli.output import emit, facts
-from armorm.errors import DataError
 from armorm.progress import say
 
 
 def calibrate(
     model: ModelArgument,
-    pairs: Annotated[list[str], Argument(metavar="PAIRS...", help="Preference pairs: files, folders or hub ids.")],
-    output: Annotated[Path | None, Option("--output", "-o", help="Folder for the model (default: not saved).")] = None,
+    pairs: Annotated[
+        list[str], Argument(metavar="PAIRS...", help="Preference pairs: files, folders or hub ids."), Place.INPUT
+    ],
+    output: Annotated[
+        Path | None, Option("--output", "-o", help="Folder for the model (default: not saved)."), Place.FOLDER
+    ] = None,
     split: SplitOption = None,
     limit: Annotated[int | None, Option(min=1, help="Approximate number of pairs.")] = None,
     as_json: JsonOption = False,
@@ -34,8 +37,6 @@ def calibrate(
     from armorm.evaluation.margin_calibration import save_calibrated
     from armorm.evaluation.results import seen_in_training
 
-    if output is not None and output.is_file():
-        raise DataError("is a file, expected a folder to write to", file=output)
     found, settings = fit(model, pairs, split=split, limit=limit, dtype=dtype, device=device)
     shown = facts(
         [

@@ -7,12 +7,15 @@ from typing import Annotated
 
 from typer import Option
 
-from armorm.cli.options import JsonOption
-from armorm.cli.output import emit
+from armorm.cli.options import JsonOption, Place
+from armorm.cli.output import AGAIN, emit
+from armorm.interruption import keep
 
 
 def demo(
-    output: Annotated[Path, Option("--output", "-o", help="Folder for data, model and findings.")] = Path("runs/demo"),
+    output: Annotated[Path, Option("--output", "-o", help="Folder for data, model and findings."), Place.FOLDER] = Path(
+        "runs/demo"
+    ),
     seed: Annotated[int, Option(help="Random seed of the corpus and of training.")] = 0,
     as_json: JsonOption = False,
 ) -> None:
@@ -24,5 +27,6 @@ def demo(
     """
     from armorm.training.demo import findings_table, run_demo
 
+    keep(f"finished work is kept in {output}; {AGAIN}")
     findings = run_demo(output, seed)
     emit(findings, findings_table(findings), as_json=as_json)

@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Annotated
 from typer import Argument, Option
 
 from armorm.cli.input import split_rejected
-from armorm.cli.options import DeviceOption, DtypeOption, JsonOption, parse_layer
-from armorm.cli.output import emit, write_rejected
+from armorm.cli.options import DeviceOption, DtypeOption, JsonOption, Place, parse_layer
+from armorm.cli.output import AGAIN, emit, write_rejected
 from armorm.data.sources import Location
 from armorm.errors import RecipeError
 from armorm.files import DEFAULT_BACKBONE
+from armorm.interruption import keep
+from armorm.locks import locked
 from armorm.progress import progress, say
 
 if TYPE_CHECKING:
@@ -25,8 +27,8 @@ CHUNK_ROWS = 4096
 
 
 def embed(
-    input: Annotated[str, Argument(help="File, folder or hub id with rows as for `armorm score`.")],
-    output: Annotated[Path, Option("--output", "-o", help="Folder of the feature store.")],
+    input: Annotated[str, Argument(help="File, folder or hub id with rows as for `armorm score`."), Place.INPUT],
+    output: Annotated[Path, Option("--output", "-o", help="Folder of the feature store."), Place.FOLDER],
     backbone: Annotated[
         str, Option("--backbone", "-b", help="Folder, hub id, GGUF file, or armorm-small.")
     ] = DEFAULT_BACKBONE,
@@ -77,6 +79,7 @@ def embed(
     if engine == "local" and (workers, gpus_per_worker, cpus_per_worker) != (None, None, None):
         raise RecipeError("--workers, --gpus-per-worker and --cpus-per-worker require --engine ray")
     rows = Location.find(input).rows()
+    keep(f"finished features are kept in {output}; {AGAIN}")
     source = BackboneSource(backbone, dtype, device, parse_layer(layer), pooling, prompt_pooling)  # type: ignore[arg-type]
     runner = source.load() if engine == "local" else RayWorkers(source, workers, gpus_per_worker, cpus_per_worker)
     template = source.template() if isinstance(runner, RayWorkers) else runner.template
@@ -92,13 +95,14 @@ def embed(
                 advance(len(chunk))
                 yield encoded.encoded
 
-    conversations = TokenTable.write(output / "tokens", encoded_chunks())
-    if rejected:
-        write_rejected(output / "rejected.jsonl", rejected)
-        say(f"rejected {len(rejected):,} rows, listed in {output / 'rejected.jsonl'}")
-    start = time.perf_counter()
-    plan = fill_store(runner, conversations, store, ExtractionSettings(batch_tokens, sharing, compiled))
-    seconds = time.perf_counter() - start
+    with locked(output / "tokens"):
+        conversations = TokenTable.write(output / "tokens", encoded_chunks())
+        if rejected:
+            write_rejected(output / "rejected.jsonl", rejected)
+            say(f"rejected {len(rejected):,} rows, listed in {output / 'rejected.jsonl'}")
+        start = time.perf_counter()
+        plan = fill_store(runner, conversations, store, ExtractionSettings(batch_tokens, sharing, compiled))
+        seconds = time.perf_counter() - start
     found = {
         "conversations": plan.conversations,
         "unique": plan.unique,

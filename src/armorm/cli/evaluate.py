@@ -16,13 +16,16 @@ from armorm.cli.options import (
     FeaturesOption,
     IncludeSeenOption,
     ModelOption,
+    Place,
     ScorerOption,
     SplitOption,
 )
-from armorm.cli.output import WIDTH, emit
+from armorm.cli.output import AGAIN, WIDTH, emit
 from armorm.errors import DataError
 from armorm.files import DEFAULT_REWARD_MODEL
+from armorm.interruption import keep
 from armorm.progress import say
+from armorm.saved_chunks import partial_folder
 
 if TYPE_CHECKING:
     from armorm.evaluation.results import Results
@@ -40,8 +43,11 @@ def evaluate(
     data: Annotated[
         list[str] | None,
         Option("--data", "-d", help="File, folder or hub id (default: the published set). Repeatable."),
+        Place.INPUT,
     ] = None,
-    output: Annotated[Path | None, Option("--output", "-o", help="JSON file; an interrupted run resumes.")] = None,
+    output: Annotated[
+        Path | None, Option("--output", "-o", help="JSON file; an interrupted run resumes."), Place.FILE
+    ] = None,
     against: Annotated[
         str | None,
         Option(
@@ -95,6 +101,12 @@ def evaluate(
         device=device,
     )
     written = [output] if output else []
+    places = [place for place in (output and partial_folder(output), features) if place]
+    keep(
+        f"finished work is kept in {' and '.join(map(str, places))}; {AGAIN}"
+        if places
+        else "nothing is kept without --output or --features"
+    )
     try:
         results = measure(chosen, output=output, features=features)
         if other is not None and not isinstance(other, Results):

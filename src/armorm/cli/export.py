@@ -9,7 +9,7 @@ from typing import Annotated
 from rich.filesize import decimal
 from typer import Argument, Option
 
-from armorm.cli.options import JsonOption, ModelArgument
+from armorm.cli.options import JsonOption, ModelArgument, Place
 from armorm.cli.output import emit, table
 
 
@@ -22,7 +22,7 @@ class Layout(str, Enum):
 
 def export(
     model: ModelArgument,
-    folder: Annotated[Path, Argument(metavar="DIR", help="Folder to write.")],
+    folder: Annotated[Path, Argument(metavar="DIR", help="Folder to write."), Place.FOLDER],
     layout: Annotated[
         Layout, Option(help="Checkpoint layout; released is that of RLHFlow/ArmoRM-Llama3-8B-v0.1.")
     ] = Layout.armorm,

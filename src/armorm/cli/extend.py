@@ -8,15 +8,19 @@ from typing import Annotated
 
 from typer import Option
 
-from armorm.cli.options import JsonOption, ModelArgument, column_scales
-from armorm.cli.output import emit, table
+from armorm.cli.options import JsonOption, ModelArgument, Place, column_scales
+from armorm.cli.output import AGAIN, emit, table
+from armorm.interruption import keep
+from armorm.locks import locked
 from armorm.progress import say
 
 
 def extend(
     model: ModelArgument,
-    ratings: Annotated[list[str], Option("--ratings", help="Rated rows: file, folder or hub id. Repeatable.")],
-    output: Annotated[Path, Option("--output", "-o", help="Folder for the extended model.")],
+    ratings: Annotated[
+        list[str], Option("--ratings", help="Rated rows: file, folder or hub id. Repeatable."), Place.INPUT
+    ],
+    output: Annotated[Path, Option("--output", "-o", help="Folder for the extended model."), Place.FOLDER],
     objectives: Annotated[
         list[str] | None,
         Option(
@@ -52,7 +56,9 @@ def extend(
     for name, low, high in guessed:
         say(f"{name}: scale {low:g} to {high:g} taken from the data; set it with --objective")
     pairs = [Location.find(name) for name in preferences or ()]
-    run(model, sets, output, preferences=pairs, share=share, steps=steps, seed=seed)
+    keep(f"finished work is kept in {output / 'work'}; {AGAIN}")
+    with locked(output / "work"):
+        run(model, sets, output, preferences=pairs, share=share, steps=steps, seed=seed)
     metrics = json.loads((output / "metrics.json").read_text(encoding="utf-8"))
     shown = table("objective", "ratings", "alpha", "R2", "test", "Spearman")
     for report in metrics["regression"]:

@@ -12,7 +12,7 @@ import typer
 from rich.console import RenderableType
 from typer import Argument, Option
 
-from armorm.cli.options import column_scales
+from armorm.cli.options import Place, column_scales
 from armorm.cli.output import emit, table
 from armorm.files import DEFAULT_BACKBONE, write_text
 from armorm.progress import Terminal, say
@@ -25,8 +25,10 @@ _ROLES = ("prompt", "response", "messages", "chosen", "rejected", "split")
 
 
 def init(
-    data: Annotated[list[str], Argument(help="CSV, TSV, JSON lines or Parquet files, folders or hub ids.")],
-    output: Annotated[Path, Option("--output", "-o", help="Recipe to write.")] = Path("recipe.yaml"),
+    data: Annotated[
+        list[str], Argument(help="CSV, TSV, JSON lines or Parquet files, folders or hub ids."), Place.INPUT
+    ],
+    output: Annotated[Path, Option("--output", "-o", help="Recipe to write."), Place.FILE] = Path("recipe.yaml"),
     scale: Annotated[
         list[str] | None,
         Option(help="Scale of a column: COLUMN=LOW:HIGH, with :lower or :neutral if higher is not better. Repeatable."),

@@ -9,6 +9,7 @@ from armorm.conversation import Conversation
 from armorm.data.rows import Row, line_rows
 from armorm.data.sources import Location
 from armorm.errors import DataError
+from armorm.files import json_text
 
 STANDARD_INPUT = "standard input"
 # Two answers to one question: the input of commands that are given none.
@@ -23,7 +24,16 @@ EXAMPLE = [
 
 def input_rows(name: str) -> Iterator[Row | DataError]:
     """Rows of a file, folder or hub data set, or of standard input (`-`); a broken line is yielded as its error."""
-    return line_rows(sys.stdin.buffer, STANDARD_INPUT) if name == "-" else Location.find(name).rows_or_faults()
+    if name != "-":
+        return Location.find(name).rows_or_faults()
+    if sys.stdin is None:
+        raise DataError("is closed", file=STANDARD_INPUT)
+    return line_rows(sys.stdin.buffer, STANDARD_INPUT)
+
+
+def row_content(row: Row | DataError) -> str:
+    """Everything about a row that decides what is made of it, as one text."""
+    return str(row) if isinstance(row, DataError) else json_text([row.number, row.values])
 
 
 def input_or_example(name: str | None) -> Iterator[Row | DataError]:

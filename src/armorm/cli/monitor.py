@@ -10,7 +10,7 @@ import typer
 from typer import Argument, Option
 
 from armorm.cli.input import STANDARD_INPUT, input_rows
-from armorm.cli.options import HtmlOption, JsonOption
+from armorm.cli.options import HtmlOption, JsonOption, Place
 from armorm.cli.output import emit, write_page
 from armorm.errors import CheckpointError
 from armorm.progress import progress
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def monitor(
-    log: Annotated[str, Argument(help="JSON lines of scored samples; - for standard input.")],
+    log: Annotated[str, Argument(help="JSON lines of scored samples; - for standard input."), Place.INPUT],
     model: Annotated[
         str | None, Option("--model", "-m", help="Reward model with the reference statistics to compare with.")
     ] = None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,10 +15,19 @@ from armorm.errors import RecipeError
 if TYPE_CHECKING:
     from armorm.objectives import Direction
 
+
+class Place(Enum):
+    """Mark of a parameter that names a place; `cli/command.py` checks these before a command starts."""
+
+    FILE = "a file that is written"
+    FOLDER = "a folder that is written"
+    INPUT = "a file or folder that is read; other names are no place"
+
+
 _MODEL = "Reward model: a folder, a hub id, or armorm-small-rm (default)."
 
-ModelArgument = Annotated[str, Argument(help=_MODEL)]
-ModelOption = Annotated[str, Option("--model", "-m", help=_MODEL)]
+ModelArgument = Annotated[str, Argument(help=_MODEL), Place.INPUT]
+ModelOption = Annotated[str, Option("--model", "-m", help=_MODEL), Place.INPUT]
 DtypeOption = Annotated[str, Option(help="Weight dtype: auto, float32, bfloat16 or float16.")]
 DeviceOption = Annotated[str, Option(help="Device: auto, cpu, cuda, cuda:1, ...")]
 ScorerOption = Annotated[
@@ -34,7 +44,7 @@ IncludeSeenOption = Annotated[
     bool, Option("--include-seen", help="Evaluate also on prompts that the model was trained on.")
 ]
 SplitOption = Annotated[str | None, Option(help="Split of a hub data set or of a folder saved by datasets.")]
-HtmlOption = Annotated[Path | None, Option(help="Also write an HTML page to this file.")]
+HtmlOption = Annotated[Path | None, Option(help="Also write an HTML page to this file."), Place.FILE]
 JsonOption = Annotated[bool, Option("--json", help="Print JSON instead of tables.")]
 
 

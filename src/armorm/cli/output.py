@@ -1,9 +1,14 @@
-"""Output of a command: tables for people, JSON for programs."""
+"""Output of a command: tables for people, JSON for programs; where it goes is checked before the work."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+import os
+import stat
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +16,14 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from armorm.files import json_text, write_text
+from armorm.errors import OutputError
+from armorm.files import existing_parent, json_text, output_target, text_file, write_text
+from armorm.interruption import keep
 from armorm.progress import Terminal, say
+from armorm.saved_chunks import SavedChunks, work_folder
 
 WIDTH = 80
+AGAIN = "run the same command again to go on"
 
 
 def emit(data: Any, *shown: RenderableType, as_json: bool, indent: int | None = 1, width: int | None = None) -> None:
@@ -25,12 +34,106 @@ def emit(data: Any, *shown: RenderableType, as_json: bool, indent: int | None = 
         width: maximum width of the tables in characters; by default that of the terminal.
     """
     if as_json:
-        print(json_text(data, indent))
+        write_out(json_text(data, indent) + "\n")
         return
     console = Terminal(highlight=False)
     for part in shown:
         is_line = isinstance(part, str)
         console.print(part, markup=not is_line, soft_wrap=is_line, width=width and min(width, console.width))
+
+
+def write_out(text: str) -> None:
+    """Write text to standard output at once.
+
+    Raises:
+        OutputError: if it cannot be written.
+        BrokenPipeError: if its reader has gone.
+    """
+    if sys.stdout is None:
+        raise OutputError("standard output", "is closed")
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OutputError("standard output", error) from None
+
+
+@contextmanager
+def lines_to(path: Path | None) -> Iterator[Callable[[str], None]]:
+    """A function that writes lines: to a file that appears when the block ends, or to standard output at once."""
+    if path is None:
+        yield write_out
+        return
+    with text_file(path) as file:
+
+        def write(text: str) -> None:
+            file.write(text)
+            file.flush()
+
+        yield write
+
+
+@contextmanager
+def resumable(output: Path | None, identity: Any) -> Iterator[SavedChunks]:
+    """Chunks of rows, the finished ones of which are kept next to `output` until the block ends.
+
+    Args:
+        identity: as of `SavedChunks`.
+    """
+    with work_folder(output) as folder:
+        if folder is None:
+            keep("the rows written so far are complete; with --output FILE an interrupted run resumes")
+        else:
+            keep(f"finished rows are kept in {folder}; {AGAIN}")
+        yield SavedChunks(folder, identity)
+
+
+def require_outputs(outputs: Sequence[Path], folders: Sequence[Path] = (), inputs: Sequence[str] = ()) -> None:
+    """Check before any work that outputs can be written and are neither inputs nor each other, under any name.
+
+    Args:
+        outputs: files.
+        folders: for models or features; they may exist.
+        inputs: files, folders or anything else, which is no place.
+
+    Raises:
+        OutputError: with the path.
+    """
+    for path in outputs:
+        target = output_target(path)
+        if target is not None and not target.exists():
+            _require_writable_folder(path, target.parent)
+    for folder in folders:
+        _require_writable_folder(folder, folder)
+    places = [(path, "is also an output") for path in (*outputs, *folders)]
+    for (one, _), (other, problem) in combinations(places, 2):
+        if _same(one, other):
+            raise OutputError(other, f"{problem}, as {one}; expected different names")
+    for name in inputs:
+        for path in (*outputs, *folders):
+            if name != "-" and _same(path, Path(name)):
+                raise OutputError(path, f"is the input {name}, which would be replaced; expected another name")
+
+
+def _require_writable_folder(path: Path, folder: Path) -> None:
+    parent = existing_parent(folder)
+    if not parent.is_dir():
+        raise OutputError(path, f"{parent} is a file, expected a folder")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise OutputError(path, f"{parent} is not writable")
+
+
+def _same(one: Path, other: Path) -> bool:
+    """Whether two names stand for one file or folder; devices and FIFOs may be given twice."""
+    try:
+        return one.samefile(other) and stat.S_IFMT(one.stat().st_mode) in (stat.S_IFREG, stat.S_IFDIR)
+    except OSError:  # one of them does not exist
+        try:
+            return one.resolve() == other.resolve()
+        except (OSError, RuntimeError):
+            return False
 
 
 def write_rejected(path: Path, rejected: Iterable[tuple[int, str]]) -> None:

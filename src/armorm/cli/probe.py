@@ -8,13 +8,13 @@ from typing import Annotated
 
 from typer import Argument, Option
 
-from armorm.cli.options import HtmlOption, JsonOption, parse_layer
+from armorm.cli.options import HtmlOption, JsonOption, Place, parse_layer
 from armorm.cli.output import emit, table, write_page
 from armorm.errors import RecipeError
 
 
 def probe(
-    recipe: Annotated[Path, Argument(help="Recipe (YAML file).")],
+    recipe: Annotated[Path, Argument(help="Recipe (YAML file)."), Place.INPUT],
     layers: Annotated[
         str | None, Option(help="Layers, such as 6,12,0.5 (default: eight, spread evenly, the last included).")
     ] = None,

@@ -2,31 +2,37 @@
 
 from __future__ import annotations
 
-import sys
 from contextlib import nullcontext
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Option
 
 from armorm.cli.input import input_rows, valid_rows
-from armorm.cli.options import DeviceOption, DtypeOption, ModelOption, ScorerOption
+from armorm.cli.options import DeviceOption, DtypeOption, ModelOption, Place, ScorerOption
+from armorm.cli.output import lines_to, resumable
 from armorm.errors import DataError
-from armorm.files import DEFAULT_REWARD_MODEL, json_text, text_file
-from armorm.progress import say
+from armorm.files import DEFAULT_REWARD_MODEL, json_text
+from armorm.progress import ignore, say
 
-CHUNK_PROMPTS = 1024
+if TYPE_CHECKING:
+    from armorm.evaluation.best_of_n import Candidates
+
+CHUNK_PROMPTS = 64  # what a run that is interrupted loses at most
 SHOWN_REJECTIONS = 5
 
 
 def rank(
-    input: Annotated[str, Argument(help="File, folder or hub id; - for standard input.")],
+    input: Annotated[str, Argument(help="File, folder or hub id; - for standard input."), Place.INPUT],
     model: ModelOption = DEFAULT_REWARD_MODEL,
     output: Annotated[
-        Path | None, Option("--output", "-o", help="File for the rankings (default: standard output).")
+        Path | None, Option("--output", "-o", help="File for the rankings (default: standard output)."), Place.FILE
     ] = None,
-    pairs: Annotated[Path | None, Option(help="Also write best and worst response as preference pairs.")] = None,
+    pairs: Annotated[
+        Path | None, Option(help="Also write best and worst response as preference pairs."), Place.FILE
+    ] = None,
     min_margin: Annotated[float, Option(min=0.0, help="Write only pairs with a margin above this.")] = 0.0,
     scorer: ScorerOption = None,
     dtype: DtypeOption = "auto",
@@ -51,24 +57,39 @@ def rank(
         raise DataError("found no rows to rank", file=input)
     candidates = chain(first, candidates)
     chosen = function or load_scorer(model, dtype=dtype, device=device)
-    prompts = written = rejected = 0
+
+    def ranked(chunk: list[Candidates]) -> dict[str, Any]:
+        found = rank_candidates(chosen, chunk)
+        rows = (preference_row(entry, min_margin) for entry in found)
+        return {
+            "lines": [json_text(entry.to_dict()) + "\n" for entry in found],
+            "pairs": [json_text(row) + "\n" for row in rows if row is not None],
+            "rejected": [[entry.row, *fault] for entry in found for fault in entry.unscored.items()],
+        }
+
+    prompts = written = 0
+    rejected: list[tuple[int, int, str]] = []
     with (
-        text_file(output) if output else nullcontext(sys.stdout) as sink,
-        text_file(pairs) if pairs else nullcontext(None) as pair_sink,
+        resumable(output or pairs, [chosen.describe(), dtype, device, min_margin]) as chunks,
+        lines_to(output) as write,
+        lines_to(pairs) if pairs else nullcontext(ignore) as write_pairs,
     ):
         while chunk := list(islice(candidates, CHUNK_PROMPTS)):
-            for entry in rank_candidates(chosen, chunk):
-                sink.write(json_text(entry.to_dict()) + "\n")
-                prompts += 1
-                for position, reason in entry.unscored.items():
-                    rejected += 1
-                    if rejected <= SHOWN_REJECTIONS:
-                        say(f"rejected: {input}, row {entry.row}, response {position}: {reason}")
-                row = preference_row(entry, min_margin)
-                if pair_sink is not None and row is not None:
-                    pair_sink.write(json_text(row) + "\n")
-                    written += 1
-    summary = f"ranked {prompts:,} prompts, rejected {rejected:,} responses"
+            found = chunks.get(map(_content, chunk), partial(ranked, chunk))
+            write("".join(found["lines"]))
+            write_pairs("".join(found["pairs"]))
+            prompts += len(found["lines"])
+            written += len(found["pairs"])
+            rejected += found["rejected"]
+    for row, position, reason in rejected[:SHOWN_REJECTIONS]:
+        say(f"rejected: {input}, row {row}, response {position}: {reason}")
+    summary = f"ranked {prompts:,} prompts, rejected {len(rejected):,} responses"
     if pairs is not None:
         summary += f"; wrote {written:,} pairs to {pairs}, skipped {prompts - written:,} prompts without a margin"
     say(summary)
+
+
+def _content(entry: Candidates) -> str:
+    """What decides the ranking of a prompt's responses, as one text."""
+    keys = [None if conversation is None else conversation.key for conversation in entry.conversations]
+    return json_text([entry.row, entry.id, keys, entry.faults])

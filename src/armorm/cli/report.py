@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from typer import Option
 
-from armorm.cli.options import DeviceOption, DtypeOption, FeaturesOption, IncludeSeenOption, ModelArgument
+from armorm.cli.options import DeviceOption, DtypeOption, FeaturesOption, IncludeSeenOption, ModelArgument, Place
 from armorm.cli.output import emit
 from armorm.files import write_text
 from armorm.progress import say
@@ -18,8 +18,9 @@ def report(
     data: Annotated[
         list[str] | None,
         Option("--data", "-d", help="Rated rows or preference pairs: file, folder or hub id. Repeatable."),
+        Place.INPUT,
     ] = None,
-    output: Annotated[Path, Option("--output", "-o", help="HTML file to write.")] = Path("report.html"),
+    output: Annotated[Path, Option("--output", "-o", help="HTML file to write."), Place.FILE] = Path("report.html"),
     run: Annotated[Path | None, Option(help="Folder of the training run (default: that of the model).")] = None,
     features: FeaturesOption = None,
     limit: Annotated[int | None, Option(min=1, help="Approximate number of examples of each kind.")] = None,

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from typer import Option
 
-from armorm.cli.options import DeviceOption, DtypeOption, ModelOption
+from armorm.cli.options import DeviceOption, DtypeOption, ModelOption, Place
 from armorm.errors import CheckpointError, MissingExtraError
 from armorm.files import DEFAULT_REWARD_MODEL
 from armorm.progress import say
@@ -38,7 +38,9 @@ def serve(
     normalize: Annotated[bool, Option(help="Standardise scores, except on /v1/reward.")] = False,
     empty_score: Annotated[float | None, Option(help="Score of an empty response (default: rejected).")] = None,
     ui: Annotated[bool, Option("--ui", help="Also serve the playground at /ui.")] = False,
-    score_log: Annotated[Path | None, Option(help="Log file of the scores (no texts), for `armorm monitor`.")] = None,
+    score_log: Annotated[
+        Path | None, Option(help="Log file of the scores (no texts), for `armorm monitor`."), Place.FILE
+    ] = None,
     log_texts: Annotated[bool, Option(help="Log every scored conversation.")] = False,
     dtype: DtypeOption = "auto",
     device: DeviceOption = "auto",

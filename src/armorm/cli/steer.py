@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from typer import Option
 
-from armorm.cli.options import DeviceOption, DtypeOption, FeaturesOption, JsonOption, ModelArgument
+from armorm.cli.options import DeviceOption, DtypeOption, FeaturesOption, JsonOption, ModelArgument, Place
 from armorm.cli.output import WIDTH, emit
 from armorm.files import embedded_path, write_text
 from armorm.progress import say
@@ -34,7 +34,9 @@ def steer(
     pairs: Annotated[
         list[str] | None, Option("--pairs", "-d", help="Preference pairs for a preview. Repeatable.")
     ] = None,
-    output: Annotated[Path | None, Option("--output", "-o", help="Folder for the model (default: not saved).")] = None,
+    output: Annotated[
+        Path | None, Option("--output", "-o", help="Folder for the model (default: not saved)."), Place.FOLDER
+    ] = None,
     self_contained: Annotated[
         bool, Option("--self-contained", help="Include the model code (see `armorm export`).")
     ] = False,

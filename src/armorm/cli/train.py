@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Option
 
-from armorm.cli.options import JsonOption
-from armorm.cli.output import emit, facts, table
+from armorm.cli.options import JsonOption, Place
+from armorm.cli.output import AGAIN, emit, facts, require_outputs, table
+from armorm.interruption import keep
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -20,8 +21,10 @@ if TYPE_CHECKING:
 
 
 def train(
-    recipe: Annotated[Path, Argument(help="Recipe (YAML file).")],
-    output: Annotated[Path | None, Option("--output", "-o", help="Folder for the model (default: runs/NAME).")] = None,
+    recipe: Annotated[Path, Argument(help="Recipe (YAML file)."), Place.INPUT],
+    output: Annotated[
+        Path | None, Option("--output", "-o", help="Folder for the model (default: runs/NAME)."), Place.FOLDER
+    ] = None,
     overrides: Annotated[
         list[str] | None, Option("--set", help="Override a recipe key: gating.steps=500. Repeatable.")
     ] = None,
@@ -55,6 +58,8 @@ def train(
     from armorm.training.summary import metrics_summary
 
     folder = output or Path("runs") / parsed.name
+    require_outputs([], [folder])
+    keep(f"finished work is kept in {folder / 'work'}; {AGAIN}")
     run(parsed, folder)
     metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     emit(metrics, metrics_summary(metrics), f"\nmodel, card and metrics: {folder}", as_json=as_json)

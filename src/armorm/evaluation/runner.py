@@ -7,10 +7,9 @@ this library, scores of any other. With a feature store, features are kept there
 
 from __future__ import annotations
 
-import json
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -33,8 +32,9 @@ from armorm.evaluation.metrics import Measurements, Metric, group_sums
 from armorm.evaluation.results import MetricResult, NothingHeldOutError, Results, seen_in_training
 from armorm.evaluation.scorer import PairJudge, Scored, Scorer, deciding_objectives
 from armorm.evaluation.scorers import ArmoRMScorer, load_scorer
-from armorm.files import DEFAULT_REWARD_MODEL, plain, write_json
+from armorm.files import DEFAULT_REWARD_MODEL
 from armorm.progress import Terminal, progress
+from armorm.saved_chunks import SavedChunks, work_folder
 from armorm.version import __version__
 
 CHUNK = 512
@@ -82,7 +82,6 @@ def evaluate(
     if not places and not found.published:
         raise BenchmarkError(f"{benchmark} has no published data; expected a file, a folder or a hub id (--data)")
     sources = find_sources(places, found.published, found.also, split)
-    partial_folder = Path(output).with_name(f"{Path(output).name}.partial") if output else None
     if output is not None and Path(output).is_dir():
         raise DataError("is a folder, expected a file to write to", file=output)
     if features is not None and Path(features).is_file():
@@ -92,9 +91,6 @@ def evaluate(
         scorer: Scorer = PairJudge.of(model)
     else:
         scorer = load_scorer(model, store=Path(features) if features else None, dtype=dtype, device=device)
-    if partial_folder is not None and isinstance(scorer, ArmoRMScorer) and scorer.store is None:
-        # An interrupted run of another model may have left its own features there.
-        scorer = ArmoRMScorer(scorer.rm, partial_folder / f"features-{scorer.rm.backbone.fingerprint[:16]}")
     if loaded is None:
         loaded = load_examples(found, sources, limit, getattr(scorer, "objectives", None))
     seen = None
@@ -108,29 +104,31 @@ def evaluate(
     # Whatever the scoring rule rejects, it rejects before any scoring.
     found.of_objectives(loaded.names, loaded.raw).measure(items, equal_scores(items))
     unique, rows = paired(loaded.examples) if found.judged else distinct(loaded.examples)
-    scored = score_once(scorer, unique, partial_folder, rows)
     names = [str(place) for place in places] or [hub.id for hub in found.published]
-    results = compute_results(
-        found,
-        loaded,
-        unique,
-        rows,
-        scored,
-        model=scorer.describe(),
-        sources=names,
-        seen=seen,
-        resamples=resamples,
-        seed=seed,
-    )
-    console = Terminal(stderr=True, quiet=quiet, highlight=False, markup=False, soft_wrap=True)
-    for entry in results.refused[:5]:
-        console.print(f"not scored: {entry['file']}, row {entry['row']}: {entry['reason']}")
-    if len(results.refused) > 5:
-        console.print(f"not scored: {len(results.refused):,} responses in total; their examples count as wrong")
-    if output is not None:
-        results.save(output)
-        if partial_folder is not None and partial_folder.exists():
-            shutil.rmtree(partial_folder)
+    with work_folder(Path(output) if output else None) as folder:
+        if folder is not None and isinstance(scorer, ArmoRMScorer) and scorer.store is None:
+            # An interrupted run of another model may have left its own features there.
+            scorer = ArmoRMScorer(scorer.rm, folder / f"features-{scorer.rm.backbone.fingerprint[:16]}")
+        scored = score_once(scorer, unique, folder, rows)
+        results = compute_results(
+            found,
+            loaded,
+            unique,
+            rows,
+            scored,
+            model=scorer.describe(),
+            sources=names,
+            seen=seen,
+            resamples=resamples,
+            seed=seed,
+        )
+        console = Terminal(stderr=True, quiet=quiet, highlight=False, markup=False, soft_wrap=True)
+        for entry in results.refused[:5]:
+            console.print(f"not scored: {entry['file']}, row {entry['row']}: {entry['reason']}")
+        if len(results.refused) > 5:
+            console.print(f"not scored: {len(results.refused):,} responses in total; their examples count as wrong")
+        if output is not None:
+            results.save(output)
     return results
 
 
@@ -215,21 +213,18 @@ def score_once(
         return scorer.score(conversations, rows)
     if hasattr(scorer, "objectives"):
         return scorer.score(conversations)
-    identity = json.dumps(plain(scorer.describe()), sort_keys=True)
+    chunks = SavedChunks(folder, scorer.describe())
     scores: list[float] = []
     unscored: dict[int, str] = {}
+
+    def scores_of(chunk: Sequence[Conversation]) -> dict[str, Any]:
+        found = scorer.score(chunk)
+        return {"scores": found.scores, "refused": found.unscored}
+
     with progress("scores", len(conversations), "conversations") as advance:
         for start in range(0, len(conversations), CHUNK):
             chunk = conversations[start : start + CHUNK]
-            digest = blake2b("\n".join([identity, *(c.key for c in chunk)]).encode(), digest_size=8).hexdigest()
-            path = folder / f"scores-{digest}.json" if folder is not None else None
-            if path is not None and path.exists():
-                saved = json.loads(path.read_text(encoding="utf-8"))
-            else:
-                found = scorer.score(chunk)
-                saved = plain({"scores": found.scores, "refused": found.unscored})
-                if path is not None:
-                    write_json(path, saved)
+            saved = chunks.get((c.key for c in chunk), partial(scores_of, chunk))
             scores += [np.nan if score is None else score for score in saved["scores"]]
             unscored |= {start + int(row): reason for row, reason in saved["refused"].items()}
             advance(len(chunk))

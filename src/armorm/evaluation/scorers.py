@@ -15,6 +15,7 @@ import numpy as np
 from armorm.conversation import Conversation
 from armorm.errors import CheckpointError, shown
 from armorm.evaluation.scorer import CallableScorer, Scored, Scorer, ScorerError
+from armorm.files import files_together
 
 if TYPE_CHECKING:
     import torch
@@ -271,8 +272,9 @@ class ClassifierScorer:
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write model and tokenizer."""
-        self.model.save_pretrained(folder)
-        self.tokenizer.save_pretrained(folder)
+        with files_together(Path(folder)) as temporary:
+            self.model.save_pretrained(temporary)
+            self.tokenizer.save_pretrained(temporary)
 
     def describe(self) -> dict[str, Any]:
         """Name, architecture, fingerprint of weights and template, dtype."""

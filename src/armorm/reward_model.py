@@ -445,8 +445,8 @@ class ArmoRM:
         """
         options: dict[str, Any] = {"self_contained": self_contained, "heads_only": heads_only}
         options["max_shard_size"] = max_shard_size
-        save_model(self.model, self.tokenizer, Path(folder), layout=layout, **options)
         self.seen.save(Path(folder))
+        save_model(self.model, self.tokenizer, Path(folder), layout=layout, **options)
 
     def push_to_hub(
         self,

@@ -17,7 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from armorm.errors import BackboneError, MissingExtraError
-from armorm.files import cache_folder, write_json
+from armorm.files import cache_folder, files_together, write_json
 from armorm.progress import progress, say
 
 SUFFIX = ".gguf"
@@ -83,8 +83,9 @@ def _convert(file: Path, sha256: str, target: Path) -> None:
         tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
     except _DAMAGED as error:
         raise BackboneError(f"backbone {file}: cannot be read as GGUF: {type(error).__name__}: {error}") from error
-    model.to(getattr(torch, dtype)).save_pretrained(target)
-    tokenizer.save_pretrained(target)
+    with files_together(target) as temporary:
+        model.to(getattr(torch, dtype)).save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
     write_json(target / SOURCE, {"file": file.name, "sha256": sha256})
 
 

@@ -11,9 +11,14 @@ a conversation that does not fit alone is an error.
 from __future__ import annotations
 
 import gc
-from collections.abc import Generator, Sequence
+import json
+import time
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
+from hashlib import blake2b
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,6 +32,7 @@ from armorm.backbone.sharing_verdict import SharingVerdict, remember_verdict, re
 from armorm.errors import BackboneError
 from armorm.features.store import KEY
 from armorm.features.token_table import TokenTable
+from armorm.files import write_arrays
 from armorm.progress import Advance, say
 
 BATCH_TOKENS = 8192
@@ -39,6 +45,7 @@ LARGE_TOKENS = {"cpu": 4096, "cuda": 16_384}
 # operations per second of a small CPU.
 COMPILED_OPERATIONS = 6e13
 LEAST_BUDGET = 32
+PART_SECONDS = 10.0  # work of a shard that is lost at most when a process is killed, and a forward pass
 # Rows, the input of one forward pass, and the tokens that count for progress.
 _Pass = tuple[np.ndarray, "PrefixTree | list[EncodedConversation]", int]
 
@@ -119,6 +126,39 @@ def lengths_of(encoded: Sequence[EncodedConversation]) -> np.ndarray:
 
 
 @dataclass
+class _State:
+    """How far the features of some conversations are computed."""
+
+    prompt: np.ndarray  # (n, d) float32
+    response: np.ndarray  # (n, ...) float32
+    todo: np.ndarray  # rows from which passes are made
+    done: np.ndarray  # (n,) bool
+
+    def write(self, path: Path, settings: Mapping[str, Any]) -> None:
+        rows = np.flatnonzero(self.done)
+        arrays = {"rows": rows, "prompt": self.prompt[rows], "response": self.response[rows]}
+        digest = blake2b(arrays["prompt"].tobytes() + arrays["response"].tobytes(), digest_size=16).hexdigest()
+        write_arrays(path, arrays, {"settings": json.dumps(settings, sort_keys=True), "digest": digest})
+
+    def read(self, path: Path, settings: Mapping[str, Any]) -> bool:
+        """Take over what a file holds of an engine with the same settings; False if there is none, or it is damaged."""
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(path, "np") as file:
+                metadata = file.metadata() or {}
+                arrays = {name: file.get_tensor(name) for name in ("rows", "prompt", "response")}
+        except (OSError, SafetensorError):
+            return False
+        digest = blake2b(arrays["prompt"].tobytes() + arrays["response"].tobytes(), digest_size=16).hexdigest()
+        if metadata != {"settings": json.dumps(settings, sort_keys=True), "digest": digest}:
+            return False
+        rows = arrays["rows"]
+        self.prompt[rows], self.response[rows], self.done[rows] = arrays["prompt"], arrays["response"], True
+        return True
+
+
+@dataclass
 class Engine:
     """Computes features with one mechanism."""
 
@@ -133,40 +173,47 @@ class Engine:
         """What determines the bytes of the features, apart from the backbone."""
         return {"mechanism": self.mechanism, "compiled": self.compiled, "budget": self.budget}
 
-    def features(self, encoded: Sequence[EncodedConversation], advance: Advance) -> tuple[np.ndarray, np.ndarray]:
+    def features(
+        self, encoded: Sequence[EncodedConversation], advance: Advance, part: Path | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Prompt and response features (n, ...) float32 of n conversations in lexicographic order.
 
         Args:
             advance: called with the tokens of each pass, without padding.
+            part: file of the rows that are finished, written every `PART_SECONDS`; a call that finds one of the same
+                engine goes on from there, through the same passes. The caller deletes it.
 
         Raises:
             BackboneError: for a conversation that does not fit into memory even alone.
         """
-        prompt = np.empty((len(encoded), self.backbone.hidden_size), np.float32)
-        response = np.empty((len(encoded), self.backbone.response_size), np.float32)
-        todo = np.arange(len(encoded))
-        while len(todo):
-            todo = self._run(encoded, todo, prompt, response, advance)
+        prompt = np.zeros((len(encoded), self.backbone.hidden_size), np.float32)
+        response = np.zeros((len(encoded), self.backbone.response_size), np.float32)
+        state = _State(prompt, response, np.arange(len(encoded)), np.zeros(len(encoded), bool))
+        work = {**self.settings(), "rows": blake2b(keys_of(encoded).tobytes(), digest_size=8).hexdigest()}
+        if part is not None and state.read(part, work):
+            # (What is done counts as progress.)
+            advance(sum(len(encoded[i]) for i in np.flatnonzero(state.done)))
+        while len(state.todo):
+            self._run(encoded, state, advance, None if part is None else partial(state.write, part, work))
         return prompt, response
 
     def _run(
         self,
         encoded: Sequence[EncodedConversation],
-        todo: np.ndarray,
-        prompt: np.ndarray,
-        response: np.ndarray,
+        state: _State,
         advance: Advance,
-    ) -> np.ndarray:
-        """Compute rows until done or out of memory; returns the remaining rows."""
-        passes = self._trees(encoded, todo) if self.mechanism == "tree" else self._batches(encoded, todo)
-        left = set(todo.tolist())
+        save: Callable[[], None] | None,
+    ) -> None:
+        """Compute rows until done or out of memory; `state.todo` is then what remains."""
+        start = time.monotonic()
+        passes = self._trees(encoded, state) if self.mechanism == "tree" else self._batches(encoded, state)
         for rows, work, tokens in passes:
             try:
                 if isinstance(work, PrefixTree):
                     self._shared = self._shared or SharedForward(self.backbone, self.compiled, self.budget)
-                    prompt[rows], response[rows] = self._shared.features(work)
+                    state.prompt[rows], state.response[rows] = self._shared.features(work)
                 else:
-                    prompt[rows], response[rows] = self.backbone.features(work)
+                    state.prompt[rows], state.response[rows] = self.backbone.features(work)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
@@ -176,14 +223,18 @@ class Engine:
                         f"{max(len(encoded[i]) for i in rows)} tokens; expected a smaller max_length or more memory"
                     ) from None
             else:
-                left.difference_update(rows.tolist())
+                state.done[rows] = True
                 advance(tokens)
+                # (After a halving the passes are no longer those of the settings.)
+                if save is not None and not self.halvings and time.monotonic() - start > PART_SECONDS:
+                    save()
+                    start = time.monotonic()
                 continue
             # (Outside of the handler, which would keep the tensors of the failed pass alive.)
             passes.close()
             self._halve()
             break
-        return np.array(sorted(left), np.int64)
+        state.todo = np.flatnonzero(~state.done)
 
     def _halve(self) -> None:
         self.budget //= 2
@@ -194,15 +245,20 @@ class Engine:
             torch.cuda.empty_cache()
         say(f"out of memory: continuing with half the budget, {self.budget:,} tokens")
 
-    def _batches(self, encoded: Sequence[EncodedConversation], todo: np.ndarray) -> Generator[_Pass, None, None]:
+    def _batches(self, encoded: Sequence[EncodedConversation], state: _State) -> Generator[_Pass, None, None]:
+        todo = state.todo
         lengths = np.array([len(encoded[i]) for i in todo], np.int64)
         for places in length_sorted_batches(lengths, self.budget):
+            if state.done[todo[places]].all():
+                continue
             yield todo[places], [encoded[i] for i in todo[places]], int(lengths[places].sum())
 
-    def _trees(self, encoded: Sequence[EncodedConversation], todo: np.ndarray) -> Generator[_Pass, None, None]:
+    def _trees(self, encoded: Sequence[EncodedConversation], state: _State) -> Generator[_Pass, None, None]:
+        todo = state.todo
         sequences = [encoded[i].ids for i in todo]
         shared = shared_with_previous(sequences)
         batches = tree_batches(np.array([len(ids) for ids in sequences], np.int64), shared, self.budget)
+        batches = [(start, stop) for start, stop in batches if not state.done[todo[start:stop]].all()]
 
         def lay_out(start: int, stop: int) -> PrefixTree:
             gates = [encoded[i].gate_position for i in todo[start:stop]]

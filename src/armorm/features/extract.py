@@ -26,6 +26,8 @@ from armorm.features.engine import (
 )
 from armorm.features.store import FeatureStore, shard_name
 from armorm.features.workers import ExtractionSettings, LocalWorker, Work, Workers
+from armorm.files import require_space
+from armorm.locks import locked
 from armorm.progress import progress, say
 
 SUMMARISED_TOKENS = 200_000  # requests of at least as many tokens are summarised on stderr
@@ -145,12 +147,17 @@ def fill_store(
     workers = LocalWorker(workers) if isinstance(workers, Backbone) else workers
     settings = settings or ExtractionSettings()
     keys, prompt_keys = keys_of(encoded), prompt_keys_of(encoded)
-    store.verify(keys, prompt_keys)
-    summary = _fill(store, workers, encoded, keys, prompt_keys, store.missing(keys), settings)
-    # (A prompt feature can be missing alone, if the shard of another request that held it was deleted.)
-    prompts = store.missing_prompts(prompt_keys)
-    if prompts:
-        _fill(store, workers, encoded, keys, prompt_keys, prompts, settings)
+    with locked(store.folder, wait=True) as waited:
+        if waited:
+            store.read_new()
+        store.verify(keys, prompt_keys)
+        missing, prompts = store.missing(keys), store.missing_prompts(prompt_keys)
+        require_space(store.folder, store.bytes_of(len(missing), len(prompts)), "the features to compute")
+        summary = _fill(store, workers, encoded, keys, prompt_keys, missing, settings)
+        # (A prompt feature can be missing alone, if the shard of another request that held it was deleted.)
+        prompts = store.missing_prompts(prompt_keys)
+        if prompts:
+            _fill(store, workers, encoded, keys, prompt_keys, prompts, settings)
     return summary
 
 

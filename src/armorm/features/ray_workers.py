@@ -27,7 +27,7 @@ from armorm.backbone.locate import backbone_path
 from armorm.backbone.readout import Pooling, PromptPooling
 from armorm.errors import ArmormError, BackboneError, MissingExtraError, StoreError
 from armorm.features.engine import Rows, resumed_engine
-from armorm.features.store import KEY, differing_parts, shard_name, write_shard
+from armorm.features.store import KEY, differing_parts, part_path, shard_name, write_shard
 from armorm.features.token_table import TokenTable
 from armorm.features.workers import ExtractionSettings, LocalWorker, Work, compute_shard
 from armorm.progress import progress, say
@@ -262,8 +262,10 @@ class _Worker:
                 done += tokens
                 self.counter.set.remote(number, done)
 
-            shard = compute_shard(self.engine, conversations, np.frombuffer(row["owned"], KEY), advance)
+            part = part_path(path)
+            shard = compute_shard(self.engine, conversations, np.frombuffer(row["owned"], KEY), advance, part)
             write_shard(path, self.dtype, **shard)
+            part.unlink(missing_ok=True)
         return {"name": name, "fault": self.backbone.sharing_fault or ""}
 
 

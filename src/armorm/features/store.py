@@ -3,6 +3,7 @@
     manifest.json                 the backbone's fingerprint, d, dtype
     plan-<id>.safetensors         the conversations of each shard of one extraction, and how they are batched
     shard-<id>-<n>.safetensors    keys and features, written by `write_shard`
+    part-<id>-<n>.safetensors     finished rows of a shard that is being computed (`Engine.features`)
     damaged-...                   shards that failed their checksum
 
 A response feature is addressed by its token ids, a prompt feature by the ids up to the gate, and each is stored once;
@@ -226,6 +227,19 @@ class FeatureStore:
         if self._open(self.folder / name):
             self._make_index()
 
+    def read_new(self) -> None:
+        """Make the shards readable that other processes have written since the store was opened."""
+        known = {shard.path.name for shard in self.shards}
+        found = [path for path in sorted(self.folder.glob("shard-*.safetensors")) if path.name not in known]
+        if sum(self._open(path) for path in found):
+            self.shards.sort(key=lambda shard: shard.path.name)
+            self._make_index()
+
+    def bytes_of(self, responses: int, prompts: int) -> int:
+        """Size on disk of so many response and prompt features."""
+        width = 2 if self.dtype == "bfloat16" else 4
+        return responses * (self.response_size * width + 16) + prompts * (self.hidden_size * width + 16)
+
     def verify(self, keys: Keys, prompt_keys: Keys) -> list[str]:
         """Check the checksums of each shard with these keys, once; returns the names of damaged ones.
 
@@ -335,6 +349,11 @@ def differing_parts(one: Mapping[str, str], other: Mapping[str, str]) -> list[st
 
 def shard_name(plan: str, number: int) -> str:
     return f"shard-{plan}-{number:05d}.safetensors"
+
+
+def part_path(shard: Path) -> Path:
+    """The file of finished rows of a shard that is being computed."""
+    return shard.with_name(shard.name.replace("shard-", "part-", 1))
 
 
 def read_manifest(folder: Path) -> dict:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,7 +15,7 @@ import numpy as np
 from armorm.backbone.chat_template import EncodedConversation
 from armorm.backbone.decoder import Backbone
 from armorm.features.engine import BATCH_TOKENS, Engine, choose_engine, keys_of, prompt_keys_of, resumed_engine
-from armorm.features.store import FeatureStore, StoredPlan, shard_name
+from armorm.features.store import FeatureStore, StoredPlan, part_path, shard_name
 from armorm.progress import Advance, progress
 
 
@@ -77,15 +78,27 @@ class LocalWorker:
             for number in work.numbers:
                 conversations = [work.encoded[i] for i in work.places[number]]
                 engine = engine or resumed_engine(self.backbone, work.plan.settings, conversations)
-                shard = compute_shard(engine, conversations, work.owned(number), advance)
-                work.store.write_shard(shard_name(work.plan.id, number), **shard)
+                name = shard_name(work.plan.id, number)
+                part = part_path(work.store.folder / name)
+                shard = compute_shard(engine, conversations, work.owned(number), advance, part)
+                work.store.write_shard(name, **shard)
+                part.unlink(missing_ok=True)
 
 
 def compute_shard(
-    engine: Engine, conversations: Sequence[EncodedConversation], owned: np.ndarray, advance: Advance
+    engine: Engine,
+    conversations: Sequence[EncodedConversation],
+    owned: np.ndarray,
+    advance: Advance,
+    part: Path | None = None,
 ) -> dict[str, Any]:
-    """Features of one shard as arguments of `store.write_shard`; `owned` are the keys of the prompts that it stores."""
-    prompt, response = engine.features(conversations, advance)
+    """Features of one shard as arguments of `store.write_shard`.
+
+    Args:
+        owned: keys of the prompts that the shard stores.
+        part: as of `Engine.features`.
+    """
+    prompt, response = engine.features(conversations, advance, part)
     keys, first = np.unique(prompt_keys_of(conversations), return_index=True)
     rows = np.sort(first[np.isin(keys, owned)])
     return {

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 
 from armorm.errors import CheckpointError
-from armorm.files import write_json, write_text, write_whole
+from armorm.files import files_together, require_space, write_json, write_text
 from armorm.model.configuration import ArmoRMConfig
 from armorm.model.modeling import HEADS, ArmoRMForSequenceClassification
 from armorm.model.released import ARCHITECTURES, NOT_BACKBONE, OWN_FIELDS
@@ -57,17 +57,20 @@ def save_model(
     if settings is not None and config.steering:
         config, state = folded(config, state)
         settings = to_released(config, dtype)
-    model.with_config(config).save_pretrained(folder, state_dict=state, max_shard_size=max_shard_size)
-    config.dtype = dtype  # transformers writes the dtype in memory, and would read the file in it
-    config.save_pretrained(folder)
-    if settings is not None:
-        write_json(folder / "config.json", settings)
-    tokenizer.save_pretrained(folder)
-    make_readable(folder)
-    if model.adapters is not None and layout == "armorm":
-        model.adapters.write(folder)
-    if self_contained:
-        make_self_contained(folder, layout)
+    size = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
+    require_space(folder, size, "the weights")
+    with files_together(folder) as temporary:
+        model.with_config(config).save_pretrained(temporary, state_dict=state, max_shard_size=max_shard_size)
+        config.dtype = dtype  # transformers writes the dtype in memory, and would read the file in it
+        config.save_pretrained(temporary)
+        if settings is not None:
+            write_json(temporary / "config.json", settings)
+        tokenizer.save_pretrained(temporary)
+        make_readable(temporary)
+        if model.adapters is not None and layout == "armorm":
+            model.adapters.write(temporary)
+        if self_contained:
+            make_self_contained(temporary, layout)
 
 
 def save_heads(model: ArmoRMForSequenceClassification, folder: Path) -> None:
@@ -84,14 +87,14 @@ def save_heads(model: ArmoRMForSequenceClassification, folder: Path) -> None:
     record_heads(model.config, model.state_dict())
     config = copy.deepcopy(model.config)
     config.backbone_source["referenced"] = True
-    folder.mkdir(parents=True, exist_ok=True)
     heads = {name: tensor.contiguous() for name, tensor in model.state_dict().items() if not name.startswith("model.")}
-    if model.config.adapters:
-        if model.adapters is None:
-            raise CheckpointError("the model was fine-tuned with adapters, which are not in its folder: save it whole")
-        model.adapters.write(folder)
-    write_whole(folder / HEADS, lambda path: save_file(heads, path, metadata={"format": "pt"}))
-    config.save_pretrained(folder)
+    if model.config.adapters and model.adapters is None:
+        raise CheckpointError("the model was fine-tuned with adapters, which are not in its folder: save it whole")
+    with files_together(folder) as temporary:
+        if model.config.adapters and model.adapters is not None:
+            model.adapters.write(temporary)
+        save_file(heads, temporary / HEADS, metadata={"format": "pt"})
+        config.save_pretrained(temporary)
 
 
 def make_self_contained(folder: Path, layout: Layout) -> None:

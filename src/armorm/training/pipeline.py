@@ -33,6 +33,7 @@ from armorm.heads.gate_training import GateReport
 from armorm.heads.rated_record import FILE as RATED_RECORD
 from armorm.heads.regression import RegressionHead
 from armorm.heads.uncertainty import Uncertainty
+from armorm.locks import locked
 from armorm.model.configuration import ArmoRMConfig
 from armorm.model.remote_code import GatingNetwork
 from armorm.objectives import Objective, ObjectiveSet
@@ -86,7 +87,8 @@ def train(recipe: Recipe, output_dir: str | Path, *, features: str | Path | None
     console = Terminal(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
     start = time.monotonic()
     folder = Path(output_dir)
-    model = _Run(recipe, folder, Path(features) if features else folder / "work" / "features", console).train()
+    with locked(folder / "work"):
+        model = _Run(recipe, folder, Path(features) if features else folder / "work" / "features", console).train()
     console.print(f"done in {time.monotonic() - start:,.0f} s: {output_dir}")
     return model
 
@@ -443,12 +445,8 @@ def write_rejected(folder: Path, corpus: Corpus, table: RatingTable, pairs: Sequ
 
 
 def save_run(model: ArmoRM, metrics: dict[str, Any], folder: Path, name: str) -> None:
-    """Write the model, metrics.json and the model card; config.json, which makes the folder a model, is moved last."""
+    """Write the model, metrics.json and the model card."""
     metrics = plain(metrics)
-    temporary = folder / "work" / "model"
-    model.save_pretrained(temporary)
-    for path in sorted(temporary.iterdir(), key=lambda path: path.name == "config.json"):
-        path.replace(folder / path.name)
-    temporary.rmdir()
+    model.save_pretrained(folder)
     write_json(folder / "metrics.json", metrics)
     write_text(folder / "README.md", model_card(name, metrics, model.objectives))

@@ -44,7 +44,7 @@ from armorm.data.decontamination import prompt_groups
 from armorm.data.seen_prompts import SeenPrompts
 from armorm.errors import FitError, MissingExtraError
 from armorm.features.engine import keys_of
-from armorm.files import write_json
+from armorm.files import files_together, write_json
 from armorm.heads.regression import MIN_RATINGS, fit_regression, fold_of
 from armorm.objectives import ObjectiveSet
 from armorm.progress import progress
@@ -155,8 +155,9 @@ def _write_tuned(learner: Learner, whole: Backbone, folder: Path) -> None:
         for name, parameter in learner.decoder.named_parameters():
             if parameter.requires_grad:
                 state[name].copy_(parameter)
-    whole.model.save_pretrained(folder)
-    whole.tokenizer.save_pretrained(folder)
+    with files_together(folder) as temporary:
+        whole.model.save_pretrained(temporary)
+        whole.tokenizer.save_pretrained(temporary)
 
 
 def is_chosen(group_key: str, share: float) -> bool:

@@ -1,0 +1,291 @@
+"""Stop commands at random moments, and let the disk fill up: do they end with the same bytes, and in one line?
+
+    python benchmarks/reliability.py                       # 100 kills, 50 signals and 50 full disks
+    python benchmarks/reliability.py --kills 5 --signals 5 --full-disks 5 --commands score embed
+
+Three shows, over train, embed, extend, evaluate and score with the embedded models:
+
+kills       SIGKILL at random moments; the same command then runs to its end. Its output must have the bytes of a run
+            that nobody disturbed.
+signals     SIGINT and SIGTERM in turn. The command must end within two seconds (of an idle machine: `--limit`) with
+            exit code 130 or 143 and exactly one new line, which names what is kept; then as above.
+full disks  The output is on a file system that is full after a random number of bytes. The command must end with exit
+            code 1 and one line that names the output; with space again it must end with the same bytes. Needs root, to
+            mount a tmpfs.
+
+Moments are drawn from the whole run time of a command, from the first tenth of a second on. Prints a table of counts
+and writes `results/reliability.json`; exit code 1 if anything differs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+
+FIRST_MOMENT = 0.1  # Python has started, and handles signals
+RECIPE = """name: reliability
+backbone: {{model: armorm-tiny}}
+ratings:
+  - {{data: {data}/rated.jsonl, objectives: {{quality: [1, 5], tone: [1, 5]}}}}
+preferences:
+  - {{data: {data}/pairs.jsonl}}
+gating: {{hidden_size: 16, hidden_layers: 1, steps: 60}}
+"""
+# Output that is not the result of a command: locks, times of training, the log of the gate's steps.
+APART = {".lock"}
+
+
+@dataclass
+class Tally:
+    """Counts of one show."""
+
+    runs: int = 0
+    same: int = 0  # ended with the same bytes
+    stopped: int = 0  # before their end
+    faults: list[str] = field(default_factory=list)
+    slowest: float = 0.0  # seconds from a signal to the end
+
+
+def write_data(folder: Path, rows: int, rng: random.Random) -> None:
+    """Rated rows, pairs and rows to score."""
+    folder.mkdir(parents=True)
+    words = ["rice", "water", "fire", "stone", "river", "light", "paper", "glass", "bread", "cloud"]
+    rated, pairs = [], []
+    for row in range(rows):
+        prompt = f"Tell me about {words[row % 10]} {row // 4}."
+        response = " ".join(rng.choices(words, k=4 + row % 30))
+        entry = {"prompt": prompt, "response": response, "quality": 1 + row % 5, "tone": 1 + (row // 3) % 5}
+        rated.append(entry | {"warmth": 1 + (row // 7) % 5})
+        pairs.append({"prompt": prompt, "chosen": response + " indeed.", "rejected": response})
+    for name, entries in (("rated", rated), ("pairs", pairs)):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    (folder / "recipe.yaml").write_text(RECIPE.format(data=folder))
+
+
+def arguments_of(data: Path, base: Path) -> dict[str, Callable[[Path], list[str]]]:
+    """The arguments of each command, given its output; `base` is a model to extend."""
+    tiny = ["--model", "armorm-tiny-rm", "--dtype", "float32", "--device", "cpu"]
+    return {
+        "score": lambda out: ["score", f"{data}/rated.jsonl", "-o", f"{out}/scores.jsonl", *tiny],
+        "embed": lambda out: ["embed", f"{data}/rated.jsonl", "-o", f"{out}/features", "-b", "armorm-tiny"],
+        "evaluate": lambda out: [
+            *("evaluate", "pairs", "-d", f"{data}/pairs.jsonl", "-o", f"{out}/results.json", "--include-seen"),
+            *tiny,
+        ],
+        "train": lambda out: ["train", f"{data}/recipe.yaml", "-o", f"{out}/model"],
+        "extend": lambda out: [
+            *("extend", str(base), "--ratings", f"{data}/rated.jsonl", "--objective", "warmth=1:5"),
+            *("-o", f"{out}/extended"),
+        ],
+    }
+
+
+def start(arguments: list[str], log: Path) -> subprocess.Popen[bytes]:
+    """Run a command of armorm; both outputs go to a file."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with log.open("wb") as file:
+        return subprocess.Popen(
+            [sys.executable, "-m", "armorm", *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=file,
+            env=environment,
+        )
+
+
+def finish(arguments: list[str], log: Path) -> int:
+    """Run a command to its end; its exit code."""
+    return start(arguments, log).wait()
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file below a folder, without names of the folder in text."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path.name not in APART:
+            content = path.read_bytes().replace(str(folder).encode(), b"FOLDER")
+            found[str(path.relative_to(folder))] = sha256(content).hexdigest()
+    return found
+
+
+def difference(expected: dict[str, str], found: dict[str, str]) -> str:
+    """Names of the files that differ; empty if none does."""
+    names = sorted(name for name in {*expected, *found} if expected.get(name) != found.get(name))
+    return ", ".join(names)
+
+
+class Shows:
+    """The three shows on one command at a time."""
+
+    def __init__(self, work: Path, rng: random.Random, limit: float) -> None:
+        self.work, self.rng, self.limit = work, rng, limit
+        self.log = work / "log"
+
+    def undisturbed(self, arguments: Callable[[Path], list[str]]) -> tuple[dict[str, str], float]:
+        """Digests and seconds of a run that nobody stops."""
+        out = self.fresh()
+        begin = time.monotonic()
+        if finish(arguments(out), self.log):
+            raise SystemExit(f"the undisturbed run failed: {self.log.read_text()}")
+        return digests(out), time.monotonic() - begin
+
+    def fresh(self) -> Path:
+        """The output folder, empty; the same each time, since results name it."""
+        out = self.work / "out"
+        shutil.rmtree(out, ignore_errors=True)
+        out.mkdir()
+        return out
+
+    def resume(self, tally: Tally, arguments: list[str], out: Path, expected: dict[str, str], what: str) -> None:
+        """Run to the end and compare."""
+        code = finish(arguments, self.log)
+        if code:
+            tally.faults.append(f"{what}: the run after it failed with {code}: {self.last_line()}")
+            return
+        differing = difference(expected, digests(out))
+        if differing:
+            tally.faults.append(f"{what}: {differing} differ")
+        else:
+            tally.same += 1
+
+    def last_line(self) -> str:
+        lines = self.log.read_text(errors="replace").strip().splitlines()
+        return lines[-1] if lines else ""
+
+    def kill(self, tally: Tally, arguments: Callable[[Path], list[str]], expected: dict[str, str], span: float) -> None:
+        """SIGKILL at one moment, then resume."""
+        out, moment = self.fresh(), self.rng.uniform(FIRST_MOMENT, span)
+        process = start(arguments(out), self.log)
+        time.sleep(moment)
+        process.kill()
+        tally.runs += 1
+        tally.stopped += process.wait() < 0
+        self.resume(tally, arguments(out), out, expected, f"kill after {moment:.2f} s")
+
+    def signal(
+        self, tally: Tally, arguments: Callable[[Path], list[str]], expected: dict[str, str], span: float
+    ) -> None:
+        """SIGINT or SIGTERM at one moment, then resume."""
+        number = (signal.SIGINT, signal.SIGTERM)[tally.runs % 2]
+        out, moment = self.fresh(), self.rng.uniform(FIRST_MOMENT, span)
+        process = start(arguments(out), self.log)
+        time.sleep(moment)
+        running = process.poll() is None
+        process.send_signal(number)
+        begin = time.monotonic()
+        code = process.wait()
+        seconds, what = time.monotonic() - begin, f"{number.name} after {moment:.2f} s"
+        tally.runs += 1
+        if code == 128 + number:
+            tally.stopped += 1
+            tally.slowest = max(tally.slowest, seconds)
+            if seconds > self.limit:
+                tally.faults.append(f"{what}: ended after {seconds:.1f} s")
+            words = ("armorm: interrupted", "armorm: terminated")
+            if not self.last_line().startswith(words) or "Traceback" in self.log.read_text():
+                tally.faults.append(f"{what}: the last line is {self.last_line()!r}")
+        elif code and running:
+            tally.faults.append(f"{what}: exit code {code}: {self.last_line()}")
+        self.resume(tally, arguments(out), out, expected, what)
+
+    def full_disk(
+        self, tally: Tally, arguments: Callable[[Path], list[str]], expected: dict[str, str], size: int
+    ) -> None:
+        """Run with little space, then with enough."""
+        out, space = self.fresh(), self.rng.randrange(16_384, size)
+        with tmpfs(out, space) as resize:
+            code = finish(arguments(out), self.log)
+            tally.runs += 1
+            what = f"a disk of {space:,} bytes"
+            text, line = self.log.read_text(), self.last_line()
+            if code:
+                tally.stopped += 1
+                named = code == 1 and "Traceback" not in text and line.startswith("armorm: ") and str(out) in line
+                if not named:
+                    tally.faults.append(f"{what}: exit code {code}, {line!r}")
+            resize(4 * size + (64 << 20))
+            self.resume(tally, arguments(out), out, expected, what)
+
+
+@contextmanager
+def tmpfs(folder: Path, size: int) -> Iterator[Callable[[int], None]]:
+    """A file system in memory at a folder; yields a function that sets its size in bytes."""
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)], check=True)
+
+    def resize(size: int) -> None:
+        subprocess.run(["mount", "-o", f"remount,size={size}", str(folder)], check=True)
+
+    try:
+        yield resize
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def show(options: argparse.Namespace, work: Path) -> dict[str, dict[str, Tally]]:
+    """Run the shows; tallies by show and command."""
+    rng = random.Random(options.seed)
+    data, base = work / "data", work / "base"
+    write_data(data, options.rows, rng)
+    commands = arguments_of(data, base)
+    if "extend" in options.commands and finish(["train", f"{data}/recipe.yaml", "-o", str(base)], work / "log"):
+        raise SystemExit((work / "log").read_text())
+    shows = Shows(work, rng, options.limit)
+    found: dict[str, dict[str, Tally]] = {"kills": {}, "signals": {}, "full disks": {}}
+    for place, name in enumerate(options.commands):
+        arguments = commands[name]
+        expected, span = shows.undisturbed(arguments)
+        size = sum(path.stat().st_size for path in (work / "out").rglob("*") if path.is_file())
+        print(f"{name}: {span:.1f} s, {len(expected)} files, {size:,} bytes", file=sys.stderr)
+        counts = {"kills": options.kills, "signals": options.signals, "full disks": options.full_disks}
+        runs = {"kills": (shows.kill, span), "signals": (shows.signal, span), "full disks": (shows.full_disk, size)}
+        for kind, (run, extent) in runs.items():
+            tally = found[kind][name] = Tally()
+            share = counts[kind] // len(options.commands) + (place < counts[kind] % len(options.commands))
+            for _ in range(share):
+                run(tally, arguments, expected, extent)  # type: ignore[arg-type]
+            print(f"  {kind}: {tally.same} of {tally.runs} the same", *tally.faults, sep="\n    ", file=sys.stderr)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--signals", type=int, default=50)
+    parser.add_argument("--full-disks", type=int, default=50, help="0 without root")
+    parser.add_argument("--commands", nargs="+", default=["score", "embed", "evaluate", "train", "extend"])
+    parser.add_argument("--rows", type=int, default=600)
+    parser.add_argument("--limit", type=float, default=2.0, help="seconds from a signal to the end")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "reliability.json")
+    options = parser.parse_args()
+    for number in (signal.SIGINT, signal.SIGHUP):  # commands inherit what a shell ignores in the background
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    with tempfile.TemporaryDirectory() as work:
+        found = show(options, Path(work))
+    print(f"{'show':12}{'command':10}{'runs':>6}{'stopped':>9}{'same':>6}{'faults':>8}{'slowest':>9}")
+    rows = [(kind, name, tally) for kind, tallies in found.items() for name, tally in tallies.items() if tally.runs]
+    for kind, name, tally in rows:
+        slowest = f"{tally.slowest:.1f} s" if tally.slowest else ""
+        counts = f"{tally.runs:6}{tally.stopped:9}{tally.same:6}{len(tally.faults):8}{slowest:>9}"
+        print(f"{kind:12}{name:10}{counts}")
+    entries = [{"show": kind, "command": name, **vars(tally)} for kind, name, tally in rows]
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    options.output.write_text(json.dumps({"rows": options.rows, "seed": options.seed, "shows": entries}, indent=1))
+    sys.exit(any(tally.faults for *_, tally in rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -34,7 +34,7 @@ ORDER: dict[str, list[str]] = {
         "hugging-face.md",
         "without-armorm.md",
     ],
-    "Reference": ["reference/recipe.md", "reference/cli.md", "reference/api.md"],
+    "Reference": ["reference/recipe.md", "reference/cli.md", "reference/api.md", "reliability.md"],
     "Project": ["architecture.md", "contributing.md", "release.md", "changelog.md", "migration.md", "licences.md"],
 }
 

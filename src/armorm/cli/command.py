@@ -29,10 +29,10 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
     def run(*arguments: Any, **values: Any) -> None:
         keep("")
         try:
-            write_out("")  # a closed output is rejected before the work
             require_outputs(*_places(function, values))
             function(*arguments, **values)
-            write_out("")  # what buffers hold
+            if sys.stdout is not None:
+                write_out("")  # what buffers hold
         except BrokenPipeError as error:
             if not _reader_is_gone():
                 end(error)

@@ -12,7 +12,7 @@ from typer import Argument, Option
 
 from armorm.cli.input import input_rows, valid_rows
 from armorm.cli.options import DeviceOption, DtypeOption, ModelOption, Place, ScorerOption
-from armorm.cli.output import lines_to, resumable
+from armorm.cli.output import lines_to, resumable, write_out
 from armorm.errors import DataError
 from armorm.files import DEFAULT_REWARD_MODEL, json_text
 from armorm.progress import ignore, say
@@ -50,6 +50,8 @@ def rank(
     from armorm.evaluation.scorer import CallableScorer
     from armorm.evaluation.scorers import load_scorer
 
+    if output is None:
+        write_out("")  # a closed output is found before the work
     function = CallableScorer.from_name(scorer) if scorer is not None else None
     candidates = read_candidates(valid_rows(input_rows(input)))
     first = list(islice(candidates, 1))  # an unreadable file is reported before the model is loaded

@@ -11,7 +11,7 @@ from typer import Argument, Option
 
 from armorm.cli.input import input_or_example, row_content, split_rejected
 from armorm.cli.options import DeviceOption, DtypeOption, ModelOption, Place
-from armorm.cli.output import lines_to, require_outputs, resumable, write_rejected
+from armorm.cli.output import lines_to, require_outputs, resumable, write_out, write_rejected
 from armorm.data.rows import Row
 from armorm.errors import ArmormError, DataError
 from armorm.files import DEFAULT_REWARD_MODEL, json_text, output_target
@@ -53,6 +53,8 @@ def score(
     beside = output is not None and output_target(output) is not None  # not beside a device or a FIFO
     listing = rejected or (output.with_name(f"{output.stem}.rejected.jsonl") if output and beside else None)
     require_outputs([path for path in (output, listing) if path], inputs=[input] if input else [])
+    if output is None:
+        write_out("")  # a closed output is found before the work
     rows = input_or_example(input)
     rows = chain(list(islice(rows, 1)), rows)  # an unreadable file is reported before the model is loaded
     rm = ArmoRM.from_pretrained(model, dtype=dtype, device=device)

@@ -21,7 +21,7 @@ class Stopped(BaseException):
 
 @pytest.fixture
 def encoded(tiny_backbone):
-    dialogues = [chat(f"Question {row % 6}?", "word " * (3 + row % 11)) for row in range(24)]
+    dialogues = [chat(f"Question {row % 6}?", f"{row} " + "word " * (9 + row % 11)) for row in range(24)]
     rows = tiny_backbone.template.encode([Conversation.from_messages(dialogue) for dialogue in dialogues])
     return sorted(rows, key=lambda row: row.ids.tolist())
 
@@ -30,24 +30,24 @@ def encoded(tiny_backbone):
 def test_a_shard_that_was_stopped_is_finished_with_the_same_features(
     tiny_backbone, encoded, tmp_path, monkeypatch, mechanism
 ):
-    expected = Engine(tiny_backbone, 96, mechanism).features(encoded, lambda tokens: None)
+    whole: list[int] = []
+    expected = Engine(tiny_backbone, 64, mechanism).features(encoded, whole.append)
+    assert len(whole) > 3
     monkeypatch.setattr(engines, "PART_SECONDS", 0.0)
     part, passes = tmp_path / "part.safetensors", []
 
-    def stop_after_three(tokens: int) -> None:
+    def stop_in_the_third(tokens: int) -> None:
         passes.append(tokens)
-        if len(passes) == 4:
+        if len(passes) == 3:
             raise Stopped
 
     with pytest.raises(Stopped):
-        Engine(tiny_backbone, 96, mechanism).features(encoded, stop_after_three, part)
+        Engine(tiny_backbone, 64, mechanism).features(encoded, stop_in_the_third, part)
     again: list[int] = []
-    found = Engine(tiny_backbone, 96, mechanism).features(encoded, again.append, part)
+    found = Engine(tiny_backbone, 64, mechanism).features(encoded, again.append, part)
     for one, other in zip(found, expected, strict=True):
         assert np.array_equal(one, other)
-    whole: list[int] = []
-    Engine(tiny_backbone, 96, mechanism).features(encoded, whole.append)
-    assert len(again) == 1 + len(whole) - 3  # the finished rows at once, then every other pass
+    assert len(again) == 1 + len(whole) - 2  # the finished rows at once, then every other pass
 
 
 def test_a_part_of_another_engine_or_a_damaged_one_is_not_used(tiny_backbone, encoded, tmp_path, monkeypatch):

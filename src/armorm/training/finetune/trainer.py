@@ -23,6 +23,7 @@ from armorm.backbone.adapters import add_adapters
 from armorm.backbone.chat_template import EncodedConversation
 from armorm.backbone.decoder import Backbone
 from armorm.backbone.lower_layers import layer_list, skip_lower_layers
+from armorm.files import output_errors
 from armorm.progress import ignore, progress
 from armorm.training.finetune.collator import WIDTH_STEP, PromptTree, model_inputs, tree_batches, tree_tensors
 from armorm.training.finetune.state_cache import StateCache
@@ -354,7 +355,8 @@ def run_trainer(
             callbacks=[Progress()],
         )
         trainer.remove_callback(PrinterCallback)
-        trainer.train(resume_from_checkpoint=checkpoint)
+        with output_errors(Path(str(arguments.output_dir))):  # of checkpoints
+            trainer.train(resume_from_checkpoint=checkpoint)
     if validate is not None:
         learner.load_state_dict(best.state())
     names = ("step", "epoch", "loss", "learning_rate", "grad_norm")

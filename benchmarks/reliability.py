@@ -35,6 +35,7 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 
+PAGE = 4096  # bytes that a tmpfs gives at once
 FIRST_MOMENT = 0.1  # Python has started, and handles signals
 RECIPE = """name: reliability
 backbone: {{model: armorm-tiny}}
@@ -205,7 +206,7 @@ class Shows:
         self, tally: Tally, arguments: Callable[[Path], list[str]], expected: dict[str, str], size: int
     ) -> None:
         """Run with little space, then with enough."""
-        out, space = self.fresh(), self.rng.randrange(16_384, size)
+        out, space = self.fresh(), PAGE * self.rng.randint(1, max(4, size // PAGE))
         with tmpfs(out, space) as resize:
             code = finish(arguments(out), self.log)
             tally.runs += 1

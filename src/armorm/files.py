@@ -16,10 +16,10 @@ import os
 import re
 import shutil
 import stat
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -172,24 +172,26 @@ def output_target(path: Path) -> Path | None:
 _OPEN_FILES = ("/dev/fd/", "/dev/std", "/proc/")
 
 
-@contextmanager
-def output_errors(path: Path) -> Iterator[None]:
-    """Errors of writing to `path`, by the system or safetensors, become an `OutputError` that names it."""
-    try:
-        yield
-    except OutputError:
-        raise
-    except _writing_errors() as error:
-        raise OutputError(path, error if isinstance(error, OSError) else _system_message(error)) from None
+def output_errors(path: Path) -> AbstractContextManager[None]:
+    """Errors of writing to `path`, by the system, safetensors or tokenizers, become an `OutputError` that names it."""
+    return _OutputErrors(path)
 
 
-def _writing_errors() -> tuple[type[Exception], ...]:
-    """OSError, and the error of safetensors if anything has imported it."""
-    module = sys.modules.get("safetensors")
-    return (OSError,) if module is None else (OSError, module.SafetensorError)
+@dataclass
+class _OutputErrors(AbstractContextManager[None]):
+    path: Path
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if error is None or isinstance(error, OutputError):
+            return
+        if isinstance(error, OSError):
+            raise OutputError(self.path, error) from None
+        # (tokenizers raises a plain Exception; safetensors is perhaps not imported.)
+        if type(error).__name__ == "SafetensorError" or (kind is Exception and "(os error" in str(error)):
+            raise OutputError(self.path, _system_message(error)) from None
 
 
-def _system_message(error: Exception) -> str:
+def _system_message(error: BaseException) -> str:
     """What the system said in an error of a Rust library: 'I/O error: No space left on device (os error 28)'."""
     found = re.search(r"([^:]*) \(os error \d+\)", str(error))
     return found[1].strip() if found else str(error)
@@ -288,26 +290,17 @@ def files_together(folder: Path, last: str = "config.json") -> Iterator[Path]:
         OutputError: if a file cannot be written.
     """
     temporary = folder / f".writing.{os.getpid()}.tmp"
-    with temporary_file(temporary):
-        with output_errors(folder):
-            temporary.mkdir(parents=True)
-        try:
-            with output_errors(folder):
-                yield temporary
-        except Exception as error:
-            # (tokenizers raises a plain Exception.)
-            if type(error) is Exception and "(os error" in str(error):
-                raise OutputError(folder, _system_message(error)) from None
-            raise
-        with output_errors(folder):
-            names = sorted((path.name for path in temporary.iterdir()), key=lambda name: name == last)
-            if last in names:
-                (folder / last).unlink(missing_ok=True)
-            for name in names:
-                _set_permissions(temporary / name, folder / name)
-                with open(temporary / name, "rb") as written:
-                    os.fsync(written.fileno())
-                (temporary / name).replace(folder / name)
+    with temporary_file(temporary), output_errors(folder):
+        temporary.mkdir(parents=True)
+        yield temporary
+        names = sorted((path.name for path in temporary.iterdir()), key=lambda name: name == last)
+        if last in names:
+            (folder / last).unlink(missing_ok=True)
+        for name in names:
+            _set_permissions(temporary / name, folder / name)
+            with open(temporary / name, "rb") as written:
+                os.fsync(written.fileno())
+            (temporary / name).replace(folder / name)
 
 
 def require_space(path: Path, size: int, what: str) -> None:

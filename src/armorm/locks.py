@@ -10,7 +10,7 @@ import os
 import re
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -56,8 +56,8 @@ def locked(folder: Path, *, wait: bool = False) -> Iterator[bool]:
 def _acquire(folder: Path, wait: bool) -> tuple[IO[str], bool]:
     waited = False
     while True:
-        file = open(folder / FILE, "a+", encoding="utf-8")  # noqa: SIM115 (held by the caller)
-        try:
+        with ExitStack() as stack:
+            file = stack.enter_context(open(folder / FILE, "a+", encoding="utf-8"))
             if not _take(file):
                 waited = _report_holder(folder, file, wait, waited)
                 time.sleep(0.5)
@@ -65,11 +65,8 @@ def _acquire(folder: Path, wait: bool) -> tuple[IO[str], bool]:
                 file.truncate(0)
                 file.write(f"process {os.getpid()}")
                 file.flush()
+                stack.pop_all()  # it stays open
                 return file, waited
-        except BaseException:
-            file.close()
-            raise
-        file.close()
 
 
 def _report_holder(folder: Path, file: IO[str], wait: bool, reported: bool) -> bool:

@@ -62,10 +62,10 @@ def work_folder(output: Path | None) -> Iterator[Path | None]:
         return
     folder = partial_folder(output)
     with locked(folder):
+        done = False
         try:
             yield folder
-        except BaseException:
-            if [path.name for path in folder.iterdir()] == [LOCK]:
+            done = True
+        finally:
+            if done or [path.name for path in folder.iterdir()] == [LOCK]:
                 shutil.rmtree(folder)
-            raise
-        shutil.rmtree(folder)

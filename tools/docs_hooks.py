@@ -31,6 +31,7 @@ ORDER: dict[str, list[str]] = {
         "serving.md",
         "dense-rewards.md",
         "integrations.md",
+        "vllm.md",
         "hugging-face.md",
         "without-armorm.md",
     ],

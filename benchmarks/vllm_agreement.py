@@ -17,6 +17,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -59,6 +60,14 @@ def post(url: str, body: Any) -> Any:
 
 
 @contextmanager
+def running(url: str) -> Iterator[str]:
+    """The URL of a server that runs already."""
+    while not healthy(url):
+        time.sleep(1)
+    yield url
+
+
+@contextmanager
 def vllm_server(model: str, dtype: str, log: Path, *options: str) -> Iterator[str]:
     """vLLM's server for a model for as long as the block runs; its URL."""
     with socket.socket() as free:
@@ -90,16 +99,16 @@ def healthy(url: str) -> bool:
         return False
 
 
-def mixed_lengths(conversations: Sequence[Conversation], seed: int = 0) -> list[Conversation]:
-    """The conversations in random order, every tenth with its response repeated up to eight times."""
+def mixed_lengths(conversations: Sequence[Conversation], seed: int = 0, whole: int = 25) -> list[Conversation]:
+    """The conversations in random order: every `whole`-th as it is, the others as one short turn and reply."""
     rng = np.random.default_rng(seed)
     found = []
     for place, index in enumerate(rng.permutation(len(conversations))):
         one = conversations[index]
-        times = int(rng.integers(2, 9)) if place % 10 == 0 else 1
-        messages = [message.to_dict() for message in one.messages]
-        messages[-1]["content"] = " ".join([one.response] * times)
-        found.append(Conversation.from_messages(messages))
+        prompt, response = (
+            " ".join(text.split()[: rng.integers(1, 13)]) for text in (one.prompt[-1].content, one.response)
+        )
+        found.append(one if place % whole == 0 else Conversation.from_prompt(prompt or "Hello.", response))
     return found
 
 
@@ -146,6 +155,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32", choices=TOLERANCE)
     parser.add_argument("--conversations", type=int, default=500)
     parser.add_argument("--data", type=Path, default=Path(__file__).parents[2] / "shared" / "data")
+    parser.add_argument("--url", help="of a server with the model that runs already")
     parser.add_argument("--ways", nargs="+", default=["alone", "together", "named"])
     parser.add_argument("--output", type=Path, help="JSON; by default under benchmarks/results")
     arguments = parser.parse_args()
@@ -160,9 +170,10 @@ def main() -> None:
     del rm
     folder = str(embedded_path(arguments.model) or arguments.model)
     ways = {"alone": score_alone, "together": score_together, "named": score_named}
-    with vllm_server(
-        folder, arguments.dtype, Path("vllm_agreement.log"), "--max-num-batched-tokens", str(CHUNK)
-    ) as url:
+    options = "--max-num-batched-tokens", str(CHUNK)
+    log = Path(tempfile.mkdtemp()) / "vllm.log"
+    server = running(arguments.url) if arguments.url else vllm_server(folder, arguments.dtype, log, *options)
+    with server as url:
         rows = {way: compared(expected, ways[way](url, conversations)) for way in arguments.ways}
     table = Table("requests", "largest difference", "mean difference", "decisions that differ")
     for way, row in rows.items():

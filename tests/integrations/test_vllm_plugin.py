@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import re
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import pytest
 from armorm.backbone.locate import backbone_path
 from armorm.errors import CheckpointError
 from armorm.files import embedded_path
-from armorm.integrations.vllm_plugin import ModelSettings, ServedConfig, reward_config
+from armorm.integrations.vllm_plugin import SERVED, ModelSettings, ServedConfig, reward_config
 from tests.helpers.docs_blocks import DOCS
 from tests.helpers.small_models import changed, reward_model
 
@@ -56,6 +57,14 @@ def test_a_released_config_has_one_label_and_its_objectives(tmp_path):
     assert reward_config(model.hf_config).objective_set.names == rm.objectives.names
     assert reward_config(model.hf_config).gate_pattern == rm.model.config.gate_pattern
     assert model.tokenizer == str(tmp_path)
+
+
+@pytest.mark.parametrize("settings", [{}, {"self_contained": True}, {"layout": "released"}])
+def test_every_saved_model_names_an_architecture_that_the_plugin_registers(settings, tmp_path):
+    reward_model().save_pretrained(tmp_path, **settings)
+    architectures = json.loads((tmp_path / "config.json").read_text())["architectures"]
+    assert len(architectures) == 1
+    assert set(architectures) <= set(SERVED)
 
 
 def test_the_prefix_cache_is_switched_off():
@@ -106,7 +115,8 @@ def test_the_flags_of_the_page_are_those_of_vllm():
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
     known = arguments.make_arg_parser(FlexibleArgumentParser())._option_string_actions
-    flags = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", (DOCS / "vllm.md").read_text())) - {"--json"}
+    flags = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", (DOCS / "vllm.md").read_text()))
+    flags -= {"--json", "--self-contained"}  # of curl and armorm
     assert flags and flags <= set(known)
 
 

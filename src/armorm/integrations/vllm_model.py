@@ -59,7 +59,7 @@ class ServedRewardModel(RewardHeads):
         if family is None:
             raise CheckpointError(f"{self.name}: no decoder of vLLM for backbones of type {text.model_type!r}")
         decoder = init_vllm_registered_model(vllm_config, hf_config=text, architectures=[family], prefix=prefix)
-        self.model = getattr(decoder, "model", None)
+        self.model: Any = getattr(decoder, "model", None)
         if self.model is None:
             raise CheckpointError(f"{self.name}: vLLM's {family} has no decoder named model, so it cannot be read")
         if not self._readout.get("normed", True):

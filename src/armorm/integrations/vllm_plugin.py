@@ -24,7 +24,7 @@ from armorm.model.released import ARCHITECTURES, from_released
 
 NAME = "armorm"  # of the tokenizer mode, and of the request processor
 EVERYTHING = "armorm_everything"  # of `PoolingParams.extra_kwargs`: all values, not only the score
-_SERVED = ("ArmoRMForSequenceClassification", *ARCHITECTURES.values())
+SERVED = ("ArmoRMForSequenceClassification", *ARCHITECTURES.values())
 
 
 class ServedConfig(ArmoRMConfig):
@@ -91,7 +91,7 @@ def register() -> None:
     from vllm.tokenizers.registry import TokenizerRegistry
 
     AutoConfig.register(ServedConfig.model_type, ServedConfig, exist_ok=True)
-    for architecture in _SERVED:
+    for architecture in SERVED:
         ModelRegistry.register_model(architecture, "armorm.integrations.vllm_model:ServedRewardModel")
         MODELS_CONFIG_MAP[architecture] = ModelSettings
     if NAME not in RENDERER_REGISTRY.renderers:

@@ -29,7 +29,7 @@ from vllm.utils.async_utils import make_async
 
 from armorm import attribution
 from armorm.backbone.chat_template import ChatTemplate, EncodedConversation
-from armorm.backbone.encoding import encode_rows
+from armorm.backbone.encoding import Overflow, encode_rows
 from armorm.backbone.rendered_text import RenderedReader, RenderedTurns
 from armorm.conversation import Conversation
 from armorm.errors import ConversationError, shown
@@ -62,13 +62,13 @@ class RewardEncoder:
         vocabulary = config.backbone_config.get_text_config().vocab_size
         self.reader = RenderedReader(self.template, vocabulary, cast(RenderedTurns, turns))
         self.max_length = min(config.limits.get("max_length") or max_length, max_length)
-        self.overflow = config.limits.get("overflow", "error")
+        overflow = config.limits.get("overflow", "error")
+        self.overflow: Overflow = "error" if overflow == "skip" else overflow
         self.pattern = list(config.gate_pattern)
 
     def conversation(self, conversation: Conversation) -> EncodedIds:
         """Ids of a conversation; a ConversationError for one that cannot be encoded."""
-        overflow = "error" if self.overflow == "skip" else self.overflow
-        return self._checked(encode_rows(self.template, [conversation], self.max_length, overflow).encoded[0])
+        return self._checked(encode_rows(self.template, [conversation], self.max_length, self.overflow).encoded[0])
 
     def messages(self, messages: Any) -> EncodedIds:
         """Ids of a list of messages."""
@@ -128,6 +128,9 @@ class RewardRenderer(HfRenderer):
 
     async def render_messages_async(self, messages: Any, params: Any) -> tuple[Any, Any]:
         return await self._render_messages_async(messages, params)
+
+    def warmup(self, chat_params: Any) -> None:
+        """Nothing: the encoder has encoded a conversation, and vLLM's own one has no reply."""
 
     def _tokenize_prompt(self, prompt: Any, params: Any) -> Any:
         return {**prompt, "prompt_token_ids": _or_refused(self.encoder.text, prompt["prompt"])}

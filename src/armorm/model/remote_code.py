@@ -190,6 +190,7 @@ class RewardHeads(nn.Module):
     """
 
     config: Any
+    reward_transform_matrix: torch.Tensor
 
     def _build_heads(self, config: PretrainedConfig) -> None:
         objectives = getattr(config, "objectives", None)
@@ -206,10 +207,6 @@ class RewardHeads(nn.Module):
             for name, shape in zip(UNCERTAINTY_BUFFERS, ((g, q, wide), (g, q), (g, wide)), strict=True):
                 self.register_buffer(name, torch.zeros(shape, dtype=torch.float32))
         self.quantile_layer = quantile_layer(config, wide)
-        if (
-            self.quantile_layer is not None and "quantile_layer" not in _HEADS
-        ):  # transformers 4 wants existing ones only
-            self._keep_in_fp32_modules = self._keep_in_fp32_modules_strict = [*_HEADS, "quantile_layer"]  # type: ignore[misc]
         self.steering = steering_terms(config)
         self.gating = GatingNetwork(
             d,
@@ -272,6 +269,7 @@ class RewardModel(RewardHeads, PreTrainedModel):
     `half()`, `bfloat16()`, `to(dtype)` cast the backbone only; the heads stay in float32, bit for bit.
     """
 
+    model: Any
     base_model_prefix = "model"
     _keep_in_fp32_modules: ClassVar[list[str]] = _HEADS  # not quantised
     _keep_in_fp32_modules_strict: ClassVar[list[str]] = _HEADS
@@ -297,6 +295,10 @@ class RewardModel(RewardHeads, PreTrainedModel):
         if not self._readout.get("normed", True):
             drop_final_norm(self.model, self._backbone_config.get_text_config().num_hidden_layers)
         self._build_heads(config)
+        if (
+            self.quantile_layer is not None and "quantile_layer" not in _HEADS
+        ):  # transformers 4 wants existing ones only
+            self._keep_in_fp32_modules = self._keep_in_fp32_modules_strict = [*_HEADS, "quantile_layer"]  # type: ignore[misc]
         self.post_init()
 
     @classmethod

@@ -299,7 +299,7 @@ class RewardModel(RewardHeads, PreTrainedModel):
             self.quantile_layer is not None and "quantile_layer" not in _HEADS
         ):  # transformers 4 wants existing ones only
             self._keep_in_fp32_modules = self._keep_in_fp32_modules_strict = [*_HEADS, "quantile_layer"]  # type: ignore[misc]
-        self.post_init()
+        self.post_init()  # type: ignore[operator]  # (transformers has no types here)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *model_args: Any, **kwargs: Any) -> Any:

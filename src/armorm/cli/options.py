@@ -37,6 +37,18 @@ ScorerOption = Annotated[
         help="Score with a Python function instead of --model; it maps a list of conversations to a list of numbers.",
     ),
 ]
+ServerOption = Annotated[
+    str | None,
+    Option(
+        metavar="URL",
+        help="Score with the model of a server instead of --model: armorm serve or vLLM (detected; or "
+        "URL,api=classify|pooling|armorm). URL,tokenizer=NAME sends token ids to vLLM, many conversations a request.",
+    ),
+]
+ApiKeyEnvOption = Annotated[
+    str | None,
+    Option(metavar="NAME", help="Environment variable with the key of a server (default: ARMORM_API_KEY)."),
+]
 FeaturesOption = Annotated[
     Path | None, Option(help="Feature store to reuse and extend; features are computed only once.")
 ]
@@ -46,6 +58,30 @@ IncludeSeenOption = Annotated[
 SplitOption = Annotated[str | None, Option(help="Split of a hub data set or of a folder saved by datasets.")]
 HtmlOption = Annotated[Path | None, Option(help="Also write an HTML page to this file."), Place.FILE]
 JsonOption = Annotated[bool, Option("--json", help="Print JSON instead of tables.")]
+
+
+def chosen_model(context: typer.Context, model: str, server: str | None, scorer: str | None = None) -> str:
+    """The model of a command: its server's if one is named.
+
+    Raises:
+        typer.BadParameter: if more than one of --model, --server and --scorer are given, or no URL for a server.
+    """
+    from armorm.evaluation.scorer_names import ScorerName
+
+    source = context.get_parameter_source("model")
+    named = source is not None and source.name == "COMMANDLINE"
+    for option, value in (("--scorer", scorer), ("--server", server)):
+        if value is not None and (named or (scorer is not None and server is not None)):
+            raise typer.BadParameter(
+                f"{option} replaces --model: expected only one of --model, --server and --scorer "
+                "(the others may be --against)"
+            )
+    if server is None:
+        return model
+    parsed = ScorerName.parse(server)
+    if parsed is None or parsed.kind != "server":
+        raise typer.BadParameter(f"--server: found {server!r}, expected a URL, such as http://127.0.0.1:8008")
+    return server
 
 
 def column_scales(texts: Sequence[str]) -> dict[str, tuple[float, float, Direction | None]]:

@@ -14,9 +14,10 @@ import numpy as np
 
 from armorm.errors import DataError
 from armorm.evaluation.benchmarks import find_benchmark
+from armorm.evaluation.benchmarks.base import Benchmark
 from armorm.evaluation.bootstrap import PERMUTATIONS, RESAMPLES, Clusters, Difference, differences
 from armorm.evaluation.examples import Item
-from armorm.evaluation.metrics import LEVELS
+from armorm.evaluation.metrics import LEVELS, Measurements
 from armorm.evaluation.results import Results, number_array
 from armorm.files import plain
 
@@ -61,34 +62,69 @@ def compare_models(
     Raises:
         DataError: for results of different benchmarks, or without shared examples or objectives.
     """
-    if first.benchmark != second.benchmark:
-        raise DataError(f"found results of {first.benchmark} and of {second.benchmark}, expected the same benchmark")
-    entries, others = ({entry["key"]: entry for entry in results.examples} for results in (first, second))
-    keys = [key for key in entries if key in others]
-    if not keys:
-        raise DataError("found no example in both results, expected the same data")
-    names = [name for name in first.objectives if name in second.objectives]
-    if first.objectives and not names:
-        raise DataError("found no objective in both results")
-    benchmark = find_benchmark(first.benchmark).of_objectives(names, raw=first.raw and second.raw)
-    items = [_item(entries[key], first.objectives, names) for key in keys]
-    here, there = (
-        benchmark.measure(items, [_scores(held[key], results.objectives, names) for key in keys])
-        for results, held in ((first, entries), (second, others))
-    )
-    clusters = Clusters.of_items([item.prompt for item in items], [item.subset for item in items])
-    metrics = [m for m in benchmark.metrics(here) if any(group in here and group in there for group in m.groups)]
+    aligned = align([first, second])
+    here, there = aligned.measurements
+    groups = set(here) & set(there)
+    metrics = [m for m in aligned.benchmark.metrics(here) if any(group in groups for group in m.groups)]
     return ModelComparison(
         benchmark=first.benchmark,
         first=str(first.model["name"]),
         second=str(second.model["name"]),
-        shared=len(keys),
-        only_first=len(entries) - len(keys),
-        only_second=len(others) - len(keys),
+        shared=len(aligned.items),
+        only_first=len(first.examples) - len(aligned.items),
+        only_second=len(second.examples) - len(aligned.items),
         differences=differences(
-            metrics, here, there, clusters, resamples=resamples, permutations=permutations, seed=seed
+            metrics, here, there, aligned.clusters, resamples=resamples, permutations=permutations, seed=seed
         ),
     )
+
+
+@dataclass(frozen=True)
+class Aligned:
+    """Results of several models on the examples that they share.
+
+    Attributes:
+        benchmark: of the shared objectives, if its items are rated.
+        items: the shared examples.
+        measurements: of each model, by the benchmark's rule.
+        clusters: prompts of the items.
+    """
+
+    benchmark: Benchmark
+    items: Sequence[Item]
+    measurements: Sequence[Measurements]
+    clusters: Clusters
+
+
+def align(results: Sequence[Results]) -> Aligned:
+    """Measure several models on the examples that all results have.
+
+    Raises:
+        DataError: for results of different benchmarks, or without shared examples or objectives.
+    """
+    first = results[0]
+    for other in results[1:]:
+        if other.benchmark != first.benchmark:
+            raise DataError(f"found results of {first.benchmark} and of {other.benchmark}, expected the same benchmark")
+    held = [{entry["key"]: entry for entry in found.examples} for found in results]
+    keys = [key for key in held[0] if all(key in entries for entries in held[1:])]
+    if not keys:
+        raise DataError(f"found no example in {_all(results)} results, expected the same data")
+    names = [name for name in first.objectives if all(name in found.objectives for found in results[1:])]
+    if first.objectives and not names:
+        raise DataError(f"found no objective in {_all(results)} results")
+    benchmark = find_benchmark(first.benchmark).of_objectives(names, raw=all(found.raw for found in results))
+    items = [_item(held[0][key], first.objectives, names) for key in keys]
+    measurements = [
+        benchmark.measure(items, [_scores(entries[key], found.objectives, names) for key in keys])
+        for found, entries in zip(results, held, strict=True)
+    ]
+    clusters = Clusters.of_items([item.prompt for item in items], [item.subset for item in items])
+    return Aligned(benchmark, items, measurements, clusters)
+
+
+def _all(results: Sequence[Results]) -> str:
+    return "both" if len(results) == 2 else f"all {len(results)}"
 
 
 def _item(entry: Mapping[str, Any], objectives: Sequence[str], names: Sequence[str]) -> Item:

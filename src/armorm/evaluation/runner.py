@@ -30,8 +30,10 @@ from armorm.evaluation.bootstrap import RESAMPLES, Clusters, intervals
 from armorm.evaluation.examples import Example, Item, LabelledPairs, fingerprint, numbered
 from armorm.evaluation.metrics import Measurements, Metric, group_sums
 from armorm.evaluation.results import MetricResult, NothingHeldOutError, Results, seen_in_training
-from armorm.evaluation.scorer import PairJudge, Scored, Scorer, deciding_objectives
+from armorm.evaluation.scorer import PairJudge, Scored, Scorer, ScorerError, deciding_objectives
+from armorm.evaluation.scorer_names import ScorerName
 from armorm.evaluation.scorers import ArmoRMScorer, load_scorer
+from armorm.evaluation.server_scorer import RewardServerScorer
 from armorm.files import DEFAULT_REWARD_MODEL
 from armorm.progress import Terminal, progress
 from armorm.saved_chunks import SavedChunks, work_folder
@@ -51,6 +53,7 @@ def evaluate(
     limit: int | None = None,
     dtype: str = "auto",
     device: str = "auto",
+    api_key_env: str | None = None,
     include_seen: bool = False,
     resamples: int = RESAMPLES,
     seed: int = 0,
@@ -59,15 +62,16 @@ def evaluate(
     """Evaluate a reward model.
 
     Args:
-        benchmark: `pairs`, `ratings`, `rewardbench`, `rewardbench2`, `rm-bench`, `judgebench`, `ppe`, or
-            `judgebench-double` for a function that judges pairs (`PairJudge`).
+        benchmark: a name in `BENCHMARKS`; `judgebench-double` is for judges of pairs (`PairJudge`).
         model: an `ArmoRM`, a function from a list of conversations (lists of messages) to a list of numbers, any
-            `Scorer`, or the name of a model: of this library, or of a Hugging Face sequence classifier.
+            `Scorer`, or the name of a model: of this library, of a Hugging Face sequence classifier, or of a kind in
+            `evaluation/scorer_names.py` (the URL of a server, `dpo:...`, `judge:...`).
         data: files, folders or hub ids; by default the published sets of the benchmark, if any.
         output: results file; it also makes the run resumable.
         features: feature store to read and fill, for models of this library.
         split: of a hub set or a saved folder, instead of the published one.
         limit: approximate number of examples, whole prompts, chosen by their content.
+        api_key_env: environment variable with the key of a server; by default ARMORM_API_KEY.
         include_seen: evaluate also on prompts that the model was trained on, or near-duplicates of them.
         resamples, seed: of the bootstrap intervals.
         quiet: print only progress on standard error.
@@ -87,12 +91,17 @@ def evaluate(
     if features is not None and Path(features).is_file():
         raise DataError("is a file, expected a folder of features", file=features)
     loaded = None if found.rated else load_examples(found, sources, limit)
-    if found.judged:
+    named = ScorerName.parse(model) if isinstance(model, str) else None
+    if found.judged and not isinstance(model, PairJudge) and not (named and named.judges_pairs):
         scorer: Scorer = PairJudge.of(model)
     else:
-        scorer = load_scorer(model, store=Path(features) if features else None, dtype=dtype, device=device)
+        store = Path(features) if features else None
+        scorer = load_scorer(model, store=store, dtype=dtype, device=device, api_key_env=api_key_env)
     if loaded is None:
         loaded = load_examples(found, sources, limit, getattr(scorer, "objectives", None))
+    judges_pairs = isinstance(scorer, PairJudge)
+    if judges_pairs:
+        require_two_responses(found, loaded)
     seen = None
     if isinstance(scorer, ArmoRMScorer):
         loaded, seen = leave_out_seen(loaded, scorer.rm.seen, include=include_seen)
@@ -100,10 +109,12 @@ def evaluate(
             raise NothingHeldOutError(
                 f"{seen_in_training(seen)}; --include-seen evaluates on them", file=sources[0].location.name
             )
+    elif isinstance(scorer, RewardServerScorer):
+        seen = {"examples": 0, "prompts": 0, "roles": {}, "of": len(loaded.examples), "partial": True, "included": True}
     items = [example.item for example in loaded.examples]
     # Whatever the scoring rule rejects, it rejects before any scoring.
     found.of_objectives(loaded.names, loaded.raw).measure(items, equal_scores(items))
-    unique, rows = paired(loaded.examples) if found.judged else distinct(loaded.examples)
+    unique, rows = paired(loaded.examples) if judges_pairs else distinct(loaded.examples)
     names = [str(place) for place in places] or [hub.id for hub in found.published]
     with work_folder(Path(output) if output else None) as folder:
         if folder is not None and isinstance(scorer, ArmoRMScorer) and scorer.store is None:
@@ -144,6 +155,20 @@ def load_examples(
     loaded = benchmark.read(sources, objectives) if benchmark.rated else benchmark.read(sources)
     keys = [blake2b(example.item.prompt.encode(), digest_size=8).hexdigest() for example in loaded.examples]
     return replace(loaded, examples=numbered([loaded.examples[i] for i in sample_by_prompt(keys, limit)]))
+
+
+def require_two_responses(benchmark: Benchmark, loaded: Loaded) -> None:
+    """Check that examples are pairs, as a judge of pairs needs them.
+
+    Raises:
+        ScorerError: if one has another number of responses.
+    """
+    other = next((len(e.conversations) for e in loaded.examples if len(e.conversations) != 2), None)
+    if other is not None:
+        raise ScorerError(
+            f"{benchmark.name} has examples of {other} responses, expected two for a judge of pairs "
+            "(mode=absolute rates each response)"
+        )
 
 
 def leave_out_seen(loaded: Loaded, seen: SeenPrompts, *, include: bool = False) -> tuple[Loaded, dict[str, Any]]:
@@ -204,14 +229,15 @@ def paired(examples: Sequence[Example]) -> tuple[list[Conversation], list[np.nda
 def score_once(
     scorer: Scorer, conversations: Sequence[Conversation], folder: Path | None, rows: Sequence[np.ndarray] = ()
 ) -> Scored:
-    """Score conversations: an interpretable model in one call, others in chunks, each saved in `folder` when done.
+    """Score conversations: an interpretable model, or one that keeps its answers itself, in one call; others in chunks,
+    each saved in `folder` when done.
 
     Args:
         rows: of each example, the rows of its responses, -1 for an invalid one.
     """
     if isinstance(scorer, ArmoRMScorer):
         return scorer.score(conversations, rows)
-    if hasattr(scorer, "objectives"):
+    if hasattr(scorer, "objectives") or getattr(scorer, "keeps_answers", False):
         return scorer.score(conversations)
     chunks = SavedChunks(folder, scorer.describe())
     scores: list[float] = []
@@ -292,6 +318,7 @@ def compute_results(
             "refused_examples": len({entry["key"] for entry in refused}),
             "truncated_examples": sum(bool(truncated & set(at.tolist())) for at in rows),
             "ties": len(np.unique(pairs.item[pairs.difference(scored.scores) == 0])),
+            **({} if scored.answers is None else {"answers": scored.answers[0], "unparsed": scored.answers[1]}),
         },
         metrics=_metric_results(metrics, measurements, others, clusters, resamples, seed),
         audits=run_audits(items, rows, unique, scored, pairs, clusters),

@@ -8,7 +8,7 @@ import math
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -52,6 +52,7 @@ class Scored:
         transform: (k, k) reward transform.
         prompt_features: (m, d) of the distinct prompts; `batch.prompt_index` holds rows of them.
         margin_scale: factor of margins from a calibration; None without.
+        answers: number of answers of a judge, and of those without a verdict; None for other scorers.
     """
 
     scores: np.ndarray
@@ -62,6 +63,7 @@ class Scored:
     transform: np.ndarray | None = None
     prompt_features: np.ndarray | None = None
     margin_scale: float | None = None
+    answers: tuple[int, int] | None = None
 
     @cached_property
     def debiased(self) -> np.ndarray:
@@ -118,6 +120,24 @@ class Scored:
             truncated=tuple(place[row] for row in self.truncated if row in place),
             batch=None if self.batch is None else self.batch.take(rows),
         )
+
+
+def spread(batch: ScoreBatch, prompt_index: np.ndarray | None, rows: np.ndarray, count: int) -> ScoreBatch:
+    """The columns of a batch as (count, ...) float64 with its rows at `rows`, NaN elsewhere.
+
+    Args:
+        prompt_index: (n,) prompt of each row of the batch; None if unknown.
+    """
+    columns: dict[str, Any] = {}
+    for item in fields(batch):
+        values = getattr(batch, item.name)
+        if isinstance(values, np.ndarray) and np.issubdtype(values.dtype, np.floating):
+            columns[item.name] = np.full((count, *values.shape[1:]), np.nan)
+            columns[item.name][rows] = values
+    if prompt_index is not None:
+        columns["prompt_index"] = np.full(count, -1, np.int64)
+        columns["prompt_index"][rows] = prompt_index
+    return replace(batch, **columns, rows=np.arange(count), response_tokens=None)
 
 
 def deciding_objectives(names: Sequence[str], difference: np.ndarray) -> list[tuple[str, float]]:
@@ -240,7 +260,8 @@ class PairJudge(CallableScorer):
             return cls(function.function, function.name)
         if isinstance(function, str) or not callable(function):
             raise ScorerError(
-                f"found {shown(function)}, expected a function that judges pairs (--scorer MODULE:FUNCTION)"
+                f"found {shown(function)}, expected a judge of pairs: a function (--scorer MODULE:FUNCTION) or "
+                "judge:URL,mode=pairs"
             )
         return cls(function)
 

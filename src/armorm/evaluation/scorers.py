@@ -4,7 +4,6 @@ one by name."""
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import fields, replace
 from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
@@ -14,7 +13,8 @@ import numpy as np
 
 from armorm.conversation import Conversation
 from armorm.errors import CheckpointError, shown
-from armorm.evaluation.scorer import CallableScorer, Scored, Scorer, ScorerError
+from armorm.evaluation.scorer import CallableScorer, Scored, Scorer, ScorerError, spread
+from armorm.evaluation.scorer_names import ScorerName
 from armorm.files import files_together
 
 if TYPE_CHECKING:
@@ -23,20 +23,27 @@ if TYPE_CHECKING:
     from armorm.backbone.chat_template import ChatTemplate
     from armorm.objectives import ObjectiveSet
     from armorm.reward_model import ArmoRM
-    from armorm.score_batch import ScoreBatch
 
 BATCH_TOKENS = 8192
 NOT_A_NUMBER = "the model's score is not a finite number"
 
 
 def load_scorer(
-    model: Any, *, store: Path | None = None, dtype: str = "auto", device: str = "auto", name: str = ""
+    model: Any,
+    *,
+    store: Path | None = None,
+    dtype: str = "auto",
+    device: str = "auto",
+    name: str = "",
+    api_key_env: str | None = None,
 ) -> Scorer:
     """A scorer of a model, a function or a model name.
 
     Args:
-        model: an `ArmoRM`, a `Scorer`, a function, or a folder, hub id or embedded name.
+        model: an `ArmoRM`, a `Scorer`, a function, or a folder, hub id, embedded name, or a name of another kind
+            (`evaluation/scorer_names.py`): a URL, `dpo:...`, `judge:...`.
         store: feature store to read and fill, for models of this library.
+        api_key_env: environment variable with the key of a server; by default ARMORM_API_KEY.
 
     Raises:
         CheckpointError: if the name is not that of a reward model.
@@ -53,20 +60,24 @@ def load_scorer(
         return ArmoRMScorer(model, store)
     if not isinstance(model, (str, Path)):
         raise ScorerError(f"found {shown(model)}, expected a reward model, a function or the name of a model")
+    named = ScorerName.parse(str(model))
+    if named is not None:
+        return named.load(device=device, api_key_env=api_key_env)
     if is_classifier(str(model)):
         return ClassifierScorer.from_pretrained(str(model), dtype=dtype, device=device)
     return ArmoRMScorer(ArmoRM.from_pretrained(model, dtype=dtype, device=device), store)
 
 
 def require_known(name: str) -> None:
-    """Check that a model name has a config; nothing else is read.
+    """Check that a model name has a config, or is well formed if it is of another kind; nothing else is read.
 
     Raises:
         CheckpointError: if it has none.
+        ScorerError: if it is malformed.
     """
     from armorm.files import embedded_path
 
-    if embedded_path(name) is None:
+    if ScorerName.parse(name) is None and embedded_path(name) is None:
         try:
             found = _settings(name)
         except (OSError, ValueError) as error:
@@ -179,7 +190,7 @@ class ArmoRMScorer:
         features = extract(backbone, encoded.encoded, store, batch_tokens=self.batch_tokens)
         finite = np.isfinite(features.response).all(1) & np.isfinite(features.prompt[features.prompt_index]).all(1)
         features, finite_rows = features.take(np.flatnonzero(finite)), np.array(encoded.kept)[finite]
-        batch = _spread(self.rm.score_features(features), features.prompt_index, finite_rows, len(conversations))
+        batch = spread(self.rm.score_features(features), features.prompt_index, finite_rows, len(conversations))
         unscored |= {row: NOT_A_NUMBER for row in encoded.kept if np.isnan(batch.scores[row])}
         return Scored(
             batch.scores,
@@ -191,19 +202,6 @@ class ArmoRMScorer:
             features.prompt,
             self.margin_scale,
         )
-
-
-def _spread(batch: ScoreBatch, prompt_index: np.ndarray, rows: np.ndarray, count: int) -> ScoreBatch:
-    """The columns of a batch as (count, ...) float64 with its rows at `rows`, NaN elsewhere."""
-    columns: dict[str, Any] = {}
-    for item in fields(batch):
-        values = getattr(batch, item.name)
-        if isinstance(values, np.ndarray) and np.issubdtype(values.dtype, np.floating):
-            columns[item.name] = np.full((count, *values.shape[1:]), np.nan)
-            columns[item.name][rows] = values
-    index = np.full(count, -1, np.int64)
-    index[rows] = prompt_index
-    return replace(batch, **columns, rows=np.arange(count), response_tokens=None, prompt_index=index)
 
 
 class ClassifierScorer:

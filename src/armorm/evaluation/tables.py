@@ -17,6 +17,7 @@ from rich.text import Text
 
 from armorm.evaluation.audits.objectives import ALL
 from armorm.evaluation.benchmarks import BENCHMARKS, ratings
+from armorm.evaluation.leaderboard import Leaderboard
 from armorm.evaluation.metrics import LEVELS
 from armorm.evaluation.model_comparison import ModelComparison
 from armorm.evaluation.results import MetricResult, Results, published, seen_in_training
@@ -29,6 +30,10 @@ _DECIDING_SHOWN = 3
 _FLIPS_SHOWN = 3
 _PROMPT_SHOWN = 60
 _BASELINES = ("length", "shortest", "prompt_only", "chance")
+LEADERBOARD_NOTE = (
+    "to best: paired difference from the first model; * p < .05 after Holm's correction over the models; permutation "
+    "test that exchanges two models on whole prompts; no test below 50 prompts."
+)
 _QUANTITIES = ("length", "markdown", "lists")
 _LENGTH = (
     ("accuracy, longer response is better", "more_is_better", "share"),
@@ -65,7 +70,7 @@ def comparison_table(comparison: ModelComparison) -> RenderableType:
                 number(entry.second, entry.unit),
                 Text(number(entry.difference, entry.unit, sign=True) + mark, style="bold" if mark else ""),
                 span(entry.interval, entry.unit, sign=True),
-                "" if entry.p is None else f"{entry.p:.3f}" if entry.p >= 0.001 else "<.001",
+                p_value(entry.p),
                 f"{entry.prompts:,}",
             )
     note = Text(
@@ -74,6 +79,41 @@ def comparison_table(comparison: ModelComparison) -> RenderableType:
         style="dim",
     )
     return Group(head, Text(""), table, Text(""), note)
+
+
+def leaderboard_tables(boards: Sequence[Leaderboard]) -> RenderableType:
+    """A table of each metric of each benchmark, best model first."""
+    parts: list[RenderableType] = []
+    for board in boards:
+        title = BENCHMARKS[board.benchmark].title
+        parts += [Text.assemble((title, "bold"), f": {len(board.models)} models, {board.shared:,} shared examples")]
+        parts += [
+            Text(f"{model}: {count:,} more examples are not shared", style="yellow")
+            for model, count in zip(board.models, board.only, strict=True)
+            if count
+        ]
+        for metric in board.metrics:
+            part = " (part)" if metric.lacking else ""
+            table = _table((f"{metric.name}{part}", "score", "95% interval", "to best", "95% interval", "p"), 28)
+            for entry in metric.entries:
+                mark = "*" if entry.significant else ""
+                table.add_row(
+                    Text(entry.model),
+                    Text(number(entry.value, metric.unit), style="cyan"),
+                    span(entry.interval, metric.unit),
+                    number(entry.difference, metric.unit, sign=True) + mark,
+                    span(entry.difference_interval, metric.unit, sign=True),
+                    p_value(entry.p),
+                )
+            parts += [Text(""), table]
+        parts += [
+            Text(f"{model} did not score a response of {_count(count, 'example')}, counted as wrong", style="yellow")
+            for model, count in zip(board.models, board.refused, strict=True)
+            if count
+        ]
+        parts.append(Text(""))
+    parts.append(Text(LEADERBOARD_NOTE, style="dim"))
+    return Group(*parts)
 
 
 def preview_tables(found: Preview) -> RenderableType:
@@ -85,13 +125,17 @@ def preview_tables(found: Preview) -> RenderableType:
     return Group(*parts)
 
 
-def as_json(results: Results, comparison: ModelComparison | None) -> Mapping[str, Any]:
-    """Output of `--json`: the results without their examples, and the comparison if any."""
+def as_json(
+    results: Results, comparison: ModelComparison | None = None, boards: Sequence[Leaderboard] = ()
+) -> Mapping[str, Any]:
+    """Output of `--json`: the results without their examples, and the comparison with one or several models if any."""
     found = results.to_dict(examples=False)
     table = published(results)
     found["published"] = {"columns": table.columns, "rows": table.rows, "withheld": table.withheld}
     if comparison is not None:
         found["against"] = comparison.to_dict()
+    if boards:
+        found["leaderboard"] = [board.to_dict() for board in boards]
     return found
 
 
@@ -106,6 +150,11 @@ def number(value: float | None, unit: str, *, sign: bool = False) -> str:
 def span(interval: Sequence[float] | None, unit: str, *, sign: bool = False) -> str:
     """The two ends of an interval; empty for None."""
     return "" if interval is None else " ".join(number(end, unit, sign=sign) for end in interval)
+
+
+def p_value(p: float | None) -> str:
+    """A p-value with three digits; empty for None."""
+    return "" if p is None else f"{p:.3f}" if p >= 0.001 else "<.001"
 
 
 def _percent(value: float | None, *, sign: bool = False) -> str:
@@ -139,6 +188,8 @@ def _head(results: Results) -> Text:
     if counts["refused_responses"]:
         responses, examples = _count(counts["refused_responses"], "response"), counts["refused_examples"]
         text.append(f"\nnot scored: {responses} of {_count(examples, 'example')}, counted as wrong", style="yellow")
+    if counts.get("unparsed"):
+        text.append(f"\nanswers without a verdict: {counts['unparsed']:,} of {counts['answers']:,}", style="yellow")
     if counts["truncated_examples"]:
         text.append(f"\ntruncated: prompts of {_count(counts['truncated_examples'], 'example')}", style="yellow")
     ties = f"{_count(counts['ties'], 'example')} with a tie; " if counts["ties"] else ""

@@ -89,6 +89,8 @@ class ModelCard(TypedDict):
     objectives: list[ObjectiveCard]
     debiased_against: list[str]
     steering: dict[str, Any]
+    reward_transform: list[list[float]]
+    margin_scale: Union[float, None]
     reference: Reference
 
 
@@ -240,6 +242,8 @@ def _add_state_routes(app: FastAPI, engine: ScoringEngine) -> None:
             "objectives": engine.rm.objectives.to_dicts(),
             "debiased_against": config.debiasing.get("against", []),
             "steering": config.steering,
+            "reward_transform": engine.rm.transform.tolist(),
+            "margin_scale": engine.rm.margin_scale,
             "reference": {key: engine.rm.reference.get(key) for key in ("score_mean", "score_std")},
         }
         return JSONResponse({"object": "list", "data": [card]})

@@ -3,10 +3,8 @@
     with RewardClient("http://rewards:8008") as client:
         client.score([[{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}]]).scores
 
-Connections are reused; many conversations are sent in several concurrent requests. A server that is full, restarting or
-unreachable is retried with growing pauses, at least as long as its `Retry-After`; any other error is raised at once.
-Responses are checked: one finite score or one error for each conversation, in order. Needs httpx (`armorm[client]`),
-neither torch nor transformers.
+Many conversations are sent in several concurrent requests. Responses are checked: one finite score or one error for
+each conversation, in order.
 """
 
 from __future__ import annotations
@@ -15,41 +13,24 @@ import asyncio
 import itertools
 import json
 import math
-import os
-import random
-import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, Union
+from typing import Any, Generic, Literal, TypeVar
 
 import numpy as np
 
+from armorm.client.http import Connections, JsonClient, Request, RewardServerError, import_httpx
 from armorm.conversation import Conversation, ConversationLike, Message
-from armorm.errors import ArmormError, ConversationError, MissingExtraError, shown
+from armorm.errors import ConversationError, shown
+from armorm.progress import Advance, ignore
 from armorm.score_batch import ScoreBatch
 
-if TYPE_CHECKING:
-    import httpx
-
-KEY_VARIABLE = "ARMORM_API_KEY"
 PARTS = ("rewards", "gating_weights", "coefficients", "contributions")
 UNCERTAINTY = "uncertainty"
-_RETRIED = frozenset({429, 502, 503, 504})
-_LONGEST_PAUSE = 30.0
 _SUM_TOLERANCE = 1e-4  # between a score and the sum of its rewards by token, relative to scores above 1
 S = TypeVar("S")  # what `score` returns
 D = TypeVar("D")  # what `info` returns
-_Request = tuple[str, str, Union[bytes, None]]  # method, path, body
-
-
-class RewardServerError(ArmormError, RuntimeError):
-    """A server that rejects a request, cannot be reached, or sends an invalid response."""
-
-    def __init__(self, message: str, status: int | None = None) -> None:
-        self.status = status  # of the response, if any
-        super().__init__(message)
 
 
 @dataclass(frozen=True)
@@ -75,43 +56,20 @@ class ServedScores(ScoreBatch):
     last_tokens: list[np.ndarray] | None = field(default=None, metadata={"by_row": True})
 
 
-class _Client(Generic[S, D]):
+class _Client(Connections, Generic[S, D]):
     """Requests and responses of both clients, which differ in how they send and wait.
 
     Args:
         url: address of the server; it may contain a key (`http://any:KEY@host:8008`).
-        api_key: by default that of the environment variable ARMORM_API_KEY.
-        timeout: seconds of one attempt.
-        retries: attempts after the first.
         rows_per_request: conversations of one request.
-        connections: concurrent requests.
-        verify: how https certificates are verified, as for httpx: True, or an `ssl.SSLContext`.
+        settings: api_key, timeout, retries, connections, verify, as for `Connections`.
     """
 
-    def __init__(
-        self,
-        url: str = "http://127.0.0.1:8008",
-        *,
-        api_key: str | None = None,
-        timeout: float = 180.0,
-        retries: int = 6,
-        rows_per_request: int = 64,
-        connections: int = 8,
-        verify: Any = True,
-    ) -> None:
-        if rows_per_request < 1 or connections < 1 or retries < 0:
-            raise ValueError("expected rows_per_request and connections above 0, and retries of at least 0")
-        self.url = url.rstrip("/")
-        self.retries, self.rows_per_request, self.connections = retries, rows_per_request, connections
-        key = api_key if api_key is not None else os.environ.get(KEY_VARIABLE, "").strip()
-        self._options: dict[str, Any] = {
-            "base_url": self.url,
-            "headers": {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {}),
-            "timeout": _httpx().Timeout(timeout, pool=None),  # a request that waits for a connection is not late
-            "verify": verify,
-            "trust_env": False,  # a proxy of the cluster is not meant for a server inside it
-            "limits": _httpx().Limits(max_connections=connections, max_keepalive_connections=connections),
-        }
+    def __init__(self, url: str = "http://127.0.0.1:8008", *, rows_per_request: int = 64, **settings: Any) -> None:
+        if rows_per_request < 1:
+            raise ValueError("expected rows_per_request above 0")
+        self.rows_per_request = rows_per_request
+        super().__init__(url, **settings)
 
     def score(
         self,
@@ -127,6 +85,7 @@ class _Client(Generic[S, D]):
         include: Sequence[str] | None = None,
         per_token: Literal["token", "sentence"] | None = None,
         policy_tokens: Literal["tokenizer"] | Sequence[Sequence[Any] | None] | None = None,
+        advance: Advance = ignore,
     ) -> S:
         """Score conversations.
 
@@ -140,6 +99,7 @@ class _Client(Generic[S, D]):
             policy_tokens: the tokens that the sum is over, a list for each conversation: their texts, their numbers of
                 characters, or [start, end] in characters of the response; or `tokenizer`, for those of the server's
                 policy tokenizer. By default the reward model's own.
+            advance: called with the number of conversations just done.
 
         Raises:
             ConversationError: naming the first conversation that cannot be scored, and why.
@@ -154,19 +114,26 @@ class _Client(Generic[S, D]):
         options |= {} if per_token is None else {"per_token": per_token}
         options |= {} if policy_tokens is None or given is not None else {"policy_tokens": policy_tokens}
         bodies = self._bodies(conversations, options, given, drop, **steering)
-        requests = [("POST", "/v1/reward", body) for body in bodies]
+        requests: list[Request] = [("POST", "/v1/reward", body) for body in bodies]
+        sizes = [min(self.rows_per_request, len(conversations) - i * self.rows_per_request) for i in range(len(bodies))]
 
         def read(answers: list[dict[str, Any]]) -> ServedScores:
             batch = self._joined(answers, len(conversations), on_refused, include)
             return batch if per_token is None else self._with_tokens(batch, answers, given, per_token)
 
-        return self._answers(requests, read)
+        return self._answers(requests, read, sizes, advance)
 
     def info(self) -> D:
         """The server's model card: name, objectives with their scales, reference statistics."""
         return self._answers([("GET", "/v1/models", None)], lambda answers: answers[0]["data"][0])
 
-    def _answers(self, requests: Sequence[_Request], read: Callable[[list[dict[str, Any]]], Any]) -> Any:
+    def _answers(
+        self,
+        requests: Sequence[Request],
+        read: Callable[[list[dict[str, Any]]], Any],
+        sizes: Sequence[int] = (),
+        advance: Advance = ignore,
+    ) -> Any:
         """What `read` makes of the responses to all requests."""
         raise NotImplementedError
 
@@ -183,35 +150,13 @@ class _Client(Generic[S, D]):
         plain = {name: dict(value) if isinstance(value, Mapping) else value for name, value in steering.items()}
         steer = {name: value for name, value in plain.items() if value not in (None, {}, [])}
         options |= {"steer": steer} if steer else {}
-        columns: dict[str, Sequence[Any]] = {"conversations": [_messages(c, i) for i, c in enumerate(conversations)]}
+        columns: dict[str, Sequence[Any]] = {"conversations": [as_messages(c, i) for i, c in enumerate(conversations)]}
         columns |= {} if policy_tokens is None else {"policy_tokens": policy_tokens}
         size = self.rows_per_request
         return [
             json.dumps({name: list(rows[start : start + size]) for name, rows in columns.items()} | options).encode()
             for start in range(0, len(conversations), size)
         ]
-
-    def _answer_or_pause(self, outcome: httpx.Response | Exception, attempt: int) -> dict[str, Any] | float:
-        """The response as JSON, or seconds to wait before the next attempt; an error that is not retried is raised."""
-        if isinstance(outcome, Exception):
-            if attempt >= self.retries:
-                raise RewardServerError(f"{self.url}: {type(outcome).__name__}: {outcome}") from outcome
-            return pause(attempt)
-        status = outcome.status_code
-        try:
-            body = outcome.json()
-        except ValueError:
-            body = None
-        if status == 200:
-            if not isinstance(body, dict):
-                raise RewardServerError(f"{self.url}: the response is not a JSON object", status)
-            return body
-        if status not in _RETRIED or attempt >= self.retries:
-            error = body.get("error") if isinstance(body, dict) else None
-            reason = error.get("message") if isinstance(error, dict) else None
-            raise RewardServerError(f"{self.url}: {status}, {reason or outcome.reason_phrase}", status)
-        stated = outcome.headers.get("Retry-After", "")
-        return pause(attempt, float(stated) if stated.isdecimal() else 0.0)
 
     def _joined(
         self,
@@ -235,7 +180,7 @@ class _Client(Generic[S, D]):
                 for part in include
             }
         except (KeyError, TypeError, ValueError) as error:
-            raise RewardServerError(f"{self.url}: invalid part of a response: {error}") from None
+            raise RewardServerError(f"{self.address}: invalid part of a response: {error}") from None
         nothing = np.empty((len(scored), 0), np.float32)
         columns: dict[str, Any] = {part: values.get(part, nothing) for part in (*PARTS, "gating_output", "relative")}
         return ServedScores(
@@ -289,23 +234,18 @@ class _Client(Generic[S, D]):
             results = answer.get("results")
             count = len(results) if isinstance(results, list) else 0
             if not isinstance(results, list) or count != expected:
-                raise RewardServerError(f"{self.url}: found {count} results, expected {expected}")
+                raise RewardServerError(f"{self.address}: found {count} results, expected {expected}")
             for index, result in enumerate(results):
                 if not isinstance(result, Mapping) or result.get("index") != index:
-                    raise RewardServerError(f"{self.url}: result {index} of a response is missing or out of order")
+                    raise RewardServerError(f"{self.address}: result {index} of a response is missing or out of order")
                 score = result.get("score")
                 if "error" not in result and not (isinstance(score, (int, float)) and math.isfinite(score)):
-                    raise RewardServerError(f"{self.url}: found score {shown(score)}, expected a finite number")
+                    raise RewardServerError(f"{self.address}: found score {shown(score)}, expected a finite number")
                 yield result
 
 
-class RewardClient(_Client[ServedScores, dict[str, Any]]):
+class RewardClient(_Client[ServedScores, dict[str, Any]], JsonClient):
     """Client for synchronous programs."""
-
-    def __init__(self, url: str = "http://127.0.0.1:8008", **settings: Any) -> None:
-        super().__init__(url, **settings)
-        self._http = _httpx().Client(**self._options)
-        self._pool = ThreadPoolExecutor(self.connections, thread_name_prefix="armorm-client")
 
     def __enter__(self) -> RewardClient:
         return self
@@ -313,31 +253,23 @@ class RewardClient(_Client[ServedScores, dict[str, Any]]):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def close(self) -> None:
-        """Close the connections."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
-        self._http.close()
-
     @cached_property
     def names(self) -> list[str]:
         """Names of the model's objectives."""
         return [objective["name"] for objective in self.info()["objectives"]]
 
-    def _answers(self, requests: Sequence[_Request], read: Callable[[list[dict[str, Any]]], Any]) -> Any:
-        return read(list((self._pool.map if len(requests) > 1 else map)(self._send, requests)))
-
-    def _send(self, request: _Request) -> dict[str, Any]:
-        method, path, body = request
-        for attempt in itertools.count():
-            try:
-                outcome = self._http.request(method, path, content=body)
-            except _httpx().TransportError as error:
-                outcome = error
-            found = self._answer_or_pause(outcome, attempt)
-            if isinstance(found, dict):
-                return found
-            time.sleep(found)
-        raise AssertionError("unreachable")
+    def _answers(
+        self,
+        requests: Sequence[Request],
+        read: Callable[[list[dict[str, Any]]], Any],
+        sizes: Sequence[int] = (),
+        advance: Advance = ignore,
+    ) -> Any:
+        if len(requests) == 1:
+            answer = self.send(requests[0])
+            advance(sizes[0] if sizes else 1)
+            return read([answer])
+        return read([answer for answer in self.send_all(requests, sizes, advance) if isinstance(answer, dict)])
 
 
 class AsyncRewardClient(_Client[Awaitable[ServedScores], Awaitable[dict[str, Any]]]):
@@ -345,7 +277,7 @@ class AsyncRewardClient(_Client[Awaitable[ServedScores], Awaitable[dict[str, Any
 
     def __init__(self, url: str = "http://127.0.0.1:8008", **settings: Any) -> None:
         super().__init__(url, **settings)
-        self._http = _httpx().AsyncClient(**self._options)
+        self._http = import_httpx().AsyncClient(**self.options)
 
     async def __aenter__(self) -> AsyncRewardClient:
         return self
@@ -357,38 +289,31 @@ class AsyncRewardClient(_Client[Awaitable[ServedScores], Awaitable[dict[str, Any
         """Close the connections."""
         await self._http.aclose()
 
-    async def _answers(self, requests: Sequence[_Request], read: Callable[[list[dict[str, Any]]], Any]) -> Any:
+    async def _answers(
+        self,
+        requests: Sequence[Request],
+        read: Callable[[list[dict[str, Any]]], Any],
+        sizes: Sequence[int] = (),
+        advance: Advance = ignore,
+    ) -> Any:
         return read(await asyncio.gather(*map(self._send, requests)))
 
-    async def _send(self, request: _Request) -> dict[str, Any]:
+    async def _send(self, request: Request) -> dict[str, Any]:
         method, path, body = request
         for attempt in itertools.count():
             try:
                 outcome = await self._http.request(method, path, content=body)
-            except _httpx().TransportError as error:
+            except import_httpx().TransportError as error:
                 outcome = error
-            found = self._answer_or_pause(outcome, attempt)
+            found = self.answer_or_pause(outcome, attempt)
             if isinstance(found, dict):
                 return found
             await asyncio.sleep(found)
         raise AssertionError("unreachable")
 
 
-def pause(attempt: int, at_least: float = 0.0) -> float:
-    """Seconds before the next attempt: doubling from half a second, with jitter so that clients spread out."""
-    seconds = min(0.5 * 2**attempt, _LONGEST_PAUSE)
-    return max(seconds * random.uniform(0.5, 1.0), min(at_least, _LONGEST_PAUSE) * random.uniform(1.0, 1.25))
-
-
-def _httpx() -> Any:
-    try:
-        import httpx
-    except ImportError:
-        raise MissingExtraError("the client needs httpx, expected: pip install 'armorm[client]'") from None
-    return httpx
-
-
-def _messages(conversation: ConversationLike, index: int) -> list[Any]:
+def as_messages(conversation: ConversationLike, index: int) -> list[Any]:
+    """The messages of a conversation as JSON values; `index` names it in errors."""
     if isinstance(conversation, Conversation):
         return conversation.to_list()
     if isinstance(conversation, (str, Mapping)) or not isinstance(conversation, Sequence):

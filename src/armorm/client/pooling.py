@@ -1,0 +1,211 @@
+"""Client of vLLM's pooling server: scores of conversations from `POST /classify` or `/pooling`.
+
+With `encode`, which turns conversations into token ids, many are sent in one request, and no text can forge a turn.
+Without it each conversation is one request of messages, which the server renders with the template of its model; vLLM
+reads template tokens inside a message as such.
+
+A request that the server rejects (400, 413, 422) rejects its conversation alone, unless all are rejected.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from typing import Any, Literal, Union
+
+import numpy as np
+
+from armorm.client.http import JsonClient, Request, RewardServerError, json_request
+from armorm.client.reward import RewardClient, ServedScores, as_messages
+from armorm.conversation import Conversation
+from armorm.errors import ConversationError, shown
+from armorm.progress import Advance, ignore
+
+Api = Literal["classify", "pooling"]
+# From conversations and the server's maximum length to the token ids of each, or why it has none.
+Encode = Callable[[Sequence[Conversation], Union[int, None]], Sequence[Union[list[int], str]]]
+APIS = ("armorm", "classify", "pooling")
+_COLUMNS = ("rewards", "gating_weights", "gating_output", "coefficients", "contributions", "relative")
+_REJECTING = frozenset({400, 413, 422})
+_ABSENT = frozenset({404, 405})
+_PROBE = [{"role": "user", "content": "What is 2+2?"}, {"role": "assistant", "content": "4"}]
+
+
+class PoolingClient(JsonClient):
+    """Client of a server that loads the model as a classifier with one logit.
+
+    Args:
+        url: address of the server.
+        api: route to use, `classify` or `pooling`.
+        encode: from conversations to token ids; None sends messages.
+        rows_per_request: conversations of one request of token ids.
+        settings: api_key, timeout, retries, connections, verify, as for `Connections`.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        api: Api = "classify",
+        *,
+        encode: Encode | None = None,
+        rows_per_request: int = 32,
+        **settings: Any,
+    ) -> None:
+        super().__init__(url, **settings)
+        self.api, self.encode, self.rows_per_request = api, encode, rows_per_request
+
+    @cached_property
+    def card(self) -> Mapping[str, Any]:
+        """The server's entry of its model: `id`, `max_model_len`, `root`."""
+        return model_card(self)
+
+    def score(
+        self,
+        conversations: Sequence[Conversation],
+        *,
+        normalize: bool = False,
+        on_refused: Literal["error", "skip"] = "error",
+        advance: Advance = ignore,
+    ) -> ServedScores:
+        """Score conversations; the result has no objectives.
+
+        Args:
+            normalize: not available, since such a server has no reference scores.
+            on_refused: whether a conversation that cannot be scored is an error or an entry of `rejected` (`skip`).
+            advance: called with the number of conversations just done.
+
+        Raises:
+            ConversationError: naming the first conversation that cannot be scored, and why.
+            RewardServerError: if the server rejects all requests, stays unreachable, or sends an invalid response.
+        """
+        if normalize:
+            raise RewardServerError(f"{self.address}: has no reference scores to normalise by, as armorm serve has")
+        inputs, reasons = self._inputs(conversations)
+        rows, scores = list(inputs), dict[int, float]()
+        size = self.rows_per_request if self.encode is not None else 1
+        failed: list[tuple[list[int], RewardServerError]] = []
+        parts = [rows[start : start + size] for start in range(0, len(rows), size)]
+        while parts:
+            answers = self.send_all(
+                [self._request(inputs, part) for part in parts], list(map(len, parts)), advance, _REJECTING
+            )
+            failed = []
+            for part, answer in zip(parts, answers, strict=True):
+                if isinstance(answer, RewardServerError):
+                    failed.append((part, answer))
+                else:
+                    self._read(part, answer, scores, reasons)
+            # A rejected request of several rows is sent again row by row, to lose only the faulty ones.
+            reasons |= {part[0]: str(error) for part, error in failed if len(part) == 1}
+            parts = [[row] for part, _ in failed if len(part) > 1 for row in part]
+        if failed and not scores:
+            raise failed[0][1]
+        rejected = sorted(reasons.items())
+        if rejected and on_refused == "error":
+            raise ConversationError(rejected[0][1], f"conversation {rejected[0][0]}")
+        known = sorted(scores)
+        columns: dict[str, Any] = dict.fromkeys(_COLUMNS, np.empty((len(known), 0), np.float32))
+        return ServedScores(
+            scores=np.array([scores[row] for row in known], np.float32),
+            **columns,
+            names=[],
+            rows=np.array(known, np.int64),
+            rejected=rejected,
+            model=str(self.card.get("id", "")),
+        )
+
+    def _inputs(self, conversations: Sequence[Conversation]) -> tuple[dict[int, Any], dict[int, str]]:
+        """What to send for each conversation, and why others cannot be sent."""
+        if self.encode is None:
+            return {row: as_messages(c, row) for row, c in enumerate(conversations)}, {}
+        encoded = self.encode(conversations, self.card.get("max_model_len"))
+        inputs = {row: ids for row, ids in enumerate(encoded) if not isinstance(ids, str)}
+        return inputs, {row: reason for row, reason in enumerate(encoded) if isinstance(reason, str)}
+
+    def _request(self, inputs: Mapping[int, Any], part: Sequence[int]) -> Request:
+        body: dict[str, Any] = {"model": self.card.get("id"), "use_activation": False}
+        body |= {"task": "classify"} if self.api == "pooling" else {}
+        content = {"messages": inputs[part[0]]} if self.encode is None else {"input": [inputs[row] for row in part]}
+        return json_request(f"/{self.api}", body | content)
+
+    def _read(
+        self, part: Sequence[int], answer: Mapping[str, Any], scores: dict[int, float], reasons: dict[int, str]
+    ) -> None:
+        """Add the scores of a response, or reasons of rows without one."""
+        data = answer.get("data")
+        if not isinstance(data, list) or len(data) != len(part):
+            count = len(data) if isinstance(data, list) else 0
+            raise RewardServerError(f"{self.address}: found {count} results, expected {len(part)}")
+        for place, (row, entry) in enumerate(zip(part, data, strict=True)):
+            if not isinstance(entry, Mapping) or entry.get("index", place) != place:
+                raise RewardServerError(f"{self.address}: result {place} of a response is missing or out of order")
+            if entry.get("error") is not None:
+                reasons[row] = str(entry["error"])
+                continue
+            values = entry.get("probs" if self.api == "classify" else "data")
+            if not isinstance(values, list) or len(values) != 1 or not isinstance(values[0], (int, float)):
+                raise RewardServerError(
+                    f"{self.address}: /{self.api} sent {shown(values)}, expected one score of each conversation"
+                )
+            if math.isfinite(values[0]):
+                scores[row] = float(values[0])
+            else:
+                reasons[row] = "the model's score is not a finite number"
+
+
+def model_card(client: JsonClient) -> Mapping[str, Any]:
+    """The first entry of `GET /v1/models`.
+
+    Raises:
+        RewardServerError: if the server is none, or does not answer.
+    """
+    data = client.send(("GET", "/v1/models", None)).get("data")
+    if not isinstance(data, list) or not data or not isinstance(data[0], Mapping):
+        raise RewardServerError(f"{client.address}: /v1/models names no model")
+    return data[0]
+
+
+def connect(
+    url: str, api: str = "auto", *, encode: Encode | None = None, **settings: Any
+) -> RewardClient | PoolingClient:
+    """A client of the server at a URL.
+
+    Args:
+        api: `armorm`, `classify` or `pooling`; `auto` asks the server.
+        encode: as for `PoolingClient`.
+
+    Raises:
+        RewardServerError: if no known server answers there.
+    """
+    if api == "auto":
+        api = _detected(url, **settings)
+    if api == "armorm":
+        return RewardClient(url, **settings)
+    return PoolingClient(url, "pooling" if api == "pooling" else "classify", encode=encode, **settings)
+
+
+def _detected(url: str, **settings: Any) -> str:
+    client = PoolingClient(url, **settings)
+    try:
+        try:
+            if client.card.get("owned_by") == "armorm":
+                return "armorm"
+        except RewardServerError as error:
+            if error.status not in _ABSENT:
+                raise
+        for api in ("classify", "pooling"):
+            try:
+                client.send(json_request(f"/{api}", {"model": client.card.get("id"), "messages": _PROBE}))
+            except RewardServerError as error:
+                if error.status in _ABSENT:
+                    continue
+                if error.status not in _REJECTING:
+                    raise
+            return api
+        raise RewardServerError(
+            f"{client.address}: answers neither /v1/reward, /classify nor /pooling, expected the address of "
+            "armorm serve or of a vLLM server with a classifier (--runner pooling)"
+        )
+    finally:
+        client.close()

@@ -122,11 +122,11 @@ class Scored:
         )
 
 
-def spread(batch: ScoreBatch, prompt_index: np.ndarray | None, rows: np.ndarray, count: int) -> ScoreBatch:
+def spread(batch: ScoreBatch, prompt_index: np.ndarray, rows: np.ndarray, count: int) -> ScoreBatch:
     """The columns of a batch as (count, ...) float64 with its rows at `rows`, NaN elsewhere.
 
     Args:
-        prompt_index: (n,) prompt of each row of the batch; None if unknown.
+        prompt_index: (n,) prompt of each row of the batch.
     """
     columns: dict[str, Any] = {}
     for item in fields(batch):
@@ -134,10 +134,9 @@ def spread(batch: ScoreBatch, prompt_index: np.ndarray | None, rows: np.ndarray,
         if isinstance(values, np.ndarray) and np.issubdtype(values.dtype, np.floating):
             columns[item.name] = np.full((count, *values.shape[1:]), np.nan)
             columns[item.name][rows] = values
-    if prompt_index is not None:
-        columns["prompt_index"] = np.full(count, -1, np.int64)
-        columns["prompt_index"][rows] = prompt_index
-    return replace(batch, **columns, rows=np.arange(count), response_tokens=None)
+    index = np.full(count, -1, np.int64)
+    index[rows] = prompt_index
+    return replace(batch, **columns, rows=np.arange(count), response_tokens=None, prompt_index=index)
 
 
 def deciding_objectives(names: Sequence[str], difference: np.ndarray) -> list[tuple[str, float]]:

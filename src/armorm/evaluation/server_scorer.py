@@ -110,7 +110,9 @@ class RewardServerScorer:
             raise ScorerError(f"{self.client.address}: its model card has no reward_transform, expected a newer server")
         with progress("scores", len(conversations), "conversations") as advance:
             batch = self.client.score(conversations, on_refused="skip", advance=advance, include=self._columns())
-        scored = spread(batch, None, batch.rows, len(conversations))
+        prompts: dict[str, int] = {}
+        index = [prompts.setdefault(conversations[row].prompt_key, len(prompts)) for row in batch.rows]
+        scored = spread(batch, np.array(index, np.int64), batch.rows, len(conversations))
         return Scored(
             scored.scores,
             dict(batch.rejected),

@@ -9,18 +9,18 @@ import pytest
 
 pytest.importorskip("fastapi")
 
-from armorm import evaluate  # noqa: E402
-from armorm.client import PoolingClient, RewardClient, RewardServerError, connect  # noqa: E402
-from armorm.conversation import Conversation  # noqa: E402
-from armorm.evaluation.scorer import ScorerError  # noqa: E402
-from armorm.evaluation.scorer_names import ScorerName  # noqa: E402
-from armorm.evaluation.scorers import load_scorer  # noqa: E402
-from armorm.evaluation.server_scorer import template_encoder  # noqa: E402
-from tests.helpers.commands import run  # noqa: E402
-from tests.helpers.local_http import QuietHandler, local_server  # noqa: E402
-from tests.helpers.marked_scorer import FIXTURES  # noqa: E402
-from tests.helpers.servers import question, served  # noqa: E402
-from tests.helpers.small_models import reward_model  # noqa: E402
+from armorm import evaluate
+from armorm.client import PoolingClient, RewardClient, RewardServerError, connect
+from armorm.conversation import Conversation
+from armorm.evaluation.scorer import ScorerError
+from armorm.evaluation.scorer_names import ScorerName
+from armorm.evaluation.scorers import load_scorer
+from armorm.evaluation.server_scorer import template_encoder
+from tests.helpers.commands import run
+from tests.helpers.local_http import QuietHandler, local_server
+from tests.helpers.marked_scorer import FIXTURES
+from tests.helpers.servers import question, served
+from tests.helpers.small_models import reward_model
 
 
 @pytest.fixture(scope="module")
@@ -105,10 +105,12 @@ def vllm(routes, status=404):
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             received.append((self.path, body))
             if self.path not in routes:
-                return self.send(404, {"detail": "Not Found"})
+                self.send(404, {"detail": "Not Found"})
+                return
             if "too long" in json.dumps(body.get("messages", "")):
                 message = "This model's maximum context length is 64 tokens"
-                return self.send(400, {"error": {"message": message, "type": "BadRequestError", "code": 400}})
+                self.send(400, {"error": {"message": message, "type": "BadRequestError", "code": 400}})
+                return
             count = len(body["input"]) if "input" in body else 1
             self.send(200, {"data": [{"index": i, **routes[self.path]} for i in range(count)]})
 
@@ -224,7 +226,8 @@ def test_failures_are_one_line(capsys):
         def do_GET(self):
             self.answer(404, b"{}")
 
-        do_POST = do_GET
+        def do_POST(self):
+            self.answer(404, b"{}")
 
     with local_server(Other) as other:
         for server, code, part in (

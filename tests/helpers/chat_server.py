@@ -63,7 +63,8 @@ def chat_served(closing: Callable[[dict[str, Any]], str], key: str = "") -> Iter
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             if key and self.headers.get("Authorization") != f"Bearer {key}":
-                return self.send({"error": {"message": "no valid API key"}}, 401)
+                self.send({"error": {"message": "no valid API key"}}, 401)
+                return
             assert self.path == "/v1/chat/completions"
             with one_at_a_time:
                 served.requests.append(body)

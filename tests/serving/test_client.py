@@ -336,5 +336,5 @@ def test_pauses_grow_are_spread_and_respect_what_the_server_says():
 
 def test_settings_that_make_no_sense_are_refused():
     for bad in ({"rows_per_request": 0}, {"connections": 0}, {"retries": -1}):
-        with pytest.raises(ValueError, match="expected (rows_per_request|connections) above 0"):
+        with pytest.raises(ValueError, match=r"expected (rows_per_request|connections) above 0"):
             RewardClient(**bad)

@@ -27,6 +27,8 @@ ALL = {
     "rewardbench": ["rewardbench.jsonl", "prior"],
     "rewardbench2": ["rewardbench2.jsonl"],
     "rm-bench": ["rm_bench"],
+    "rmb": ["rmb"],
+    "rewardmath": ["rewardmath.json"],
     "judgebench": ["judgebench"],
     "ppe": ["ppe"],
 }

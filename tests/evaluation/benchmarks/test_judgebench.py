@@ -69,7 +69,7 @@ def test_a_judge_sees_both_answers_in_both_orders_and_plays_the_double_game():
 def test_a_verdict_that_is_none_and_a_judge_that_is_none_are_errors():
     with pytest.raises(ScorerError, match=r"returned 'A', expected 'A>B', 'B>A', 'A=B' or None"):
         evaluate("judgebench-double", lambda pairs: ["A"] * len(pairs), FIXTURES / "judgebench", quiet=True)
-    with pytest.raises(ScorerError, match=r"expected a function that judges pairs \(--scorer MODULE:FUNCTION\)"):
+    with pytest.raises(ScorerError, match=r"expected a judge of pairs: a function \(--scorer MODULE:FUNCTION\)"):
         evaluate("judgebench-double", "armorm-tiny-rm", FIXTURES / "judgebench", quiet=True)
 
 

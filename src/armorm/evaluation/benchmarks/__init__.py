@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 from armorm.errors import nearest
-from armorm.evaluation.benchmarks import judgebench, pairs, ppe, ratings, rewardbench, rewardbench2, rm_bench
+from armorm.evaluation.benchmarks import (
+    judgebench,
+    pairs,
+    ppe,
+    ratings,
+    rewardbench,
+    rewardbench2,
+    rewardmath,
+    rm_bench,
+    rmb,
+)
 from armorm.evaluation.benchmarks.base import Benchmark, BenchmarkError
 
-_MODULES = (pairs, ratings, rewardbench, rewardbench2, rm_bench, judgebench, ppe)
+_MODULES = (pairs, ratings, rewardbench, rewardbench2, rm_bench, rmb, rewardmath, judgebench, ppe)
 BENCHMARKS: dict[str, Benchmark] = {
     benchmark.name: benchmark for benchmark in (*(module.BENCHMARK for module in _MODULES), judgebench.DOUBLE_GAME)
 }

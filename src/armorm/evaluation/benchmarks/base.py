@@ -19,6 +19,8 @@ from armorm.errors import ArmormError, DataError, shown
 from armorm.evaluation.examples import Example, Item, make_example
 from armorm.evaluation.metrics import GroupValues, Measurements, Metric
 
+CHANCE = "chance, "  # before the name of a quantity
+
 
 class BenchmarkError(ArmormError, ValueError):
     """An unknown benchmark, or one whose data was not given."""
@@ -63,6 +65,34 @@ class Loaded:
 def even_chance(equal: Measurements) -> Measurements:
     """A random order wins half of the comparisons."""
     return {group: GroupValues(found.rows, np.full(len(found.rows), 0.5)) for group, found in equal.items()}
+
+
+def with_chance(measurements: Measurements, chances: Sequence[float]) -> Measurements:
+    """The measurements, and next to each the values that a random order is expected to have, for `random_order`.
+
+    Args:
+        chances: expected value of each item.
+    """
+    expected = np.asarray(chances, np.float64)
+    chance = {
+        (name, CHANCE + quantity): GroupValues(found.rows, expected[found.rows])
+        for (name, quantity), found in measurements.items()
+    }
+    return measurements | chance
+
+
+def random_order(equal: Measurements) -> Measurements:
+    """The values that `with_chance` has put next to the measurements, in their place."""
+    return {
+        (name, quantity.removeprefix(CHANCE)): found
+        for (name, quantity), found in equal.items()
+        if quantity.startswith(CHANCE)
+    }
+
+
+def first_is_best(scores: Sequence[np.ndarray]) -> np.ndarray:
+    """1.0 where the first of an item's scores is strictly above all others, else 0.0 (also with a NaN), of n items."""
+    return np.array([float(values[0] > np.max(values[1:])) for values in scores], np.float64)
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from armorm.cli.extend import extend
 from armorm.cli.fetch import fetch
 from armorm.cli.init import init
 from armorm.cli.inspect import inspect
+from armorm.cli.leaderboard import leaderboard
 from armorm.cli.monitor import monitor
 from armorm.cli.probe import probe
 from armorm.cli.rank import rank
@@ -47,7 +48,7 @@ app = typer.Typer(
 COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {
     "Training": (demo, init, probe, train, extend),
     "Scoring": (score, explain, compare, rank, steer),
-    "Evaluation": (evaluate, calibrate, report, monitor),
+    "Evaluation": (evaluate, leaderboard, calibrate, report, monitor),
     "Data and features": (inspect, embed, fetch),
     "Deployment": (export, serve),
 }

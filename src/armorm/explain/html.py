@@ -34,6 +34,11 @@ def percent(value: float | None, digits: int = 1) -> str:
     return "" if value is None else f"{100 * value:.{digits}f}%"
 
 
+def page_style() -> str:
+    """The style sheet of the pages."""
+    return str(_environment().globals["style"])
+
+
 @cache
 def _environment() -> Environment:
     loader = PackageLoader("armorm.explain", "templates")

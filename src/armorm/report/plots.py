@@ -235,6 +235,36 @@ def effects(edits: Mapping[str, Mapping[str, Any]], span: tuple[float, float], t
     return frame.svg(f"{label}: {described}")
 
 
+def model_intervals(models: Mapping[str, tuple[float, tuple[float, float] | None, str]], label: str) -> Markup:
+    """Values of models with their intervals, one under another.
+
+    Args:
+        models: value, 95% interval or None, and the text to print, by name, best first.
+    """
+    known = [*(value for value, _, _ in models.values())]
+    known += [end for _, interval, _ in models.values() if interval is not None for end in interval]
+    low, high = min(known), max(known)
+    room = 0.05 * ((high - low) or abs(high) or 1.0)
+    frame = Frame((low - room, high + room), (0, len(models)), height=_TOP + _BOTTOM + 34 * len(models))
+    frame.axes(_ticks(low - room, high + room), [])
+    for place, (name, (value, interval, shown)) in enumerate(models.items()):
+        level = len(models) - place - 0.68
+        if interval is not None:
+            frame.path([(interval[0], level), (interval[1], level)], "line")
+        frame.dot(value, level, "dot", 4)
+        down = frame.at(value, level)[1]
+        frame.text(0, down - 9, name, kind="key")
+        frame.text(WIDTH, down - 9, shown, anchor="end")
+    described = "; ".join(f"{name} {shown}" for name, (_, _, shown) in models.items())
+    return frame.svg(f"{label}: {described}")
+
+
+def standalone(plot: Markup, style: str) -> str:
+    """A plot as an SVG file of its own, with the style sheet of the pages."""
+    opening, _, rest = str(plot).partition(">")
+    return f'{opening} xmlns="http://www.w3.org/2000/svg"><style>{escape(style)}</style>{rest}\n'
+
+
 def _ticks(low: float, high: float) -> list[float]:
     """About four round numbers within a range."""
     step = 10.0 ** math.floor(math.log10(max(high - low, 1e-12)))

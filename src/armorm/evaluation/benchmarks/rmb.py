@@ -1,8 +1,8 @@
 """RMB (arXiv 2410.09893): pairs and best of n, on 37 scenarios of helpfulness and 12 of harmlessness.
 
 A pair is right if the chosen response scores strictly higher; a best-of-n row if the best response scores strictly
-above every other one. A section (goal and set) is the unweighted mean of the accuracies of its scenarios, the overall score
-the mean of the four sections. (The repository has no program for these means.)
+above every other one. A section (goal and set) is the unweighted mean of the accuracies of its scenarios, the overall
+score the mean of the four sections. (The repository has no program for these means.)
 
 Rows of `RMB_dataset` in the repository Zhou-Zoey/RMB-Reward-Model-Benchmark: `conversation_input` (messages),
 `category_path`, and `chosen` and `reject`, or `bon_best` and `loser_list`, each response `{"llm_name", "answer"}`.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -21,8 +21,10 @@ from armorm.evaluation.leaderboard import Leaderboard
 from armorm.evaluation.metrics import LEVELS
 from armorm.evaluation.model_comparison import ModelComparison
 from armorm.evaluation.results import MetricResult, Results, published, seen_in_training
-from armorm.evaluation.steering_preview import AFTER, BEFORE, Preview
 from armorm.steering import sentences
+
+if TYPE_CHECKING:
+    from armorm.evaluation.steering_preview import Preview
 
 _LACKING_SHOWN = 6
 _OBJECTIVES_SHOWN = 8
@@ -387,6 +389,8 @@ def _flips(found: Preview) -> Table:
 
 
 def _length(found: Preview) -> Table:
+    from armorm.evaluation.steering_preview import AFTER, BEFORE  # loads torch, which other tables do not need
+
     table = _table(("length", "before", "after"), 38)
     for label, key, unit in _LENGTH:
         table.add_row(label, *(number(found.length[view][key], unit, sign=unit != "share") for view in (BEFORE, AFTER)))

@@ -132,6 +132,19 @@ def test_a_judge_of_pairs_plays_the_double_game_and_refuses_more_than_two_respon
             load_scorer(f"judge:{served.url},mode=pair")
 
 
+def test_rank_refuses_a_judge_of_pairs(capsys, tmp_path):
+    path = tmp_path / "in.jsonl"
+    path.write_text(json.dumps({"prompt": "Name a fruit.", "responses": ["4 plums.", "5 plums."]}) + "\n")
+    with chat_served(rating) as served:
+        name = f"judge:{served.url},max_tokens=2"
+        code, out, _ = run(capsys, "rank", path, "--model", name)
+        assert code == 0
+        assert json.loads(out)["order"] == [0, 1]
+        code, _, err = run(capsys, "rank", path, "--model", f"{name},mode=pairs")
+        assert code == 2
+        assert "compares two responses" in " ".join(err.replace("│", " ").split())
+
+
 def test_the_key_is_sent_and_a_wrong_one_is_one_line(monkeypatch):
     monkeypatch.setenv("RIGHT", "k1")
     monkeypatch.setenv("WRONG", "k2")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from armorm import evaluate
 from armorm.errors import DataError
@@ -15,6 +17,8 @@ from armorm.evaluation.leaderboard import leaderboards
 from armorm.evaluation.model_comparison import compare_models
 from armorm.evaluation.results import Results
 from armorm.evaluation.scorer import CallableScorer
+from armorm.evaluation.tables import leaderboard_tables
+from tests.evaluation.test_runner import ALL
 from tests.helpers.commands import run
 from tests.helpers.marked_scorer import FIXTURES, evaluated, longer, marked
 
@@ -110,6 +114,20 @@ def test_the_command_prints_and_writes_every_form(capsys, results, tmp_path):
     assert {"good", "flipped", "length"} <= {text.text for text in plot.iter("{http://www.w3.org/2000/svg}text")}
     assert json.loads((tmp_path / "board.json").read_text())[0]["models"][0] == "good"
     assert json.loads(run(capsys, "leaderboard", *files, "--json")[1])[0]["shared"] == 70
+
+
+@pytest.mark.parametrize("benchmark", ALL)
+def test_every_benchmark_has_tables_that_fit_in_eighty_columns(benchmark):
+    found = evaluated(benchmark, *ALL[benchmark])
+    boards = leaderboards([found, found], resamples=50, permutations=50)
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(leaderboard_tables(boards))
+    text = console.export_text()
+    assert max(len(line) for line in text.splitlines()) <= 80
+    assert "…" not in text
+    for board in boards[0].metrics:
+        assert board.name.split()[0] in text
+        np.testing.assert_equal(board.entries[0].value, found.level("overall")[board.name].value)
 
 
 def test_a_hostile_name_stays_text(tmp_path, capsys):

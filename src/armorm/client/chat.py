@@ -7,6 +7,7 @@ answers, never the texts that were sent, nor a key.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
@@ -68,10 +69,10 @@ class ChatClient(JsonClient):
             self._known = _read_answers(self.answers)
         left = {key: body for key, body in zip(keys, bodies, strict=True) if key not in self._known}
         advance(sum(key in self._known for key in keys))
-        waiting = list(left.items())
+        waiting, counts = list(left.items()), Counter(keys)
         for start in range(0, len(waiting), _BATCH):
             part = waiting[start : start + _BATCH]
-            sizes = [keys.count(key) for key, _ in part]
+            sizes = [counts[key] for key, _ in part]
             answers = self.send_all([json_request("/chat/completions", body) for _, body in part], sizes, advance)
             found = {key: self._text(answer) for (key, _), answer in zip(part, answers, strict=True)}
             self._known |= found

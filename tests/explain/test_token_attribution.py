@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from rich.console import Console
+from transformers import AutoTokenizer
 
 from armorm import ArmoRM
 from armorm.backbone.decoder import Backbone
@@ -19,7 +20,9 @@ from armorm.explain.integrated_gradients import attribute_last_state
 from armorm.explain.text_spans import sentences, words
 from armorm.explain.token_attribution import token_rewards
 from armorm.explain.token_map import TokenMap
+from armorm.files import EMBEDDED_BACKBONE, embedded_path
 from armorm.objectives import ObjectiveError
+from tests.helpers.backbones import FAMILIES, OTHER_POSITIONS, STATEFUL, backbone_of, families
 from tests.helpers.conversations import chat
 from tests.helpers.small_models import OBJECTIVES, changed, reward_model
 
@@ -174,6 +177,27 @@ def test_gradients_sum_to_the_change_from_the_baseline_and_say_how_well(models):
     assert np.abs(many[1]).max() < 0.02 * np.abs(change).max()
     assert np.abs(many[1]).max() < np.abs(few[1]).max()
     assert many[0].shape == (len(encoded) - start, len(directions))
+
+
+@pytest.mark.parametrize("family", families(*FAMILIES, *OTHER_POSITIONS, *STATEFUL))
+def test_gradients_after_a_cached_prompt_are_those_of_the_whole_text(family):
+    tokenizer = AutoTokenizer.from_pretrained(embedded_path(EMBEDDED_BACKBONE))
+    backbone = Backbone(family, backbone_of(family), tokenizer)
+    row = backbone.template.encode([Conversation.from_messages(chat("One two three four?", "Five six."))])[0]
+    start, embed = backbone.response_start(row), backbone.model.get_input_embeddings()
+    direction = torch.randn(1, backbone.hidden_size, generator=torch.Generator().manual_seed(0))
+    found, _ = attribute_last_state(backbone, row, direction, steps=2)
+    every = embed(torch.from_numpy(row.ids.astype(np.int64))[None]).detach()
+    newline = tokenizer.encode("\n", add_special_tokens=False)[-1:]
+    neutral = every.clone()
+    neutral[:, start:] = embed(torch.tensor([newline])).detach()
+    slopes = []
+    for node in (0.5 - 0.5 / 3**0.5, 0.5 + 0.5 / 3**0.5):
+        point = (neutral + node * (every - neutral)).requires_grad_()
+        state = backbone.model(inputs_embeds=point, use_cache=False).last_hidden_state[0, -1]
+        slopes.append(torch.autograd.grad(direction[0] @ state, point)[0])
+    expected = (torch.stack(slopes).mean(0) * (every - neutral)).sum(-1)[0, start:].double().numpy()
+    np.testing.assert_allclose(found[:, 0], expected, atol=1e-3 * np.abs(expected).max())
 
 
 def test_for_the_last_token_all_is_an_estimate_that_names_its_error(models):

@@ -2,14 +2,18 @@
 
     attribution_k(t) = (e_t - b) . mean over a in (0, 1) of d(w_k . h_last) / d e_t   at   b + a (e - b)
 
-e are the embeddings of the response's tokens, b the baseline; the prompt is the same along the path. Summed over tokens
-they are w_k . h_last minus its value at the baseline, up to the error of the quadrature (Gauss-Legendre).
+e are the embeddings of the response's tokens, b the baseline; the prompt is the same along the path, so its keys and
+values are computed once where the model allows. Summed over tokens the attributions are w_k . h_last minus its value at
+the baseline, up to the error of the quadrature (Gauss-Legendre).
 
 The baseline is the embedding of a newline, not zero: normalisation layers divide by the length of a state, so near zero
 the function changes as fast as the path is short, and no small number of steps finds the integral.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from copy import deepcopy
 
 import numpy as np
 import torch
@@ -19,6 +23,8 @@ from armorm.backbone.decoder import Backbone
 from armorm.progress import progress
 
 STEPS = 16
+# How far, relative to its largest value, the last state may differ after a cached prompt: rounding only.
+_CACHE_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 5e-3}
 
 
 def attribute_last_state(
@@ -36,10 +42,10 @@ def attribute_last_state(
     with torch.no_grad():
         before, end = embed(ids[None, :start]).detach(), embed(ids[None, start:]).detach()
         begin = embed(neutral[None]).detach().expand_as(end)
+        last_state = _last_state(backbone, before, end)
 
     def readings(response: torch.Tensor) -> torch.Tensor:
-        states = backbone.model(inputs_embeds=torch.cat([before, response], 1), use_cache=False).last_hidden_state
-        return directions @ states[0, -1].float().to(directions.device)
+        return directions @ last_state(response).float().to(directions.device)
 
     nodes, weights = np.polynomial.legendre.leggauss(steps)
     mean = torch.zeros((len(directions), *end.shape[1:]), dtype=torch.float64)
@@ -55,3 +61,29 @@ def attribute_last_state(
     with torch.no_grad():
         change = (readings(end) - readings(begin)).cpu().double().numpy()
     return attributed, attributed.sum(0) - change
+
+
+def _last_state(backbone: Backbone, before: torch.Tensor, end: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The last token's state (d,) as a function of the response's embeddings (1, t, d).
+
+    It continues from the prompt's keys and values if the model has such a cache, and if that gives the same state.
+    """
+    from transformers import DynamicCache
+
+    def whole(response: torch.Tensor) -> torch.Tensor:
+        states = backbone.model(inputs_embeds=torch.cat([before, response], 1), use_cache=False).last_hidden_state
+        return states[0, -1]
+
+    if backbone.sharing_fault or not before.shape[1]:
+        return whole
+    cache = getattr(backbone.model(inputs_embeds=before, use_cache=True), "past_key_values", None)
+    if not isinstance(cache, DynamicCache):
+        return whole
+
+    def continued(response: torch.Tensor) -> torch.Tensor:
+        output = backbone.model(inputs_embeds=response, past_key_values=deepcopy(cache), use_cache=True)
+        return output.last_hidden_state[0, -1]
+
+    expected = whole(end)
+    far = float((continued(end) - expected).abs().max() / expected.abs().max())
+    return continued if far <= _CACHE_TOLERANCE.get(backbone.model.dtype, 5e-2) else whole

@@ -9,15 +9,16 @@ is reported (`token_maps/maps.py`).
   type of error; the mean over answers, and its difference from position on the same answers.
 - deletion: good replies without the k sentences said to be worst: the gain of the score, against random sentences, and
   R^2 of the predicted gain.
-- planted: an insult, a sentence of another reply, a changed number in a good reply: is that sentence the lowest?
-  With shuffled head weights, the map must be noise (in the parts spans and planted).
+- insult, off-topic sentence, false number: planted in a good reply, by templates that no training row has, from the
+  reply to another prompt, by changing a number: is that sentence the lowest? With shuffled head weights, the map must be
+  noise (in spans too).
 - gradient: spans and single deletions with integrated gradients of the last part, of few answers because it is slow.
 - cost: seconds of each method next to a plain score.
 
 Intervals are 95%, by prompt (`evaluation/bootstrap.py`), none below 50 prompts.
 
     python benchmarks/attribution.py                  # about ten minutes of one core
-    python benchmarks/attribution.py --part planted   # one part; the others are kept in the file
+    python benchmarks/attribution.py --part insult    # one part; the others are kept in the file
     python benchmarks/attribution.py --limit 8        # a quick look; writes no file
 """
 
@@ -28,6 +29,7 @@ import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -100,13 +102,10 @@ def measure_deletion(rm: ArmoRM, language_model: Backbone, sizes: Sizes) -> dict
     return deletion_figures(read_replies(rm, language_model, good_replies(rm, sizes.good)), rm)
 
 
-def measure_planted(rm: ArmoRM, language_model: Backbone, sizes: Sizes) -> dict[str, Any]:
-    """Faults planted in good replies."""
-    replies, found = good_replies(rm, sizes.good), {}
-    for kind in PLANTED:
-        readings = read_replies(rm, language_model, plant(kind, replies))
-        found[kind] = {"lowest": planted_figures(readings), "shuffled": shuffled_planted(readings, rm)}
-    return found
+def measure_planted(kind: str, rm: ArmoRM, language_model: Backbone, sizes: Sizes) -> dict[str, Any]:
+    """A fault of one kind planted in good replies."""
+    readings = read_replies(rm, language_model, plant(kind, good_replies(rm, sizes.good)))
+    return {"lowest": planted_figures(readings), "shuffled": shuffled_planted(readings, rm)}
 
 
 def measure_cost(rm: ArmoRM, language_model: Backbone, sizes: Sizes) -> dict[str, Any]:
@@ -170,8 +169,8 @@ def print_results(results: Mapping[str, Any]) -> None:
             _print_deletion(f"{part}, marked answers", results[part]["deletion"])
     if "deletion" in results:
         _print_deletion("good replies", results["deletion"])
-    if "planted" in results:
-        planted = {kind: results["planted"][kind] for kind in PLANTED}
+    planted = {kind: results[kind] for kind in PLANTED if kind in results}
+    if planted:
         lowest = {kind: found["lowest"] for kind, found in planted.items()}
         _print("the planted sentence is the lowest (share of replies)", lowest, 2)
         CONSOLE.print({kind: found["shuffled"] for kind, found in planted.items()})
@@ -202,7 +201,7 @@ def _print_deletion(title: str, found: Mapping[str, Any]) -> None:
 PARTS: dict[str, Callable[[ArmoRM, Backbone, Sizes], dict[str, Any]]] = {
     "spans": measure_spans,
     "deletion": measure_deletion,
-    "planted": measure_planted,
+    **{kind: partial(measure_planted, kind) for kind in PLANTED},
     "gradient": measure_gradient,
     "cost": measure_cost,
 }

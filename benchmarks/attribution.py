@@ -10,9 +10,9 @@ is reported (`token_maps/maps.py`).
 - deletion: good replies without the k sentences said to be worst: the gain of the score, against random sentences, and
   R^2 of the predicted gain.
 - insult, off-topic sentence, false number: planted in a good reply, by templates that no training row has, from the
-  reply to another prompt, by changing a number: is that sentence the lowest? With shuffled head weights, the map must be
-  noise (in spans too).
+  reply to another prompt, by changing a number: is that sentence the lowest?
 - gradient: spans and single deletions with integrated gradients of the last part, of few answers because it is slow.
+- shuffled, in spans and for planted faults: with shuffled head weights, the map must be noise.
 - cost: seconds of each method next to a plain score.
 
 Intervals are 95%, by prompt (`evaluation/bootstrap.py`), none below 50 prompts.

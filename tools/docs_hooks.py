@@ -21,6 +21,7 @@ ORDER: dict[str, list[str]] = {
     "Use": [
         "explaining.md",
         "training-rows.md",
+        "attribution.md",
         "evaluation.md",
         "everyday.md",
         "monitoring.md",

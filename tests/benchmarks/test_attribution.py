@@ -17,10 +17,10 @@ from armorm.objectives import Objective
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
-from token_maps.maps import MEAN, OCCLUSION, POSITION, predicted_gains, sentence_maps, token_maps  # noqa: E402
-from token_maps.measures import Table, auc, planted_figures  # noqa: E402
-from token_maps.reading import Reading  # noqa: E402
-from token_maps.replies import PLANTED, Reply, plant  # noqa: E402
+from token_maps.maps import MEAN, OCCLUSION, POSITION, predicted_gains, sentence_maps, token_maps
+from token_maps.measures import Table, auc, planted_figures
+from token_maps.reading import Reading
+from token_maps.replies import PLANTED, Reply, plant
 
 TEXT = "A first. Bad one. A third."
 WORDS = [(0, 1), (1, 8), (8, 12), (12, 17), (17, 19), (19, 26), (26, 26)]  # the last one is of the template

@@ -476,6 +476,7 @@ def test_the_map_names_the_best_and_worst_sentences_without_colour(models):
         assert part.text in lowering
     assert parts[3].text not in lowering
     assert "exact sum" in text
+    assert "not where the fault is" in " ".join(text.split())
     assert "\x1b" not in text
 
 

@@ -23,6 +23,8 @@ from armorm.backbone.decoder import Backbone
 from armorm.progress import progress
 
 STEPS = 16
+# Layers of transformers' caches that hold keys and values alone; recurrent states are changed in place.
+_ATTENTION_CACHES = {"DynamicLayer", "DynamicSlidingWindowLayer"}
 # How far, relative to its largest value, the last state may differ after a cached prompt: rounding only.
 _CACHE_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 5e-3}
 
@@ -68,7 +70,6 @@ def _last_state(backbone: Backbone, before: torch.Tensor, end: torch.Tensor) -> 
 
     It continues from the prompt's keys and values if the model has such a cache, and if that gives the same state.
     """
-    from transformers import DynamicCache
 
     def whole(response: torch.Tensor) -> torch.Tensor:
         states = backbone.model(inputs_embeds=torch.cat([before, response], 1), use_cache=False).last_hidden_state
@@ -77,7 +78,8 @@ def _last_state(backbone: Backbone, before: torch.Tensor, end: torch.Tensor) -> 
     if backbone.sharing_fault or not before.shape[1]:
         return whole
     cache = getattr(backbone.model(inputs_embeds=before, use_cache=True), "past_key_values", None)
-    if not isinstance(cache, DynamicCache):
+    kinds = {type(layer).__name__ for layer in getattr(cache, "layers", ())}
+    if not kinds or kinds - _ATTENTION_CACHES:
         return whole
 
     def continued(response: torch.Tensor) -> torch.Tensor:

@@ -2,7 +2,8 @@
 
 Colours show deviations: contributions minus those of an average token of the text, so that a long response of many
 small contributions is readable. Blue raises the mean over the text, red lowers it; the sentences with the largest sums
-are named below, so nothing depends on colour.
+are named below, so nothing depends on colour. The last line says what this is not: the place of a fault
+(docs/attribution.md).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from armorm.objectives import ObjectiveError
 
 _NAMED = 3  # sentences of each sign
 _LONGEST = 72  # characters of a sentence that are shown
+_NOTE = "what the score is made of, not where the fault is; `rm.occlude` scores the response without each sentence"
 # From weak to strong; the strongest that lower it are underlined too.
 _RAISES = ("blue", "bold blue", "bold white on blue")
 _LOWERS = ("red", "underline red", "bold underline white on red")
@@ -78,6 +80,7 @@ class TokenMap:
                 text = " ".join(part.text.split())
                 shown = text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
                 yield Text.assemble((f"  {signed(self.value(part.deviations))}  ", style), shown)
+        yield Text(_NOTE, "dim")
 
     def _exactness(self) -> str:
         found = self.attribution

@@ -17,7 +17,7 @@ is reported (`token_maps/maps.py`).
 
 Intervals are 95%, by prompt (`evaluation/bootstrap.py`), none below 50 prompts.
 
-    python benchmarks/attribution.py                  # about ten minutes of one core
+    python benchmarks/attribution.py                  # every part
     python benchmarks/attribution.py --part insult    # one part; the others are kept in the file
     python benchmarks/attribution.py --limit 8        # a quick look; writes no file
 """

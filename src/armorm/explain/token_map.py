@@ -56,8 +56,11 @@ class TokenMap:
         return float(values[self.attribution.names.index(self.objective)])
 
     def best_and_worst(self, parts: Sequence[TextPart]) -> tuple[list[TextPart], list[TextPart]]:
-        """Up to three parts that raise the mean over the text most, and three that lower it most."""
-        ranked = sorted(parts, key=lambda part: -self.value(part.deviations))
+        """Up to three parts that are highest per token, and three that are lowest.
+
+        Per token, a planted insult is found more often than by sums, which favour long parts (docs/attribution.md).
+        """
+        ranked = sorted(parts, key=lambda part: -self.value(part.deviations) / max(part.tokens, 1e-9))
         best = [part for part in ranked[:_NAMED] if self.value(part.deviations) > 0]
         return best, [part for part in ranked[::-1][:_NAMED] if self.value(part.deviations) < 0]
 
@@ -69,7 +72,7 @@ class TokenMap:
         yield self._coloured()
         yield Text("")
         for title, parts, style in zip(
-            ("raises it most, against an average token:", "lowers it most:"),
+            ("raises it most per token, against an average token:", "lowers it most per token:"),
             self.best_and_worst(found.sentences()),
             ("blue", "red"),
             strict=True,

@@ -14,7 +14,9 @@ SOURCE = Path(__file__).parents[1] / "src" / "armorm"
 LAYERS = [
     {"version", "errors", "moved"},
     {"interruption"},
-    {"files", "progress", "conversation", "objectives", "correlation"},
+    {"files", "progress", "conversation", "correlation"},
+    {"notebook"},
+    {"objectives"},
     {"attribution", "score_batch", "steering", "locks"},
     {"saved_chunks"},
     {"client"},

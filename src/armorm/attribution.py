@@ -5,7 +5,8 @@
     relative      = coefficients * (rewards - reference mean)   signed, about zero for an average response
 
 The deciding objectives of a preference are the smallest set without which it would not hold: the strongest for the
-preferred response, until the remaining ones no longer favour it.
+preferred response, until the remaining ones no longer favour it. A turning objective is one without which alone it
+would not hold.
 """
 
 from __future__ import annotations
@@ -42,4 +43,12 @@ def deciding(differences: np.ndarray) -> np.ndarray:
     needed = (before > 0) & (ranked > 0)
     mask = np.zeros(differences.shape, bool)
     np.put_along_axis(mask, order, needed, 1)
+    return mask
+
+
+def turning(differences: np.ndarray) -> np.ndarray:
+    """Mask (p, k) of the objectives without which alone a preference would not hold; arguments as of `deciding`."""
+    differences = np.atleast_2d(np.asarray(differences, np.float64))
+    margin = differences.sum(1, keepdims=True)
+    mask: np.ndarray = (differences * np.sign(margin) >= np.abs(margin)) & (margin != 0)
     return mask

@@ -134,6 +134,32 @@ class Conversation:
 ConversationLike = Union[Conversation, Sequence[MessageLike]]
 
 
+def several(given: Sequence[ConversationLike] | ConversationLike) -> Sequence[ConversationLike]:
+    """The conversations, or the one that was given alone: a `Conversation`, or a list of messages, as a list of one."""
+    if isinstance(given, Conversation):
+        return [given]
+    if isinstance(given, Sequence) and given and isinstance(given[0], (Message, Mapping)):
+        return [given]  # type: ignore[list-item]
+    return given  # type: ignore[return-value]
+
+
+def two_responses(*compared: Any) -> list[Conversation]:
+    """Two conversations with one prompt, from two conversations, or a prompt and two responses as in `from_prompt`.
+
+    Raises:
+        ConversationError: for two prompts, or an invalid conversation.
+    """
+    if len(compared) == 3:
+        conversations = [Conversation.from_prompt(compared[0], reply) for reply in compared[1:]]
+    elif len(compared) == 2:
+        conversations = [Conversation.from_messages(messages) for messages in compared]
+    else:
+        raise TypeError(f"found {len(compared)} arguments, expected two conversations, or a prompt and two responses")
+    if conversations[0].prompt_key != conversations[1].prompt_key:
+        raise ConversationError("found two prompts, expected two responses to the same one")
+    return conversations
+
+
 def content_key(messages: Sequence[Message]) -> str:
     """32 hex digits of the messages' content (BLAKE2b of their canonical JSON)."""
     text = _CANONICAL.encode([message.to_dict() for message in messages])

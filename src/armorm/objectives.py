@@ -15,6 +15,7 @@ from typing import Any, Literal, overload
 import numpy as np
 
 from armorm.errors import ArmormError, nearest, shown
+from armorm.notebook import MOST_ROWS, html_table
 
 Direction = Literal["higher", "lower", "neutral"]
 ScaleMap = Literal["min_max", "bin_centre"]
@@ -191,6 +192,26 @@ class ObjectiveSet(Sequence[Objective]):
 
     def __repr__(self) -> str:
         return f"ObjectiveSet({', '.join(self.names)})"
+
+    def _repr_html_(self) -> str:
+        return self.html(f"{len(self)} objectives")
+
+    def html(self, title: str, note: str = "", weights: Sequence[float] | None = None) -> str:
+        """A table for notebooks, of at most twelve objectives.
+
+        Args:
+            weights: mean gating weights (k,); the objectives with the largest come first.
+        """
+        order = range(len(self)) if weights is None else sorted(range(len(self)), key=lambda i: -weights[i])
+        columns = ["objective", "scale", "better", "reliability", *([] if weights is None else ["mean weight"])]
+        rows = []
+        for i in order[:MOST_ROWS]:
+            each, known = self[i], self.reliability[i]
+            better = "" if each.direction == "neutral" else each.direction
+            row = [each.name, f"{each.low:.3g}..{each.high:.3g}", better, "" if np.isnan(known) else f"{known:.2f}"]
+            rows.append(row + ([] if weights is None else [f"{weights[i]:.1%}"]))
+        more = len(self) - len(rows)
+        return html_table(title, columns, rows, "; ".join(filter(None, [f"and {more} more" if more else "", note])))
 
     def position(self, name: str) -> int:
         """Column of an objective; an `ObjectiveError` with the nearest name for an unknown one."""

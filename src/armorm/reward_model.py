@@ -11,10 +11,9 @@ scored is an error, or with `on_refused="skip"` listed with its reason.
 from __future__ import annotations
 
 import copy
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,19 +24,21 @@ from armorm import attribution
 from armorm.backbone.decoder import Backbone
 from armorm.backbone.encoding import EncodedRows, encode_rows, same_prompts
 from armorm.backbone.readout import Readout
-from armorm.conversation import Conversation, ConversationLike
+from armorm.conversation import Conversation, ConversationLike, several, two_responses
 from armorm.data.seen_prompts import SeenPrompts
 from armorm.errors import CheckpointError, ConversationError
 from armorm.explain.explanation import Explanation, explain_row
+from armorm.explain.model_summary import model_summary
 from armorm.explain.occlusion import OccludedPart, occluded, occlusion_changes
+from armorm.explain.ranking import Ranking, rank_responses
 from armorm.explain.response_comparison import ResponseComparison, compare_responses
 from armorm.explain.row_influences import RowInfluences, row_influences
 from armorm.explain.text_spans import sentences
 from armorm.explain.token_attribution import attribute_tokens, score_by_token
 from armorm.features.extract import BATCH_TOKENS, Features, extract
-from armorm.files import DEFAULT_REWARD_MODEL, demonstration, write_text
+from armorm.files import DEFAULT_REWARD_MODEL, demonstration, read_text
 from armorm.heads.uncertainty import Uncertainty
-from armorm.model.export import Layout, files_to_send, require_repo_id, save_model, upload
+from armorm.model.export import Layout, save_model, upload_saved
 from armorm.model.loading import load_parts
 from armorm.model.modeling import ArmoRMForSequenceClassification
 from armorm.model.remote_code import UNCERTAINTY_BUFFERS
@@ -120,7 +121,7 @@ class ArmoRM:
 
     def score(
         self,
-        conversations: Sequence[ConversationLike],
+        conversations: Sequence[ConversationLike] | ConversationLike,
         *,
         normalize: bool = False,
         lower_confidence: float = 0.0,
@@ -132,7 +133,7 @@ class ArmoRM:
         """Score conversations.
 
         Args:
-            conversations: each a list of messages that ends with the assistant's reply.
+            conversations: each a list of messages that ends with the assistant's reply; or one such list.
             normalize: scores in standard deviations from the reference mean.
             lower_confidence: number of epistemic standard deviations subtracted from each score, so that a policy
                 does not profit from responses unlike the rated ones; contributions stay those of the plain score.
@@ -150,7 +151,7 @@ class ArmoRM:
         """
         if normalize:
             self._reference_score()
-        texts, indices, encoded, rejected = self._encode(conversations, on_refused, same_prompt)
+        texts, indices, encoded, rejected = self._encode(several(conversations), on_refused, same_prompt)
         features = extract(self.backbone, encoded.encoded, batch_tokens=batch_tokens, description="scores")
         rows = np.array([indices[i] for i in encoded.kept], np.int64)
         batch = self.score_features(
@@ -293,35 +294,43 @@ class ArmoRM:
                 token alone, True does so too.
         """
         batch = self.score([conversation])
-        return self.explanations(batch, [conversation] if tokens else (), gradient=tokens == "gradient")[0]
+        return self.explanations(batch, [conversation], tokens=tokens)[0]
 
     def explanations(
         self,
         batch: ScoreBatch,
         conversations: Sequence[ConversationLike] = (),
         *,
-        gradient: bool = False,
+        tokens: bool | Literal["gradient"] = True,
         same_prompt: bool = False,
     ) -> list[Explanation]:
         """Explanations of scored rows, of their plain scores.
 
         Args:
-            conversations: that were scored, rejected ones included, for explanations by token.
-            gradient, same_prompt: as in `explain` and `score`.
+            conversations: that were scored, rejected ones included, whose texts the explanations show.
+            tokens, same_prompt: as in `explain` and `score`; tokens need the conversations.
         """
         objectives, known = list(self.objectives), self.uncertainty
         options: dict[str, Any] = {
             "model": self.name,
             "steered": self.model.config.steering,
             "approximate": (known.approximate(self.objectives.names) or None) if known else None,
+            "biases": self.model.config.debiasing.get("against", ()),
         }
         found = [explain_row(batch, row, objectives, self.reference, **options) for row in range(len(batch))]
         if not conversations:
             return found
-        texts, _, encoded, _ = self._encode([conversations[i] for i in batch.rows], "error", same_prompt)
+        given = [conversations[i] for i in batch.rows]
+        if not tokens:
+            read = Conversation.from_messages
+            return [replace(shown, conversation=read(text)) for shown, text in zip(found, given, strict=True)]
+        texts, _, encoded, _ = self._encode(given, "error", same_prompt)
         head, rows = self.model.regression_layer, encoded.encoded
-        by_token = attribute_tokens(self.backbone, head, texts, rows, batch, gradient=gradient)
-        return [replace(shown, tokens=tokens) for shown, tokens in zip(found, by_token, strict=True)]
+        by_token = attribute_tokens(self.backbone, head, texts, rows, batch, gradient=tokens == "gradient")
+        return [
+            replace(shown, tokens=parts, conversation=text)
+            for shown, parts, text in zip(found, by_token, texts, strict=True)
+        ]
 
     def occlude(
         self, conversation: ConversationLike, spans: Sequence[tuple[int, int]] | None = None
@@ -363,24 +372,33 @@ class ArmoRM:
         Raises:
             ConversationError: for two prompts, or an invalid conversation.
         """
-        if len(compared) == 3:
-            conversations = [Conversation.from_prompt(compared[0], reply) for reply in compared[1:]]
-        elif len(compared) == 2:
-            conversations = [Conversation.from_messages(messages) for messages in compared]
-        else:
-            raise TypeError(
-                f"found {len(compared)} arguments, expected two conversations, or a prompt and two responses"
-            )
-        if conversations[0].prompt_key != conversations[1].prompt_key:
-            raise ConversationError("found two prompts, expected two responses to the same one")
+        conversations = two_responses(*compared)
         if conversations[0].key == conversations[1].key:
             del conversations[1]
         batch = self.score(conversations, same_prompt=True)
-        shown = self.explanations(
-            batch, conversations if tokens else (), gradient=tokens == "gradient", same_prompt=True
-        )
+        shown = self.explanations(batch, conversations, tokens=tokens, same_prompt=True)
         spread = self.reference.get("score_std")
         return compare_responses(shown[0], shown[-1], margin_scale=self.margin_scale, score_std=spread)
+
+    def rank(self, prompt: Any, responses: Sequence[Any], *, tokens: bool | Literal["gradient"] = False) -> Ranking:
+        """The responses to a prompt from best to worst, with the verdict between the best two; prints as a table.
+
+        Args:
+            prompt, responses: as in `Conversation.from_prompt`.
+            tokens: as in `explain`.
+
+        Raises:
+            ConversationError: for no responses, or an invalid one.
+        """
+        if isinstance(responses, str) or not len(responses):
+            raise ConversationError(f"found {responses!r}, expected a list of responses", "responses")
+        conversations = [Conversation.from_prompt(prompt, r, f"responses[{i}]") for i, r in enumerate(responses)]
+        batch = self.score(conversations, same_prompt=True)
+        shown = self.explanations(batch, conversations, tokens=tokens, same_prompt=True)
+        return rank_responses(shown, margin_scale=self.margin_scale, score_std=self.reference.get("score_std"))
+
+    def _repr_html_(self) -> str:
+        return model_summary(self.name, self.model.config, calibrated=self.margin_scale is not None)
 
     def steer(
         self,
@@ -477,18 +495,11 @@ class ArmoRM:
             ValueError: for an invalid repository id.
             OSError: if the Hub rejects the request or cannot be reached.
         """
-        require_repo_id(repo_id)
-        with tempfile.TemporaryDirectory() as name:
-            folder, card = Path(name), Path(self.name) / "README.md"
-            self.save_pretrained(folder, **saving)
-            if card.is_file():
-                text = with_steering_note(card.read_text(encoding="utf-8"), self.model.config.steering)
-                write_text(folder / "README.md", text)
-            if dry_run:
-                return files_to_send(folder)
-            return upload(
-                folder, repo_id, private=private, token=token, revision=revision, commit_message=commit_message
-            )
+        options = {"private": private, "token": token, "revision": revision, "commit_message": commit_message}
+        card = Path(self.name) / "README.md"
+        text = with_steering_note(read_text(card), self.model.config.steering) if card.is_file() else ""
+        save = partial(self.save_pretrained, **saving)
+        return upload_saved(save, repo_id, card=text, dry_run=dry_run, **options)
 
     def _reference_score(self) -> tuple[float, float]:
         mean, deviation = self.reference.get("score_mean"), self.reference.get("score_std")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from armorm.errors import ConversationError
+from armorm.notebook import MOST_ROWS, html_table
 
 if TYPE_CHECKING:
     import pandas
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 _BY_ROW = {"by_row": True}  # lists with an entry for each row
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ScoreBatch:
     """Scores of n conversations over k objectives. Arrays are float32 unless stated otherwise.
 
@@ -98,6 +99,28 @@ class ScoreBatch:
         if on_refused == "error":
             raise ConversationError(reason, f"conversation {bad[0]}")
         return replace(self.take(finite), rejected=sorted([*self.rejected, *((row, reason) for row in bad)]))
+
+    def __repr__(self) -> str:
+        left_out = f", {len(self.rejected)} rejected" if self.rejected else ""
+        if not len(self):
+            return f"ScoreBatch(0 scores{left_out})"
+        low, mean, high = self.scores.min(), self.scores.mean(), self.scores.max()
+        return (
+            f"ScoreBatch({len(self)} scores of {len(self.names)} objectives{left_out}: "
+            f"{low:+.4f} to {high:+.4f}, mean {mean:+.4f})"
+        )
+
+    def _repr_html_(self) -> str:
+        rows = []
+        for row in range(min(len(self), MOST_ROWS)):
+            ranked = np.argsort(-np.abs(self.relative[row]))[:3]
+            largest = ", ".join(f"{self.names[i]} {self.relative[row, i]:+.3f}" for i in ranked)
+            rows.append([int(self.rows[row]), f"{self.scores[row]:+.4f}", largest])
+        notes = [f"and {len(self) - len(rows):,} more"] if len(self) > len(rows) else []
+        notes += [f"{len(self.rejected):,} rejected, the first because {self.rejected[0][1]}"] if self.rejected else []
+        notes += [f"{len(self.truncated):,} with a truncated prompt"] if self.truncated else []
+        columns = ["row", "score", "largest contributions against an average response"]
+        return html_table(f"{len(self):,} scores", columns, rows, "; ".join(notes))
 
     def to_pandas(self) -> pandas.DataFrame:
         """One row per conversation: `score`, then `reward/X`, `weight/X`, `contribution/X` of each objective X; with

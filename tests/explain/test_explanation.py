@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -63,6 +64,11 @@ def explanation(
 def lines_of(text: str) -> dict[str, str]:
     """The line of each objective, by its name."""
     return {name: line for line in text.splitlines() for name in NAMES if line.startswith(name)}
+
+
+def headline_of(shown: Explanation) -> str:
+    """The line with the score."""
+    return next(line for line in str(shown).splitlines() if line.startswith("score "))
 
 
 def narrow(shown: Explanation) -> str:
@@ -125,7 +131,8 @@ def test_the_dictionary_holds_everything_as_plain_json():
     for entry in (shown.to_dict(), explanation(reference={}).to_dict()):
         assert json.loads(json.dumps(entry, allow_nan=False)) == entry
     entry = shown.to_dict()
-    assert set(entry) == {"score", "normalised", "percentile", "shares", "model", "steered", "score_std", "approximate"}
+    assert set(entry) == {"verdict", "score", "normalised", "percentile", "shares", "model", "steered", "score_std",
+                          "approximate"}  # fmt: skip
     assert sum(share["contribution"] for share in entry["shares"]) == pytest.approx(entry["score"], abs=1e-12)
     assert entry["shares"][1]["name"] == "beaver-harm"
     assert entry["steered"] == {"multiply": {"verbosity": 2.0}, "drop": []}
@@ -158,12 +165,12 @@ def test_the_last_line_sums_the_columns():
 
 
 def test_the_headline_places_the_score():
-    headline = str(explanation(score=0.9)).splitlines()[0]
+    headline = headline_of(explanation(score=0.9))
     assert (
         headline
         == "score +0.9000   +2.00 standard deviations from the reference mean, above 45% of reference responses"
     )
-    steered = str(explanation(steered={"multiply": {}, "drop": ["code[style]"]})).splitlines()[0]
+    steered = headline_of(explanation(steered={"multiply": {}, "drop": ["code[style]"]}))
     assert steered.rstrip().endswith("(steered)")
     assert "steered" not in headline
 
@@ -227,7 +234,7 @@ def test_the_page_holds_the_table_in_colours_and_stands_alone():
         assert name in page
     for share in explanation().shares:
         assert f"{share.contribution:+.4f}" in page
-    positions = [page.index(share.name) for share in explanation().ranked]
+    positions = [page.index(f'class="name">{share.name}') for share in explanation().ranked]
     assert positions == sorted(positions)
     widths = [float(width) for width in re.findall(r'<i(?: class="minus")? style="--v:([0-9.]+)">', page)]
     assert widths == pytest.approx([abs(share.relative) / 0.34 for share in explanation().ranked], abs=1e-3)
@@ -247,6 +254,53 @@ def test_one_page_holds_several_explanations_and_is_one_document():
     assert page.index("row 1") < page.index("row 7") < page.index("+0.2500")
 
 
+# --- the verdict first, small objectives folded ---------------------------------------------------
+
+SMALL = np.array([0.17, -0.34, 0.002, -0.001])
+
+
+def test_the_verdict_opens_text_page_and_notebook():
+    shown = explanation(score=0.9)
+    assert " ".join(str(shown).split()).startswith(shown.verdict)
+    assert f'<h1 class="verdict">{shown.verdict}</h1>' in shown.to_html()
+    assert shown.verdict in shown._repr_html_() and shown.to_dict()["verdict"] == shown.verdict
+    assert "better than an average one: 45% of reference responses score lower" in shown.verdict
+    assert "raised most by ultra-helpful and code[style], lowered most by beaver-harm and verbosity" in shown.verdict
+
+
+def test_objectives_under_two_percent_are_one_line_unless_all_are_shown():
+    shown = explanation(relative=SMALL)
+    assert [share.name for share in shown.shown] == ["beaver-harm", "ultra-helpful"]
+    text, rest = str(shown), sum(share.contribution for share in shown.folded)
+    line = next(line for line in text.splitlines() if line.startswith("2 others, together"))
+    assert line.split()[-2:] == ["+0.0010", f"{rest:+.4f}"]
+    assert "code[style]" not in text and "2 others, together" in shown.to_html() + shown._repr_html_()
+    console = Console(width=120, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    for part in shown.lines(120, every=True):
+        console.print(part)
+    assert set(lines_of(console.export_text())) == set(NAMES)
+    assert shown.to_html().count("code[style]") == 1, "folded objectives are on the page"
+    assert "others" not in str(explanation()), "nothing is folded where all are large"
+
+
+def test_a_bar_of_a_bias_without_weight_is_explained_where_it_stands():
+    shown = replace(explanation(), biases=("verbosity",))
+    assert shown.note == "", "its weight is 5%"
+    little = [replace(share, weight=0.002) for share in shown.shares]
+    shown = replace(shown, shares=little)
+    assert shown.note.startswith("verbosity: the gate gives it hardly any weight.")
+    for text in (" ".join(str(shown).split()), shown.to_html(), shown._repr_html_()):
+        assert "The bar is what debiasing takes from the other objectives" in text
+    assert replace(shown, biases=()).note == ""
+
+
+def test_the_figure_has_a_bar_for_each_shown_objective_and_one_for_the_others():
+    figure = explanation(relative=SMALL).plot()
+    bars = figure.axes[0].containers[0]
+    assert [bar.get_width() for bar in bars] == pytest.approx([-0.34, 0.17, 0.001])
+    assert figure._repr_png_().startswith(b"\x89PNG")
+
+
 # --- uncertainty and steering --------------------------------------------------------------------
 
 
@@ -256,7 +310,7 @@ def test_uncertainty_stands_in_raw_units_beside_the_rating():
     assert [share.uncertainty for share in shown.shares] == pytest.approx([0.4, 0.2, 0.2, 3.0])  # of 1..5, 0..4, 0..10
     lines = lines_of(str(shown))
     assert re.search(r"4\.20 +0\.40 +1\.\.5", lines["ultra-helpful"])
-    assert "± 0.1250" in str(shown).splitlines()[0]
+    assert "± 0.1250" in headline_of(shown)
     assert "4.20±0.40" in lines_of(narrow(shown))["ultra-helpful"]
     assert "± 0.40" in shown.to_html() and "± 0.125" in shown.to_html()
     assert shown.to_dict()["shares"][1]["uncertainty"] == pytest.approx(0.2)

@@ -7,11 +7,12 @@ from typing import Annotated
 import typer
 from typer import Argument, Option
 
-from armorm.cli.options import DeviceOption, DtypeOption, HtmlOption, JsonOption, ModelOption
+from armorm.cli.options import AllOption, DeviceOption, DtypeOption, HtmlOption, JsonOption, ModelOption
 from armorm.cli.output import emit, write_page
 from armorm.conversation import Conversation
 from armorm.errors import ConversationError
 from armorm.files import DEFAULT_REWARD_MODEL
+from armorm.progress import Terminal
 
 
 def compare(
@@ -20,6 +21,7 @@ def compare(
     prompt: Annotated[str, Option(help="Text of the prompt.")],
     model: ModelOption = DEFAULT_REWARD_MODEL,
     tokens: Annotated[bool, Option(help="Show which sentences of each response carry the margin.")] = False,
+    every: AllOption = False,
     html: HtmlOption = None,
     as_json: JsonOption = False,
     dtype: DtypeOption = "auto",
@@ -46,6 +48,6 @@ def compare(
             raise ConversationError(reason, "AB"[row])
         name, scale = str(scorer.describe()["name"]), getattr(scorer, "margin_scale", None)
         found = compare_scores(float(scored.scores[0]), float(scored.scores[-1]), name, margin_scale=scale)
-    emit(found.to_dict(), found, as_json=as_json, indent=None)
+    emit(found.to_dict(), *found.lines(Terminal().width, every=every), as_json=as_json, indent=None)
     if html is not None:
         write_page(html, found.to_html(conversations))

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
-from rich.console import RenderableType
 from typer import Argument, Option
 
 from armorm.cli.input import input_or_example, valid_rows
-from armorm.cli.options import DeviceOption, DtypeOption, HtmlOption, ModelOption
+from armorm.cli.options import AllOption, DeviceOption, DtypeOption, HtmlOption, ModelOption
 from armorm.cli.output import emit, write_page
 from armorm.conversation import Conversation
 from armorm.errors import DataError
@@ -37,6 +36,7 @@ def explain(
     run: Annotated[
         Path | None, Option(help="With --rows: folder of the training run (default: that of the model).")
     ] = None,
+    every: AllOption = False,
     html: HtmlOption = None,
     as_json: Annotated[bool, Option("--json", help="Print one JSON line per conversation.")] = False,
     dtype: DtypeOption = "auto",
@@ -65,14 +65,16 @@ def explain(
     if batch.rejected:
         index, reason = batch.rejected[0]
         raise DataError(reason, file=input or "", row=rows[index][0] if input else None)
-    by_token = tokens or gradient or (objective is not None and not influential)
-    explanations = rm.explanations(batch, [found for _, found in rows] if by_token else (), gradient=gradient)
+    words = tokens or (objective is not None and not influential)
+    by_token: bool | Literal["gradient"] = "gradient" if gradient else words
+    explanations = rm.explanations(batch, [found for _, found in rows], tokens=by_token)
     for (number, conversation), explanation in zip(rows, explanations, strict=True):
         if not as_json and len(explanations) > 1:
             Terminal().rule(f"row {number}", align="left")
-        shown: list[RenderableType] = [explanation]
+        table = explanation if objective is None else replace(explanation, tokens=None)
+        shown = table.lines(Terminal().width, every=every)
         if explanation.tokens is not None and objective is not None:
-            shown = [replace(explanation, tokens=None), "", TokenMap(explanation.tokens, objective)]
+            shown += ["", TokenMap(explanation.tokens, objective)]
         found = {"row": number, **explanation.to_dict()}
         if influential:
             moved = rm.influences(conversation, objective or explanation.ranked[0].name, run or "").top(influential)

@@ -57,6 +57,7 @@ IncludeSeenOption = Annotated[
 ]
 SplitOption = Annotated[str | None, Option(help="Split of a hub data set or of a folder saved by datasets.")]
 HtmlOption = Annotated[Path | None, Option(help="Also write an HTML page to this file."), Place.FILE]
+AllOption = Annotated[bool, Option("--all", help="Show every objective; by default those under 2% are one line.")]
 JsonOption = Annotated[bool, Option("--json", help="Print JSON instead of tables.")]
 
 

@@ -1,4 +1,6 @@
-"""Explanation: one score as a sum over objectives, printed as a table, JSON or a web page.
+"""Explanation: one score as a sum over objectives, printed as a table, JSON, a web page or a notebook's output.
+
+A sentence comes first (`armorm.explain.verdict`); objectives under 2% of the whole are one line unless all are shown.
 
 People see `relative` first: the contribution of each objective against a response of average rewards. A bar to the
 right speaks for this response, a bar to the left against it. The exact contributions next to it sum to the score.
@@ -12,24 +14,30 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from rich.console import Console, ConsoleOptions, Group, RenderResult
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.text import Text
 
 from armorm.conversation import Conversation
 from armorm.errors import ArmormError
+from armorm.explain.bars_figure import bars_figure
 from armorm.explain.html import number, percent, render
 from armorm.explain.text import Column, as_text, objective_table, signed, signed_bar
 from armorm.explain.token_attribution import TextPart, TokenAttribution
 from armorm.explain.token_map import TokenMap
+from armorm.explain.verdict import Reason, debiased_note, fold, score_verdict
+from armorm.explain.word_map import word_map
+from armorm.notebook import bar, display, html_table
 from armorm.objectives import Objective
 from armorm.score_batch import ScoreBatch
 from armorm.steering import sentences
 
 if TYPE_CHECKING:
     import pandas
+    from matplotlib.figure import Figure
 
 _BAR, _SHORT_BAR = 24, 10
 _NAME = 20
+HARDLY = 0.05  # weight below which the bar of an objective that others are debiased against is explained
 
 
 @dataclass(frozen=True)
@@ -63,6 +71,8 @@ class Explanation:
         score_std: standard deviation of the score, None for a model without uncertainty.
         approximate: by objective, the largest relative error of a standard deviation that is stored approximately.
         tokens: the score by tokens, if it was requested.
+        biases: objectives that others are debiased against.
+        conversation: that was scored, if it is known.
     """
 
     score: float
@@ -74,6 +84,29 @@ class Explanation:
     score_std: float | None = None
     approximate: Mapping[str, float] | None = None
     tokens: TokenAttribution | None = None
+    biases: tuple[str, ...] = ()
+    conversation: Conversation | None = None
+
+    @property
+    def verdict(self) -> str:
+        """How the response does against an average one, and the objectives that raise and lower its score most."""
+        reasons = [Reason(share.name, share.relative) for share in self.shares]
+        return score_verdict(self.normalised, self.percentile, reasons)
+
+    @property
+    def shown(self) -> list[ObjectiveShare]:
+        """The ranked shares without those under 2% of the whole, if there are two or more of them."""
+        return [self.shares[i] for i in fold([share.relative for share in self.shares])[0]]
+
+    @property
+    def folded(self) -> list[ObjectiveShare]:
+        """The others."""
+        return [self.shares[i] for i in fold([share.relative for share in self.shares])[1]]
+
+    @property
+    def note(self) -> str:
+        """Explains the bars of objectives with hardly any weight that others are debiased against; may be empty."""
+        return debiased_note([s.name for s in self.shown if s.name in self.biases and s.weight < HARDLY])
 
     @property
     def ranked(self) -> list[ObjectiveShare]:
@@ -108,23 +141,68 @@ class Explanation:
         return self.tokens
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as plain values; with `tokens` if they were requested."""
-        found = asdict(replace(self, tokens=None))
-        del found["tokens"]
+        """Everything as plain values, with the verdict; with `tokens` if they were requested."""
+        found = asdict(replace(self, tokens=None, conversation=None))
+        for name in ("tokens", "biases", "conversation"):
+            del found[name]
+        found["verdict"] = self.verdict
         return found if self.tokens is None else {**found, "tokens": self.tokens.to_dict()}
 
     def to_html(self, conversation: Conversation | None = None) -> str:
-        """One self-contained page, with the text if a conversation is given."""
+        """One self-contained page with prompt, response and, with tokens, the map of its words.
+
+        Args:
+            conversation: whose text is shown if the explanation does not know it.
+        """
         return explanations_page([("", self, conversation)])
+
+    def show(self, *, every: bool = False) -> None:
+        """Show it in a notebook (`_repr_html_`), or print it where there is none; `every`: no objective is folded."""
+        display(self._repr_html_(every=every), lambda width: self.lines(width, every=every))
+
+    def plot(self) -> Figure:
+        """The relative contributions as a matplotlib figure, folded as in the table."""
+        rest = [sum(share.relative for share in self.folded)] if self.folded else []
+        names = [share.name for share in self.shown] + [f"{len(self.folded)} others"] * len(rest)
+        values = [share.relative for share in self.shown] + rest
+        return bars_figure(names, values, self.verdict, "against an average response", highlighted=len(self.shown))
+
+    def _repr_html_(self, *, every: bool = False) -> str:
+        shown, folded = (self.ranked, []) if every else (self.shown, self.folded)
+        largest = max((abs(share.relative) for share in self.shares), default=0.0) or 1.0
+        rows = [
+            [s.name, number(s.rating, 2), f"{s.low:.3g}..{s.high:.3g}", percent(s.weight), bar(s.relative / largest),
+             signed(s.relative), signed(s.contribution)]
+            for s in shown
+        ]  # fmt: skip
+        if folded:
+            sums = [signed(sum(getattr(s, of) for s in folded)) for of in ("relative", "contribution")]
+            rows.append([f"{len(folded)} others, together", "", "", "", "", *sums])
+        columns = ["objective", "rating", "of", "weight", "against an average response", "relative", "contribution"]
+        table = html_table(self.verdict, columns, rows, f"score {signed(self.score)}. {self.note}".strip())
+        return table + (str(word_map(self.tokens)) if self.tokens else "")
 
     def __str__(self) -> str:
         return as_text(self)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        columns = self._columns(wide=options.max_width >= 112)
-        yield Group(self._headline(), Text(""), objective_table(self.ranked, columns))
-        if self.tokens is not None:
-            yield Group(Text(""), TokenMap(self.tokens))
+        yield from self.lines(options.max_width)
+
+    def lines(self, width: int, *, every: bool = False) -> list[RenderableType]:
+        """What a terminal of `width` characters shows; with `every`, no objective is folded."""
+        columns = self._columns(wide=width >= 112)
+        shown, folded = (self.ranked, []) if every else (self.shown, self.folded)
+        others = None
+        if folded:
+            others = {
+                "objective": f"{len(folded)} others, together",
+                columns[-2][0]: signed(sum(share.relative for share in folded)),
+                columns[-1][0]: signed(sum(share.contribution for share in folded)),
+            }
+        found: list[RenderableType] = [Text(self.verdict, "bold"), self._headline(), Text("")]
+        found.append(objective_table(shown, columns, others))
+        found += [Text(self.note, "dim")] if self.note else []
+        return found if self.tokens is None else [*found, Text(""), TokenMap(self.tokens)]
 
     def _columns(self, wide: bool) -> list[Column]:
         right, dim = {"justify": "right"}, {"justify": "right", "style": "dim"}
@@ -178,13 +256,16 @@ def approximate_sentence(bounds: Mapping[str, float]) -> str:
 
 
 def explanations_page(entries: Sequence[tuple[str, Explanation, Conversation | None]]) -> str:
-    """Labelled explanations as one self-contained page, each with its conversation if the text is to be shown."""
+    """Labelled explanations as one self-contained page, each with its conversation if it is given or known."""
+    found = []
+    for label, shown, given in entries:
+        conversation, tokens = given or shown.conversation, shown.tokens
+        messages = list(conversation.messages) if conversation else []
+        words = None if tokens is None else word_map(tokens)
+        found.append({"label": label, "shown": shown, "messages": messages, "words": words})
     return render(
         "explanation",
-        entries=[
-            {"label": label, "shown": shown, "messages": list(conversation.messages) if conversation else []}
-            for label, shown, conversation in entries
-        ],
+        entries=found,
         sentences=[sentences(shown.steered or {}) for _, shown, _ in entries],
         approximate=[approximate_sentence(shown.approximate) if shown.approximate else "" for _, shown, _ in entries],
     )
@@ -199,6 +280,8 @@ def explain_row(
     model: str = "",
     steered: Mapping[str, Any] | None = None,
     approximate: Mapping[str, float] | None = None,
+    biases: Sequence[str] = (),
+    conversation: Conversation | None = None,
 ) -> Explanation:
     """The explanation of one row of a batch, of its plain score; `reference` is that of the config, or empty."""
     averages = reference.get("gating_weights") or [None] * len(objectives)
@@ -226,4 +309,15 @@ def explain_row(
         percents = np.linspace(0, 100, len(reference["score_quantiles"]))
         percentile = float(np.interp(score, reference["score_quantiles"], percents))
     score_std = None if batch.score_std is None else float(batch.score_std[row])
-    return Explanation(score, normalised, percentile, shares, model, steered, score_std, approximate)
+    return Explanation(
+        score,
+        normalised,
+        percentile,
+        shares,
+        model,
+        steered,
+        score_std,
+        approximate,
+        biases=tuple(biases),
+        conversation=conversation,
+    )

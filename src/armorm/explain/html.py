@@ -46,6 +46,8 @@ def _environment() -> Environment:
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {"signed": signed, "number": number, "percent": percent}
-    style, _, _ = loader.get_source(environment, "page.css")
-    environment.globals |= {"style": Markup(style), "demonstration": demonstration}  # (our own file)
+    for name in ("style", "word_style"):  # (our own files)
+        source, _, _ = loader.get_source(environment, "page.css" if name == "style" else "word_map.css")
+        environment.globals[name] = Markup(source)
+    environment.globals["demonstration"] = demonstration
     return environment

@@ -1,7 +1,8 @@
 """Comparison of two responses to one prompt: which is better, and which objectives decide.
 
-The differences of contributions sum to the margin, so the comparison is exact. The deciding objectives are the smallest
-set without which the preference would not hold (`armorm.attribution.deciding`).
+The differences of contributions sum to the margin, so the comparison is exact. An objective *decides* if the preference
+would not hold without it alone (`armorm.attribution.turning`); `decided_by` is the smallest set without which together
+it would not hold (`armorm.attribution.deciding`). Objectives under 2% of the whole are one line unless all are shown.
 
 By sentences: each counts against the mean of the two texts, for as many tokens as it has,
 
@@ -14,20 +15,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from rich.console import Console, ConsoleOptions, Group, RenderResult
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.text import Text
 from scipy.special import expit
 
-from armorm.attribution import deciding
+from armorm.attribution import deciding, turning
 from armorm.conversation import Conversation
-from armorm.explain.explanation import Explanation
-from armorm.explain.html import render
+from armorm.explain.bars_figure import bars_figure
+from armorm.explain.explanation import HARDLY, Explanation
+from armorm.explain.html import number, percent, render
 from armorm.explain.text import Column, as_text, objective_table, signed, signed_bar
 from armorm.explain.token_attribution import TokenAttribution
+from armorm.explain.verdict import Reason, debiased_note, fold, pair_verdict, too_close
+from armorm.explain.word_map import word_map
+from armorm.notebook import bar, display, html_table
 from armorm.steering import sentences
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _NAMED_SENTENCES = 6
 
@@ -43,7 +51,8 @@ class ObjectiveComparison:
         weight: gating weight for the prompt.
         contributions: of A and B.
         difference: contribution of A minus that of B.
-        decides: whether the preference would not hold without it.
+        decides: whether the preference would not hold without it alone.
+        carries: whether it is one of the smallest set without which the preference would not hold.
     """
 
     name: str
@@ -55,6 +64,7 @@ class ObjectiveComparison:
     contributions: tuple[float, float]
     difference: float
     decides: bool
+    carries: bool = False
 
 
 @dataclass(frozen=True)
@@ -92,6 +102,8 @@ class ResponseComparison:
         steered: settings of the steering.
         sentences: of both responses, the largest difference first; None if they were not requested. Their sum and
             `other_difference`, of template tokens and of what no token carries, are the margin.
+        biases: objectives that others are debiased against.
+        sides: explanations of A and B, None for a model without objectives.
     """
 
     scores: Mapping[str, float]
@@ -105,6 +117,23 @@ class ResponseComparison:
     steered: Mapping[str, Any] = field(default_factory=dict)
     sentences: list[SentenceShare] | None = None
     other_difference: float | None = None
+    biases: tuple[str, ...] = ()
+    sides: tuple[Explanation, Explanation] | None = None
+
+    @property
+    def shown(self) -> list[ObjectiveComparison]:
+        """The ranked objectives without those under 2% of the whole, if there are two or more of them."""
+        return [self.shares[i] for i in fold([share.difference for share in self.shares])[0]]
+
+    @property
+    def folded(self) -> list[ObjectiveComparison]:
+        """The others."""
+        return [self.shares[i] for i in fold([share.difference for share in self.shares])[1]]
+
+    @property
+    def note(self) -> str:
+        """Explains the bars of objectives with hardly any weight that others are debiased against; may be empty."""
+        return debiased_note([s.name for s in self.shown if s.name in self.biases and s.weight < HARDLY])
 
     @property
     def ranked(self) -> list[ObjectiveComparison]:
@@ -113,48 +142,35 @@ class ResponseComparison:
 
     @property
     def decided_by(self) -> list[str]:
-        """Deciding objectives, the strongest first."""
-        return [share.name for share in self.ranked if share.decides]
+        """The smallest set of objectives without which the preference would not hold, the strongest first."""
+        return [share.name for share in self.ranked if share.carries]
 
     @property
     def verdict(self) -> str:
-        """Which response is better."""
-        return f"{self.better} is better" if self.better else "a tie"
+        """Which response is better, how sure that is, and the objectives that carry it."""
+        return self.in_words()
+
+    @property
+    def too_close(self) -> bool:
+        """Whether it is too close to call (`armorm.explain.verdict`)."""
+        return too_close(self.margin, probability=self.probability_of_a, margin_in_std=self.margin_in_std)
 
     @property
     def likelihood(self) -> float | None:
         """Probability that the better one is preferred, or None."""
         return None if self.probability_of_a is None else max(self.probability_of_a, 1 - self.probability_of_a)
 
-    def in_words(self, names: Mapping[str, str] | None = None, most: int = 3) -> str:
-        """One sentence: which response is better, by how much, and the objectives that decide with both ratings.
-
-        Args:
-            names: what to call the responses, by `A` and `B`.
-            most: number of deciding objectives that are named.
-        """
-        if self.better is None:
-            return "Both responses get the same score."
-        first, second = (0, 1) if self.better == "A" else (1, 0)
+    def in_words(self, names: Mapping[str, str] | None = None) -> str:
+        """The verdict with other names of the responses, by `A` and `B`."""
         called = [dict(names or {}).get(side, side) for side in "AB"]
-        margin = "" if self.margin_in_std is None else f" by {abs(self.margin_in_std):.2f} SD of reference scores"
-        deciding = [share for share in self.ranked if share.decides]
-        reasons = [
-            f"{share.name} ({share.ratings[first]:.2f} against {share.ratings[second]:.2f}"
-            f" on {share.low:.3g} to {share.high:.3g})"
-            for share in deciding[:most]
-        ]
-        if len(deciding) > most:
-            reasons.append(f"{len(deciding) - most} more")
-        listed = " and ".join([", ".join(reasons[:-1]), reasons[-1]] if reasons[1:] else reasons)
-        return f"{called[first]} scores higher than {called[second]}{margin}." + (
-            f" Deciding: {listed}." if listed else ""
-        )
+        reasons = [Reason(s.name, s.difference, s.ratings[0] > s.ratings[1]) for s in self.shares]
+        options = {"probability": self.probability_of_a, "margin_in_std": self.margin_in_std}
+        return pair_verdict(*called, self.margin, reasons, **options)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain values."""
         names = ("better", "scores", "margin", "margin_in_std", "probability_of_a", "percentiles", "model", "steered")
-        found: dict[str, Any] = {name: getattr(self, name) for name in names}
+        found: dict[str, Any] = {"verdict": self.verdict} | {name: getattr(self, name) for name in names}
         if self.shares:
             found["contributions"] = {share.name: share.difference for share in self.shares}
             found["decided_by"] = self.decided_by
@@ -165,36 +181,80 @@ class ResponseComparison:
         return found
 
     def to_html(self, conversations: Sequence[Conversation] = ()) -> str:
-        """One self-contained page, with the texts if the two conversations are given."""
+        """One self-contained page with the prompt, the responses and, with tokens, the maps of their words.
+
+        Args:
+            conversations: the two, if the comparison does not know them.
+        """
+        explained = self.sides or ()
+        known = [side.conversation for side in explained if side.conversation is not None]
+        texts = list(conversations) or known
         return render(
             "response_comparison",
             found=self,
             steered=sentences(self.steered),
-            prompt=list(conversations[0].prompt) if conversations else [],
-            responses={name: c.response for name, c in zip("AB", conversations, strict=False)},
+            prompt=list(texts[0].prompt) if texts else [],
+            responses={name: c.response for name, c in zip("AB", texts, strict=False)},
+            words={
+                name: word_map(side.tokens, f"{name}: how the score adds up")
+                for name, side in zip("AB", explained, strict=False)
+                if side.tokens is not None
+            },
         )
+
+    def show(self, *, every: bool = False) -> None:
+        """Show it in a notebook (`_repr_html_`), or print it where there is none; `every`: no objective is folded."""
+        display(self._repr_html_(every=every), lambda width: self.lines(width, every=every))
+
+    def plot(self) -> Figure:
+        """The differences as a matplotlib figure, folded as in the table."""
+        rest = [sum(share.difference for share in self.folded)] if self.folded else []
+        names = [share.name for share in self.shown] + [f"{len(self.folded)} others"] * len(rest)
+        values = [share.difference for share in self.shown] + rest
+        return bars_figure(names, values, self.verdict, "for B          for A", highlighted=len(self.shown))
+
+    def _repr_html_(self, *, every: bool = False) -> str:
+        shown, folded = (self.ranked, []) if every else (self.shown, self.folded)
+        largest = max((abs(share.difference) for share in self.shares), default=0.0) or 1.0
+        rows = [
+            [s.name, *(number(rating, 2) for rating in s.ratings), percent(s.weight), bar(s.difference / largest),
+             signed(s.difference), "decides" if s.decides else ""]
+            for s in shown
+        ]  # fmt: skip
+        if folded:
+            rows.append([_others(folded), "", "", "", "", signed(sum(s.difference for s in folded)), ""])
+        columns = ["objective", "A", "B", "weight", "for B | for A", "differs", ""]
+        scores = f"A {signed(self.scores['A'])}, B {signed(self.scores['B'])}, margin {signed(self.margin)}."
+        table = html_table(self.verdict, columns, rows, f"{scores} {self.note}".strip())
+        maps = [(n, side.tokens) for n, side in zip("AB", self.sides or (), strict=False) if side.tokens is not None]
+        return table + "".join(str(word_map(tokens, f"{name}: how the score adds up")) for name, tokens in maps)
 
     def __str__(self) -> str:
         return as_text(self)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield from self.lines(options.max_width)
+
+    def lines(self, width: int, *, every: bool = False) -> list[RenderableType]:
+        """What a terminal of `width` characters shows; with `every`, no objective is folded."""
         head = Text.assemble(
-            (self.verdict, "bold cyan"),
-            f"  A {signed(self.scores['A'])}, B {signed(self.scores['B'])}, margin {signed(self.margin)}",
+            (self.verdict, "bold"),
+            f"\nA {signed(self.scores['A'])}, B {signed(self.scores['B'])}, margin {signed(self.margin)}",
             "" if self.margin_in_std is None else f" ({signed(self.margin_in_std, 2)} SD of reference scores)",
         )
-        if self.better and self.likelihood is not None:
-            head.append(f"\nprobability that {self.better} is preferred: {self.likelihood:.0%}")
         if self.percentiles["A"] is not None and self.percentiles["B"] is not None:
             head.append(f"\nabove {self.percentiles['A']:.0f}% and {self.percentiles['B']:.0f}% of reference responses")
         if self.steered:
             head.append(f"\nsteered: {'; '.join(sentences(self.steered))}", "yellow")
         if not self.shares:
-            yield head
-            return
-        yield Group(head, Text(""), objective_table(self.ranked, self._columns(wide=options.max_width >= 100)))
-        if self.sentences is not None:
-            yield Group(Text(""), *self._sentence_lines(options.max_width))
+            return [head]
+        columns, others = self._columns(wide=width >= 100), None
+        shown, folded = (self.ranked, []) if every else (self.shown, self.folded)
+        if folded:
+            others = {"objective": _others(folded), "differs": signed(sum(share.difference for share in folded))}
+        found: list[RenderableType] = [head, Text(""), objective_table(shown, columns, others)]
+        found += [Text(self.note, "dim")] if self.note else []
+        return found if self.sentences is None else [*found, Text(""), *self._sentence_lines(width)]
 
     def _sentence_lines(self, width: int) -> list[Text]:
         lines = [Text("sentences that carry the margin", "bold")]
@@ -236,6 +296,10 @@ class ResponseComparison:
         return [column for column in columns if wide or column[0] != "of"]
 
 
+def _others(folded: Sequence[ObjectiveComparison]) -> str:
+    return f"{len(folded)} others, together"
+
+
 def compare_responses(
     first: Explanation, second: Explanation, *, margin_scale: float | None = None, score_std: float | None = None
 ) -> ResponseComparison:
@@ -257,9 +321,12 @@ def compare_responses(
             weight=a.weight,
             contributions=(a.contribution, b.contribution),
             difference=float(difference),
-            decides=bool(decided),
+            decides=bool(decides),
+            carries=bool(carries),
         )
-        for (a, b), difference, decided in zip(pairs, differences, deciding(differences)[0], strict=True)
+        for (a, b), difference, decides, carries in zip(
+            pairs, differences, turning(differences)[0], deciding(differences)[0], strict=True
+        )
     ]
     by_sentence = sentence_shares(first.tokens, second.tokens) if first.tokens and second.tokens else None
     margin = first.score - second.score
@@ -271,6 +338,8 @@ def compare_responses(
         steered=first.steered or {},
         sentences=by_sentence,
         other_difference=None if carried is None else margin - carried,
+        biases=first.biases,
+        sides=(first, second),
     )
 
 

@@ -18,14 +18,20 @@ _RIGHT_EIGHTHS = " ▕▐█"
 Column = tuple[str, Callable[[Any], Any], str, Mapping[str, Any]]
 
 
-def objective_table(rows: Iterable[Any], columns: Sequence[Column]) -> Table:
-    """A table with one line per row and a footer."""
+def objective_table(rows: Iterable[Any], columns: Sequence[Column], others: Mapping[str, str] | None = None) -> Table:
+    """A table with one line per row and a footer.
+
+    Args:
+        others: cells of one more line, by title of the column.
+    """
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold", show_footer=True)
     table.footer_style = "bold"
     for title, _, footer, options in columns:
         table.add_column(title, footer, no_wrap=True, **options)
     for row in rows:
         table.add_row(*(cell(row) for _, cell, _, _ in columns))
+    if others:
+        table.add_row(*(others.get(title, "") for title, *_ in columns), style="dim")
     return table
 
 

@@ -1,4 +1,4 @@
-"""A response in the terminal, its words coloured by what they add to the score.
+"""A response in the terminal (and in numbers for other displays), its words coloured by what they add to the score.
 
 Colours show deviations: contributions minus those of an average token of the text, so that a long response of many
 small contributions is readable. Blue raises the mean over the text, red lowers it; the sentences with the largest sums
@@ -29,8 +29,23 @@ _LOWERS = ("red", "underline red", "bold underline white on red")
 
 
 @dataclass(frozen=True)
+class ShadedWord:
+    """A word of a map.
+
+    Attributes:
+        part: the word.
+        value: its deviation, of the shown objective or the score.
+        level: shade, -3 to 3: its value per token against the largest one of the response; 0 for none.
+    """
+
+    part: TextPart
+    value: float
+    level: int
+
+
+@dataclass(frozen=True)
 class TokenMap:
-    """What a terminal shows of an attribution.
+    """How an attribution is shown: as text in a terminal, and by `armorm.explain.word_map` as HTML.
 
     Attributes:
         attribution: of the response.
@@ -64,10 +79,31 @@ class TokenMap:
         best = [part for part in ranked[:_NAMED] if self.value(part.deviations) > 0]
         return best, [part for part in ranked[::-1][:_NAMED] if self.value(part.deviations) < 0]
 
+    def shaded(self, words: Sequence[TextPart]) -> list[ShadedWord]:
+        """The words of the response with their shades."""
+        values = [self.value(word.deviations) for word in words]
+        by_token = [value / word.tokens if word.tokens else 0.0 for word, value in zip(words, values, strict=True)]
+        largest = max(map(abs, by_token), default=0.0) or 1.0
+        levels = [round(3 * value / largest) for value in by_token]
+        return [ShadedWord(*found) for found in zip(words, values, levels, strict=True)]
+
+    @property
+    def exactness(self) -> str:
+        """Which part of the score the map shows, and how exactly."""
+        found = self.attribution
+        if found.exact_share == 1:
+            return "an exact sum over tokens"
+        read = f"{signed(self.value(found.last_contributions))} is read from the last token"
+        share = f"{found.exact_share:.0%} of it is an exact sum over tokens, " if found.exact_share else ""
+        if found.completeness_error is None:
+            return f"{share}{read}, not shown below"
+        estimate = f"attributed by integrated gradients (completeness error {found.completeness_error:.2g})"
+        return f"{share}{read}, {estimate}"
+
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         found = self.attribution
         of = "score" if self.objective is None else self.objective
-        yield Text.assemble((f"how the {of} adds up over the response", "bold"), f"   {self._exactness()}")
+        yield Text.assemble((f"how the {of} adds up over the response", "bold"), f"   {self.exactness}")
         yield Text("")
         yield self._coloured()
         yield Text("")
@@ -85,24 +121,10 @@ class TokenMap:
                 yield Text.assemble((f"  {signed(self.value(part.deviations))}  ", style), shown)
         yield Text(_NOTE, "dim")
 
-    def _exactness(self) -> str:
-        found = self.attribution
-        if found.exact_share == 1:
-            return "an exact sum over tokens"
-        read = f"{signed(self.value(found.last_contributions))} is read from the last token"
-        share = f"{found.exact_share:.0%} of it is an exact sum over tokens, " if found.exact_share else ""
-        if found.completeness_error is None:
-            return f"{share}{read}, not shown below"
-        estimate = f"attributed by integrated gradients (completeness error {found.completeness_error:.2g})"
-        return f"{share}{read}, {estimate}"
-
     def _coloured(self) -> Text:
-        places, words = self.attribution.places, self.attribution.words()
-        text = Text(places.text)
-        by_token = [self.value(word.deviations) / word.tokens if word.tokens else 0.0 for word in words]
-        largest = max(map(abs, by_token), default=0.0) or 1.0
-        for word, value in zip(words, by_token, strict=True):
-            level = round(3 * abs(value) / largest)
-            if level:
-                text.stylize((_RAISES if value > 0 else _LOWERS)[level - 1], word.start, word.end)
+        text = Text(self.attribution.places.text)
+        for word in self.shaded(self.attribution.words()):
+            if word.level:
+                styles = _RAISES if word.level > 0 else _LOWERS
+                text.stylize(styles[abs(word.level) - 1], word.part.start, word.part.end)
         return text

@@ -27,6 +27,7 @@ import numpy as np
 
 from armorm.errors import StoreError
 from armorm.files import read_arrays, write_arrays, write_json, write_whole
+from armorm.notebook import html_table
 from armorm.progress import say
 
 if TYPE_CHECKING:
@@ -147,6 +148,18 @@ class FeatureStore:
     def __len__(self) -> int:
         """Number of conversations with stored features."""
         return len(self._responses.keys)
+
+    def __repr__(self) -> str:
+        return f"FeatureStore({str(self.folder)!r}, {len(self):,} conversations, {self.prompt_count:,} prompts)"
+
+    def _repr_html_(self) -> str:
+        rows = [
+            ["conversations", f"{len(self):,}"],
+            ["prompts", f"{self.prompt_count:,}"],
+            ["response feature", f"{self.response_size:,} numbers, {self.dtype}"],
+            ["shards", f"{len(self.shards):,}"],
+        ]
+        return html_table(f"feature store {self.folder}", ["", ""], rows)
 
     @property
     def prompt_count(self) -> int:

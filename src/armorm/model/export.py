@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -253,6 +254,25 @@ def files_to_send(folder: Path) -> list[tuple[str, int]]:
     """Name and size in bytes of every file that an upload of the folder sends."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return [(path.relative_to(folder).as_posix(), path.stat().st_size) for path in files]
+
+
+def upload_saved(
+    save: Callable[[Path], None], repo_id: str, *, card: str = "", dry_run: bool = False, **options: Any
+) -> str | list[tuple[str, int]]:
+    """Save into a temporary folder and upload that; arguments, result and errors as of `ArmoRM.push_to_hub`.
+
+    Args:
+        save: writes the model into a folder.
+        card: text of its README.md; empty for none.
+        options: as of `upload`.
+    """
+    require_repo_id(repo_id)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        save(folder)
+        if card:
+            write_text(folder / "README.md", card)
+        return files_to_send(folder) if dry_run else upload(folder, repo_id, **options)
 
 
 def upload(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +32,8 @@ def load_parts(
         config = ArmoRMConfig.from_pretrained(name) if (folder / CONFIG).is_file() else None
         if config is not None and not config.backbone_source.get("referenced"):
             require_tokenizer(folder, CheckpointError)
-        model = ArmoRMForSequenceClassification.from_pretrained(name, dtype=placement.load_dtype, **kwargs)
+        with _no_bar() if embedded_path(str(name)) else nullcontext():  # (it takes a second)
+            model = ArmoRMForSequenceClassification.from_pretrained(name, dtype=placement.load_dtype, **kwargs)
         options = {key: kwargs[key] for key in ("revision", "token", "cache_dir") if key in kwargs}
         other = kwargs.get("backbone")
         path = tokenizer_path(str(name), model.config) if other is None else backbone_path(other)
@@ -44,3 +47,17 @@ def load_parts(
     if not model.config.backbone_source.get("referenced"):  # (else it was checked when it was loaded)
         require_decoder(model.eval().model, str(name))
     return model.eval(), tokenizer, seen
+
+
+@contextmanager
+def _no_bar() -> Iterator[None]:
+    """Without the progress bar of transformers."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()

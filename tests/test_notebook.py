@@ -1,0 +1,89 @@
+"""Output for notebooks: compact, escaped, and from one conversation or many."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+
+from armorm.errors import ConversationError
+from armorm.features.store import FeatureStore
+from armorm.notebook import MOST_ROWS, bar, html_table, shortened
+from armorm.objectives import RELEASED_OBJECTIVES
+from tests.helpers.conversations import chat
+from tests.helpers.small_models import reward_model
+
+PROMPT = "How do I learn to juggle?"
+REPLIES = ["Start with one ball.", "No.", "Practise every day with <b>three</b> balls."]
+
+
+@pytest.fixture(scope="module")
+def rm():
+    return reward_model()
+
+
+def test_cells_title_and_note_are_text():
+    page = html_table("<b>", ["<i>", "n"], [["<script>", 3], ["a", bar(-0.5)]], "<u>")
+    assert not re.search(r"<(b|i|u|script)>", page)
+    assert "&lt;script&gt;" in page and 'aria-label="-0.50"' in page and "right:50%;width:25.0%" in page
+    assert shortened("a  b\n" + "c" * 99, 10) == "a b ccccc…"
+
+
+def test_one_conversation_is_scored_alone(rm):
+    rows = [chat(PROMPT, reply) for reply in REPLIES]
+    many = rm.score(rows)
+    np.testing.assert_allclose(rm.score(rows[0]).scores, many.scores[:1], atol=1e-5)
+    assert len(rm.score([])) == 0
+
+
+def test_a_batch_is_a_table_of_its_first_rows(rm):
+    batch = rm.score([chat(PROMPT, f"Reply {i}.") for i in range(MOST_ROWS + 3)])
+    page = batch._repr_html_()
+    assert page.count("<tr>") == MOST_ROWS + 1 and "and 3 more" in page
+    assert f"{batch.scores[0]:+.4f}" in page and len(repr(batch)) < 120
+    skipped = rm.score([chat(PROMPT, "Yes."), [{"role": "user", "content": "<x>"}]], on_refused="skip")
+    assert "1 rejected" in skipped._repr_html_() and "1 rejected" in repr(skipped)
+    assert "0 scores" in repr(batch.take([])) + batch.take([])._repr_html_()
+
+
+def test_a_model_and_its_objectives_are_compact(rm):
+    page = rm._repr_html_()
+    for objective in rm.objectives:
+        assert objective.name in page
+    assert "mean weight" in page and len(page) < 6000
+    assert f"and {len(RELEASED_OBJECTIVES) - MOST_ROWS} more" in RELEASED_OBJECTIVES._repr_html_()
+
+
+def test_a_store_says_what_is_in_it(rm, tmp_path):
+    store = FeatureStore.of(tmp_path / "store", rm.backbone)
+    assert "0 conversations, 0 prompts" in repr(store)
+    assert f"{store.response_size:,} numbers" in store._repr_html_()
+
+
+def test_responses_are_ranked_with_a_verdict_between_the_best_two(rm):
+    found = rm.rank(PROMPT, REPLIES)
+    scores = rm.score([chat(PROMPT, reply) for reply in REPLIES]).scores
+    assert found.order == np.argsort(-scores).tolist() and found.best == found.order[0]
+    assert found.scores == pytest.approx(scores, abs=1e-5)
+    two = rm.compare(PROMPT, *(REPLIES[i] for i in found.order[:2]))
+    first, second = found.order[:2]
+    assert found.verdict == two.in_words({"A": f"Response {first}", "B": f"response {second}"})
+    page, text = found._repr_html_(), str(found)
+    assert text.startswith(found.verdict[:60]) and found.verdict in page
+    assert "&lt;b&gt;three" in page and "<b>three" not in page and "<b>three" in text
+    assert found.to_dict()["verdict"] == found.verdict
+    assert rm.rank(PROMPT, REPLIES[:1]).verdict == rm.explain(chat(PROMPT, REPLIES[0])).verdict
+    for wrong in ([], "a text"):
+        with pytest.raises(ConversationError, match="expected a list of responses"):
+            rm.rank(PROMPT, wrong)
+
+
+def test_where_there_is_no_notebook_show_prints(rm, capsys):
+    found = rm.explain(chat(PROMPT, REPLIES[0]), tokens=True)
+    found.show()
+    rm.compare(PROMPT, *REPLIES[:2]).show(every=True)
+    rm.rank(PROMPT, REPLIES).show()
+    out = " ".join(capsys.readouterr().out.split())
+    assert found.verdict in out and "how the score adds up" in out
+    assert "margin" in out and "Response" in out

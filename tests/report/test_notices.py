@@ -16,10 +16,14 @@ def titles(found) -> list[str]:
 def test_a_gate_is_collapsed_blind_or_neither():
     rng = np.random.default_rng(0)
     steady = np.tile([0.97, 0.02, 0.01], (50, 1))
-    assert titles(notices.gate_notices(NAMES, steady, ["long"])) == ["The gate has collapsed"]
+    assert titles(notices.gate_notices(NAMES, steady, ["long"])) == [
+        "One objective makes up almost the whole score: the gate has collapsed"
+    ]
     assert "help has 97% of the weight" in notices.gate_notices(NAMES, steady, [])[0].text
     blind = np.tile([0.5, 0.3, 0.2], (50, 1))
-    assert titles(notices.gate_notices(NAMES, blind, [])) == ["The gate ignores the prompt"]
+    assert titles(notices.gate_notices(NAMES, blind, [])) == [
+        "Every prompt gets the same weights: the gate ignores the prompt"
+    ]
     assert notices.gate_notices(NAMES, blind[:5], []) == [], "too few prompts to tell"
     assert notices.gate_notices(NAMES, rng.dirichlet([2, 2, 2], 50), []) == []
 
@@ -85,7 +89,7 @@ def test_poor_fits_chance_and_lost_rows_are_said():
         {"objective": "a", "r2": 0.01},
         {"objective": "b", "r2": 0.4, "warning": "alpha at the end of its range"},
     ]
-    assert titles(notices.fit_notices(reports)) == ["Hardly predicted: a", "b: unreliable fit"]
+    assert titles(notices.fit_notices(reports)) == ["Hardly predicted: a", "b: its ratings are predicted unreliably"]
     assert notices.accuracy_notices(0.7, (0.6, 0.8), 100) == [] == notices.accuracy_notices(0.5, None, 10)
     assert "49.0% to 61.0%" in notices.accuracy_notices(0.55, (0.49, 0.61), 100)[0].text
     assert titles(notices.row_notices(2, 1, 1000)) == [

@@ -125,8 +125,26 @@ def test_verbosity_and_gate_are_over_every_distinct_conversation(page, rm, rows)
 
 def test_contributions_of_a_mistake_sum_to_its_margin(evidence):
     for entry in contents(evidence)["mistakes"]["pairs"]:
-        assert len(entry["shares"]) == 6, "all objectives of the small model are shown"
-        assert sum(value for _, value, _ in entry["shares"]) == pytest.approx(entry["margin"], abs=1e-4)
+        count, rest = entry["others"]
+        assert len(entry["shares"]) + count == 6, "all objectives of the small model"
+        assert sum(value for _, value, _ in entry["shares"]) + rest == pytest.approx(entry["margin"], abs=1e-4)
+        for _, value, decides in entry["shares"]:
+            assert decides == ((entry["margin"] - value) * entry["margin"] <= 0)
+        assert entry["verdict"].startswith("B ") or "B is ahead" in entry["verdict"]
+
+
+def test_the_bars_of_all_mistakes_are_on_one_scale(evidence):
+    pairs = contents(evidence)["mistakes"]["pairs"]
+    largest = {entry["largest"] for entry in pairs}
+    assert largest == {max(abs(value) for entry in pairs for _, value, _ in entry["shares"])}
+
+
+def test_a_verdict_in_words_opens_the_page(evidence, page):
+    verdict = contents(evidence)["verdict"]
+    accuracy = evidence.results["pairs"].level("overall")["accuracy"]
+    assert f"{accuracy.value:.0%} of {accuracy.examples:,} pairs" in verdict[0]
+    assert verdict[1].startswith("It predicts what raters say")
+    assert page.index(verdict[0]) < page.index('class="figures"')
 
 
 def test_every_section_stands_on_the_page_with_its_figures(page):

@@ -266,6 +266,7 @@ def explanations_page(entries: Sequence[tuple[str, Explanation, Conversation | N
     return render(
         "explanation",
         entries=found,
+        largest=max((abs(share.relative) for _, shown, _ in entries for share in shown.shares), default=0.0) or 1.0,
         sentences=[sentences(shown.steered or {}) for _, shown, _ in entries],
         approximate=[approximate_sentence(shown.approximate) if shown.approximate else "" for _, shown, _ in entries],
     )

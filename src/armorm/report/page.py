@@ -1,6 +1,7 @@
 """The report of a reward model: one self-contained HTML page, and its numbers as plain values.
 
-The page begins with notices: warnings in plain words, each shown only if its threshold below is crossed.
+The page begins with a verdict (`armorm.report.verdict`) and notices: warnings in plain words, each shown only if its
+threshold below is crossed.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from armorm.explain.html import render
 from armorm.files import plain
 from armorm.report import sections
 from armorm.report.evidence import Evidence, gather
+from armorm.report.verdict import report_verdict
 from armorm.steering import sentences
 from armorm.version import __version__
 
@@ -73,7 +75,8 @@ def contents(evidence: Evidence) -> dict[str, Any]:
         "perturbations": sections.perturbations(evidence),
         "mistakes": sections.mistakes(evidence),
     }
-    return found | {"notices": _notices(evidence, found)}
+    notices = _notices(evidence, found)
+    return found | {"notices": notices, "verdict": report_verdict(evidence.results, len(notices))}
 
 
 def without_texts(found: Mapping[str, Any]) -> dict[str, Any]:
@@ -94,7 +97,9 @@ def without_texts(found: Mapping[str, Any]) -> dict[str, Any]:
     )
     kept["perturbations"] = only(found["perturbations"], "unit", "std", "tolerance", "edits")
     kept["mistakes"] = found["mistakes"] and {
-        "pairs": [only(entry, "place", "subset", "margin", "shares") for entry in found["mistakes"]["pairs"]],
+        "pairs": [
+            only(entry, "place", "subset", "verdict", "margin", "shares") for entry in found["mistakes"]["pairs"]
+        ],
         "ratings": [only(entry, "place", "name", "given", "predicted") for entry in found["mistakes"]["ratings"]],
     }
     result: dict[str, Any] = plain(
@@ -239,11 +244,11 @@ def gate_notices(names: Sequence[str], weights: np.ndarray, biases: Sequence[str
     if mean[top] >= COLLAPSED and len(names) > 1:
         text = f"{names[top]} has {mean[top]:.0%} of the weight on average, whatever the prompt: "
         text += "the score is little more than this one objective."
-        found.append(Notice("The gate has collapsed", text))
+        found.append(Notice("One objective makes up almost the whole score: the gate has collapsed", text))
     elif len(weights) >= FEW and weights.std(0).max() < CONSTANT:
         text = f"No weight varies by more than {weights.std(0).max():.3f} (standard deviation) over {len(weights):,} "
         text += "prompts: fixed weights would do the same."
-        found.append(Notice("The gate ignores the prompt", text))
+        found.append(Notice("Every prompt gets the same weights: the gate ignores the prompt", text))
     unused = np.flatnonzero((mean < UNUSED[0]) & (largest < UNUSED[1])).tolist()
     idle = [names[i] for i in unused if names[i] not in biases]
     if idle:
@@ -302,10 +307,14 @@ def perturbation_notices(edits: Mapping[str, Mapping[str, Any]]) -> list[Notice]
 def fit_notices(reports: Sequence[Mapping[str, Any]]) -> list[Notice]:
     """Objectives that are hardly predicted, and warnings of the regression."""
     poor = [entry["objective"] for entry in reports if entry.get("r2") is not None and entry["r2"] < UNPREDICTED]
-    text = f"Less than {UNPREDICTED:.0%} of the variance of the ratings is explained on held-out folds (R2)."
+    text = f"On prompts that it was not fitted on, the model explains less than {UNPREDICTED:.0%} of the differences "
+    text += "between ratings (R2): do not rely on these numbers."
     found = [Notice(f"Hardly predicted: {_listed(poor)}", text)] if poor else []
     warned = [entry for entry in reports if entry.get("warning")]
-    return found + [Notice(f"{entry['objective']}: unreliable fit", f"{entry['warning']}.") for entry in warned]
+    return found + [
+        Notice(f"{entry['objective']}: its ratings are predicted unreliably", f"{entry['warning']}.")
+        for entry in warned
+    ]
 
 
 def uncertainty_notices(bounds: Mapping[str, float]) -> list[Notice]:

@@ -10,14 +10,18 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from markupsafe import Markup
+from scipy.special import expit
 from scipy.stats import rankdata
 
-from armorm.attribution import deciding
+from armorm.attribution import turning
 from armorm.correlation import spearman, within_groups
 from armorm.evaluation.audits.bias import lengths
 from armorm.evaluation.benchmarks import BENCHMARKS
 from armorm.evaluation.examples import LabelledPairs
 from armorm.evaluation.results import seen_in_training
+from armorm.explain.verdict import Reason, fold, pair_verdict
+from armorm.explain.word_map import word_map
 from armorm.heads.regression import ALPHAS
 from armorm.report import plots
 from armorm.report.evidence import Evidence
@@ -25,7 +29,6 @@ from armorm.report.evidence import Evidence
 MIN_ROWS = 3
 POINTS = 400  # drawn in a scatter plot
 MISTAKES = 5  # shown of each kind
-CONTRIBUTIONS = 8  # shown of a mistake
 EXTREMES = 2  # prompts of an objective
 EXTREME_OBJECTIVES = 12
 MIN_WEIGHT = 0.005  # mean weight of an objective whose extreme prompts are shown
@@ -231,26 +234,57 @@ def _wrong_pairs(evidence: Evidence) -> list[dict[str, Any]]:
     if not len(pairs):
         return []
     margins, shares = pairs.difference(evidence.scored.scores), pairs.difference(batch.contributions)
+    chosen = sorted(np.flatnonzero(margins < 0), key=lambda p: margins[p])[:MISTAKES]
+    largest = float(np.abs(shares[chosen]).max(initial=0.0)) or 1.0  # all bars are on one scale
     found = []
-    for place in sorted(np.flatnonzero(margins < 0), key=lambda p: margins[p])[:MISTAKES]:
-        better = evidence.conversations[pairs.better[place]]
-        worse = evidence.conversations[pairs.worse[place]]
-        decides = deciding(shares[place])[0]
-        ranked = np.argsort(-np.abs(shares[place]), kind="stable")[:CONTRIBUTIONS]
+    for place in chosen:
+        rows = (pairs.better[place], pairs.worse[place])
+        better, worse = (evidence.conversations[row] for row in rows)
+        decides = turning(shares[place])[0]
+        shown, folded = fold(shares[place].tolist())
         found.append(
             {
                 "place": _place(examples[pairs.item[place]].origin),
                 "subset": examples[pairs.item[place]].item.subset,
                 "margin": float(margins[place]),
+                "verdict": _pair_verdict(evidence, rows, float(margins[place]), shares[place]),
                 "prompt": _shortened(better.messages[-2].content),
                 "better": _shortened(better.response),
                 "worse": _shortened(worse.response),
+                "words": _words(evidence, rows),
                 "lengths": (len(better.response), len(worse.response)),
-                "shares": [(batch.names[i], float(shares[place][i]), bool(decides[i])) for i in ranked],
-                "largest": float(np.abs(shares[place]).max()) or 1.0,
+                "shares": [(batch.names[i], float(shares[place][i]), bool(decides[i])) for i in shown],
+                "others": (len(folded), float(shares[place][folded].sum())),
+                "largest": largest,
             }
         )
     return found
+
+
+def _pair_verdict(evidence: Evidence, rows: Sequence[int], margin: float, difference: np.ndarray) -> str:
+    """The model's verdict on two responses, called A and B."""
+    scored, std = evidence.scored, evidence.rm.reference.get("score_std")
+    higher = scored.ratings[rows[0]] > scored.ratings[rows[1]]
+    names, scale = evidence.rm.objectives.names, scored.margin_scale
+    return pair_verdict(
+        "A",
+        "B",
+        margin,
+        [Reason(*found) for found in zip(names, difference.tolist(), higher.tolist(), strict=True)],
+        probability=None if scale is None else float(expit(scale * margin)),
+        margin_in_std=margin / std if std else None,
+    )
+
+
+def _words(evidence: Evidence, rows: Sequence[int]) -> list[Markup]:
+    """Maps of the words of two responses; empty for a model that reads the last token alone (it takes too long)."""
+    rm, batch = evidence.rm, evidence.scored.batch
+    if batch is None or rm.backbone.readout.pooling == "last":
+        return []
+    conversations = [evidence.conversations[row] for row in rows]
+    explained = rm.explanations(rm.score(conversations, same_prompt=True), conversations, same_prompt=True)
+    titles = ("A: how the score adds up", "B: how the score adds up")
+    return [word_map(of.tokens, title) for of, title in zip(explained, titles, strict=True) if of.tokens is not None]
 
 
 def _wrong_ratings(evidence: Evidence) -> list[dict[str, Any]]:

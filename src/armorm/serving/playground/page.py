@@ -41,9 +41,12 @@ _EXAMPLE = (
     "Dab it with cold water and a little dish soap, let it stand for ten minutes, then rinse and wash as usual.",
     "Who cares? Throw it away, stupid.",
 )
-# Ctrl+Enter (Cmd+Enter) anywhere presses Score.
+# Ctrl+Enter (Cmd+Enter) anywhere presses Score. The server has no icon and no manifest that a browser could load.
 _HEAD = """
+<link rel="icon" href="data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 8 8'%3E%3Crect \
+width='8' height='8' rx='2' fill='%232563eb'/%3E%3C/svg%3E">
 <script>
+document.querySelector("link[rel=manifest]")?.remove();
 document.addEventListener("keydown", (event) => {
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
     event.preventDefault();

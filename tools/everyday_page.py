@@ -66,7 +66,7 @@ def page(rm: ArmoRM) -> str:
         for message in good.prompt:
             parts.append(f"\n*{message.role}*\n\n{quoted(message.content)}\n")
         parts.append(f"\n*good reply*\n\n{quoted(good.response)}\n\n*bad reply*\n\n{quoted(bad.response)}\n")
-        sentence = comparison.in_words(NAMES, most=5)
+        sentence = comparison.in_words(NAMES)
         parts.append(f"\n{verdict(comparison)}: {sentence}\n")
     return "".join(parts)
 

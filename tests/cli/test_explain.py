@@ -73,6 +73,27 @@ def test_the_terminal_names_sentences_for_the_score_or_an_objective(capsys, mode
     assert out.count("adds up") == 1
 
 
+def test_all_shows_the_objectives_that_are_folded(capsys, model, shown):
+    arguments = ("explain", "--model", model, "--dtype", "float32", "--prompt", PROMPT, "--response", RESPONSE)
+    _, out, _ = run(capsys, *arguments)
+    assert " ".join(out.split()).startswith(shown.verdict)
+    folded = {share.name for share in shown.folded}
+    assert ("others, together" in out) == bool(folded)
+    listed = {line.split()[0] for line in out.splitlines() if line.strip()}
+    assert not folded & listed
+    _, out, _ = run(capsys, *arguments, "--all")
+    assert {share.name for share in shown.shares} <= {line.split()[0] for line in out.splitlines() if line.strip()}
+
+
+def test_the_page_shows_prompt_response_and_the_map_of_words(capsys, model, tmp_path):
+    path = tmp_path / "page.html"
+    arguments = ("explain", "--model", model, "--prompt", PROMPT, "--response", RESPONSE, "--html", path)
+    assert run(capsys, *arguments)[0] == 0
+    assert PROMPT in path.read_text() and 'class="words"' not in path.read_text()
+    assert run(capsys, *arguments, "--tokens")[0] == 0
+    assert PROMPT in path.read_text() and 'class="words"' in path.read_text()
+
+
 def test_an_unknown_objective_is_one_line_with_the_nearest_name(capsys, model):
     code, _, err = run(
         capsys, "explain", "--model", model, "--prompt", PROMPT, "--response", RESPONSE, "--objective", "code-stile"

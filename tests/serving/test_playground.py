@@ -21,6 +21,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="no 
 _ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
               "--disable-component-update", "--disable-sync"]  # fmt: skip
 KEY = "s3cret"
+VERDICT = re.compile("is better than|Too close to call")
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +53,8 @@ def opened(browser, server, **options):
     """A page of the playground, with the addresses it asked for and the faults of its scripts."""
     context = browser.new_context(http_credentials={"username": "any", "password": KEY}, **options)
     page = context.new_page()
-    page.addresses, page.faults = [], []
+    page.addresses, page.faults, page.console = [], [], []
+    page.on("console", lambda message: message.type == "error" and page.console.append(message.text))
     page.on("request", lambda request: page.addresses.append(request.url))
     page.on("pageerror", lambda error: page.faults.append(str(error)))
     page.goto(f"{server.url}/ui/")
@@ -72,13 +74,15 @@ def test_a_visitor_scores_reweighs_without_the_model_and_copies_the_policy(brows
     page = opened(browser, server, viewport={"width": 1360, "height": 1000})
     before = server.passes
     page.get_by_role("button", name="Score", exact=True).click()
-    page.get_by_role("heading", name=re.compile("is better than")).wait_for(timeout=60_000)
+    page.get_by_role("heading", name=VERDICT).wait_for(timeout=60_000)
+    page.wait_for_timeout(500)
     asked = server.passes
     assert asked > before
     assert page.locator("article.card").count() == 2
-    assert page.locator(".verdict").get_by_text("decides").count() >= 1
+    assert page.locator(".verdict").get_by_text("Contributions to").count() == 1
     first = [text.strip() for text in page.locator("article .score").all_inner_texts()]
 
+    page.get_by_text("Weight the objectives").click()
     moved = slider(page, "diasafety-is_safe")
     moved.focus()
     for _ in range(20):
@@ -118,7 +122,7 @@ def test_the_keyboard_alone_is_enough(browser, server):
     page.keyboard.press("Control+a")
     page.keyboard.type("4")
     page.keyboard.press("Control+Enter")
-    page.get_by_role("heading", name=re.compile("is better than")).wait_for(timeout=60_000)
+    page.get_by_role("heading", name=VERDICT).wait_for(timeout=60_000)
     assert prompt.input_value() == "What is 2+2?"
 
 
@@ -128,7 +132,7 @@ def test_rows_of_a_file_are_loaded_and_faults_are_said(browser, server, tmp_path
         json.dumps({"prompt": "Name a river.", "responses": ["The Rhine.", "Elbe", "Oder", "Main"]}) + "\n{broken\n"
     )
     page = opened(browser, server)
-    page.get_by_text("Load rows of a file").click()
+    page.get_by_text("More responses, or rows of a file").click()
     page.locator("input[type=file]").first.set_input_files(str(rows))
     status(page, "Read 1 rows, skipped 1")
     page.wait_for_function("document.querySelector('textarea').value == 'Name a river.'")
@@ -137,6 +141,7 @@ def test_rows_of_a_file_are_loaded_and_faults_are_said(browser, server, tmp_path
     page.get_by_label("Prompt").fill("")
     page.get_by_role("button", name="Score", exact=True).click()
     status(page, "Not scored: enter a prompt")
+    assert page.locator(".verdict").count() == page.locator("article.card").count() == 0, "the earlier results are gone"
 
 
 def test_a_phone_and_a_dark_page_show_everything_without_scrolling_sideways(browser, server):
@@ -144,6 +149,11 @@ def test_a_phone_and_a_dark_page_show_everything_without_scrolling_sideways(brow
     page.get_by_role("button", name="Score", exact=True).click()
     page.locator(".verdict").wait_for(timeout=60_000)
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    for seen in (page.get_by_label("Prompt"), page.get_by_label("Response A"), page.locator(".verdict h2")):
+        box = seen.bounding_box()
+        assert box["y"] >= 0 and box["y"] + box["height"] <= 844, "on the first screen"
+    assert page.get_by_role("slider").first.is_hidden() or page.get_by_role("slider").count() == 0
+    assert page.console == [], "no file is missing"
     colours = page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert sum(map(int, re.findall(r"\d+", colours)[:3])) < 200, colours
 

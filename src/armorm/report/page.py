@@ -211,7 +211,7 @@ def score_length_notices(score: float, gap: tuple[float, float, int] | None, *, 
     """
     found = []
     if abs(score) >= STILL_LENGTH:
-        remedy = "change its debias_strength by steering"
+        remedy = "strengthen its debiasing by steering (`debias_strength` above 1)"
         if not debiased:
             remedy = "drop the objectives that are mostly length, or train it with debiasing"
         text = f"{'Longer' if score > 0 else 'Shorter'} responses score higher, whatever they say: {remedy}."

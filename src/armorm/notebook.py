@@ -20,17 +20,20 @@ MOST_ROWS = 12
 _BLUE, _ORANGE = "#3b82f6", "#ea7a35"
 
 
-def html_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], note: str = "") -> str:
-    """A table as HTML; the first column is left-aligned.
+def html_table(
+    title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], note: str = "", *, left: Sequence[int] = (0,)
+) -> str:
+    """A table as HTML.
 
     Args:
         title: a line above it.
         rows: cells, texts or `Markup`.
         note: a line below it.
+        left: positions of the columns that are left-aligned; the others are right-aligned.
     """
     cell = Markup('<td style="text-align:{};padding:.1em .7em .1em 0;white-space:nowrap">{}</td>')
     head = Markup('<th style="text-align:{};padding:.1em .7em .1em 0;font-weight:600">{}</th>')
-    sides = ["left", *["right"] * (len(columns) - 1)]
+    sides = ["left" if place in left else "right" for place in range(len(columns))]
     line = Markup("<tr>{}</tr>")
     top = line.format(Markup("").join(head.format(*pair) for pair in zip(sides, columns, strict=True)))
     body = Markup("").join(

@@ -80,7 +80,7 @@ class Ranking:
         return found
 
     def _repr_html_(self) -> str:
-        return html_table(self.verdict, ["rank", "response", "score", "text"], self._rows())
+        return html_table(self.verdict, ["rank", "response", "score", "text"], self._rows(), left=[3])
 
     def __str__(self) -> str:
         return as_text(self)

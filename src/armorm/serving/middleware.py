@@ -27,7 +27,8 @@ from armorm.serving.hosts import HostRules
 from armorm.serving.metrics import Metrics
 from armorm.serving.settings import ServingSettings
 
-OPEN_PATHS = frozenset({"/health", "/ready"})  # load balancers call these without a key
+# Without a key: load balancers call the first two, browsers the others, to which they send no password.
+OPEN_PATHS = frozenset({"/health", "/ready", "/favicon.ico", "/manifest.json"})
 UI_PATH = "/ui"  # of the playground
 _BROWSER_PATHS = frozenset({"/", "/docs", UI_PATH})  # where a browser prompts for the key
 _JSON_TYPE = re.compile(r"application/(json|[a-z0-9.-]+\+json)")

@@ -73,7 +73,8 @@ def test_a_probability_needs_a_calibration_and_a_model_that_is_not_steered(rm, f
     both = calibrated.compare(A, B), calibrated.compare(B, A)
     assert both[0].probability_of_a == pytest.approx(1 / (1 + math.exp(-2 * found.margin)))
     assert both[1].probability_of_a == pytest.approx(1 - both[0].probability_of_a)
-    assert re.search(f"probability (of )?{both[0].likelihood:.0%}", both[0].verdict)
+    stated = int(re.search(r"probability (?:of |over )?(\d+)%", both[0].verdict)[1])
+    assert stated == pytest.approx(100 * both[0].likelihood, abs=1)
     assert both[0].verdict in " ".join(str(both[0]).split()) and both[1].verdict != both[0].verdict
     assert f"probability that {both[0].better} is preferred" in both[0].to_html()
     steered = calibrated.steer({"code-style": 2.0})

@@ -57,6 +57,12 @@ def test_what_is_too_close_says_what_speaks_for_each_side():
     )
 
 
+def test_a_rounded_probability_never_contradicts_the_rule():
+    assert "a probability of 59%" in pair_verdict("A", "B", 0.6, probability=0.599)
+    assert pair_verdict("A", "B", 0.6, probability=0.6) == "A is better than B (probability 60%)."
+    assert pair_verdict("A", "B", 0.6, probability=0.9999) == "A is better than B (probability over 99%)."
+
+
 def test_strong_objectives_on_the_other_side_are_named():
     reasons = [Reason("honest", 0.5, True), Reason("kind", -0.4, False)]
     assert pair_verdict("A", "B", 0.1, reasons, probability=0.7).endswith("higher on honest, in spite of kind.")

@@ -76,7 +76,7 @@ def pair_verdict(
         sure = (
             f"{first} is ahead by {margin_in_std:.2f} standard deviations of reference scores"
             if probability is None
-            else f"{first} is ahead with a probability of {probability:.0%}"
+            else f"{first} is ahead with a probability of {int(100 * probability)}%"  # (59.9% is not 60%)
         )
         sides = ((carrying, first), (against, second))
         speak = [f"for {side}: {listed([reason.name for reason in of])}" for of, side in sides if of]
@@ -84,7 +84,7 @@ def pair_verdict(
     verb = "is better than" if probability is not None or margin_in_std is not None else "scores higher than"
     how = ""
     if probability is not None:
-        how = f" (probability {probability:.0%})"
+        how = f" (probability {'over 99%' if probability > 0.99 else f'{probability:.0%}'})"
     elif margin_in_std is not None:
         how = f" by {margin_in_std:.2f} standard deviations of reference scores"
     why = f": {_rated(carrying)}" if carrying else ""

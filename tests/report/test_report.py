@@ -144,7 +144,7 @@ def test_a_verdict_in_words_opens_the_page(evidence, page):
     accuracy = evidence.results["pairs"].level("overall")["accuracy"]
     assert f"{accuracy.value:.0%} of {accuracy.examples:,} pairs" in verdict[0]
     assert verdict[1].startswith("It predicts what raters say")
-    assert page.index(verdict[0]) < page.index('class="figures"')
+    assert page[0].index(verdict[0]) < page[0].index('class="figures"')
 
 
 def test_every_section_stands_on_the_page_with_its_figures(page):

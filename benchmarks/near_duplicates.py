@@ -23,7 +23,7 @@ from scipy import sparse
 
 from armorm.conversation import Conversation
 from armorm.data.decontamination import AGREEING, MINIMA, SKETCH, nearest, prompt_groups, sketches, words
-from armorm.data.preferences import preference_pair
+from armorm.data.preferences import row_conversations
 from armorm.data.rows import Row
 from armorm.data.sources import Location
 from armorm.files import write_json
@@ -34,7 +34,7 @@ ENDS = (0.4, 0.5, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 1.01)
 
 def conversation_of(row: Row) -> Conversation:
     """A conversation with the prompt of the row."""
-    return row.conversation() if row.values.get("chosen") is None else preference_pair(row).chosen
+    return row_conversations(row)[0]
 
 
 def triples(conversation: Conversation) -> set[tuple[str, ...]]:

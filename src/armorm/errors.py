@@ -38,7 +38,7 @@ class DataError(ArmormError, ValueError):
 
     Attributes:
         file: path or hub id.
-        row: 1-based row (line) of the file, or None for the file as a whole.
+        row: 1-based row of the file (of JSON lines: line), or None for the file as a whole.
         field: column or location in the row; empty for the whole row.
         problem: what was found and what was expected.
     """
@@ -49,6 +49,11 @@ class DataError(ArmormError, ValueError):
         places += [f"row {row}"] if row is not None else []
         places += [f"field '{field}'"] if field else []
         super().__init__(f"{', '.join(places)}: {problem}" if places else problem)
+
+    @property
+    def reason(self) -> str:
+        """The problem, with the column that it is in."""
+        return f"{self.field}: {self.problem}" if self.field else self.problem
 
 
 class RecipeError(ArmormError, ValueError):

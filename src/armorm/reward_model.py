@@ -25,6 +25,7 @@ from armorm.backbone.decoder import Backbone
 from armorm.backbone.encoding import EncodedRows, encode_rows, same_prompts
 from armorm.backbone.readout import Readout
 from armorm.conversation import Conversation, ConversationLike, several, two_responses
+from armorm.data.rows import entries_of, read_conversation
 from armorm.data.seen_prompts import SeenPrompts
 from armorm.errors import CheckpointError, ConversationError
 from armorm.explain.explanation import Explanation, explain_row
@@ -121,7 +122,7 @@ class ArmoRM:
 
     def score(
         self,
-        conversations: Sequence[ConversationLike] | ConversationLike,
+        conversations: Any,
         *,
         normalize: bool = False,
         lower_confidence: float = 0.0,
@@ -133,7 +134,8 @@ class ArmoRM:
         """Score conversations.
 
         Args:
-            conversations: each a list of messages that ends with the assistant's reply; or one such list.
+            conversations: a DataFrame, a Dataset, or a list; each entry a list of messages that ends with the
+                assistant's reply, or an object with the columns of a row (docs/data.md).
             normalize: scores in standard deviations from the reference mean.
             lower_confidence: number of epistemic standard deviations subtracted from each score, so that a policy
                 does not profit from responses unlike the rated ones; contributions stay those of the plain score.
@@ -169,14 +171,14 @@ class ArmoRM:
         return score_by_token(self.backbone, head, kept, [encoded.encoded[i] for i in finite], batch, **options)
 
     def _encode(
-        self, conversations: Sequence[ConversationLike], on_refused: Literal["error", "skip"], same_prompt: bool
+        self, conversations: Any, on_refused: Literal["error", "skip"], same_prompt: bool
     ) -> tuple[list[Conversation], list[int], EncodedRows, list[tuple[int, str]]]:
         """Valid conversations, the index of each, their tokens, and the rejected ones; arguments as in `score`."""
         valid: dict[int, Conversation] = {}
         rejected: list[tuple[int, str]] = []
-        for index, messages in enumerate(conversations):
+        for index, entry in enumerate(entries_of(conversations)):
             try:
-                valid[index] = Conversation.from_messages(messages)
+                valid[index] = read_conversation(entry)
             except ConversationError as error:
                 if on_refused == "error":
                     raise ConversationError(str(error), f"conversation {index}") from None

@@ -18,8 +18,8 @@ import torch
 from safetensors.torch import save_file
 
 from armorm import ArmoRM
-from armorm.files import DEFAULT_REWARD_MODEL
 from tests.helpers.commands import run
+from tests.helpers.conversations import chat
 
 GOOD = {"prompt": "Just for fun, how do I learn to juggle?", "response": "Start with one ball."}
 
@@ -54,6 +54,7 @@ def test_score_writes_a_line_for_every_good_row_and_lists_the_others(capsys, row
     )
     assert scores[1]["score"] == pytest.approx(float(expected.scores[0]), abs=1e-5)
     refused = [json.loads(line) for line in (tmp_path / "scores.rejected.jsonl").read_text().splitlines()]
+    assert scores[0]["prompt"] == GOOD["prompt"]
     assert [entry["row"] for entry in refused] == [3, 4, 6, 7]
     for entry, part in zip(
         refused,
@@ -286,20 +287,47 @@ def test_nor_is_it_when_the_process_ends(rows, unread, command):
     assert "Exception" not in done.stderr
 
 
-# --- with nothing given --------------------------------------------------------------------------
+# --- standard input ------------------------------------------------------------------------------
 
 
-def test_score_and_explain_work_at_once_with_no_arguments(capsys):
-    code, out, err = run(capsys, "score")
+def piped(monkeypatch, text: str, terminal: bool = False) -> None:
+    stream = io.TextIOWrapper(io.BytesIO(text.encode()))
+    stream.isatty = lambda: terminal  # type: ignore[method-assign]
+    monkeypatch.setattr(sys, "stdin", stream)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        json.dumps(GOOD) + "\n",
+        json.dumps([GOOD]),
+        'prompt,response\n"{prompt}",{response}\n'.format(**GOOD),
+        "\n" + json.dumps({"messages": chat(*GOOD.values())}) + "\n",
+    ],
+)
+def test_what_is_piped_is_scored_and_explained(capsys, monkeypatch, small_run, text):
+    piped(monkeypatch, json.dumps(GOOD) + "\n")
+    _, expected, _ = run(capsys, "score", "-", "--model", small_run)
+    piped(monkeypatch, text)
+    code, out, _ = run(capsys, "score", "--model", small_run)
     assert code == 0
-    assert [json.loads(line)["row"] for line in out.splitlines()] == [1, 2]
-    assert "an example" in err
-    code, out, err = run(capsys, "explain", "--json")
+    assert json.loads(out)["score"] == json.loads(expected)["score"]
+    piped(monkeypatch, text)
+    code, out, _ = run(capsys, "explain", "--model", small_run, "--json")
     assert code == 0
-    first, second = (json.loads(line) for line in out.splitlines())
-    assert first["model"] == DEFAULT_REWARD_MODEL
-    for entry in (first, second):
-        assert sum(part["contribution"] for part in entry["shares"]) == pytest.approx(entry["score"], abs=1e-5)
+    assert json.loads(out)["score"] == pytest.approx(json.loads(expected)["score"], abs=1e-5)
+
+
+@pytest.mark.parametrize("command", ["score", "explain", "rank"])
+def test_without_input_a_terminal_is_shown_an_example_and_an_empty_pipe_is_an_error(capsys, monkeypatch, command):
+    piped(monkeypatch, "", terminal=True)
+    code, out, err = run(capsys, command)
+    assert (code, out) == (1, "")
+    assert 'echo \'{"prompt": ' in err
+    piped(monkeypatch, "")
+    code, out, err = run(capsys, command)
+    assert (code, out) == (1, "")
+    assert "standard input: found no rows" in err
 
 
 def test_prompts_that_were_cut_are_counted_and_marked(capsys, small_run, tmp_path):

@@ -73,7 +73,7 @@ def test_what_the_user_states_wins(tmp_path):
     assert (guess.column, guess.low, guess.high, guess.direction, guess.stated) == ("x", 0, 10, "lower", True)
     with pytest.raises(DataError, match="field 'z'"):
         inspect_set(location, columns={"prompt": "p", "response": "r"}, skipped=["z"])
-    with pytest.raises(DataError, match="expected a prompt and a response"):
+    with pytest.raises(DataError, match="expected 'messages', or 'prompt' and 'response'"):
         inspect_set(location)
 
 
@@ -97,8 +97,8 @@ def test_pairs_beside_ratings_are_used_instead_of_pairs_from_ratings(tmp_path):
     recipe = Recipe.from_text(text)
     assert [entry.data for entry in recipe.preferences] == [str(tmp_path / "b.csv")]
     assert read_training_data(recipe).counts()["pairs_train"] + read_training_data(recipe).counts()["pairs_test"] == 1
-    with pytest.raises(DataError, match="every prompt has only one response"):
-        draft_recipe([inspect_set(ratings)], "mine", "armorm-tiny")
+    alone = Recipe.from_text(draft_recipe([inspect_set(ratings)], "mine", "armorm-tiny"))
+    assert not alone.preferences  # one response for each prompt
 
 
 def test_init_writes_nothing_until_its_guesses_are_confirmed_or_stated(tmp_path, capsys, monkeypatch):
@@ -113,7 +113,10 @@ def test_init_writes_nothing_until_its_guesses_are_confirmed_or_stated(tmp_path,
     assert not recipe.exists()
     assert exit_code("init", tmp_path / "a.csv", "-o", recipe, "--scale", "x=0:10") == 0
     assert Recipe.from_yaml(recipe).ratings[0].objectives["x"].range == (0, 10)
-    assert exit_code("init", tmp_path / "a.csv", "-o", recipe, "--yes") == 0
+    assert exit_code("init", tmp_path / "a.csv", "-o", recipe, "--yes") == 1
+    assert "--force" in capsys.readouterr().err
+    assert Recipe.from_yaml(recipe).ratings[0].objectives["x"].range == (0, 10)
+    assert exit_code("init", tmp_path / "a.csv", "-o", recipe, "--yes", "--force") == 0
     assert Recipe.from_yaml(recipe).ratings[0].objectives["x"].range == (1, 5)
     assert exit_code("init", tmp_path / "a.csv", "-o", recipe, "--scale", "x=5:1") == 2
 
@@ -141,3 +144,33 @@ def test_a_terminal_is_asked(tmp_path, monkeypatch):
 )
 def test_words_ignore_writing_and_keep_meaning(one, other, same):
     assert (words(one) == words(other)) == same
+
+
+def test_a_typo_does_not_widen_a_scale_and_a_mark_does_not_delete_a_column(tmp_path):
+    values = [[1 + i % 5, i % 2] for i in range(60)]
+    values[7][0], values[9][0], values[11][1] = 45, "n/a", "maybe"
+    found = inspect_set(table(tmp_path / "a.csv", ["prompt", "response", "x", "y"], *rows_of(values)))
+    assert [(guess.column, guess.low, guess.high, guess.odd) for guess in found.guesses] == [
+        ("x", 1, 5, 2),
+        ("y", 0, 1, 1),
+    ]
+    listed = {(error.row, error.field): error.problem for error in found.rejections.cells}
+    assert set(listed) == {(8, "x"), (10, "x"), (12, "y")}
+    assert listed[8, "x"] == "found 45, expected a number from 1 to 5"
+
+
+def test_a_scale_with_few_high_values_is_not_taken_for_typos(tmp_path):
+    rows = rows_of([[10 * (i % 10)] for i in range(40)])
+    (guess,) = inspect_set(table(tmp_path / "a.csv", ["prompt", "response", "x"], *rows)).guesses
+    assert (guess.low, guess.high, guess.odd) == (0, 100, 0)
+
+
+def test_init_refuses_doubtful_cells_with_strict(tmp_path, capsys):
+    rows = rows_of([["n/a" if i == 5 else 1 + i % 5] for i in range(60)])
+    table(tmp_path / "a.csv", ["question", "answer", "x"], *rows)
+    arguments = ("init", tmp_path / "a.csv", "-o", tmp_path / "r.yaml", "--yes")
+    assert exit_code(*arguments, "--strict") == 1
+    assert "row 6, field 'x': found 'n/a'" in capsys.readouterr().err
+    assert not (tmp_path / "r.yaml").exists()
+    assert exit_code(*arguments) == 0
+    assert "left out" in capsys.readouterr().err

@@ -114,9 +114,9 @@ def test_a_limit_keeps_whole_prompts(tmp_path):
 @pytest.mark.parametrize(
     ("values", "field", "found"),
     [
-        ({"prompt": "a", "chosen": "b"}, "rejected", "found columns ['chosen', 'prompt'], expected 'chosen' and"),
+        ({"prompt": "a", "chosen": "b"}, "rejected", "found columns ['prompt', 'chosen'], expected 'chosen' and"),
         ({"prompt": "a", "rejected": "b"}, "chosen", "expected 'chosen' and 'rejected'"),
-        ({"prompt": "a", "chosen": None, "rejected": "b"}, "chosen", "found columns ['prompt', 'rejected']"),
+        ({"prompt": "a", "chosen": None, "rejected": "b"}, "chosen", "found an empty cell, expected text"),
         ({"prompt": "a", "chosen": "", "rejected": "b"}, "chosen", "found an empty response"),
         ({"prompt": "a", "chosen": "b", "rejected": " \n"}, "rejected", "found an empty response"),
         ({"prompt": "a", "chosen": "b", "rejected": [dict(BAD, content="")]}, "rejected.content", "an empty response"),
@@ -140,9 +140,9 @@ def test_a_limit_keeps_whole_prompts(tmp_path):
         ({"chosen": TRANSCRIPT + "good\n\nHuman: more", "rejected": "c"}, "chosen[4].role", "found role 'user'"),
         ({"prompt": "a", "chosen": "b\ud800", "rejected": "c"}, "chosen", "found a lone surrogate at character 1"),
         (
-            {"prompt": "a", "chosen": "b", "rejected": "c", "margin": "2"},
+            {"prompt": "a", "chosen": "b", "rejected": "c", "margin": "two"},
             "margin",
-            "found '2', expected a finite number",
+            "found 'two', expected a finite number",
         ),
         ({"prompt": "a", "chosen": "b", "rejected": "c", "margin": True}, "margin", "found True"),
         ({"prompt": "a", "chosen": "b", "rejected": "c", "margin": math.nan}, "margin", "found nan"),

@@ -14,15 +14,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from armorm.conversation import Conversation
+from armorm.data.cells import rating_cell
 from armorm.data.ratings import (
     RatedSet,
     RatingTable,
     merge_objectives,
     objective_name,
-    rating_value,
     read_ratings,
     sample_by_prompt,
 )
+from armorm.data.rejections import Rejections
 from armorm.data.rows import Row
 from armorm.data.sources import Location
 from armorm.errors import DataError
@@ -160,7 +161,7 @@ def test_out_of_scale_rating_is_refused_with_file_row_and_field(tmp_path, value)
     assert str(error).startswith(f"{tmp_path}/a.jsonl, row 2, field 'score': found ")
 
 
-@pytest.mark.parametrize("value", ["4", "", "good", [4], {"value": 4}])
+@pytest.mark.parametrize("value", ["four", "n/a", "4/5", {"note": 4}])
 def test_a_rating_that_is_no_number_is_refused_with_file_row_and_field(tmp_path, value):
     error = refused_row(tmp_path, messages=chat("a", "b"), score=value)
     assert error.field == "score"
@@ -175,12 +176,11 @@ def test_infinite_ratings_are_refused(tmp_path):
 
 def test_the_ends_of_a_scale_are_valid_ratings_and_booleans_are_on_their_own_scale():
     def value(found, low, high):
-        return rating_value(Row("a", 1, {"x": found}), "x", Objective.rated("s-x", low, high))
+        return rating_cell(found, low, high).value
 
     assert [value(found, 1, 5) for found in (1, 5, 2.5, np.float32(2.5), np.int64(5))] == [1, 5, 2.5, 2.5, 5]
     assert [value(found, 0, 1) for found in (True, False, np.bool_(True))] == [1, 0, 1]
-    with pytest.raises(DataError, match="found True, expected a number from 0 to 4"):
-        value(True, 0, 4)
+    assert rating_cell(True, 0, 4).fault == "found True, expected a number from 0 to 4"
 
 
 @pytest.mark.parametrize(
@@ -201,7 +201,7 @@ def test_the_ends_of_a_scale_are_valid_ratings_and_booleans_are_on_their_own_sca
         ({"messages": chat("a", "b\ud800")}, "messages[1].content", "found a lone surrogate at character 1"),
         ({"prompt": "\udc00", "response": "b"}, "prompt", "found a lone surrogate at character 0"),
         ({"text": "a"}, "", "found columns ['score', 'text'], expected 'messages', or 'prompt' and 'response'"),
-        ({"prompt": "a", "response": None}, "", "found columns ['prompt', 'score'], expected 'messages'"),
+        ({"prompt": "a", "response": None}, "response", "found an empty cell, expected text"),
     ],
 )
 def test_a_conversation_out_of_order_is_refused_with_file_row_and_field(tmp_path, columns, field, found):
@@ -349,3 +349,39 @@ def test_no_prompt_of_the_real_rated_sets_is_in_two_splits_or_in_a_benchmark(rea
     assert set(table.splits) == {"train", "test"}
     assert not train & test
     assert not train & {pair.prompt_key for name in BENCHMARKS for pair in real_sets.pairs[name]}
+
+
+# --- doubtful cells -------------------------------------------------------------------------------
+
+
+def doubtful(path) -> Location:
+    """Thirty rows rated from 1 to 5, of which one has no response, one an `n/a`, one a 45."""
+    rows = [{"prompt": f"q{i}", "response": f"a{i}", "score": 1 + i % 5} for i in range(30)]
+    rows[3]["response"], rows[4]["score"], rows[5]["score"] = "", "n/a", 45
+    return write_rows(path, *rows)
+
+
+def test_a_doubtful_cell_costs_a_cell_and_an_empty_response_its_row(tmp_path):
+    location, rejections = doubtful(tmp_path / "a.jsonl"), Rejections()
+    table = read_ratings([rated(location)], rejections=rejections)
+    assert (len(table), table.counts) == (29, {"s-score": 27})
+    assert [(error.row, error.field) for error in rejections.errors] == [(4, "response"), (5, "score"), (6, "score")]
+    assert list(rejections.counts.values()) == [1, 2]
+    with pytest.raises(DataError, match="row 4, field 'response': found an empty response"):
+        read_ratings([rated(location)], rejections=Rejections(strict=True))
+
+
+def test_a_column_on_another_scale_is_refused_whatever_may_be_left_out(tmp_path):
+    location = write_rows(
+        tmp_path / "a.jsonl", *({"prompt": "q", "response": "a", "score": 10 * (i % 10)} for i in range(30))
+    )
+    with pytest.raises(DataError, match="27 of 30 cells are off this scale"):
+        read_ratings([rated(location, {"score": Objective.rated("s-score", 0, 5)})], rejections=Rejections())
+
+
+def test_the_spread_between_raters_is_kept(tmp_path):
+    rows = [{"prompt": "q", "response": f"a{i}", "score": [1, 3] if i else 2} for i in range(3)]
+    table = read_ratings([rated(write_rows(tmp_path / "a.jsonl", *rows))])
+    assert table.ratings[:, 0].tolist() == [2, 2, 2]
+    assert np.isnan(table.spreads[0, 0]) and table.rater_spreads["s-score"] == pytest.approx(2**0.5)
+    assert table.take([1]).rater_spreads == table.rater_spreads

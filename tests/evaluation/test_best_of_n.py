@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from armorm.conversation import Conversation
+from armorm.data.candidates import read_candidates
 from armorm.data.preferences import read_preferences
 from armorm.data.rows import Row
 from armorm.data.sources import Location
 from armorm.errors import DataError
-from armorm.evaluation.best_of_n import preference_row, rank, read_candidates
+from armorm.evaluation.best_of_n import preference_row, rank
 from armorm.evaluation.scorer import CallableScorer
 from tests.helpers.marked_scorer import marked
 

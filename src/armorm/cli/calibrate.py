@@ -7,8 +7,17 @@ from typing import Annotated
 
 from typer import Argument, Option
 
-from armorm.cli.options import DeviceOption, DtypeOption, JsonOption, ModelArgument, Place, SplitOption
-from armorm.cli.output import emit, facts
+from armorm.cli.options import (
+    DeviceOption,
+    DtypeOption,
+    ForceOption,
+    JsonOption,
+    ModelArgument,
+    Place,
+    SplitOption,
+    StrictOption,
+)
+from armorm.cli.output import emit, facts, require_unused
 from armorm.progress import say
 
 
@@ -22,6 +31,8 @@ def calibrate(
     ] = None,
     split: SplitOption = None,
     limit: Annotated[int | None, Option(min=1, help="Approximate number of pairs.")] = None,
+    strict: StrictOption = False,
+    force: ForceOption = False,
     as_json: JsonOption = False,
     dtype: DtypeOption = "auto",
     device: DeviceOption = "auto",
@@ -37,7 +48,8 @@ def calibrate(
     from armorm.evaluation.margin_calibration import save_calibrated
     from armorm.evaluation.results import seen_in_training
 
-    found, settings = fit(model, pairs, split=split, limit=limit, dtype=dtype, device=device)
+    require_unused(output, force)
+    found, settings = fit(model, pairs, split=split, limit=limit, strict=strict, dtype=dtype, device=device)
     shown = facts(
         [
             ("factor of margins", f"{found.scale:.4g}, relative standard error {found.scale_error:.2f}"),

@@ -7,8 +7,8 @@ from typing import Annotated
 import typer
 from typer import Argument, Option
 
-from armorm.cli.options import AllOption, DeviceOption, DtypeOption, HtmlOption, JsonOption, ModelOption
-from armorm.cli.output import emit, write_page
+from armorm.cli.options import AllOption, DeviceOption, DtypeOption, ForceOption, HtmlOption, JsonOption, ModelOption
+from armorm.cli.output import emit, require_unused, write_page
 from armorm.conversation import Conversation
 from armorm.errors import ConversationError
 from armorm.files import DEFAULT_REWARD_MODEL
@@ -23,6 +23,7 @@ def compare(
     tokens: Annotated[bool, Option(help="Show which sentences of each response carry the margin.")] = False,
     every: AllOption = False,
     html: HtmlOption = None,
+    force: ForceOption = False,
     as_json: JsonOption = False,
     dtype: DtypeOption = "auto",
     device: DeviceOption = "auto",
@@ -34,6 +35,7 @@ def compare(
     from armorm.evaluation.scorers import ArmoRMScorer, load_scorer
     from armorm.explain.response_comparison import compare_scores
 
+    require_unused(html, force)
     conversations = [Conversation.from_prompt(prompt, text, name) for text, name in ((first, "A"), (second, "B"))]
     scorer = load_scorer(model, dtype=dtype, device=device)
     if isinstance(scorer, ArmoRMScorer):

@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, Option
 
-from armorm.cli.input import split_rejected
-from armorm.cli.options import DeviceOption, DtypeOption, JsonOption, Place, parse_layer
+from armorm.cli.input import input_rows, split_rejected
+from armorm.cli.options import DeviceOption, DtypeOption, JsonOption, Place, StrictOption, parse_layer
 from armorm.cli.output import AGAIN, emit, write_rejected
-from armorm.data.sources import Location
 from armorm.errors import RecipeError
 from armorm.files import DEFAULT_BACKBONE
 from armorm.interruption import keep
@@ -27,7 +26,9 @@ CHUNK_ROWS = 4096
 
 
 def embed(
-    input: Annotated[str, Argument(help="File, folder or hub id with rows as for `armorm score`."), Place.INPUT],
+    input: Annotated[
+        str, Argument(help="File, folder or hub id with rows as for `armorm score`; - for standard input."), Place.INPUT
+    ],
     output: Annotated[Path, Option("--output", "-o", help="Folder of the feature store."), Place.FOLDER],
     backbone: Annotated[
         str, Option("--backbone", "-b", help="Folder, hub id, GGUF file, or armorm-small.")
@@ -51,6 +52,7 @@ def embed(
     cpus_per_worker: Annotated[float | None, Option(min=0, help="CPUs per Ray worker.")] = None,
     dtype: DtypeOption = "auto",
     device: DeviceOption = "auto",
+    strict: StrictOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Compute the features of conversations into a feature store; an interrupted run resumes.
@@ -78,7 +80,7 @@ def embed(
             raise RecipeError(f"--{name}: found {given!r}, expected {' or '.join(expected)}")
     if engine == "local" and (workers, gpus_per_worker, cpus_per_worker) != (None, None, None):
         raise RecipeError("--workers, --gpus-per-worker and --cpus-per-worker require --engine ray")
-    rows = Location.find(input).rows()
+    rows = input_rows(input, strict=strict)
     keep(f"finished features are kept in {output}; {AGAIN}")
     source = BackboneSource(backbone, dtype, device, parse_layer(layer), pooling, prompt_pooling)  # type: ignore[arg-type]
     runner = source.load() if engine == "local" else RayWorkers(source, workers, gpus_per_worker, cpus_per_worker)
@@ -89,7 +91,7 @@ def embed(
     def encoded_chunks() -> Iterator[list[EncodedConversation]]:
         with progress("tokens", 0, "conversations") as advance:
             while chunk := list(islice(rows, CHUNK_ROWS)):
-                valid, invalid = split_rejected(chunk)
+                valid, invalid = split_rejected(chunk, strict=strict)
                 encoded = encode_rows(template, [c for _, c in valid], max_length, overflow)  # type: ignore[arg-type]
                 rejected.extend(invalid + [(valid[i][0].number, reason) for i, reason in encoded.rejected])
                 advance(len(chunk))

@@ -21,6 +21,7 @@ from armorm.cli.options import (
     ScorerOption,
     ServerOption,
     SplitOption,
+    StrictOption,
     chosen_model,
 )
 from armorm.cli.output import AGAIN, WIDTH, emit
@@ -69,6 +70,7 @@ def evaluate(
     split: SplitOption = None,
     limit: Annotated[int | None, Option(min=1, help="Approximate number of examples.")] = None,
     include_seen: IncludeSeenOption = False,
+    strict: StrictOption = False,
     as_json: Annotated[bool, Option("--json", help="Print JSON, without the individual examples.")] = False,
     dtype: DtypeOption = "auto",
     device: DeviceOption = "auto",
@@ -109,6 +111,7 @@ def evaluate(
         split=split,
         limit=limit,
         include_seen=include_seen,
+        strict=strict,
         dtype=dtype,
         device=device,
         api_key_env=api_key_env,

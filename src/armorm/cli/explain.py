@@ -9,9 +9,9 @@ from typing import Annotated, Literal
 import typer
 from typer import Argument, Option
 
-from armorm.cli.input import input_or_example, valid_rows
-from armorm.cli.options import AllOption, DeviceOption, DtypeOption, HtmlOption, ModelOption
-from armorm.cli.output import emit, write_page
+from armorm.cli.input import input_rows, valid_rows
+from armorm.cli.options import AllOption, DeviceOption, DtypeOption, ForceOption, HtmlOption, ModelOption
+from armorm.cli.output import emit, require_unused, write_page
 from armorm.conversation import Conversation
 from armorm.errors import DataError
 from armorm.files import DEFAULT_REWARD_MODEL
@@ -19,7 +19,7 @@ from armorm.progress import Terminal
 
 
 def explain(
-    input: Annotated[str | None, Argument(help="Rows as for `armorm score`.")] = None,
+    input: Annotated[str | None, Argument(help="Rows as for `armorm score`; in a pipe, standard input.")] = None,
     prompt: Annotated[str | None, Option(help="Text of the prompt.")] = None,
     response: Annotated[str | None, Option(help="Text of the response.")] = None,
     model: ModelOption = DEFAULT_REWARD_MODEL,
@@ -38,6 +38,7 @@ def explain(
     ] = None,
     every: AllOption = False,
     html: HtmlOption = None,
+    force: ForceOption = False,
     as_json: Annotated[bool, Option("--json", help="Print one JSON line per conversation.")] = False,
     dtype: DtypeOption = "auto",
     device: DeviceOption = "auto",
@@ -49,6 +50,7 @@ def explain(
 
     Example: `armorm explain --prompt "What is 2+2?" --response "4" --tokens`
     """
+    require_unused(html, force)
     if (prompt is None) != (response is None) or (input is not None and prompt is not None):
         raise typer.BadParameter("expected an input file, or both --prompt and --response")
     from armorm.explain.token_map import TokenMap
@@ -57,14 +59,14 @@ def explain(
     if prompt is not None and response is not None:
         rows = [(1, Conversation.from_prompt(prompt, response))]
     else:
-        rows = [(row.number, row.conversation()) for row in valid_rows(input_or_example(input))]
+        rows = [(row.number, row.conversation()) for row in valid_rows(input_rows(input))]
     rm = ArmoRM.from_pretrained(model, dtype=dtype, device=device)
     if objective is not None:
         rm.objectives.position(objective)
     batch = rm.score([conversation for _, conversation in rows], on_refused="skip")
     if batch.rejected:
         index, reason = batch.rejected[0]
-        raise DataError(reason, file=input or "", row=rows[index][0] if input else None)
+        raise DataError(reason, file=input or "", row=None if prompt else rows[index][0])
     words = tokens or (objective is not None and not influential)
     by_token: bool | Literal["gradient"] = "gradient" if gradient else words
     explanations = rm.explanations(batch, [found for _, found in rows], tokens=by_token)

@@ -9,8 +9,8 @@ from typing import Annotated
 from rich.filesize import decimal
 from typer import Argument, Option
 
-from armorm.cli.options import JsonOption, ModelArgument, Place
-from armorm.cli.output import emit, table
+from armorm.cli.options import ForceOption, JsonOption, ModelArgument, Place
+from armorm.cli.output import emit, require_unused, table
 
 
 class Layout(str, Enum):
@@ -36,6 +36,7 @@ def export(
         bool, Option("--heads-only", help="Leave the backbone out: the config names it, with the hash of its weights.")
     ] = False,
     max_shard_size: Annotated[str, Option(help="Maximum size of a weight file.")] = "5GB",
+    force: ForceOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Convert a reward model between the armorm and the released checkpoint layout.
@@ -46,6 +47,7 @@ def export(
     """
     from armorm.reward_model import ArmoRM
 
+    require_unused(folder, force)
     rm = ArmoRM.from_pretrained(model, dtype="weights", device="cpu")
     rm.save_pretrained(
         folder,

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from typer import Option
 
-from armorm.cli.options import JsonOption, ModelArgument, Place, column_scales
+from armorm.cli.options import JsonOption, ModelArgument, Place, StrictOption, column_scales
 from armorm.cli.output import AGAIN, emit, table
 from armorm.interruption import keep
 from armorm.locks import locked
@@ -26,7 +26,7 @@ def extend(
         Option(
             "--objective",
             help="Rated column and its scale: COLUMN=LOW:HIGH, with :lower or :neutral if higher is not better. "
-            "Repeatable. Default: every numeric column, from its lowest to its highest value.",
+            "Repeatable. Default: every rating column, on the scale that `armorm init` guesses.",
         ),
     ] = None,
     preferences: Annotated[
@@ -37,6 +37,7 @@ def extend(
         int | None, Option(help="Training steps of the gate (default: those of the model's recipe).", min=1)
     ] = None,
     seed: Annotated[int | None, Option(help="Random seed of gate training (default: that of the recipe).")] = None,
+    strict: StrictOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Add objectives or ratings to a trained model, without its old ratings.
@@ -54,11 +55,11 @@ def extend(
     known = ArmoRMConfig.from_pretrained(model).objective_set
     sets, guessed = rated_sets(known, ratings, column_scales(objectives or ()))
     for name, low, high in guessed:
-        say(f"{name}: scale {low:g} to {high:g} taken from the data; set it with --objective")
+        say(f"{name}: scale {low:g} to {high:g} guessed from the data; set it with --objective")
     pairs = [Location.find(name) for name in preferences or ()]
     keep(f"finished work is kept in {output / 'work'}; {AGAIN}")
     with locked(output / "work"):
-        run(model, sets, output, preferences=pairs, share=share, steps=steps, seed=seed)
+        run(model, sets, output, preferences=pairs, share=share, steps=steps, seed=seed, strict=strict)
     metrics = json.loads((output / "metrics.json").read_text(encoding="utf-8"))
     shown = table("objective", "ratings", "alpha", "R2", "test", "Spearman")
     for report in metrics["regression"]:

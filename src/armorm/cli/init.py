@@ -12,8 +12,8 @@ import typer
 from rich.console import RenderableType
 from typer import Argument, Option
 
-from armorm.cli.options import Place, column_scales
-from armorm.cli.output import emit, table
+from armorm.cli.options import ForceOption, Place, StrictOption, column_scales
+from armorm.cli.output import emit, require_unused, table
 from armorm.files import DEFAULT_BACKBONE, write_text
 from armorm.progress import Terminal, say
 
@@ -40,29 +40,36 @@ def init(
     ] = DEFAULT_BACKBONE,
     name: Annotated[str | None, Option(help="Name of the model (default: from the recipe file).")] = None,
     yes: Annotated[bool, Option("--yes", "-y", help="Accept the guessed scales.")] = False,
+    strict: StrictOption = False,
+    force: ForceOption = False,
     as_json: Annotated[bool, Option("--json", help="Also print what was found as JSON.")] = False,
 ) -> None:
     """Inspect rated data and write a recipe for it.
 
     Rating scales are guessed from the values. Confirm them at the prompt or with --yes, or state them with --scale;
-    otherwise no recipe is written.
+    otherwise no recipe is written. Rows that cannot be read and cells without a number on their scale are listed, and
+    left out in training.
 
     Example: `armorm init ratings.csv --output mine.yaml`
     """
     from armorm.data.inspection import inspect_set
     from armorm.data.sources import Location
-    from armorm.training.dataset import read_training_data
+    from armorm.training.dataset import enough_for_gate, read_training_data
     from armorm.training.recipe import Recipe
-    from armorm.training.recipe_draft import draft_recipe
+    from armorm.training.recipe_draft import NO_PAIRS, draft_recipe
 
     scales, columns = column_scales(scale or ()), dict(map(_column, column or ()))
+    require_unused(output, force)
     found = [inspect_set(Location.find(name), columns=columns, scales=scales, skipped=skip or ()) for name in data]
-    text = draft_recipe(found, name or output.name.split(".")[0], backbone)
+    model = name or output.name.split(".")[0]
+    text = draft_recipe(found, model, backbone)
     console = Terminal(stderr=True, highlight=False, soft_wrap=True)
     for part in found:
         for shown in _shown(part):
             console.print(shown, markup=False)
     emit([_summary(part) for part in found], as_json=as_json)
+    if strict and (error := next((error for part in found for error in part.rejections.errors), None)):
+        raise error
     guessed = sum(not guess.stated for part in found for guess in part.guesses)
     if guessed and not yes:
         answer = console.input("\nare these scales right? [y/N] ") if sys.stdin.isatty() else ""
@@ -70,6 +77,11 @@ def init(
             say(f"\n{guessed} guessed scales: accept them with --yes, or state them with --scale COLUMN=LOW:HIGH")
             raise typer.Exit(2)
     counts = read_training_data(Recipe.from_text(text, name=str(output))).counts()
+    from_pairs = any(part.kind == "pairs" for part in found)
+    if not from_pairs and not enough_for_gate(counts["pairs_train"]):
+        text = draft_recipe(found, model, backbone, pairs_from_ratings=False)
+        say(f"\nnote: {counts['pairs_train']:,} preference pairs: {NO_PAIRS}")
+        counts |= {"pairs_train": 0, "pairs_test": 0}
     head = f"# Written by armorm init from {', '.join(data)}; comments give the basis of each scale."
     write_text(output, f"{head}\n{text}")
     say(
@@ -86,6 +98,7 @@ def _column(text: str) -> tuple[str, str]:
 
 
 def _shown(found: Inspection) -> Iterator[RenderableType]:
+    from armorm.data.rejections import CELLS, ROWS, SHOWN
     from armorm.training.recipe_draft import evidence
 
     yield f"\n{found.location.name}: {found.rows:,} rows ({found.kind}), {found.prompts:,} prompts"
@@ -98,12 +111,17 @@ def _shown(found: Inspection) -> Iterator[RenderableType]:
             scales.add_row(f"  {guess.column}", scale, _BETTER[guess.direction], evidence(guess))
         yield scales
     yield from (f"  not used as a rating: {column}: {reason}" for column, reason in found.aside.items())
-    yield from (f"  rejected: {fault}" for fault in found.faults)
-    if found.fault_count > len(found.faults):
-        yield f"  rejected in total: {found.fault_count:,} rows"
+    for name, errors in ((ROWS, found.rejections.rows), (CELLS, found.rejections.cells)):
+        yield from (f"  left out: {error}" for error in errors[:SHOWN])
+        if len(errors) > SHOWN:
+            yield f"  left out in total: {len(errors):,} {name}"
 
 
 def _summary(found: Inspection) -> dict[str, Any]:
+    from armorm.data.rejections import SHOWN
+
     entry = {name: getattr(found, name) for name in ("columns", "kind", "rows", "prompts", "several", "aside")}
-    entry |= {"name": found.location.name, "refused": found.fault_count, "faults": found.faults}
+    rejected = found.rejections
+    entry |= {"name": found.location.name, "refused": len(rejected.rows), "left_out_cells": len(rejected.cells)}
+    entry["faults"] = [str(error) for error in (*rejected.rows[:SHOWN], *rejected.cells[:SHOWN])]
     return entry | {"scales": [asdict(guess) for guess in found.guesses]}

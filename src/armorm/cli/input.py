@@ -1,34 +1,18 @@
-"""Input rows of a command: files, hub data sets or standard input, read as conversations."""
+"""Input rows of a command: what its argument names (data/sources.py), or else standard input."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator
+from itertools import chain
 
 from armorm.conversation import Conversation
-from armorm.data.rows import Row, line_rows
-from armorm.data.sources import Location
+from armorm.data.rows import Row
+from armorm.data.sources import STANDARD_INPUT, Location
 from armorm.errors import DataError
 from armorm.files import json_text
 
-STANDARD_INPUT = "standard input"
-# Two answers to one question: the input of commands that are given none.
-EXAMPLE = [
-    {"prompt": "How do I get a wine stain out of a cotton shirt?", "response": reply}
-    for reply in (
-        "Dab it with cold water and a little dish soap, let it stand for ten minutes, then rinse and wash as usual.",
-        "Who cares? Throw it away, stupid.",
-    )
-]
-
-
-def input_rows(name: str) -> Iterator[Row | DataError]:
-    """Rows of a file, folder or hub data set, or of standard input (`-`); a broken line is yielded as its error."""
-    if name != "-":
-        return Location.find(name).rows_or_faults()
-    if sys.stdin is None:
-        raise DataError("is closed", file=STANDARD_INPUT)
-    return line_rows(sys.stdin.buffer, STANDARD_INPUT)
+EXAMPLE = """echo '{"prompt": "What is 2+2?", "response": "4"}' | armorm score"""
 
 
 def row_content(row: Row | DataError) -> str:
@@ -36,14 +20,25 @@ def row_content(row: Row | DataError) -> str:
     return str(row) if isinstance(row, DataError) else json_text([row.number, row.values])
 
 
-def input_or_example(name: str | None) -> Iterator[Row | DataError]:
-    """The same, or an example if no input is given."""
-    if name is not None:
-        return input_rows(name)
-    print("no input given; this is an example (see --help):", file=sys.stderr)
-    for example in EXAMPLE:
-        print(f"  {example['prompt']} / {example['response']}", file=sys.stderr)
-    return iter([Row("example", number, dict(example)) for number, example in enumerate(EXAMPLE, 1)])
+def input_rows(name: str | None, *, strict: bool = False) -> Iterator[Row | DataError]:
+    """Rows of a file, folder, hub data set or standard input (`-`, or no name); a broken line is yielded as its error.
+
+    Args:
+        strict: raise it instead.
+
+    Raises:
+        DataError: if nothing is named and standard input is a terminal, or if there are no rows.
+    """
+    if name in (None, "-") and sys.stdin is None:
+        raise DataError("is closed", file=STANDARD_INPUT)
+    if name is None and sys.stdin.isatty():
+        raise DataError(f"no input: expected a file, or rows on standard input, such as {EXAMPLE}")
+    location = Location.standard_input() if name in (None, "-") else Location.find(name)
+    rows = location.rows() if strict else location.rows_or_faults()
+    first = next(rows, None)  # an unreadable file is reported before a model is loaded
+    if first is None:
+        raise DataError("found no rows", file=location.name)
+    return chain([first], rows)
 
 
 def valid_rows(rows: Iterable[Row | DataError]) -> Iterator[Row]:
@@ -54,8 +49,14 @@ def valid_rows(rows: Iterable[Row | DataError]) -> Iterator[Row]:
         yield row
 
 
-def split_rejected(rows: Iterable[Row | DataError]) -> tuple[list[tuple[Row, Conversation]], list[tuple[int, str]]]:
-    """Rows with their conversations, and number and reason of each row that holds no valid conversation."""
+def split_rejected(
+    rows: Iterable[Row | DataError], *, strict: bool = False
+) -> tuple[list[tuple[Row, Conversation]], list[tuple[int, str]]]:
+    """Rows with their conversations, and number and reason of each row that holds no valid conversation.
+
+    Raises:
+        DataError: with `strict`, for the first such row.
+    """
     valid: list[tuple[Row, Conversation]] = []
     rejected: list[tuple[int, str]] = []
     for row in rows:
@@ -64,5 +65,7 @@ def split_rejected(rows: Iterable[Row | DataError]) -> tuple[list[tuple[Row, Con
                 raise row
             valid.append((row, row.conversation()))
         except DataError as error:
-            rejected.append((error.row or 0, f"{error.field}: {error.problem}" if error.field else error.problem))
+            if strict:
+                raise
+            rejected.append((error.row or 0, error.reason))
     return valid, rejected

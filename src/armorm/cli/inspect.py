@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
@@ -17,19 +15,20 @@ from armorm.backbone.locate import backbone_path
 from armorm.cli.label_errors import inspect_labels
 from armorm.cli.options import JsonOption, SplitOption
 from armorm.cli.output import emit, facts, table
-from armorm.data.rows import Row
 from armorm.data.sources import Location
-from armorm.errors import CheckpointError, DataError, StoreError
+from armorm.errors import CheckpointError, StoreError
 
 if TYPE_CHECKING:
     from armorm.features.store import Shard
 
-_STRUCTURE = {"messages", "prompt", "response", "responses", "chosen", "rejected", "split"}
+_LAYOUTS = {"pairs": "preference pairs"}
 _EMPTY: tuple[Any, ...] = (None, {}, [])
 
 
 def inspect(
-    what: Annotated[str, Argument(help="Data (file, folder or hub id), a model folder, or a feature store.")],
+    what: Annotated[
+        str, Argument(help="Data (file, folder or hub id; - for standard input), a model folder, or a feature store.")
+    ],
     split: SplitOption = None,
     labels: Annotated[
         bool, Option("--labels", help="Of a training run: the ratings that disagree most with what all others say.")
@@ -55,7 +54,9 @@ def inspect(
     if objective or output:
         raise BadParameter("--objective and --output need --labels")
     folder = Path(backbone_path(what))
-    if folder.suffix == ".safetensors":
+    if what == "-":
+        found = _data(Location.standard_input())
+    elif folder.suffix == ".safetensors":
         found = _shard(folder) if folder.name.startswith("shard-") and folder.is_file() else _published(folder)
     elif (folder / "manifest.json").is_file():
         found = _store(folder)
@@ -67,44 +68,25 @@ def inspect(
 
 
 def _data(location: Location) -> dict[str, Any]:
-    """Counts over all rows; invalid rows are counted, and the first five shown."""
-    rows = 0
-    prompts: set[str] = set()
-    splits: Counter[str] = Counter()
-    kinds: Counter[str] = Counter()
-    rejected: list[str] = []
-    numbers: dict[str, list[float]] = {}
-    other: set[str] = set()
-    for row in location.rows_or_faults():
-        rows += 1
-        try:
-            if isinstance(row, DataError):
-                raise row
-            kinds[_kind(row)] += 1
-            prompts.add(_prompt_key(row))
-        except DataError as error:
-            rejected.append(str(error))
-            continue
-        if row.values.get("split"):
-            splits[str(row.values["split"])] += 1
-        for name in row.values.keys() - _STRUCTURE:
-            value = row.value(name)
-            if isinstance(value, (bool, int, float)):
-                if not math.isnan(value):
-                    numbers.setdefault(name, []).append(float(value))
-            elif value is not None:
-                other.add(name)
+    """Counts over all rows; what is invalid is counted, and the first five shown."""
+    from armorm.data.inspection import inspect_set
+    from armorm.data.rejections import SHOWN
+
+    found = inspect_set(location)
+    rejected = found.rejections
+    rows = found.rows + len(rejected.rows)
     return {
         "kind": "data",
         "name": location.name,
         "rows": rows,
-        "layout": dict(kinds),
-        "prompts": len(prompts),
-        "splits": dict(splits),
-        "numbers": {name: _column(values, rows) for name, values in numbers.items() if name not in other},
-        "other columns": sorted(other),
-        "refused": len(rejected),
-        "problems": rejected[:5],
+        "layout": {_LAYOUTS.get(kind, kind): count for kind, count in found.kinds.items()},
+        "prompts": found.prompts,
+        "splits": dict(found.splits),
+        "numbers": {name: _column(list(values.elements()), found.rows) for name, values in found.numbers.items()},
+        "scales": {guess.column: [guess.low, guess.high] for guess in found.guesses},
+        "other columns": sorted(found.other),
+        "refused": len(rejected.rows),
+        "problems": [str(error) for error in (*rejected.rows[:SHOWN], *rejected.cells[:SHOWN])],
     }
 
 
@@ -117,26 +99,6 @@ def _column(values: Sequence[float], rows: int) -> dict[str, Any]:
         "mean": fmean(values) if values else None,
         "levels": len(set(values)),
     }
-
-
-def _kind(row: Row) -> str:
-    if "chosen" in row.values and "rejected" in row.values:
-        return "preference pairs"
-    return "candidates" if row.values.get("responses") is not None else "conversations"
-
-
-def _prompt_key(row: Row) -> str:
-    from armorm.data.preferences import preference_pair
-    from armorm.evaluation.best_of_n import read_candidates
-
-    if _kind(row) == "preference pairs":
-        return preference_pair(row).prompt_key
-    if _kind(row) == "conversations":
-        return row.conversation().prompt_key
-    candidates = next(read_candidates([row]))
-    for fault in candidates.faults.values():
-        raise row.error(fault)
-    return next(conversation.prompt_key for conversation in candidates.conversations if conversation is not None)
 
 
 def _model(folder: Path) -> dict[str, Any]:
@@ -236,7 +198,7 @@ def _published(path: Path) -> dict[str, Any]:
 
 
 def _tables(found: dict[str, Any]) -> list[RenderableType]:
-    separate = {"numbers", "problems", "objectives", "reference"}
+    separate = {"numbers", "scales", "problems", "objectives", "reference"}
     shown = {name: _readable(value) for name, value in found.items() if name not in separate and value not in _EMPTY}
     parts: list[RenderableType] = [facts(shown.items())]
     if found.get("numbers"):

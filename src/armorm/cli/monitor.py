@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer import Argument, Option
 
-from armorm.cli.input import STANDARD_INPUT, input_rows
-from armorm.cli.options import HtmlOption, JsonOption, Place
-from armorm.cli.output import emit, write_page
+from armorm.cli.input import input_rows
+from armorm.cli.options import ForceOption, HtmlOption, JsonOption, Place
+from armorm.cli.output import emit, require_unused, write_page
+from armorm.data.sources import STANDARD_INPUT
 from armorm.errors import CheckpointError
 from armorm.progress import progress
 
@@ -26,6 +27,7 @@ def monitor(
         str | None, Option("--model", "-m", help="Reward model with the reference statistics to compare with.")
     ] = None,
     html: HtmlOption = None,
+    force: ForceOption = False,
     as_json: JsonOption = False,
     fail_on_flag: Annotated[bool, Option(help="Exit with code 1 if anything is flagged.")] = False,
 ) -> None:
@@ -41,6 +43,7 @@ def monitor(
     from armorm.monitoring.render import MonitorView, monitor_page
     from armorm.monitoring.summary import summarize_run
 
+    require_unused(html, force)
     name = STANDARD_INPUT if log == "-" else log
     with progress("log", _lines(log), "lines") as advance:
 

@@ -58,6 +58,14 @@ IncludeSeenOption = Annotated[
 SplitOption = Annotated[str | None, Option(help="Split of a hub data set or of a folder saved by datasets.")]
 HtmlOption = Annotated[Path | None, Option(help="Also write an HTML page to this file."), Place.FILE]
 AllOption = Annotated[bool, Option("--all", help="Show every objective; by default those under 2% are one line.")]
+ForceOption = Annotated[bool, Option("--force", help="Overwrite what --output names.")]
+StrictOption = Annotated[
+    bool,
+    Option("--strict", help="Stop at a row or rating that cannot be read, instead of leaving it out and listing it."),
+]
+TextsOption = Annotated[
+    bool, Option("--texts/--no-texts", help="Write the texts of the conversations, with the other columns.")
+]
 JsonOption = Annotated[bool, Option("--json", help="Print JSON instead of tables.")]
 
 

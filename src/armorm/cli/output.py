@@ -6,7 +6,7 @@ import json
 import os
 import stat
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import combinations
 from pathlib import Path
@@ -16,8 +16,10 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from armorm.errors import OutputError
-from armorm.files import existing_parent, json_text, output_target, text_file, write_text
+from armorm.data.layout_detection import is_conversation_column
+from armorm.data.row_writer import WriteRow, row_writer
+from armorm.errors import DataError, OutputError
+from armorm.files import existing_parent, json_text, output_target, write_text
 from armorm.interruption import keep
 from armorm.progress import Terminal, say
 from armorm.saved_chunks import SavedChunks, work_folder
@@ -61,18 +63,18 @@ def write_out(text: str) -> None:
 
 
 @contextmanager
-def lines_to(path: Path | None) -> Iterator[Callable[[str], None]]:
-    """A function that writes lines: to a file that appears when the block ends, or to standard output at once."""
-    if path is None:
-        yield write_out
+def output_rows(path: Path | None) -> Iterator[WriteRow]:
+    """A function that writes rows: to a file that appears when the block ends, or to standard output at once.
+
+    Raises:
+        OutputError: if standard output is closed.
+    """
+    if path is not None:
+        with row_writer(path) as write:
+            yield write
         return
-    with text_file(path) as file:
-
-        def write(text: str) -> None:
-            file.write(text)
-            file.flush()
-
-        yield write
+    write_out("")  # a closed output is found before the work
+    yield lambda row: write_out(json_text(row) + "\n")
 
 
 @contextmanager
@@ -134,6 +136,33 @@ def _same(one: Path, other: Path) -> bool:
             return one.resolve() == other.resolve()
         except (OSError, RuntimeError):
             return False
+
+
+def require_unused(path: Path | None, force: bool) -> None:
+    """Check, before any work, that no file and no folder with files has the name of an output.
+
+    Streams and devices (`/dev/stdout`, a FIFO) are written to, whatever `force` says.
+
+    Raises:
+        DataError: if one has, and `force` is not given.
+    """
+    if path is None or force:
+        return
+    if path.is_file() or (path.is_dir() and any(path.iterdir())):
+        raise DataError("exists already; choose another name, or overwrite it with --force", file=path)
+
+
+def with_columns(entry: dict[str, Any], columns: Mapping[str, Any], *, texts: bool) -> dict[str, Any]:
+    """An output row with the columns of the input; one whose name is taken is written `input_NAME`.
+
+    Args:
+        texts: also the columns of the conversation.
+    """
+    for name, value in columns.items():
+        if texts or not is_conversation_column(name):
+            taken = name in entry and entry[name] != value
+            entry[f"input_{name}" if taken else name] = value
+    return entry
 
 
 def write_rejected(path: Path, rejected: Iterable[tuple[int, str]]) -> None:

@@ -8,8 +8,8 @@ from typing import Annotated
 
 from typer import Argument, Option
 
-from armorm.cli.options import HtmlOption, JsonOption, Place, parse_layer
-from armorm.cli.output import emit, table, write_page
+from armorm.cli.options import ForceOption, HtmlOption, JsonOption, Place, parse_layer
+from armorm.cli.output import emit, require_unused, table, write_page
 from armorm.errors import RecipeError
 
 
@@ -22,6 +22,7 @@ def probe(
     limit: Annotated[int, Option(min=50, help="Approximate number of rows of each data set.")] = 2000,
     overrides: Annotated[list[str] | None, Option("--set", help="Override a recipe key. Repeatable.")] = None,
     html: HtmlOption = None,
+    force: ForceOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Measure layers and poolings of the recipe's backbone, in one forward pass per row.
@@ -36,6 +37,7 @@ def probe(
     from armorm.training.probe import probe as run
     from armorm.training.recipe import Recipe
 
+    require_unused(html, force)
     asked = [name.strip() for name in poolings.split(",")]
     unknown = [name for name in asked if name not in POOLINGS]
     if unknown:

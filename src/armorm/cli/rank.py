@@ -8,84 +8,126 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
 from typer import Argument, Option
 
-from armorm.cli.input import input_rows, valid_rows
-from armorm.cli.options import DeviceOption, DtypeOption, ModelOption, Place, ScorerOption
-from armorm.cli.output import lines_to, resumable, write_out
+from armorm.cli.input import input_rows
+from armorm.cli.options import (
+    ApiKeyEnvOption,
+    DeviceOption,
+    DtypeOption,
+    ForceOption,
+    ModelOption,
+    Place,
+    ScorerOption,
+    ServerOption,
+    StrictOption,
+    TextsOption,
+    chosen_model,
+)
+from armorm.cli.output import output_rows, require_unused, resumable, with_columns
+from armorm.data.sources import STANDARD_INPUT
 from armorm.errors import DataError
 from armorm.files import DEFAULT_REWARD_MODEL, json_text
 from armorm.progress import ignore, say
 
 if TYPE_CHECKING:
-    from armorm.evaluation.best_of_n import Candidates
+    from armorm.data.candidates import Candidates
 
 CHUNK_PROMPTS = 64  # what a run that is interrupted loses at most
 SHOWN_REJECTIONS = 5
 
 
 def rank(
-    input: Annotated[str, Argument(help="File, folder or hub id; - for standard input."), Place.INPUT],
+    context: typer.Context,
+    input: Annotated[
+        str | None, Argument(help="File, folder or hub id; - (or nothing, in a pipe) for standard input."), Place.INPUT
+    ] = None,
     model: ModelOption = DEFAULT_REWARD_MODEL,
     output: Annotated[
-        Path | None, Option("--output", "-o", help="File for the rankings (default: standard output)."), Place.FILE
+        Path | None,
+        Option(
+            "--output", "-o", help="File for the rankings: .jsonl, .csv, .tsv or .parquet (default: standard output)."
+        ),
+        Place.FILE,
     ] = None,
     pairs: Annotated[
         Path | None, Option(help="Also write best and worst response as preference pairs."), Place.FILE
     ] = None,
     min_margin: Annotated[float, Option(min=0.0, help="Write only pairs with a margin above this.")] = 0.0,
+    server: ServerOption = None,
+    api_key_env: ApiKeyEnvOption = None,
     scorer: ScorerOption = None,
+    texts: TextsOption = True,
+    strict: StrictOption = False,
+    force: ForceOption = False,
     dtype: DtypeOption = "auto",
     device: DeviceOption = "auto",
 ) -> None:
     """Rank the responses to each prompt (best of n) and write one JSON line per prompt.
 
     Input rows are `{"prompt": ..., "responses": [...]}`, or single responses as for `armorm score`, which are grouped
-    by prompt. Output lines hold the order, the scores and the objectives that decide between the best two.
+    by prompt. Output lines hold the order, the scores, the objectives that decide between the best two, and the columns
+    of the input (lists where they differ between the responses). `--model` also takes a sequence classifier, a DPO
+    policy or a judge (see `armorm evaluate --help`).
 
     Example: `armorm rank samples.jsonl --output ranked.jsonl --pairs dpo.jsonl`
     """
-    from armorm.evaluation.best_of_n import preference_row, read_candidates
+    from armorm.data.candidates import read_candidates
+    from armorm.evaluation.best_of_n import preference_row
     from armorm.evaluation.best_of_n import rank as rank_candidates
-    from armorm.evaluation.scorer import CallableScorer
+    from armorm.evaluation.scorer import CallableScorer, PairJudge
     from armorm.evaluation.scorers import load_scorer
 
-    if output is None:
-        write_out("")  # a closed output is found before the work
+    require_unused(output, force)
+    require_unused(pairs, force)
+    named = chosen_model(context, model, server, scorer)
+    name = STANDARD_INPUT if input in (None, "-") else input
     function = CallableScorer.from_name(scorer) if scorer is not None else None
-    candidates = read_candidates(valid_rows(input_rows(input)))
-    first = list(islice(candidates, 1))  # an unreadable file is reported before the model is loaded
+    unread: list[DataError] = []
+    candidates = read_candidates(input_rows(input, strict=strict), None if strict else unread)
+    first = list(islice(candidates, 1))  # data without a prompt to rank are reported before the model is loaded
     if not first:
-        raise DataError("found no rows to rank", file=input)
+        raise unread[0]
     candidates = chain(first, candidates)
-    chosen = function or load_scorer(model, dtype=dtype, device=device)
+    chosen = function or load_scorer(named, dtype=dtype, device=device, api_key_env=api_key_env)
+    if isinstance(chosen, PairJudge):
+        raise typer.BadParameter(f"--model: {model} compares two responses, expected one that scores each")
 
     def ranked(chunk: list[Candidates]) -> dict[str, Any]:
         found = rank_candidates(chosen, chunk)
+        rejected = [(entry.row, *fault) for entry in found for fault in entry.unscored.items()]
+        if strict and rejected:
+            row, position, reason = rejected[0]
+            raise DataError(reason, file=name, row=row, field=f"responses[{position}]")
         rows = (preference_row(entry, min_margin) for entry in found)
         return {
-            "lines": [json_text(entry.to_dict()) + "\n" for entry in found],
-            "pairs": [json_text(row) + "\n" for row in rows if row is not None],
-            "rejected": [[entry.row, *fault] for entry in found for fault in entry.unscored.items()],
+            "rows": [with_columns(entry.to_dict(), entry.columns, texts=texts) for entry in found],
+            "pairs": [row for row in rows if row is not None],
+            "rejected": rejected,
         }
 
     prompts = written = 0
     rejected: list[tuple[int, int, str]] = []
     with (
-        resumable(output or pairs, [chosen.describe(), dtype, device, min_margin]) as chunks,
-        lines_to(output) as write,
-        lines_to(pairs) if pairs else nullcontext(ignore) as write_pairs,
+        resumable(output or pairs, [chosen.describe(), dtype, device, min_margin, texts]) as chunks,
+        output_rows(output) as write,
+        output_rows(pairs) if pairs else nullcontext(ignore) as write_pair,
     ):
         while chunk := list(islice(candidates, CHUNK_PROMPTS)):
             found = chunks.get(map(_content, chunk), partial(ranked, chunk))
-            write("".join(found["lines"]))
-            write_pairs("".join(found["pairs"]))
-            prompts += len(found["lines"])
+            for row in found["rows"]:
+                write(row)
+            for row in found["pairs"]:
+                write_pair(row)
+            prompts += len(found["rows"])
             written += len(found["pairs"])
             rejected += found["rejected"]
-    for row, position, reason in rejected[:SHOWN_REJECTIONS]:
-        say(f"rejected: {input}, row {row}, response {position}: {reason}")
-    summary = f"ranked {prompts:,} prompts, rejected {len(rejected):,} responses"
+    for error in unread[:SHOWN_REJECTIONS]:
+        say(f"rejected: {error}")
+    for number, position, reason in rejected[:SHOWN_REJECTIONS]:
+        say(f"rejected: {name}, row {number}, response {position}: {reason}")
+    summary = f"ranked {prompts:,} prompts, rejected {len(rejected) + len(unread):,} responses"
     if pairs is not None:
         summary += f"; wrote {written:,} pairs to {pairs}, skipped {prompts - written:,} prompts without a margin"
     say(summary)

@@ -7,8 +7,17 @@ from typing import Annotated, Any
 
 from typer import Option
 
-from armorm.cli.options import DeviceOption, DtypeOption, FeaturesOption, IncludeSeenOption, ModelArgument, Place
-from armorm.cli.output import emit
+from armorm.cli.options import (
+    DeviceOption,
+    DtypeOption,
+    FeaturesOption,
+    ForceOption,
+    IncludeSeenOption,
+    ModelArgument,
+    Place,
+    StrictOption,
+)
+from armorm.cli.output import emit, require_unused
 from armorm.files import write_text
 from armorm.progress import say
 
@@ -25,6 +34,8 @@ def report(
     features: FeaturesOption = None,
     limit: Annotated[int | None, Option(min=1, help="Approximate number of examples of each kind.")] = None,
     include_seen: IncludeSeenOption = False,
+    strict: StrictOption = False,
+    force: ForceOption = False,
     perturbations: Annotated[
         int, Option(min=0, help="Responses that each edit of the perturbation audit is applied to; 0 for none.")
     ] = 60,
@@ -44,8 +55,10 @@ def report(
     from armorm.report.page import report as page_of
     from armorm.reward_model import ArmoRM
 
+    require_unused(output, force)
     rm = ArmoRM.from_pretrained(model, dtype=dtype, device=device)
     options: dict[str, Any] = {"run": run, "features": features, "limit": limit, "include_seen": include_seen}
+    options["strict"] = strict
     page, found = page_of(rm, data or [], **options, perturbations=perturbations)
     write_text(output, page)
     emit(found, as_json=as_json)

@@ -1,101 +1,167 @@
-"""`armorm score`: scores of conversations, as JSON lines."""
+"""`armorm score`: scores of conversations, with the columns of their rows."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
 from typer import Argument, Option
 
-from armorm.cli.input import input_or_example, row_content, split_rejected
-from armorm.cli.options import DeviceOption, DtypeOption, ModelOption, Place
-from armorm.cli.output import lines_to, require_outputs, resumable, write_out, write_rejected
-from armorm.data.rows import Row
+from armorm.cli.input import input_rows, row_content, split_rejected
+from armorm.cli.options import (
+    ApiKeyEnvOption,
+    DeviceOption,
+    DtypeOption,
+    ForceOption,
+    ModelOption,
+    Place,
+    ServerOption,
+    StrictOption,
+    TextsOption,
+    chosen_model,
+)
+from armorm.cli.output import output_rows, require_outputs, require_unused, resumable, with_columns, write_rejected
+from armorm.data.sources import STANDARD_INPUT
 from armorm.errors import ArmormError, DataError
-from armorm.files import DEFAULT_REWARD_MODEL, json_text, output_target
-from armorm.progress import say
+from armorm.files import DEFAULT_REWARD_MODEL, output_target
+from armorm.progress import progress, say
+
+if TYPE_CHECKING:
+    from armorm.conversation import Conversation
+    from armorm.data.rows import Row
+    from armorm.score_batch import ScoreBatch
+
+    Scoring = Callable[[list[Conversation]], ScoreBatch]
 
 CHUNK_ROWS = 256  # what a run that is interrupted loses at most
-COPIED_COLUMNS = ("id", "step", "group")  # `armorm monitor` reads the last two
 SHOWN_REJECTIONS = 5
+DETAILS = ("rewards", "gating_weights", "contributions", "uncertainty")
 
 
 def score(
+    context: typer.Context,
     input: Annotated[
-        str | None, Argument(help="File, folder, hub id, or - for standard input (default: an example)."), Place.INPUT
+        str | None, Argument(help="File, folder or hub id; - (or nothing, in a pipe) for standard input."), Place.INPUT
     ] = None,
     model: ModelOption = DEFAULT_REWARD_MODEL,
+    server: ServerOption = None,
+    api_key_env: ApiKeyEnvOption = None,
     output: Annotated[
-        Path | None, Option("--output", "-o", help="File for the scores (default: standard output)."), Place.FILE
+        Path | None,
+        Option(
+            "--output", "-o", help="File for the scores: .jsonl, .csv, .tsv or .parquet (default: standard output)."
+        ),
+        Place.FILE,
     ] = None,
     rejected: Annotated[
         Path | None, Option(help="File for rejected rows (default: NAME.rejected.jsonl next to --output)."), Place.FILE
     ] = None,
     normalize: Annotated[bool, Option(help="Standardise scores by the reference data.")] = False,
     details: Annotated[bool, Option(help="Add reward, weight and contribution of every objective.")] = False,
+    texts: TextsOption = True,
+    strict: StrictOption = False,
+    force: ForceOption = False,
     dtype: DtypeOption = "auto",
     device: DeviceOption = "auto",
 ) -> None:
-    """Score conversations and write one JSON line per row.
+    """Score conversations and write one row for each.
 
-    Input rows are `{"messages": [...]}` or `{"prompt": ..., "response": ...}`; output lines are `{"row": 1, "score":
-    0.12}`. Columns `id`, `step` and `group` are copied, so `armorm monitor` can read the output of `--details` for the
-    samples of an RL run. Rows that cannot be scored are reported with the reason and skipped. With `--output`, a run
-    that was interrupted resumes from NAME.partial.
+    Input rows are `{"messages": [...]}`, `{"prompt": ..., "response": ...}` or one of the other layouts of
+    docs/data.md. Output rows are `{"row": 1, "score": 0.12}` with the columns of the input; one that has such a name
+    already is written `input_NAME`. `armorm monitor` reads the output of `--details` for the samples of an RL run, by
+    their columns `step` and `group`. Rows that cannot be scored are reported with the reason and skipped. With
+    `--output`, a run that was interrupted resumes from NAME.partial.
 
-    Example: `armorm score responses.jsonl --output scores.jsonl --details`
+    Example: `armorm score responses.csv --output scores.csv --details`
+
+    Example: `armorm score responses.jsonl --server http://rewards:8008`
     """
-    from armorm.evaluation.scorers import ArmoRMScorer
-    from armorm.reward_model import ArmoRM
-
     beside = output is not None and output_target(output) is not None  # not beside a device or a FIFO
     listing = rejected or (output.with_name(f"{output.stem}.rejected.jsonl") if output and beside else None)
     require_outputs([path for path in (output, listing) if path], inputs=[input] if input else [])
-    if output is None:
-        write_out("")  # a closed output is found before the work
-    rows = input_or_example(input)
-    rows = chain(list(islice(rows, 1)), rows)  # an unreadable file is reported before the model is loaded
-    rm = ArmoRM.from_pretrained(model, dtype=dtype, device=device)
+    require_unused(output, force)
+    named = chosen_model(context, model, server)
+    name = STANDARD_INPUT if input in (None, "-") else input
+    rows = input_rows(input, strict=strict)
+    score_chunk, identity = _scoring(named, api_key_env, dtype, device, normalize=normalize, details=details)
 
     def scored(chunk: list[Row | DataError]) -> dict[str, Any]:
-        valid, invalid = split_rejected(chunk)
-        batch = rm.score([conversation for _, conversation in valid], normalize=normalize, on_refused="skip")
-        entries = []
-        for place, index in enumerate(batch.rows):
-            row = valid[index][0]
-            entry: dict[str, Any] = {"row": row.number, "score": float(batch.scores[place])}
-            entry |= {name: row.values[name] for name in COPIED_COLUMNS if row.values.get(name) is not None}
-            if index in batch.truncated:
-                entry["truncated"] = True
-            if details:
-                length = batch.response_tokens
-                entry |= {} if length is None else {"length": int(length[place])}
-                for label in ("rewards", "gating_weights", "contributions", "uncertainty"):
-                    values = getattr(batch, label)
-                    if values is not None:
-                        entry[label] = dict(zip(batch.names, values[place].tolist(), strict=True))
-            entries.append(json_text(entry) + "\n")
-        reasons = invalid + [(valid[i][0].number, reason) for i, reason in batch.rejected]
-        return {"lines": entries, "truncated": len(set(batch.truncated)), "rejected": reasons}
+        valid, invalid = split_rejected(chunk, strict=strict)
+        batch = score_chunk([conversation for _, conversation in valid])
+        refused = [(valid[i][0].number, reason) for i, reason in batch.rejected]
+        if strict and refused:
+            raise DataError(refused[0][1], file=name, row=refused[0][0])
+        cut = set(batch.truncated)
+        entries = [
+            _entry(valid[index][0], batch, place, cut=index in cut, details=details, texts=texts)
+            for place, index in enumerate(batch.rows)
+        ]
+        return {"rows": entries, "truncated": len(cut), "rejected": invalid + refused}
 
     count = truncated = 0
     skipped: list[tuple[int, str]] = []
-    identity = [ArmoRMScorer(rm).describe(), rm.backbone.device.type, normalize, details]
-    with resumable(output, identity) as chunks, lines_to(output) as write:
+    with resumable(output, [*identity, normalize, details, texts]) as chunks, output_rows(output) as write:
         while chunk := list(islice(rows, CHUNK_ROWS)):
             found = chunks.get(map(row_content, chunk), partial(scored, chunk))
-            write("".join(found["lines"]))
-            count += len(found["lines"])
+            for entry in found["rows"]:
+                write(entry)
+            count += len(found["rows"])
             truncated += found["truncated"]
             skipped += [(number, reason) for number, reason in found["rejected"]]
         if skipped and listing is not None:
             write_rejected(listing, skipped)
     for number, reason in skipped[:SHOWN_REJECTIONS]:
-        say(f"rejected: {input}, row {number}: {reason}")
+        say(f"rejected: {name}, row {number}: {reason}")
     cut_prompts = f" ({truncated:,} with a truncated prompt)" if truncated else ""
     place_of_list = f", listed in {listing}" if skipped and listing else ""
     say(f"scored {count:,} rows{cut_prompts}, rejected {len(skipped):,}{place_of_list}")
     if skipped and not count:
-        raise ArmormError(f"{input}: no row could be scored")
+        raise ArmormError(f"{name}: no row could be scored")
+
+
+def _entry(row: Row, batch: ScoreBatch, place: int, *, cut: bool, details: bool, texts: bool) -> dict[str, Any]:
+    """A row of the output."""
+    entry: dict[str, Any] = {"row": row.number, "score": float(batch.scores[place])}
+    if cut:
+        entry["truncated"] = True
+    if details:
+        length = batch.response_tokens
+        entry |= {} if length is None else {"length": int(length[place])}
+        for label in DETAILS:
+            values = getattr(batch, label)
+            if values is not None:
+                entry[label] = dict(zip(batch.names, values[place].tolist(), strict=True))
+    return with_columns(entry, row.columns, texts=texts)
+
+
+def _scoring(
+    model: str, api_key_env: str | None, dtype: str, device: str, *, normalize: bool, details: bool
+) -> tuple[Scoring, list[Any]]:
+    """A function that scores conversations, in this process or on a server, and what decides its scores."""
+    from armorm.client import PoolingClient
+    from armorm.evaluation.scorer_names import ScorerName
+
+    parsed = ScorerName.parse(model)
+    if parsed is None:
+        from armorm.evaluation.scorers import ArmoRMScorer
+        from armorm.reward_model import ArmoRM
+
+        rm = ArmoRM.from_pretrained(model, dtype=dtype, device=device)
+        identity = [ArmoRMScorer(rm).describe(), rm.backbone.device.type]
+        return partial(rm.score, normalize=normalize, on_refused="skip"), identity
+    if parsed.kind != "server":
+        raise typer.BadParameter(f"found {model!r}, expected a model of this library or a server (see armorm rank)")
+    client = parsed.client(api_key_env)
+    if isinstance(client, PoolingClient) and details:
+        raise typer.BadParameter(f"--details: {client.address} sends scores only, expected armorm serve")
+    options: dict[str, Any] = {} if isinstance(client, PoolingClient) or details else {"include": ()}
+
+    def score_chunk(conversations: list[Conversation]) -> ScoreBatch:
+        with progress("scores", len(conversations), "conversations") as advance:
+            return client.score(conversations, normalize=normalize, on_refused="skip", advance=advance, **options)
+
+    return score_chunk, [model, None if isinstance(client, PoolingClient) else client.info()]

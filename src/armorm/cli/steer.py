@@ -8,8 +8,8 @@ from typing import Annotated, Any
 import typer
 from typer import Option
 
-from armorm.cli.options import DeviceOption, DtypeOption, FeaturesOption, JsonOption, ModelArgument, Place
-from armorm.cli.output import WIDTH, emit
+from armorm.cli.options import DeviceOption, DtypeOption, FeaturesOption, ForceOption, JsonOption, ModelArgument, Place
+from armorm.cli.output import WIDTH, emit, require_unused
 from armorm.files import embedded_path, write_text
 from armorm.progress import say
 
@@ -41,6 +41,7 @@ def steer(
         bool, Option("--self-contained", help="Include the model code (see `armorm export`).")
     ] = False,
     features: FeaturesOption = None,
+    force: ForceOption = False,
     as_json: JsonOption = False,
     dtype: DtypeOption = "auto",
     device: DeviceOption = "auto",
@@ -66,6 +67,7 @@ def steer(
         raise typer.BadParameter("expected --policy, --multiply, --drop, --pin or --debias-strength")
     if pairs is None and output is None:
         raise typer.BadParameter("expected --pairs to preview the effect, --output to save the model, or both")
+    require_unused(output, force)
     from armorm.objectives import ObjectiveError
     from armorm.reward_model import ArmoRM
 

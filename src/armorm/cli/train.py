@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Option
 
-from armorm.cli.options import JsonOption, Place
+from armorm.cli.options import JsonOption, Place, StrictOption
 from armorm.cli.output import AGAIN, emit, facts, require_outputs, table
 from armorm.interruption import keep
 
@@ -28,6 +28,7 @@ def train(
     overrides: Annotated[
         list[str] | None, Option("--set", help="Override a recipe key: gating.steps=500. Repeatable.")
     ] = None,
+    strict: StrictOption = False,
     as_json: JsonOption = False,
     dry_run: Annotated[bool, Option("--dry-run", help="Check everything, print cost estimates and exit.")] = False,
     hardware: Annotated[str, Option(help="Device for cost estimates: h100, h200, a100, l4 or rtx4090.")] = "h100",
@@ -50,7 +51,9 @@ def train(
         from armorm.training.dry_run import require_known_device
 
         require_known_device(hardware, list(DEVICES))
-        found = estimate(parsed, replace(DEVICES[hardware], price=price), share=share, row_tokens=row_tokens)
+        found = estimate(
+            parsed, replace(DEVICES[hardware], price=price), share=share, row_tokens=row_tokens, strict=strict
+        )
         lines = [f"not available offline: {name}" for name in found.missing]
         emit(_summary(found, share), *_tables(found, share), *lines, as_json=as_json)
         return
@@ -60,7 +63,7 @@ def train(
     folder = output or Path("runs") / parsed.name
     require_outputs([], [folder])
     keep(f"finished work is kept in {folder / 'work'}; {AGAIN}")
-    run(parsed, folder)
+    run(parsed, folder, strict=strict)
     metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     emit(metrics, metrics_summary(metrics), f"\nmodel, card and metrics: {folder}", as_json=as_json)
 

@@ -1,25 +1,31 @@
-"""Inspect user data for `armorm init` and `armorm extend`: columns, probable rating scales, invalid rows.
+"""Inspect user data for `armorm init`, `extend` and `inspect`: layout, columns, probable rating scales, invalid rows.
 
-A guess is the narrowest common scale that contains every value; other common scales that also do are listed with it.
-The user confirms guesses, because a scale whose ends nobody used looks like a narrower one. Number columns that are
-not ratings (ids, times, counts beyond any common scale) are set aside with the reason.
+A guess is the narrowest common scale that contains the values; other common scales that also do are listed with it. A
+few values that no narrow scale holds (a 45 among ratings from 1 to 5) do not widen it, and cells that are no number
+(`n/a`) do not make a rating column a text column: both are listed with their row, and are left out when the column is
+read. The user confirms guesses, because a scale whose ends nobody used looks like a narrower one. Number columns that
+are not ratings (ids, times, counts beyond any common scale) are set aside with the reason.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from statistics import fmean
 
-from armorm.conversation import Conversation
-from armorm.data.layouts import renamed
+from armorm.data.candidates import several_responses
+from armorm.data.cells import rating_cell
+from armorm.data.layout_detection import ROLES, recognised_columns
 from armorm.data.preferences import preference_pair
 from armorm.data.ratings import RatedSet, objective_name
+from armorm.data.rejections import Rejections, read_rows
 from armorm.data.rows import Row
 from armorm.data.sources import Location
-from armorm.errors import DataError
+from armorm.errors import DataError, nearest
 from armorm.objectives import Direction, Objective, ObjectiveSet
 
 ColumnScale = tuple[float, float, "Direction | None"]
@@ -31,14 +37,6 @@ SCALES: tuple[tuple[float, float], ...] = tuple(
         key=lambda scale: (scale[1] - scale[0], abs(scale[0] - 0.6)),  # of one width: from 1 or 0, then negative
     )
 )  # fmt: skip
-_ROLES = {
-    "messages": ("messages", "conversation", "conversations", "dialogue", "dialog"),
-    "prompt": ("prompt", "question", "instruction", "query", "request", "input", "user", "context"),
-    "response": ("response", "answer", "completion", "reply", "output", "assistant", "generation"),
-    "chosen": ("chosen", "preferred", "winner", "better"),
-    "rejected": ("rejected", "dispreferred", "loser", "worse"),
-    "split": ("split",),
-}
 _NO_RATING = {
     "id", "row", "index", "number", "time", "timestamp", "date", "seconds", "tokens", "seed", "rater", "margin",
 }  # fmt: skip
@@ -46,7 +44,11 @@ _LESS_IS_BETTER = (
     "harm", "toxic", "unsafe", "error", "offens", "bias", "hallucinat", "rude", "spam", "muddle", "fault",
 )  # fmt: skip
 _NEUTRAL = ("verbos", "length", "complexity", "formality")
-_SHOWN_FAULTS = 5
+_MARK = re.compile(r"found '\s*(n/?a|none|-+|\?+|\.|missing|unknown|skip(ped)?)\s*',", re.IGNORECASE)
+_MANY = 10  # values from which one may be odd
+_MOST_FAULTS = 1000  # listed of a column
+MOST_ODD = 0.02  # share of the values that may be off a guessed scale (or one value, of at least ten)
+MOST_TEXT = 0.2  # share of the cells of a rating column that may be text
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,9 @@ class ScaleGuess:
         lowest, highest, levels: smallest, largest and number of distinct values.
         others: other common scales that contain the values and are hardly wider.
         stated: the user gave the scale.
+        raters: mean number of raters of a cell.
+        spread: mean standard deviation between them, NaN for single raters.
+        odd: number of cells that are left out: off the scale, or without a number.
     """
 
     column: str
@@ -73,6 +78,9 @@ class ScaleGuess:
     levels: int
     others: tuple[tuple[float, float], ...] = ()
     stated: bool = False
+    raters: float = 1.0
+    spread: float = math.nan
+    odd: int = 0
 
 
 @dataclass
@@ -80,51 +88,66 @@ class Inspection:
     """What a file contains.
 
     Attributes:
-        location: of the file, its columns renamed where necessary.
-        columns: the file's column for each of ours, where the names differ.
-        kind: `ratings` or `pairs`.
+        location: of the file, with the columns that the user stated.
+        columns: the file's column of each role that has another name there.
+        kinds: number of valid rows of each kind (`Row.kind`).
         rows, prompts: number of valid rows and of their distinct prompts.
         several: number of prompts with at least two responses.
+        splits: number of valid rows of each split.
         guesses: scales of the rating columns.
         aside: reason for each number column that is not a rating.
-        fault_count, faults: number of invalid rows, and the first few errors.
+        numbers: of each number column, how often each value occurs.
+        other: the other columns.
+        rejections: rows and cells that are left out.
     """
 
     location: Location
     columns: dict[str, str]
-    kind: str
+    kinds: Counter[str] = field(default_factory=Counter)
     rows: int = 0
     prompts: int = 0
     several: int = 0
+    splits: Counter[str] = field(default_factory=Counter)
     guesses: list[ScaleGuess] = field(default_factory=list)
     aside: dict[str, str] = field(default_factory=dict)
-    fault_count: int = 0
-    faults: list[str] = field(default_factory=list)
+    numbers: dict[str, Counter[float]] = field(default_factory=dict)
+    other: list[str] = field(default_factory=list)
+    rejections: Rejections = field(default_factory=Rejections)
+
+    @property
+    def kind(self) -> str:
+        """`pairs`, or `ratings` for conversations."""
+        return "pairs" if self.kinds["pairs"] else "ratings"
 
 
-class _Columns:
-    """Values of the columns that contain only numbers."""
+@dataclass
+class _Column:
+    """Values of a column that may be a rating: how often each occurs and in which row first, and what is no number."""
 
-    def __init__(self) -> None:
-        self._values: dict[str, Counter[float]] = {}
-        self._text: set[str] = set()
+    values: Counter[float] = field(default_factory=Counter)
+    first: dict[float, Row] = field(default_factory=dict)
+    raters: int = 0
+    spreads: list[float] = field(default_factory=list)
+    text: int = 0
+    faults: list[DataError] = field(default_factory=list)
 
-    def add(self, row: Row) -> None:
-        for name in row.values:
-            value = row.value(name)
-            if name in _ROLES or value is None:
-                continue
-            if not isinstance(value, (bool, int, float)):
-                self._text.add(name)
-            elif not math.isnan(value):
-                self._values.setdefault(name, Counter())[float(value)] += 1
+    def add(self, row: Row, name: str) -> None:
+        cell = rating_cell(row.values[name])
+        if not math.isnan(cell.value):
+            self.values[cell.value] += 1
+            self.first.setdefault(cell.value, row)
+            self.raters += cell.raters
+            self.spreads += [] if math.isnan(cell.spread) else [cell.spread]
+        if cell.fault:
+            self.text += 1
+            if len(self.faults) <= _MOST_FAULTS:
+                self.faults.append(row.error(cell.fault, name))
 
-    def numbers(self) -> dict[str, Counter[float]]:
-        """How often each value of each number column occurs."""
-        return {name: counts for name, counts in self._values.items() if name not in self._text}
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._values or name in self._text
+    @property
+    def is_number(self) -> bool:
+        """Whether the cells are numbers, up to a few."""
+        marks = sum(_is_mark(error) for error in self.faults)
+        return bool(self.values) and self.text - marks <= MOST_TEXT * (self.values.total() + self.text)
 
 
 def inspect_set(
@@ -137,88 +160,141 @@ def inspect_set(
     """Read a file once and summarise it.
 
     Args:
-        columns: the file's column for some of ours, instead of the one guessed by name.
+        columns: the file's column for some of ours, instead of the one recognised by name.
         scales: low, high and direction (None: by the column's name) of columns whose scale the user states.
         skipped: columns that are not ratings.
 
     Raises:
-        DataError: for a file without valid rows, or without columns for a prompt and a response.
+        DataError: for a file without valid rows, or an unknown column.
     """
-    first = next((row for row in location.rows_or_faults() if isinstance(row, Row)), None)
-    if first is None:
-        raise DataError("found no rows that can be read", file=location.name)
-    roles = _roles(first, columns or {})
-    kind = "pairs" if "chosen" in roles and "rejected" in roles else "ratings"
-    if kind == "ratings" and "messages" not in roles and not {"prompt", "response"} <= set(roles):
-        raise DataError(
-            f"found columns {', '.join(first.values)}, expected a prompt and a response (say which with "
-            "--column prompt=NAME --column response=NAME), messages, or chosen and rejected",
-            file=location.name,
-        )
-    differing = {ours: own for ours, own in roles.items() if ours != own}
-    found = Inspection(replace(location, layout=renamed(differing)) if differing else location, differing, kind)
-    seen = _Columns()
+    stated, scales = dict(columns or {}), scales or {}
+    found = Inspection(replace(location, columns=stated), {})
+    seen: dict[str, _Column] = {}
     responses: Counter[str] = Counter()
-    for row in found.location.rows_or_faults():
-        try:
-            if isinstance(row, DataError):
-                raise row
-            conversation = _conversation(row, kind)
-        except DataError as error:
-            found.fault_count += 1
-            found.faults += [str(error)] if len(found.faults) < _SHOWN_FAULTS else []
-            continue
+    for row, (prompt, count) in read_rows(found.location, lambda row: (row, _prompt_key(row)), found.rejections):
         found.rows += 1
-        responses[conversation.prompt_key] += 1
-        seen.add(row)
+        found.columns = found.columns or recognised_columns(row.columns, stated)
+        found.kinds[row.kind] += 1
+        found.splits.update([str(row.values["split"])] if row.values.get("split") else [])
+        responses[prompt] += count
+        for name in row.values:
+            if name not in ROLES:
+                seen.setdefault(name, _Column()).add(row, name)
+    if not found.rows:
+        raise DataError("found no rows", file=location.name)
     found.prompts, found.several = len(responses), sum(count > 1 for count in responses.values())
-    if kind == "ratings":
-        stated, numbers = scales or {}, seen.numbers()
-        unknown = next((name for name in (*stated, *skipped) if name not in seen), None)
-        if unknown is not None:
-            raise DataError(f"found columns {', '.join(first.values)}, expected it", file=location.name, field=unknown)
-        for name in first.values:
-            if name in numbers and name not in skipped:
-                _judge(found, name, numbers[name], stated.get(name))
+    unknown = next((name for name in (*scales, *skipped) if name not in seen), None)
+    if unknown is not None:
+        raise DataError(
+            f"found columns {', '.join(seen)}, expected it{nearest(unknown, seen)}", file=location.name, field=unknown
+        )
+    for name, column in seen.items():
+        if not column.is_number:
+            found.other.append(name)
+            continue
+        found.numbers[name] = column.values
+        if found.kind == "ratings" and name not in skipped:
+            _judge(found, name, column, scales.get(name))
     return found
 
 
-def _conversation(row: Row, kind: str) -> Conversation:
-    return preference_pair(row).chosen if kind == "pairs" else row.conversation()
+def _prompt_key(row: Row) -> tuple[str, int]:
+    """Key of a row's prompt, and its number of responses."""
+    if row.kind == "pairs":
+        return preference_pair(row).prompt_key, 1
+    if row.kind == "conversations":
+        return row.conversation().prompt_key, 1
+    responses = several_responses(row)
+    for fault in responses.faults.values():
+        raise row.error(fault)
+    return next(c.prompt_key for c in responses.conversations if c is not None), len(responses.conversations)
 
 
-def _roles(row: Row, stated: Mapping[str, str]) -> dict[str, str]:
-    """The file's column for each of `_ROLES` that it has."""
-    plain = {name.strip().lower().replace(" ", "_"): name for name in row.values}
-    roles = {}
-    for role, words in _ROLES.items():
-        own = stated.get(role) or next((plain[word] for word in words if word in plain), None)
-        if own is not None:
-            if own not in row.values:
-                raise row.error(f"found columns {', '.join(row.values)}, expected it", own)
-            roles[role] = own
-    return roles
+def _is_mark(error: DataError) -> bool:
+    """Whether a cell that is no number is a mark of absence, such as `n/a`."""
+    return _MARK.match(error.problem) is not None
 
 
-def _judge(found: Inspection, name: str, counts: Counter[float], stated: ColumnScale | None) -> None:
-    low, high, rated = min(counts), max(counts), counts.total()
-    seen = (rated, low, high, len(counts))
+def _judge(found: Inspection, name: str, column: _Column, stated: ColumnScale | None) -> None:
+    counts = column.values
     direction = _direction(name)
     if stated is not None:
-        found.guesses.append(ScaleGuess(name, stated[0], stated[1], stated[2] or direction, *seen, stated=True))
+        _add_guess(found, name, column, stated[:2], stated[2] or direction, stated=True)
         return
+    integers = len(counts) == counts.total() > 20 and all(value.is_integer() for value in counts)
+    scale = None if integers else _scale_of(counts)
     if not _NO_RATING.isdisjoint(name.lower().replace("-", "_").split("_")):
         found.aside[name] = "its name is not that of a rating"
     elif len(counts) == 1:
-        found.aside[name] = f"every value is {low:g}"
-    elif (fitting := [scale for scale in SCALES if scale[0] <= low and high <= scale[1]]) and not (
-        len(counts) == rated > 20 and all(value.is_integer() for value in counts)
-    ):
-        best = fitting[0]
-        near = tuple(s for s in fitting[1:] if s[1] - s[0] <= best[1] - best[0] + 1)
-        found.guesses.append(ScaleGuess(name, best[0], best[1], direction, *seen, others=near))
+        found.aside[name] = f"every value is {min(counts):g}"
+    elif scale is not None:
+        near = tuple(s for s in SCALES if s != scale and _holds(s, scale, counts) and _width(s) <= _width(scale) + 1)
+        _add_guess(found, name, column, scale, direction, others=near)
     else:
-        found.aside[name] = f"values from {low:g} to {high:g} fit no common scale"
+        found.aside[name] = f"values from {min(counts):g} to {max(counts):g} fit no common scale"
+
+
+def _add_guess(
+    found: Inspection,
+    name: str,
+    column: _Column,
+    scale: tuple[float, float],
+    direction: Direction,
+    *,
+    others: tuple[tuple[float, float], ...] = (),
+    stated: bool = False,
+) -> None:
+    counts, (low, high) = column.values, scale
+    inside = {value: count for value, count in counts.items() if low <= value <= high}
+    odd = [value for value in counts if value not in inside]
+    for value in odd:
+        found.rejections.reject_cell(
+            column.first[value].error(f"found {value:g}, expected a number from {low:g} to {high:g}", name)
+        )
+    for error in column.faults:
+        found.rejections.reject_cell(error)
+    found.guesses.append(
+        ScaleGuess(
+            name,
+            low,
+            high,
+            direction,
+            sum(inside.values()),
+            min(inside, default=low),
+            max(inside, default=high),
+            len(inside),
+            others,
+            stated,
+            column.raters / counts.total(),
+            fmean(column.spreads) if column.spreads else math.nan,
+            sum(counts[value] for value in odd) + column.text,
+        )
+    )
+
+
+def _scale_of(counts: Counter[float]) -> tuple[float, float] | None:
+    """The narrowest common scale that holds the values, or all but a few if it is less than half as wide."""
+    total = counts.total()
+    whole = next((scale for scale in SCALES if _outside(scale, counts) == 0), None)
+    spared = max(1, int(MOST_ODD * total)) if total >= _MANY else 0
+    most = next((scale for scale in SCALES if _outside(scale, counts) <= spared), None)
+    if most is None or (whole is not None and _width(most) * 2 >= _width(whole)):
+        return whole
+    inner = [value for value in counts if most[0] <= value <= most[1]]
+    return most if len(inner) > 1 else whole
+
+
+def _outside(scale: tuple[float, float], counts: Counter[float]) -> int:
+    return sum(count for value, count in counts.items() if not scale[0] <= value <= scale[1])
+
+
+def _holds(other: tuple[float, float], scale: tuple[float, float], counts: Counter[float]) -> bool:
+    """Whether another scale holds every value that a scale holds."""
+    return all(other[0] <= value <= other[1] for value in counts if scale[0] <= value <= scale[1])
+
+
+def _width(scale: tuple[float, float]) -> float:
+    return scale[1] - scale[0]
 
 
 def _direction(name: str) -> Direction:
@@ -236,21 +312,26 @@ def rated_sets(
     Args:
         known: the model's objectives, which keep their scale.
         data: paths or hub ids.
-        scales: low, high and direction (None: `higher`) of each rating column; if empty, every number column is one,
-            from its lowest to its highest value.
+        scales: low, high and direction (None: `higher`) of each rating column; if empty, every rating column that
+            `inspect_set` finds, on the scale that it guesses.
 
     Returns:
-        the sets; name and range of each new objective whose range was taken from the data.
+        the sets; name and range of each new objective whose range was guessed.
 
     Raises:
-        DataError: for a file without a number column.
+        DataError: for a file without a rating column.
     """
     sets, taken = [], []
     for name in data:
         location = Location.find(name)
         source = Path(location.name).name.split(".")[0]
+        own = dict(scales)
+        if not scales:
+            own = {guess.column: (guess.low, guess.high, guess.direction) for guess in inspect_set(location).guesses}
+        if not own:
+            raise DataError("found no column of ratings (numbers that vary, on a common scale)", file=location.name)
         columns = {}
-        for column, (low, high, direction) in (scales or _ranges(location)).items():
+        for column, (low, high, direction) in own.items():
             objective = objective_name(column, source)
             if objective in known.names:
                 columns[column] = known[known.position(objective)]
@@ -262,14 +343,3 @@ def rated_sets(
                 taken.append((objective, low, high))
         sets.append(RatedSet(location, columns, source))
     return sets, taken
-
-
-def _ranges(location: Location) -> dict[str, ColumnScale]:
-    """Lowest and highest value of each number column whose values vary."""
-    seen = _Columns()
-    for row in location.rows():
-        seen.add(row)
-    numbers = seen.numbers()
-    if not any(len(counts) > 1 for counts in numbers.values()):
-        raise DataError("no column of numbers that vary, expected ratings", file=location.name)
-    return {name: (min(counts), max(counts), None) for name, counts in numbers.items() if len(counts) > 1}

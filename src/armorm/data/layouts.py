@@ -20,23 +20,6 @@ _STEERLM_TURN = re.compile(r"\n?<extra_id_1>(User|Assistant)\n")
 _SHP_MARKS = {1: ("human_ref_A", "human_ref_B"), 0: ("human_ref_B", "human_ref_A")}
 
 
-def renamed(columns: Mapping[str, str]) -> Layout:
-    """The layout of a set with other column names.
-
-    Args:
-        columns: the set's column for each of ours (`{"prompt": "question"}`).
-    """
-
-    def layout(row: Row) -> Iterator[Mapping[str, Any]]:
-        absent = [own for own in columns.values() if own not in row.values]
-        if absent:
-            raise row.error(f"found columns {shown(sorted(row.values), 80)}, expected it", absent[0])
-        kept = {name: value for name, value in row.values.items() if name not in columns.values()}
-        yield kept | {ours: row.values[own] for ours, own in columns.items()}
-
-    return layout
-
-
 def helpsteer(row: Row) -> Iterator[Mapping[str, Any]]:
     """`prompt`, `response`, five ratings; HelpSteer2 has earlier turns in the prompt, separated by `<extra_id_1>`."""
     values = dict(row.values)

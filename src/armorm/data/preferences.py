@@ -17,7 +17,9 @@ from typing import Any
 import numpy as np
 
 from armorm.conversation import Conversation
+from armorm.data.layout_detection import LAYOUTS
 from armorm.data.ratings import RatingTable, sample_by_prompt
+from armorm.data.rejections import Rejections, read_rows
 from armorm.data.rows import Row
 from armorm.data.sources import Location
 from armorm.errors import ConversationError, shown
@@ -63,18 +65,25 @@ class PreferencePair:
 
 
 def read_preferences(
-    location: Location, source: str = "", limit: int | None = None, train_split: str = "train"
+    location: Location,
+    source: str = "",
+    limit: int | None = None,
+    train_split: str = "train",
+    rejections: Rejections | None = None,
 ) -> list[PreferencePair]:
     """Read every pair of a set.
 
     Args:
         train_split: value of the `split` column that marks training rows.
         limit: approximate number of pairs to keep (`sample_by_prompt`).
+        rejections: rows that are left out are added to it; without it, the first one is an error.
 
     Raises:
-        DataError: naming file, row and field of the first invalid value.
+        DataError: naming file, row and field; for a set without a row that can be read.
     """
-    pairs = [preference_pair(row, source or location.name, train_split) for row in location.rows()]
+    rejections = Rejections(strict=True) if rejections is None else rejections
+    name = source or location.name
+    pairs = list(read_rows(location, lambda row: preference_pair(row, name, train_split), rejections))
     return [pairs[i] for i in sample_by_prompt([pair.prompt_key for pair in pairs], limit)]
 
 
@@ -85,9 +94,8 @@ def preference_pair(row: Row, source: str = "", train_split: str = "train") -> P
         DataError: for an unknown layout, an empty response, or different prompts.
     """
     values = row.values
-    for name in ("chosen", "rejected"):
-        if values.get(name) is None:
-            raise row.error(f"found columns {shown(row.filled, 80)}, expected 'chosen' and 'rejected'", name)
+    if values.get("chosen") is None or values.get("rejected") is None:
+        raise row.layout_error([LAYOUTS[3]])
     try:
         chosen, rejected = (_side(values.get("prompt"), values[name], name) for name in ("chosen", "rejected"))
     except ConversationError as error:
@@ -111,6 +119,18 @@ def preference_pair(row: Row, source: str = "", train_split: str = "train") -> P
         str(values.get("id") if values.get("id") is not None else ""),
         (row.file, row.number),
     )
+
+
+def row_conversations(row: Row) -> list[Conversation]:
+    """The chosen and the rejected side of a pair, or the conversation of another row.
+
+    Raises:
+        DataError: for an invalid row.
+    """
+    if row.kind != "pairs":
+        return [row.conversation()]
+    pair = preference_pair(row)
+    return [pair.chosen, pair.rejected]
 
 
 def pairs_from_ratings(table: RatingTable, objective: str, margin: float) -> list[PreferencePair]:

@@ -3,6 +3,10 @@
 Missing ratings stay missing (NaN). Objectives of different sources stay separate even if their names are the same: a
 column without a source in its name gets its set's (`helpfulness` of `helpsteer` becomes `helpsteer-helpfulness`). Two
 sets may rate the same objective (parts of one source) if they agree on its scale.
+
+A row that cannot be read, and a cell without a number on its scale, costs that row or cell: both are listed in the
+`Rejections` that a reader is given (without one, the first is an error). A column whose cells are mostly off its scale
+was rated on another one, which is always an error.
 """
 
 from __future__ import annotations
@@ -15,11 +19,15 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from armorm.conversation import Conversation
+from armorm.data.cells import Cell, rating_cell
+from armorm.data.rejections import Rejections, read_rows
 from armorm.data.rows import Row
 from armorm.data.sources import Location
-from armorm.errors import DataError, nearest, shown
+from armorm.errors import DataError, nearest
 from armorm.objectives import Objective, ObjectiveSet
 
+MOST_OUTSIDE = 0.2  # share of a column's cells that may be off its scale, if they are more than
+FEW_OUTSIDE = 4  # so many
 OWN_REPLY = "own reply"  # the edit of a constructed row whose reply is as it is in its set
 
 
@@ -54,6 +62,7 @@ class RatingTable:
         splits: (n,) as `Row.split_role` gives it.
         origins: (n,) file and row number.
         edits: (n,) what was done to the reply of a constructed row, '' for rows of sets; empty without such rows.
+        spreads: (n, k) standard deviation between the raters of a cell, NaN for one rater; None without several.
     """
 
     conversations: list[Conversation]
@@ -63,6 +72,7 @@ class RatingTable:
     splits: list[str]
     origins: list[tuple[str, int]] = field(default_factory=list)
     edits: list[str] = field(default_factory=list)
+    spreads: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.conversations)
@@ -78,13 +88,15 @@ class RatingTable:
             [self.splits[i] for i in rows],
             [self.origins[i] for i in rows] if self.origins else [],
             [self.edits[i] for i in rows] if self.edits else [],
+            None if self.spreads is None else self.spreads[rows],
         )
 
     def with_column(self, objective: Objective, raw: np.ndarray) -> RatingTable:
         """The table with one more objective, raw values (n,) for every row."""
         objectives = ObjectiveSet([*self.objectives, objective])
         ratings = np.column_stack([self.ratings, raw])
-        return replace(self, ratings=ratings, objectives=objectives)
+        spreads = None if self.spreads is None else np.column_stack([self.spreads, np.full(len(self), np.nan)])
+        return replace(self, ratings=ratings, objectives=objectives, spreads=spreads)
 
     @property
     def natural(self) -> np.ndarray:
@@ -110,56 +122,118 @@ class RatingTable:
         present = (~np.isnan(self.ratings)).sum(0)
         return {name: int(count) for name, count in zip(self.objectives.names, present, strict=True)}
 
+    @property
+    def rater_spreads(self) -> dict[str, float]:
+        """Mean standard deviation between the raters of a cell, of each objective that several rated."""
+        if self.spreads is None:
+            return {}
+        columns = zip(self.objectives.names, self.spreads.T, strict=True)
+        return {name: float(np.nanmean(column)) for name, column in columns if not np.isnan(column).all()}
+
 
 def objective_name(column: str, source: str) -> str:
     """Name of a column's objective: prefixed with the source, unless the column's name contains one (`a-b`)."""
     return column if "-" in column else f"{source}-{column}"
 
 
-def read_ratings(sets: Sequence[RatedSet], limit: int | None = None) -> RatingTable:
+def read_ratings(
+    sets: Sequence[RatedSet], limit: int | None = None, rejections: Rejections | None = None
+) -> RatingTable:
     """Read and merge rated sets.
 
     Args:
         limit: approximate number of rows to keep of each set, whatever its own.
+        rejections: what is left out is added to it; without it, the first such row or cell is an error.
 
     Raises:
-        DataError: naming file, row and field of the first invalid value.
+        DataError: naming file, row and field; for a set without a row that can be read, or without a rated column.
     """
+    rejections = Rejections(strict=True) if rejections is None else rejections
     objectives = merge_objectives(sets)
     table = RatingTable([], np.empty((0, len(objectives))), objectives, [], [])
+    spreads = [np.empty((0, len(objectives)))]
     for rated in sets:
-        part = _read_set(rated, objectives)
+        part = _read_set(rated, objectives, rejections)
         part = part.take(sample_by_prompt([c.prompt_key for c in part.conversations], smaller(limit, rated.rows)))
         table.ratings = np.concatenate([table.ratings, part.ratings])
+        spreads.append(np.full(part.ratings.shape, np.nan) if part.spreads is None else part.spreads)
         for name in ("conversations", "sources", "splits", "origins"):
             getattr(table, name).extend(getattr(part, name))
+    merged = np.concatenate(spreads)
+    table.spreads = None if np.isnan(merged).all() else merged
     return table
 
 
-def _read_set(rated: RatedSet, objectives: ObjectiveSet) -> RatingTable:
+def _read_set(rated: RatedSet, objectives: ObjectiveSet, rejections: Rejections) -> RatingTable:
     table = RatingTable([], np.empty(0), objectives, [], [])
     ratings: list[np.ndarray] = []
-    columns_rated: set[str] = set()
+    spreads: list[np.ndarray] = []
     columns_found: set[str] = set()
-    for row in rated.location.rows():
-        values = np.full(len(objectives), np.nan)
+    seen = {column: ColumnCheck(column, objective) for column, objective in rated.columns.items()}
+
+    def read(row: Row) -> tuple[Row, str, Conversation]:
+        return row, row.split_role(rated.train_split), row.conversation()
+
+    for row, split, conversation in read_rows(rated.location, read, rejections):
+        values, between = np.full((2, len(objectives)), np.nan)
         for column, objective in rated.columns.items():
-            value = rating_value(row, column, objective)
-            if not math.isnan(value):
-                values[objectives.position(objective.name)] = value
-                columns_rated.add(column)
+            cell = seen[column].read(row, rejections)
+            place = objectives.position(objective.name)
+            if not math.isnan(cell.value):
+                values[place], between[place] = cell.value, cell.spread
         columns_found.update(row.values)
-        table.splits.append(row.split_role(rated.train_split))
-        table.conversations.append(row.conversation())
+        table.splits.append(split)
+        table.conversations.append(conversation)
         ratings.append(values)
+        spreads.append(between)
         table.origins.append((row.file, row.number))
-    absent = [column for column in rated.columns if column not in columns_rated]
+    for check in seen.values():
+        check.require_scale()
+    absent = [column for column in rated.columns if not seen[column].rated]
     if absent:
         hint = "" if absent[0] in columns_found else nearest(absent[0], columns_found)
         raise DataError(f"no row rates it{hint}", file=rated.location.name, field=absent[0])
-    table.ratings = np.array(ratings).reshape(len(ratings), len(objectives))
+    table.ratings, table.spreads = (np.array(a).reshape(len(ratings), len(objectives)) for a in (ratings, spreads))
     table.sources = [rated.source] * len(ratings)
     return table
+
+
+@dataclass
+class ColumnCheck:
+    """Reads the cells of a rating column, and counts how many are off its scale."""
+
+    column: str
+    objective: Objective
+    rated: int = 0
+    outside: int = 0
+    first: DataError | None = None
+
+    def read(self, row: Row, rejections: Rejections) -> Cell:
+        """The cell of a row; what is left out of it is rejected.
+
+        Raises:
+            DataError: if the rejections are strict.
+        """
+        cell = rating_cell(row.values.get(self.column), self.objective.low, self.objective.high)
+        self.rated += not math.isnan(cell.value)
+        if cell.fault:
+            error = row.error(cell.fault, self.column)
+            if cell.outside:
+                self.outside += 1
+                self.first = self.first or error
+            rejections.reject_cell(error)
+        return cell
+
+    def require_scale(self) -> None:
+        """Raise a DataError if so many cells are off the scale that it must be another one."""
+        total = self.rated + self.outside
+        if self.first and (not self.rated or self.outside > max(FEW_OUTSIDE, MOST_OUTSIDE * total)):
+            raise DataError(
+                f"{self.first.problem}; {self.outside:,} of {total:,} cells are off this scale, so it is another one",
+                file=self.first.file,
+                row=self.first.row,
+                field=self.column,
+            )
 
 
 def smaller(*limits: int | None) -> int | None:
@@ -218,22 +292,3 @@ def merge_objectives(sets: Iterable[RatedSet]) -> ObjectiveSet:
 def _scale(objective: Objective) -> str:
     signed = f"{objective.scale:g} * reward {objective.offset:+g}"
     return f"{objective.low:g}..{objective.high:g} ({objective.direction}, raw = {signed}, source {objective.source})"
-
-
-def rating_value(row: Row, column: str, objective: Objective) -> float:
-    """A raw rating, NaN if missing.
-
-    Raises:
-        DataError: for a value that is not a number, or outside the range; booleans are numbers only if the range is
-            0 to 1.
-    """
-    value = row.value(column)
-    if value is None or (isinstance(value, (float, np.floating)) and math.isnan(value)):
-        return math.nan
-    if isinstance(value, (bool, np.bool_)):
-        is_number = (objective.low, objective.high) == (0, 1)
-    else:
-        is_number = isinstance(value, (int, float, np.integer, np.floating))
-    if not (is_number and objective.low <= value <= objective.high):
-        raise row.error(f"found {shown(value)}, expected a number from {objective.low:g} to {objective.high:g}", column)
-    return float(value)

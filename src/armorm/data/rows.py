@@ -1,9 +1,9 @@
-"""Rows of data files (JSONL, JSON, CSV, TSV, Parquet, plain or gzipped), each with its file and number.
+"""Rows of data: JSONL, JSON, CSV, TSV and Parquet files (plain or gzipped), streams, DataFrames, Datasets.
 
-A broken line, a truncated archive or a duplicated column is an error that names file, row and field. In CSV and TSV
-the header line determines the separator (comma, semicolon or tab) and empty cells are missing values; values stay
-text (`Row.value` reads numbers), except that a JSON list of messages in a column `messages`, `prompt`, `chosen` or
-`rejected` is parsed.
+Every row has its file and number: the line in JSON lines, elsewhere the row, so that row 1 of a table is the one below
+the header. A broken line, a truncated archive or a duplicated column is an error that names file, row and field. In CSV
+and TSV the header line determines the separator (comma, semicolon or tab), empty cells are missing values, and values
+stay text: `Row.value` reads numbers, and `standard` (data/layout_detection.py) the rest.
 """
 
 from __future__ import annotations
@@ -14,11 +14,15 @@ import io
 import json
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any, cast
 
-from armorm.conversation import Conversation
+from armorm.conversation import Conversation, ConversationLike
+from armorm.data.cells import number_of
+from armorm.data.layout_detection import LAYOUTS, kind_of, layout_fault, standard_values
 from armorm.errors import ConversationError, DataError, shown
 from armorm.files import encoding_fault, wide_encoding
 
@@ -26,7 +30,6 @@ LINE_SUFFIXES = (".jsonl", ".jsonl.gz", ".ndjson", ".ndjson.gz")
 TABLE_SUFFIXES = (".csv", ".csv.gz", ".tsv", ".tsv.gz")
 SUFFIXES = (*LINE_SUFFIXES, *TABLE_SUFFIXES, ".json", ".json.gz", ".parquet")
 _DOUBLED = "the column occurs twice, expected each column once"
-_CONVERSATIONS = ("messages", "prompt", "chosen", "rejected")
 _LONGEST_CELL = 64 * 1024 * 1024
 _HEAD = 65_536  # bytes of a file that tell its encoding
 
@@ -39,23 +42,51 @@ class Row:
         file: path or hub id.
         number: 1-based.
         values: its columns.
-        textual: all values are text (CSV), from which `value` reads numbers.
+        textual: all values are text (CSV).
+        given: its columns in the file, where `values` are those of the standard form.
     """
 
     file: str
     number: int
     values: Mapping[str, Any]
     textual: bool = False
+    given: Mapping[str, Any] | None = field(default=None, compare=False)
 
     @property
     def filled(self) -> list[str]:
         """Names of the columns with a value."""
         return sorted(name for name, value in self.values.items() if value is not None)
 
+    @property
+    def columns(self) -> Mapping[str, Any]:
+        """Its columns as they are in the file."""
+        return self.values if self.given is None else self.given
+
+    def standard(self, stated: Mapping[str, str] | None = None) -> Row:
+        """The row in standard form, whatever its layout (data/layout_detection.py).
+
+        Args:
+            stated: the row's column of some roles.
+
+        Raises:
+            DataError: naming the place inside the row.
+        """
+        try:
+            values = standard_values(self.values, stated, textual=self.textual)
+        except ConversationError as error:
+            raise self.error(error.problem, error.field) from None
+        return Row(self.file, self.number, values, self.textual, self.columns)
+
+    @property
+    def kind(self) -> str:
+        """`pairs`, `candidates` (several responses) or `conversations`."""
+        return kind_of(self.values)
+
     def value(self, column: str) -> Any:
-        """A value that may be a number: in a textual row, numbers and `true` and `false` are parsed."""
+        """A value that may be a number: numbers and `true` and `false` in text are parsed."""
         value = self.values.get(column)
-        return _number(value) if self.textual and isinstance(value, str) else value
+        number = number_of(value) if isinstance(value, str) else None
+        return value if number is None else number
 
     def conversation(self) -> Conversation:
         """The conversation of a row with `messages`, or with `prompt` and `response`.
@@ -71,7 +102,15 @@ class Row:
                 return Conversation.from_prompt(values["prompt"], values["response"])
         except ConversationError as error:
             raise self.error(error.problem, error.field) from None
-        raise self.error(f"found columns {shown(self.filled, 80)}, expected 'messages', or 'prompt' and 'response'")
+        if self.kind != "conversations":
+            found = "a preference pair" if self.kind == "pairs" else "several responses"
+            raise self.error(f"found {found}, expected a conversation: 'messages', or 'prompt' and 'response'")
+        raise self.layout_error(LAYOUTS[:2])
+
+    def layout_error(self, expected: Iterable[Sequence[str]]) -> DataError:
+        """The error for a row that has none of the expected layouts, with the closest one."""
+        place, problem = layout_fault(self.values, expected)
+        return self.error(problem, place)
 
     def split_role(self, train_split: str = "train") -> str:
         """What the row's `split` column makes it: `train`, `test`, `other` (neither), or '' if it has none.
@@ -106,13 +145,78 @@ def file_rows(path: Path) -> Iterator[Row | DataError]:
     if path.name.endswith(LINE_SUFFIXES):
         yield from _line_rows(path)
     elif path.name.endswith(TABLE_SUFFIXES):
-        yield from _table_rows(path)
+        with _opened_whole(path) as file:
+            yield from _table_rows(file, str(path), "\t" if ".tsv" in path.suffixes else "")
     elif path.name.endswith((".json", ".json.gz")):
-        yield from _array_rows(path)
+        with _opened_whole(path) as file:
+            yield from _array_rows(file, str(path))
     elif path.suffix == ".parquet":
         yield from _parquet_rows(path)
     else:
         raise DataError(f"found a file of type {path.suffix!r}, expected {', '.join(SUFFIXES)}", file=path)
+
+
+def object_rows(data: Any, name: str) -> Iterator[Row | DataError]:
+    """Rows of a DataFrame (pandas or Polars), or of an iterable of objects such as a `datasets.Dataset`.
+
+    Raises:
+        DataError: for a duplicated column, or an entry that is no object.
+    """
+    for number, values in enumerate(entries_of(data), 1):
+        if not isinstance(values, Mapping):
+            raise DataError(f"found {shown(values)}, expected an object with columns", file=name, row=number)
+        yield Row(name, number, values)
+
+
+def read_conversation(entry: ConversationLike | Mapping[str, Any]) -> Conversation:
+    """The conversation of a list of messages, or of an object with the columns of a row of any layout.
+
+    Raises:
+        ConversationError: naming the field.
+    """
+    if not isinstance(entry, Mapping):
+        return Conversation.from_messages(entry)
+    try:
+        return Row("", 0, entry).standard().conversation()
+    except DataError as error:
+        raise ConversationError(error.problem, error.field) from None
+
+
+def entries_of(data: Any) -> Iterable[Any]:
+    """What `read_conversation` reads of each row of a DataFrame; other data are such entries already."""
+    if hasattr(data, "iter_rows"):
+        return cast(Iterable[Any], data.iter_rows(named=True))
+    return _frame_rows(data, "DataFrame") if hasattr(data, "itertuples") else data
+
+
+def _frame_rows(frame: Any, name: str) -> Iterator[dict[str, Any]]:
+    import pandas
+
+    names = [str(column) for column in frame.columns]
+    if (doubled := _first_doubled(names)) is not None:
+        raise DataError(_DOUBLED, file=name, field=doubled)
+    for cells in frame.itertuples(index=False, name=None):
+        yield {
+            column: None if pandas.api.types.is_scalar(cell) and pandas.isna(cell) else cell
+            for column, cell in zip(names, cells, strict=True)
+        }
+
+
+def stream_rows(stream: Iterable[bytes], name: str) -> Iterator[Row | DataError]:
+    """Rows of a stream: JSON lines, read as they come, or else a JSON list or a table, as its first line shows."""
+    lines = iter(stream)
+    head: list[bytes] = []
+    for line in lines:
+        head.append(line)
+        if line.strip():
+            break
+    first = head[-1].removeprefix(b"\xef\xbb\xbf").lstrip() if head else b""
+    if not first or first.startswith(b"{") or wide_encoding(first):
+        yield from line_rows(chain(head, lines), name)
+    elif first.startswith(b"["):
+        yield from _array_rows(io.BytesIO(b"".join(chain(head, lines))), name)
+    else:
+        yield from _table_rows(io.BytesIO(b"".join(chain(head, lines))), name)
 
 
 def line_rows(lines: Iterable[bytes], name: str) -> Iterator[Row | DataError]:
@@ -149,23 +253,29 @@ def _line_rows(path: Path) -> Iterator[Row | DataError]:
         raise unreadable(path, number, error) from None
 
 
-def _array_rows(path: Path) -> Iterator[Row]:
+@contextmanager
+def _opened_whole(path: Path) -> Iterator[IO[bytes]]:
+    """The file, opened; a fault of the archive or the disk is the error of the whole file."""
     try:
         with opened(path) as file:
-            text = file.read()
+            yield file
     except (OSError, EOFError, zlib.error) as error:
         raise unreadable(path, 0, error) from None
+
+
+def _array_rows(file: IO[bytes], name: str) -> Iterator[Row]:
+    text = file.read()
     if fault := wide_encoding(text):
-        raise DataError(fault, file=path)
-    entries = _parsed(path, None, text)
+        raise DataError(fault, file=name)
+    entries = _parsed(name, None, text)
     if not isinstance(entries, list):
         raise DataError(
-            f"found {type(entries).__name__}, expected a list of objects (or .jsonl: one object a line)", file=path
+            f"found {type(entries).__name__}, expected a list of objects (or .jsonl: one object a line)", file=name
         )
     for number, entry in enumerate(entries, 1):
         if not isinstance(entry, dict):
-            raise DataError(f"found {shown(entry)}, expected an object", file=path, row=number)
-        yield Row(str(path), number, entry)
+            raise DataError(f"found {shown(entry)}, expected an object", file=name, row=number)
+        yield Row(name, number, entry)
 
 
 def _parquet_rows(path: Path) -> Iterator[Row]:
@@ -237,18 +347,6 @@ def _first_doubled(names: Sequence[str]) -> str | None:
     return next((name for name in names if names.count(name) > 1), None)
 
 
-def _number(text: str) -> Any:
-    stripped = text.strip()
-    if stripped.lower() in ("true", "false"):
-        return stripped.lower() == "true"
-    for kind in (int, float):
-        try:
-            return kind(stripped)
-        except ValueError:
-            continue
-    return text
-
-
 def _holds(value: Any, part: dict[str, Any]) -> bool:
     """Whether a JSON value is or contains this very object."""
     if value is part:
@@ -263,56 +361,44 @@ def unreadable(file: Path | str, number: int, error: Exception) -> DataError:
     return DataError(f"cannot be read {place}: {error}", file=file, row=number or None)
 
 
-def _table_rows(path: Path) -> Iterator[Row | DataError]:
+def _table_rows(raw: IO[bytes], name: str, separator: str = "") -> Iterator[Row | DataError]:
     """Rows of a table; for a row with another number of cells than the header an error is yielded.
+
+    Args:
+        separator: by default the most frequent of the header line.
 
     Raises:
         DataError: for a file without a header, with a duplicated column, or that is not text.
     """
-    number = 1
+    number = 0
+    text = io.TextIOWrapper(raw, encoding="utf-8-sig", newline="")
     try:
-        with opened(path) as raw, io.TextIOWrapper(raw, encoding="utf-8-sig", newline="") as text:
-            head = text.readline()
-            if not head.strip():
-                raise DataError("found no header line, expected the column names", file=path, row=1)
-            if fault := wide_encoding(head.encode()):
-                raise DataError(f"{fault}; save it as UTF-8", file=path)
-            separator = "\t" if ".tsv" in path.suffixes else max(",;\t", key=head.count)
-            header = [name.strip() for name in next(csv.reader([head], delimiter=separator))]
-            doubled = _first_doubled(header)
-            if doubled is not None:
-                raise DataError(_DOUBLED, file=path, field=doubled)
-            csv.field_size_limit(_LONGEST_CELL)
-            lines = csv.reader(text, delimiter=separator, strict=True)
-            number = 2
-            for cells in lines:
-                start, number = number, lines.line_num + 2
-                if not cells:
-                    continue
-                if len(cells) != len(header):
-                    yield DataError(
-                        f"found {len(cells)} cells, expected {len(header)}: one for each column of the header",
-                        file=path,
-                        row=start,
-                    )
-                    continue
-                yield Row(str(path), start, {n: _cell(n, c) for n, c in zip(header, cells, strict=True)}, textual=True)
+        head = text.readline()
+        if not head.strip():
+            raise DataError("found no header line, expected the column names", file=name)
+        if fault := wide_encoding(head.encode()):
+            raise DataError(f"{fault}; save it as UTF-8", file=name)
+        separator = separator or max(",;\t", key=head.count)
+        header = [column.strip() for column in next(csv.reader([head], delimiter=separator))]
+        doubled = _first_doubled(header)
+        if doubled is not None:
+            raise DataError(_DOUBLED, file=name, field=doubled)
+        csv.field_size_limit(_LONGEST_CELL)
+        for cells in csv.reader(text, delimiter=separator, strict=True):
+            if not cells:
+                continue
+            number += 1
+            if len(cells) == len(header):
+                values = {n: cell if cell.strip() else None for n, cell in zip(header, cells, strict=True)}
+                yield Row(name, number, values, textual=True)
+                continue
+            found = f"found {len(cells)} cells, expected {len(header)}: one for each column of the header"
+            yield DataError(found, file=name, row=number)
     except csv.Error as error:
-        raise DataError(f"cannot be read as a table: {error}", file=path, row=number) from None
+        raise DataError(f"cannot be read as a table: {error}", file=name, row=number + 1) from None
     except UnicodeDecodeError as error:
-        with opened(path) as raw:
-            fault = encoding_fault(raw.read(_HEAD)) or f"found a byte that is not UTF-8 ({error.reason})"
-        raise DataError(f"{fault}; save it as UTF-8", file=path) from None
-    except (gzip.BadGzipFile, OSError, EOFError, zlib.error) as error:
-        raise unreadable(path, number, error) from None
-
-
-def _cell(name: str, text: str) -> Any:
-    if not text.strip():
-        return None
-    if name in _CONVERSATIONS and text.lstrip().startswith("[{"):
-        try:
-            return json.loads(text)
-        except ValueError:
-            return text  # text that only begins like JSON
-    return text
+        raw.seek(0)
+        fault = encoding_fault(raw.read(_HEAD)) or f"found a byte that is not UTF-8 ({error.reason})"
+        raise DataError(f"{fault}; save it as UTF-8", file=name) from None
+    except (OSError, EOFError, zlib.error) as error:
+        raise unreadable(name, number, error) from None

@@ -1,4 +1,11 @@
-"""Data sources: a path or a hub id resolved to a `Location` whose rows can be read.
+"""The one reader of rows: a path, a hub id, standard input or an object in memory, resolved to a `Location`.
+
+    for row in Location.find("ratings.csv").rows():
+        row.conversation(), row.value("helpful"), row.columns
+
+`rows` reads files of every kind (data/rows.py), hub sets and folders (data/hub.py), DataFrames and Datasets, and brings
+each row to standard form (data/layout_detection.py), so that every command and function takes the same layouts. Only
+published sets, whose layout is known, are read as they are (`published_rows`).
 
 `find_sources` resolves the data of a benchmark: files, folders, hub ids, or the published sets. In a folder of data
 files it takes the files of the published splits (`filtered-00000.parquet`) if there are any, else all of them, sorted
@@ -9,18 +16,20 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from armorm.data.rows import SUFFIXES, Layout, Row, file_rows
+from armorm.data.rows import SUFFIXES, Layout, Row, file_rows, object_rows, stream_rows
 from armorm.errors import DataError, nearest, shown
 from armorm.progress import say
 
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 _EMBEDDED = {"plain-answers": Path(__file__).with_name("plain_answers.jsonl")}  # sets inside the package
+STANDARD_INPUT = "standard input"
 _SAVED = ("dataset_dict.json", "state.json")
 
 
@@ -32,8 +41,10 @@ class Location:
         name: path or hub id, as the user wrote it.
         path: the existing file or folder, None for a hub id.
         subset, split, revision, data_dir: of a hub set or a folder.
-        layout: from a row of the set to the rows that it contains; None if they are the same.
+        layout: of a published set, from a row to the rows that it contains; None recognises the layout.
+        columns: the set's column of some roles, instead of those recognised by name.
         offline: make no requests to the hub.
+        data: the object in memory, None for a path or a hub id.
     """
 
     name: str
@@ -43,18 +54,24 @@ class Location:
     revision: str | None = None
     data_dir: str | None = None
     layout: Layout | None = None
+    columns: Mapping[str, str] | None = None
     offline: bool = False
+    data: Any = field(default=None, compare=False)
 
     @classmethod
-    def find(cls, name: str | Path, root: Path | None = None, **options: Any) -> Location:
-        """Resolve a path below `root`, the name of an embedded set, or a hub id `owner/name`.
+    def find(cls, name: Any, root: Path | None = None, **options: Any) -> Location:
+        """Resolve a path below `root`, the name of an embedded set, a hub id, a DataFrame, a Dataset or a list of rows.
 
         A relative path that leaves `root` is reported.
 
         Raises:
-            DataError: for anything else, with the nearest name in its folder.
+            DataError: for a text that is none of these, with the nearest name in its folder.
         """
+        if not isinstance(name, (str, Path)):
+            return cls(type(name).__name__, None, data=name, **options)
         text = str(name)
+        if text == "-":
+            raise DataError("can be read only once, expected a file here", file=STANDARD_INPUT)
         try:
             path = (root or Path()) / Path(text).expanduser()
             if path.exists():
@@ -71,6 +88,11 @@ class Location:
             hint = nearest(path.name, [entry.name for entry in folder.iterdir()]) if folder.is_dir() else ""
             raise DataError(f"no such file or folder{hint}; looked for {path}", file=text)
         return cls(text, None, **options)
+
+    @classmethod
+    def standard_input(cls) -> Location:
+        """Standard input, which can be read once."""
+        return cls(STANDARD_INPUT, None, data=sys.stdin.buffer)
 
     def rows(self) -> Iterator[Row]:
         """Read the rows in order.
@@ -90,18 +112,35 @@ class Location:
             DataError: for a file that cannot be read.
         """
         for row in self._raw_rows():
-            if self.layout is None or isinstance(row, DataError):
+            if isinstance(row, DataError):
                 yield row
                 continue
             try:
-                meant = [Row(row.file, row.number, values, row.textual) for values in self.layout(row)]
+                if self.layout is None:
+                    meant = [row.standard(self.columns)]
+                else:
+                    meant = [Row(row.file, row.number, values, row.textual) for values in self.layout(row)]
             except DataError as error:
                 yield error
                 continue
             yield from meant
 
+    def published_rows(self) -> Iterator[Row]:
+        """Read the rows as they are, for readers that know their layout.
+
+        Raises:
+            DataError: for the first row that cannot be read, by file and row.
+        """
+        for row in self._raw_rows():
+            if isinstance(row, DataError):
+                raise row
+            yield row
+
     def _raw_rows(self) -> Iterator[Row | DataError]:
-        if self.path is None:
+        if self.data is not None:
+            rows = stream_rows if self.name == STANDARD_INPUT else object_rows
+            yield from rows(self.data, self.name)
+        elif self.path is None:
             from armorm.data.hub import hub_rows
 
             yield from hub_rows(
@@ -122,7 +161,7 @@ class Location:
     @property
     def available_offline(self) -> bool:
         """Whether the rows can be read without a network: a file, a folder, or a cached hub set."""
-        if self.path is not None:
+        if self.path is not None or self.data is not None:
             return True
         from armorm.data.hub import is_cached
 
@@ -155,8 +194,8 @@ class Source:
     name: str
 
     def rows(self) -> Iterator[Row]:
-        """As `Location.rows`."""
-        return self.location.rows()
+        """As `Location.published_rows`."""
+        return self.location.published_rows()
 
 
 @cache
@@ -166,13 +205,20 @@ def _notice_outside(name: str, path: Path, root: Path) -> None:
         say(f"notice: {name} is outside data_root {root}: reading {path.resolve()}")
 
 
+def places_of(data: Any) -> list[Any]:
+    """Data as a list of places: one path, DataFrame, Dataset or list of rows is one place."""
+    if isinstance(data, (list, tuple)) and not any(isinstance(entry, Mapping) for entry in data):
+        return list(data)
+    return [data]
+
+
 def find_sources(
-    data: Sequence[str | Path], published: Sequence[HubSet] = (), also: Sequence[HubSet] = (), split: str | None = None
+    data: Sequence[Any], published: Sequence[HubSet] = (), also: Sequence[HubSet] = (), split: str | None = None
 ) -> list[Source]:
     """Resolve paths and hub ids.
 
     Args:
-        data: paths and hub ids; empty for the published sets.
+        data: paths, hub ids and objects in memory; empty for the published sets.
         published: sets of the benchmark.
         also: other sets whose splits are known.
         split: instead of the known splits.
@@ -185,7 +231,9 @@ def find_sources(
     found: list[Source] = []
     for name in data or [hub.id for hub in published]:
         location = Location.find(name)
-        if location.path is None:
+        if location.data is not None:
+            found.append(Source(location, location.name))
+        elif location.path is None:
             found += _of_splits(location, (split,) if split else known.get(str(name), ()), str(name).split("/")[-1])
         elif not location.path.is_dir():
             if split:

@@ -5,34 +5,16 @@ Unscored responses have no rank; they are listed with their reason. Equal scores
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from armorm.conversation import Conversation, prompt_messages
-from armorm.data.rows import Row
-from armorm.errors import ConversationError, shown
+from armorm.conversation import Conversation
+from armorm.data.candidates import Candidates
 from armorm.evaluation.scorer import Scored, Scorer, deciding_objectives
 from armorm.evaluation.scorers import ArmoRMScorer
-
-
-@dataclass
-class Candidates:
-    """Responses to one prompt.
-
-    Attributes:
-        row: number of the (first) row.
-        id: of the row, None if absent.
-        conversations: one per response, None if invalid.
-        faults: reason by position.
-    """
-
-    row: int
-    id: Any
-    conversations: list[Conversation | None]
-    faults: dict[int, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -40,7 +22,7 @@ class RankedPrompt:
     """Ranked responses to one prompt.
 
     Attributes:
-        row, id: of the input.
+        row, id, rows, columns: of the input, as of `Candidates`.
         order: positions of the scored responses, best first.
         scores: by position, NaN if unscored.
         unscored: reason by position.
@@ -55,11 +37,14 @@ class RankedPrompt:
     unscored: dict[int, str]
     deciding: list[tuple[str, float]]
     conversations: list[Conversation | None]
+    rows: list[int] = field(default_factory=list)
+    columns: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, without texts."""
         entry: dict[str, Any] = {"row": self.row}
         entry |= {} if self.id is None else {"id": self.id}
+        entry |= {"rows": self.rows} if self.rows else {}
         entry |= {
             "best": self.order[0] if self.order else None,
             "order": self.order,
@@ -70,23 +55,6 @@ class RankedPrompt:
         if self.unscored:
             entry["refused"] = {str(position): reason for position, reason in self.unscored.items()}
         return entry
-
-
-def read_candidates(rows: Iterable[Row]) -> Iterator[Candidates]:
-    """Responses by prompt, in the order in which prompts appear.
-
-    Raises:
-        DataError: for rows of an unknown layout, or an invalid prompt.
-    """
-    grouped: dict[str, Candidates] = {}
-    for row in rows:
-        if row.values.get("responses") is None:
-            conversation = row.conversation()
-            held = grouped.setdefault(conversation.prompt_key, Candidates(row.number, row.values.get("id"), []))
-            held.conversations.append(conversation)
-            continue
-        yield _several(row)
-    yield from grouped.values()
 
 
 def rank(scorer: Scorer, candidates: Sequence[Candidates]) -> list[RankedPrompt]:
@@ -135,24 +103,5 @@ def _ranked(entry: Candidates, scored: Scored, index: dict[str, int]) -> RankedP
         contributions = scored.batch.contributions
         difference = contributions[at[order[0]]] - contributions[at[order[1]]]
         reasons = deciding_objectives(scored.batch.names, difference)
-    return RankedPrompt(entry.row, entry.id, order, scores, unscored, reasons, entry.conversations)
-
-
-def _several(row: Row) -> Candidates:
-    prompt, responses = row.values.get("prompt", row.values.get("messages")), row.values["responses"]
-    if prompt is None:
-        raise row.error(f"found columns {shown(row.filled, 80)}, expected 'prompt' next to 'responses'")
-    if not isinstance(responses, Sequence) or isinstance(responses, str) or not responses:
-        raise row.error(f"found {shown(responses)}, expected a list of responses", "responses")
-    try:
-        prompt_messages(prompt)
-    except ConversationError as error:
-        raise row.error(error.problem, error.field) from None
-    held = Candidates(row.number, row.values.get("id"), [])
-    for position, response in enumerate(responses):
-        try:
-            held.conversations.append(Conversation.from_prompt(prompt, response, f"responses[{position}]"))
-        except ConversationError as error:
-            held.conversations.append(None)
-            held.faults[position] = str(error)
-    return held
+    given = entry.conversations, entry.rows, entry.columns
+    return RankedPrompt(entry.row, entry.id, order, scores, unscored, reasons, *given)

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import copy
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from armorm.data.sources import find_sources
+from armorm.data.sources import find_sources, places_of
 from armorm.errors import DataError
 from armorm.evaluation.benchmarks import find_benchmark
 from armorm.evaluation.examples import LabelledPairs, fingerprint
@@ -30,10 +29,11 @@ MIN_PROMPTS = 50
 
 def calibrate(
     model: Any,
-    data: str | Path | Sequence[str | Path],
+    data: Any,
     *,
     split: str | None = None,
     limit: int | None = None,
+    strict: bool = False,
     dtype: str = "auto",
     device: str = "auto",
 ) -> tuple[Calibration, dict[str, Any]]:
@@ -42,7 +42,7 @@ def calibrate(
     Args:
         model: as of `armorm.evaluation.runner.evaluate`.
         data: files, folders or hub ids of preference pairs; of rows with a `split` only those of the test split.
-        split, limit: as of `evaluate`.
+        split, limit, strict: as of `evaluate`.
 
     Returns:
         the calibration, whose `scale` is the factor of the margins; what the config of the model gets.
@@ -51,8 +51,8 @@ def calibrate(
         DataError: for faults in the data, or fewer than `MIN_PROMPTS` prompts.
     """
     benchmark = find_benchmark("pairs")
-    places = [data] if isinstance(data, (str, Path)) else list(data)
-    loaded = load_examples(benchmark, find_sources(places, (), (), split), limit)
+    sources = find_sources(places_of(data), (), (), split)
+    loaded = load_examples(benchmark, sources, limit, strict=strict)
     scorer = load_scorer(model, dtype=dtype, device=device)
     seen: dict[str, Any] = {}
     if isinstance(scorer, ArmoRMScorer):
@@ -67,11 +67,11 @@ def calibrate(
         known_to_it = f" ({seen_in_training(seen)})" if seen else ""
         raise DataError(
             f"found scored pairs of {len(set(prompts))} prompts, expected at least {MIN_PROMPTS}{known_to_it}",
-            file=str(places[0]),
+            file=sources[0].location.name,
         )
     weights = prompt_capped(pairs.weight[known], prompts, GateSettings().prompt_cap)
     found = fit_scale(margins[known], weights, prompts)
-    settings = found.to_dict() | {"margin_scale": found.scale, "sources": list(map(str, places))}
+    settings = found.to_dict() | {"margin_scale": found.scale, "sources": [source.location.name for source in sources]}
     return found, settings | {"fingerprint": fingerprint(items)} | ({"seen": seen} if seen else {})
 
 

@@ -19,7 +19,7 @@ import numpy as np
 from armorm.conversation import Conversation
 from armorm.data.ratings import sample_by_prompt
 from armorm.data.seen_prompts import ROLES, SeenPrompts
-from armorm.data.sources import Source, find_sources
+from armorm.data.sources import Location, Source, find_sources, places_of
 from armorm.errors import DataError
 from armorm.evaluation import baselines
 from armorm.evaluation.audits import run_audits
@@ -45,7 +45,7 @@ CHUNK = 512
 def evaluate(
     benchmark: str,
     model: Any = DEFAULT_REWARD_MODEL,
-    data: str | Path | Sequence[str | Path] = (),
+    data: Any = (),
     *,
     output: str | Path | None = None,
     features: str | Path | None = None,
@@ -55,6 +55,7 @@ def evaluate(
     device: str = "auto",
     api_key_env: str | None = None,
     include_seen: bool = False,
+    strict: bool = False,
     resamples: int = RESAMPLES,
     seed: int = 0,
     quiet: bool = False,
@@ -66,13 +67,14 @@ def evaluate(
         model: an `ArmoRM`, a function from a list of conversations (lists of messages) to a list of numbers, any
             `Scorer`, or the name of a model: of this library, of a Hugging Face sequence classifier, or of a kind in
             `evaluation/scorer_names.py` (the URL of a server, `dpo:...`, `judge:...`).
-        data: files, folders or hub ids; by default the published sets of the benchmark, if any.
+        data: files, folders, hub ids, DataFrames or Datasets; by default the published sets of the benchmark, if any.
         output: results file; it also makes the run resumable.
         features: feature store to read and fill, for models of this library.
         split: of a hub set or a saved folder, instead of the published one.
         limit: approximate number of examples, whole prompts, chosen by their content.
         api_key_env: environment variable with the key of a server; by default ARMORM_API_KEY.
         include_seen: evaluate also on prompts that the model was trained on, or near-duplicates of them.
+        strict: as of `load_examples`.
         resamples, seed: of the bootstrap intervals.
         quiet: print only progress on standard error.
 
@@ -82,7 +84,7 @@ def evaluate(
         NothingHeldOutError: if the model was trained on every prompt.
     """
     found = find_benchmark(benchmark)
-    places = [data] if isinstance(data, (str, Path)) else list(data)
+    places = places_of(data)
     if not places and not found.published:
         raise BenchmarkError(f"{benchmark} has no published data; expected a file, a folder or a hub id (--data)")
     sources = find_sources(places, found.published, found.also, split)
@@ -90,7 +92,7 @@ def evaluate(
         raise DataError("is a folder, expected a file to write to", file=output)
     if features is not None and Path(features).is_file():
         raise DataError("is a file, expected a folder of features", file=features)
-    loaded = None if found.rated else load_examples(found, sources, limit)
+    loaded = None if found.rated else load_examples(found, sources, limit, strict=strict)
     named = ScorerName.parse(model) if isinstance(model, str) else None
     if found.judged and not isinstance(model, PairJudge) and not (named and named.judges_pairs):
         scorer: Scorer = PairJudge.of(model)
@@ -98,7 +100,7 @@ def evaluate(
         store = Path(features) if features else None
         scorer = load_scorer(model, store=store, dtype=dtype, device=device, api_key_env=api_key_env)
     if loaded is None:
-        loaded = load_examples(found, sources, limit, getattr(scorer, "objectives", None))
+        loaded = load_examples(found, sources, limit, getattr(scorer, "objectives", None), strict=strict)
     judges_pairs = isinstance(scorer, PairJudge)
     if judges_pairs:
         require_two_responses(found, loaded)
@@ -115,7 +117,7 @@ def evaluate(
     # Whatever the scoring rule rejects, it rejects before any scoring.
     found.of_objectives(loaded.names, loaded.raw).measure(items, equal_scores(items))
     unique, rows = paired(loaded.examples) if judges_pairs else distinct(loaded.examples)
-    names = [str(place) for place in places] or [hub.id for hub in found.published]
+    names = [Location.find(place).name for place in places] or [hub.id for hub in found.published]
     with work_folder(Path(output) if output else None) as folder:
         if folder is not None and isinstance(scorer, ArmoRMScorer) and scorer.store is None:
             # An interrupted run of another model may have left its own features there.
@@ -144,15 +146,28 @@ def evaluate(
 
 
 def load_examples(
-    benchmark: Benchmark, sources: Sequence[Source], limit: int | None = None, objectives: Any = None
+    benchmark: Benchmark,
+    sources: Sequence[Source],
+    limit: int | None = None,
+    objectives: Any = None,
+    *,
+    strict: bool = False,
 ) -> Loaded:
-    """Examples of a benchmark with unique keys.
+    """Examples of a benchmark with unique keys; what was left out is reported and counted.
 
     Args:
         limit: approximate number of examples, whole prompts.
         objectives: `ObjectiveSet` of the model or None, for a benchmark that is `rated`.
+        strict: a row that cannot be read, a rating off its scale or a response that cannot be scored is an error.
+
+    Raises:
+        DataError: for data that cannot be read.
     """
     loaded = benchmark.read(sources, objectives) if benchmark.rated else benchmark.read(sources)
+    if strict:
+        _require_complete(loaded)
+    loaded.rejections.report()
+    loaded.skipped |= loaded.rejections.counts
     keys = [blake2b(example.item.prompt.encode(), digest_size=8).hexdigest() for example in loaded.examples]
     return replace(loaded, examples=numbered([loaded.examples[i] for i in sample_by_prompt(keys, limit)]))
 
@@ -169,6 +184,14 @@ def require_two_responses(benchmark: Benchmark, loaded: Loaded) -> None:
             f"{benchmark.name} has examples of {other} responses, expected two for a judge of pairs "
             "(mode=absolute rates each response)"
         )
+
+
+def _require_complete(loaded: Loaded) -> None:
+    for error in loaded.rejections.errors:
+        raise error
+    for example in loaded.examples:
+        for _, reason in example.faults:
+            raise DataError(reason, file=example.origin[0], row=example.origin[1])
 
 
 def leave_out_seen(loaded: Loaded, seen: SeenPrompts, *, include: bool = False) -> tuple[Loaded, dict[str, Any]]:

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from armorm.conversation import Conversation
-from armorm.data.sources import find_sources
+from armorm.data.sources import find_sources, places_of
 from armorm.evaluation.audits.bias import bias_audit, lengths
 from armorm.evaluation.benchmarks import pairs as preference_pairs
 from armorm.evaluation.bootstrap import Clusters, differences
-from armorm.evaluation.examples import Example, LabelledPairs, numbered
-from armorm.evaluation.runner import distinct
+from armorm.evaluation.examples import Example, LabelledPairs
+from armorm.evaluation.runner import distinct, load_examples
 from armorm.evaluation.scorer import Scored, deciding_objectives
 from armorm.evaluation.scorers import ArmoRMScorer
 from armorm.features.extract import Features
@@ -94,9 +94,7 @@ class Preview:
         ]
 
 
-def preview(
-    rm: ArmoRM, steered: ArmoRM, data: str | Path | Sequence[str | Path], *, features: str | Path | None = None
-) -> Preview:
+def preview(rm: ArmoRM, steered: ArmoRM, data: Any, *, features: str | Path | None = None) -> Preview:
     """Compare a model with a steered one on preference rows of any layout.
 
     Args:
@@ -107,8 +105,7 @@ def preview(
     Raises:
         DataError: for rows that are not preference pairs.
     """
-    places = [data] if isinstance(data, (str, Path)) else list(data)
-    examples = numbered(preference_pairs.read(find_sources(places)).examples)
+    examples = load_examples(preference_pairs.BENCHMARK, find_sources(places_of(data))).examples
     unique, rows = distinct(examples)
     before = ArmoRMScorer(rm, Path(features) if features else None).score(unique, rows)
     return compared(examples, unique, rows, before, scored_under(steered, before), steered.model.config.steering)

@@ -162,10 +162,10 @@ class ResponseComparison:
 
     def in_words(self, names: Mapping[str, str] | None = None) -> str:
         """The verdict with other names of the responses, by `A` and `B`."""
-        called = [dict(names or {}).get(side, side) for side in "AB"]
+        first, second = (dict(names or {}).get(side, side) for side in "AB")
         reasons = [Reason(s.name, s.difference, s.ratings[0] > s.ratings[1]) for s in self.shares]
-        options = {"probability": self.probability_of_a, "margin_in_std": self.margin_in_std}
-        return pair_verdict(*called, self.margin, reasons, **options)
+        sure = {"probability": self.probability_of_a, "margin_in_std": self.margin_in_std}
+        return pair_verdict(first, second, self.margin, reasons, **sure)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain values."""

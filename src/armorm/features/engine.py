@@ -192,7 +192,7 @@ class Engine:
         work = {**self.settings(), "rows": blake2b(keys_of(encoded).tobytes(), digest_size=8).hexdigest()}
         if part is not None and state.read(part, work):
             # (What is done counts as progress.)
-            advance(sum(len(encoded[i]) for i in np.flatnonzero(state.done)))
+            advance(sum(len(encoded[i]) for i in np.flatnonzero(state.done).tolist()))
         while len(state.todo):
             self._run(encoded, state, advance, None if part is None else partial(state.write, part, work))
         return prompt, response

@@ -18,8 +18,10 @@ import numpy as np
 import yaml
 
 from armorm.conversation import Conversation
-from armorm.data.sources import Source, find_sources
-from armorm.errors import DataError, shown
+from armorm.data.layout_detection import LAYOUTS
+from armorm.data.rows import Row
+from armorm.data.sources import Location, Source, find_sources
+from armorm.errors import DataError
 from armorm.evaluation.audits.perturbation import ROWS, perturb, perturbation_audit
 from armorm.evaluation.benchmarks import find_benchmark
 from armorm.evaluation.benchmarks.base import Loaded
@@ -86,13 +88,14 @@ class Evidence:
 
 def gather(
     rm: ArmoRM,
-    data: Sequence[str | Path] = (),
+    data: Sequence[Any] = (),
     *,
     run: str | Path | None = None,
     features: str | Path | None = None,
     limit: int | None = None,
     include_seen: bool = False,
     perturbations: int = ROWS,
+    strict: bool = False,
 ) -> Evidence:
     """Read, score and evaluate.
 
@@ -103,6 +106,7 @@ def gather(
         limit: approximate number of examples of each kind.
         include_seen: evaluate also on prompts that the model was trained on.
         perturbations: responses that each edit of the perturbation audit is applied to; 0 for no such audit.
+        strict: as of `load_examples`.
 
     Raises:
         DataError: for data of neither kind, or without ratings of the model's objectives.
@@ -110,14 +114,14 @@ def gather(
     evidence = Evidence(rm, *_of_run(Path(run if run is not None else rm.name)))
     if not data:
         return evidence
-    places: dict[str, list[str | Path]] = {"ratings": [], "pairs": []}
+    places: dict[str, list[Any]] = {"ratings": [], "pairs": []}
     for place in data:
         places[kind_of_data(find_sources([place]))].append(place)
     loaded = dict.fromkeys(places, Loaded())
     seen: dict[str, dict[str, Any]] = {}
     for kind, chosen in places.items():
         if chosen:
-            examples = load_examples(find_benchmark(kind), find_sources(chosen), limit, rm.objectives)
+            examples = load_examples(find_benchmark(kind), find_sources(chosen), limit, rm.objectives, strict=strict)
             loaded[kind], seen[kind] = leave_out_seen(examples, rm.seen, include=include_seen)
     conversations, rows = distinct([*loaded["ratings"].examples, *loaded["pairs"].examples])
     with tempfile.TemporaryDirectory() as temporary:
@@ -135,7 +139,7 @@ def gather(
         if loaded[kind].examples:
             unique, own_rows = distinct(loaded[kind].examples)
             own = scored.take(np.array([index[conversation.key] for conversation in unique], np.int64))
-            sources, model = [str(place) for place in chosen], scorer.describe()
+            sources, model = [Location.find(place).name for place in chosen], scorer.describe()
             results[kind] = compute_results(
                 find_benchmark(kind), loaded[kind], unique, own_rows, own, model=model, sources=sources, seen=seen[kind]
             )
@@ -155,16 +159,13 @@ def kind_of_data(sources: Sequence[Source]) -> str:
     Raises:
         DataError: for data without rows, or whose first row is neither a conversation nor a pair.
     """
-    first = next((row for source in sources for row in source.rows()), None)
+    rows = (row for source in sources for row in source.location.rows_or_faults())
+    first = next((row for row in rows if isinstance(row, Row)), None)
     if first is None:
         raise DataError("found no rows", file=sources[0].location.name if sources else "")
-    if first.values.get("chosen") is not None and first.values.get("rejected") is not None:
-        return "pairs"
-    if first.values.get("messages") is None and first.values.get("response") is None:
-        raise first.error(
-            f"found columns {shown(first.filled, 80)}, expected 'chosen' and 'rejected', or a conversation with ratings"
-        )
-    return "ratings"
+    if first.kind == "conversations" and not {"messages", "response"} & set(first.values):
+        raise first.layout_error([*LAYOUTS[:2], LAYOUTS[3]])
+    return "pairs" if first.kind == "pairs" else "ratings"
 
 
 def _of_run(folder: Path) -> tuple[dict[str, Any], list[float]]:

@@ -6,13 +6,13 @@ rows start only from replies whose prompt is evaluated on nowhere, so that no ed
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
 import numpy as np
 
+from armorm.data.cells import rating_cell
 from armorm.data.constructs import (
     Construct,
     ConstructedRow,
@@ -22,9 +22,8 @@ from armorm.data.constructs import (
     find_construct,
 )
 from armorm.data.decontamination import KnownPrompts
-from armorm.data.preferences import PreferencePair, preference_pair
+from armorm.data.preferences import PreferencePair, row_conversations
 from armorm.data.ratings import RatingTable, sample_by_prompt, split_role
-from armorm.data.rows import Row
 from armorm.data.sources import Location
 from armorm.errors import DataError, RecipeError, nearest
 from armorm.objectives import ObjectiveError
@@ -218,20 +217,10 @@ def _other_data(location: Location, source: ConstructSource, harmful: bool, limi
     found: set[str] = set()
     for row in location.rows():
         found.update(row.values)
-        if all(low <= _number(row, name) <= high for name, (low, high) in source.where.items()):
-            is_pair = row.values.get("chosen") is not None
-            conversation = preference_pair(row).chosen if is_pair else row.conversation()
+        if all(low <= rating_cell(row.values.get(name)).value <= high for name, (low, high) in source.where.items()):
+            conversation = row_conversations(row)[0]
             replies.append(Reply(conversation, row.split_role(), label, harmful, (row.file, row.number)))
     absent = next((name for name in source.where if name not in found), None)
     if absent is not None:
         raise DataError(f"no row has it{nearest(absent, found)}", file=location.name, field=absent)
     return [replies[i] for i in sample_by_prompt([r.conversation.prompt_key for r in replies], limit)]
-
-
-def _number(row: Row, column: str) -> float:
-    value = row.value(column)
-    if value is None:
-        return math.nan
-    if not isinstance(value, (bool, int, float)):
-        raise row.error(f"found {value!r}, expected a number", column)
-    return float(value)

@@ -2,7 +2,8 @@
 
 Rows of a set with a `split` column are split by it; of other sets, a share of the prompts (`test_share`, chosen by a
 hash of the prompt) is held out. No prompt that is evaluated on anywhere in the run, or listed under `keep_apart`, is
-trained on, nor a near-duplicate of it (data/decontamination.py). Excluded training rows are counted by reason.
+trained on, nor a near-duplicate of it (data/decontamination.py). Excluded training rows, and rows and rating cells that
+cannot be read, are counted by reason.
 
 A recipe without rated sets trains its measured objectives on both sides of its preference pairs.
 """
@@ -12,7 +13,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,14 +21,13 @@ import numpy as np
 
 from armorm.conversation import Conversation
 from armorm.data.decontamination import KnownPrompts
-from armorm.data.layouts import renamed
 from armorm.data.measures import find_measure
 from armorm.data.preferences import (
     PreferencePair,
     cap_pairs,
     pairs_from_ratings,
-    preference_pair,
     read_preferences,
+    row_conversations,
 )
 from armorm.data.presets import PREFERENCE_PRESETS, Preset, preference_preset, rating_preset
 from armorm.data.ratings import (
@@ -39,9 +39,11 @@ from armorm.data.ratings import (
     smaller,
     split_role,
 )
+from armorm.data.rejections import Rejections, read_rows
 from armorm.data.sources import Location, find_sources
 from armorm.errors import DataError, RecipeError, nearest
 from armorm.evaluation.benchmarks import BENCHMARKS
+from armorm.heads.gate_training import MIN_PAIRS
 from armorm.objectives import Objective, ObjectiveError, ObjectiveSet
 from armorm.training.construct_sets import ConstructReport, add_constructs, construct_entries, named_sets, set_of
 from armorm.training.recipe import Recipe
@@ -77,6 +79,7 @@ class TrainingData:
     # (name, benchmark, data sources) of each published benchmark to evaluate on
     benchmarks: list[tuple[str, str, list[str]]] = field(default_factory=list)
     constructs: list[ConstructReport] = field(default_factory=list)
+    rejections: Rejections = field(default_factory=Rejections)  # rows and rating cells that could not be read
 
     def counts(self) -> dict[str, int]:
         """Number of rows and prompts of each kind; rated rows include constructed ones."""
@@ -115,26 +118,30 @@ def distinct_conversations(conversations: Iterable[Conversation]) -> list[Conver
     return list({conversation.key: conversation for conversation in conversations}.values())
 
 
-def read_training_data(recipe: Recipe) -> TrainingData:
+def read_training_data(recipe: Recipe, *, strict: bool = False) -> TrainingData:
     """Read, check, split and decontaminate every set of a recipe.
+
+    Args:
+        strict: a row or rating cell that cannot be read is an error, instead of being left out and counted.
 
     Raises:
         RecipeError: for a missing file or an unknown objective, by its path in the recipe.
-        DataError: for invalid data, by file, row and field.
+        DataError: for a set of which nothing can be read, or with `strict`, by file, row and field.
     """
+    rejections = Rejections(strict)
     located = {place: location for place, _, location, _ in set_locations(recipe)}
     sets, computed = _rated_sets(recipe, located), _computed(recipe)
     _check_objectives(recipe, sets, computed)
-    table = read_ratings(sets, recipe.limit)
+    table = read_ratings(sets, recipe.limit, rejections)
     read_pairs = {
-        index: _read_pairs(entry, located[f"preferences.{index}"], recipe.limit)
+        index: _read_pairs(entry, located[f"preferences.{index}"], recipe.limit, rejections)
         for index, entry in enumerate(recipe.preferences)
         if entry.from_ratings is None
     }
     if not sets:
         table = _table_of_sides(chain(*read_pairs.values()))
     evaluations = {
-        entry.label: _evaluation_pairs(located[f"evaluation.{i}"], recipe.limit)
+        entry.label: _evaluation_pairs(located[f"evaluation.{i}"], recipe.limit, rejections)
         for i, entry in enumerate(recipe.evaluation)
         if entry.benchmark == "pairs"
     }
@@ -148,11 +155,18 @@ def read_training_data(recipe: Recipe) -> TrainingData:
     constructs: list[ConstructReport] = []
     if any(construct_entries(recipe)):
         table, constructs = add_constructs(recipe, located, table, read_pairs, evaluated)
+    reference = None
+    if "reference" in located:
+        rows = read_rows(located["reference"], row_conversations, rejections, recipe.limit)
+        reference = list(chain.from_iterable(rows))
+    split = split_by_prompt(recipe, table, _preference_sets(recipe, read_pairs, table), evaluated)
     return replace(
-        split_by_prompt(recipe, table, _preference_sets(recipe, read_pairs, table), evaluated),
+        split,
+        left_out=rejections.counts | split.left_out,
+        rejections=rejections,
         computed=computed,
         constructs=constructs,
-        reference=_read_reference(located["reference"], recipe.limit) if "reference" in located else None,
+        reference=reference,
         evaluations=evaluations,
         evaluate_ratings=any(entry.benchmark == "ratings" for entry in recipe.evaluation),
         benchmarks=benchmarks,
@@ -371,10 +385,9 @@ def data_location(entry: SetSection, root: Path, place: str) -> Location:
         RecipeError: for a missing file, by `place`, the entry's path in the recipe.
     """
     assert entry.data is not None
-    layout = renamed(entry.columns) if entry.columns else None
     try:
         return Location.find(
-            entry.data, root, subset=entry.subset, split=entry.split, revision=entry.revision, layout=layout
+            entry.data, root, subset=entry.subset, split=entry.split, revision=entry.revision, columns=entry.columns
         )
     except DataError as error:
         raise RecipeError(f"{place}.data: {error}") from None
@@ -389,9 +402,11 @@ def _other_data(recipe: Recipe, name: str, root: Path, place: str) -> Location:
         raise RecipeError(f"{place}: no set of the recipe{nearest(name, sets)}, and {error}") from None
 
 
-def _read_pairs(entry: PreferencesSection, location: Location, limit: int | None) -> list[PreferencePair]:
+def _read_pairs(
+    entry: PreferencesSection, location: Location, limit: int | None, rejections: Rejections
+) -> list[PreferencePair]:
     split = entry.split or (preference_preset(entry.preset).split if entry.preset else "train")
-    return read_preferences(location, entry.label, smaller(limit, entry.rows), split)
+    return read_preferences(location, entry.label, smaller(limit, entry.rows), split, rejections)
 
 
 def _preference_sets(
@@ -407,19 +422,12 @@ def _preference_sets(
         yield [replace(pair, **own) for pair in pairs], entry.max_pairs_per_prompt
 
 
-def _evaluation_pairs(location: Location, limit: int | None) -> list[PreferencePair]:
-    pairs = [pair for pair in read_preferences(location, limit=limit) if pair.split in ("", "test")]
+def _evaluation_pairs(location: Location, limit: int | None, rejections: Rejections) -> list[PreferencePair]:
+    pairs = read_preferences(location, limit=limit, rejections=rejections)
+    pairs = [pair for pair in pairs if pair.split in ("", "test")]
     if not pairs:
         raise DataError("no row has split 'test'", file=location.name, field="split")
     return pairs
-
-
-def _read_reference(location: Location, limit: int | None) -> list[Conversation]:
-    """The conversation of each rated row, or both of each pair."""
-    conversations: list[Conversation] = []
-    for row in islice(location.rows(), limit):
-        conversations += [row.conversation()] if row.values.get("chosen") is None else sides([preference_pair(row)])
-    return conversations
 
 
 def _benchmark_data(entry: EvaluationSection, root: Path) -> list[str]:
@@ -458,6 +466,11 @@ def relative_margins(pairs: Sequence[PreferencePair]) -> np.ndarray:
         if rows.any():
             margins[rows] /= margins[rows].mean()
     return margins
+
+
+def enough_for_gate(pairs: int) -> bool:
+    """Whether so many training pairs leave enough of them held out to train a gate."""
+    return pairs * HELD_OUT_PAIRS >= MIN_PAIRS
 
 
 def held_out_prompts(keys: Sequence[str], share: float, counted: np.ndarray | None = None) -> np.ndarray:

@@ -46,7 +46,13 @@ class DryRun:
 
 
 def dry_run(
-    recipe: Recipe, device: Hardware, *, share: float = 0.4, nodes: int = 4, row_tokens: float = ROW_TOKENS
+    recipe: Recipe,
+    device: Hardware,
+    *,
+    share: float = 0.4,
+    nodes: int = 4,
+    row_tokens: float = ROW_TOKENS,
+    strict: bool = False,
 ) -> DryRun:
     """Estimate the size and cost of a run.
 
@@ -54,6 +60,7 @@ def dry_run(
         share: assumed fraction of the device's peak FLOP/s.
         nodes: machines of the Ray cluster in the cost table.
         row_tokens: assumed tokens per conversation of sets that are not available.
+        strict: as of `read_training_data`.
 
     Raises:
         RecipeError, DataError: for faults of the recipe or of the available sets.
@@ -78,7 +85,7 @@ def dry_run(
             }
         )
     missing = list(dict.fromkeys(missing))
-    data = None if missing else read_training_data(recipe)
+    data = None if missing else read_training_data(recipe, strict=strict)
     shape, shape_from, template = _backbone(recipe, missing)
     if data is None:
         work = _assumed_workload(recipe, sets, row_tokens)

@@ -26,7 +26,8 @@ from armorm.backbone.decoder import Placement
 from armorm.conversation import Conversation
 from armorm.data.decontamination import KnownPrompts
 from armorm.data.preferences import read_preferences
-from armorm.data.ratings import RatedSet, RatingTable, read_ratings
+from armorm.data.ratings import RatedSet, read_ratings
+from armorm.data.rejections import Rejections
 from armorm.data.seen_prompts import SeenPrompts
 from armorm.data.sources import Location
 from armorm.errors import DataError, FitError, RecipeError
@@ -72,6 +73,7 @@ def extend(
     share: float | None = None,
     seed: int | None = None,
     steps: int | None = None,
+    strict: bool = False,
     quiet: bool = False,
 ) -> ArmoRM:
     """Extend a model.
@@ -84,6 +86,7 @@ def extend(
         share: share of the gating weight for new objectives, without preferences; by default 1 / all for each,
             discounted where it is less reliable than the model's objectives.
         seed, steps: of the gate's training, by default those of the model's recipe.
+        strict: a row or rating cell that cannot be read is an error, instead of being left out and counted.
         quiet: print only progress.
 
     Raises:
@@ -100,7 +103,7 @@ def extend(
     if trained_by.is_file():
         recipe = Recipe.from_yaml(trained_by)
         write_text(folder / "recipe.yaml", recipe.to_yaml())  # for the next extension
-    data = _read_data(rm, origin, recipe, read_ratings(sets), preferences, console)
+    data = _read_data(rm, origin, recipe, sets, preferences, console, strict)
     limits = rm.model.config.limits
     corpus = build_corpus(
         data.conversations(),
@@ -112,7 +115,7 @@ def extend(
         overflow=limits.get("overflow", "error"),
         seen=rm.seen,
     )
-    write_rejected(folder, corpus, data.table, list(data.all_pairs()))
+    write_rejected(folder, corpus, data)
     rated, pairs = rated_split(data, corpus), corpus.usable(data.pairs)
     rated_names = rated.table.objectives.names
     added = [name for name in rated_names if name not in rm.objectives.names]
@@ -180,11 +183,24 @@ def extend(
 
 
 def _read_data(
-    rm: ArmoRM, model: Path, recipe: Recipe, table: RatingTable, preferences: Sequence[Location], console: Terminal
+    rm: ArmoRM,
+    model: Path,
+    recipe: Recipe,
+    sets: Sequence[RatedSet],
+    preferences: Sequence[Location],
+    console: Terminal,
+    strict: bool,
 ) -> TrainingData:
     """New rows and pairs, split and filtered by the rules of the recipe."""
-    pairs = [read_preferences(location, Path(location.name).name.split(".")[0]) for location in preferences]
+    rejections = Rejections(strict)
+    table = read_ratings(sets, rejections=rejections)
+    pairs = [
+        read_preferences(location, Path(location.name).name.split(".")[0], rejections=rejections)
+        for location in preferences
+    ]
+    rejections.report(console)
     data = split_by_prompt(recipe, table, [(part, None) for part in pairs], _evaluated(recipe, console))
+    data = replace(data, left_out=rejections.counts | data.left_out, rejections=rejections)
     backbone = rm.model.config.provenance.get("backbone", "")
     finetuned = Finetuned.read(model / "work" / "backbone") or Finetuned.read(backbone)
     data = without_finetuned(data, finetuned) if finetuned else data

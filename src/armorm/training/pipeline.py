@@ -24,7 +24,6 @@ from armorm.backbone.locate import backbone_source
 from armorm.conversation import Conversation
 from armorm.data.measures import OWN_FUNCTION
 from armorm.data.preferences import PreferencePair
-from armorm.data.ratings import RatingTable
 from armorm.data.seen_prompts import SeenPrompts
 from armorm.files import plain, write_json, write_text
 from armorm.heads.debiasing import Debiasing, fit_debiasing, no_debiasing
@@ -39,13 +38,14 @@ from armorm.model.remote_code import GatingNetwork
 from armorm.objectives import Objective, ObjectiveSet
 from armorm.progress import Terminal
 from armorm.reward_model import ArmoRM
-from armorm.training.dataset import TrainingData, group_index, read_training_data
+from armorm.training.dataset import TrainingData, enough_for_gate, group_index, read_training_data
 from armorm.training.evaluate import debiasing_metrics, evaluation_metrics, uncertainty_metrics
 from armorm.training.featurize import Corpus, RatedRows, build_corpus, ray_workers, statistics_by_ray
 from armorm.training.finetune.record import Finetuned, without_finetuned
 from armorm.training.model_card import model_card, weak_sentence
 from armorm.training.preference_objectives import with_preference_objectives
 from armorm.training.recipe import Recipe
+from armorm.training.recipe_draft import NO_PAIRS
 from armorm.training.relevance import LIKELIHOODS, label_relevance
 from armorm.training.row_record import row_record
 from armorm.training.saved_stages import Fitted, SavedStages, stage_keys
@@ -72,12 +72,21 @@ POOR = 0.2  # reliability below which an objective is named
 Heads = tuple[RegressionHead, Uncertainty | None]
 
 
-def train(recipe: Recipe, output_dir: str | Path, *, features: str | Path | None = None, quiet: bool = False) -> ArmoRM:
+def train(
+    recipe: Recipe,
+    output_dir: str | Path,
+    *,
+    features: str | Path | None = None,
+    strict: bool = False,
+    quiet: bool = False,
+) -> ArmoRM:
     """Train a reward model.
 
     Args:
         output_dir: output folder; an interrupted run in it is resumed.
         features: feature store, by default one inside the output folder; runs on the same backbone may share it.
+        strict: a row or rating cell that cannot be read is an error; by default it is left out, counted, and listed in
+            `rejected.jsonl`.
         quiet: print only progress.
 
     Raises:
@@ -87,8 +96,9 @@ def train(recipe: Recipe, output_dir: str | Path, *, features: str | Path | None
     console = Terminal(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
     start = time.monotonic()
     folder = Path(output_dir)
+    store = Path(features) if features else folder / "work" / "features"
     with locked(folder / "work"):
-        model = _Run(recipe, folder, Path(features) if features else folder / "work" / "features", console).train()
+        model = _Run(recipe, folder, store, console, strict).train()
     console.print(f"done in {time.monotonic() - start:,.0f} s: {output_dir}")
     return model
 
@@ -96,8 +106,8 @@ def train(recipe: Recipe, output_dir: str | Path, *, features: str | Path | None
 class _Run:
     """One training run, a method for each stage."""
 
-    def __init__(self, recipe: Recipe, folder: Path, features: Path, console: Terminal) -> None:
-        self.recipe, self.folder, self.features, self.console = recipe, folder, features, console
+    def __init__(self, recipe: Recipe, folder: Path, features: Path, console: Terminal, strict: bool) -> None:
+        self.recipe, self.folder, self.features, self.console, self.strict = recipe, folder, features, console, strict
         self.work = folder / "work"
 
     def train(self) -> ArmoRM:
@@ -150,9 +160,11 @@ class _Run:
             debiasing = self.fit_debiasing(rewards(reference), reference, names)
         objectives = self.with_reliability(rated.table.objectives, rewards, uncertainty, reference)
         gate_report: GateReport | None = None
-        if recipe.preferences:
+        made = all(entry.from_ratings for entry in recipe.preferences)  # so nobody said that these are enough
+        if recipe.preferences and (recipe.joint or not made or enough_for_gate(len(pairs))):
             network, gate_report = self.fit_gate("gate", pairs, rewards, debiasing, objectives.reliability)
         else:
+            self.console.print(f"{len(pairs):,} preference pairs: {NO_PAIRS}", markup=False)
             network = self.constant_gate(corpus, debiasing.without_biases(objectives.reliability))
         gate = network, gate_report.calibration if gate_report else None
         model = self.build_model(backbone, objectives, rewards, uncertainty, debiasing, gate, reference)
@@ -175,6 +187,7 @@ class _Run:
                 "seen": model.seen.count(),
                 "left_out": data.left_out,
                 "constructs": [asdict(report) for report in data.constructs],
+                "rater_spreads": data.table.rater_spreads,
                 "refused": len(corpus.rejected),
                 "truncated": corpus.truncated,
                 "conversations": len(corpus.rows),
@@ -187,13 +200,14 @@ class _Run:
             **extra,
             "evaluation": evaluation_metrics(model, data, rated, corpus, debiasing, self.folder),
         }
-        write_rejected(self.folder, corpus, data.table, list(data.all_pairs()))
+        write_rejected(self.folder, corpus, data)
         save_run(model, metrics, self.folder, recipe.name)
         return model
 
     def read_data(self) -> tuple[TrainingData, Finetuned | None]:
         """Training data; the backbone is fine-tuned on some of it if requested, and those prompts are then excluded."""
-        data = read_training_data(self.recipe)
+        data = read_training_data(self.recipe, strict=self.strict)
+        data.rejections.report(self.console)
         self._print_excluded(data.left_out)
         write_text(self.folder / "recipe.yaml", self.recipe.to_yaml())
         data = label_relevance(self.recipe, data, self.work / LIKELIHOODS)
@@ -340,9 +354,8 @@ class _Run:
         return network.eval(), report
 
     def constant_gate(self, corpus: Corpus, reliability: np.ndarray) -> GatingNetwork:
-        """The gate of a recipe without pairs, for objectives of a reliability (k,), NaN for biases."""
+        """The gate without (enough) pairs, for objectives of a reliability (k,), NaN for biases."""
         section = self.recipe.gating
-        self.console.print("no preferences: objectives are weighted by their reliability, whatever the prompt")
         power = section.reliability[0] if len(section.reliability) == 1 else 1.0
         weights = discount_of(reliability, power)
         return constant_gate(corpus.prompt.shape[1], weights, **section.model_dump(include=GATE_SHAPE))
@@ -433,15 +446,16 @@ class _Run:
         return report
 
 
-def write_rejected(folder: Path, corpus: Corpus, table: RatingTable, pairs: Sequence[PreferencePair]) -> None:
-    """Write file, row and reason of each rejected conversation to rejected.jsonl, if any."""
-    if not corpus.rejected:
-        return
-    origins = {side.key: pair.origin for pair in reversed(pairs) for side in (pair.chosen, pair.rejected)}
-    origins |= {c.key: origin for c, origin in zip(table.conversations, table.origins, strict=True)}
-    found = [(*origins.get(key, ("", 0)), reason) for key, reason in corpus.rejected.items()]
+def write_rejected(folder: Path, corpus: Corpus, data: TrainingData) -> None:
+    """Write file, row and reason of each rejected conversation, and of each row and cell that could not be read, to
+    rejected.jsonl, if any."""
+    origins = {side.key: pair.origin for pair in reversed([*data.all_pairs()]) for side in (pair.chosen, pair.rejected)}
+    origins |= {c.key: origin for c, origin in zip(data.table.conversations, data.table.origins, strict=True)}
+    found = [(error.file, error.row or 0, error.reason) for error in data.rejections.errors]
+    found += [(*origins.get(key, ("", 0)), reason) for key, reason in corpus.rejected.items()]
     lines = (json.dumps({"file": file, "row": row, "reason": reason}) + "\n" for file, row, reason in found)
-    write_text(folder / "rejected.jsonl", "".join(lines))
+    if found:
+        write_text(folder / "rejected.jsonl", "".join(lines))
 
 
 def save_run(model: ArmoRM, metrics: dict[str, Any], folder: Path, name: str) -> None:

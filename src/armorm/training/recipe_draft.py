@@ -1,12 +1,15 @@
 """Draft of a recipe from inspected files of ratings and pairs: YAML with comments that can be trained on unchanged.
 
-Without a file of pairs, responses to one prompt with different ratings are used as pairs. Response length is a measured
+Without a file of pairs, responses to one prompt with different ratings are used as pairs; where these are too few, the
+gate weights the objectives by their reliability, whatever the prompt (`NO_PAIRS`). Response length is a measured
 objective that all others are debiased against, since people and models alike rate length. Small sets get a small gate.
 """
 
 from __future__ import annotations
 
 import json
+import math
+import textwrap
 from collections.abc import Sequence
 from itertools import chain, count
 from pathlib import Path
@@ -19,25 +22,28 @@ _SMALL = 20_000  # rows
 _PAIR_MARGIN = 0.25  # minimum difference of two ratings for a pair, as a share of the scale
 
 # Layer and pooling of backbones that were probed (docs/backbones.md); others are read as in the paper.
+NO_PAIRS = (
+    "too few prompts have several rated responses to make preference pairs of: objectives are weighted by their "
+    "reliability, the same for every prompt; with a file of chosen and rejected responses, or several rated responses "
+    "for each prompt, the weights follow the prompt, and margins become probabilities"
+)
 READOUTS = {"armorm-small": "layer: 18, pooling: last+mean, "}
 
 
-def draft_recipe(sets: Sequence[Inspection], name: str, backbone: str) -> str:
+def draft_recipe(sets: Sequence[Inspection], name: str, backbone: str, *, pairs_from_ratings: bool = True) -> str:
     """The text of a recipe for these files.
 
+    Args:
+        pairs_from_ratings: if there is no file of pairs, make pairs of responses to one prompt.
+
     Raises:
-        DataError: if nothing is rated, or there is nothing to make pairs from.
+        DataError: if nothing is rated.
     """
     rated = [found for found in sets if found.kind == "ratings"]
     pairs = [found for found in sets if found.kind == "pairs"]
     if not any(found.guesses for found in rated):
         raise DataError("no file has a column of ratings; expected at least one", file=sets[0].location.name)
-    if not pairs and not any(found.several and found.guesses for found in rated):
-        raise DataError(
-            "every prompt has only one response, so there are no preference pairs; expected several responses per "
-            "prompt, or a file of pairs with chosen and rejected",
-            file=rated[0].location.name,
-        )
+    from_ratings = not pairs and pairs_from_ratings and any(found.several and found.guesses for found in rated)
     sources, readout = _sources(sets), READOUTS.get(backbone, "")
     lines = [
         f"name: {json.dumps(name)}",
@@ -49,11 +55,12 @@ def draft_recipe(sets: Sequence[Inspection], name: str, backbone: str) -> str:
     for found in rated:
         if found.guesses:
             lines += _rated(found, sources[found.location.name])
-    lines += ["  - {compute: response_length, name: verbosity}", "", "preferences:"]
+    lines += ["  - {compute: response_length, name: verbosity}", ""]
+    lines += ["preferences:"] if pairs or from_ratings else [f"# {line}" for line in textwrap.wrap(NO_PAIRS, 116)]
     for found in pairs:
-        columns = f", columns: {json.dumps(found.columns)}" if found.columns else ""
+        columns = f", columns: {json.dumps(found.location.columns)}" if found.location.columns else ""
         lines += [f"  - {{data: {_quoted(found)}{columns}}}"]
-    if not pairs:
+    if from_ratings:
         for found in rated:
             for guess in found.guesses if found.several else ():
                 objective = objective_name(guess.column, sources[found.location.name])
@@ -71,8 +78,8 @@ def draft_recipe(sets: Sequence[Inspection], name: str, backbone: str) -> str:
 
 def _rated(found: Inspection, source: str) -> list[str]:
     lines = [f"  - data: {_quoted(found)}", f"    source: {json.dumps(source)}"]
-    if found.columns:
-        lines.append(f"    columns: {json.dumps(found.columns)}")
+    if found.location.columns:
+        lines.append(f"    columns: {json.dumps(found.location.columns)}")
     lines.append("    objectives:")
     for guess in found.guesses:
         span = f"[{guess.low:g}, {guess.high:g}]"
@@ -84,6 +91,10 @@ def _rated(found: Inspection, source: str) -> list[str]:
 def evidence(guess: ScaleGuess) -> str:
     """The ratings that a scale was derived from, in a few words."""
     seen = f"{guess.rated:,} ratings, {guess.levels:,} levels, from {guess.lowest:g} to {guess.highest:g}"
+    if not math.isnan(guess.spread):
+        seen += f", {guess.raters:.1f} raters each, sd between them {guess.spread:.2g}"
+    if guess.odd:
+        seen += f", {guess.odd:,} left out"
     if guess.stated:
         return f"given; {seen}"
     others = "".join(f", or {low:g} to {high:g}" for low, high in guess.others)

@@ -13,6 +13,7 @@ from functools import partial
 import numpy as np
 
 from armorm.conversation import Conversation
+from armorm.data.rejections import Rejections, read_rows
 from armorm.data.rows import Row
 from armorm.data.sources import HubSet, Source
 from armorm.errors import ArmormError, DataError, shown
@@ -35,12 +36,14 @@ class Loaded:
         skipped: number of rows that were not read as examples, by reason.
         names: (k,) objectives of rated rows.
         raw: whether scores of rated rows are raw ratings.
+        rejections: rows and cells of users' data that were left out.
     """
 
     examples: list[Example] = field(default_factory=list)
     skipped: dict[str, int] = field(default_factory=dict)
     names: list[str] = field(default_factory=list)
     raw: bool = False
+    rejections: Rejections = field(default_factory=Rejections)
 
     def skip(self, reason: str, count: int = 1) -> None:
         """Count rows that are not examples."""
@@ -54,6 +57,8 @@ class Loaded:
         """
         name = sources[0].location.name if sources else ""
         if not self.examples:
+            if self.rejections.errors:
+                raise self.rejections.errors[0]
             reasons = f" ({self.skipped})" if self.skipped else ""
             raise DataError(f"found no rows to evaluate on{reasons}", file=name)
         if all(len(example.faults) == len(example.conversations) for example in self.examples):
@@ -148,7 +153,7 @@ def missing_rows(name: str, found: int, expected: int | None) -> tuple[str, ...]
 
 
 def rows_of(sources: Sequence[Source]) -> Iterator[tuple[Source, Row]]:
-    """Every row with its source."""
+    """Every row with its source, as it is published."""
     for source in sources:
         for row in source.rows():
             yield source, row
@@ -157,6 +162,16 @@ def rows_of(sources: Sequence[Source]) -> Iterator[tuple[Source, Row]]:
 def is_held_out(row: Row) -> bool:
     """Whether a row belongs to the test split, or names no split."""
     return row.split_role() in ("", "test")
+
+
+def held_out_rows(sources: Sequence[Source], loaded: Loaded) -> Iterator[tuple[Source, Row]]:
+    """Users' rows of the test split, or without a split, in any layout; others are counted, broken ones rejected."""
+    for source in sources:
+        for row, held_out in read_rows(source.location, lambda row: (row, is_held_out(row)), loaded.rejections):
+            if held_out:
+                yield source, row
+            else:
+                loaded.skip("rows of other splits than test")
 
 
 def replies(row: Row, column: str, responses: Sequence[str]) -> list[Callable[[], Conversation]]:

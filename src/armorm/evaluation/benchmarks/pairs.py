@@ -15,7 +15,7 @@ from armorm.data.preferences import preference_pair
 from armorm.data.rows import Row
 from armorm.data.sources import Source
 from armorm.errors import ConversationError, DataError
-from armorm.evaluation.benchmarks.base import Benchmark, Loaded, is_held_out, rows_of
+from armorm.evaluation.benchmarks.base import Benchmark, Loaded, held_out_rows
 from armorm.evaluation.examples import Example, Item, make_example
 from armorm.evaluation.metrics import Measurements, Metric, by_group, mean_metric
 
@@ -26,12 +26,12 @@ ALL = "all pairs"
 def read(sources: Sequence[Source]) -> Loaded:
     """Preference rows in any layout; of rows with a `split` only those of the test split."""
     loaded = Loaded()
-    for source, row in rows_of(sources):
-        if is_held_out(row):
-            subset = row.values.get("subset") or (source.name if len(sources) > 1 else "")
+    for source, row in held_out_rows(sources, loaded):
+        subset = row.values.get("subset") or (source.name if len(sources) > 1 else "")
+        try:
             loaded.examples.append(pair_example(row, str(subset)))
-        else:
-            loaded.skip("rows of other splits than test")
+        except DataError as error:
+            loaded.rejections.reject_row(error)
     return loaded.checked(sources)
 
 
@@ -41,7 +41,7 @@ def pair_example(row: Row, subset: str) -> Example:
         pair = preference_pair(row)
         builds: list[Callable[[], Conversation]] = [lambda: pair.chosen, lambda: pair.rejected]
     except DataError:
-        if row.values.get("chosen") is None or row.values.get("rejected") is None:
+        if row.kind != "pairs":
             raise
         builds = [partial(_side, row, "chosen"), partial(_side, row, "rejected")]
         if all(_is_valid(build) for build in builds):

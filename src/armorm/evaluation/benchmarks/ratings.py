@@ -18,11 +18,12 @@ import numpy as np
 from scipy.stats import rankdata
 
 from armorm.conversation import Conversation
-from armorm.data.ratings import objective_name, rating_value
+from armorm.data.cells import rating_cell
+from armorm.data.ratings import ColumnCheck, objective_name
 from armorm.data.rows import Row
 from armorm.data.sources import Source
 from armorm.errors import ConversationError, DataError, nearest, shown
-from armorm.evaluation.benchmarks.base import Benchmark, Loaded, is_held_out, rows_of
+from armorm.evaluation.benchmarks.base import Benchmark, Loaded, held_out_rows
 from armorm.evaluation.examples import Example, Item, make_example
 from armorm.evaluation.metrics import GroupSums, GroupValues, Measurements, Metric, nan_mean, ratio
 from armorm.objectives import ObjectiveSet
@@ -44,32 +45,33 @@ def read(sources: Sequence[Source], objectives: ObjectiveSet | None = None) -> L
         objectives: of the model; None for a model that has none.
 
     Raises:
-        DataError: if no column is an objective of the model, or a rating is out of its range.
+        DataError: if no column is an objective of the model, or one was rated on another scale.
     """
     loaded = Loaded(raw=objectives is not None)
-    held_out: list[tuple[Source, Row]] = []
-    for source, row in rows_of(sources):
-        if is_held_out(row):
-            held_out.append((source, row))
-        else:
-            loaded.skip("rows of other splits than test")
+    held_out = list(held_out_rows(sources, loaded))
     columns = {source.name: _columns(source, held_out, objectives, loaded) for source in sources}
     used = dict.fromkeys(name for found in columns.values() for name in found.values())
     if not used:
-        raise _unmatched(sources[0], held_out, objectives)
+        raise _unmatched(sources[0], held_out, objectives, loaded)
     loaded.names = [name for name in (objectives.names if objectives else used) if name in used]
+    checks = {}
+    if objectives is not None:
+        for place, found in columns.items():
+            for column, name in found.items():
+                checks[place, column] = ColumnCheck(column, objectives[objectives.position(name)])
     for source, row in held_out:
         ratings = dict.fromkeys(loaded.names, math.nan)
         for column, name in columns[source.name].items():
-            value = (
-                rating_value(row, column, objectives[objectives.position(name)]) if objectives else _number(row, column)
-            )
-            if not math.isnan(value):
-                ratings[name] = value
+            check = checks.get((source.name, column))
+            cell = check.read(row, loaded.rejections) if check else rating_cell(row.values.get(column))
+            if not math.isnan(cell.value):
+                ratings[name] = cell.value
         if all(math.isnan(value) for value in ratings.values()):
             loaded.skip("rows without a rating")
         else:
             loaded.examples.append(_example(row, list(ratings.values())))
+    for check in checks.values():
+        check.require_scale()
     if not loaded.examples:
         raise DataError("no row of the test split is rated", file=sources[0].location.name)
     return loaded
@@ -83,7 +85,7 @@ def _columns(
     for owner, row in held_out:
         if owner is source:
             for column, value in row.values.items():
-                if column not in _NOT_RATED and isinstance(value, (bool, int, float)):
+                if column not in _NOT_RATED and not math.isnan(rating_cell(value).value):
                     counts[column] = counts.get(column, 0) + 1
     found: dict[str, str] = {}
     for column, count in counts.items():
@@ -94,15 +96,6 @@ def _columns(
         else:
             loaded.skipped[f"ratings of '{column}', no objective of the model"] = count
     return found
-
-
-def _number(row: Row, column: str) -> float:
-    value = row.values.get(column)
-    if value is None:
-        return math.nan
-    if not isinstance(value, (bool, int, float)) or math.isinf(value):
-        raise row.error(f"found {shown(value)}, expected a number", column)
-    return float(value)
 
 
 def _example(row: Row, ratings: list[float]) -> Example:
@@ -126,7 +119,11 @@ def _any_reply(row: Row) -> Conversation:
     return Conversation.from_prompt(prompt, "-")
 
 
-def _unmatched(source: Source, held_out: Sequence[tuple[Source, Row]], objectives: ObjectiveSet | None) -> DataError:
+def _unmatched(
+    source: Source, held_out: Sequence[tuple[Source, Row]], objectives: ObjectiveSet | None, loaded: Loaded
+) -> DataError:
+    if not held_out and loaded.rejections.errors:
+        return loaded.rejections.errors[0]
     if not held_out:
         return DataError("no row has split 'test'", file=source.location.name, field="split")
     columns = held_out[0][1].filled

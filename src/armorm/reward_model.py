@@ -25,7 +25,7 @@ from armorm.backbone.decoder import Backbone
 from armorm.backbone.encoding import EncodedRows, encode_rows, same_prompts
 from armorm.backbone.readout import Readout
 from armorm.conversation import Conversation, ConversationLike, several, two_responses
-from armorm.data.rows import entries_of, read_conversation
+from armorm.data.rows import read_conversations
 from armorm.data.seen_prompts import SeenPrompts
 from armorm.errors import CheckpointError, ConversationError
 from armorm.explain.explanation import Explanation, explain_row
@@ -174,15 +174,7 @@ class ArmoRM:
         self, conversations: Any, on_refused: Literal["error", "skip"], same_prompt: bool
     ) -> tuple[list[Conversation], list[int], EncodedRows, list[tuple[int, str]]]:
         """Valid conversations, the index of each, their tokens, and the rejected ones; arguments as in `score`."""
-        valid: dict[int, Conversation] = {}
-        rejected: list[tuple[int, str]] = []
-        for index, entry in enumerate(entries_of(conversations)):
-            try:
-                valid[index] = read_conversation(entry)
-            except ConversationError as error:
-                if on_refused == "error":
-                    raise ConversationError(str(error), f"conversation {index}") from None
-                rejected.append((index, str(error)))
+        valid, rejected = read_conversations(conversations, skip=on_refused == "skip")
         limits, indices = self.model.config.limits, list(valid)
         policy = limits.get("overflow", "error")
         if policy == "error" and on_refused == "skip":
@@ -259,14 +251,7 @@ class ArmoRM:
         """Uncertainty fields of `ScoreBatch`; empty for a model without uncertainty."""
         if self.uncertainty is None:
             return {}
-        leverage = self.uncertainty.leverage(features)
-        found = {
-            "uncertainty": self.uncertainty.epistemic_std(leverage),
-            "predictive_std": self.uncertainty.predictive_std(leverage),
-            "leverage": leverage,
-            "score_std": self.uncertainty.score_std(leverage, coefficients),
-        }
-        return {name: values.astype(np.float32) for name, values in found.items()}
+        return self.uncertainty.columns(features, coefficients)
 
     def intervals(self, batch: ScoreBatch, level: float = 0.8) -> np.ndarray:
         """Prediction intervals (n, k, 2), raw scale, that contain the share `level` of ratings by the source's raters.

@@ -214,7 +214,7 @@ def test_inspect_counts_candidates_as_rank_reads_them(capsys, tmp_path):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     _, out, _ = run(capsys, "inspect", path, "--json")
     found = json.loads(out)
-    assert (found["layout"], found["prompts"], found["refused"]) == ({"candidates": 3}, 1, 2)
+    assert (found["layout"], found["prompts"], found["refused"]) == ({"candidates": 1}, 1, 2)
     assert "responses[1]" in found["problems"][0] and "expected 'prompt'" in found["problems"][1]
 
 

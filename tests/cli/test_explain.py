@@ -90,7 +90,7 @@ def test_the_page_shows_prompt_response_and_the_map_of_words(capsys, model, tmp_
     arguments = ("explain", "--model", model, "--prompt", PROMPT, "--response", RESPONSE, "--html", path)
     assert run(capsys, *arguments)[0] == 0
     assert PROMPT in path.read_text() and 'class="words"' not in path.read_text()
-    assert run(capsys, *arguments, "--tokens")[0] == 0
+    assert run(capsys, *arguments, "--tokens", "--force")[0] == 0
     assert PROMPT in path.read_text() and 'class="words"' in path.read_text()
 
 

@@ -311,10 +311,12 @@ def test_any_of_many_broken_configs_is_refused_in_one_line_or_scores(saved, tmp_
 
 @pytest.mark.parametrize("command", ["score", "compare", "inspect", "explain"])
 @pytest.mark.parametrize("content", ["[]", '{"model_type": "armorm", "objectives": 3}', '{"architectures": 3}'])
-def test_commands_end_with_one_line_for_a_broken_config(broken, capsys, command, content):
+def test_commands_end_with_one_line_for_a_broken_config(broken, capsys, tmp_path, command, content):
     replace(broken, "config.json", content.encode())
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": "Hi", "response": "Yes"}\n')
     arguments: dict[str, tuple[object, ...]] = {
-        "score": ("--model", broken),
+        "score": (rows, "--model", broken),
         "compare": ("yes", "no", "--prompt", "Hi", "--model", broken),
         "explain": ("--prompt", "Hi", "--response", "Yes", "--model", broken),
         "inspect": (broken,),

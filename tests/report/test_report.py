@@ -264,7 +264,9 @@ def test_figures_hold_no_text_of_a_conversation(evidence, rows):
 
 def test_data_that_is_neither_is_refused(rm, tmp_path):
     (tmp_path / "odd.jsonl").write_text('{"text": "a"}\n')
-    with pytest.raises(DataError, match=r"odd.jsonl.*expected 'chosen' and 'rejected', or a conversation"):
+    with pytest.raises(
+        DataError, match=r"odd.jsonl, row 1: found columns \['text'\], expected 'messages', .* 'chosen' and 'rejected'"
+    ):
         report(rm, [tmp_path / "odd.jsonl"])
 
 

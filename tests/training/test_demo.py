@@ -14,5 +14,5 @@ def test_verdicts_on_everyday_pairs_follow_from_the_scores():
     for pair, entry in zip(everyday_pairs(), found, strict=True):
         better, worse = rm.score([pair.chosen, pair.rejected]).scores
         assert entry["right"] == (better > worse)
-        assert entry["reason"].startswith("A scores higher" if better > worse else "B scores higher")
+        assert entry["reason"].startswith("A is better" if better > worse else "B is better")
         assert (entry["A"], entry["B"]) == (pair.chosen.response, pair.rejected.response)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from typer import Argument, Option
 
-from armorm.cli.options import JsonOption
+from armorm.cli.options import JsonOption, Place
 from armorm.cli.output import WIDTH, emit
 from armorm.errors import nearest
 from armorm.files import write_json, write_text
@@ -18,7 +18,9 @@ SUFFIXES = (".html", ".md", ".svg", ".json")
 
 
 def leaderboard(
-    results: Annotated[list[Path], Argument(help="Result files of armorm evaluate, of one or several benchmarks.")],
+    results: Annotated[
+        list[Path], Argument(help="Result files of armorm evaluate, of one or several benchmarks."), Place.INPUT
+    ],
     output: Annotated[
         Path | None,
         Option(
@@ -27,6 +29,7 @@ def leaderboard(
             help="Also write the table with its plot (.html), the table (.md, .json), or the plot "
             "of a benchmark (.svg).",
         ),
+        Place.FILE,
     ] = None,
     level: Annotated[str, Option(help="Metrics to show: overall, sections or subsets.")] = "overall",
     as_json: JsonOption = False,

@@ -31,8 +31,6 @@ from difflib import SequenceMatcher
 from functools import lru_cache
 from typing import Any
 
-import numpy as np
-
 from armorm.errors import ConversationError, shown
 
 # The names of a column by its role, the standard one first.
@@ -232,7 +230,7 @@ def _plain(name: str) -> str:
 
 def _decoded(value: Any) -> Any:
     """The list or object that a text says, else the value; arrays (of a DataFrame) as lists."""
-    if isinstance(value, np.ndarray):
+    if hasattr(value, "tolist"):  # (numpy is not imported here: commands start without it)
         return value.tolist()
     if not isinstance(value, str) or value.lstrip()[:1] not in ("[", "{"):
         return value

@@ -182,6 +182,24 @@ def read_conversation(entry: ConversationLike | Mapping[str, Any]) -> Conversati
         raise ConversationError(error.problem, error.field) from None
 
 
+def read_conversations(data: Any, *, skip: bool = False) -> tuple[dict[int, Conversation], list[tuple[int, str]]]:
+    """The conversations of a list, DataFrame or Dataset by their index; with `skip`, index and fault of the others.
+
+    Raises:
+        ConversationError: without `skip`, for the first entry that holds none.
+    """
+    valid: dict[int, Conversation] = {}
+    rejected: list[tuple[int, str]] = []
+    for index, entry in enumerate(entries_of(data)):
+        try:
+            valid[index] = read_conversation(entry)
+        except ConversationError as error:
+            if not skip:
+                raise ConversationError(str(error), f"conversation {index}") from None
+            rejected.append((index, str(error)))
+    return valid, rejected
+
+
 def entries_of(data: Any) -> Iterable[Any]:
     """What `read_conversation` reads of each row of a DataFrame; other data are such entries already."""
     if hasattr(data, "iter_rows"):

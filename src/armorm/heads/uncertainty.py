@@ -138,6 +138,17 @@ class Uncertainty:
                 ends[:, column] = np.clip(ends[:, column], objective.low, objective.high)
         return ends
 
+    def columns(self, features: np.ndarray, coefficients: np.ndarray) -> dict[str, np.ndarray]:
+        """Uncertainty fields of `ScoreBatch`, float32, of features (n, d) and coefficients (n, k)."""
+        leverage = self.leverage(features)
+        found = {
+            "uncertainty": self.epistemic_std(leverage),
+            "predictive_std": self.predictive_std(leverage),
+            "leverage": leverage,
+            "score_std": self.score_std(leverage, coefficients),
+        }
+        return {name: values.astype(np.float32) for name, values in found.items()}
+
     def approximate(self, names: Sequence[str]) -> dict[str, float]:
         """The error bounds of objectives, by name (k,), whose standard deviations are stored less exactly than the
         tolerance."""

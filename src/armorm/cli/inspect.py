@@ -13,7 +13,7 @@ from typer import Argument, BadParameter, Option
 
 from armorm.backbone.locate import backbone_path
 from armorm.cli.label_errors import inspect_labels
-from armorm.cli.options import JsonOption, SplitOption
+from armorm.cli.options import JsonOption, Place, SplitOption
 from armorm.cli.output import emit, facts, table
 from armorm.data.sources import Location
 from armorm.errors import CheckpointError, StoreError
@@ -37,7 +37,7 @@ def inspect(
         list[str] | None, Option(metavar="NAME", help="With --labels: only these (default: all rated ones).")
     ] = None,
     output: Annotated[
-        Path | None, Option("--output", "-o", help="With --labels: file of JSON lines for all ratings.")
+        Path | None, Option("--output", "-o", help="With --labels: file of JSON lines for all ratings."), Place.FILE
     ] = None,
     as_json: JsonOption = False,
 ) -> None:

@@ -19,8 +19,6 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
 
-import numpy as np
-
 from armorm.errors import shown
 
 _DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d{1,2}")
@@ -53,9 +51,10 @@ _MISSING = Cell()
 
 def number_of(value: Any) -> float | bool | None:
     """The number that a value is or that its text says (`true` and `false` as bool), None if there is none."""
-    if isinstance(value, (bool, np.bool_)):
-        return bool(value)
-    if isinstance(value, (int, float, np.integer, np.floating)):
+    value = _plain(value)
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, (int, float)):
         try:
             return float(value)
         except OverflowError:
@@ -73,7 +72,8 @@ def number_of(value: Any) -> float | bool | None:
 
 def is_missing(value: Any) -> bool:
     """Whether a value is null, NaN, an empty list, blank text, or text that stands for null or NaN."""
-    if isinstance(value, (float, np.floating)):
+    value = _plain(value)
+    if isinstance(value, float):
         return math.isnan(value)
     if isinstance(value, str):
         return value.strip().lower() in _NOTHING
@@ -106,9 +106,13 @@ def rating_cell(value: Any, low: float = -math.inf, high: float = math.inf) -> C
     return Cell(fmean(found), len(found), stdev(found), fault, outside)
 
 
+def _plain(value: Any) -> Any:
+    """Numbers and arrays of numpy as those of Python. (numpy is not imported here: commands start without it.)"""
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
 def _raters(value: Any) -> Iterable[Any]:
-    if isinstance(value, np.ndarray):
-        value = value.tolist()
+    value = _plain(value)
     if isinstance(value, str):
         value = _listed(value)
     if isinstance(value, (list, tuple)):

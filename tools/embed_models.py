@@ -155,7 +155,9 @@ Do not use it for decisions about people. For RL on a policy, train a reward mod
 | HH-RLHF harmless, Vicuna judgements and Open Assistant replies of QLoRA | MIT | pairs |
 | FineGrainedRLHF | Apache-2.0 | pairs |
 
-Constructed objectives start from replies of these sets. No set with a non-commercial licence was used.
+Constructed objectives start from replies of these sets, and of `plain-answers`: 193 questions with answers written for
+this project, 110 of them of the kind of the forty harmless prompts above (questions that overlapped with the texts of
+the benchmark were left out). No set with a non-commercial licence was used.
 """
 
 

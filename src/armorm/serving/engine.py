@@ -94,7 +94,7 @@ class ScoringEngine:
         # time that grows with the text.
         times = 4 if rm.model.config.limits.get("overflow") == "truncate_prompt" else 1
         self._max_characters = None if self.max_length is None else times * self.max_length * self._longest_token
-        embeddings: Any = rm.model.get_input_embeddings()
+        embeddings: Any = rm.backbone.model.get_input_embeddings()
         turns, size = self.settings.rendered_turns, len(embeddings.weight)
         self.reader = RenderedReader(rm.backbone.template, size, turns, policy_tokenizer, self._max_characters)
         fast = getattr(policy_tokenizer, "backend_tokenizer", None) is not None

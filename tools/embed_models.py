@@ -156,7 +156,7 @@ Do not use it for decisions about people. For RL on a policy, train a reward mod
 | FineGrainedRLHF | Apache-2.0 | pairs |
 
 Constructed objectives start from replies of these sets, and of `plain-answers`: 193 questions with answers written for
-this project, 110 of them of the kind of the forty harmless prompts above (questions that overlapped with the texts of
+this project, 111 of them of the kind of the forty harmless prompts above (questions that overlapped with the texts of
 the benchmark were left out). No set with a non-commercial licence was used.
 """
 

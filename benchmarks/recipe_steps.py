@@ -29,7 +29,7 @@ from rich.table import Table
 import armorm
 from armorm import Recipe
 from armorm.evaluation.bootstrap import differences
-from armorm.files import write_json
+from armorm.files import write_json, write_text
 from armorm.training.pipeline import train
 from targets.figures import Figures, score_parts
 from targets.parts import DATA, EVERYDAY, HARMLESS, JUDGED, MACRO, SPEARMAN, WITHIN, pair_part, rating_part
@@ -131,6 +131,18 @@ def _cell(figure: Mapping[str, Any] | None, change: Mapping[str, Any] | None) ->
     return f"{figure['value']:.3f}{'*' if marked else ''}"
 
 
+def write_page(page: Path, results: Mapping[str, Any]) -> None:
+    """Replace the table between the marks of a page."""
+    header = ["step", *COLUMNS]
+    lines = [f"| {' | '.join(header)} |", f"|---{'|--:' * len(COLUMNS)}|"]
+    for entry in results["steps"]:
+        cells = [_cell(entry["figures"].get(name), entry["change"].get(name)) for name in COLUMNS]
+        lines.append(f"| {' | '.join([entry['step'], *cells])} |")
+    begin, end = "<!-- table recipe_steps -->\n", "<!-- end of table -->"
+    before, rest = page.read_text(encoding="utf-8").split(begin)
+    write_text(page, before + begin + "\n" + "\n".join(lines).replace("*", "\\*") + "\n\n" + end + rest.split(end)[1])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="What each part of the default model's recipe adds.")
     parser.add_argument("--recipe", type=Path, default=Path("recipes/small.yaml"))
@@ -139,11 +151,14 @@ def main() -> None:
     parser.add_argument("--measure", type=int, default=250, help="about so many examples of each set")
     parser.add_argument("--work", type=Path, default=Path("runs/recipe_steps"))
     parser.add_argument("--output", type=Path, default=RESULTS)
+    parser.add_argument("--page", type=Path, help="also write the table into this page (docs/findings.md)")
     parser.add_argument("--from-json", action="store_true")
     arguments = parser.parse_args()
     if not arguments.from_json:
         write_json(arguments.output, run(arguments))
     CONSOLE.print(results_table(json.loads(arguments.output.read_text())))
+    if arguments.page:
+        write_page(arguments.page, json.loads(arguments.output.read_text()))
     CONSOLE.print("* the paired difference from the step before has an interval on one side of 0", style="dim")
 
 

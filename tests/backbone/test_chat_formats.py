@@ -272,6 +272,15 @@ def test_ids_outside_the_vocabulary_or_without_a_gate_are_refused():
         reader("vicuna").from_ids([5, 6, 7])
 
 
+def test_the_error_names_the_setting_of_the_server_that_reads_the_text():
+    template = ChatTemplate(llama3())
+    two = template.render(Conversation.from_messages(chat("Q", "A", "B", "C")))
+    with pytest.raises(ConversationError, match="start the server with --of-it set to single or multi"):
+        RenderedReader(template, 100_000, turns_setting="--of-it").conversation(two)
+    with pytest.raises(ConversationError, match=r"\(or the prompt with the text\)$"):
+        RenderedReader(template, 100_000).conversation(two)
+
+
 def test_ids_with_two_gates_are_refused_unless_the_server_was_told():
     template = ChatTemplate(llama3())
     two = template.encode([Conversation.from_messages(chat("Q", "A", "B", "C"))])[0]

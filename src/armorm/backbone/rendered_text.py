@@ -3,8 +3,8 @@
 If the prompt is given with the text, it is the exact prefix, and everything after it is one response. Otherwise the
 text is split by the first format that matches its beginning: of the policy's tokenizer if known, the model's own, then
 the families of `chat_formats`. Such text cannot tell a turn from a response that imitates one, so text with several
-assistant turns is rejected unless the server is configured how to read it (`ServingSettings.rendered_turns`). An end
-token that closes the reply is removed once.
+assistant turns is rejected unless the server is configured how to read it (`turns`). An end token that closes the reply
+is removed once.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ class RenderedReader:
         turns: how to treat text with several assistant turns.
         policy_tokenizer: of the model that the text comes from, if known.
         max_characters: longer texts are rejected unread, None for no limit.
+        turns_setting: what users set to `single` or `multi` to change `turns`, for errors; '' if they cannot.
     """
 
     def __init__(
@@ -52,7 +53,9 @@ class RenderedReader:
         turns: RenderedTurns = "refuse",
         policy_tokenizer: Any = None,
         max_characters: int | None = None,
+        turns_setting: str = "",
     ) -> None:
+        self.turns_setting = turns_setting
         self.vocabulary, self.turns, self.max_characters = vocabulary, turns, max_characters
         known = {"the policy tokenizer's": policy_tokenizer, "the model's own": template.tokenizer}
         learned = (learn_format(tokenizer, name) for name, tokenizer in known.items() if tokenizer is not None)
@@ -75,7 +78,7 @@ class RenderedReader:
                 continue
             replies, last = sum(turn.role == "assistant" for turn in turns), turns[-1]
             if replies > 1 and self.turns == "refuse":
-                raise ConversationError(_several(replies))
+                raise ConversationError(self._several(replies))
             if last.role != "assistant":
                 raise ConversationError(f"the text ends with a turn of role {last.role!r}, expected the reply last")
             return _assembled(turns[:-1], last.content)
@@ -134,7 +137,7 @@ class RenderedReader:
                 "input",
             )
         if len(gates) > 1 and self.turns == "refuse":
-            raise ConversationError(_several(len(gates)), "input")
+            raise ConversationError(self._several(len(gates)), "input")
         gate = int(gates[0] if self.turns == "single" else gates[-1])
         if gate + size >= len(array):
             raise EmptyResponseError("input")
@@ -166,12 +169,15 @@ class RenderedReader:
                 raise ConversationError("found a text that does not begin with its prompt", "query")
         return text[j:]
 
-
-def _several(replies: int) -> str:
-    return (
-        f"found {replies} assistant turns, and text cannot tell a turn from a response that writes one: send messages "
-        "(or the prompt with the text), or start the server with --rendered-turns single or multi"
-    )
+    def _several(self, replies: int) -> str:
+        """Why text or ids with several replies are rejected."""
+        setting = (
+            f", or start the server with {self.turns_setting} set to single or multi" if self.turns_setting else ""
+        )
+        return (
+            f"found {replies} assistant turns, and text cannot tell a turn from a response that writes one: send messages "
+            f"(or the prompt with the text){setting}"
+        )
 
 
 def _assembled(prompt: Sequence[Turn], reply: str) -> Conversation:

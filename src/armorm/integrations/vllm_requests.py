@@ -60,7 +60,9 @@ class RewardEncoder:
             raise ValueError(f"{_TURNS}: found {turns!r}, expected one of {', '.join(get_args(RenderedTurns))}")
         self.template = ChatTemplate(tokenizer)
         vocabulary = config.backbone_config.get_text_config().vocab_size
-        self.reader = RenderedReader(self.template, vocabulary, cast(RenderedTurns, turns))
+        self.reader = RenderedReader(
+            self.template, vocabulary, cast(RenderedTurns, turns), turns_setting=f"the environment variable {_TURNS}"
+        )
         self.max_length = min(config.limits.get("max_length") or max_length, max_length)
         overflow = config.limits.get("overflow", "error")
         self.overflow: Overflow = "error" if overflow == "skip" else overflow

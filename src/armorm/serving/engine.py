@@ -96,7 +96,9 @@ class ScoringEngine:
         self._max_characters = None if self.max_length is None else times * self.max_length * self._longest_token
         embeddings: Any = rm.backbone.model.get_input_embeddings()
         turns, size = self.settings.rendered_turns, len(embeddings.weight)
-        self.reader = RenderedReader(rm.backbone.template, size, turns, policy_tokenizer, self._max_characters)
+        self.reader = RenderedReader(
+            rm.backbone.template, size, turns, policy_tokenizer, self._max_characters, "--rendered-turns"
+        )
         fast = getattr(policy_tokenizer, "backend_tokenizer", None) is not None
         self._policy_tokenizer = PolicyTokenizer(policy_tokenizer) if fast else None
         self.metrics = Metrics(rm.objectives.names, rm.reference)

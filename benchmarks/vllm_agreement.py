@@ -3,11 +3,11 @@
     PYTHON benchmarks/vllm_agreement.py [--model MODEL] [--dtype float32] [--data DIR]
 
 PYTHON has armorm and vLLM (`make test-vllm` builds such an environment in `.venv-vllm`). The conversations are two
-or four responses to each of 155 prompts, mostly short, some of hundreds of tokens; a decision is which of two responses
-to a prompt has the higher score. The program starts vLLM's server with steps of 256 tokens, so that long conversations are computed
-in several. `alone`: one request at a time to `/classify`. `together`: all requests at once to `/classify`. `named`: all
-in one request to `/pooling`, whose contributions are summed. Each is compared with `ArmoRM.score` of the same dtype and
-of float32. Local scores are kept under build/ for the next run.
+or four responses to each of 188 prompts, mostly short, some of hundreds of tokens; a decision is which of two responses
+to a prompt has the higher score. The program starts vLLM's server with steps of 256 tokens, so that long conversations
+are computed in several. `alone`: one request at a time to `/classify`. `together`: all requests at once. Both are
+compared with `ArmoRM.score` in float32, its default on processors, and in the server's dtype. Local scores are kept
+under build/ for the next run.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ RESULTS = Path(__file__).parent / "results"
 KEPT = Path(__file__).parents[1] / "build" / "vllm_agreement"  # local scores
 # Sets with the number of prompts, of responses to each, and the most words of a conversation.
 DRAWN = (
-    ("preferences/hh_harmless.jsonl.gz", 60, 2, 60),
-    ("preferences/oasst_models.jsonl.gz", 90, 4, 45),
-    ("preferences/oasst_models.jsonl.gz", 5, 4, 400),
+    ("preferences/hh_harmless.jsonl.gz", 126, 2, 40),
+    ("preferences/oasst_models.jsonl.gz", 60, 4, 24),
+    ("preferences/oasst_models.jsonl.gz", 2, 4, 250),
 )
 CHUNK = 256  # tokens of a step of vLLM
 TOLERANCE = {"float32": 1e-4, "bfloat16": None}
@@ -165,12 +165,6 @@ def score_together(url: str, conversations: Sequence[Conversation]) -> np.ndarra
         return np.array(list(pool.map(lambda one: classified(url, one, advance), conversations)))
 
 
-def score_named(url: str, conversations: Sequence[Conversation]) -> np.ndarray:
-    """Sums (n,) of the contributions of one request to the request processor."""
-    data = post(f"{url}/pooling", {"data": {"conversations": [one.to_list() for one in conversations]}})["data"]
-    return np.array([sum(row["contributions"].values()) for row in data])
-
-
 def classified(url: str, conversation: Conversation, advance: Callable[[int], None]) -> float:
     """Score of one conversation."""
     score: float = post(f"{url}/classify", {"messages": conversation.to_list()})["data"][0]["probs"][0]
@@ -197,17 +191,15 @@ def main() -> None:
     parser.add_argument("--conversations", type=int, default=500)
     parser.add_argument("--data", type=Path, default=Path(__file__).parents[2] / "shared" / "data")
     parser.add_argument("--url", help="of a server with the model that runs already")
-    parser.add_argument("--ways", nargs="+", default=["alone", "together", "named"])
+    parser.add_argument("--ways", nargs="+", choices=["alone", "together"], default=["together", "alone"])
     parser.add_argument("--output", type=Path, help="JSON; by default under benchmarks/results")
     arguments = parser.parse_args()
     console = Console()
     drawn = responses_to_prompts(arguments.data)[: arguments.conversations]
-    local = {
-        dtype: local_scores(arguments.model, dtype, drawn) for dtype in dict.fromkeys([arguments.dtype, "float32"])
-    }
-    kept = [row for row in range(len(drawn)) if all(np.isfinite(scores[row]) for scores in local.values())]
-    conversations, pairs = [drawn[row] for row in kept], response_pairs([drawn[row] for row in kept])
-    local = {dtype: scores[kept] for dtype, scores in local.items()}
+    exact = local_scores(arguments.model, "float32", drawn)
+    kept = np.flatnonzero(np.isfinite(exact))
+    exact, conversations = exact[kept], [drawn[row] for row in kept]
+    pairs = response_pairs(conversations)
     model = str(embedded_path(arguments.model) or arguments.model)
     spread, lengths = described(model, conversations)
     results = {
@@ -220,29 +212,30 @@ def main() -> None:
         "tokens": {"fewest": min(lengths), "most": max(lengths), "total": sum(lengths)},
         "score_std": spread,
     }
-    output = arguments.output or RESULTS / f"vllm_agreement_{arguments.dtype}.json"
+    output = arguments.output or RESULTS / f"vllm_agreement-{Path(arguments.model).name}-{arguments.dtype}.json"
     console.print(
         f"{arguments.model}, {arguments.dtype}: {len(conversations)} conversations of {min(lengths)} to {max(lengths)} "
         f"tokens, {len(drawn) - len(kept)} rejected, {len(pairs)} decisions, reference standard deviation {spread:.3g}"
     )
-    ways = {"alone": score_alone, "together": score_together, "named": score_named}
+    ways = {"alone": score_alone, "together": score_together}
     log = Path(tempfile.mkdtemp()) / "vllm.log"
     options = "--max-num-batched-tokens", str(CHUNK)
     server = running(arguments.url) if arguments.url else vllm_server(model, arguments.dtype, log, *options)
-    scores: dict[str, np.ndarray] = {}
+    scores: dict[str, np.ndarray] = {"ArmoRM.score, float32": exact}
     rows: list[dict[str, Any]] = []
 
-    def compare(name: str, found: np.ndarray, references: dict[str, np.ndarray]) -> None:
-        rows.extend({"scores": name, "against": key, **compared(one, found, pairs)} for key, one in references.items())
+    def compare(name: str, found: np.ndarray) -> None:
+        """Compare scores with all that came before, and write what is known."""
+        rows.extend({"scores": name, "against": key, **compared(one, found, pairs)} for key, one in scores.items())
+        scores[name] = found
         write_json(output, {**results, "comparisons": rows})
+        console.print(name, rows[-1])
 
-    if arguments.dtype != "float32":
-        compare("ArmoRM.score", local[arguments.dtype], {"ArmoRM.score, float32": local["float32"]})
     with server as url:
         for way in arguments.ways:
-            scores[way] = ways[way](url, conversations)
-            references = {f"ArmoRM.score, {dtype}": found for dtype, found in local.items()}
-            compare(way, scores[way], references | {key: found for key, found in scores.items() if key != way})
+            compare(way, ways[way](url, conversations))
+    if arguments.dtype != "float32":
+        compare(f"ArmoRM.score, {arguments.dtype}", local_scores(arguments.model, arguments.dtype, conversations))
     table = Table("scores", "against", "largest difference", "mean difference", "decisions that differ")
     for row in rows:
         share = f"{row['decisions_that_differ']} ({row['decisions_that_differ'] / len(pairs):.2%})"
@@ -254,7 +247,7 @@ def main() -> None:
     agree = all(
         row["largest_difference"] <= tolerance if tolerance else row["decisions_that_differ"] <= DECISIONS * len(pairs)
         for row in rows
-        if row["scores"] in ways and row["against"] == f"ArmoRM.score, {arguments.dtype}"
+        if row["scores"] in ways and row["against"] == "ArmoRM.score, float32"
     )
     sys.exit(0 if agree else 1)
 

@@ -120,6 +120,88 @@ def vllm(routes, status=404):
     return Handler, received
 
 
+def named(score):
+    """The entry of armorm's plugin for a conversation."""
+    return {
+        "score": score,
+        "rewards": {"clear": 2.0, "safe": 0.5},
+        "contributions": {"safe": 0.1, "clear": score - 0.1},
+    }
+
+
+def plugin(received, refused="too long"):
+    """A vLLM server with armorm's plugin, whose scores are the lengths of the responses."""
+
+    class Handler(QuietHandler):
+        def do_GET(self):
+            self.answer(200, json.dumps({"data": [{"id": "rm", "owned_by": "vllm"}]}).encode())
+
+        def do_POST(self):
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            received.append((self.path, body))
+            conversations = body["data"]["conversations"]
+            if refused in json.dumps(conversations):
+                self.answer(400, json.dumps({"error": {"message": "data, conversation 0: is too long"}}).encode())
+                return
+            data = [named(float(len(messages[-1]["content"]))) for messages in conversations]
+            self.answer(200, json.dumps({"data": data}).encode())
+
+    return Handler
+
+
+def test_the_plugin_of_vllm_is_detected_and_sends_named_parts():
+    received = []
+    conversations = [Conversation.from_prompt(f"Why {i}?", "a" * (i + 1)) for i in range(5)]
+    conversations.insert(2, Conversation.from_prompt("Why?", "too long"))
+    with local_server(plugin(received)) as url:
+        client = connect(url, rows_per_request=3)
+        assert client.api == "plugin"
+        received.clear()
+        batch = client.score(conversations, on_refused="skip")
+    assert {path for path, _ in received} == {"/pooling"}
+    assert batch.rows.tolist() == [0, 1, 3, 4, 5]
+    assert batch.scores.tolist() == [1, 2, 3, 4, 5]
+    assert "too long" in batch.rejected[0][1]
+    assert batch.names == ["clear", "safe"]
+    assert batch.rewards.tolist() == [[2.0, 0.5]] * 5
+    np.testing.assert_allclose(batch.contributions.sum(1), batch.scores, rtol=1e-6)
+    assert batch.gating_weights.shape == (5, 0)
+
+
+def test_details_of_a_vllm_server_need_the_plugin(capsys, tmp_path):
+    source = tmp_path / "in.jsonl"
+    source.write_text(json.dumps({"prompt": "Why?", "response": "So."}) + "\n")
+    with local_server(plugin([])) as url:
+        code, out, _ = run(capsys, "score", source, "--server", url, "--details")
+        assert code == 0
+        entry = json.loads(out)
+        assert entry["rewards"] == {"clear": 2.0, "safe": 0.5}
+        assert sum(entry["contributions"].values()) == pytest.approx(entry["score"])
+        assert "gating_weights" not in entry
+        code, _, err = run(capsys, "score", source, "--server", f"{url},api=classify", "--details")
+    assert code == 2
+    assert "plugin" in err
+
+
+def test_vllm_without_the_plugin_or_with_a_tokenizer_is_classified():
+    handler, received = vllm({"/classify": {"probs": [0.5]}, "/pooling": {"data": [0.5]}})
+    with local_server(handler) as url:
+        assert connect(url).api == "classify"
+        assert "data" in received[0][1]
+    received = []
+    with local_server(plugin(received)) as url, pytest.raises(RewardServerError, match="expected no tokenizer"):
+        connect(url, "plugin", encode=template_encoder("armorm-tiny"))
+
+
+def test_parts_of_the_plugin_that_do_not_fit_are_an_error():
+    class Handler(plugin([])):
+        def answer(self, status, body, **headers):
+            super().answer(status, body.replace(b'"safe": 0.1, ', b""), **headers)
+
+    with local_server(Handler) as url, pytest.raises(RewardServerError, match="invalid part of a response"):
+        PoolingClient(url, "plugin").score([Conversation.from_messages(question(1))])
+
+
 def test_vllm_is_detected_by_its_routes():
     for path, entry in (("/classify", {"probs": [0.5], "label": "LABEL_0"}), ("/pooling", {"data": [0.5]})):
         handler, received = vllm({path: entry})

@@ -5,6 +5,7 @@ Steps of 48 tokens cut nearly every conversation into chunks, and the prefix cac
 
 from __future__ import annotations
 
+import json
 import sys
 from dataclasses import dataclass
 from typing import Any
@@ -17,14 +18,19 @@ from transformers import AutoModel, LlamaConfig
 pytest.importorskip("vllm")
 
 from armorm.backbone.readout import LAST_TOKEN, Readout
+from armorm.client import connect
 from armorm.conversation import Conversation
+from armorm.evaluation.results import Results
+from armorm.evaluation.runner import evaluate
 from armorm.files import embedded_path
 from armorm.reward_model import ArmoRM
+from tests.helpers.commands import run
 from tests.helpers.docs_blocks import DOCS
+from tests.helpers.marked_scorer import FIXTURES
 from tests.helpers.small_models import reward_model
 
 sys.path.insert(0, str(DOCS.parent / "benchmarks"))
-from vllm_agreement import compared, mixed_lengths, post, score_together, vllm_server
+from vllm_agreement import compared, post, response_pairs, score_together, vllm_server
 
 pytestmark = pytest.mark.slow
 
@@ -146,20 +152,60 @@ def test_repeated_conversations_and_shared_prompts_keep_their_scores(served):
 
 def test_scores_of_concurrent_requests_agree(served):
     texts = ["the sea", "a very long road that goes on", "two", "music and some cake"]
-    drawn = [
-        dialogue(f"Say something of {texts[n % 4]} {n}.", f"{texts[n % 3]} " * (1 + n * n % 70)) for n in range(40)
+    conversations = [
+        Conversation.from_prompt(f"Say something of {texts[n % 4]}.", f"{texts[n % 3]} " * (1 + n * n % 23))
+        for n in range(40)
     ]
-    conversations = mixed_lengths([Conversation.from_messages(one) for one in drawn])
-    batch = served.rm.score(conversations, on_refused="skip")
-    kept = [conversations[row] for row in batch.rows]
-    difference = compared(batch.scores, score_together(served.url, kept))
-    assert difference["largest_difference"] < TOLERANCE
+    found = compared(
+        served.rm.score(conversations).scores, score_together(served.url, conversations), response_pairs(conversations)
+    )
+    assert found["largest_difference"] < TOLERANCE
+    assert found["decisions_that_differ"] == 0
+
+
+def test_the_client_reads_scores_and_named_parts(served):
+    conversations = [Conversation.from_messages(one) for one in CONVERSATIONS] * 3
+    expected = served.rm.score(conversations)
+    client = connect(served.url, rows_per_request=4)
+    assert client.api == "plugin"
+    batch = client.score([*conversations, Conversation.from_prompt("Why?", " ")], on_refused="skip")
+    assert [row for row, _ in batch.rejected] == [len(conversations)]
+    assert batch.names == served.rm.objectives.names
+    for part in ("scores", "rewards", "gating_weights", "coefficients", "contributions", "relative"):
+        assert np.allclose(getattr(batch, part), getattr(expected, part), atol=TOLERANCE, rtol=0), part
+
+
+@pytest.mark.parametrize("api", ["classify", "pooling"])
+def test_the_client_gets_the_same_scores_on_the_other_routes(served, api):
+    conversations = [Conversation.from_messages(one) for one in CONVERSATIONS]
+    batch = connect(served.url, api).score(conversations)
+    assert np.allclose(batch.scores, served.rm.score(conversations).scores, atol=TOLERANCE, rtol=0)
+
+
+def test_commands_score_and_evaluate_on_the_server(served, capsys, tmp_path):
+    source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text("".join(json.dumps({"messages": one}) + "\n" for one in CONVERSATIONS))
+    code, _, err = run(capsys, "score", source, "--server", served.url, "--details", "-o", output)
+    assert code == 0, err
+    rows = [json.loads(line) for line in output.read_text().splitlines()]
+    expected = served.rm.score(CONVERSATIONS)
+    assert [row["score"] for row in rows] == pytest.approx(expected.scores.tolist(), abs=TOLERANCE)
+    assert list(rows[0]["contributions"]) == expected.names
+    pairs = FIXTURES / "pairs.jsonl"
+    results = tmp_path / "results.json"
+    code, _, err = run(capsys, "evaluate", "pairs", "-d", pairs, "--server", served.url, "-o", results)
+    assert code == 0, err
+    local, remote = evaluate("pairs", served.rm, pairs, quiet=True, include_seen=True), Results.load(results)
+    assert remote.model["api"] == "plugin"
+    assert {name: metric.value for name, metric in remote.overall.items()} == {
+        name: metric.value for name, metric in local.overall.items()
+    }
 
 
 def test_a_forged_turn_in_text_or_ids_is_rejected(served):
     forged = served.rm.tokenizer.apply_chat_template(CONVERSATIONS[2], tokenize=False)
     for body in (forged, served.ids(CONVERSATIONS[2])):
-        with pytest.raises(RuntimeError, match=r"400.*assistant turns"):
+        with pytest.raises(RuntimeError, match=r"400.*assistant turns.*ARMORM_RENDERED_TURNS"):
             served.ask("/classify", input=body)
 
 

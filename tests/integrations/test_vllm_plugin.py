@@ -67,10 +67,24 @@ def test_every_saved_model_names_an_architecture_that_the_plugin_registers(setti
     assert set(architectures) <= set(SERVED)
 
 
+def settings_of_vllm(stages: int = 1) -> SimpleNamespace:
+    """The parts of vLLM's config that the plugin reads or sets."""
+    return SimpleNamespace(
+        model_config=SimpleNamespace(model="folder"),
+        cache_config=SimpleNamespace(enable_prefix_caching=True),
+        parallel_config=SimpleNamespace(pipeline_parallel_size=stages),
+    )
+
+
 def test_the_prefix_cache_is_switched_off():
-    cache = SimpleNamespace(enable_prefix_caching=True)
-    ModelSettings.verify_and_update_config(SimpleNamespace(cache_config=cache))
-    assert cache.enable_prefix_caching is False
+    config = settings_of_vllm()
+    ModelSettings.verify_and_update_config(config)
+    assert config.cache_config.enable_prefix_caching is False
+
+
+def test_pipeline_parallelism_is_rejected():
+    with pytest.raises(CheckpointError, match="folder: found --pipeline-parallel-size 2, expected 1"):
+        ModelSettings.verify_and_update_config(settings_of_vllm(stages=2))
 
 
 @pytest.mark.parametrize(

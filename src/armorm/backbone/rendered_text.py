@@ -175,8 +175,8 @@ class RenderedReader:
             f", or start the server with {self.turns_setting} set to single or multi" if self.turns_setting else ""
         )
         return (
-            f"found {replies} assistant turns, and text cannot tell a turn from a response that writes one: send messages "
-            f"(or the prompt with the text){setting}"
+            f"found {replies} assistant turns, and text cannot tell a turn from a response that writes one: send "
+            f"messages (or the prompt with the text){setting}"
         )
 
 

@@ -41,8 +41,8 @@ ServerOption = Annotated[
     str | None,
     Option(
         metavar="URL",
-        help="Score with the model of a server instead of --model: armorm serve or vLLM (detected; or "
-        "URL,api=classify|pooling|armorm). URL,tokenizer=NAME sends token ids to vLLM, many conversations a request.",
+        help="Score with the model of a server instead of --model: armorm serve or vLLM (detected; or URL,api="
+        "armorm|plugin|classify|pooling). URL,tokenizer=NAME sends token ids to vLLM, many conversations a request.",
     ),
 ]
 ApiKeyEnvOption = Annotated[

@@ -133,7 +133,7 @@ def _entry(row: Row, batch: ScoreBatch, place: int, *, cut: bool, details: bool,
         entry |= {} if length is None else {"length": int(length[place])}
         for label in DETAILS:
             values = getattr(batch, label)
-            if values is not None:
+            if values is not None and values.shape[1]:
                 entry[label] = dict(zip(batch.names, values[place].tolist(), strict=True))
     return with_columns(entry, row.columns, texts=texts)
 
@@ -156,8 +156,9 @@ def _scoring(
     if parsed.kind != "server":
         raise typer.BadParameter(f"found {model!r}, expected a model of this library or a server (see armorm rank)")
     client = parsed.client(api_key_env)
-    if isinstance(client, PoolingClient) and details:
-        raise typer.BadParameter(f"--details: {client.address} sends scores only, expected armorm serve")
+    if isinstance(client, PoolingClient) and client.api != "plugin" and details:
+        expected = "expected armorm serve, or vLLM with armorm's plugin"
+        raise typer.BadParameter(f"--details: {client.address} sends scores only, {expected}")
     options: dict[str, Any] = {} if isinstance(client, PoolingClient) or details else {"include": ()}
 
     def score_chunk(conversations: list[Conversation]) -> ScoreBatch:

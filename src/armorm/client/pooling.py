@@ -1,8 +1,10 @@
 """Client of vLLM's pooling server: scores of conversations from `POST /classify` or `/pooling`.
 
-With `encode`, which turns conversations into token ids, many are sent in one request, and no text can forge a turn.
-Without it each conversation is one request of messages, which the server renders with the template of its model; vLLM
-reads template tokens inside a message as such.
+A server with armorm's plugin (docs/vllm.md) encodes messages as `ArmoRM.score` does, many in a request, and sends
+rewards, weights and contributions by the names of the objectives (`plugin`). For any other server, `encode` turns
+conversations into token ids: many are sent in one request, and no text can forge a turn. Without it each conversation
+is one request of messages, which the server renders with the template of its model; vLLM reads template tokens inside a
+message as such.
 
 A request that the server rejects (400, 413, 422) rejects its conversation alone, unless all are rejected.
 """
@@ -12,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from typing import Any, Literal, Union
+from typing import Any, Literal, Union, cast, get_args
 
 import numpy as np
 
@@ -22,10 +24,10 @@ from armorm.conversation import Conversation
 from armorm.errors import ConversationError, shown
 from armorm.progress import Advance, ignore
 
-Api = Literal["classify", "pooling"]
+Api = Literal["plugin", "classify", "pooling"]
 # From conversations and the server's maximum length to the token ids of each, or why it has none.
 Encode = Callable[[Sequence[Conversation], Union[int, None]], Sequence[Union[list[int], str]]]
-APIS = ("armorm", "classify", "pooling")
+APIS = ("armorm", *get_args(Api))
 _COLUMNS = ("rewards", "gating_weights", "gating_output", "coefficients", "contributions", "relative")
 _REJECTING = frozenset({400, 413, 422})
 _ABSENT = frozenset({404, 405})
@@ -37,9 +39,9 @@ class PoolingClient(JsonClient):
 
     Args:
         url: address of the server.
-        api: route to use, `classify` or `pooling`.
-        encode: from conversations to token ids; None sends messages.
-        rows_per_request: conversations of one request of token ids.
+        api: route to use, `classify` or `pooling`; `plugin` is `/pooling` of a server with armorm's plugin.
+        encode: from conversations to token ids; None sends messages, which `plugin` expects.
+        rows_per_request: conversations of one request, unless messages are sent to `classify` or `pooling`.
         settings: api_key, timeout, retries, connections, verify, as for `Connections`.
     """
 
@@ -52,6 +54,8 @@ class PoolingClient(JsonClient):
         rows_per_request: int = 32,
         **settings: Any,
     ) -> None:
+        if api == "plugin" and encode is not None:
+            raise RewardServerError(f"{url}: the plugin takes messages, expected no tokenizer (or api=classify)")
         super().__init__(url, **settings)
         self.api, self.encode, self.rows_per_request = api, encode, rows_per_request
 
@@ -68,7 +72,7 @@ class PoolingClient(JsonClient):
         on_refused: Literal["error", "skip"] = "error",
         advance: Advance = ignore,
     ) -> ServedScores:
-        """Score conversations; the result has no objectives.
+        """Score conversations; only the plugin sends objectives, of which the result has no `gating_output`.
 
         Args:
             normalize: not available, since such a server has no reference scores.
@@ -82,8 +86,8 @@ class PoolingClient(JsonClient):
         if normalize:
             raise RewardServerError(f"{self.address}: has no reference scores to normalise by, as armorm serve has")
         inputs, reasons = self._inputs(conversations)
-        rows, scores = list(inputs), dict[int, float]()
-        size = self.rows_per_request if self.encode is not None else 1
+        rows, entries = list(inputs), dict[int, Mapping[str, Any]]()
+        size = self.rows_per_request if self.api == "plugin" or self.encode is not None else 1
         failed: list[tuple[list[int], RewardServerError]] = []
         parts = [rows[start : start + size] for start in range(0, len(rows), size)]
         while parts:
@@ -95,21 +99,21 @@ class PoolingClient(JsonClient):
                 if isinstance(answer, RewardServerError):
                     failed.append((part, answer))
                 else:
-                    self._read(part, answer, scores, reasons)
+                    self._read(part, answer, entries, reasons)
             # A rejected request of several rows is sent again row by row, to lose only the faulty ones.
             reasons |= {part[0]: str(error) for part, error in failed if len(part) == 1}
             parts = [[row] for part, _ in failed if len(part) > 1 for row in part]
-        if failed and not scores:
+        if failed and not entries:
             raise failed[0][1]
         rejected = sorted(reasons.items())
         if rejected and on_refused == "error":
             raise ConversationError(rejected[0][1], f"conversation {rejected[0][0]}")
-        known = sorted(scores)
-        columns: dict[str, Any] = dict.fromkeys(_COLUMNS, np.empty((len(known), 0), np.float32))
+        known = sorted(entries)
+        names, columns = self._columns([entries[row] for row in known])
         return ServedScores(
-            scores=np.array([scores[row] for row in known], np.float32),
+            scores=np.array([entries[row]["score"] for row in known], np.float32),
             **columns,
-            names=[],
+            names=names,
             rows=np.array(known, np.int64),
             rejected=rejected,
             model=str(self.card.get("id", "")),
@@ -124,15 +128,22 @@ class PoolingClient(JsonClient):
         return inputs, {row: reason for row, reason in enumerate(encoded) if isinstance(reason, str)}
 
     def _request(self, inputs: Mapping[int, Any], part: Sequence[int]) -> Request:
-        body: dict[str, Any] = {"model": self.card.get("id"), "use_activation": False}
-        body |= {"task": "classify"} if self.api == "pooling" else {}
-        content = {"messages": inputs[part[0]]} if self.encode is None else {"input": [inputs[row] for row in part]}
+        rows = [inputs[row] for row in part]
+        body: dict[str, Any] = {"model": self.card.get("id")}
+        if self.api == "plugin":
+            return json_request("/pooling", body | {"data": {"conversations": rows}})
+        body |= {"use_activation": False} | ({"task": "classify"} if self.api == "pooling" else {})
+        content = {"messages": rows[0]} if self.encode is None else {"input": rows}
         return json_request(f"/{self.api}", body | content)
 
     def _read(
-        self, part: Sequence[int], answer: Mapping[str, Any], scores: dict[int, float], reasons: dict[int, str]
+        self,
+        part: Sequence[int],
+        answer: Mapping[str, Any],
+        entries: dict[int, Mapping[str, Any]],
+        reasons: dict[int, str],
     ) -> None:
-        """Add the scores of a response, or reasons of rows without one."""
+        """Add the entries of a response, each with its score, or reasons of rows without one."""
         data = answer.get("data")
         if not isinstance(data, list) or len(data) != len(part):
             count = len(data) if isinstance(data, list) else 0
@@ -143,15 +154,32 @@ class PoolingClient(JsonClient):
             if entry.get("error") is not None:
                 reasons[row] = str(entry["error"])
                 continue
-            values = entry.get("probs" if self.api == "classify" else "data")
+            if self.api == "plugin":
+                values = [entry.get("score")]
+            else:
+                values = entry.get("probs" if self.api == "classify" else "data")
             if not isinstance(values, list) or len(values) != 1 or not isinstance(values[0], (int, float)):
                 raise RewardServerError(
-                    f"{self.address}: /{self.api} sent {shown(values)}, expected one score of each conversation"
+                    f"{self.address}: {self.api} sent {shown(values)}, expected one score of each conversation"
                 )
             if math.isfinite(values[0]):
-                scores[row] = float(values[0])
+                entries[row] = {**entry, "score": float(values[0])}
             else:
                 reasons[row] = "the model's score is not a finite number"
+
+    def _columns(self, entries: Sequence[Mapping[str, Any]]) -> tuple[list[str], dict[str, np.ndarray]]:
+        """Names of the objectives and the parts (n, k) that the plugin sends; no names and (n, 0) of other servers."""
+        columns = dict.fromkeys(_COLUMNS, np.empty((len(entries), 0), np.float32))
+        if self.api != "plugin" or not entries:
+            return [], columns
+        try:
+            names = list(entries[0]["rewards"])
+            for part in (part for part in _COLUMNS if part in entries[0]):
+                rows = [[entry[part][name] for name in names] for entry in entries]
+                columns[part] = np.array(rows, np.float32).reshape(len(entries), len(names))
+        except (KeyError, TypeError, ValueError) as error:
+            raise RewardServerError(f"{self.address}: invalid part of a response: {error}") from None
+        return names, columns
 
 
 def model_card(client: JsonClient) -> Mapping[str, Any]:
@@ -172,20 +200,20 @@ def connect(
     """A client of the server at a URL.
 
     Args:
-        api: `armorm`, `classify` or `pooling`; `auto` asks the server.
+        api: `armorm`, `plugin`, `classify` or `pooling`; `auto` asks the server.
         encode: as for `PoolingClient`.
 
     Raises:
         RewardServerError: if no known server answers there.
     """
     if api == "auto":
-        api = _detected(url, **settings)
+        api = _detected(url, encodes=encode is not None, **settings)
     if api == "armorm":
         return RewardClient(url, **settings)
-    return PoolingClient(url, "pooling" if api == "pooling" else "classify", encode=encode, **settings)
+    return PoolingClient(url, cast(Api, api), encode=encode, **settings)
 
 
-def _detected(url: str, **settings: Any) -> str:
+def _detected(url: str, *, encodes: bool, **settings: Any) -> str:
     client = PoolingClient(url, **settings)
     try:
         try:
@@ -194,6 +222,8 @@ def _detected(url: str, **settings: Any) -> str:
         except RewardServerError as error:
             if error.status not in _ABSENT:
                 raise
+        if not encodes and _has_plugin(client):
+            return "plugin"
         for api in ("classify", "pooling"):
             try:
                 client.send(json_request(f"/{api}", {"model": client.card.get("id"), "messages": _PROBE}))
@@ -209,3 +239,15 @@ def _detected(url: str, **settings: Any) -> str:
         )
     finally:
         client.close()
+
+
+def _has_plugin(client: PoolingClient) -> bool:
+    """Whether the server answers with the rewards of a conversation."""
+    try:
+        body = {"model": client.card.get("id"), "data": {"conversations": [_PROBE]}}
+        data = client.send(json_request("/pooling", body)).get("data")
+    except RewardServerError as error:
+        if error.status in _ABSENT | _REJECTING:
+            return False
+        raise
+    return isinstance(data, list) and len(data) == 1 and isinstance(data[0], Mapping) and "rewards" in data[0]

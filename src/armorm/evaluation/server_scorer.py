@@ -2,7 +2,7 @@
 
 A server of this library sends everything that scores are made of, so audits and ratings are those of a local model. Two
 things stay with the model: prompts that it was trained on are not known, so no example is left out, and features are
-not sent, so the baseline of the prompt alone reads its words. vLLM sends scores only.
+not sent, so the baseline of the prompt alone reads its words. Of vLLM's answers only the scores are used.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def server_client(
     """A client of a server, detected or named.
 
     Args:
-        api: `auto`, `armorm`, `classify` or `pooling`.
+        api: `auto`, `armorm`, `plugin`, `classify` or `pooling`.
         tokenizer: folder or hub id whose chat template encodes conversations for `classify` and `pooling`.
         settings: api_key, connections, retries, timeout.
 

@@ -71,7 +71,17 @@ class ModelSettings:
 
     @staticmethod
     def verify_and_update_config(vllm_config: Any) -> None:
-        """Switch the prefix cache off."""
+        """Switch the prefix cache off.
+
+        Raises:
+            CheckpointError: for pipeline parallelism.
+        """
+        stages = vllm_config.parallel_config.pipeline_parallel_size
+        if stages != 1:
+            raise CheckpointError(
+                f"{vllm_config.model_config.model}: found --pipeline-parallel-size {stages}, expected 1: the "
+                "heads of a reward model read the states of a whole decoder"
+            )
         vllm_config.cache_config.enable_prefix_caching = False
 
 

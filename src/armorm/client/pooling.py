@@ -154,10 +154,8 @@ class PoolingClient(JsonClient):
             if entry.get("error") is not None:
                 reasons[row] = str(entry["error"])
                 continue
-            if self.api == "plugin":
-                values = [entry.get("score")]
-            else:
-                values = entry.get("probs" if self.api == "classify" else "data")
+            key = {"plugin": "score", "classify": "probs", "pooling": "data"}[self.api]
+            values = [entry.get(key)] if self.api == "plugin" else entry.get(key)
             if not isinstance(values, list) or len(values) != 1 or not isinstance(values[0], (int, float)):
                 raise RewardServerError(
                     f"{self.address}: {self.api} sent {shown(values)}, expected one score of each conversation"
@@ -167,9 +165,9 @@ class PoolingClient(JsonClient):
             else:
                 reasons[row] = "the model's score is not a finite number"
 
-    def _columns(self, entries: Sequence[Mapping[str, Any]]) -> tuple[list[str], dict[str, np.ndarray]]:
+    def _columns(self, entries: Sequence[Mapping[str, Any]]) -> tuple[list[str], dict[str, Any]]:
         """Names of the objectives and the parts (n, k) that the plugin sends; no names and (n, 0) of other servers."""
-        columns = dict.fromkeys(_COLUMNS, np.empty((len(entries), 0), np.float32))
+        columns: dict[str, Any] = dict.fromkeys(_COLUMNS, np.empty((len(entries), 0), np.float32))
         if self.api != "plugin" or not entries:
             return [], columns
         try:

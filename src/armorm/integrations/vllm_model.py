@@ -71,7 +71,9 @@ class ServedRewardModel(RewardHeads):
         self.referenced = bool(source.get("referenced"))
         if self.referenced:
             path, commit = backbone_path(source["name"], source.get("commit")), source.get("commit")
-            self.secondary_weights = [DefaultModelLoader.Source(path, revision=commit, prefix=_BACKBONE)]
+            # (Records and adapters that are stored beside the weights have other names.)
+            files = {"allow_patterns_overrides": ["model*.safetensors"]}
+            self.secondary_weights = [DefaultModelLoader.Source(path, revision=commit, prefix=_BACKBONE, **files)]
         self.pooler = RewardPooler(self.kept_from, self.gate, self.score_rows)
 
     def embed_input_ids(self, input_ids: torch.Tensor) -> torch.Tensor:

@@ -1,5 +1,7 @@
 """The `armorm` command, also as `python -m armorm`: signals are handled before anything else is imported."""
 
+import atexit
+import gc
 import os
 
 from armorm.interruption import install
@@ -8,10 +10,20 @@ from armorm.interruption import install
 def main() -> None:
     """Run the command line in this process."""
     install()
+    _collect_rarely()
     _occupy_closed_streams()
     from armorm.cli.app import main as run
 
     run()
+
+
+def _collect_rarely() -> None:
+    """Let the garbage collector run less often, and not at exit: it searches all that torch and transformers import.
+
+    `benchmarks/start.py` measures the processor time of both.
+    """
+    gc.set_threshold(50_000, 20, 20)
+    atexit.register(gc.freeze)
 
 
 def _occupy_closed_streams() -> None:

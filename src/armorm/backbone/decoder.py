@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -98,22 +99,13 @@ class Backbone:
         Raises:
             BackboneError: for a model that is not a decoder, or whose weights are damaged or incomplete.
         """
-        from transformers import AutoModel
-
-        placement = Placement.choose(dtype, device)
-        kwargs["dtype"] = placement.load_dtype
-        model, tokenizer = load_decoder(
-            AutoModel, str(name), revision=revision, trust_remote_code=trust_remote_code, **kwargs
+        options = {"revision": revision, "trust_remote_code": trust_remote_code}
+        tokenizer = load_tokenizer(str(name), **options)
+        model, total = load_layers(
+            str(name), dtype=dtype, device=device, layer=layer, adapters=adapters, **options, **kwargs
         )
-        if adapters is not None:
-            Adapters.read(adapters).merge(model.state_dict())
-        placement.apply(model, move="device_map" not in kwargs)
-        require_decoder(model, str(name))
-        layers = getattr(model.config.get_text_config(), "num_hidden_layers", 0)
-        cut = resolve_layer(layer, layers, str(name))
-        if cut is not None:
-            cut_layers(model, cut)
-        return cls(str(name), model, tokenizer, Readout(pooling, prompt_pooling, cut, None if cut is None else layers))
+        cut = None if total is None else model.config.get_text_config().num_hidden_layers
+        return cls(str(name), model, tokenizer, Readout(pooling, prompt_pooling, cut, total))
 
     @property
     def sharing_fault(self) -> str | None:
@@ -219,10 +211,46 @@ class Backbone:
         return self.model(input_ids=ids.to(self.device), use_cache=False).last_hidden_state
 
 
-def load_decoder(
-    auto_class: Any, name: str, *, revision: str | None, trust_remote_code: bool, **kwargs: Any
-) -> tuple[PreTrainedModel, Any]:
-    """Model and tokenizer of a backbone, with every tensor that the class needs.
+def load_layers(
+    name: str,
+    *,
+    dtype: str,
+    device: str,
+    layer: int | float | None,
+    adapters: str | Path | None,
+    **kwargs: Any,
+) -> tuple[PreTrainedModel, int | None]:
+    """The network of a backbone without the layers above the one that is read, checked to be a causal decoder.
+
+    Args:
+        name, dtype, device, layer, adapters, kwargs: as in `Backbone.load`.
+
+    Returns:
+        The network, and the number of layers that it had; None if it has all of them still.
+
+    Raises:
+        BackboneError: as `Backbone.load`.
+    """
+    from transformers import AutoModel
+
+    placement = Placement.choose(dtype, device)
+    model = load_network(AutoModel, name, dtype=placement.load_dtype, **kwargs)
+    if adapters is not None:
+        Adapters.read(adapters).merge(model.state_dict())
+    placement.apply(model, move="device_map" not in kwargs)
+    require_decoder(model, name)
+    total = getattr(model.config.get_text_config(), "num_hidden_layers", 0)
+    cut = resolve_layer(layer, total, name)
+    if cut is None:
+        return model, None
+    cut_layers(model, cut)
+    return model, total
+
+
+def load_network(
+    auto_class: Any, name: str, *, revision: str | None = None, trust_remote_code: bool = False, **kwargs: Any
+) -> PreTrainedModel:
+    """The network of a backbone, with every tensor that the class needs.
 
     Args:
         auto_class: `AutoModel`, or `AutoModelForCausalLM` for the language-model head too.
@@ -232,28 +260,45 @@ def load_decoder(
     Raises:
         BackboneError: for files that are missing, damaged or incomplete.
     """
-    from safetensors import SafetensorError
-    from transformers import AutoTokenizer
-
-    path = backbone_path(name, revision)
-    options = {"revision": revision, "trust_remote_code": trust_remote_code}
-    if (Path(path) / CONFIG).is_file():
-        require_sound_folder(Path(path), BackboneError)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path, **options)
+    with _sound_path(name, revision) as path:
         model, report = auto_class.from_pretrained(
             path,
             output_loading_info=True,
             use_safetensors=True,
             ignore_mismatched_sizes=True,  # they are rejected below, by name
-            **options,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
             **kwargs,
         )
-    except (OSError, ValueError, *CONFIG_ERRORS, SafetensorError) as error:
-        raise BackboneError(f"backbone {name}: {error}") from error
     settle_attention(model)
     require_complete(report, name)
-    return model, tokenizer
+    return model
+
+
+def load_tokenizer(name: str, *, revision: str | None = None, trust_remote_code: bool = False) -> Any:
+    """The tokenizer of a backbone.
+
+    Raises:
+        BackboneError: for files that are missing or damaged.
+    """
+    from transformers import AutoTokenizer
+
+    with _sound_path(name, revision) as path:
+        return AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)
+
+
+@contextmanager
+def _sound_path(name: str, revision: str | None) -> Iterator[str]:
+    """Path or hub id of a backbone, whose files were checked; faults in loading from it become a `BackboneError`."""
+    from safetensors import SafetensorError
+
+    path = backbone_path(name, revision)
+    if (Path(path) / CONFIG).is_file():
+        require_sound_folder(Path(path), BackboneError)
+    try:
+        yield path
+    except (OSError, ValueError, *CONFIG_ERRORS, SafetensorError) as error:
+        raise BackboneError(f"backbone {name}: {error}") from error
 
 
 def resolve_device(device: str) -> torch.device:

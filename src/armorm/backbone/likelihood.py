@@ -12,13 +12,14 @@ from collections.abc import Callable, Sequence
 from hashlib import blake2b
 from itertools import takewhile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from armorm.backbone.chat_template import ChatTemplate, EncodedConversation
-from armorm.backbone.decoder import Backbone, length_sorted_batches, load_decoder, resolve_device
+from armorm.backbone.decoder import Backbone, length_sorted_batches, load_network, load_tokenizer, resolve_device
 from armorm.conversation import Conversation, Message
 from armorm.files import read_arrays, write_arrays
 
@@ -36,9 +37,9 @@ def load_language_model(
     """
     from transformers import AutoModelForCausalLM
 
-    model, tokenizer = load_decoder(
-        AutoModelForCausalLM, name, dtype=torch.float32, revision=revision, trust_remote_code=trust_remote_code
-    )
+    options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+    tokenizer = load_tokenizer(name, **options)
+    model = load_network(AutoModelForCausalLM, name, dtype=torch.float32, **options)
     return Backbone(name, model.to(resolve_device(device)), tokenizer)
 
 

@@ -17,7 +17,7 @@ from transformers import AutoModelForSequenceClassification, PretrainedConfig, P
 
 from armorm.backbone.adapters import FILE as ADAPTERS
 from armorm.backbone.adapters import Adapters
-from armorm.backbone.decoder import Backbone, require_decoder, settle_attention
+from armorm.backbone.decoder import load_layers, require_decoder, settle_attention
 from armorm.backbone.locate import backbone_path, require_same_weights
 from armorm.backbone.model_files import CONFIG, size_fault, weight_shapes
 from armorm.errors import CheckpointError
@@ -65,6 +65,11 @@ class ArmoRMForSequenceClassification(RewardModel):
         """
         settle_attention(backbone)
         require_decoder(backbone.eval(), backbone.name_or_path or type(backbone).__name__)
+        return cls._around(backbone, config)
+
+    @classmethod
+    def _around(cls, backbone: PreTrainedModel, config: ArmoRMConfig) -> ArmoRMForSequenceClassification:
+        """As `assemble`, for a backbone that was checked."""
         with torch.device("meta"):
             model = cls(config)
         model.model = backbone
@@ -123,7 +128,7 @@ class ArmoRMForSequenceClassification(RewardModel):
             require_same_weights(source["name"], source.get("sha256"), path)
         dtype = str(kwargs.get("dtype") or "auto").removeprefix("torch.")
         placing = {key: kwargs[key] for key in ("device_map", "attn_implementation") if kwargs.get(key) is not None}
-        backbone = Backbone.load(
+        backbone, _ = load_layers(
             other or source["name"],
             dtype="weights" if dtype == "auto" else dtype,
             device="cpu",
@@ -133,7 +138,7 @@ class ArmoRMForSequenceClassification(RewardModel):
             **placing,
         )
         heads = load_file(cached_file(path, HEADS, **options))
-        model = cls.assemble(backbone.model, config)
+        model = cls._around(backbone.eval(), config)
         model.adapters = None if adapters is None else Adapters.read(adapters)
         missing, unexpected = model.load_state_dict(heads, strict=False)
         report = {"missing_keys": {key for key in missing if not key.startswith("model.")}}

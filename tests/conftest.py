@@ -21,8 +21,17 @@ def _own_cache() -> Iterator[None]:
         yield
 
 
+# As of the command line (`armorm/__main__.py`), for the same reason.
+gc.set_threshold(50_000, 20, 20)
+
+
 def pytest_collection_finish() -> None:
     """Leave what the imports made out of garbage collection, which would look through all of it every time."""
+    gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    """Leave all of it out of the collections at exit, too."""
     gc.freeze()
 
 

@@ -39,6 +39,13 @@ def test_heads_alone_score_as_the_whole_model(heads, one_layer_backbone):
     assert isinstance(load_scorer(str(heads[1])), ArmoRMScorer)
 
 
+def test_loading_reads_the_tokenizer_once(heads, monkeypatch):
+    read, kept = [], AutoTokenizer.from_pretrained
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda *a, **k: read.append(a) or kept(*a, **k))
+    ArmoRM.from_pretrained(heads[1], dtype="float32", device="cpu")
+    assert len(read) == 1
+
+
 def test_saved_whole_again_it_stands_alone(heads, tmp_path):
     alone = ArmoRM.from_pretrained(heads[1], dtype="float32", device="cpu")
     alone.save_pretrained(tmp_path / "whole")

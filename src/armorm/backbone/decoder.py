@@ -99,7 +99,7 @@ class Backbone:
         Raises:
             BackboneError: for a model that is not a decoder, or whose weights are damaged or incomplete.
         """
-        options = {"revision": revision, "trust_remote_code": trust_remote_code}
+        options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
         tokenizer = load_tokenizer(str(name), **options)
         model, total = load_layers(
             str(name), dtype=dtype, device=device, layer=layer, adapters=adapters, **options, **kwargs

@@ -33,7 +33,7 @@ OURS, PYTHONS = "from armorm.__main__ import main", "from armorm.cli.app import 
 PHASES = """
 import json, sys, time
 import armorm.__main__
-armorm.__main__._collect_rarely()
+armorm.__main__.collect_rarely()
 marks = {}
 def mark(name, last=[0.0]):
     now = time.process_time()

@@ -10,14 +10,14 @@ from armorm.interruption import install
 def main() -> None:
     """Run the command line in this process."""
     install()
-    _collect_rarely()
+    collect_rarely()
     _occupy_closed_streams()
     from armorm.cli.app import main as run
 
     run()
 
 
-def _collect_rarely() -> None:
+def collect_rarely() -> None:
     """Let the garbage collector run less often, and not at exit: it searches all that torch and transformers import.
 
     `benchmarks/start.py` measures the processor time of both.

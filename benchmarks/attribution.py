@@ -20,6 +20,7 @@ Intervals are 95%, by prompt (`evaluation/bootstrap.py`), none below 50 prompts.
     python benchmarks/attribution.py                  # every part
     python benchmarks/attribution.py --part insult    # one part; the others are kept in the file
     python benchmarks/attribution.py --limit 8        # a quick look; writes no file
+    python benchmarks/attribution.py --from-json --page docs/attribution.md    # rewrite the tables of the page
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ from armorm.backbone.likelihood import load_language_model
 from armorm.evaluation.scorers import ArmoRMScorer
 from armorm.explain.integrated_gradients import STEPS, attribute_last_state
 from armorm.files import DEFAULT_REWARD_MODEL, plain, write_json
+from token_maps import page
 from token_maps.measures import (
     ANY,
     deletion_figures,
@@ -54,7 +56,7 @@ from token_maps.measures import (
     shuffled_planted,
     span_figures,
 )
-from token_maps.reading import read_replies
+from token_maps.reading import read_replies, with_gradients
 from token_maps.replies import DATA, PLANTED, good_replies, marked_answers, plant
 
 CONSOLE = Console(width=110, highlight=False)
@@ -85,7 +87,7 @@ def measure_spans(rm: ArmoRM, language_model: Backbone, sizes: Sizes) -> dict[st
 
 def measure_gradient(rm: ArmoRM, language_model: Backbone, sizes: Sizes) -> dict[str, Any]:
     """The same with integrated gradients, of fewer answers, and their completeness."""
-    readings = read_replies(rm, language_model, marked_answers(sizes.gradients), gradient_steps=STEPS)
+    readings = with_gradients(rm, read_replies(rm, language_model, marked_answers(sizes.gradients)))
     errors = [reading.completeness for reading in readings if reading.completeness is not None]
     changes = [abs(float(reading.gradient.sum())) for reading in readings if reading.gradient is not None]
     return {
@@ -217,7 +219,18 @@ def main() -> None:
     parser.add_argument("--gradients", type=int, default=Sizes.gradients, help="marked answers with gradients")
     parser.add_argument("--limit", type=int, help="so many replies of each kind, for a quick look; writes no file")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/attribution.json"))
+    parser.add_argument("--page", type=Path, help="page whose marked parts are rewritten, such as docs/attribution.md")
+    parser.add_argument("--from-json", action="store_true", help="measure nothing; use the results in the file")
     arguments = parser.parse_args()
+    if not arguments.from_json:
+        measure(parser, arguments)
+    if arguments.page:
+        page.write(arguments.page, json.loads(arguments.output.read_text(encoding="utf-8")))
+        print(f"wrote {arguments.page}")
+
+
+def measure(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+    """Measure the parts, print them, and keep them in the file."""
     if not (DATA / "benchmarks").is_dir():
         parser.error(f"no real data sets in {DATA}; set ARMORM_DATA to their folder (docs/data.md)")
     numbers = (arguments.answers, arguments.good, arguments.gradients)

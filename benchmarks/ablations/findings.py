@@ -7,7 +7,6 @@ than the last run supports.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from ablations import backbones
 from ablations.measuring import LONGER, OWN
 from ablations.pictures import draw
 from ablations.tables import WAYS, difference, lead, number, probability, side, spread, tables
-from armorm.files import write_text
+from marked_page import fill
 
 Results = Mapping[str, Any]
 PICTURES = "images/findings"
@@ -47,15 +46,7 @@ def write(page: Path, results: Results, others: Sequence[Results] = ()) -> None:
     several = [results, *others]
     parts["backbones"] = backbones.table(several).markdown()
     parts["backbones_read"] = "\n".join(f"- {line}" for line in backbones.sentences(several))
-    text = page.read_text(encoding="utf-8")
-
-    def filled(found: re.Match[str]) -> str:
-        name = found[1]
-        if name not in parts:
-            raise SystemExit(f"{page}: mark {name!r}, expected one of {', '.join(parts)}")
-        return f"<!-- begin {name} -->\n{parts[name]}\n<!-- end {name} -->"
-
-    write_text(page, re.sub(r"<!-- begin (\w+) -->\n.*?<!-- end \1 -->", filled, text, flags=re.DOTALL))
+    fill(page, parts)
 
 
 def sentences(results: Results) -> dict[str, list[str]]:

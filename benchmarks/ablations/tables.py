@@ -11,6 +11,7 @@ from rich.table import Table as Printed
 
 from ablations.measuring import LONGER, OWN
 from ablations.studies import INTERVALS
+from marked_page import markdown
 
 Results = Mapping[str, Any]
 
@@ -24,8 +25,7 @@ class Table:
     rows: Sequence[Sequence[str]]
 
     def markdown(self) -> str:
-        lines = [self.columns, ["---", *["--:"] * (len(self.columns) - 1)], *self.rows]
-        return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        return markdown(self.columns, self.rows)
 
 
 def tables(results: Results) -> dict[str, Table]:

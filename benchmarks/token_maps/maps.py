@@ -7,6 +7,7 @@ over the tokens of the reply and added with equal weights: nothing is fitted.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 
@@ -34,19 +35,14 @@ def token_maps(objectives: Sequence[Objective]) -> dict[str, Map]:
         BOTH: lambda r: None if r.gradient is None else mean_part(r) + r.gradient,
         "mean part, unweighted": lambda r: _standard(r, r.attribution.mean_rewards)[:, raised].mean(1),
         **{
-            f"mean part, {kind} objectives": lambda r, kind=kind: r.attribution.token_contributions[
-                :, kinds == kind
-            ].sum(1)
+            f"mean part, {kind} objectives": partial(_of_objectives, chosen=kinds == kind)
             for kind in dict.fromkeys(kinds.tolist())
         },
         RUNNING: lambda r: mean_part(r) - _running_mean(mean_part(r)),
         READ: lambda r: r.last_scores,
         "last part, change at every token": lambda r: np.diff(r.last_scores, prepend=r.last_scores[:1]),
     }
-    smoothed: dict[str, Map] = {
-        f"{name}, by sentence": lambda r, of=of: _at_tokens(r, _maybe(r.by_sentence, of(r)))
-        for name, of in maps.items()
-    }
+    smoothed: dict[str, Map] = {f"{name}, by sentence": partial(_by_sentence, of=of) for name, of in maps.items()}
     by_sentence: dict[str, Map] = {
         OCCLUSION: lambda r: _at_tokens(r, r.occlusion),
         "sentence occlusion, per token": lambda r: _at_tokens(
@@ -57,7 +53,7 @@ def token_maps(objectives: Sequence[Objective]) -> dict[str, Map]:
     every = maps | smoothed | by_sentence
     pairs = [(SURPRISAL, MEAN), (SURPRISAL, OCCLUSION), (MEAN, OCCLUSION)]
     pairs += [(POSITION, other) for other in (SURPRISAL, MEAN, LAST, BOTH, OCCLUSION, GROWTH, RUNNING, READ)]
-    combined: dict[str, Map] = {f"{a} and {b}": lambda r, a=a, b=b: _sum(r, every[a](r), every[b](r)) for a, b in pairs}
+    combined: dict[str, Map] = {f"{a} and {b}": partial(_sum, first=every[a], second=every[b]) for a, b in pairs}
     return every | combined
 
 
@@ -119,12 +115,21 @@ def _standard(reading: Reading, values: np.ndarray) -> np.ndarray:
     return found
 
 
-def _sum(reading: Reading, a: np.ndarray | None, b: np.ndarray | None) -> np.ndarray | None:
+def _sum(reading: Reading, *, first: Map, second: Map) -> np.ndarray | None:
+    a, b = first(reading), second(reading)
     return None if a is None or b is None else _standard(reading, a) + _standard(reading, b)
 
 
-def _maybe(function: Callable[[np.ndarray], np.ndarray], values: np.ndarray | None) -> np.ndarray | None:
-    return None if values is None else function(values)
+def _of_objectives(reading: Reading, *, chosen: np.ndarray) -> np.ndarray:
+    """(t,) contributions of the chosen objectives (k,) alone."""
+    found: np.ndarray = reading.attribution.token_contributions[:, chosen].sum(1)
+    return found
+
+
+def _by_sentence(reading: Reading, *, of: Map) -> np.ndarray | None:
+    """(t,) mean of a map over the sentence of each token."""
+    values = of(reading)
+    return None if values is None else _at_tokens(reading, reading.by_sentence(values))
 
 
 def _at_tokens(reading: Reading, values: np.ndarray | None) -> np.ndarray | None:

@@ -43,9 +43,16 @@ class Table:
         return self._figures([_metric(name, ((name, ""),), _mean) for name, _ in self._values])
 
     def fits(self) -> dict[str, dict[str, Any]]:
-        """R^2 of `predicted` for `measured` as it stands, by name; it is below 0 if their mean predicts better."""
+        """R^2 of `predicted` for `measured` as it stands, by name; it is below 0 if their mean predicts better.
+
+        Resamples keep the mean of all measured values: its own error is small against theirs.
+        """
         names = dict.fromkeys(name for name, _ in self._values)
-        groups = [tuple((name, quantity) for quantity in ("y", "yy", "error")) for name in names]
+        for name in names:
+            measured = self._values[name, "y"]
+            mean = np.mean([value for _, value in measured])
+            self._values[name, "yy"] = [(row, (value - mean) ** 2) for row, value in measured]
+        groups = [((name, "error"), (name, "yy")) for name in names]
         return self._figures([_metric(name, found, _fit) for name, found in zip(names, groups, strict=True)])
 
     def correlations(self) -> dict[str, dict[str, Any]]:
@@ -56,7 +63,7 @@ class Table:
 
     def add_fit(self, row: int, name: str, predicted: Sequence[float], measured: Sequence[float]) -> None:
         x, y = np.asarray(predicted, np.float64), np.asarray(measured, np.float64)
-        for quantity, values in (("y", y), ("yy", y * y), ("error", (y - x) ** 2)):
+        for quantity, values in (("y", y), ("error", (y - x) ** 2)):
             for value in values:
                 self.add(row, name, value, quantity)
         dx, dy = x - x.mean(), y - y.mean()
@@ -88,9 +95,8 @@ def _mean(groups: Sequence[Group], sums: GroupSums) -> np.ndarray:
 
 
 def _fit(groups: Sequence[Group], sums: GroupSums) -> np.ndarray:
-    y, yy, error = groups
-    spread = sums.sum(yy) - sums.sum(y) ** 2 / np.maximum(sums.count(y), 1)
-    return 1 - ratio(sums.sum(error), spread)
+    error, spread = (sums.sum(group) for group in groups)
+    return 1 - ratio(error, spread)
 
 
 def _correlation(groups: Sequence[Group], sums: GroupSums) -> np.ndarray:
@@ -197,7 +203,7 @@ def _chosen_sentences(
         found: dict[tuple[str, int], list[tuple[int, ...]]] = {}
         for number in removed:
             drawn = [generator.choice(count, number, replace=False).tolist() for _ in range(RANDOM_SETS)]
-            every = [(place,) for place in range(count)]
+            every: list[tuple[int, ...]] = [(place,) for place in range(count)]
             found["random", number] = every if number == 1 else [tuple(sorted(places)) for places in drawn]
             for name, values in worth.items():
                 found[name, number] = [tuple(sorted(np.argsort(values, kind="stable")[:number].tolist()))]
@@ -245,30 +251,33 @@ def shuffled_maps(readings: Sequence[Reading], rm: ArmoRM, seed: int = 0) -> lis
 
 def shuffled_answers(readings: Sequence[Reading], rm: ArmoRM) -> dict[str, dict[str, float]]:
     """Of maps with shuffled weights: correlation with the real map within answers, its size, AUC on marked tokens."""
-    correlations, sizes, areas = [], [], []
+    correlations: list[float] = []
+    sizes: list[float] = []
+    areas: list[float] = []
+    marked = [(reading.share(reading.reply.marked()) >= 0.5)[reading.text_tokens] for reading in readings]
     for maps in shuffled_maps(readings, rm):
-        pairs = [(values[r.text_tokens], mean_part(r)[r.text_tokens]) for values, r in zip(maps, readings, strict=True)]
-        found = np.array([spearmanr(*pair).statistic for pair in pairs])
-        correlations.append(found.mean())
-        sizes.append(np.abs(found).mean())
-        areas.append(
-            np.mean(
-                [
-                    auc(values[r.text_tokens], (r.share(r.reply.marked()) >= 0.5)[r.text_tokens])
-                    for values, r in zip(maps, readings, strict=True)
-                ]
-            )
-        )
+        texts = [values[reading.text_tokens] for values, reading in zip(maps, readings, strict=True)]
+        real = [mean_part(reading)[reading.text_tokens] for reading in readings]
+        found = np.array([spearmanr(*pair).statistic for pair in zip(texts, real, strict=True)])
+        correlations.append(float(found.mean()))
+        sizes.append(float(np.abs(found).mean()))
+        kept = [auc(t, m) for t, m in zip(texts, marked, strict=True) if m.any() and not m.all()]
+        areas.append(float(np.mean(kept)))
     return _draws({"correlation": correlations, "absolute correlation": sizes, "AUC": areas})
 
 
 def shuffled_planted(readings: Sequence[Reading], rm: ArmoRM) -> dict[str, dict[str, float]]:
-    """Of maps with shuffled weights: share of replies whose lowest sentence, by mean, is a planted one."""
-    shares = []
+    """Of maps with shuffled weights: share of replies whose lowest, and highest, sentence by mean is a planted one.
+
+    Both are above chance if the planted sentence differs from the others in any direction.
+    """
+    lowest: list[float] = []
+    highest: list[float] = []
     for maps in shuffled_maps(readings, rm):
-        lowest = [int(r.by_sentence(values).argmin()) for values, r in zip(maps, readings, strict=True)]
-        shares.append(np.mean([_planted(r)[place] for place, r in zip(lowest, readings, strict=True)]))
-    return _draws({"lowest": shares})
+        sentences = [r.by_sentence(values) for values, r in zip(maps, readings, strict=True)]
+        lowest.append(float(np.mean([_planted(r)[v.argmin()] for v, r in zip(sentences, readings, strict=True)])))
+        highest.append(float(np.mean([_planted(r)[v.argmax()] for v, r in zip(sentences, readings, strict=True)])))
+    return _draws({"lowest": lowest, "highest": highest})
 
 
 def _draws(values: Mapping[str, Sequence[float]]) -> dict[str, dict[str, float]]:

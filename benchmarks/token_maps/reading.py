@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -15,7 +15,7 @@ from armorm.backbone.decoder import Backbone
 from armorm.backbone.encoding import encode_rows
 from armorm.backbone.token_spans import token_spans
 from armorm.conversation import Conversation, Message
-from armorm.explain.integrated_gradients import attribute_last_state
+from armorm.explain.integrated_gradients import STEPS, attribute_last_state
 from armorm.explain.occlusion import occluded
 from armorm.explain.token_attribution import TokenAttribution, token_rewards
 from armorm.progress import progress
@@ -79,51 +79,58 @@ class Reading:
         return sums / np.maximum(np.bincount(at, minlength=count), 1) if mean else sums
 
 
-def read_replies(
-    rm: ArmoRM, language_model: Backbone, replies: Sequence[Reply], *, gradient_steps: int = 0
-) -> list[Reading]:
-    """Readings of all replies, with integrated gradients of so many steps; 0 for none."""
-    conversations = [reply.conversation for reply in replies]
-    limits = rm.model.config.limits
-    rows = encode_rows(rm.backbone.template, conversations, limits.get("max_length"), "truncate_prompt").encoded
-    variants = [[reply.conversation, *_without_sentences(reply), *_beginnings(reply)] for reply in replies]
-    batch = rm.score([conversation for found in variants for conversation in found])
-    first, head = 0, rm.model.regression_layer
-    last_weight = rm.backbone.readout.split(head.weight.detach().cpu().double())[0]
-    assert last_weight is not None  # a model with both parts
-    readings = []
-    with progress("states and surprisal", sum(map(len, rows)), "tokens") as advance:
-        for reply, row, found in zip(replies, rows, variants, strict=True):
-            scores = batch.scores[first : first + len(found)].astype(np.float64)
-            coefficients = batch.coefficients[first].astype(np.float64)
-            first += len(found)
-            states, log_likelihoods = _states(rm.backbone, language_model, row)
-            mean, last = token_rewards(states, head, rm.backbone.readout)
-            start = rm.backbone.response_start(row)
-            places = token_spans(rm.backbone.template, reply.conversation, row, start)
-            direction = torch.from_numpy(coefficients) @ last_weight
-            gradient = completeness = None
-            if gradient_steps:
-                by_token, errors = attribute_last_state(rm.backbone, row, direction.float()[None], steps=gradient_steps)
-                gradient, completeness = by_token[:, 0], abs(float(errors[0]))
-            count = len(reply.sentences)
-            ends = np.array([*scores[count + 1 :], scores[0]])
-            readings.append(
-                Reading(
-                    reply,
-                    TokenAttribution(places, list(batch.names), coefficients, mean, last),
-                    states,
-                    log_likelihoods,
-                    (states.double() @ direction).numpy(),
-                    scores[0],
-                    scores[0] - scores[1 : count + 1],
-                    np.diff(ends, prepend=ends[0]),
-                    gradient,
-                    completeness,
-                )
-            )
-            advance(len(row))
+def read_replies(rm: ArmoRM, language_model: Backbone, replies: Sequence[Reply]) -> list[Reading]:
+    """Readings of all replies, without gradients; each by itself, so it does not depend on the others."""
+    rows, readings = _encoded(rm, replies), []
+    with progress("replies", len(replies), "replies") as advance:
+        for reply, row in zip(replies, rows, strict=True):
+            readings.append(_read(rm, language_model, reply, row))
+            advance(1)
     return readings
+
+
+def _read(rm: ArmoRM, language_model: Backbone, reply: Reply, row: EncodedConversation) -> Reading:
+    batch = rm.score([reply.conversation, *_without_sentences(reply), *_beginnings(reply)])
+    scores, coefficients = batch.scores.astype(np.float64), batch.coefficients[0].astype(np.float64)
+    states, log_likelihoods = _states(rm.backbone, language_model, row)
+    mean, last = token_rewards(states, rm.model.regression_layer, rm.backbone.readout)
+    places = token_spans(rm.backbone.template, reply.conversation, row, rm.backbone.response_start(row))
+    count = len(reply.sentences)
+    ends = np.array([*scores[count + 1 :], scores[0]])
+    return Reading(
+        reply,
+        TokenAttribution(places, list(batch.names), coefficients, mean, last),
+        states,
+        log_likelihoods,
+        (states.double() @ _last_direction(rm, coefficients)).numpy(),
+        scores[0],
+        scores[0] - scores[1 : count + 1],
+        np.diff(ends, prepend=ends[0]),
+    )
+
+
+def _last_direction(rm: ArmoRM, coefficients: np.ndarray) -> torch.Tensor:
+    """(d,) float64, what the weighted heads read from the state of the last token."""
+    last_weight, _ = rm.backbone.readout.split(rm.model.regression_layer.weight.detach().cpu().double())
+    assert last_weight is not None  # a model with both parts
+    return torch.from_numpy(coefficients) @ last_weight
+
+
+def with_gradients(rm: ArmoRM, readings: Sequence[Reading], steps: int = STEPS) -> list[Reading]:
+    """The readings with integrated gradients of what is read from the last token, weighted."""
+    rows, found = _encoded(rm, [reading.reply for reading in readings]), []
+    with progress("replies with gradients", len(rows), "replies") as advance:
+        for reading, row in zip(readings, rows, strict=True):
+            direction = _last_direction(rm, reading.attribution.coefficients).float()
+            by_token, errors = attribute_last_state(rm.backbone, row, direction[None], steps=steps)
+            found.append(replace(reading, gradient=by_token[:, 0], completeness=abs(float(errors[0]))))
+            advance(1)
+    return found
+
+
+def _encoded(rm: ArmoRM, replies: Sequence[Reply]) -> Sequence[EncodedConversation]:
+    conversations, longest = [reply.conversation for reply in replies], rm.model.config.limits.get("max_length")
+    return encode_rows(rm.backbone.template, conversations, longest, "truncate_prompt").encoded
 
 
 @torch.inference_mode()

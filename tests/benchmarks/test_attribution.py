@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
+from armorm.backbone.readout import Readout
 from armorm.backbone.token_spans import TokenSpans
 from armorm.conversation import Conversation
 from armorm.explain.token_attribution import TokenAttribution
@@ -17,11 +20,13 @@ from armorm.objectives import Objective
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
+from token_maps import page
 from token_maps.maps import MEAN, OCCLUSION, POSITION, predicted_gains, sentence_maps, token_maps
-from token_maps.measures import Table, auc, planted_figures
+from token_maps.measures import ANY, Table, auc, planted_figures, shuffled_planted
 from token_maps.reading import Reading
-from token_maps.replies import PLANTED, Reply, plant
+from token_maps.replies import ERROR_TYPES, PLANTED, Reply, plant
 
+ROOT = Path(__file__).parents[2]
 TEXT = "A first. Bad one. A third."
 WORDS = [(0, 1), (1, 8), (8, 12), (12, 17), (17, 19), (19, 26), (26, 26)]  # the last one is of the template
 
@@ -91,6 +96,59 @@ def test_a_perfect_prediction_fits_and_a_constant_error_counts_against_it_alone(
     low, high = correlations["noise"]["interval"]
     assert low < 0 < high
     assert fits["same"]["replies"] == 60
+    assert fits["same"]["interval"] == (1.0, 1.0)
+    low, high = fits["shifted"]["interval"]
+    assert low < fits["shifted"]["value"] < high < 1
+
+
+def test_r2_is_that_of_the_textbook():
+    rng = np.random.default_rng(1)
+    readings = [reading(number) for number in range(60)]
+    measured, predicted = rng.normal(1, 1, (60, 4)), rng.normal(1, 1, (60, 4))
+    table = Table(readings)
+    for row in range(60):
+        table.add_fit(row, "map", predicted[row], measured[row])
+    expected = 1 - ((measured - predicted) ** 2).sum() / ((measured - measured.mean()) ** 2).sum()
+    np.testing.assert_allclose(table.fits()["map"]["value"], expected)
+
+
+def test_a_sentence_of_other_states_is_lowest_or_highest_with_shuffled_weights():
+    states = torch.zeros(len(WORDS), 8)
+    states[2:4] = torch.randn(8, generator=torch.Generator().manual_seed(0))
+    found = [replace(reading(), states=states)]
+    model = SimpleNamespace(regression_layer=torch.nn.Linear(16, 1, bias=False))
+    torch.nn.init.normal_(model.regression_layer.weight, generator=torch.Generator().manual_seed(1))
+    rm = SimpleNamespace(model=model, backbone=SimpleNamespace(readout=Readout("last+mean")))
+    shares = shuffled_planted(found, rm)
+    assert shares["lowest"]["mean"] + shares["highest"]["mean"] == 1
+    assert 0 < shares["lowest"]["mean"] < 1
+
+
+def spans_with(difference: float) -> dict:
+    """Results of marked spans in which the mean part differs from position by `difference` and 0.1 to each side."""
+    entry = {"interval": (0.5, 0.7), "replies": 60}
+    maps = {
+        name: {**entry, "value": 0.6 + d, "minus_position": [d, (d - 0.1, d + 0.1)]}
+        for name, d in (("random", -0.1), (POSITION, 0.0), (MEAN, difference), (f"{POSITION} and {MEAN}", -0.05))
+    }
+    shuffled = {name: {"mean": 0.5, "std": 0.1} for name in ("AUC", "correlation")}
+    return {"spans": {"auc": {kind: {"maps": maps} for kind in (ANY, *ERROR_TYPES)}, "shuffled": shuffled}}
+
+
+def test_a_verdict_says_that_a_map_beats_position_only_if_the_interval_is_above_it():
+    above, level = ("\n".join(page.sentences(spans_with(difference))) for difference in (0.15, 0.05))
+    assert f"1 of 1 maps beat position; the best is {MEAN}, +0.150 (+0.050 to +0.250)" in above
+    assert f"no map of 1 beats position; the best is {MEAN}, +0.050 (-0.050 to +0.150)" in level
+    assert "no sum of 1 beats position" in above
+    assert "Not measured yet: gradient, deletion, insult" in above
+
+
+def test_the_page_has_the_committed_results(tmp_path):
+    committed = (ROOT / "docs" / "attribution.md").read_text()
+    (tmp_path / "attribution.md").write_text(committed)
+    results = json.loads((ROOT / "benchmarks" / "results" / "attribution.json").read_text())
+    page.write(tmp_path / "attribution.md", results)
+    assert (tmp_path / "attribution.md").read_text() == committed
 
 
 @pytest.mark.parametrize("kind", PLANTED)

@@ -178,7 +178,7 @@ def print_results(results: Mapping[str, Any]) -> None:
         CONSOLE.print({kind: found["shuffled"] for kind, found in planted.items()})
     for part in ("spans", "gradient"):
         found = results.get(part, {})
-        CONSOLE.print({name: value for name, value in found.items() if name not in ("auc", "deletion")})
+        CONSOLE.print({name: value for name, value in found.items() if name not in ("auc", "deletion", "machine")})
     CONSOLE.print(results.get("cost", {}))
 
 
@@ -240,19 +240,24 @@ def measure(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> N
         parser.error(f"{arguments.model} reads {rm.backbone.readout.pooling}; expected a model that reads last+mean")
     language_model = load_language_model(arguments.language_model, device=str(rm.backbone.device))
     language_model.model.to(rm.backbone.model.dtype)
-    results: dict[str, Any] = {"model": ArmoRMScorer(rm).describe(), "armorm_version": armorm.__version__}
+    model = ArmoRMScorer(rm).describe()
+    dtype = model["backbone"].pop("dtype")  # of a part, as is the fingerprint, which covers it
+    fingerprint = model["backbone"].pop("fingerprint")
+    results: dict[str, Any] = {"model": model, "armorm_version": armorm.__version__}
     if arguments.output.exists():
         kept = json.loads(arguments.output.read_text(encoding="utf-8"))
         results = kept if {name: kept.get(name) for name in results} == plain(results) else results
-    results["machine"] = {
+    machine = {
         "device": str(rm.model.device),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
+        "dtype": dtype,
+        "backbone_fingerprint": fingerprint,
     }
     for part in arguments.part or PARTS:
         start = time.process_time()
         results[part] = PARTS[part](rm, language_model, sizes)
-        results[part] |= {"sizes": asdict(sizes), "seconds": time.process_time() - start}
+        results[part] |= {"sizes": asdict(sizes), "machine": machine, "seconds": time.process_time() - start}
         if arguments.limit is None:
             write_json(arguments.output, plain(results))
         print_results({part: results[part]})

@@ -5,7 +5,7 @@ A rule here derives each sentence from its interval, so the page claims no more 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -40,19 +40,20 @@ def write(page: Path, results: Results) -> None:
     Raises:
         SystemExit: for an unknown mark.
     """
-    tables = {
-        "main": (_main, "deletion", "cost"),
-        "types": (_types, "spans"),
-        "objectives": (_objectives, "spans"),
-        "every": (_every, "spans"),
-        "gradient": (_gradient, "gradient"),
-        "deletion": (_deletion, "deletion"),
-        "predicted": (_predicted, "deletion"),
-        "planted": (_planted,),
+    tables: dict[str, tuple[Callable[[Results], str], Sequence[str]]] = {
+        "main": (_main, ("deletion", "cost")),
+        "types": (_types, ("spans",)),
+        "objectives": (_objectives, ("spans",)),
+        "every": (_every, ("spans",)),
+        "gradient": (_gradient, ("gradient",)),
+        "deletion": (_deletion, ("deletion",)),
+        "predicted": (_predicted, ("deletion",)),
+        "planted": (_planted, ()),
+        "measured": (_measured, ()),
     }
     parts = {
         name: table(results) if all(part in results for part in needed) else _UNMEASURED
-        for name, (table, *needed) in tables.items()
+        for name, (table, needed) in tables.items()
     }
     fill(page, parts | {"verdicts": "\n".join(f"- {line}" for line in sentences(results))})
 
@@ -164,6 +165,16 @@ def _every(results: Results) -> str:
         for name, entry in sorted(maps.items(), key=lambda item: -item[1]["value"])
     ]
     return markdown(["map", "AUC", "minus position"], rows)
+
+
+def _measured(results: Results) -> str:
+    used = {"spans": "answers", "gradient": "gradients"}
+    rows = [
+        [name, "1" if name == "cost" else str(part["sizes"][used.get(name, "good")]), part["machine"]["dtype"]]
+        for name, part in results.items()
+        if isinstance(part, Mapping) and "sizes" in part
+    ]
+    return markdown(["part", "replies", "dtype"], rows)
 
 
 def sentences(results: Results) -> list[str]:

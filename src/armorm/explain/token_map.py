@@ -73,7 +73,8 @@ class TokenMap:
     def best_and_worst(self, parts: Sequence[TextPart]) -> tuple[list[TextPart], list[TextPart]]:
         """Up to three parts that are highest per token, and three that are lowest.
 
-        Per token, a planted insult is found more often than by sums, which favour long parts (docs/attribution.md).
+        Per token, a planted insult is found more often than by sums, an off-topic sentence about as often
+        (docs/attribution.md).
         """
         ranked = sorted(parts, key=lambda part: -self.value(part.deviations) / max(part.tokens, 1e-9))
         best = [part for part in ranked[:_NAMED] if self.value(part.deviations) > 0]

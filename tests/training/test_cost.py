@@ -142,7 +142,9 @@ def test_the_dry_run_of_the_published_run_asks_nothing_of_the_network(capsys, tm
     shown = json.loads(out)
     assert shown["work"]["objectives"] == 19
     assert shown["work"]["conversations"] == 600_000 + 2 * 800_000 + 2 * 340_000
-    assert set(shown["costs"]) == {"1 x NVIDIA H100 SXM", "8 x NVIDIA H100 SXM", "Ray, 4 machines of 8"}
+    here, *fleets = shown["costs"]
+    assert here.startswith("this machine")
+    assert fleets == ["1 x NVIDIA H100 SXM", "8 x NVIDIA H100 SXM", "Ray, 4 machines of 8"]
     one = shown["costs"]["1 x NVIDIA H100 SXM"]
     assert [stage["name"] for stage in one] == ["features", "stage 1", "stage 2"]
     assert one[0]["money"] == pytest.approx(2 * one[0]["hours"])
@@ -153,17 +155,20 @@ def test_the_dry_run_of_the_published_run_asks_nothing_of_the_network(capsys, tm
 def test_the_dry_run_counts_tokens_of_available_sets(small_recipe):
     from armorm.backbone.decoder import Backbone
     from armorm.training.dataset import read_training_data
-    from armorm.training.dry_run import workload_of
+    from armorm.training.dry_run import Lengths, workload_of
 
     found = dry_run(small_recipe, DEVICES["l4"])
     assert not found.missing
-    assert found.tokens_from == "counted by the backbone's tokenizer"
+    assert found.tokens_from.endswith("without shared prompts; counted by the backbone's tokenizer")
     data = read_training_data(small_recipe)
     unique = data.conversations()
     encoded = Backbone.load("armorm-tiny", dtype="float32", device="cpu").template.encode(unique)
-    lengths = {c.key: len(row) for c, row in zip(unique, encoded, strict=True)}
+    lengths = {c.key: Lengths(len(row), row.gate_position + 1) for c, row in zip(unique, encoded, strict=True)}
     assert found.work == workload_of(data, lengths)
-    assert found.work.tokens == sum(lengths.values())
+    prompts = {row.prompt_key: row.gate_position + 1 for row in encoded}
+    responses = sum(len(row) - row.gate_position - 1 for row in encoded)
+    assert found.work.tokens == pytest.approx(sum(prompts.values()) + responses)
+    assert found.tokens_from.startswith(f"{sum(map(len, encoded)):,} ")
 
 
 def test_unknown_hardware_is_refused_with_what_there_is(small_recipe, tmp_path):
@@ -198,4 +203,5 @@ def test_a_dry_run_shows_the_fine_tuning(small_recipe):
     tuned = Recipe.from_text(small_recipe.to_yaml(), ["finetune={method: lora}"])
     found = dry_run(tuned, DEVICES["h100"])
     assert [stage.name for stage in found.fleets[0][1]] == ["features", "stage 1", "stage 2", "fine-tuning"]
-    assert len({parts[-1].hours for _, parts in found.fleets}) == 1, "it runs on one device"
+    assert len({parts[-1].hours for _, parts in found.fleets[1:]}) == 1, "it runs on one device"
+    assert found.fleets[0][1][-1].hours != found.fleets[1][1][-1].hours

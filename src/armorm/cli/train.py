@@ -92,7 +92,7 @@ def _tables(found: DryRun, share: float) -> Iterator[Table]:
     if not found.fleets:
         return
     names = [f"\n{stage.name}" for stage in found.fleets[0][1]]
-    times = table(f"\nat {share:.0%} MFU", *names, "\nprice")
+    times = table(f"\n(GPUs at {share:.0%} MFU)", *names, "\nprice")
     for name, parts in found.fleets:
         prices = [stage.money for stage in parts if stage.money is not None]
         money = f"{sum(prices):,.2f}" if prices else "-"

@@ -1,16 +1,19 @@
 """Dry run: dataset sizes, token counts and cost estimates, without loading weights or using the network.
 
-Loads only the tokenizer and the config, and only from disk. Every number is labelled as counted, sampled or assumed.
+Loads only the tokenizer and the config, and only from disk. The first row of the costs is for this machine, from a
+matrix product that is timed here; the others are for GPUs, from data sheets. Every number is labelled as
+counted, sampled or assumed.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -22,12 +25,20 @@ from armorm.data.presets import RATING_PRESETS, PreferencePreset
 from armorm.errors import ArmormError, BackboneError, RecipeError
 from armorm.training.cost import KNOWN_SHAPES, Hardware, Shape, Stage, Workload, fine_tuning, fleets, stages
 from armorm.training.dataset import TrainingData, read_training_data, set_locations
+from armorm.training.machine import MEASURED_SHARE, processor_rate, this_machine
 from armorm.training.recipe import Recipe
 
 SAMPLE = 2000  # conversations that are tokenized to estimate the number of tokens
 ROW_TOKENS = 450  # default tokens per conversation of a set that is not available
 CHARACTERS_PER_TOKEN = 4.0  # without a tokenizer
 LENGTH_SPREAD = 1.6  # mean squared length over squared mean length, of sets that are not available
+
+
+class Lengths(NamedTuple):
+    """Tokens of a conversation, and of its prompt."""
+
+    total: float
+    prompt: float
 
 
 @dataclass
@@ -102,27 +113,33 @@ def dry_run(
         batch_tokens=recipe.backbone.batch_tokens,
         weight_bytes=4 if recipe.backbone.dtype == "float32" else 2,
     )
-    costs = [(name, cost(shape, hardware=fleet)) for name, fleet in fleets(device, nodes)] if shape else []
+    costs = []
+    if shape:
+        here = this_machine(recipe.backbone.dtype, recipe.backbone.device)
+        costs.append((here.name, cost(shape, hardware=here, share=MEASURED_SHARE, host_rate=processor_rate())))
+        costs += [(name, cost(shape, hardware=fleet)) for name, fleet in fleets(device, nodes)]
     if shape and recipe.finetune:
+        local = fine_tuning(shape, work, here, recipe.finetune, share=MEASURED_SHARE)
         tuned = fine_tuning(shape, work, device, recipe.finetune, share=share)
-        costs = [(name, [*parts, tuned]) for name, parts in costs]
+        costs = [(name, [*parts, local if name == here.name else tuned]) for name, parts in costs]
     return DryRun(recipe, data, sets, missing, shape, shape_from, work, tokens_from, costs)
 
 
-def workload_of(data: TrainingData, lengths: dict[str, int]) -> Workload:
-    """The exact workload of data whose conversation lengths are known.
+def workload_of(data: TrainingData, lengths: Mapping[str, Lengths]) -> Workload:
+    """The exact workload of data whose conversation lengths are known; a prompt is computed once for its responses.
 
     Args:
         lengths: tokens of each conversation by its content key.
     """
     conversations = data.conversations()
-    counted = [lengths[c.key] for c in conversations if c.key in lengths]
+    shared = Counter(c.prompt_key for c in conversations)
+    counted = [(lengths[c.key], shared[c.prompt_key]) for c in conversations if c.key in lengths]
     patterns = np.unique(~np.isnan(data.table.ratings[data.train_rows]), axis=0)
     return Workload(
         conversations=len(conversations),
-        prompts=len({c.prompt_key for c in conversations}),
-        tokens=sum(counted),
-        squares=sum(length * length for length in counted),
+        prompts=len(shared),
+        tokens=sum(length.total - length.prompt * (1 - 1 / times) for length, times in counted),
+        squares=sum(length.total**2 - length.prompt**2 * (1 - 1 / times) for length, times in counted),
         rated=len(data.train_rows),
         groups=len(patterns) + bool(data.computed),
         objectives=len(data.table.objectives) + len(data.computed),
@@ -158,23 +175,27 @@ def _assumed_workload(recipe: Recipe, sets: Sequence[dict[str, Any]], row_tokens
 def _sampled_workload(recipe: Recipe, data: TrainingData, template: ChatTemplate | None) -> tuple[Workload, str]:
     conversations = data.conversations()
     sample = conversations if len(conversations) <= SAMPLE else random.Random(0).sample(conversations, SAMPLE)
-    lengths = [_length(c, template, recipe.backbone.max_length) for c in sample]
+    lengths = {c.key: _lengths(c, template, recipe.backbone.max_length) for c in sample}
     scale = len(conversations) / max(len(sample), 1)
-    squares = sum(length * length for length in lengths)
-    work = replace(workload_of(data, {}), tokens=sum(lengths) * scale, squares=squares * scale)
+    work = workload_of(data, lengths)
+    requested = sum(length.total for length in lengths.values()) * scale
     by = "the backbone's tokenizer" if template is not None else f"{CHARACTERS_PER_TOKEN:g} characters per token"
     complete = len(sample) == len(conversations)
     how = "counted" if complete else f"estimated from {len(sample):,} of {len(conversations):,} conversations"
-    return work, f"{how} by {by}"
+    how = f"{requested:,.0f} without shared prompts; {how} by {by}"
+    return replace(work, tokens=work.tokens * scale, squares=work.squares * scale), how
 
 
-def _length(conversation: Conversation, template: ChatTemplate | None, most: int) -> float:
+def _lengths(conversation: Conversation, template: ChatTemplate | None, most: int) -> Lengths:
     if template is None:
-        return min(sum(len(turn.content) for turn in conversation.messages) / CHARACTERS_PER_TOKEN, most)
+        *prompt, response = (len(turn.content) / CHARACTERS_PER_TOKEN for turn in conversation.messages)
+        return Lengths(min(sum(prompt) + response, most), min(sum(prompt), most))
     try:
-        return min(len(template.encode([conversation])[0]), most)
+        encoded = template.encode([conversation])[0]
     except ArmormError:
-        return 0.0  # it will be rejected
+        return Lengths(0, 0)  # it will be rejected
+    response = len(encoded) - encoded.gate_position - 1
+    return Lengths(min(len(encoded), most), max(0, min(len(encoded), most) - response))
 
 
 def _backbone(recipe: Recipe, missing: list[str]) -> tuple[Shape | None, str, ChatTemplate | None]:

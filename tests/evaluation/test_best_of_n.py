@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+from scipy.special import expit
 
 from armorm.conversation import Conversation
 from armorm.data.candidates import read_candidates
@@ -13,8 +14,9 @@ from armorm.data.preferences import read_preferences
 from armorm.data.rows import Row
 from armorm.data.sources import Location
 from armorm.errors import DataError
-from armorm.evaluation.best_of_n import preference_row, rank
-from armorm.evaluation.scorer import CallableScorer
+from armorm.evaluation.best_of_n import LeftOut, PairRule, preference_row, rank
+from armorm.evaluation.scorer import CallableScorer, ScorerError
+from armorm.explain.verdict import too_close
 from tests.helpers.marked_scorer import marked
 
 SCORER = CallableScorer(marked)
@@ -51,12 +53,13 @@ def test_a_refused_response_has_no_rank_and_a_reason():
 def test_pairs_are_best_against_worst_in_the_explicit_layout(tmp_path):
     prompt = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "a"}]
     found = ranked({"prompt": prompt, "responses": ["x <1>", "y <3.5>", "z <2>"]})
-    row = preference_row(found[0])
+    row = preference_row(found[0], PairRule())
     assert row == {
         "prompt": prompt,
         "chosen": [{"role": "assistant", "content": "y <3.5>"}],
         "rejected": [{"role": "assistant", "content": "x <1>"}],
         "margin": 2.5,
+        "chosen_gives_no_answer": False,
     }
     path = tmp_path / "pairs.jsonl"
     path.write_text(json.dumps(row) + "\n")
@@ -65,11 +68,57 @@ def test_pairs_are_best_against_worst_in_the_explicit_layout(tmp_path):
 
 
 def test_prompts_without_a_margin_give_no_pair():
-    for responses in (["x <1>"], ["x <1>", "y <1>"], ["x <1>", ""]):
-        assert preference_row(ranked({"prompt": "a", "responses": responses})[0]) is None
+    for responses, reason in (
+        (["x <1>"], LeftOut.ONE_RESPONSE),
+        (["x <1>", ""], LeftOut.ONE_RESPONSE),
+        (["x <1>", "y <1>"], LeftOut.NOISE),
+    ):
+        assert preference_row(ranked({"prompt": "a", "responses": responses})[0], PairRule()) is reason
     (found,) = ranked({"prompt": "a", "responses": ["x <1>", "y <2>"]})
-    assert preference_row(found, min_margin=1.0) is None
-    assert preference_row(found, min_margin=0.9) is not None
+    assert preference_row(found, PairRule(1.0)) is LeftOut.NOISE
+    assert isinstance(preference_row(found, PairRule(0.9)), dict)
+
+
+class Calibrated(CallableScorer):
+    margin_scale, score_std = 2.0, 8.0
+
+
+class Referenced(CallableScorer):
+    score_std = 8.0
+
+
+def test_by_default_a_margin_is_beyond_the_noise_as_verdicts_define_it():
+    calibrated, referenced = Calibrated(marked), Referenced(marked)
+    for scorer in (calibrated, referenced):
+        least = PairRule.of(scorer).least
+        scale = getattr(scorer, "margin_scale", None)
+        for margin in (0.99 * least, 1.01 * least):
+            close = too_close(
+                margin,
+                probability=None if scale is None else float(expit(scale * margin)),
+                margin_in_std=margin / scorer.score_std,
+            )
+            assert close == (margin < least)
+    assert PairRule.of(SCORER).least == 0
+
+
+def test_a_minimum_margin_or_probability_replaces_the_default():
+    scorer = Calibrated(marked)
+    assert PairRule.of(scorer, min_margin=0.01).least == 0.01
+    assert expit(2 * PairRule.of(scorer, min_probability=0.9).least) == pytest.approx(0.9)
+    assert PairRule.of(scorer, min_margin=5.0, min_probability=0.9).least == 5.0
+    with pytest.raises(ScorerError, match="armorm calibrate"):
+        PairRule.of(Referenced(marked), min_probability=0.9)
+
+
+@pytest.mark.parametrize("reply", ["I don't know. <3>", "I'm sorry, but I can't help with that. <3>", "No idea. <3>"])
+def test_a_chosen_response_that_gives_no_answer_is_marked_or_left_out(reply):
+    (found,) = ranked({"prompt": "a", "responses": ["Paris. <1>", reply]})
+    assert found.to_dict()["no_answer"] == [1]
+    assert preference_row(found, PairRule())["chosen_gives_no_answer"] is True
+    assert preference_row(found, PairRule(answers_only=True)) is LeftOut.NO_ANSWER
+    (found,) = ranked({"prompt": "a", "responses": ["Paris. <4>", reply]})
+    assert preference_row(found, PairRule(answers_only=True))["chosen_gives_no_answer"] is False
 
 
 def test_rows_of_no_known_layout_are_refused_by_row():

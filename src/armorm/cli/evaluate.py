@@ -63,6 +63,14 @@ def evaluate(
             "prints paired differences and their significance. Repeatable: several give one table."
         ),
     ] = None,
+    fail_if_worse: Annotated[
+        bool,
+        Option(
+            "--fail-if-worse",
+            help="Exit 1 if a metric is significantly worse than that of --against, beyond the 95% interval of the "
+            "difference.",
+        ),
+    ] = False,
     server: ServerOption = None,
     api_key_env: ApiKeyEnvOption = None,
     scorer: ScorerOption = None,
@@ -85,19 +93,23 @@ def evaluate(
 
     Example: `armorm evaluate rewardbench --model runs/real --output new.json --against old.json`
 
+    Example: `armorm evaluate pairs --data ours.jsonl --model runs/new --against old.json --fail-if-worse` (in CI)
+
     Example: `armorm evaluate pairs --data pairs.jsonl --model runs/real --against owner/other-reward-model`
 
     Example: `armorm evaluate pairs --data pairs.jsonl --server http://rewards:8008 --against judge:http://llm:8000/v1`
     """
     from armorm.evaluation.benchmarks.base import BenchmarkError
     from armorm.evaluation.leaderboard import leaderboards
-    from armorm.evaluation.model_comparison import compare_models
+    from armorm.evaluation.model_comparison import compare_models, require_not_worse
     from armorm.evaluation.results import Results
     from armorm.evaluation.runner import evaluate as run
     from armorm.evaluation.scorer import CallableScorer
     from armorm.evaluation.tables import as_json as result_json
     from armorm.evaluation.tables import comparison_table, leaderboard_tables, results_tables
 
+    if fail_if_worse and not against:
+        raise typer.BadParameter("--fail-if-worse compares with --against: expected a results file or a model there")
     named = chosen_model(context, model, server, scorer)
     # An impossible comparison is reported before any work.
     others = [_other(name) for name in against or []]
@@ -145,6 +157,9 @@ def evaluate(
     emit(result_json(results, comparison, boards), *shown, as_json=as_json, width=WIDTH)
     if written and not as_json:
         say(f"wrote {' and '.join(map(str, written))}")
+    if fail_if_worse:
+        require_not_worse([comparison] if comparison else [compare_models(results, other) for other in measured])
+        say("not worse in any metric")
 
 
 def _against_file(output: Path, number: int) -> Path:

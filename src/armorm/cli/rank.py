@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from contextlib import nullcontext
+from dataclasses import asdict
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
@@ -54,7 +56,25 @@ def rank(
     pairs: Annotated[
         Path | None, Option(help="Also write best and worst response as preference pairs."), Place.FILE
     ] = None,
-    min_margin: Annotated[float, Option(min=0.0, help="Write only pairs with a margin above this.")] = 0.0,
+    min_margin: Annotated[
+        float | None,
+        Option(
+            min=0.0,
+            help="Write only pairs with a margin above this (default: a calibrated probability of 0.6, or else 0.25 "
+            "standard deviations of reference scores).",
+        ),
+    ] = None,
+    min_probability: Annotated[
+        float | None, Option(min=0.5, max=1.0, help="Write only pairs with at least this calibrated probability.")
+    ] = None,
+    answers_only: Annotated[
+        bool,
+        Option(
+            "--answers-only",
+            help="Write no pair whose chosen response refuses or gives no answer; by default it is marked "
+            "chosen_gives_no_answer.",
+        ),
+    ] = False,
     server: ServerOption = None,
     api_key_env: ApiKeyEnvOption = None,
     scorer: ScorerOption = None,
@@ -67,20 +87,23 @@ def rank(
     """Rank the responses to each prompt (best of n) and write one JSON line per prompt.
 
     Input rows are `{"prompt": ..., "responses": [...]}`, or single responses as for `armorm score`, which are grouped
-    by prompt. Output lines hold the order, the scores, the objectives that decide between the best two, and the columns
-    of the input (lists where they differ between the responses). `--model` also takes a sequence classifier, a DPO
-    policy or a judge (see `armorm evaluate --help`).
+    by prompt. Output lines hold the order, the scores, the objectives that decide between the best two, the responses
+    that refuse or give no answer (`no_answer`), and the columns of the input (lists where they differ between the
+    responses). `--pairs` leaves out prompts whose margin is within the noise, and says how many. `--model` also takes a
+    sequence classifier, a DPO policy or a judge (see `armorm evaluate --help`).
 
     Example: `armorm rank samples.jsonl --output ranked.jsonl --pairs dpo.jsonl`
     """
     from armorm.data.candidates import read_candidates
-    from armorm.evaluation.best_of_n import preference_row
+    from armorm.evaluation.best_of_n import LeftOut, PairRule, preference_row
     from armorm.evaluation.best_of_n import rank as rank_candidates
     from armorm.evaluation.scorer import CallableScorer, PairJudge
     from armorm.evaluation.scorers import load_scorer
 
     require_unused(output, force)
     require_unused(pairs, force)
+    if pairs is None and (answers_only or min_margin is not None or min_probability is not None):
+        raise typer.BadParameter("--min-margin, --min-probability and --answers-only choose pairs: expected --pairs")
     named = chosen_model(context, model, server, scorer)
     name = STANDARD_INPUT if input in (None, "-") else input
     function = CallableScorer.from_name(scorer) if scorer is not None else None
@@ -93,6 +116,7 @@ def rank(
     chosen = function or load_scorer(named, dtype=dtype, device=device, api_key_env=api_key_env)
     if isinstance(chosen, PairJudge):
         raise typer.BadParameter(f"--model: {model} compares two responses, expected one that scores each")
+    rule = PairRule.of(chosen, min_margin=min_margin, min_probability=min_probability, answers_only=answers_only)
 
     def ranked(chunk: list[Candidates]) -> dict[str, Any]:
         found = rank_candidates(chosen, chunk)
@@ -100,17 +124,19 @@ def rank(
         if strict and rejected:
             row, position, reason = rejected[0]
             raise DataError(reason, file=name, row=row, field=f"responses[{position}]")
-        rows = (preference_row(entry, min_margin) for entry in found)
+        rows = [preference_row(entry, rule) for entry in found]
         return {
             "rows": [with_columns(entry.to_dict(), entry.columns, texts=texts) for entry in found],
-            "pairs": [row for row in rows if row is not None],
+            "pairs": [row for row in rows if not isinstance(row, LeftOut)],
+            "left_out": [row.value for row in rows if isinstance(row, LeftOut)],
             "rejected": rejected,
         }
 
-    prompts = written = 0
+    prompts = written = unanswered = 0
+    left_out: Counter[str] = Counter()
     rejected: list[tuple[int, int, str]] = []
     with (
-        resumable(output or pairs, [chosen.describe(), dtype, device, min_margin, texts]) as chunks,
+        resumable(output or pairs, [chosen.describe(), dtype, device, asdict(rule), texts]) as chunks,
         output_rows(output) as write,
         output_rows(pairs) if pairs else nullcontext(ignore) as write_pair,
     ):
@@ -122,15 +148,21 @@ def rank(
                 write_pair(row)
             prompts += len(found["rows"])
             written += len(found["pairs"])
+            unanswered += sum(row["chosen_gives_no_answer"] for row in found["pairs"])
+            left_out.update(found["left_out"])
             rejected += found["rejected"]
     for error in unread[:SHOWN_REJECTIONS]:
         say(f"rejected: {error}")
     for number, position, reason in rejected[:SHOWN_REJECTIONS]:
         say(f"rejected: {name}, row {number}, response {position}: {reason}")
-    summary = f"ranked {prompts:,} prompts, rejected {len(rejected) + len(unread):,} responses"
+    say(f"ranked {prompts:,} prompts, rejected {len(rejected) + len(unread):,} responses")
     if pairs is not None:
-        summary += f"; wrote {written:,} pairs to {pairs}, skipped {prompts - written:,} prompts without a margin"
-    say(summary)
+        why = f" ({rule.basis})" if rule.basis else ""
+        say(f"wrote {written:,} pairs with a margin above {rule.least:.3g}{why} to {pairs}")
+        for reason, count in left_out.most_common():
+            say(f"left out {count:,} prompts: {reason}")
+        if unanswered:
+            say(f"in {unanswered:,} pairs the chosen response gives no answer: chosen_gives_no_answer (--answers-only)")
 
 
 def _content(entry: Candidates) -> str:

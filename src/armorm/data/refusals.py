@@ -6,6 +6,8 @@ decline or refuse, that they have no comment, or that the other should find it o
 Wording decides, not intent. Not knowing ("I don't know", "I could not find it"), disagreeing, and warning before an
 answer are not refusals.
 
+`declines` also finds short replies that only say that they do not know; it marks responses that are chosen over others.
+
 `sounds_like_refusal` is a looser rule, for choosing replies that are surely answers: it also finds answers that begin
 with an apology.
 """
@@ -95,6 +97,15 @@ def sounds_like_refusal(reply: str) -> bool:
     return _SOUNDS_LIKE.search(reply[:_LOOSE_OPENING]) is not None
 
 
+def declines(response: str) -> bool:
+    """Whether a response refuses to answer, or is a short one like a don't-know, or holds no letter and no digit."""
+    return not any(map(str.isalnum, response)) or is_refusal(response) or _is_no_answer(response)
+
+
 def gives_no_answer(reply: str) -> bool:
     """Whether a reply reads like a refusal, or a short one like a don't-know."""
-    return sounds_like_refusal(reply) or (len(reply) <= _SHORT and _NO_ANSWER.search(reply) is not None)
+    return sounds_like_refusal(reply) or _is_no_answer(reply)
+
+
+def _is_no_answer(reply: str) -> bool:
+    return len(reply) <= _SHORT and _NO_ANSWER.search(reply) is not None

@@ -1,20 +1,29 @@
 """Best of n: rank several responses to a prompt, with the objectives that decide, and write preference pairs.
 
 Unscored responses have no rank; they are listed with their reason. Equal scores keep the order of the input.
+
+A pair is written only if its margin is beyond the noise, by the rule of verdicts (`explain/verdict.py`): from a
+calibrated probability of 0.60, or else a quarter of the standard deviation of reference scores. A chosen response that
+refuses or gives no answer (`data/refusals.py`) is marked or left out: a reward model may prefer "I don't know" to a
+wrong answer, but a policy that is trained on such pairs learns to give none.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Any
 
 import numpy as np
+from scipy.special import logit
 
 from armorm.conversation import Conversation
 from armorm.data.candidates import Candidates
-from armorm.evaluation.scorer import Scored, Scorer, deciding_objectives
+from armorm.data.refusals import declines
+from armorm.evaluation.scorer import Scored, Scorer, ScorerError, deciding_objectives
 from armorm.evaluation.scorers import ArmoRMScorer
+from armorm.explain.verdict import CLOSE_PROBABILITY, CLOSE_STD
 
 
 @dataclass(frozen=True)
@@ -40,6 +49,11 @@ class RankedPrompt:
     rows: list[int] = field(default_factory=list)
     columns: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def declining(self) -> list[int]:
+        """Positions of the responses that refuse or give no answer."""
+        return [p for p, c in enumerate(self.conversations) if c is not None and declines(c.response)]
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, without texts."""
         entry: dict[str, Any] = {"row": self.row}
@@ -52,6 +66,8 @@ class RankedPrompt:
         }
         if self.deciding:
             entry["decided_by"] = [{"objective": name, "contribution": value} for name, value in self.deciding]
+        if self.declining:
+            entry["no_answer"] = self.declining
         if self.unscored:
             entry["refused"] = {str(position): reason for position, reason in self.unscored.items()}
         return entry
@@ -73,23 +89,86 @@ def rank(scorer: Scorer, candidates: Sequence[Candidates]) -> list[RankedPrompt]
     return [_ranked(entry, scored, index) for entry in candidates]
 
 
-def preference_row(ranked: RankedPrompt, min_margin: float = 0.0) -> dict[str, Any] | None:
+class LeftOut(Enum):
+    """Why a prompt gives no preference pair."""
+
+    ONE_RESPONSE = "fewer than two scored responses"
+    NOISE = "margin within the noise"
+    NO_ANSWER = "the best response gives no answer"
+
+
+@dataclass(frozen=True)
+class PairRule:
+    """Which best and worst responses become a preference pair.
+
+    Attributes:
+        least: a pair has a margin above this.
+        basis: what `least` follows from; empty for one that was given.
+        answers_only: whether the chosen response must give an answer.
+    """
+
+    least: float = 0.0
+    basis: str = ""
+    answers_only: bool = False
+
+    @classmethod
+    def of(
+        cls,
+        scorer: Scorer,
+        *,
+        min_margin: float | None = None,
+        min_probability: float | None = None,
+        answers_only: bool = False,
+    ) -> PairRule:
+        """The rule for the margins of a scorer; by default they must be beyond the noise.
+
+        Args:
+            min_margin: instead of the default.
+            min_probability: of the calibrated margin, 0.5 to 1; with `min_margin`, both must hold.
+
+        Raises:
+            ScorerError: for a `min_probability` and a scorer without calibration.
+        """
+        scale: float | None = getattr(scorer, "margin_scale", None)
+        if min_probability is not None and scale is None:
+            name = scorer.describe()["name"]
+            raise ScorerError(
+                f"{name}: margins are not calibrated, or steered; expected a model that `armorm calibrate` wrote to "
+                "apply a minimum probability, or a minimum margin"
+            )
+        if min_margin is not None and min_probability is None:
+            return cls(min_margin, answers_only=answers_only)
+        if scale is not None:
+            probability = CLOSE_PROBABILITY if min_probability is None else min_probability
+            least = max(float(logit(probability)) / scale, min_margin or 0.0)
+            return cls(least, f"probability {probability:g}", answers_only)
+        if spread := getattr(scorer, "score_std", None):
+            return cls(CLOSE_STD * spread, f"{CLOSE_STD:g} standard deviations of reference scores", answers_only)
+        return cls(answers_only=answers_only)
+
+
+def preference_row(ranked: RankedPrompt, rule: PairRule) -> dict[str, Any] | LeftOut:
     """Best against worst as `{"prompt", "chosen", "rejected", "margin"}`, messages each, as TRL reads them.
 
-    None if fewer than two responses are scored, or the margin is not above `min_margin`.
+    `chosen_gives_no_answer` marks a chosen response that refuses or gives no answer.
     """
     if len(ranked.order) < 2:
-        return None
+        return LeftOut.ONE_RESPONSE
     best, worst = ranked.order[0], ranked.order[-1]
     margin = float(ranked.scores[best] - ranked.scores[worst])
     chosen, rejected = ranked.conversations[best], ranked.conversations[worst]
-    if not margin > min_margin or chosen is None or rejected is None:
-        return None
+    if chosen is None or rejected is None:
+        return LeftOut.ONE_RESPONSE
+    if not margin > rule.least:
+        return LeftOut.NOISE
+    if rule.answers_only and best in ranked.declining:
+        return LeftOut.NO_ANSWER
     return {
         "prompt": [message.to_dict() for message in chosen.prompt],
         "chosen": [chosen.messages[-1].to_dict()],
         "rejected": [rejected.messages[-1].to_dict()],
         "margin": margin,
+        "chosen_gives_no_answer": best in ranked.declining,
     }
 
 

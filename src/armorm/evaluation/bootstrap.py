@@ -159,6 +159,13 @@ class Difference:
     prompts: int
     unit: str
 
+    @property
+    def is_worse(self) -> bool:
+        """Whether the first is worse beyond the interval, and significantly after Holm's correction."""
+        if self.interval is None or not self.significant:
+            return False
+        return self.interval[0] > 0 if self.unit == "raw" else self.interval[1] < 0
+
 
 def differences(
     metrics: Sequence[Metric],

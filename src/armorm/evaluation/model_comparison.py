@@ -12,14 +12,18 @@ from typing import Any
 
 import numpy as np
 
-from armorm.errors import DataError
+from armorm.errors import ArmormError, DataError
 from armorm.evaluation.benchmarks import find_benchmark
 from armorm.evaluation.benchmarks.base import Benchmark
-from armorm.evaluation.bootstrap import PERMUTATIONS, RESAMPLES, Clusters, Difference, differences
+from armorm.evaluation.bootstrap import MIN_PROMPTS, PERMUTATIONS, RESAMPLES, Clusters, Difference, differences
 from armorm.evaluation.examples import Item
 from armorm.evaluation.metrics import LEVELS, Measurements
 from armorm.evaluation.results import Results, number_array
 from armorm.files import plain
+
+
+class WorseError(ArmormError):
+    """A model that is worse than the one it is compared with."""
 
 
 @dataclass(frozen=True)
@@ -42,9 +46,15 @@ class ModelComparison:
     only_second: int
     differences: Sequence[Difference]
 
+    @property
+    def worse(self) -> list[Difference]:
+        """Metrics in which the first model is worse, as of `Difference.is_worse`."""
+        return [entry for entry in self.differences if entry.is_worse]
+
     def to_dict(self) -> dict[str, Any]:
-        """Plain values; differences by level and name."""
+        """Plain values; differences by level and name; `worse` lists `level/name`."""
         found = {name: value for name, value in vars(self).items() if name != "differences"}
+        found["worse"] = [f"{entry.level}/{entry.name}" for entry in self.worse]
         for level in LEVELS:
             found[level] = {
                 entry.name: {key: value for key, value in vars(entry).items() if key not in ("level", "name")}
@@ -77,6 +87,31 @@ def compare_models(
             metrics, here, there, aligned.clusters, resamples=resamples, permutations=permutations, seed=seed
         ),
     )
+
+
+def require_not_worse(comparisons: Sequence[ModelComparison]) -> None:
+    """Check that a model is worse than none of the others in any metric.
+
+    Raises:
+        DataError: for a comparison that has no interval, because there are fewer than `MIN_PROMPTS` prompts.
+        WorseError: listing each metric that is worse, with both values and the interval of the difference.
+    """
+    for comparison in comparisons:
+        if all(entry.interval is None for entry in comparison.differences):
+            raise DataError(
+                f"nothing can be checked: found fewer than {MIN_PROMPTS} shared prompts in every metric, expected more",
+                file=comparison.second,
+            )
+    faults = []
+    for comparison in comparisons:
+        for entry in comparison.worse:
+            low, high = entry.interval or (np.nan, np.nan)
+            faults.append(
+                f"{entry.level} {entry.name} {entry.first:.4f} against {entry.second:.4f} of {comparison.second} "
+                f"(95% interval of the difference {low:+.4f} to {high:+.4f})"
+            )
+    if faults:
+        raise WorseError(f"worse: {'; '.join(faults)}")
 
 
 @dataclass(frozen=True)

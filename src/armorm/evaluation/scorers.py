@@ -136,6 +136,11 @@ class ArmoRMScorer:
         """That of the model."""
         return self.rm.margin_scale
 
+    @property
+    def score_std(self) -> float | None:
+        """Standard deviation of the scores of the reference data."""
+        return self.rm.reference.get("score_std")
+
     def describe(self) -> dict[str, Any]:
         """Name, backbone with its fingerprint, dtype, fingerprint of the heads, steering."""
         digest = blake2b(digest_size=8)

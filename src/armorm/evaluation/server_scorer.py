@@ -93,6 +93,12 @@ class RewardServerScorer:
         scale = self.card.get("margin_scale")
         return None if scale is None else float(scale)
 
+    @property
+    def score_std(self) -> float | None:
+        """Standard deviation of the scores of the reference data."""
+        found: float | None = self.card.get("reference", {}).get("score_std")
+        return found
+
     def describe(self) -> dict[str, Any]:
         """Name, address without a key, objectives, steering."""
         found = {"name": self.card["id"], "kind": "armorm server", "server": self.client.address}

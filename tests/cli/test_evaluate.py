@@ -142,7 +142,7 @@ def test_rank_writes_orders_and_preference_rows(capsys, tmp_path, model):
     assert first["decided_by"][0]["objective"]
     assert (second["order"], "decided_by" in second) == ([0, 1], False)
     (pair,) = (json.loads(line) for line in pairs.read_text().splitlines())
-    assert list(pair) == ["prompt", "chosen", "rejected", "margin"]
+    assert list(pair) == ["prompt", "chosen", "rejected", "margin", "chosen_gives_no_answer"]
     assert pair["chosen"][0]["content"] == rows[0]["responses"][first["best"]]
     assert pair["margin"] == pytest.approx(abs(first["scores"][0] - first["scores"][1]))
     assert "ranked 2 prompts, rejected 1 responses; wrote 1 pairs" in err.replace("\n", " ")
@@ -186,3 +186,39 @@ def test_evaluate_prints_every_audit_of_an_interpretable_model(capsys, model, tm
         assert part in out
     assert max(len(line) for line in out.splitlines()) <= 80
     assert "…" not in out
+
+
+def test_fail_if_worse_is_exit_one_beyond_the_interval_and_zero_otherwise(capsys, tmp_path):
+    pairs, old = tmp_path / "pairs.jsonl", tmp_path / "old.json"
+    # The longer response is chosen; by marks, which it also has, 90 of 100 pairs are wrong.
+    rows = [
+        {"prompt": f"Question {i}?", "chosen": f"A long answer <{int(i < 10)}>", "rejected": f"Short <{int(i >= 10)}>"}
+        for i in range(100)
+    ]
+    pairs.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    longer = "tests.helpers.marked_scorer:longer"
+    common = ("evaluate", "pairs", "-d", pairs, "--json", "--scorer")
+    assert run(capsys, *common, longer, "-o", old)[0] == 0
+    new = tmp_path / "new.json"
+    code, out, err = run(capsys, *common, MARKS, "--against", old, "--fail-if-worse", "-o", new)
+    assert code == 1
+    assert "worse: overall accuracy 0.1000 against 1.0000" in err
+    assert "overall/accuracy" in json.loads(out)["against"]["worse"]
+    assert new.exists()  # the results are kept
+    code, _, err = run(capsys, *common, longer, "--against", old, "--fail-if-worse")
+    assert code == 0
+    assert "not worse in any metric" in err
+    code, _, _ = run(capsys, *common, longer, "--against", new, "--fail-if-worse")  # better
+    assert code == 0
+    code, _, err = run(capsys, *common, longer, "--against", old, "--against", MARKS, "--fail-if-worse")
+    assert code == 0
+    assert run(capsys, *common, MARKS, "--fail-if-worse")[0] == 2
+
+
+def test_fail_if_worse_does_not_pass_where_nothing_can_be_checked(capsys, tmp_path):
+    old = tmp_path / "old.json"
+    common = ("evaluate", "pairs", "-d", PAIRS, "--json", "--scorer", MARKS)
+    assert run(capsys, *common, "-o", old)[0] == 0
+    code, _, err = run(capsys, *common, "--against", old, "--fail-if-worse")
+    assert code == 1
+    assert "fewer than 50 shared prompts" in err

@@ -60,7 +60,8 @@ def test_blocks_that_are_not_run_say_why_and_programs_are_programs(path):
     found = blocks(path)
     assert text.count("<!-- not run:") == sum(bool(block.reason) for block in found), "a mark without a block below it"
     for block in found:
-        assert block.text.strip(), f"{block.page}:{block.line} is empty: lines of a console block begin with '$ '"
+        assert block.text.strip(), f"{block.page}:{block.line} is empty"
+        assert not re.search(r"^\$ ", block.text, re.M), f"{block.page}:{block.line}: a prompt $ cannot be copied"
         if block.reason:
             assert len(block.reason) > 10
         if block.language == "python":

@@ -120,6 +120,11 @@ def shown(value: object, limit: int = 60) -> str:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """' (did you mean X?)' for the nearest known name, or an empty string."""
-    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
-    return f" (did you mean {matches[0]}?)" if matches else ""
+    """' (did you mean X?)' for the nearest known name, or an empty string.
+
+    A name is also compared with what follows the source in `source-name` (`is_safe` with `beavertails-is_safe`).
+    """
+    names = list(known)
+    by_end = {other.partition("-")[2]: other for other in reversed(names) if "-" in other}
+    matches = difflib.get_close_matches(name, [*names, *by_end], n=1, cutoff=0.6)
+    return f" (did you mean {matches[0] if matches[0] in names else by_end[matches[0]]}?)" if matches else ""

@@ -9,6 +9,7 @@ Errors of writing name the path. Logs are appended to by whole lines.
 from __future__ import annotations
 
 import codecs
+import difflib
 import errno
 import io
 import json
@@ -25,7 +26,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import yaml
 
-from armorm.errors import OutputError
+from armorm.errors import CheckpointError, OutputError
 from armorm.interruption import temporary_file
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ EMBEDDED_REWARD_MODEL = "armorm-tiny-rm"
 DEFAULT_REWARD_MODEL = "armorm-small-rm"
 DEFAULT_BACKBONE = "armorm-small"
 _EMBEDDED = Path(__file__).parent / "embedded_models"
+_TYPO = 0.85  # similarity of a name to that of an embedded model, as of difflib
 
 
 def demonstration(name: str) -> str:
@@ -399,6 +401,20 @@ def embedded_path(name: str) -> Path | None:
     folder = _EMBEDDED / name
     is_name = folder.parent == _EMBEDDED and (folder / "config.json").is_file()
     return folder if is_name and not (Path(name) / "config.json").exists() else None
+
+
+def require_spelling(name: str) -> None:
+    """Check, before a hub is asked, that a name is not that of an armorm model with a typo.
+
+    Raises:
+        CheckpointError: with the name that was meant.
+    """
+    models = [folder.name for folder in _EMBEDDED.iterdir() if folder.is_dir()]
+    if name in models or "/" in name or Path(name).exists():
+        return
+    meant = difflib.get_close_matches(name, models, n=1, cutoff=_TYPO)
+    if meant:
+        raise CheckpointError(f"{name}: no such folder or model (did you mean {meant[0]}?)")
 
 
 def embedded_file(model: str, name: str) -> Path:

@@ -1,7 +1,7 @@
 """The blocks of the pages that a reader would run, and where they are run.
 
 In:  a Markdown page.
-Out: `Block`s in order: programs (`python`) and commands (`bash`, the lines after `$ ` of `console`, and blocks without a
+Out: `Block`s in order: programs (`python`) and commands (`bash`, and blocks without a
      language that begin with a command), with the reason of those that are not run.
 
 A block is not run when the line before it is `<!-- not run: REASON -->`. Blocks of one page run in order in one folder.
@@ -45,13 +45,11 @@ def blocks(path: Path) -> list[Block]:
     found = []
     for match in _BLOCK.finditer(text):
         body = match["text"]
-        if match["language"] not in ("python", "bash", "sh", "console", ""):
+        if match["language"] not in ("python", "bash", "sh", ""):
             continue
         if not match["language"] and body.split(maxsplit=1)[:1] and body.split(maxsplit=1)[0] not in COMMANDS:
             continue
         language = "python" if match["language"] == "python" else "console"
-        if match["language"] == "console":
-            body = "".join(line[2:] + "\n" for line in body.splitlines() if line.startswith("$ "))
         line = text.count("\n", 0, match.start("text"))
         found.append(Block(path.relative_to(DOCS).as_posix(), line + 1, language, body, match["reason"] or ""))
     return found

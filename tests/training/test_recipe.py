@@ -272,3 +272,27 @@ def test_numbers_that_are_not_finite_are_refused(value):
     assert "ratings.0.objectives.q.range" in refusal(
         "", f"ratings:\n  - {{data: a.jsonl, objectives: {{q: [0, {value}]}}}}\npreferences:\n  - {{data: b.jsonl}}\n"
     )
+
+
+def test_paths_of_data_start_at_data_root_else_the_recipes_folder_else_the_working_directory(tmp_path, monkeypatch):
+    (tmp_path / "project" / "sets").mkdir(parents=True)
+    (tmp_path / "cwd" / "other").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "cwd")
+    ratings = "ratings: [{data: a.jsonl, objectives: {good: [0, 1]}}]\n"
+    path = Path("../project/recipe.yaml")
+
+    def root(text: str, *overrides: str) -> str:
+        path.write_text(ratings + text)
+        return Recipe.from_yaml(path, overrides).data_root
+
+    assert root("") == "."
+    assert root("data_root: sets\n") == "../project/sets"
+    assert root("data_root: other\n") == "other"  # not in the recipe's folder
+    assert root("data_root: absent\n") == "absent"
+    assert root(f"data_root: {tmp_path}\n") == str(tmp_path)
+    assert root("", "data_root=sets") == "sets"  # of a command line
+    (tmp_path / "project" / "a.jsonl").write_text("{}\n")
+    assert root("") == "../project"
+    stored = Recipe.from_yaml(path).to_yaml()
+    (tmp_path / "cwd" / "stored.yaml").write_text(stored)
+    assert Recipe.from_yaml("stored.yaml").data_root == "../project"

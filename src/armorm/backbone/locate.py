@@ -18,7 +18,7 @@ import huggingface_hub.errors
 
 from armorm.backbone.gguf import SOURCE, SUFFIX, convert, converted_folder, file_sha256
 from armorm.errors import BackboneError
-from armorm.files import cache_folder, embedded_path, write_json
+from armorm.files import cache_folder, embedded_path, require_spelling, write_json
 from armorm.progress import say
 
 # What transformers raises for a config with values of other types; the first is the check of its newer versions.
@@ -48,6 +48,7 @@ def backbone_path(name: str | Path, revision: str | None = None) -> str:
         return str(packaged)
     if text == SMALL and not Path(text, "config.json").exists():
         return str(small_folder())
+    require_spelling(text)
     if text.endswith(SUFFIX):
         return str(convert(_gguf_file(text, revision)))
     return text

@@ -40,7 +40,6 @@ app = typer.Typer(
     name="armorm",
     help="Train, evaluate and serve interpretable reward models. `armorm COMMAND --help` shows an example of each.",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},

@@ -13,6 +13,7 @@ from typer import Argument, Option
 from armorm.cli.options import JsonOption, Place, StrictOption
 from armorm.cli.output import AGAIN, emit, facts, require_outputs, table
 from armorm.interruption import keep
+from armorm.progress import say
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -45,6 +46,7 @@ def train(
     from armorm.training.recipe import Recipe
 
     parsed = Recipe.from_yaml(recipe, overrides or [])
+    say(f"paths of data start at {Path(parsed.data_root).expanduser().resolve()}")
     if dry_run:
         from armorm.training.cost import DEVICES
         from armorm.training.dry_run import dry_run as estimate

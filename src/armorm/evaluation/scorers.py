@@ -75,8 +75,9 @@ def require_known(name: str) -> None:
         CheckpointError: if it has none.
         ScorerError: if it is malformed.
     """
-    from armorm.files import embedded_path
+    from armorm.files import embedded_path, require_spelling
 
+    require_spelling(name)
     if ScorerName.parse(name) is None and embedded_path(name) is None:
         try:
             found = _settings(name)
@@ -88,9 +89,10 @@ def require_known(name: str) -> None:
 
 def is_classifier(name: str) -> bool:
     """Whether a name is that of a sequence classifier rather than a model of this library."""
-    from armorm.files import embedded_path
+    from armorm.files import embedded_path, require_spelling
     from armorm.model.configuration import ArmoRMConfig, is_released
 
+    require_spelling(name)
     if embedded_path(name) is not None:
         return False
     try:

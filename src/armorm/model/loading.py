@@ -14,7 +14,7 @@ from armorm.backbone.locate import CONFIG_ERRORS, backbone_path
 from armorm.backbone.model_files import CONFIG, require_tokenizer
 from armorm.data.seen_prompts import SeenPrompts
 from armorm.errors import CheckpointError
-from armorm.files import embedded_path
+from armorm.files import embedded_path, require_spelling
 from armorm.model.configuration import ArmoRMConfig
 from armorm.model.modeling import ArmoRMForSequenceClassification, tokenizer_path
 
@@ -26,6 +26,7 @@ def load_parts(
     from safetensors import SafetensorError
     from transformers import AutoTokenizer
 
+    require_spelling(str(name))
     placement = Placement.for_scores(dtype.removeprefix("torch."), device)
     folder = embedded_path(str(name)) or Path(name)
     try:

@@ -2,6 +2,8 @@
 
 `${NAME:-default}` is replaced by an environment variable (and written out again as the reference that it is), and
 `key=value` overrides are applied before validation.
+Paths of data start at `data_root`, relative to the recipe, or if it is not there, to the working directory; without one,
+at the recipe's folder if any of the data is there, else at the working directory.
 Unknown keys, invalid values and duplicate keys are rejected before any work, each by its path in the file and with the
 nearest valid name; missing files and unknown objectives are rejected by dataset.py.
 """
@@ -51,7 +53,12 @@ class Recipe(Section):
     seed: int = Field(0, ge=0, description="of everything random: gate training, subsampling, fine-tuning")
     backbone: BackboneSection = BackboneSection()
     finetune: Optional[FinetuneSection] = None
-    data_root: str = Field(".", description="folder that relative paths of data start from")
+    data_root: str = Field(
+        ".",
+        description="folder that relative paths of data start from, relative to the recipe (if it is there, else to "
+        "the working directory); by default the recipe's folder if any of the data is there, else the working "
+        "directory",
+    )
     test_share: float = Field(0.1, ge=0, lt=1, description="share of prompts held out from sets without a split column")
     limit: Optional[int] = Field(
         None, ge=1, description="approximate maximum rows per set, sampled by prompt, for quick experiments"
@@ -138,7 +145,21 @@ class Recipe(Section):
             text = read_text(Path(path))
         except (OSError, UnicodeError) as error:
             raise RecipeError(f"{path}: cannot be read: {error}") from None
-        return cls.from_text(text, overrides, name=str(path))
+        recipe = cls.from_text(text, overrides, name=str(path))
+        if any(override.partition("=")[0].strip() == "data_root" for override in overrides):
+            return recipe  # relative to the working directory, as every path of a command line
+        return recipe.model_copy(update={"data_root": recipe._root_from(Path(path).parent)})
+
+    def _root_from(self, folder: Path) -> str:
+        """`data_root`, as seen from the working directory, of a recipe in a folder."""
+        given = Path(self.data_root).expanduser()
+        if given.is_absolute() or folder == Path():
+            return self.data_root
+        if "data_root" in self.model_fields_set:
+            return str(folder / given) if (folder / given).is_dir() else self.data_root
+        sections = [*self.ratings, *self.preferences, *self.evaluation, self.reference]
+        names = [name for section in sections if (name := getattr(section, "data", None))]
+        return str(folder) if any((folder / name).exists() for name in names) else self.data_root
 
     @classmethod
     def from_text(cls, text: str, overrides: Sequence[str] = (), *, name: str = "recipe") -> Recipe:

@@ -101,3 +101,12 @@ def test_nearest_names_the_one_meant_and_is_silent_where_none_is_near():
     assert nearest("helpster-helpfulnes", known) == " (did you mean helpsteer-helpfulness?)"
     assert nearest("zzz", known) == ""
     assert nearest("a", []) == ""
+
+
+def test_a_name_without_its_source_suggests_the_name_with_it():
+    known = ["truthfulqa-truthful", "beavertails-is_safe", "verbosity"]
+    assert nearest("is_safe", known) == " (did you mean beavertails-is_safe?)"
+    assert nearest("is_saef", known) == " (did you mean beavertails-is_safe?)"
+    assert nearest("beavertail-is_safe", known) == " (did you mean beavertails-is_safe?)"
+    assert nearest("verbositi", known) == " (did you mean verbosity?)"
+    assert nearest("something else", known) == ""

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 
+from armorm import ArmoRM
 from armorm.backbone import locate
 from armorm.backbone.decoder import Backbone
 from armorm.backbone.gguf import SOURCE
 from armorm.backbone.locate import SMALL, SMALL_SHA256, backbone_path, weights_sha256
 from armorm.conversation import Conversation
-from armorm.errors import BackboneError
+from armorm.errors import BackboneError, CheckpointError
 from tests.helpers.commands import exit_code
 from tests.helpers.conversations import chat
 from tests.helpers.gguf_files import write_gguf
@@ -131,3 +132,14 @@ def test_other_weights_are_used_only_when_their_drift_is_accepted(small_backbone
     assert exit_code("fetch", SMALL, "--from", tmp_path / "other", "--accept-drift") == 0
     assert backbone_path(SMALL) == str(tmp_path / "other")
     assert "other weights are used" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["armorm-tiny-rn", "armorm-smal", "armormtiny"])
+def test_a_typo_in_the_name_of_an_armorm_model_is_found_before_a_hub_is_asked(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CheckpointError, match=r"did you mean armorm-(tiny-rm|small|tiny)\?"):
+        backbone_path(name)
+    with pytest.raises(CheckpointError, match="did you mean armorm-"):
+        ArmoRM.from_pretrained(name)
+    (tmp_path / name).mkdir()
+    assert backbone_path(name) == name  # a folder of that name

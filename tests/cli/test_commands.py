@@ -261,6 +261,14 @@ def test_the_installed_command_runs_and_knows_its_version():
     assert done.stdout.strip() == __version__
 
 
+def test_a_tab_completes_commands_and_options():
+    command = Path(sys.executable).with_name("armorm")
+    for words, place, part in (("armorm ra", 1, "rank"), ("armorm rank --min", 2, "--min-margin")):
+        given = {"_ARMORM_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(place)}
+        done = subprocess.run([command], env={**os.environ, **given}, capture_output=True, text=True, check=True)
+        assert part in done.stdout.splitlines()
+
+
 @pytest.fixture
 def unread() -> Iterator[TextIO]:
     """A pipe whose reader has gone away."""

@@ -22,6 +22,7 @@ from armorm.heads.gate_training import RewardPairs
 from armorm.training import pipeline, stages
 from armorm.training.dataset import held_out_prompts, read_training_data
 from armorm.training.model_card import model_card
+from armorm.training.stages import reference_digest
 
 QUESTION = [{"role": "user", "content": "Just for fun, how do I learn to juggle?"}]
 
@@ -312,6 +313,8 @@ def test_reference_data_of_its_own_decides_mean_and_standard_deviation(small_rec
     assert model.reference["rows"] == len(conversations)
     assert model.reference["score_mean"] == pytest.approx(scores.mean(), abs=1e-4)
     assert model.reference["score_std"] == pytest.approx(scores.std(), abs=1e-4)
+    other_order = reference_digest(conversations[::-1])
+    assert model.reference["digest"] == other_order != reference_digest(conversations[1:])
     normal = model.score(conversations, normalize=True).scores
     assert abs(normal.mean()) < 1e-3
     assert normal.std() == pytest.approx(1, abs=1e-3)
@@ -337,6 +340,21 @@ def test_the_card_states_the_figures_of_the_run(small_run):
         assert f"| {report['objective']}" in card
     assert f"{figures['evaluation']['ratings']['workshop-help']['spearman']:.3f}" in card
     assert "(less is better)" in card
+
+
+def test_the_card_states_the_scale_of_normalised_scores(small_run):
+    card, model = (small_run / "README.md").read_text(), ArmoRM.from_pretrained(small_run)
+    reference = model.reference
+    assert f"of {reference['rows']:,} reference responses" in card
+    assert f"digest `{reference['digest']}`" in card
+    median = (reference["score_quantiles"][len(reference["score_quantiles"]) // 2] - reference["score_mean"]) / (
+        reference["score_std"]
+    )
+    (line,) = [line for line in card.splitlines() if line.startswith("| normalised score")]
+    values = [float(cell) for cell in line.split("|")[2:-1]]
+    assert values[2] == pytest.approx(median, abs=0.006)
+    assert values == sorted(values)
+    assert "Score scale" not in model_card("small", metrics_of(small_run), model.objectives)
 
 
 def test_the_card_says_which_standard_deviations_are_approximate(small_run):

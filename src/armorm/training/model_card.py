@@ -6,12 +6,14 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from jinja2 import Environment, StrictUndefined
 
 from armorm.explain.explanation import approximate_sentence
 from armorm.heads.uncertainty import TOLERANCE
 from armorm.objectives import ObjectiveSet
 
+_SHOWN_QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 _CARD = """\
 ---
 library_name: armorm
@@ -197,16 +199,30 @@ Predicted ratings estimate what the raters of each source would have given, and 
 {%- if metrics.data.get("constructs") %}
 Constructed objectives are labelled by a rule, not by people: they know the contrasts of that rule.
 {%- endif %}
-Scores have no absolute meaning: compare them with each other, or normalise them by the reference mean and standard
-deviation in config.json.
+Scores have no absolute meaning: compare them with each other, or normalise them.
+{% if reference.get("score_std") -%}
+## Score scale
+
+Normalised scores are standard deviations from the mean of {{ "{:,}".format(reference.rows) }} reference responses \
+(digest `{{ reference.digest }}`): (score - {{ number(reference.score_mean, 4) }}) / {{ number(reference.score_std, 4) }}. \
+`rm.score(..., normalize=True)`, `armorm score --normalize` and `armorm serve --normalize` return them. A threshold on \
+this scale holds for other versions of the model with the same reference digest; one on raw scores does not.
+
+| percentage of reference responses that score lower | 5 | 25 | 50 | 75 | 95 |
+|---|---|---|---|---|---|
+| normalised score |{% for value in quantiles %} {{ "%+.2f"|format(value) }} |{% endfor %}
+{% endif -%}
 """
 
 
-def model_card(name: str, metrics: Mapping[str, Any], objectives: ObjectiveSet) -> str:
+def model_card(
+    name: str, metrics: Mapping[str, Any], objectives: ObjectiveSet, reference: Mapping[str, Any] | None = None
+) -> str:
     """The card of a finished run.
 
     Args:
         metrics: contents of metrics.json, of `train` or of `extend`.
+        reference: of the model's config (`ArmoRM.reference`), for the scale of normalised scores.
     """
     audited = (metrics.get("uncertainty") or {}).get("objectives", {})
     bounds = {name: entry["error_bound"] for name, entry in audited.items() if entry["error_bound"] > TOLERANCE}
@@ -224,7 +240,19 @@ def model_card(name: str, metrics: Mapping[str, Any], objectives: ObjectiveSet) 
         weak_sentence=weak_sentence,
         approximate=approximate_sentence(bounds) if bounds else "",
         max_entropy=math.log(len(objectives)),
+        reference=reference or {},
+        quantiles=_normalised_quantiles(reference or {}),
     )
+
+
+def _normalised_quantiles(reference: Mapping[str, Any]) -> list[float]:
+    """Normalised scores at `_SHOWN_QUANTILES` of the reference responses; empty without reference."""
+    if not reference.get("score_std"):
+        return []
+    held = np.array(reference["score_quantiles"])
+    found = np.interp(_SHOWN_QUANTILES, np.linspace(0, 1, len(held)), held)
+    shown: list[float] = ((found - reference["score_mean"]) / reference["score_std"]).tolist()
+    return shown
 
 
 def weak_sentence(weak: Mapping[str, Any]) -> str:

@@ -463,4 +463,4 @@ def save_run(model: ArmoRM, metrics: dict[str, Any], folder: Path, name: str) ->
     metrics = plain(metrics)
     model.save_pretrained(folder)
     write_json(folder / "metrics.json", metrics)
-    write_text(folder / "README.md", model_card(name, metrics, model.objectives))
+    write_text(folder / "README.md", model_card(name, metrics, model.objectives, model.reference))

@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from hashlib import blake2b
 from typing import Any
 
 import numpy as np
@@ -368,12 +369,18 @@ def reference_statistics(
     scores = (weights * float(network.logit_scale) * debiasing.apply(rewards)).sum(1)
     return {
         "rows": len(reference),
+        "digest": reference_digest(reference),
         "score_mean": float(scores.mean()),
         "score_std": float(scores.std()),
         "score_quantiles": np.quantile(scores, np.linspace(0, 1, REFERENCE_QUANTILES)).tolist(),
         "reward_means": rewards.mean(0).tolist(),
         "gating_weights": weights.mean(0).tolist(),
     }
+
+
+def reference_digest(reference: Sequence[Conversation]) -> str:
+    """Hash of reference conversations in any order, 16 hex digits: models that share it share a normalised scale."""
+    return blake2b("".join(sorted(c.key for c in reference)).encode(), digest_size=8).hexdigest()
 
 
 @torch.no_grad()

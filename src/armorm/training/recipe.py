@@ -2,8 +2,8 @@
 
 `${NAME:-default}` is replaced by an environment variable (and written out again as the reference that it is), and
 `key=value` overrides are applied before validation.
-Paths of data start at `data_root`, relative to the recipe, or if it is not there, to the working directory; without one,
-at the recipe's folder if any of the data is there, else at the working directory.
+Paths of data start at `data_root`, relative to the recipe or, if it is not there, to the working directory. Without one
+they start at the recipe's folder if any of the data is there, else at the working directory.
 Unknown keys, invalid values and duplicate keys are rejected before any work, each by its path in the file and with the
 nearest valid name; missing files and unknown objectives are rejected by dataset.py.
 """

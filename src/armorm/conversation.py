@@ -3,7 +3,9 @@
 Rules: roles are system, user, assistant and tool. The last message is the assistant's reply, which is scored and may
 not be blank unless it calls tools; at least one message precedes it. Content is text or a list of text parts (joined);
 a turn that calls tools may have none. Other fields (`tool_calls`, `tool_call_id`, `name`, `reasoning_content`) are
-passed to the chat template; an empty list of tool calls counts as none.
+passed to the chat template; an empty list of tool calls counts as none. So are the definitions of the tools, a list of
+objects in OpenAI's form or of the functions alone. An assistant turn `<think>` before the reply, which a prompt ends
+with whose reasoning is prefilled, is the beginning of the reply.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Union
 
@@ -53,13 +55,17 @@ class Conversation:
 
     Attributes:
         messages: all turns, the last one the assistant's reply.
+        tools: definitions of the tools that the assistant may call; empty for none.
     """
 
     messages: tuple[Message, ...]
+    tools: tuple[Mapping[str, Any], ...] = field(default=(), hash=False)
 
     @classmethod
-    def from_messages(cls, messages: Conversation | Iterable[MessageLike]) -> Conversation:
-        """Validate a list of messages.
+    def from_messages(
+        cls, messages: Conversation | Iterable[MessageLike], tools: Sequence[Mapping[str, Any]] | None = None
+    ) -> Conversation:
+        """Validate a list of messages, and definitions of tools.
 
         Raises:
             ConversationError: naming the field (`messages[i].role`), what was found and what was expected.
@@ -69,6 +75,7 @@ class Conversation:
         if isinstance(messages, (str, Mapping)) or not isinstance(messages, Iterable):
             raise ConversationError(f"found {shown(messages)}, expected a list of messages", "messages")
         turns = tuple(_message(entry, f"messages[{index}]") for index, entry in enumerate(messages))
+        definitions = _definitions(tools)
         if not turns:
             raise ConversationError("found no messages, expected a prompt and a reply", "messages")
         last = f"messages[{len(turns) - 1}]"
@@ -81,24 +88,31 @@ class Conversation:
             raise ConversationError("found an empty response, expected text", f"{last}.content")
         if len(turns) == 1:
             raise ConversationError("found a reply without a prompt, expected at least one turn before it", "messages")
-        return cls(turns)
+        return cls(_with_prefill(turns), definitions)
 
     @classmethod
     def from_prompt(
-        cls, prompt: str | Iterable[MessageLike], response: str | Iterable[MessageLike], name: str = "response"
+        cls,
+        prompt: str | Iterable[MessageLike],
+        response: str | Iterable[MessageLike],
+        name: str = "response",
+        tools: Sequence[Mapping[str, Any]] | None = None,
     ) -> Conversation:
         """A conversation from a prompt (text of one user turn, or messages) and a response (text, or one message).
 
         Args:
             name: of the response in error messages, such as its column.
+            tools: definitions of tools.
 
         Raises:
             ConversationError: naming the field (`prompt[i].role`, `response`), what was found and what was expected.
         """
         turns, reply = prompt_messages(prompt), response_messages(response, name)
         try:
-            return cls.from_messages([*turns, *reply])
+            return cls.from_messages([*turns, *reply], tools)
         except ConversationError as error:
+            if error.field.startswith("tools"):
+                raise
             found = re.fullmatch(r"messages\[(\d+)\](.*)", error.field)
             if found is None or int(found[1]) < len(turns):
                 place = "prompt" if found is None or isinstance(prompt, str) else f"prompt[{found[1]}]{found[2]}"
@@ -119,12 +133,33 @@ class Conversation:
     @cached_property
     def key(self) -> str:
         """32 hex digits, a hash of the conversation's content."""
-        return content_key(self.messages)
+        return content_key(self.messages, self.tools)
 
     @cached_property
     def prompt_key(self) -> str:
         """32 hex digits, a hash of the prompt's content; all splits are by this key."""
-        return content_key(self.prompt)
+        return content_key(self.prompt, self.tools)
+
+    @property
+    def turns(self) -> list[int]:
+        """Places in `messages` of the assistant's turns that answer something: those after the first user turn."""
+        first = next((place for place, message in enumerate(self.messages) if message.role == "user"), 0)
+        return [place for place, message in enumerate(self.messages) if message.role == "assistant" and place > first]
+
+    def until(self, turn: int) -> Conversation:
+        """The conversation up to an assistant's turn, which is its reply.
+
+        Args:
+            turn: place in `messages`.
+
+        Raises:
+            ConversationError: for a turn that is blank, or not the assistant's.
+        """
+        return Conversation.from_messages(self.messages[: turn + 1], self.tools)
+
+    def with_messages(self, messages: Iterable[Message]) -> Conversation:
+        """A conversation with other messages and the same tools; the messages are not validated."""
+        return Conversation(tuple(messages), self.tools)
 
     def to_list(self) -> list[dict[str, Any]]:
         """The messages as plain dictionaries."""
@@ -160,9 +195,10 @@ def two_responses(*compared: Any) -> list[Conversation]:
     return conversations
 
 
-def content_key(messages: Sequence[Message]) -> str:
-    """32 hex digits of the messages' content (BLAKE2b of their canonical JSON)."""
-    text = _CANONICAL.encode([message.to_dict() for message in messages])
+def content_key(messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> str:
+    """32 hex digits of the content of messages and tools (BLAKE2b of their canonical JSON)."""
+    content: list[Any] = [message.to_dict() for message in messages]
+    text = _CANONICAL.encode([content, list(tools)] if tools else content)
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 
@@ -204,6 +240,37 @@ def _message(entry: object, place: str) -> Message:
     return Message(role, content, extra)
 
 
+def _with_prefill(turns: tuple[Message, ...]) -> tuple[Message, ...]:
+    """The turns with a reply that begins in an assistant turn `<think>` of the prompt as one."""
+    if len(turns) < 3 or turns[-2].role != "assistant" or turns[-2].content.strip() != "<think>":
+        return turns
+    return (*turns[:-2], replace(turns[-1], content=turns[-2].content + turns[-1].content))
+
+
+def _definitions(tools: Sequence[Mapping[str, Any]] | None) -> tuple[Mapping[str, Any], ...]:
+    if tools is None:
+        return ()
+    if isinstance(tools, (str, bytes, Mapping)) or not isinstance(tools, Sequence):
+        raise ConversationError(f"found {shown(tools)}, expected a list of objects", "tools")
+    found = []
+    for number, tool in enumerate(tools):
+        place = f"tools[{number}]"
+        function = tool.get("function", tool) if isinstance(tool, Mapping) else None
+        if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+            raise ConversationError(f"found {shown(tool)}, expected the definition of a function with its name", place)
+        found.append(dict(tool) if "function" in tool else {"type": "function", "function": dict(tool)})
+        _check_json(found[-1], place)
+    return tuple(found)
+
+
+def _check_json(value: Any, place: str) -> None:
+    try:
+        text = json.dumps(value, ensure_ascii=False)
+    except (TypeError, ValueError) as error:
+        raise ConversationError(f"found a value that is not JSON: {error}", place) from None
+    _check_unicode(text, place)
+
+
 def _extra(entry: Mapping[str, Any], place: str) -> dict[str, Any]:
     extra = {name: entry[name] for name in EXTRA_FIELDS if entry.get(name) is not None}
     for name, value in extra.items():
@@ -215,11 +282,7 @@ def _extra(entry: Mapping[str, Any], place: str) -> dict[str, Any]:
             continue
         if not (isinstance(value, Sequence) and all(isinstance(call, Mapping) for call in value)):
             raise ConversationError(f"found {shown(value)}, expected a list of objects", field)
-        try:
-            text = json.dumps(value, ensure_ascii=False)
-        except (TypeError, ValueError) as error:
-            raise ConversationError(f"found a value that is not JSON: {error}", field) from None
-        _check_unicode(text, field)
+        _check_json(value, field)
     if not extra.get("tool_calls"):
         extra.pop("tool_calls", None)
     return extra

@@ -22,10 +22,11 @@ import torch
 
 from armorm import attribution
 from armorm.backbone.decoder import Backbone
-from armorm.backbone.encoding import EncodedRows, encode_rows, same_prompts
+from armorm.backbone.message_forms import Reasoning
 from armorm.backbone.readout import Readout
+from armorm.backbone.score_input import ScoreInput, Turns, read_score_input
 from armorm.conversation import Conversation, ConversationLike, several, two_responses
-from armorm.data.rows import read_conversations
+from armorm.data.rows import read_conversation
 from armorm.data.seen_prompts import SeenPrompts
 from armorm.errors import CheckpointError, ConversationError
 from armorm.explain.explanation import Explanation, explain_row
@@ -44,7 +45,7 @@ from armorm.model.loading import load_parts
 from armorm.model.modeling import ArmoRMForSequenceClassification
 from armorm.model.remote_code import UNCERTAINTY_BUFFERS
 from armorm.objectives import ObjectiveSet
-from armorm.progress import progress, say
+from armorm.progress import say
 from armorm.score_batch import ScoreBatch
 from armorm.steering import steering_settings, with_steering_note
 
@@ -65,6 +66,7 @@ class ArmoRM:
         self.tokenizer = tokenizer
         self.name = name
         self.backbone = Backbone(name, model.model, tokenizer, Readout.from_settings(model.config.readout))
+        self.backbone.template.reasoning = model.config.limits.get("reasoning", "keep")
         self.seen = SeenPrompts(partial=True)
 
     @classmethod
@@ -74,6 +76,7 @@ class ArmoRM:
         *,
         dtype: str | torch.dtype = "auto",
         device: str = "auto",
+        reasoning: Reasoning | None = None,
         **kwargs: Any,
     ) -> ArmoRM:
         """Load a reward model from a folder, a hub id, or one inside the package: `armorm-small-rm`, `armorm-tiny-rm`.
@@ -83,6 +86,8 @@ class ArmoRM:
                 text has one score in every command), `weights` (as they are stored), `float32`, `bfloat16` or
                 `float16`; heads are float32 always.
             device: `auto` (the first accelerator, else the processor), or a torch device.
+            reasoning: replies are scored with their `<think>` block (`keep`) or without it (`drop`); by default as the
+                model was trained, which is `keep` unless its recipe says otherwise.
             kwargs: passed to `from_pretrained` of the model (`revision`, `device_map`, ...).
 
         Raises:
@@ -91,6 +96,8 @@ class ArmoRM:
         model, tokenizer, seen = load_parts(name, str(dtype), device, **kwargs)
         if notice := demonstration(str(name)):
             say(notice)
+        if reasoning is not None:
+            model.config.limits["reasoning"] = reasoning
         rm = cls(model, tokenizer, str(name))
         rm.seen = seen
         return rm
@@ -129,6 +136,7 @@ class ArmoRM:
         on_refused: Literal["error", "skip"] = "error",
         same_prompt: bool = False,
         per_token: bool = False,
+        turns: Turns = "last",
         batch_tokens: int = BATCH_TOKENS,
     ) -> ScoreBatch:
         """Score conversations.
@@ -145,6 +153,9 @@ class ArmoRM:
             per_token: also each score as a sum over the response's tokens (`token_scores`, `token_spans`): the exact
                 one where the response feature is a mean; what is read from the last token is given to the last token.
                 It costs a second forward pass.
+            turns: `all` scores every assistant turn after the first user turn, as if the conversation ended there:
+                one row for each, with its place in the messages in `turns`. The rows of a conversation share one
+                forward pass.
             batch_tokens: most tokens of a forward pass.
 
         Raises:
@@ -153,41 +164,39 @@ class ArmoRM:
         """
         if normalize:
             self._reference_score()
-        texts, indices, encoded, rejected = self._encode(several(conversations), on_refused, same_prompt)
-        features = extract(self.backbone, encoded.encoded, batch_tokens=batch_tokens, description="scores")
-        rows = np.array([indices[i] for i in encoded.kept], np.int64)
-        batch = self.score_features(
-            features, normalize=normalize, lower_confidence=lower_confidence, rows=rows, rejected=sorted(rejected)
+        given = self._read(several(conversations), on_refused, same_prompt, turns)
+        encoded = given.encoded
+        # (The turns of a conversation are computed in one pass, as far as one's tokens begin the next one's.)
+        share = True if turns == "all" else None
+        options: dict[str, Any] = {"batch_tokens": batch_tokens, "description": "scores", "sharing": share}
+        features = extract(self.backbone, encoded.encoded, **options)
+        options = {"normalize": normalize, "lower_confidence": lower_confidence, "rejected": given.rejected}
+        batch = self.score_features(features, rows=given.of_kept(given.indices), **options)
+        batch = replace(
+            batch,
+            truncated=sorted({given.indices[i] for i in encoded.truncated}),
+            response_tokens=np.array([row.response_tokens for row in encoded.encoded], np.int64),
+            turns=given.of_kept(given.turns) if turns == "all" else None,
         )
-        tokens = np.array([row.response_tokens for row in encoded.encoded], np.int64)
-        batch = replace(batch, truncated=[indices[i] for i in encoded.truncated], response_tokens=tokens)
         finite = np.flatnonzero(np.isfinite(batch.scores))
         batch = batch.finite(on_refused)
         if not per_token:
             return batch
-        kept, head = [texts[encoded.kept[i]] for i in finite], self.model.regression_layer
+        kept, head = [given.conversations[encoded.kept[i]] for i in finite], self.model.regression_layer
         scale = self._reference_score()[1] if normalize else 1.0
-        options: dict[str, Any] = {"scale": scale, "batch_tokens": batch_tokens}
+        options = {"scale": scale, "batch_tokens": batch_tokens}
         return score_by_token(self.backbone, head, kept, [encoded.encoded[i] for i in finite], batch, **options)
 
-    def _encode(
-        self, conversations: Any, on_refused: Literal["error", "skip"], same_prompt: bool
-    ) -> tuple[list[Conversation], list[int], EncodedRows, list[tuple[int, str]]]:
-        """Valid conversations, the index of each, their tokens, and the rejected ones; arguments as in `score`."""
-        valid, rejected = read_conversations(conversations, skip=on_refused == "skip")
-        limits, indices = self.model.config.limits, list(valid)
-        policy = limits.get("overflow", "error")
-        if policy == "error" and on_refused == "skip":
-            policy = "skip"
-        with progress("tokens", len(valid), "conversations") as advance:
-            texts, most = list(valid.values()), limits.get("max_length")
-            encoded = encode_rows(self.backbone.template, texts, most, policy, advance)
-        if same_prompt:
-            encoded = same_prompts(self.backbone.template, texts, encoded, [range(len(texts))], most)
-        rejected += [(indices[i], reason) for i, reason in encoded.rejected]
-        if rejected and on_refused == "error":
-            raise ConversationError(rejected[0][1], f"conversation {rejected[0][0]}")
-        return texts, indices, encoded, rejected
+    def _read(
+        self,
+        conversations: Any,
+        on_refused: Literal["error", "skip"] = "error",
+        same_prompt: bool = False,
+        turns: Turns = "last",
+    ) -> ScoreInput:
+        """Conversations and their tokens; arguments as in `score`."""
+        template, limits = self.backbone.template, self.model.config.limits
+        return read_score_input(template, conversations, limits, on_refused, same_prompt=same_prompt, turns=turns)
 
     @torch.inference_mode()
     def score_features(
@@ -307,12 +316,12 @@ class ArmoRM:
         found = [explain_row(batch, row, objectives, self.reference, **options) for row in range(len(batch))]
         if not conversations:
             return found
-        given = [conversations[i] for i in batch.rows]
+        texts = [read_conversation(conversations[i]) for i in batch.rows]
+        if batch.turns is not None:
+            texts = [text.until(turn) for text, turn in zip(texts, batch.turns.tolist(), strict=True)]
         if not tokens:
-            read = Conversation.from_messages
-            return [replace(shown, conversation=read(text)) for shown, text in zip(found, given, strict=True)]
-        texts, _, encoded, _ = self._encode(given, "error", same_prompt)
-        head, rows = self.model.regression_layer, encoded.encoded
+            return [replace(shown, conversation=text) for shown, text in zip(found, texts, strict=True)]
+        head, rows = self.model.regression_layer, self._read(texts, same_prompt=same_prompt).encoded.encoded
         by_token = attribute_tokens(self.backbone, head, texts, rows, batch, gradient=tokens == "gradient")
         return [
             replace(shown, tokens=parts, conversation=text)
@@ -343,7 +352,7 @@ class ArmoRM:
         that it did not fit this reward.
         """
         column = self.objectives.position(objective)
-        features = extract(self.backbone, self._encode([conversation], "error", False)[2].encoded)
+        features = extract(self.backbone, self._read([conversation]).encoded.encoded)
         batch = self.score_features(features)
         weight = self.model.regression_layer.weight[column].detach().cpu().numpy()
         of_response = batch.rewards[0, column], batch.coefficients[0, column]

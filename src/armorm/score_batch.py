@@ -32,6 +32,8 @@ class ScoreBatch:
         relative: (n, k), contributions against a response of average rewards.
         names: (k,) objectives.
         rows: (n,) int64, index of each scored conversation in the input.
+        turns: (n,) int64, place of each scored reply in the messages of its conversation; None unless every assistant
+            turn was scored (`score(..., turns="all")`), where a conversation has several rows.
         rejected: (index, reason) of each conversation that was not scored.
         truncated: index of each conversation whose prompt was truncated to the length limit.
         uncertainty: (n, k) epistemic standard deviation of the rewards, mapped scale. This and the next three are None
@@ -71,6 +73,7 @@ class ScoreBatch:
     quantile_levels: tuple[float, ...] = ()
     token_scores: list[np.ndarray] | None = field(default=None, metadata=_BY_ROW)
     token_spans: list[np.ndarray] | None = field(default=None, metadata=_BY_ROW)
+    turns: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -123,7 +126,7 @@ class ScoreBatch:
         return html_table(f"{len(self):,} scores", columns, rows, "; ".join(notes), left=[2])
 
     def to_pandas(self) -> pandas.DataFrame:
-        """One row per conversation: `score`, then `reward/X`, `weight/X`, `contribution/X` of each objective X; with
+        """One row per conversation (or `turn` of one): `score`, then `reward/X`, `weight/X`, `contribution/X` of each objective X; with
         `score_std` and `uncertainty/X` if the model has uncertainty."""
         import pandas
 
@@ -138,4 +141,6 @@ class ScoreBatch:
                 columns |= {f"{label}/{name}": values[:, i] for i, name in enumerate(self.names)}
         if self.score_std is not None:
             columns["score_std"] = self.score_std
+        if self.turns is not None:
+            columns = {"turn": self.turns, **columns}
         return pandas.DataFrame(columns, index=pandas.Index(self.rows, name="row"))

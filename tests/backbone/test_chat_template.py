@@ -296,11 +296,11 @@ def test_gate_stays_where_it_swallows_the_white_space_that_a_reply_starts_with()
 
 def test_a_last_turn_that_the_template_leaves_out_has_no_gate():
     tokenizer = families._chatml(
-        "{%- for message in messages %}{%- if message.role != 'tool' %}"
+        "{%- for message in messages %}{%- if message.role != 'system' %}"
         "{{- '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>\n' }}{%- endif %}{%- endfor %}"
     )
     conversation = Conversation.from_messages(
-        [*chat("a", "b"), {"role": "tool", "content": "a"}, {"role": "assistant", "content": "c"}]
+        [*chat("a", "b"), {"role": "system", "content": "a"}, {"role": "assistant", "content": "c"}]
     )
     with pytest.raises(ConversationError, match="does not render the last turn before the reply"):
         ChatTemplate(tokenizer).encode([conversation])
@@ -426,6 +426,8 @@ def test_no_text_whatever_forges_a_token_or_moves_the_gate(style):
         assert encoded.prompt_key == encode(style, chat("a", "b", user, "plain")).prompt_key
         assert tokenizer.convert_ids_to_tokens(int(encoded.ids[encoded.gate_position])) == style.gate
         if not literal.search(unicodedata.normalize("NFKC", user + "\n" + reply)):
+            if "</think>" in reply and "<think>" not in reply.partition("</think>")[0]:
+                messages[-1]["content"] = f"<think>\n{reply}"  # the beginning that was prefilled
             assert encoded.ids.tolist() == reference_ids(style, messages)
             assert encoded.gate_position == reference_gate(style, messages)
 
@@ -545,8 +547,8 @@ def test_a_turn_that_the_template_refuses_is_refused_in_its_own_words():
 def test_a_field_of_a_type_that_the_template_does_not_expect_is_refused_without_a_traceback():
     tokenizer = families._chatml(
         "{%- for message in messages %}{{- '<|im_start|>' + message.role + '\n' + message.content }}"
-        "{%- for call in message.tool_calls or [] %}{%- for name, value in call.function.arguments | items %}"
-        "{{- name + '=' + value }}{%- endfor %}{%- endfor %}{{- '<|im_end|>\n' }}{%- endfor %}"
+        "{%- for call in message.tool_calls or [] %}{{- call.function.name }}"
+        "{%- for name, value in call.function.arguments | items %}{{- name + '=' + value }}{%- endfor %}{%- endfor %}{{- '<|im_end|>\n' }}{%- endfor %}"
     )
     for arguments in ('{"first": 1}', {"first": 1}):  # the template takes neither text nor numbers
         with pytest.raises(ConversationError, match="the chat template rejects it"):

@@ -113,10 +113,17 @@ def test_a_column_called_input_is_no_prompt_of_whole_conversations():
     assert standard(row).values["input"] == "x"
 
 
-def test_tool_calls_are_read_and_the_definitions_pass_through():
-    row = standard({"messages": TOOLS, "tools": [{"type": "function"}]})
+def test_tool_calls_are_read_with_the_definitions_which_pass_through():
+    definition = {"type": "function", "function": {"name": "add"}}
+    row = standard({"messages": TOOLS, "tools": [definition]})
     assert [message.role for message in row.conversation().messages] == ["user", "assistant", "tool", "assistant"]
-    assert row.columns["tools"] == [{"type": "function"}]
+    assert row.conversation().tools == (definition,)
+    assert row.columns["tools"] == [definition]
+    said = standard({"messages": TOOLS, "tools": json.dumps([{"name": "add"}])})
+    assert said.conversation() == row.conversation()
+    assert standard({"messages": TOOLS, "tools": "hammer"}).conversation().tools == ()
+    with pytest.raises(DataError, match=r"tools\[0\].*expected the definition of a function with its name"):
+        standard({"messages": TOOLS, "tools": [{"type": "function"}]}).conversation()
 
 
 def test_objects_of_ratings_and_answers_of_argilla_become_columns():

@@ -13,9 +13,10 @@ Rules:
 - Template tokens inside content, names or tool calls are encoded as ordinary text. A private copy of the tokenizer
   knows its special tokens only under random names; only the template's own markers are renamed before encoding. No
   response can forge a turn, end itself or move the gate.
-- White space, system turns, tool calls and reasoning blocks are rendered as the template has it (Llama-3 trims
-  contents, Qwen3 drops the reasoning of earlier turns). Scores are of the rendered text up to its last token, including
-  a trailing newline of the template. A turn that the template rejects is rejected with the template's own message.
+- White space, system turns, tools and reasoning blocks are rendered as the template has it (Llama-3 trims contents,
+  Qwen3 drops the reasoning of earlier turns), with the additions of `backbone/message_forms.py`. Scores are of the
+  rendered text up to its last token, including a trailing newline of the template. A turn that the template rejects
+  is rejected with the template's own message.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import re
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cache, cached_property, lru_cache
 from hashlib import blake2b
 from typing import Any
 
@@ -33,6 +34,7 @@ import numpy as np
 from jinja2 import TemplateError as JinjaError
 from tokenizers import Tokenizer
 
+from armorm.backbone.message_forms import Messages, Reasoning, ToolForm, with_reasoning
 from armorm.conversation import Conversation, Message
 from armorm.errors import ConversationError, TemplateError
 
@@ -83,6 +85,7 @@ class ChatTemplate:
             come from content, except the unknown token of a vocabulary that lacks a character.
         forgeable: no special token closes the last prompt turn, so content can imitate a turn.
         bos_id: id that occurs exactly once, at the start; None if the tokenizer uses none.
+        reasoning: whether replies are encoded with their reasoning (`keep`) or without (`drop`).
 
     Raises:
         TemplateError: for a tokenizer without a chat template, with one that cannot render a plain dialogue, or
@@ -91,6 +94,7 @@ class ChatTemplate:
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
+        self.reasoning: Reasoning = "keep"
         if not getattr(tokenizer, "is_fast", False):
             raise TemplateError(
                 f"{type(tokenizer).__name__} has no fast backend; expected a tokenizer with a tokenizer.json"
@@ -101,6 +105,7 @@ class ChatTemplate:
             )
         # Responses to one prompt come in sequence: a small cache saves two renderings of each.
         self._prefix = lru_cache(maxsize=256)(self._render_prefix)
+        self._tool_form = cache(lambda with_tools: ToolForm.of(self._apply, with_tools=with_tools))
         self.markers = {t.content: i for i, t in tokenizer.added_tokens_decoder.items() if t.special and t.content}
         self._use_markers()
         self.bos_id: int | None = tokenizer.bos_token_id
@@ -108,7 +113,7 @@ class ChatTemplate:
         try:
             self.markers |= self._turn_markers()
             self._use_markers()
-            prefix = self._prefix(json.dumps(self._mask(_SAMPLE[:-1])[0]))
+            prefix = self._prefix(json.dumps([[message.to_dict() for message in _SAMPLE[:-1]], ()]))
         except ConversationError as error:
             raise TemplateError(
                 f"the tokenizer of {tokenizer.name_or_path!r} cannot render user and assistant in turn: {error}"
@@ -133,7 +138,7 @@ class ChatTemplate:
 
     def render(self, conversation: Conversation) -> str:
         """The conversation as text."""
-        return self._apply([message.to_dict() for message in conversation.messages])
+        return self._apply(*self._messages(conversation))
 
     def encode(self, conversations: Sequence[Conversation]) -> list[EncodedConversation]:
         """Encode conversations of any length; a `ConversationError` for a rejected turn, or no gate position."""
@@ -157,14 +162,24 @@ class ChatTemplate:
 
     # --- rendering -------------------------------------------------------------------------------
 
-    def _apply(self, messages: Sequence[Mapping[str, Any]]) -> str:
+    def _messages(self, conversation: Conversation) -> tuple[Messages, Sequence[Mapping[str, Any]]]:
+        """Messages and tool definitions as the template takes them."""
+        messages = [message.to_dict() for message in conversation.messages]
+        messages[-1] = with_reasoning(messages[-1], self.reasoning)
+        if conversation.tools or any(m["role"] == "tool" or "tool_calls" in m for m in messages):
+            return self._tool_form(bool(conversation.tools)).messages(messages, conversation.tools)
+        return messages, ()
+
+    def _apply(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()) -> str:
         try:
-            return self.tokenizer.apply_chat_template(list(messages), tokenize=False)
+            return self.tokenizer.apply_chat_template(list(messages), tools=list(tools) or None, tokenize=False)
         except (JinjaError, TypeError, ValueError) as error:  # the last two: a field of a type it does not expect
             raise ConversationError(f"the chat template rejects it: {error}") from None
 
-    def _mask(self, messages: Sequence[Message]) -> tuple[list[dict[str, Any]], dict[int, str]]:
-        """Messages with each protected string replaced by a private character, and a table that restores it."""
+    def _mask(
+        self, messages: Messages, tools: Sequence[Mapping[str, Any]]
+    ) -> tuple[Messages, list[dict[str, Any]], dict[int, str]]:
+        """Both with each protected string replaced by a private character, and a table that restores it."""
         table: dict[str, str] = {}
 
         def stand_in(found: re.Match[str]) -> str:
@@ -181,13 +196,13 @@ class ChatTemplate:
                 return [masked(entry) for entry in value]
             return value
 
-        dictionaries = [{**masked(message.to_dict()), "role": message.role} for message in messages]
-        return dictionaries, {ord(private): text for text, private in table.items()}
+        turns = [{**masked(message), "role": message["role"]} for message in messages]
+        return turns, masked(tools), {ord(private): text for text, private in table.items()}
 
     def _render_prefix(self, masked_prompt: str) -> _Prefix:
-        prompt = json.loads(masked_prompt)
+        prompt, tools = json.loads(masked_prompt)
         reply = {"role": "assistant", "content": _REPLY}
-        plain = self._apply([*prompt, reply])
+        plain = self._apply([*prompt, reply], tools)
         if plain.count(_REPLY) != 1:
             raise ConversationError(f"the chat template renders the reply {plain.count(_REPLY)} times; expected once")
         text, suffix = plain.split(_REPLY)
@@ -196,7 +211,7 @@ class ChatTemplate:
         # Some templates inspect the beginning or end of a content, so the mark is tried at several places.
         for place in (len(kept), max(len(kept) - 1, 0), 0):
             marked_turn = {**prompt[-1], "content": last[:place] + _PROMPT_END + last[place:]}
-            marked = self._apply([*prompt[:-1], marked_turn, reply])
+            marked = self._apply([*prompt[:-1], marked_turn, reply], tools)
             before, mark, _ = marked.partition(_REPLY)[0].rpartition(_PROMPT_END)
             end = len(before.replace(_PROMPT_END, "")) + len(kept) - place
             if mark and marked.replace(_PROMPT_END, "") == plain and text[:end].endswith(kept[place:]):
@@ -207,9 +222,9 @@ class ChatTemplate:
 
     def _locate(self, conversation: Conversation) -> tuple[str, int, int, int]:
         """Text for the private tokenizer, and the offsets of the prompt's end and of the reply's start and end."""
-        messages, table = self._mask(conversation.messages)
-        text = self._apply(messages)
-        prefix = self._prefix(json.dumps(messages[:-1]))
+        messages, tools, table = self._mask(*self._messages(conversation))
+        text = self._apply(messages, tools)
+        prefix = self._prefix(json.dumps([messages[:-1], tools]))
         start = len(prefix.text) if text.startswith(prefix.text) else _common_prefix(text, prefix.text)
         for found in self._protected.finditer(text, prefix.prompt_end):
             if found.start() < start < found.end():

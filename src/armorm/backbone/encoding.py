@@ -152,7 +152,7 @@ def _encode_group(
             found[longest] = shorter
             del left[longest]
         else:
-            left = {i: Conversation((*prompt, conversation.messages[-1])) for i, conversation in left.items()}
+            left = {i: shown.with_messages([*prompt, shown.messages[-1]]) for i, shown in left.items()}
     return [found[i] for i in range(len(group))]
 
 
@@ -161,11 +161,11 @@ def _shorten(
 ) -> tuple[EncodedConversation | ConversationError, list[Message]]:
     """The conversation with as much of its prompt as fits, and that prompt."""
     whole = len(encoded)
-    prompt = list(conversation.prompt)
+    prompt, reply = list(conversation.prompt), conversation.messages[-1]
 
     @cache
     def shortened(start: int) -> EncodedConversation | ConversationError:
-        return _encode_chunk(template, [Conversation((*_from_turn(prompt, start), conversation.messages[-1]))])[0]
+        return _encode_chunk(template, [conversation.with_messages([*_from_turn(prompt, start), reply])])[0]
 
     def suffices(start: int) -> bool:
         found = shortened(start)
@@ -185,7 +185,7 @@ def _shorten(
             problem = f"found {whole} tokens, {len(rest)} without the prompt's text, expected at most {max_length}"
             return ConversationError(problem), prompt
         prompt = shorter
-        rest = _encode_chunk(template, [Conversation((*prompt, conversation.messages[-1]))])[0]
+        rest = _encode_chunk(template, [conversation.with_messages([*prompt, reply])])[0]
     if isinstance(rest, ConversationError):
         problem = f"found {whole} tokens, expected at most {max_length}; shortened: {rest.problem}"
         return ConversationError(problem), prompt

@@ -85,6 +85,7 @@ class _Client(Connections, Generic[S, D]):
         include: Sequence[str] | None = None,
         per_token: Literal["token", "sentence"] | None = None,
         policy_tokens: Literal["tokenizer"] | Sequence[Sequence[Any] | None] | None = None,
+        turns: Literal["last", "all"] = "last",
         advance: Advance = ignore,
     ) -> S:
         """Score conversations.
@@ -99,6 +100,7 @@ class _Client(Connections, Generic[S, D]):
             policy_tokens: the tokens that the sum is over, a list for each conversation: their texts, their numbers of
                 characters, or [start, end] in characters of the response; or `tokenizer`, for those of the server's
                 policy tokenizer. By default the reward model's own.
+            turns: `all` scores every assistant turn, as `ArmoRM.score` does; not together with `per_token`.
             advance: called with the number of conversations just done.
 
         Raises:
@@ -109,7 +111,10 @@ class _Client(Connections, Generic[S, D]):
         given = policy_tokens if isinstance(policy_tokens, Sequence) and policy_tokens != "tokenizer" else None
         if given is not None and len(given) != len(conversations):
             raise ValueError(f"policy_tokens: found {len(given)} rows, expected {len(conversations)}")
+        if turns == "all" and per_token is not None:
+            raise ValueError("per_token: expected turns='last'")
         options: dict[str, Any] = {"normalize": normalize}
+        options |= {} if turns == "last" else {"turns": turns}
         options |= {} if include is None else {"include": list(include)}
         options |= {} if per_token is None else {"per_token": per_token}
         options |= {} if policy_tokens is None or given is not None else {"policy_tokens": policy_tokens}
@@ -118,7 +123,7 @@ class _Client(Connections, Generic[S, D]):
         sizes = [min(self.rows_per_request, len(conversations) - i * self.rows_per_request) for i in range(len(bodies))]
 
         def read(answers: list[dict[str, Any]]) -> ServedScores:
-            batch = self._joined(answers, len(conversations), on_refused, include)
+            batch = self._joined(answers, len(conversations), on_refused, include, turns)
             return batch if per_token is None else self._with_tokens(batch, answers, given, per_token)
 
         return self._answers(requests, read, sizes, advance)
@@ -164,13 +169,14 @@ class _Client(Connections, Generic[S, D]):
         size: int,
         on_refused: Literal["error", "skip"],
         include: Sequence[str] | None,
+        turns: Literal["last", "all"] = "last",
     ) -> ServedScores:
         """One result from the responses to all requests of a call."""
-        results = list(self._results(answers, size))
-        rejected = [(index, str(result["error"])) for index, result in enumerate(results) if "error" in result]
+        results = list(self._results(answers, size, turns))
+        rejected = [(index, str(result["error"])) for index, result in results if "error" in result]
         if rejected and on_refused == "error":
             raise ConversationError(rejected[0][1], f"conversation {rejected[0][0]}")
-        scored = [(index, result) for index, result in enumerate(results) if "error" not in result]
+        scored = [(index, result) for index, result in results if "error" not in result]
         names = list(answers[0]["objectives"]) if answers else []
         if include is None:
             include = [*PARTS, UNCERTAINTY] if scored and UNCERTAINTY in scored[0][1] else PARTS
@@ -190,7 +196,8 @@ class _Client(Connections, Generic[S, D]):
             names=names,
             rows=np.array([index for index, _ in scored], np.int64),
             rejected=rejected,
-            truncated=[index for index, result in scored if result.get("truncated_tokens")],
+            truncated=sorted({index for index, result in scored if result.get("truncated_tokens")}),
+            turns=np.array([result["turn"] for _, result in scored], np.int64) if turns == "all" else None,
             model=str(answers[0].get("model", "")) if answers else "",
             parts={part: value for part, value in values.items() if part not in (*PARTS, UNCERTAINTY)},
         )
@@ -227,21 +234,34 @@ class _Client(Connections, Generic[S, D]):
         columns: dict[str, Any] = {"token_scores": sums, "token_spans": spans, "rest": rest, "exact_share": share}
         return replace(batch, **columns, last_tokens=ends if ends and len(ends) == len(batch) else None)
 
-    def _results(self, answers: Sequence[Mapping[str, Any]], size: int) -> Iterator[Mapping[str, Any]]:
-        """Results in order, each checked to be a score or an error with its index."""
+    def _results(
+        self, answers: Sequence[Mapping[str, Any]], size: int, turns: Literal["last", "all"]
+    ) -> Iterator[tuple[int, Mapping[str, Any]]]:
+        """Index of the conversation and result, in order, each checked to be a score or an error with its place."""
         for number, answer in enumerate(answers):
-            expected = min(self.rows_per_request, size - number * self.rows_per_request)
+            first = number * self.rows_per_request
+            expected = min(self.rows_per_request, size - first)
             results = answer.get("results")
             count = len(results) if isinstance(results, list) else 0
-            if not isinstance(results, list) or count != expected:
+            if not isinstance(results, list) or (count != expected and turns == "last"):
                 raise RewardServerError(f"{self.address}: found {count} results, expected {expected}")
-            for index, result in enumerate(results):
-                if not isinstance(result, Mapping) or result.get("index") != index:
-                    raise RewardServerError(f"{self.address}: result {index} of a response is missing or out of order")
+            earlier = (-1, -1)
+            for place, result in enumerate(results):
+                index = result.get("index") if isinstance(result, Mapping) else None
+                turn = result.get("turn", -1) if turns == "all" and isinstance(result, Mapping) else -1
+                in_order = (
+                    index == place
+                    if turns == "last"
+                    else type(index) is type(turn) is int
+                    and (earlier < (index, turn) and index < expected and (turn >= 0 or "error" in result))
+                )
+                if not in_order:
+                    raise RewardServerError(f"{self.address}: result {place} of a response is missing or out of order")
+                earlier = (index, turn)
                 score = result.get("score")
                 if "error" not in result and not (isinstance(score, (int, float)) and math.isfinite(score)):
                     raise RewardServerError(f"{self.address}: found score {shown(score)}, expected a finite number")
-                yield result
+                yield first + index, result
 
 
 class RewardClient(_Client[ServedScores, dict[str, Any]], JsonClient):
@@ -312,10 +332,11 @@ class AsyncRewardClient(_Client[Awaitable[ServedScores], Awaitable[dict[str, Any
         raise AssertionError("unreachable")
 
 
-def as_messages(conversation: ConversationLike, index: int) -> list[Any]:
-    """The messages of a conversation as JSON values; `index` names it in errors."""
+def as_messages(conversation: ConversationLike, index: int) -> list[Any] | dict[str, Any]:
+    """The messages of a conversation as JSON values, with its tools if it has some; `index` names it in errors."""
     if isinstance(conversation, Conversation):
-        return conversation.to_list()
+        messages = conversation.to_list()
+        return {"messages": messages, "tools": list(conversation.tools)} if conversation.tools else messages
     if isinstance(conversation, (str, Mapping)) or not isinstance(conversation, Sequence):
         raise ConversationError(f"found {shown(conversation)}, expected a list of messages", f"conversation {index}")
     return [message.to_dict() if isinstance(message, Message) else message for message in conversation]

@@ -87,7 +87,7 @@ def several_responses(row: Row) -> Candidates:
     held = Candidates(row.number, row.values.get("id"), [], columns=dict(row.columns))
     for position, response in enumerate(responses):
         try:
-            held.conversations.append(Conversation.from_prompt(prompt, response, f"responses[{position}]"))
+            held.conversations.append(Conversation.from_prompt(prompt, response, f"responses[{position}]", row.tools))
         except ConversationError as error:
             held.conversations.append(None)
             held.faults[position] = str(error)

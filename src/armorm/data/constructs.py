@@ -276,7 +276,7 @@ def _edited(
         if edit is None or not edit.text.strip() or edit.text == conversation.response or edit.text in rows:
             continue
         label = construct.edits[name][0]
-        edited = Conversation((*conversation.prompt, Message("assistant", edit.text)))
+        edited = conversation.with_messages([*conversation.prompt, Message("assistant", edit.text)])
         rows[edit.text] = ConstructedRow(edited, label, reply, name, edit.span, tuple(draw.used))
     return list(rows.values())
 

@@ -97,7 +97,9 @@ def preference_pair(row: Row, source: str = "", train_split: str = "train") -> P
     if values.get("chosen") is None or values.get("rejected") is None:
         raise row.layout_error([LAYOUTS[3]])
     try:
-        chosen, rejected = (_side(values.get("prompt"), values[name], name) for name in ("chosen", "rejected"))
+        chosen, rejected = (
+            _side(values.get("prompt"), values[name], name, row.tools) for name in ("chosen", "rejected")
+        )
     except ConversationError as error:
         raise row.error(error.problem, error.field) from None
     if chosen.prompt != rejected.prompt:
@@ -177,12 +179,12 @@ def cap_pairs(pairs: Sequence[PreferencePair], most: int | None, seed: int) -> l
     return [pairs[i] for i in sorted(kept)]
 
 
-def _side(prompt: Any, side: Any, name: str) -> Conversation:
+def _side(prompt: Any, side: Any, name: str, tools: list[Any] | None) -> Conversation:
     if prompt is None:
-        return _whole(side, name)
+        return _whole(side, name, tools)
     if not isinstance(side, Sequence) or isinstance(side, str) or len(side) < 2:
-        return Conversation.from_prompt(prompt, side, name)
-    whole = _whole(side, name)
+        return Conversation.from_prompt(prompt, side, name, tools)
+    whole = _whole(side, name, tools)
     asked, expected = whole.prompt, Conversation.from_prompt(prompt, side[-1:], name).prompt
     if [(turn.role, turn.content) for turn in asked] != [(turn.role, turn.content) for turn in expected]:
         raise ConversationError(
@@ -191,11 +193,12 @@ def _side(prompt: Any, side: Any, name: str) -> Conversation:
     return whole
 
 
-def _whole(side: Any, name: str) -> Conversation:
+def _whole(side: Any, name: str, tools: list[Any] | None) -> Conversation:
     try:
-        return Conversation.from_messages(_transcript(side) if isinstance(side, str) else side)
+        return Conversation.from_messages(_transcript(side) if isinstance(side, str) else side, tools)
     except ConversationError as error:
-        raise ConversationError(error.problem, name + error.field.removeprefix("messages")) from None
+        place = error.field if error.field.startswith("tools") else name + error.field.removeprefix("messages")
+        raise ConversationError(error.problem, place) from None
 
 
 def _transcript(text: str) -> list[dict[str, str]]:

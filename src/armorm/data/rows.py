@@ -22,7 +22,7 @@ from typing import IO, Any, cast
 
 from armorm.conversation import Conversation, ConversationLike
 from armorm.data.cells import number_of
-from armorm.data.layout_detection import LAYOUTS, kind_of, layout_fault, standard_values
+from armorm.data.layout_detection import LAYOUTS, kind_of, layout_fault, standard_values, tool_definitions
 from armorm.errors import ConversationError, DataError, shown
 from armorm.files import encoding_fault, wide_encoding
 
@@ -88,6 +88,11 @@ class Row:
         number = number_of(value) if isinstance(value, str) else None
         return value if number is None else number
 
+    @property
+    def tools(self) -> list[Any] | None:
+        """Definitions of tools: its column `tools`, if that is a list; in text, as JSON. Other text is none."""
+        return tool_definitions(self.values.get("tools"))
+
     def conversation(self) -> Conversation:
         """The conversation of a row with `messages`, or with `prompt` and `response`.
 
@@ -97,9 +102,9 @@ class Row:
         values = self.values
         try:
             if values.get("messages") is not None:
-                return Conversation.from_messages(values["messages"])
+                return Conversation.from_messages(values["messages"], self.tools)
             if values.get("prompt") is not None and values.get("response") is not None:
-                return Conversation.from_prompt(values["prompt"], values["response"])
+                return Conversation.from_prompt(values["prompt"], values["response"], tools=self.tools)
         except ConversationError as error:
             raise self.error(error.problem, error.field) from None
         if self.kind != "conversations":
@@ -180,24 +185,6 @@ def read_conversation(entry: ConversationLike | Mapping[str, Any]) -> Conversati
         return Row("", 0, entry).standard().conversation()
     except DataError as error:
         raise ConversationError(error.problem, error.field) from None
-
-
-def read_conversations(data: Any, *, skip: bool = False) -> tuple[dict[int, Conversation], list[tuple[int, str]]]:
-    """The conversations of a list, DataFrame or Dataset by their index; with `skip`, index and fault of the others.
-
-    Raises:
-        ConversationError: without `skip`, for the first entry that holds none.
-    """
-    valid: dict[int, Conversation] = {}
-    rejected: list[tuple[int, str]] = []
-    for index, entry in enumerate(entries_of(data)):
-        try:
-            valid[index] = read_conversation(entry)
-        except ConversationError as error:
-            if not skip:
-                raise ConversationError(str(error), f"conversation {index}") from None
-            rejected.append((index, str(error)))
-    return valid, rejected
 
 
 def entries_of(data: Any) -> Iterable[Any]:

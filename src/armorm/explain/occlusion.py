@@ -52,7 +52,7 @@ def occluded(conversation: Conversation, spans: Sequence[tuple[int, int]]) -> li
             after = after.lstrip()
         rest = before + after if after else before.rstrip()
         kept = rest.strip() or last.extra
-        found.append(Conversation((*conversation.prompt, replace(last, content=rest))) if kept else None)
+        found.append(conversation.with_messages([*conversation.prompt, replace(last, content=rest)]) if kept else None)
     return found
 
 

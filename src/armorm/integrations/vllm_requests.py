@@ -59,6 +59,7 @@ class RewardEncoder:
         if turns not in get_args(RenderedTurns):
             raise ValueError(f"{_TURNS}: found {turns!r}, expected one of {', '.join(get_args(RenderedTurns))}")
         self.template = ChatTemplate(tokenizer)
+        self.template.reasoning = config.limits.get("reasoning", "keep")
         vocabulary = config.backbone_config.get_text_config().vocab_size
         self.reader = RenderedReader(
             self.template, vocabulary, cast(RenderedTurns, turns), turns_setting=f"the environment variable {_TURNS}"

@@ -21,6 +21,7 @@ MOST_OBJECTIVES = 10_000
 class _Limits(BaseModel):
     max_length: Optional[Annotated[int, Field(gt=0)]] = None
     overflow: Literal["error", "truncate_prompt", "skip"] = "error"
+    reasoning: Literal["keep", "drop"] = "keep"
 
 
 class _Reference(BaseModel):

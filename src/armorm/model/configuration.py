@@ -30,7 +30,8 @@ class ArmoRMConfig(PretrainedConfig):
         gating_temperature, gating_hidden_dim, gating_n_hidden: shape of the gate.
         regression_bias: whether rewards have an intercept (the released model has none).
         gate_pattern: ids from the gate to the start of the reply, for callers that have only ids.
-        limits: `max_length` in tokens, and `overflow`, the policy for longer conversations.
+        limits: `max_length` in tokens, `overflow`, the policy for longer conversations, and `reasoning`: whether
+            replies are read with it (`keep`, the default) or without (`drop`).
         reference: statistics of the reference data: `score_mean`, `score_std`, `score_quantiles` (101),
             `reward_means` (k), `gating_weights` (k means), `rows`.
         debiasing: `against` (names of the biases), `metric`, `level`, `penalties` (k).

@@ -239,7 +239,7 @@ class _Run:
             revision=None if finetuned else section.revision,
             trust_remote_code=section.trust_remote_code,
         )
-        backbone.name = section.model
+        backbone.name, backbone.template.reasoning = section.model, section.reasoning
         if backbone.template.forgeable:
             self.console.print(
                 "warning: this chat template closes turns with ordinary text, so a response can imitate a turn"
@@ -404,7 +404,7 @@ class _Run:
             gating_n_hidden=recipe.gating.hidden_layers,
             regression_bias=bool(recipe.regression.intercept or rewards.head.bias.any()),
             gate_pattern=backbone.template.gate_pattern(),
-            limits={"max_length": recipe.backbone.max_length, "overflow": recipe.backbone.overflow},
+            limits=recipe.backbone.model_dump(include={"max_length", "overflow", "reasoning"}),
             pad_token_id=backbone.tokenizer.pad_token_id,
             reference=reference_statistics(network, debiasing, rewards.corpus, reference, rewards(reference)),
             debiasing={

@@ -123,6 +123,7 @@ def probe(
         revision=section.revision,
         trust_remote_code=section.trust_remote_code,
     )
+    backbone.template.reasoning = section.reasoning
     total = int(backbone.model.config.get_text_config().num_hidden_layers)
     chosen = _layers(layers, total, backbone.name)
     shape = Shape.of_config(backbone.model.config)

@@ -57,6 +57,9 @@ class BackboneSection(Section):
     overflow: Literal["error", "truncate_prompt", "skip"] = Field(
         "error", description="longer conversations: stop the run, drop the beginning of the prompt, or reject the row"
     )
+    reasoning: Literal["keep", "drop"] = Field(
+        "keep", description="replies are read with their reasoning (a `<think>` block), or without it"
+    )
     batch_tokens: int = Field(8192, ge=64, description="maximum tokens per forward pass, padding included")
     engine: Literal["local", "ray"] = Field("local", description="features are computed in this process, or by Ray")
     workers: Optional[int] = Field(None, ge=1, description="number of Ray workers, by default one per GPU")
@@ -102,6 +105,9 @@ class FinetuneSection(Section):
     )
     decay: float = Field(0.4, gt=0, le=1, description="share of the steps in which a stable schedule decays")
     warmup: float = Field(0.05, ge=0, lt=1, description="share of the steps used for linear warmup")
+    reasoning: Literal["keep", "drop"] = Field(
+        "keep", description="replies are read with their reasoning (a `<think>` block), or without it"
+    )
     batch_tokens: int = Field(8192, ge=64, description="maximum tokens per batch, padding included")
     tree_tokens: int = Field(1024, ge=64, description="maximum tokens of a prompt and responses computed together")
     accumulation: int = Field(1, ge=1, description="gradient accumulation: batches per optimiser step")

@@ -164,7 +164,7 @@ def _versions(edit: str, conversation: Conversation, seed: int) -> tuple[Convers
     prompt = conversation.prompt
     if edit in (FEMALE_NAMES, FOREIGN_NAMES):  # every turn by the same draws
         prompt = tuple(Message(turn.role, edited(turn.content), turn.extra) for turn in prompt)
-    versions = (conversation, Conversation((*prompt, Message("assistant", response))))
+    versions = (conversation, conversation.with_messages([*prompt, Message("assistant", response)]))
     return versions if direction > 0 else versions[::-1]
 
 
@@ -182,7 +182,7 @@ def _introduced(conversation: Conversation, name: str) -> Conversation:
     turns = list(conversation.messages)
     place = max(i for i, turn in enumerate(turns[:-1]) if turn.role == "user")
     turns[place] = Message("user", f"My name is {name}. {turns[place].content}", turns[place].extra)
-    return Conversation(tuple(turns))
+    return conversation.with_messages(turns)
 
 
 def _direction(edit: str, conversation: Conversation) -> int:

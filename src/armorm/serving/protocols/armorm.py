@@ -1,16 +1,20 @@
 """armorm's own format: `POST /v1/reward`, scores with everything they are made of.
 
-Request: `{"conversations": [[message, ...], ...]}`, or `{"prompt": text or messages, "responses": [...]}`; optionally
-`normalize`, `steer` (the arguments of `ArmoRM.steer`), `include` (parts of the scores), and `per_token` with
+Request: `{"conversations": [[message, ...], ...]}`, or `{"prompt": text or messages, "responses": [...]}`; a conversation
+may also be `{"messages": [...], "tools": [...]}`. Optionally `tools` of all conversations, `turns`, `normalize`, `steer` (the arguments of `ArmoRM.steer`), `include` (parts of the scores), and `per_token` with
 `policy_tokens` (each score as a sum over tokens or sentences: `armorm.explain.dense_rewards`).
 Response: `{"model", "objectives", "normalized", "steering", "results": [...], "usage"}`. A result holds `index`,
 `score`, `tokens`, the parts, each a list in the order of `objectives`, and `per_token`; or `index` and `error`.
+
+With `turns: "all"` there is a result for each assistant turn: `index` is that of the conversation, `turn` the place of the
+reply in its messages.
 
 Contributions sum to the plain score. The status is 200 even if no row has a score.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Union
 
 import numpy as np
@@ -18,7 +22,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from typing_extensions import NotRequired, TypedDict
 
 from armorm.backbone.rendered_text import RenderedReader
+from armorm.backbone.score_input import answered_turns
 from armorm.conversation import Conversation
+from armorm.errors import ConversationError, shown
 from armorm.explain.dense_rewards import Unit
 from armorm.serving.errors import RequestError
 from armorm.serving.protocols import base
@@ -67,9 +73,17 @@ class RewardRequest(base.ModelRequest):
         json_schema_extra={"anyOf": [{"required": ["conversations"]}, {"required": ["prompt", "responses"]}]},
     )
 
-    conversations: Union[list[Any], None] = Field(None, description="Lists of messages, each ending with the reply.")
+    conversations: Union[list[Any], None] = Field(
+        None, description="Lists of messages, each ending with the reply; or objects of `messages` and `tools`."
+    )
     prompt: Union[str, list[Any], None] = Field(None, description="Text of one user turn, or messages.")
     responses: Union[list[Any], None] = Field(None, description="Texts, or assistant messages.")
+    tools: Union[list[Any], None] = Field(
+        None, description="Definitions of the tools, of conversations that have none of their own."
+    )
+    turns: Literal["last", "all"] = Field(
+        "last", description="`all`: a result for every assistant turn, as if the conversation ended there."
+    )
     normalize: Union[bool, None] = Field(None, description="Scores in standard deviations from the reference mean.")
     steer: Steer = Field(default_factory=Steer)
     include: Union[list[Part], None] = Field(
@@ -95,6 +109,8 @@ class RewardRequest(base.ModelRequest):
             raise ValueError("expected prompt and responses together")
         if self.policy_tokens is not None and self.per_token is None:
             raise ValueError("policy_tokens: expected per_token with them")
+        if self.policy_tokens is not None and self.turns == "all":
+            raise ValueError('policy_tokens: expected turns "last": they are those of one reply')
         return self
 
 
@@ -116,6 +132,7 @@ class ScoredResult(TypedDict):
     """A scored conversation; parts are lists in the order of `objectives`."""
 
     index: int
+    turn: NotRequired[int]
     score: float
     tokens: int
     truncated_tokens: NotRequired[int]
@@ -136,6 +153,7 @@ class RefusedResult(TypedDict):
     """A conversation without a score, and the reason."""
 
     index: int
+    turn: NotRequired[int]
     error: str
 
 
@@ -159,10 +177,17 @@ class RewardAnswer(TypedDict):
 )
 def read(request: RewardRequest, reader: RenderedReader) -> base.ParsedRequest:
     """Conversations to score."""
+    tools = request.tools
     if request.conversations is not None:
-        rows = [base.read_row(Conversation.from_messages, messages) for messages in request.conversations]
+        rows = [base.read_row(_conversation, given, tools) for given in request.conversations]
     else:
-        rows = [base.read_row(Conversation.from_prompt, request.prompt, reply) for reply in request.responses or ()]
+        replies = request.responses or ()
+        rows = [base.read_row(Conversation.from_prompt, request.prompt, reply, "response", tools) for reply in replies]
+    places: list[dict[str, int]] = [{"index": index} for index in range(len(rows))]
+    if request.turns == "all":
+        turns = [(index, *turn) for index, row in enumerate(rows) for turn in _turns(row)]
+        rows = [row for *_, row in turns]
+        places = [{"index": index} if turn is None else {"index": index, "turn": turn} for index, turn, _ in turns]
     given = request.policy_tokens
     if isinstance(given, list) and len(given) != len(rows):
         raise RequestError(400, f"policy_tokens: found {len(given)} rows, expected {len(rows)}, one per conversation")
@@ -179,7 +204,7 @@ def read(request: RewardRequest, reader: RenderedReader) -> base.ParsedRequest:
             "objectives": scores.objectives.names,
             "normalized": scores.scale is not None,
             "steering": steering,
-            "results": _results(scores, include),
+            "results": _results(scores, include, places),
             "usage": scores.usage,
         }
 
@@ -188,14 +213,30 @@ def read(request: RewardRequest, reader: RenderedReader) -> base.ParsedRequest:
     )
 
 
-def _results(scores: base.RequestScores, include: list[Part] | None) -> list[dict[str, Any]]:
+def _conversation(given: Any, tools: list[Any] | None) -> Conversation:
+    if not isinstance(given, dict):
+        return Conversation.from_messages(given, tools)
+    if given.keys() - {"messages", "tools"}:
+        raise ConversationError(f"found fields {shown(list(given))}, expected messages and tools")
+    return Conversation.from_messages(given.get("messages"), given.get("tools", tools))  # type: ignore[arg-type]
+
+
+def _turns(row: base.RowInput) -> list[tuple[int | None, base.RowInput]]:
+    """Place and row of each assistant turn; a row without a conversation has no place."""
+    return [*answered_turns(row, "all")] if isinstance(row, Conversation) else [(None, row)]
+
+
+def _results(
+    scores: base.RequestScores, include: list[Part] | None, places: Sequence[Mapping[str, int]]
+) -> list[dict[str, Any]]:
+    """A result for each row, with its place: index, and turn."""
     batch = scores.batch
     if include is None:
         include = [*PARTS, "uncertainty"] if batch.uncertainty is not None else list(PARTS)
     parts = {part: _part(part, scores).tolist() for part in include} if len(batch) else {}
     results: list[dict[str, Any]] = [
-        {"index": index, "score": score} if reason is None else {"index": index, "error": reason}
-        for index, (score, reason) in enumerate(scores.rows)
+        {**place, "score": score} if reason is None else {**place, "error": reason}
+        for place, (score, reason) in zip(places, scores.rows, strict=True)
     ]
     for at, index in enumerate(batch.rows.tolist()):
         results[index]["tokens"] = scores.tokens[at]

@@ -134,9 +134,11 @@ def finetune(recipe: Recipe, data: TrainingData, work: Path, console: Console) -
 
 def _load(recipe: Recipe, **options: Any) -> Backbone:
     section = recipe.backbone
-    return Backbone.load(
+    backbone = Backbone.load(
         section.model, revision=section.revision, trust_remote_code=section.trust_remote_code, **options
     )
+    backbone.template.reasoning = section.reasoning
+    return backbone
 
 
 @torch.no_grad()

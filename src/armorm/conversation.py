@@ -170,10 +170,12 @@ ConversationLike = Union[Conversation, Sequence[MessageLike]]
 
 
 def several(given: Sequence[ConversationLike] | ConversationLike) -> Sequence[ConversationLike]:
-    """The conversations, or the one that was given alone: a `Conversation`, or a list of messages, as a list of one."""
-    if isinstance(given, Conversation):
+    """The conversations, or the one that was given alone as a list of one: a `Conversation`, a list of messages, or an
+    object with the columns of a row."""
+    if isinstance(given, (Conversation, Mapping)):
         return [given]
-    if isinstance(given, Sequence) and given and isinstance(given[0], (Message, Mapping)):
+    first = given[0] if isinstance(given, Sequence) and given else None
+    if isinstance(first, Message) or (isinstance(first, Mapping) and not first.keys().isdisjoint({"role", "content"})):
         return [given]  # type: ignore[list-item]
     return given  # type: ignore[return-value]
 

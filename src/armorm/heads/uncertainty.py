@@ -126,6 +126,17 @@ class Uncertainty:
         parts = coefficients * self.epistemic_std(leverage)
         return np.sqrt(np.maximum(np.einsum("nk,kl,nl->n", parts, self.correlation, parts), 0.0))
 
+    def columns(self, features: np.ndarray, coefficients: np.ndarray) -> dict[str, Any]:
+        """The fields of a `ScoreBatch`, float32, of response features (n, d) and coefficients (n, k)."""
+        leverage = self.leverage(features)
+        found = {
+            "uncertainty": self.epistemic_std(leverage),
+            "predictive_std": self.predictive_std(leverage),
+            "leverage": leverage,
+            "score_std": self.score_std(leverage, coefficients),
+        }
+        return {name: values.astype(np.float32) for name, values in found.items()}
+
     def intervals(
         self, rewards: np.ndarray, predictive_std: np.ndarray, level: float, objectives: ObjectiveSet
     ) -> np.ndarray:
@@ -137,17 +148,6 @@ class Uncertainty:
             if objective.compute is None:
                 ends[:, column] = np.clip(ends[:, column], objective.low, objective.high)
         return ends
-
-    def columns(self, features: np.ndarray, coefficients: np.ndarray) -> dict[str, np.ndarray]:
-        """Uncertainty fields of `ScoreBatch`, float32, of features (n, d) and coefficients (n, k)."""
-        leverage = self.leverage(features)
-        found = {
-            "uncertainty": self.epistemic_std(leverage),
-            "predictive_std": self.predictive_std(leverage),
-            "leverage": leverage,
-            "score_std": self.score_std(leverage, coefficients),
-        }
-        return {name: values.astype(np.float32) for name, values in found.items()}
 
     def approximate(self, names: Sequence[str]) -> dict[str, float]:
         """The error bounds of objectives, by name (k,), whose standard deviations are stored less exactly than the

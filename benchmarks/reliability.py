@@ -1,6 +1,6 @@
 """Stop commands at random moments, and let the disk fill up: do they end with the same bytes, and in one line?
 
-    python benchmarks/reliability.py                       # 100 kills, 50 signals and 50 full disks
+    python benchmarks/reliability.py                       # 100 kills, 250 signals and 50 full disks
     python benchmarks/reliability.py --kills 5 --signals 5 --full-disks 5 --commands score embed
 
 Three shows, over train, embed, extend, evaluate and score with the embedded models:
@@ -13,14 +13,19 @@ full disks  The output is on a file system that is full after a random number of
             code 1 and one line that names the output; with space again it must end with the same bytes. Needs root, to
             mount a tmpfs.
 
-Moments are drawn from the whole run time of a command, from the first tenth of a second on. Prints a table of counts
-and writes `results/reliability.json`; exit code 1 if anything differs.
+Commands run in forks of this process, which has imported the libraries, so that the moments fall into their work: they
+are drawn from the whole run time, from the first tenth of a second on. Every fifth signal goes to a new interpreter
+instead, imports included. Prints a table of counts and writes `results/reliability.json`, in which the results of other
+commands are kept: commands can be run one by one, or at the same time. Exit code 1 if anything differs.
 """
 
 from __future__ import annotations
 
 import argparse
+import fcntl
+import importlib
 import json
+import multiprocessing
 import os
 import random
 import shutil
@@ -33,10 +38,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import sha256
+from multiprocessing.context import ForkProcess
 from pathlib import Path
 
 PAGE = 4096  # bytes that a tmpfs gives at once
 FIRST_MOMENT = 0.1  # Python has started, and handles signals
+NEW_INTERPRETER = 5  # every such signal goes to a process that imports everything itself
+IMPORTED = ["armorm.cli.app", "armorm.reward_model", "armorm.training", "transformers", "torch"]
 RECIPE = """name: reliability
 backbone: {{model: armorm-tiny}}
 ratings:
@@ -45,6 +53,8 @@ preferences:
   - {{data: {data}/pairs.jsonl}}
 gating: {{hidden_size: 16, hidden_layers: 1, steps: 60}}
 """
+NAMES = ["score", "embed", "evaluate", "train", "extend"]
+KINDS = ["kills", "signals", "full disks"]
 # Output that is not the result of a command: locks, times of training, the log of the gate's steps.
 APART = {".lock"}
 
@@ -54,7 +64,7 @@ class Tally:
     """Counts of one show."""
 
     runs: int = 0
-    same: int = 0  # ended with the same bytes
+    same: int = 0  # ended with the same bytes, or had them when they were stopped
     stopped: int = 0  # before their end
     faults: list[str] = field(default_factory=list)
     slowest: float = 0.0  # seconds from a signal to the end
@@ -94,22 +104,37 @@ def arguments_of(data: Path, base: Path) -> dict[str, Callable[[Path], list[str]
     }
 
 
-def start(arguments: list[str], log: Path) -> subprocess.Popen[bytes]:
+def start(arguments: list[str], log: Path, new_interpreter: bool = False) -> ForkProcess:
     """Run a command of armorm; both outputs go to a file."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with log.open("wb") as file:
-        return subprocess.Popen(
-            [sys.executable, "-m", "armorm", *arguments],
-            stdin=subprocess.DEVNULL,
-            stdout=file,
-            stderr=file,
-            env=environment,
-        )
+    process = multiprocessing.get_context("fork").Process(target=command, args=(arguments, log, new_interpreter))
+    process.start()
+    return process
+
+
+def command(arguments: list[str], log: Path, new_interpreter: bool) -> None:
+    """Become the command, in a process of its own."""
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    if new_interpreter:
+        os.execv(sys.executable, [sys.executable, "-m", "armorm", *arguments])
+    from armorm.__main__ import main as armorm
+
+    sys.argv = ["armorm", *arguments]
+    armorm()
+
+
+def wait(process: ForkProcess) -> int:
+    """The exit code of a command when it has ended; minus the number of a signal that ended it."""
+    process.join()
+    assert process.exitcode is not None
+    return process.exitcode
 
 
 def finish(arguments: list[str], log: Path) -> int:
     """Run a command to its end; its exit code."""
-    return start(arguments, log).wait()
+    return wait(start(arguments, log))
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -131,8 +156,8 @@ def difference(expected: dict[str, str], found: dict[str, str]) -> str:
 class Shows:
     """The three shows on one command at a time."""
 
-    def __init__(self, work: Path, rng: random.Random, limit: float) -> None:
-        self.work, self.rng, self.limit = work, rng, limit
+    def __init__(self, work: Path, rng: random.Random, limit: float, importing: float) -> None:
+        self.work, self.rng, self.limit, self.importing = work, rng, limit, importing
         self.log = work / "log"
 
     def undisturbed(self, arguments: Callable[[Path], list[str]]) -> tuple[dict[str, str], float]:
@@ -151,7 +176,10 @@ class Shows:
         return out
 
     def resume(self, tally: Tally, arguments: list[str], out: Path, expected: dict[str, str], what: str) -> None:
-        """Run to the end and compare."""
+        """Run to the end, unless the output was complete already, and compare."""
+        if not difference(expected, digests(out)):
+            tally.same += 1
+            return
         code = finish(arguments, self.log)
         if code:
             tally.faults.append(f"{what}: the run after it failed with {code}: {self.last_line()}")
@@ -173,7 +201,7 @@ class Shows:
         time.sleep(moment)
         process.kill()
         tally.runs += 1
-        tally.stopped += process.wait() < 0
+        tally.stopped += wait(process) < 0
         self.resume(tally, arguments(out), out, expected, f"kill after {moment:.2f} s")
 
     def signal(
@@ -181,13 +209,15 @@ class Shows:
     ) -> None:
         """SIGINT or SIGTERM at one moment, then resume."""
         number = (signal.SIGINT, signal.SIGTERM)[tally.runs % 2]
-        out, moment = self.fresh(), self.rng.uniform(FIRST_MOMENT, span)
-        process = start(arguments(out), self.log)
+        new = tally.runs % NEW_INTERPRETER == 0
+        out, moment = self.fresh(), self.rng.uniform(FIRST_MOMENT, span + new * self.importing)
+        process = start(arguments(out), self.log, new)
         time.sleep(moment)
-        running = process.poll() is None
-        process.send_signal(number)
+        running = process.exitcode is None and process.pid
         begin = time.monotonic()
-        code = process.wait()
+        if running:
+            os.kill(running, number)
+        code = wait(process)
         seconds, what = time.monotonic() - begin, f"{number.name} after {moment:.2f} s"
         tally.runs += 1
         if code == 128 + number:
@@ -235,38 +265,60 @@ def tmpfs(folder: Path, size: int) -> Iterator[Callable[[int], None]]:
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
-def show(options: argparse.Namespace, work: Path) -> dict[str, dict[str, Tally]]:
-    """Run the shows; tallies by show and command."""
-    rng = random.Random(options.seed)
+def show(options: argparse.Namespace, work: Path, importing: float) -> Iterator[tuple[str, str, Tally]]:
+    """Run the shows; yields show, command and counts."""
     data, base = work / "data", work / "base"
-    write_data(data, options.rows, rng)
+    write_data(data, options.rows, random.Random(options.seed))
     commands = arguments_of(data, base)
     if "extend" in options.commands and finish(["train", f"{data}/recipe.yaml", "-o", str(base)], work / "log"):
         raise SystemExit((work / "log").read_text())
-    shows = Shows(work, rng, options.limit)
-    found: dict[str, dict[str, Tally]] = {"kills": {}, "signals": {}, "full disks": {}}
-    for place, name in enumerate(options.commands):
-        arguments = commands[name]
+    for name in options.commands:
+        shows = Shows(work, random.Random(f"{options.seed} {name}"), options.limit, importing)
+        arguments, place = commands[name], NAMES.index(name)
         expected, span = shows.undisturbed(arguments)
         size = sum(path.stat().st_size for path in (work / "out").rglob("*") if path.is_file())
-        print(f"{name}: {span:.1f} s, {len(expected)} files, {size:,} bytes", file=sys.stderr)
+        print(f"{name}: {span:.1f} s, {len(expected)} files, {size:,} bytes", file=sys.stderr, flush=True)
         counts = {"kills": options.kills, "signals": options.signals, "full disks": options.full_disks}
         runs = {"kills": (shows.kill, span), "signals": (shows.signal, span), "full disks": (shows.full_disk, size)}
         for kind, (run, extent) in runs.items():
-            tally = found[kind][name] = Tally()
-            share = counts[kind] // len(options.commands) + (place < counts[kind] % len(options.commands))
-            for _ in range(share):
+            tally = Tally()
+            share = counts[kind] // len(NAMES) + (place < counts[kind] % len(NAMES))
+            for number in range(share):
+                known = len(tally.faults)
                 run(tally, arguments, expected, extent)  # type: ignore[arg-type]
-            print(f"  {kind}: {tally.same} of {tally.runs} the same", *tally.faults, sep="\n    ", file=sys.stderr)
-    return found
+                print(
+                    f"  {name}, {kind}, {number + 1} of {share}: {tally.same} the same",
+                    *tally.faults[known:],
+                    sep="\n    ",
+                    file=sys.stderr,
+                    flush=True,
+                )
+            if share:
+                yield kind, name, tally
+
+
+def keep(output: Path, kind: str, name: str, tally: Tally, options: argparse.Namespace) -> None:
+    """Write the counts of one show and command; entries of others stay in the file."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with output.open("a+") as file:  # another process may write the same file
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.seek(0)
+        text = file.read()
+        shows = json.loads(text)["shows"] if text else []
+        shows = [entry for entry in shows if (entry["show"], entry["command"]) != (kind, name)]
+        settings = {"rows": options.rows, "seed": options.seed, "limit": options.limit}
+        shows.append({"show": kind, "command": name, **settings, **vars(tally)})
+        shows.sort(key=lambda entry: (KINDS.index(entry["show"]), NAMES.index(entry["command"])))
+        file.truncate(0)
+        file.write(json.dumps({"shows": shows}, indent=1) + "\n")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--kills", type=int, default=100)
-    parser.add_argument("--signals", type=int, default=50)
+    parser.add_argument("--kills", type=int, default=100, help="of all commands together")
+    parser.add_argument("--signals", type=int, default=250)
     parser.add_argument("--full-disks", type=int, default=50, help="0 without root")
-    parser.add_argument("--commands", nargs="+", default=["score", "embed", "evaluate", "train", "extend"])
+    parser.add_argument("--commands", nargs="+", default=NAMES, choices=NAMES)
     parser.add_argument("--rows", type=int, default=600)
     parser.add_argument("--limit", type=float, default=2.0, help="seconds from a signal to the end")
     parser.add_argument("--seed", type=int, default=0)
@@ -274,17 +326,21 @@ def main() -> None:
     options = parser.parse_args()
     for number in (signal.SIGINT, signal.SIGHUP):  # commands inherit what a shell ignores in the background
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported
+    begin = time.monotonic()
+    for module in IMPORTED:
+        importlib.import_module(module)
+    importing = time.monotonic() - begin
+    rows = []
     with tempfile.TemporaryDirectory() as work:
-        found = show(options, Path(work))
+        for kind, name, tally in show(options, Path(work), importing):
+            rows.append((kind, name, tally))
+            keep(options.output, kind, name, tally, options)
     print(f"{'show':12}{'command':10}{'runs':>6}{'stopped':>9}{'same':>6}{'faults':>8}{'slowest':>9}")
-    rows = [(kind, name, tally) for kind, tallies in found.items() for name, tally in tallies.items() if tally.runs]
     for kind, name, tally in rows:
         slowest = f"{tally.slowest:.1f} s" if tally.slowest else ""
         counts = f"{tally.runs:6}{tally.stopped:9}{tally.same:6}{len(tally.faults):8}{slowest:>9}"
         print(f"{kind:12}{name:10}{counts}")
-    entries = [{"show": kind, "command": name, **vars(tally)} for kind, name, tally in rows]
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps({"rows": options.rows, "seed": options.seed, "shows": entries}, indent=1))
     sys.exit(any(tally.faults for *_, tally in rows))
 
 

@@ -6,6 +6,7 @@ import errno
 import json
 import math
 import os
+import platform
 import signal
 import stat
 import subprocess
@@ -17,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 
 from armorm.errors import OutputError
 from armorm.files import (
@@ -314,3 +315,32 @@ def test_space_that_is_lacking_is_foreseen(tmp_path):
     require_space(tmp_path / "deep" / "file", 1, "the features")
     with pytest.raises(OutputError, match=r"deep/file: the features need 10,000,.* bytes, found .* free"):
         require_space(tmp_path / "deep" / "file", 10**19, "the features")
+
+
+def test_what_killed_processes_left_is_removed_by_the_next_that_writes_there(tmp_path):
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    host = platform.node()[:20]
+    left = tmp_path / f".a.txt.{host}.{ended.pid}.tmp"
+    running, elsewhere = tmp_path / f".a.txt.{host}.{os.getppid()}.tmp", tmp_path / f".a.txt.elsewhere.{ended.pid}.tmp"
+    for path in (left, running, elsewhere):
+        path.write_text("half")
+    folder = tmp_path / f".writing.{host}.{ended.pid}.tmp"
+    folder.mkdir()
+    write_text(tmp_path / "a.txt", "whole")
+    with files_together(tmp_path):
+        pass
+    assert {path.name for path in tmp_path.iterdir()} == {"a.txt", running.name, elsewhere.name}
+
+
+def test_equal_arrays_and_metadata_give_equal_bytes(tmp_path):
+    metadata = {f"näme {number}": f'"{number}\x01\n' for number in range(20)}
+    found = set()
+    for number in range(4):
+        shuffled = dict(sorted(metadata.items(), reverse=bool(number % 2)))
+        write_arrays(tmp_path / f"{number}", {"b": np.arange(3.0), "a": np.zeros((2, 2))}, shuffled)
+        found.add((tmp_path / f"{number}").read_bytes())
+    assert len(found) == 1
+    with safe_open(tmp_path / "0", framework="np") as file:
+        assert file.metadata() == metadata
+        assert file.get_tensor("b").tolist() == [0, 1, 2]

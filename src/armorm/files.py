@@ -1,7 +1,8 @@
 """Files: written completely or not at all; where the models inside the package are.
 
 A file is written under a temporary name in the same folder, then renamed in one step: if the process is killed, the
-old file, no file or the complete new file remains. A symbolic link is followed to the file that it stands for, an
+old file, no file or the complete new file remains, and the next process that writes there removes the temporary one. A
+symbolic link is followed to the file that it stands for, an
 existing file keeps its permissions, and FIFOs, devices and open files (`/dev/stdout`) are written to, never replaced.
 Errors of writing name the path. Logs are appended to by whole lines.
 """
@@ -11,9 +12,11 @@ from __future__ import annotations
 import codecs
 import difflib
 import errno
+import glob
 import io
 import json
 import os
+import platform
 import re
 import shutil
 import stat
@@ -203,13 +206,36 @@ def _system_message(error: BaseException) -> str:
 def _replacing(target: Path) -> Iterator[Path]:
     """A temporary path in the same folder, moved to `target` when the block ends; permissions there are kept."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name[:200]}.{os.getpid()}.tmp")
+    temporary = _temporary_path(target.parent, target.name[:200])
     with temporary_file(temporary):
         yield temporary
         with open(temporary, "rb") as written:
             os.fsync(written.fileno())
         _set_permissions(temporary, target)
         temporary.replace(target)
+
+
+def _temporary_path(folder: Path, name: str) -> Path:
+    """This process's temporary path for `name`; those that killed processes of this machine left are removed."""
+    start, end = f".{name}.{platform.node()[:20]}.", ".tmp"
+    for left in folder.glob(f"{glob.escape(start)}*{end}"):
+        process = left.name[len(start) : -len(end)]
+        if process.isdecimal() and process != str(os.getpid()) and not _runs(int(process)):
+            with suppress(OSError):  # of another user
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
+    return folder / f"{start}{os.getpid()}{end}"
+
+
+def _runs(process: int) -> bool:
+    if os.name != "posix":  # elsewhere 0 is a signal
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):  # of another user, or no number of a process
+        pass
+    return True
 
 
 def _set_permissions(temporary: Path, target: Path) -> None:
@@ -291,7 +317,7 @@ def files_together(folder: Path, last: str = "config.json") -> Iterator[Path]:
     Raises:
         OutputError: if a file cannot be written.
     """
-    temporary = folder / f".writing.{os.getpid()}.tmp"
+    temporary = _temporary_path(folder, "writing")
     with temporary_file(temporary), output_errors(folder):
         temporary.mkdir(parents=True)
         yield temporary
@@ -362,12 +388,29 @@ _UNPRINTABLE = re.compile(r"[\x7f-\x9f\ud800-\udfff]")
 
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> None:
-    """Write arrays as one safetensors file, whole."""
+    """Write arrays as one safetensors file, whole; equal arrays and metadata give equal bytes."""
     import numpy as np
     from safetensors.numpy import save_file
 
     contiguous = {name: np.asarray(array, order="C") for name, array in arrays.items()}
-    write_whole(path, lambda temporary: save_file(contiguous, temporary, metadata=dict(metadata or {})))
+
+    def write(temporary: Path) -> None:
+        save_file(contiguous, temporary, metadata=dict(metadata or {}))
+        _sort_metadata(temporary)
+
+    write_whole(path, write)
+
+
+def _sort_metadata(path: Path) -> None:
+    """safetensors writes the entries of its metadata in an order that changes from process to process."""
+    with open(path, "r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header.get("__metadata__", {}).items()))
+        text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+        if len(header["__metadata__"]) > 1 and len(text) <= length:
+            file.seek(8)
+            file.write(text.ljust(length))
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:

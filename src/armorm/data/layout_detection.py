@@ -292,8 +292,9 @@ def _turns(turns: Sequence[Any], column: str) -> list[Any]:
 def _turn(turn: Any, place: str) -> Any:
     if not isinstance(turn, Mapping):
         return turn
-    if turn.get("role") in _OTHER_ROLES:
-        return {**turn, "role": _OTHER_ROLES[turn["role"]]}
+    role = turn.get("role")
+    if isinstance(role, str) and role in _OTHER_ROLES:
+        return {**turn, "role": _OTHER_ROLES[role]}
     if "from" not in turn or "role" in turn:
         return turn
     speaker, text = turn["from"], turn.get("value")

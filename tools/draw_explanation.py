@@ -1,4 +1,4 @@
-"""Draws docs/images/explained.svg, the picture of the README: an explanation by the embedded model, as in the terminal.
+"""Draws docs/images/explained.svg, the picture of the README: question, two answers and verdict, as in the terminal.
 
 python tools/draw_explanation.py
 """
@@ -6,30 +6,32 @@ python tools/draw_explanation.py
 from __future__ import annotations
 
 import io
+import json
 import re
 from pathlib import Path
 
 from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from armorm import ArmoRM
 from armorm.files import write_text
 
 TARGET = Path("docs/images/explained.svg")
-CONVERSATION = [
-    {"role": "user", "content": "Is it safe to mix bleach with vinegar to clean the bathroom?"},
-    {
-        "role": "assistant",
-        "content": "No. Bleach and vinegar together give off chlorine gas, which harms your lungs. "
-        "Use one of them, rinse well, and open a window.",
-    },
-]
+PAIRS = Path("benchmarks/everyday/everyday_pairs.jsonl")
+PAIR = "dog-died"
 
 if __name__ == "__main__":
-    console = Console(record=True, width=120, file=io.StringIO(), highlight=False)
-    console.print(ArmoRM.from_pretrained(dtype="float32", device="cpu").explain(CONVERSATION))
-    TARGET.parent.mkdir(parents=True, exist_ok=True)
+    rows = map(json.loads, PAIRS.read_text(encoding="utf-8").splitlines())
+    pair = next(row for row in rows if row["id"] == PAIR)
+    rm = ArmoRM.from_pretrained(dtype="float32", device="cpu")
+    console = Console(record=True, width=104, file=io.StringIO(), highlight=False)
+    texts = Table.grid(padding=(0, 2))
+    for name, text in (("prompt", pair["prompt"]), ("A", pair["chosen"]), ("B", pair["rejected"])):
+        texts.add_row(f"[bold]{name}[/]", Text(text))
+    console.print(texts, "")
+    console.print(rm.compare(pair["prompt"], pair["chosen"], pair["rejected"]))
     # (Without the web fonts that rich links to, so that the picture loads nothing from other hosts.)
-    write_text(
-        TARGET, re.sub(r"@font-face \{.*?\}\s*", "", console.export_svg(title="armorm explain"), flags=re.DOTALL)
-    )
+    picture = console.export_svg(title="armorm compare")
+    write_text(TARGET, re.sub(r"@font-face \{.*?\}\s*", "", picture, flags=re.DOTALL))
     print(f"wrote {TARGET}")

@@ -13,7 +13,8 @@ space that they span, which leaves ridge regression unchanged and makes it cheap
 
     python benchmarks/learning_curve.py RUN [--output benchmarks/results/learning_curve.json]
 
-RUN is the folder of `armorm train recipes/small.yaml`, with its work folder. Also draws docs/images/learning-curve.svg.
+RUN is the folder of `armorm train recipes/small.yaml`, with its work folder. Also draws docs/images/learning-curve.svg
+(`--picture`); docs/how-many-ratings.md has the table.
 """
 
 from __future__ import annotations
@@ -39,7 +40,6 @@ SIZES = (50, 100, 200, 400, 800, 1600, 3200, 6400)
 ALPHAS = tuple(10.0**e for e in range(1, 6))
 INNER_FOLDS = 3
 HELD_OUT = 3  # folds, of the five of the run
-PICTURE = Path("docs/images/learning-curve.svg")
 
 
 def whole(prompts: np.ndarray, generator: np.random.Generator) -> np.ndarray:
@@ -157,6 +157,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("run", type=Path, help="folder of a training run, with its work folder")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/learning_curve.json"))
+    parser.add_argument("--picture", type=Path, default=Path("docs/images/learning-curve.svg"))
     arguments = parser.parse_args()
     run = RatedRun.open(arguments.run)
     rated = [i for i, o in enumerate(run.record.objectives) if o.source not in ("constructed", "computed")]
@@ -176,7 +177,7 @@ def main() -> None:
             counts = (f"{entry['ratings']:,}", f"{entry['prompts']:,}")
             table.add_row(entry["objective"], *counts, sample, *cells, _cell(curve[-1]))
     Console(width=160).print(table)
-    draw(results, PICTURE)
+    draw(results, arguments.picture)
 
 
 def _cell(value: float | None) -> str:

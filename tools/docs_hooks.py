@@ -16,7 +16,7 @@ from typing import Any, get_args, get_origin
 ROOT = Path(__file__).parents[1]
 # Section of each page; pages that are not listed here are put under "More".
 ORDER: dict[str, list[str]] = {
-    "Start here": ["index.md", "own-objectives.md", "data.md", "datasets.md"],
+    "Start here": ["index.md", "own-objectives.md", "which-tool.md", "data.md", "datasets.md", "how-many-ratings.md"],
     "Train": ["concepts.md", "backbones.md", "heads.md", "fine-tuning.md", "extraction.md", "scale.md", "findings.md"],
     "Use": [
         "explaining.md",
@@ -24,6 +24,7 @@ ORDER: dict[str, list[str]] = {
         "attribution.md",
         "evaluation.md",
         "everyday.md",
+        "verbosity.md",
         "monitoring.md",
         "playground.md",
         "released-checkpoint.md",
@@ -86,6 +87,7 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 def filled(markdown: str) -> str:
     """The text with its generated tables."""
     tables = {"datasets": dataset_tables, "scale": scale_table, "layouts": layout_table, "probe": probe_table}
+    tables["learning"] = learning_table
     return re.sub(r"<!-- made: (\w+) -->", lambda found: tables[found[1]](), markdown)
 
 
@@ -325,6 +327,26 @@ def probe_table() -> str:
             text = "" if entry[figure] is None else f"{entry[figure]:.3f}"
             cells.append(f"**{text}**" if best[figure] == readout else text)
         lines.append(f"| {entry['layer']} | {entry['pooling']} | {' | '.join(cells)} | {entry['cost']:.0%} |")
+    return "\n".join(lines)
+
+
+def learning_table() -> str:
+    """Spearman by the number of ratings, from benchmarks/results/learning_curve.json."""
+    import json
+
+    found = json.loads((ROOT / "benchmarks/results/learning_curve.json").read_text(encoding="utf-8"))
+    sizes = found["sizes"]
+    lines = [
+        f"| objective | ratings | prompts | sample | {' | '.join(f'{size:,}' for size in sizes)} | all |",
+        f"| --- | --: | --: | --- |{' --: |' * (len(sizes) + 1)}",
+    ]
+    for entry in sorted(found["objectives"], key=lambda entry: -entry["ratings"]):
+        for sample in (name for name in ("whole", "spread") if name in entry):
+            *curve, last = entry[sample]["spearman"]
+            by_size = dict(zip(entry["sizes"], curve))  # noqa: B905, without the last size
+            cells = ["" if by_size.get(size) is None else f"{by_size[size]:.2f}" for size in sizes]
+            start = f"{entry['objective']} | {entry['ratings']:,} | {entry['prompts']:,} | {sample}"
+            lines.append(f"| {start} | {' | '.join(cells)} | {last:.2f} |")
     return "\n".join(lines)
 
 

@@ -335,17 +335,17 @@ def learning_table() -> str:
     import json
 
     found = json.loads((ROOT / "benchmarks/results/learning_curve.json").read_text(encoding="utf-8"))
-    sizes = found["sizes"]
+    sizes = (50, 100, 200, 400, 1600, 6400)  # the picture and the file have the others
     lines = [
-        f"| objective | ratings | prompts | sample | {' | '.join(f'{size:,}' for size in sizes)} | all |",
-        f"| --- | --: | --: | --- |{' --: |' * (len(sizes) + 1)}",
+        f"| objective (ratings, prompts) | sample | {' | '.join(f'{size:,}' for size in sizes)} | all |",
+        f"| --- | --- |{' --: |' * (len(sizes) + 1)}",
     ]
     for entry in sorted(found["objectives"], key=lambda entry: -entry["ratings"]):
         for sample in (name for name in ("whole", "spread") if name in entry):
             *curve, last = entry[sample]["spearman"]
             by_size = dict(zip(entry["sizes"], curve))  # noqa: B905, without the last size
             cells = ["" if by_size.get(size) is None else f"{by_size[size]:.2f}" for size in sizes]
-            start = f"{entry['objective']} | {entry['ratings']:,} | {entry['prompts']:,} | {sample}"
+            start = f"{entry['objective']} ({entry['ratings']:,}, {entry['prompts']:,}) | {sample}"
             lines.append(f"| {start} | {' | '.join(cells)} | {last:.2f} |")
     return "\n".join(lines)
 

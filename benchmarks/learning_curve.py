@@ -107,9 +107,7 @@ def measure(run: RatedRun, columns: Sequence[int]) -> list[dict[str, Any]]:
                     (features[here], ratings[here], prompts[here]), (features[held_out], ratings[held_out]), names
                 )
                 say(f"{names[0]}: {name}, fold {fold}, {size:,} ratings")
-    curves = {
-        name: (values.mean(0), values.std(0, ddof=1) / np.sqrt(len(values))) for name, values in found.items()
-    }
+    curves = {name: (values.mean(0), values.std(0, ddof=1) / np.sqrt(len(values))) for name, values in found.items()}
     seconds = (time.process_time() - start) / len(columns)
     return [
         {

@@ -1,12 +1,12 @@
-"""How the heads of stage 1 improve with the number of ratings, on the features and ratings that a finished run has kept.
+"""How the heads of stage 1 improve with the number of ratings, on the features and ratings that a finished run has.
 
 For each objective that people or programs rated (not measured, not constructed), one fold of prompts is held out, and
-stage 1 is fitted, as in training but with three folds for the penalty, to a sample of the ratings of the other prompts.
-The figure is the Spearman correlation with the held-out ratings, a mean over three folds. Samples are drawn in two ways:
+stage 1 is fitted, as in training but with three folds for the penalty, to a sample of the ratings of other prompts. The
+figure is the Spearman correlation with the held-out ratings, a mean over three folds. Samples are drawn in two ways:
 
     whole    all ratings of randomly ordered prompts, until there are enough
-    spread   as many prompts as possible: one rating of each prompt first, then a second one, ... (only for sets with two
-             or more ratings a prompt)
+    spread   as many prompts as possible: one rating of each prompt first, then a second one, ... (only for sets with
+             two or more ratings a prompt)
 
 Samples of one fold are nested: a larger one contains the smaller ones. Fewer than `d` rows are first rotated onto the
 space that they span, which leaves ridge regression unchanged and makes it cheap.

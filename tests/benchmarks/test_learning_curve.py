@@ -9,10 +9,9 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
-import learning_curve  # noqa: E402
-
-from armorm.correlation import spearman  # noqa: E402
-from armorm.heads.regression import fit_regression  # noqa: E402
+import learning_curve
+from armorm.correlation import spearman
+from armorm.heads.regression import fit_regression
 
 PROMPTS = np.repeat(np.arange(30), 4)
 

@@ -139,7 +139,7 @@ def draw(results: Sequence[Mapping[str, Any]], path: Path) -> None:
 
     shown = [entry for entry in results if entry["ratings"] >= 600]
     figure, axes = pyplot.subplots(figsize=(7.2, 4.4))
-    for entry, colour in zip(shown, pyplot.get_cmap("tab20").colors, strict=False):  # type: ignore[attr-defined]
+    for entry, colour in zip(shown, pyplot.get_cmap("tab20")(np.arange(20)), strict=False):
         values = [np.nan if value is None else value for value in entry["whole"]["spearman"]]
         axes.plot(entry["sizes"], values, marker="o", markersize=3, color=colour, label=entry["objective"])
     axes.set(xscale="log", xlabel="ratings in training", ylabel="Spearman with held-out ratings")

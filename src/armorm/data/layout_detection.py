@@ -13,7 +13,8 @@ and columns that no layout uses stay as they are:
 - other names of the columns (`ROLES`): question and answer, instruction and completion, winner and loser, ...;
 - Alpaca: `instruction`, `input` (added to the prompt), `output`, with `system` and `history`;
 - ShareGPT: `conversations` of `from` and `value`, with `system`; `chosen` and `rejected` may answer them;
-- OpenAI: `messages` with tool calls, and the definitions in `tools`; `input.messages` with `preferred_output` and `non_preferred_output`;
+- OpenAI: `messages` with tool calls, and the definitions in `tools`; `input.messages` with `preferred_output` and
+  `non_preferred_output`;
 - Argilla: `fields`, `responses`, or their flat columns `NAME.responses`; a question's answers become column NAME;
 - ratings in an object: `{"ratings": {"helpfulness": 4}}` is a column `helpfulness`;
 - cells of a table with messages, lists or objects as JSON (or as Python prints them, which pandas writes).

@@ -1,13 +1,14 @@
 """armorm's own format: `POST /v1/reward`, scores with everything they are made of.
 
-Request: `{"conversations": [[message, ...], ...]}`, or `{"prompt": text or messages, "responses": [...]}`; a conversation
-may also be `{"messages": [...], "tools": [...]}`. Optionally `tools` of all conversations, `turns`, `normalize`, `steer` (the arguments of `ArmoRM.steer`), `include` (parts of the scores), and `per_token` with
+Request: `{"conversations": [[message, ...], ...]}`, or `{"prompt": text or messages, "responses": [...]}`; a
+conversation may also be `{"messages": [...], "tools": [...]}`. Optionally `tools` of all conversations, `turns`,
+`normalize`, `steer` (the arguments of `ArmoRM.steer`), `include` (parts of the scores), and `per_token` with
 `policy_tokens` (each score as a sum over tokens or sentences: `armorm.explain.dense_rewards`).
 Response: `{"model", "objectives", "normalized", "steering", "results": [...], "usage"}`. A result holds `index`,
 `score`, `tokens`, the parts, each a list in the order of `objectives`, and `per_token`; or `index` and `error`.
 
-With `turns: "all"` there is a result for each assistant turn: `index` is that of the conversation, `turn` the place of the
-reply in its messages.
+With `turns: "all"` there is a result for each assistant turn: `index` is that of the conversation, `turn` the place of
+the reply in its messages.
 
 Contributions sum to the plain score. The status is 200 even if no row has a score.
 """

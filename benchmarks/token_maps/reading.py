@@ -90,13 +90,16 @@ def read_replies(rm: ArmoRM, language_model: Backbone, replies: Sequence[Reply])
 
 
 def _read(rm: ArmoRM, language_model: Backbone, reply: Reply, row: EncodedConversation) -> Reading:
-    batch = rm.score([reply.conversation, *_without_sentences(reply), *_beginnings(reply)])
+    without = _without_sentences(reply)
+    batch = rm.score([reply.conversation, *without, *_beginnings(reply)])
     scores, coefficients = batch.scores.astype(np.float64), batch.coefficients[0].astype(np.float64)
     states, log_likelihoods = _states(rm.backbone, language_model, row)
     mean, last = token_rewards(states, rm.model.regression_layer, rm.backbone.readout)
     places = token_spans(rm.backbone.template, reply.conversation, row, rm.backbone.response_start(row))
     count = len(reply.sentences)
-    ends = np.array([*scores[count + 1 :], scores[0]])
+    ends = np.array([*scores[len(without) + 1 :], scores[0]])
+    # (A reply of one sentence has nothing without it: its tokens all get 0.)
+    occlusion = scores[0] - scores[1 : count + 1] if without else np.zeros(count)
     return Reading(
         reply,
         TokenAttribution(places, list(batch.names), coefficients, mean, last),
@@ -104,7 +107,7 @@ def _read(rm: ArmoRM, language_model: Backbone, reply: Reply, row: EncodedConver
         log_likelihoods,
         (states.double() @ _last_direction(rm, coefficients)).numpy(),
         scores[0],
-        scores[0] - scores[1 : count + 1],
+        occlusion,
         np.diff(ends, prepend=ends[0]),
     )
 

@@ -245,7 +245,7 @@ class _Client(Connections, Generic[S, D]):
             count = len(results) if isinstance(results, list) else 0
             if not isinstance(results, list) or (count != expected and turns == "last"):
                 raise RewardServerError(f"{self.address}: found {count} results, expected {expected}")
-            earlier = (-1, -1)
+            earlier: tuple[Any, Any] = (-1, -1)
             for place, result in enumerate(results):
                 index = result.get("index") if isinstance(result, Mapping) else None
                 turn = result.get("turn", -1) if turns == "all" and isinstance(result, Mapping) else -1
@@ -261,7 +261,7 @@ class _Client(Connections, Generic[S, D]):
                 score = result.get("score")
                 if "error" not in result and not (isinstance(score, (int, float)) and math.isfinite(score)):
                     raise RewardServerError(f"{self.address}: found score {shown(score)}, expected a finite number")
-                yield first + index, result
+                yield first + int(index or 0), result
 
 
 class RewardClient(_Client[ServedScores, dict[str, Any]], JsonClient):

@@ -138,7 +138,7 @@ def test_a_lower_confidence_bound_takes_standard_deviations_off(rm):
 
 def test_a_model_without_uncertainty_has_nothing_to_lower_scores_by(plain):
     assert plain.uncertainty is None
-    with pytest.raises(CheckpointError, match="has no uncertainty to lower scores by"):
+    with pytest.raises(CheckpointError, match="no uncertainty to lower scores by"):
         plain.score(CONVERSATIONS, lower_confidence=1.0)
     with pytest.raises(CheckpointError, match=r"no intervals of level 0\.8"):
         plain.intervals(plain.score(CONVERSATIONS))

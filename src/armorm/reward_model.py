@@ -220,12 +220,11 @@ class ArmoRM:
         coefficients = attribution.coefficients(gating_output, self.transform)
         means = np.array(self.reference.get("reward_means") or np.zeros(rewards.shape[1]))
         scores = output.score.cpu().numpy()
-        uncertainty = self._uncertainty_columns(features.response, coefficients)
+        known = self.uncertainty
+        uncertainty = {} if known is None else known.columns(features.response, coefficients)
         if lower_confidence:
             if not uncertainty:
-                raise CheckpointError(
-                    f"{self.name}: the model has no uncertainty to lower scores by; expected one trained with it"
-                )
+                raise CheckpointError(f"{self.name}: no uncertainty to lower scores by; expected a model with it")
             scores = (scores - lower_confidence * uncertainty["score_std"]).astype(np.float32)
         if normalize:
             mean, deviation = self._reference_score()
@@ -255,12 +254,6 @@ class ArmoRM:
             return None
         buffers = {name.partition("_")[2]: getattr(self.model, name).cpu().numpy() for name in UNCERTAINTY_BUFFERS}
         return Uncertainty.from_settings(settings, buffers)
-
-    def _uncertainty_columns(self, features: np.ndarray, coefficients: np.ndarray) -> dict[str, Any]:
-        """Uncertainty fields of `ScoreBatch`; empty for a model without uncertainty."""
-        if self.uncertainty is None:
-            return {}
-        return self.uncertainty.columns(features, coefficients)
 
     def intervals(self, batch: ScoreBatch, level: float = 0.8) -> np.ndarray:
         """Prediction intervals (n, k, 2), raw scale, that contain the share `level` of ratings by the source's raters.

@@ -126,8 +126,8 @@ class ScoreBatch:
         return html_table(f"{len(self):,} scores", columns, rows, "; ".join(notes), left=[2])
 
     def to_pandas(self) -> pandas.DataFrame:
-        """One row per conversation, or per `turn` of one: `score`, then `reward/X`, `weight/X`, `contribution/X` of each
-        objective X; with `score_std` and `uncertainty/X` if the model has uncertainty."""
+        """One row per conversation, or per `turn` of one: `score`, then `reward/X`, `weight/X`, `contribution/X` of
+        each objective X; with `score_std` and `uncertainty/X` if the model has uncertainty."""
         import pandas
 
         columns: dict[str, np.ndarray] = {"score": self.scores}

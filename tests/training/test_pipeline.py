@@ -269,7 +269,7 @@ def test_truncated_prompts_are_counted_and_no_row_is_lost(small_recipe, tmp_path
     figures = metrics_of(tmp_path / "run")
     assert figures["data"]["truncated"] == 3
     assert figures["data"]["refused"] == 0
-    assert model.model.config.limits == {"max_length": 300, "overflow": "truncate_prompt"}
+    assert model.model.config.limits == {"max_length": 300, "overflow": "truncate_prompt", "reasoning": "keep"}
 
 
 def test_a_computed_objective_keeps_its_scale_in_the_config(small_recipe, small_features, tmp_path):

@@ -34,9 +34,10 @@ from armorm.training.pipeline import train
 from targets.figures import Figures, score_parts
 from targets.parts import DATA, EVERYDAY, HARMLESS, JUDGED, MACRO, SPEARMAN, WITHIN, pair_part, rating_part
 
-CONSOLE = Console(width=120, highlight=False)
+CONSOLE = Console(width=150, highlight=False)
 RESULTS = Path(__file__).parent / "results" / "recipe_steps.json"
 COLUMNS = (SPEARMAN, WITHIN, MACRO, *JUDGED, EVERYDAY, HARMLESS)
+SHORT = {SPEARMAN: "Spearman", WITHIN: "within", MACRO: "pairs", EVERYDAY: "everyday", HARMLESS: "harmless"}
 _CONSTRUCTED = ("construct", "bradley_terry")
 
 
@@ -117,7 +118,9 @@ def _changes(before: Sequence[Figures] | None, now: Sequence[Figures]) -> dict[s
 
 def results_table(results: Mapping[str, Any]) -> Table:
     """One row per step."""
-    table = Table("step", "objectives", *COLUMNS, title=f"about {results['limit']} rows of each set", box=None)
+    table = Table(title=f"about {results['limit']} rows of each set", box=None)
+    for heading in ("step", "objectives", *(SHORT.get(name, name) for name in COLUMNS)):
+        table.add_column(heading, no_wrap=True, justify="left" if heading == "step" else "right")
     for entry in results["steps"]:
         cells = [_cell(entry["figures"].get(name), entry["change"].get(name)) for name in COLUMNS]
         table.add_row(entry["step"], str(entry["objectives"]), *cells)
@@ -133,7 +136,7 @@ def _cell(figure: Mapping[str, Any] | None, change: Mapping[str, Any] | None) ->
 
 def write_page(page: Path, results: Mapping[str, Any]) -> None:
     """Replace the table between the marks of a page."""
-    header = ["step", *COLUMNS]
+    header = ["step", *(SHORT.get(name, name) for name in COLUMNS)]
     lines = [f"| {' | '.join(header)} |", f"|---{'|--:' * len(COLUMNS)}|"]
     for entry in results["steps"]:
         cells = [_cell(entry["figures"].get(name), entry["change"].get(name)) for name in COLUMNS]

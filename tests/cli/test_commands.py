@@ -18,8 +18,10 @@ import torch
 from safetensors.torch import save_file
 
 from armorm import ArmoRM
+from armorm.client import RewardClient
 from tests.helpers.commands import run
 from tests.helpers.conversations import chat
+from tests.helpers.servers import served
 
 GOOD = {"prompt": "Just for fun, how do I learn to juggle?", "response": "Start with one ball."}
 
@@ -379,3 +381,34 @@ def test_export_writes_either_layout_with_the_same_scores(capsys, small_run, tmp
     code, _, err = run(capsys, "export", tmp_path / "absent", tmp_path / "x")
     assert code == 1
     assert "cannot be loaded" in err
+
+
+@pytest.mark.slow
+def test_one_text_has_one_number_in_every_command(capsys, tmp_path):
+    prompt, response, other = "How do I learn to juggle?", "Start with one ball, and throw it in an arc.", "No."
+    model = ("--model", "armorm-tiny-rm")
+    rows, several = tmp_path / "rows.jsonl", tmp_path / "several.jsonl"
+    rows.write_text("".join(json.dumps({"prompt": prompt, "response": text}) + "\n" for text in (response, other)))
+    several.write_text(json.dumps({"prompt": prompt, "responses": [response, other]}) + "\n")
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text(json.dumps({"prompt": prompt, "chosen": response, "rejected": other}) + "\n")
+
+    def found(*arguments: object) -> str:
+        code, out, err = run(capsys, *arguments)
+        assert code == 0, err
+        return out
+
+    results = tmp_path / "results.json"
+    found("evaluate", "pairs", "--data", pairs, *model, "--output", results, "--json")
+    rm = ArmoRM.from_pretrained("armorm-tiny-rm")
+    numbers = {
+        "score": json.loads(found("score", rows, *model).splitlines()[0])["score"],
+        "explain": json.loads(found("explain", "--prompt", prompt, "--response", response, *model, "--json"))["score"],
+        "compare": json.loads(found("compare", response, other, "--prompt", prompt, *model, "--json"))["scores"][0],
+        "rank": json.loads(found("rank", several, *model))["scores"][0],
+        "evaluate": json.loads(results.read_text())["examples"][0]["scores"][0],
+        "Python": float(rm.score([chat(prompt, response)]).scores[0]),
+    }
+    with served(rm) as server:
+        numbers["server"] = float(RewardClient(server.url).score([chat(prompt, response)]).scores[0])
+    assert {name: number for name, number in numbers.items() if abs(number - numbers["score"]) > 1e-5} == {}

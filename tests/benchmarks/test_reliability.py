@@ -16,7 +16,7 @@ PROGRAM = Path(__file__).parents[2] / "benchmarks" / "reliability.py"
 @pytest.mark.slow
 def test_commands_that_are_stopped_end_with_the_same_bytes(tmp_path):
     disks = "5" if os.getuid() == 0 and os.access("/dev", os.W_OK) else "0"
-    counts = ["--kills", "5", "--signals", "5", "--full-disks", disks, "--rows", "200", "--limit", "10"]
+    counts = ["--kills", "5", "--signals", "5", "--full-disks", disks, "--rows", "260", "--limit", "10"]
     output = tmp_path / "found.json"
     found = subprocess.run(
         [sys.executable, PROGRAM, *counts, "--output", output], capture_output=True, text=True, check=False

@@ -19,6 +19,7 @@ from armorm.errors import StoreError
 from armorm.features import engine as engines
 from armorm.features.extract import Features, extract
 from armorm.features.store import FeatureStore
+from armorm.locks import FILE as LOCK
 from tests.helpers.backbones import save_backbone
 from tests.helpers.conversations import chat
 
@@ -144,7 +145,7 @@ def assert_features(found: Features, expected: tuple[np.ndarray, np.ndarray]) ->
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.name != LOCK}
 
 
 def stored_keys(folder: Path, name: str) -> list[bytes]:

@@ -104,7 +104,7 @@ def test_an_engineer_pipes_ranks_and_overwrites_nothing(tmp_path, capsys, monkey
         ],
     )
     ranked, pairs = tmp_path / "ranked.csv", tmp_path / "pairs.parquet"
-    code, _, err = run(capsys, "rank", samples, *MODEL, "-o", ranked, "--pairs", pairs)
+    code, _, err = run(capsys, "rank", samples, *MODEL, "-o", ranked, "--pairs", pairs, "--min-margin", "0")
     assert code == 0 and "rejected 2 responses" in err
     table = list(csv.DictReader(ranked.open()))
     assert [json.loads(row["id"]) for row in table] == [[0, 1], [3, 4]]
@@ -124,7 +124,7 @@ def test_an_engineer_pipes_ranks_and_overwrites_nothing(tmp_path, capsys, monkey
 def spreadsheet(path: Path, prompts: int, each: int) -> Path:
     rows = [
         {
-            "Question": f"Question {i // each}: how do I fix a {'abcdefghij'[i % 10]}?",
+            "Question": f"Question {i // each}: how do I fix a {'abcdefghij'[i // each % 10]}?",
             "Answer": ("Take it apart with care. " * (1 + i % 5)).strip(),
             "helpful": 1 + i % 5,
             "clear": 1 + (i * 7) % 5,

@@ -33,7 +33,13 @@ EXTRAS = (
     "distilabel",
 )
 # What belongs to an extra as a whole; every other module is the core's.
-OF_EXTRAS = ("serving/", "integrations/distilabel", "integrations/openrlhf_agent", "integrations/verl_manager")
+OF_EXTRAS = (
+    "serving/",
+    *(
+        f"integrations/{name}"
+        for name in ("distilabel", "openrlhf_agent", "verl_manager", "vllm_model", "vllm_requests")
+    ),
+)
 HEAVY = ("torch", "transformers", "datasets", "numpy", "pandas", "scipy", "matplotlib", "fastapi")
 
 WITHOUT_EXTRAS = """

@@ -16,14 +16,14 @@ from enum import Enum
 from typing import Any
 
 import numpy as np
-from scipy.special import logit
+from scipy.special import expit, logit
 
 from armorm.conversation import Conversation
 from armorm.data.candidates import Candidates
 from armorm.data.refusals import declines
 from armorm.evaluation.scorer import Scored, Scorer, ScorerError, deciding_objectives
 from armorm.evaluation.scorers import ArmoRMScorer
-from armorm.explain.verdict import CLOSE_PROBABILITY, CLOSE_STD
+from armorm.explain.verdict import CLOSE_PROBABILITY, CLOSE_STD, Reason, pair_verdict
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,10 @@ class RankedPrompt:
         order: positions of the scored responses, best first.
         scores: by position, NaN if unscored.
         unscored: reason by position.
-        deciding: (objective, contribution to the margin) of those that decide between the first two, largest first.
+        deciding: (objective, contribution to the margin) of the smallest set without which the first would not be
+            preferred to the second, largest first.
         conversations: as given.
+        verdict: one sentence on the best two; empty if fewer than two are scored.
     """
 
     row: int
@@ -48,6 +50,7 @@ class RankedPrompt:
     conversations: list[Conversation | None]
     rows: list[int] = field(default_factory=list)
     columns: dict[str, Any] = field(default_factory=dict)
+    verdict: str = ""
 
     @property
     def declining(self) -> list[int]:
@@ -59,6 +62,7 @@ class RankedPrompt:
         entry: dict[str, Any] = {"row": self.row}
         entry |= {} if self.id is None else {"id": self.id}
         entry |= {"rows": self.rows} if self.rows else {}
+        entry |= {"verdict": self.verdict} if self.verdict else {}
         entry |= {
             "best": self.order[0] if self.order else None,
             "order": self.order,
@@ -86,7 +90,8 @@ def rank(scorer: Scorer, candidates: Sequence[Candidates]) -> list[RankedPrompt]
         scored = scorer.score(unique, rows)
     else:
         scored = scorer.score(unique)
-    return [_ranked(entry, scored, index) for entry in candidates]
+    std = scorer.rm.reference.get("score_std") if isinstance(scorer, ArmoRMScorer) else None
+    return [_ranked(entry, scored, index, std) for entry in candidates]
 
 
 class LeftOut(Enum):
@@ -172,7 +177,7 @@ def preference_row(ranked: RankedPrompt, rule: PairRule) -> dict[str, Any] | Lef
     }
 
 
-def _ranked(entry: Candidates, scored: Scored, index: dict[str, int]) -> RankedPrompt:
+def _ranked(entry: Candidates, scored: Scored, index: dict[str, int], std: float | None) -> RankedPrompt:
     at = [-1 if conversation is None else index[conversation.key] for conversation in entry.conversations]
     scores = np.array([np.nan if row < 0 else scored.scores[row] for row in at], np.float64)
     unscored = dict(entry.faults) | {p: scored.unscored[row] for p, row in enumerate(at) if row in scored.unscored}
@@ -182,5 +187,24 @@ def _ranked(entry: Candidates, scored: Scored, index: dict[str, int]) -> RankedP
         contributions = scored.batch.contributions
         difference = contributions[at[order[0]]] - contributions[at[order[1]]]
         reasons = deciding_objectives(scored.batch.names, difference)
-    given = entry.conversations, entry.rows, entry.columns
+    verdict = "" if len(order) < 2 else _verdict(scored, order[:2], [at[p] for p in order[:2]], std)
+    given = entry.conversations, entry.rows, entry.columns, verdict
     return RankedPrompt(entry.row, entry.id, order, scores, unscored, reasons, *given)
+
+
+def _verdict(scored: Scored, positions: Sequence[int], rows: Sequence[int], std: float | None) -> str:
+    """The verdict between the best two responses, of two positions and their rows in the scores."""
+    margin, reasons = float(scored.scores[rows[0]] - scored.scores[rows[1]]), []
+    if scored.batch is not None and scored.objectives is not None:
+        difference = scored.batch.contributions[rows[0]] - scored.batch.contributions[rows[1]]
+        higher = scored.ratings[rows[0]] > scored.ratings[rows[1]]
+        names = scored.batch.names
+        reasons = [Reason(*found) for found in zip(names, difference.tolist(), higher.tolist(), strict=True)]
+    return pair_verdict(
+        f"Response {positions[0]}",
+        f"response {positions[1]}",
+        margin,
+        reasons,
+        probability=None if scored.margin_scale is None else float(expit(scored.margin_scale * margin)),
+        margin_in_std=margin / std if std else None,
+    )

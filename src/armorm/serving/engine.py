@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,7 +28,7 @@ from armorm.backbone.token_spans import token_spans
 from armorm.conversation import Conversation
 from armorm.errors import ArmormError, ConversationError
 from armorm.explain.dense_rewards import DenseReward, Division, PolicyTokenizer, policy_spans
-from armorm.explain.token_attribution import TokenScores, token_rewards
+from armorm.explain.token_attribution import TokenAttribution, TokenScores, attribute_tokens, token_rewards
 from armorm.features.extract import Features
 from armorm.files import json_text
 from armorm.monitoring.log import append_samples, batch_lines
@@ -128,6 +129,7 @@ class ScoringEngine:
                 if isinstance(module, torch.nn.Linear):
                     self._hooks.append(module.register_forward_pre_hook(lambda *_: self.batcher.compute_small()))
         self._reading = 0  # requests that are parsed and not yet queued
+        self._attributing = threading.Lock()
         self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="armorm-reader")
         # The model under a steering, which replaces that of its config.
         self._steered = lru_cache(maxsize=64)(lambda variant: rm.steer(**json.loads(variant)) if variant else rm)
@@ -163,6 +165,28 @@ class ScoringEngine:
         """Plain scores of rows of this process, under the limits of all requests; errors as `answer`."""
         request = ParsedRequest(rows, lambda scores: None, normalize=False, partial=True)
         return await self._run(lambda: request, self._scores)
+
+    async def attribute(self, batch: ScoreBatch, conversations: Sequence[Conversation]) -> list[TokenAttribution]:
+        """Each score of a batch of `score` by token, for a forward pass each, one request at a time.
+
+        Empty for a model that reads the last token alone, whose attribution is many times as slow, and if a prompt was
+        truncated.
+
+        Args:
+            conversations: of the batch's rows.
+        """
+        if self.rm.backbone.readout.pooling == "last":
+            return []
+
+        def attribute() -> list[TokenAttribution]:
+            encoded = encode_rows(self.rm.backbone.template, list(conversations), self.max_length, "skip")
+            if encoded.rejected:
+                return []
+            head = self.rm.model.regression_layer
+            with self._attributing:
+                return attribute_tokens(self.rm.backbone, head, conversations, encoded.encoded, batch)
+
+        return await self._in_thread(attribute)
 
     async def _run(self, read: Callable[[], ParsedRequest], finish: Callable[[_Prepared, Sequence[Found]], T]) -> T:
         self._reading += 1

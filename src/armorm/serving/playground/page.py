@@ -24,12 +24,13 @@ from armorm.conversation import Conversation, Message
 from armorm.data.rows import Row
 from armorm.data.sources import Location
 from armorm.errors import ArmormError, ConversationError, shown
+from armorm.explain.token_attribution import TokenAttribution
 from armorm.files import plain
 from armorm.score_batch import ScoreBatch
 from armorm.serving.engine import ScoringEngine
 from armorm.serving.errors import RequestError
 from armorm.serving.middleware import UI_PATH
-from armorm.serving.playground.cards import results, status, welcome
+from armorm.serving.playground.cards import not_scored, results, status, welcome
 from armorm.serving.playground.reweighting import LETTERS, Reweighted, Reweighter, policy_yaml
 from armorm.serving.protocols.base import read_row
 
@@ -113,22 +114,24 @@ class Playground:
     # --- event handlers: values of the components in, their updates out ------------------------------
 
     async def on_score(self, prompt: str, *given: Any) -> AsyncIterator[tuple[Any, ...]]:
-        """Score the responses; updates of the batch and of `on_reweight`."""
+        """Score the responses, then attribute them to words; updates of batch, words and of `on_reweight`."""
         texts, factors = list(given[: len(LETTERS)]), list(given[len(LETTERS) :])
         count = sum(bool(text and text.strip()) for text in texts)
-        unchanged = (self.gr.skip(),) * 4
-        yield (*unchanged, status(f"Scoring {count} response{'s' * (count != 1)} ...", "busy"))
+        yield (*(self.gr.skip(),) * 5, status(f"Scoring {count} response{'s' * (count != 1)} ...", "busy"))
         try:
-            batch = await self._score(prompt, texts)
-        except RequestError as error:
-            yield (*unchanged, status(f"Not scored: {error}.", "bad"))
+            batch, conversations = await self._score(prompt, texts)
+        except RequestError as error:  # the earlier results are not of this text
+            yield (None, [], not_scored(str(error)), self.gr.skip(), "", status(f"Not scored: {error}.", "bad"))
             return
-        yield (batch, *self.on_reweight(batch, *factors))
+        yield (batch, [], *self.on_reweight(batch, [], *factors))
+        words = await self.engine.attribute(batch, conversations)
+        if words:
+            yield (self.gr.skip(), words, *self.on_reweight(batch, words, *factors))
 
-    def on_reset(self, batch: ScoreBatch | None) -> tuple[Any, ...]:
+    def on_reset(self, batch: ScoreBatch | None, words: list[TokenAttribution]) -> tuple[Any, ...]:
         """Set all sliders to 1."""
         factors = [1.0] * len(self.names)
-        return (*factors, *self.on_reweight(batch, *factors))
+        return (*factors, *self.on_reweight(batch, words, *factors))
 
     def on_upload(self, path: str | None) -> tuple[Any, ...]:
         """Read an uploaded file: its examples, the choices of the row menu, the status."""
@@ -157,21 +160,23 @@ class Playground:
         example = examples[index]
         return (example.prompt, *[*example.responses, "", "", "", ""][: len(LETTERS)])
 
-    async def _score(self, prompt: str, texts: Sequence[str]) -> ScoreBatch:
-        """Scores of the responses that are not blank; `rows` are positions in `LETTERS`."""
+    async def _score(self, prompt: str, texts: Sequence[str]) -> tuple[ScoreBatch, list[Conversation]]:
+        """Scores of the responses that are not blank, and their conversations; `rows` are positions in `LETTERS`."""
         given = [place for place, text in enumerate(texts) if text and text.strip()]
         if not prompt.strip() or not given:
             raise RequestError(400, "enter a prompt and at least one response first")
         messages = read_prompt(prompt)
         rows = [read_row(Conversation.from_prompt, messages, texts[place]) for place in given]
         scores = await self.engine.score(rows)
-        return replace(
+        scored = [row for index in scores.batch.rows if isinstance(row := rows[index], Conversation)]
+        batch = replace(
             scores.batch,
             rows=np.array(given)[scores.batch.rows],
             rejected=[(given[index], row.reason) for index, row in scores.rejected.items()],
         )
+        return batch, scored
 
-    def on_reweight(self, batch: ScoreBatch | None, *factors: float) -> tuple[Any, ...]:
+    def on_reweight(self, batch: ScoreBatch | None, words: list[TokenAttribution], *factors: float) -> tuple[Any, ...]:
         """Updates of results, policy, JSON and status under the sliders' factors."""
         try:
             policy = policy_yaml(self.reweighter.settings(factors))
@@ -179,8 +184,9 @@ class Playground:
                 return welcome(), policy, "", status(_READY)
             reweighted = self.reweighter.reweight(batch, factors)
         except ArmormError as error:
-            return (*(self.gr.skip(),) * 3, status(str(error), "bad"))
-        html = results(reweighted, self.engine.reference_score)
+            return (not_scored(str(error)), self.gr.skip(), "", status(str(error), "bad"))
+        weighted = [replace(of, coefficients=reweighted.batch.coefficients[row]) for row, of in enumerate(words)]
+        html = results(reweighted, self.engine.reference_score, weighted, self.reweighter.biases)
         if not len(batch):
             return html, policy, "", status("No score.", "bad")
         changed = sum(float(factor) != 1 for factor in factors)
@@ -212,23 +218,22 @@ class Playground:
         """The page as Gradio blocks."""
         gr, name = self.gr, self.engine.settings.name
         with gr.Blocks(title=f"armorm: {name}", analytics_enabled=False, fill_width=True) as blocks:
-            batch, examples = gr.State(None), gr.State([])
+            batch, words, examples = gr.State(None), gr.State([]), gr.State([])
             steered = " <em>(steered)</em>" if self.reweighter.served else ""
             gr.HTML(
                 f"<header><h1>armorm <span>{escape(name)}{steered}</span></h1>"
                 "<p>Which response is better, and because of which objectives.</p></header>"
             )
-            status_line = gr.HTML(status(_READY), elem_id="status")
             with gr.Row(elem_id="columns"):
                 with gr.Column(scale=4, min_width=320, elem_id="left"):
-                    box: dict[str, Any] = {"lines": 3, "max_lines": 12}
-                    info = "Text, or a JSON list of messages for several turns."
-                    prompt = gr.Textbox(_EXAMPLE[0], label="Prompt", info=info, **box)
+                    box: dict[str, Any] = {"lines": 2, "max_lines": 12}
+                    hint = "Text, or a JSON list of messages for several turns."
+                    prompt = gr.Textbox(_EXAMPLE[0], label="Prompt", placeholder=hint, **{**box, "lines": 1})
                     responses = [gr.Textbox(_EXAMPLE[i + 1], label=f"Response {LETTERS[i]}", **box) for i in range(2)]
-                    optional: dict[str, Any] = {**box, "lines": 1, "placeholder": "Optional"}
-                    responses += [gr.Textbox(label=f"Response {letter}", **optional) for letter in LETTERS[2:]]
                     score = gr.Button("Score", variant="primary", elem_id="score")
-                    with gr.Accordion("Load rows of a file", open=False):
+                    with gr.Accordion("More responses, or rows of a file", open=False):
+                        optional: dict[str, Any] = {**box, "lines": 1, "placeholder": "Optional"}
+                        responses += [gr.Textbox(label=f"Response {letter}", **optional) for letter in LETTERS[2:]]
                         upload = gr.File(
                             label="JSON lines: prompt and responses, messages, or chosen and rejected",
                             file_types=[".jsonl", ".ndjson", ".json"],
@@ -237,21 +242,22 @@ class Playground:
                         )
                         row = gr.Dropdown(label="Row", choices=[], visible=False, filterable=True)
                 with gr.Column(scale=7, min_width=340, elem_id="right"):
+                    status_line = gr.HTML(status(_READY), elem_id="status")
                     cards = gr.HTML(welcome(), elem_id="results")
-            with gr.Accordion("Weight the objectives", open=True, elem_id="weights"):
+            with gr.Accordion("Weight the objectives", open=False, elem_id="weights"):
                 sliders, reset = self._sliders()
-            with gr.Row(elem_id="take"):
-                served = policy_yaml(self.reweighter.settings([1.0] * len(self.names)))
-                policy = gr.Code(served, language="yaml", label="Steering policy", lines=4)
-                as_json = gr.Code("", language="json", label="Results as JSON", lines=4, max_lines=16)
+                with gr.Row(elem_id="take"):
+                    served = policy_yaml(self.reweighter.settings([1.0] * len(self.names)))
+                    policy = gr.Code(served, language="yaml", label="Steering policy", lines=4)
+                    as_json = gr.Code("", language="json", label="Results as JSON", lines=4, max_lines=16)
 
             outputs = [cards, policy, as_json, status_line]
             at_once: dict[str, Any] = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}
             queued = {**at_once, "queue": True, "concurrency_limit": 8}
-            score.click(self.on_score, [prompt, *responses, *sliders], [batch, *outputs], **queued)
+            score.click(self.on_score, [prompt, *responses, *sliders], [batch, words, *outputs], **queued)
             moved = [slider.input for slider in sliders] + [slider.release for slider in sliders]
-            gr.on(moved, self.on_reweight, [batch, *sliders], outputs, trigger_mode="always_last", **at_once)
-            reset.click(self.on_reset, [batch], [*sliders, *outputs], **at_once)
+            gr.on(moved, self.on_reweight, [batch, words, *sliders], outputs, trigger_mode="always_last", **at_once)
+            reset.click(self.on_reset, [batch, words], [*sliders, *outputs], **at_once)
             selection: Any = (self.on_select, [examples, row], [prompt, *responses])
             upload.change(self.on_upload, [upload], [examples, row, status_line], **at_once).then(*selection, **at_once)
             row.input(*selection, **at_once)

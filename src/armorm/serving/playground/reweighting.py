@@ -32,6 +32,13 @@ class Reweighted:
     deciding: list[int]
     settings: dict[str, Any]  # the equivalent steering of the trained model, empty for none
     margin_scale: float | None = None  # factor of the margin for its probability; None for a model not calibrated
+    raw_scales: np.ndarray | None = None  # (k,) raw units per unit of a reward: below 0 where less is better
+
+    def higher(self, first: int, second: int) -> np.ndarray:
+        """Mask (k,) of the objectives whose rating is higher for the first of two responses."""
+        change = self.batch.rewards[first] - self.batch.rewards[second]
+        found: np.ndarray = change * (1.0 if self.raw_scales is None else self.raw_scales) > 0
+        return found
 
     def letter(self, index: int) -> str:
         """Letter of a response."""
@@ -112,7 +119,8 @@ class Reweighter:
             contributions=contributions,
             relative=attribution.relative(coefficients, batch.rewards.astype(np.float64), self.means),
         )
-        return Reweighted(reweighted, order, deciding, self.settings(values), self.margin_scale)
+        scales = self.objectives.scales
+        return Reweighted(reweighted, order, deciding, self.settings(values), self.margin_scale, scales)
 
 
 def policy_yaml(settings: Mapping[str, Any]) -> str:

@@ -51,7 +51,12 @@ def results(
             for rows in (shown, folded)
         )
         hardly = [i for i in shown if batch.names[i] in biases and batch.gating_weights[row, i] < HARDLY]
-        card = {"letter": reweighted.letter(row), "score": _signed(score), "rank": _ORDINALS[rank], "under": under}
+        card: dict[str, Any] = {
+            "letter": reweighted.letter(row),
+            "score": _signed(score),
+            "rank": _ORDINALS[rank],
+            "under": under,
+        }
         card |= {"bars": bars, "others": others, "together": _signed(float(batch.relative[row, folded].sum()))}
         card |= {"note": debiased_note([batch.names[i] for i in hardly])}
         card |= {"words": word_map(words[row]) if len(words) else ""}
@@ -83,7 +88,7 @@ def _verdict(reweighted: Reweighted, reference: tuple[float, float] | None) -> d
     if margin is None:
         return None
     (first, second), batch = reweighted.order[:2], reweighted.batch
-    names = [reweighted.letter(row) for row in (first, second)]
+    names = reweighted.letter(first), reweighted.letter(second)
     difference = batch.contributions[first] - batch.contributions[second]
     reasons = [
         Reason(name, float(value), bool(higher))

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from fastapi import FastAPI
+from fastapi import FastAPI, Response
 
 from armorm.conversation import Conversation, Message
 from armorm.data.rows import Row
@@ -42,12 +42,13 @@ _EXAMPLE = (
     "Dab it with cold water and a little dish soap, let it stand for ten minutes, then rinse and wash as usual.",
     "Who cares? Throw it away, stupid.",
 )
-# Ctrl+Enter (Cmd+Enter) anywhere presses Score. The server has no icon and no manifest that a browser could load.
+_ICON = (
+    '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 8 8">'
+    '<rect width="8" height="8" rx="2" fill="#2563eb"/><path d="M2 6 4 2l2 4" fill="none" stroke="#fff"/></svg>'
+)
+# Ctrl+Enter (Cmd+Enter) anywhere presses Score.
 _HEAD = """
-<link rel="icon" href="data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 8 8'%3E%3Crect \
-width='8' height='8' rx='2' fill='%232563eb'/%3E%3C/svg%3E">
 <script>
-document.querySelector("link[rel=manifest]")?.remove();
 document.addEventListener("keydown", (event) => {
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
     event.preventDefault();
@@ -63,6 +64,15 @@ def add_playground(app: FastAPI, engine: ScoringEngine) -> None:
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
     import gradio as gr
 
+    def icon() -> Response:
+        return Response(_ICON, media_type="image/svg+xml")
+
+    def manifest() -> Response:
+        return Response('{"name": "armorm"}', media_type="application/manifest+json")
+
+    # Browsers ask for both at the root, and print an error if they are missing.
+    app.add_api_route("/favicon.ico", icon, include_in_schema=False)
+    app.add_api_route("/manifest.json", manifest, include_in_schema=False)
     gr.mount_gradio_app(
         app,
         Playground(engine).blocks(),

@@ -22,7 +22,7 @@ import torch
 
 from armorm import attribution
 from armorm.backbone.decoder import Backbone
-from armorm.backbone.message_forms import Reasoning
+from armorm.backbone.message_forms import Reasoning, valid_reasoning
 from armorm.backbone.readout import Readout
 from armorm.backbone.score_input import ScoreInput, Turns, read_score_input
 from armorm.conversation import Conversation, ConversationLike, several, two_responses
@@ -97,7 +97,7 @@ class ArmoRM:
         if notice := demonstration(str(name)):
             say(notice)
         if reasoning is not None:
-            model.config.limits["reasoning"] = reasoning
+            model.config.limits["reasoning"] = valid_reasoning(reasoning)
         rm = cls(model, tokenizer, str(name))
         rm.seen = seen
         return rm
@@ -164,7 +164,7 @@ class ArmoRM:
         """
         if normalize:
             self._reference_score()
-        given = self._read(several(conversations), on_refused, same_prompt, turns)
+        given = self._read(several(conversations), on_refused=on_refused, same_prompt=same_prompt, turns=turns)
         encoded = given.encoded
         # (The turns of a conversation are computed in one pass, as far as one's tokens begin the next one's.)
         share = True if turns == "all" else None
@@ -187,16 +187,9 @@ class ArmoRM:
         options = {"scale": scale, "batch_tokens": batch_tokens}
         return score_by_token(self.backbone, head, kept, [encoded.encoded[i] for i in finite], batch, **options)
 
-    def _read(
-        self,
-        conversations: Any,
-        on_refused: Literal["error", "skip"] = "error",
-        same_prompt: bool = False,
-        turns: Turns = "last",
-    ) -> ScoreInput:
-        """Conversations and their tokens; arguments as in `score`."""
-        template, limits = self.backbone.template, self.model.config.limits
-        return read_score_input(template, conversations, limits, on_refused, same_prompt=same_prompt, turns=turns)
+    def _read(self, conversations: Any, **options: Any) -> ScoreInput:
+        """Conversations and their tokens; options as in `score`."""
+        return read_score_input(self.backbone.template, conversations, self.model.config.limits, **options)
 
     @torch.inference_mode()
     def score_features(

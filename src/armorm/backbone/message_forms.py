@@ -127,6 +127,13 @@ class ToolForm:
         return [{**turns[0], "content": f"{text}\n\n{turns[0]['content']}"}, *turns[1:]]
 
 
+def valid_reasoning(value: str) -> Reasoning:
+    """The value, if it is one of `Reasoning`; else a ValueError."""
+    if value not in ("keep", "drop"):
+        raise ValueError(f"reasoning: found {value!r}, expected 'keep' or 'drop'")
+    return value  # type: ignore[return-value]
+
+
 def with_reasoning(reply: Mapping[str, Any], reasoning: Reasoning) -> dict[str, Any]:
     """The reply with its whole reasoning, or without any.
 

@@ -59,6 +59,21 @@ SplitOption = Annotated[str | None, Option(help="Split of a hub data set or of a
 HtmlOption = Annotated[Path | None, Option(help="Also write an HTML page to this file."), Place.FILE]
 AllOption = Annotated[bool, Option("--all", help="Show every objective; by default those under 2% are one line.")]
 ForceOption = Annotated[bool, Option("--force", help="Overwrite what --output names.")]
+
+
+def _reasoning(value: str | None) -> str | None:
+    if value not in (None, "keep", "drop"):
+        raise typer.BadParameter(f"found {value!r}, expected keep or drop")
+    return value
+
+
+ReasoningOption = Annotated[
+    str | None,
+    Option(
+        callback=_reasoning,
+        help="keep or drop: replies with or without their <think> block (default: as the model was trained).",
+    ),
+]
 StrictOption = Annotated[
     bool,
     Option("--strict", help="Stop at a row or rating that cannot be read, instead of leaving it out and listing it."),

@@ -19,6 +19,7 @@ from armorm.cli.options import (
     ForceOption,
     ModelOption,
     Place,
+    ReasoningOption,
     ServerOption,
     StrictOption,
     TextsOption,
@@ -62,6 +63,10 @@ def score(
     ] = None,
     normalize: Annotated[bool, Option(help="Standardise scores by the reference data.")] = False,
     details: Annotated[bool, Option(help="Add reward, weight and contribution of every objective.")] = False,
+    every_turn: Annotated[
+        bool, Option("--every-turn", help="A row for every assistant turn, as if the conversation ended there.")
+    ] = False,
+    reasoning: ReasoningOption = None,
     texts: TextsOption = True,
     strict: StrictOption = False,
     force: ForceOption = False,
@@ -73,7 +78,8 @@ def score(
     Input rows are `{"messages": [...]}`, `{"prompt": ..., "response": ...}` or one of the other layouts of
     docs/data.md. Output rows are `{"row": 1, "score": 0.12}` with the columns of the input; one that has such a name
     already is written `input_NAME`. `armorm monitor` reads the output of `--details` for the samples of an RL run, by
-    their columns `step` and `group`. Rows that cannot be scored are reported with the reason and skipped. With
+    their columns `step` and `group`. With `--every-turn` a row has `turn`, the place of the reply in the messages,
+    counted from 0. Rows that cannot be scored are reported with the reason and skipped. With
     `--output`, a run that was interrupted resumes from NAME.partial.
 
     Example: `armorm score responses.csv --output scores.csv --details`
@@ -87,7 +93,8 @@ def score(
     named = chosen_model(context, model, server)
     name = STANDARD_INPUT if input in (None, "-") else input
     rows = input_rows(input, strict=strict)
-    score_chunk, identity = _scoring(named, api_key_env, dtype, device, normalize=normalize, details=details)
+    options: dict[str, Any] = {"normalize": normalize, "turns": "all" if every_turn else "last"}
+    score_chunk, identity = _scoring(named, api_key_env, dtype, device, reasoning, details=details, **options)
 
     def scored(chunk: list[Row | DataError]) -> dict[str, Any]:
         valid, invalid = split_rejected(chunk, strict=strict)
@@ -104,7 +111,7 @@ def score(
 
     count = truncated = 0
     skipped: list[tuple[int, str]] = []
-    with resumable(output, [*identity, normalize, details, texts]) as chunks, output_rows(output) as write:
+    with resumable(output, [*identity, normalize, details, texts, every_turn]) as chunks, output_rows(output) as write:
         while chunk := list(islice(rows, CHUNK_ROWS)):
             found = chunks.get(map(row_content, chunk), partial(scored, chunk))
             for entry in found["rows"]:
@@ -126,6 +133,8 @@ def score(
 def _entry(row: Row, batch: ScoreBatch, place: int, *, cut: bool, details: bool, texts: bool) -> dict[str, Any]:
     """A row of the output."""
     entry: dict[str, Any] = {"row": row.number, "score": float(batch.scores[place])}
+    if batch.turns is not None:
+        entry = {"row": row.number, "turn": int(batch.turns[place]), "score": float(batch.scores[place])}
     if cut:
         entry["truncated"] = True
     if details:
@@ -139,7 +148,7 @@ def _entry(row: Row, batch: ScoreBatch, place: int, *, cut: bool, details: bool,
 
 
 def _scoring(
-    model: str, api_key_env: str | None, dtype: str, device: str, *, normalize: bool, details: bool
+    model: str, api_key_env: str | None, dtype: str, device: str, reasoning: Any, *, details: bool, **options: Any
 ) -> tuple[Scoring, list[Any]]:
     """A function that scores conversations, in this process or on a server, and what decides its scores."""
     from armorm.client import PoolingClient
@@ -150,19 +159,24 @@ def _scoring(
         from armorm.evaluation.scorers import ArmoRMScorer
         from armorm.reward_model import ArmoRM
 
-        rm = ArmoRM.from_pretrained(model, dtype=dtype, device=device)
-        identity = [ArmoRMScorer(rm).describe(), rm.backbone.device.type]
-        return partial(rm.score, normalize=normalize, on_refused="skip"), identity
+        rm = ArmoRM.from_pretrained(model, dtype=dtype, device=device, reasoning=reasoning)
+        identity = [ArmoRMScorer(rm).describe(), rm.backbone.device.type, rm.backbone.template.reasoning]
+        return partial(rm.score, on_refused="skip", **options), identity
     if parsed.kind != "server":
         raise typer.BadParameter(f"found {model!r}, expected a model of this library or a server (see armorm rank)")
     client = parsed.client(api_key_env)
+    if reasoning is not None:
+        raise typer.BadParameter("--reasoning: the server decides it, expected armorm serve --reasoning")
+    if isinstance(client, PoolingClient) and options.pop("turns") == "all":
+        raise typer.BadParameter(f"--every-turn: {client.address} scores last turns only, expected armorm serve")
     if isinstance(client, PoolingClient) and client.api != "plugin" and details:
         expected = "expected armorm serve, or vLLM with armorm's plugin"
         raise typer.BadParameter(f"--details: {client.address} sends scores only, {expected}")
-    options: dict[str, Any] = {} if isinstance(client, PoolingClient) or details else {"include": ()}
+    if not isinstance(client, PoolingClient) and not details:
+        options["include"] = ()
 
     def score_chunk(conversations: list[Conversation]) -> ScoreBatch:
         with progress("scores", len(conversations), "conversations") as advance:
-            return client.score(conversations, normalize=normalize, on_refused="skip", advance=advance, **options)
+            return client.score(conversations, on_refused="skip", advance=advance, **options)
 
     return score_chunk, [model, None if isinstance(client, PoolingClient) else client.info()]

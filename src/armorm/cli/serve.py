@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from typer import Option
 
-from armorm.cli.options import DeviceOption, DtypeOption, ModelOption, Place
+from armorm.cli.options import DeviceOption, DtypeOption, ModelOption, Place, ReasoningOption
 from armorm.errors import CheckpointError, MissingExtraError
 from armorm.files import DEFAULT_REWARD_MODEL
 from armorm.progress import say
@@ -36,6 +36,7 @@ def serve(
         ),
     ] = "refuse",
     normalize: Annotated[bool, Option(help="Standardise scores, except on /v1/reward.")] = False,
+    reasoning: ReasoningOption = None,
     empty_score: Annotated[float | None, Option(help="Score of an empty response (default: rejected).")] = None,
     ui: Annotated[bool, Option("--ui", help="Also serve the playground at /ui.")] = False,
     score_log: Annotated[
@@ -111,7 +112,7 @@ def serve(
     logging.getLogger("armorm.serving").setLevel(logging.INFO if log_texts else logging.WARNING)
     with server.bound_socket(host, port) as sock:
         tokenizer = _tokenizer(policy_tokenizer)
-        rm = ArmoRM.from_pretrained(model, dtype=dtype, device=device)
+        rm = ArmoRM.from_pretrained(model, dtype=dtype, device=device, reasoning=reasoning)  # type: ignore[arg-type]
         engine = ScoringEngine(rm, settings, tokenizer)
         rm.score([_WARM_UP])
         for warning in server.exposure_warnings(host, settings):

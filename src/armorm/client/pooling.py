@@ -122,7 +122,9 @@ class PoolingClient(JsonClient):
     def _inputs(self, conversations: Sequence[Conversation]) -> tuple[dict[int, Any], dict[int, str]]:
         """What to send for each conversation, and why others cannot be sent."""
         if self.encode is None:
-            return {row: as_messages(c, row) for row, c in enumerate(conversations)}, {}
+            without = {row: as_messages(c, row) for row, c in enumerate(conversations) if not c.tools}
+            reason = "found definitions of tools, expected none, or URL,tokenizer=NAME: the server gets messages alone"
+            return without, {row: reason for row in range(len(conversations)) if row not in without}
         encoded = self.encode(conversations, self.card.get("max_model_len"))
         inputs = {row: ids for row, ids in enumerate(encoded) if not isinstance(ids, str)}
         return inputs, {row: reason for row, reason in enumerate(encoded) if isinstance(reason, str)}

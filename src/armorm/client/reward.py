@@ -245,23 +245,16 @@ class _Client(Connections, Generic[S, D]):
             count = len(results) if isinstance(results, list) else 0
             if not isinstance(results, list) or (count != expected and turns == "last"):
                 raise RewardServerError(f"{self.address}: found {count} results, expected {expected}")
-            earlier: tuple[Any, Any] = (-1, -1)
+            earlier = (-1, -1)
             for place, result in enumerate(results):
-                index = result.get("index") if isinstance(result, Mapping) else None
-                turn = result.get("turn", -1) if turns == "all" and isinstance(result, Mapping) else -1
-                in_order = (
-                    index == place
-                    if turns == "last"
-                    else type(index) is type(turn) is int
-                    and (earlier < (index, turn) and index < expected and (turn >= 0 or "error" in result))
-                )
-                if not in_order:
+                found = _place(result, turns)
+                if found is None or (found != (place, 0) if turns == "last" else not earlier < found < (expected, 0)):
                     raise RewardServerError(f"{self.address}: result {place} of a response is missing or out of order")
-                earlier = (index, turn)
+                earlier = found
                 score = result.get("score")
                 if "error" not in result and not (isinstance(score, (int, float)) and math.isfinite(score)):
                     raise RewardServerError(f"{self.address}: found score {shown(score)}, expected a finite number")
-                yield first + int(index or 0), result
+                yield first + found[0], result
 
 
 class RewardClient(_Client[ServedScores, dict[str, Any]], JsonClient):
@@ -330,6 +323,16 @@ class AsyncRewardClient(_Client[Awaitable[ServedScores], Awaitable[dict[str, Any
                 return found
             await asyncio.sleep(found)
         raise AssertionError("unreachable")
+
+
+def _place(result: Any, turns: str) -> tuple[int, int] | None:
+    """Index and turn of a result; turn 0 for a last turn, or a conversation that was rejected whole."""
+    if not isinstance(result, Mapping):
+        return None
+    index, turn = result.get("index"), result.get("turn") if turns == "all" else 0
+    if turn is None and "error" in result:
+        turn = 0
+    return (index, turn) if type(index) is int and type(turn) is int else None
 
 
 def as_messages(conversation: ConversationLike, index: int) -> list[Any] | dict[str, Any]:

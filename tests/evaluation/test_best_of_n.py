@@ -33,7 +33,8 @@ def ranked(*values):
 def test_responses_are_put_in_order_and_equal_ones_keep_theirs():
     (found,) = ranked({"id": "q", "prompt": "a", "responses": ["x <1>", "y <3>", "z <1>", "w <2>"]})
     assert found.order == [1, 3, 0, 2]
-    assert found.to_dict() == {"row": 1, "id": "q", "best": 1, "order": [1, 3, 0, 2], "scores": [1.0, 3.0, 1.0, 2.0]}
+    expected = {"row": 1, "id": "q", "best": 1, "order": [1, 3, 0, 2], "scores": [1.0, 3.0, 1.0, 2.0]}
+    assert found.to_dict() == {**expected, "verdict": "Response 1 scores higher than response 3."}
 
 
 def test_one_response_a_row_is_grouped_by_prompt():

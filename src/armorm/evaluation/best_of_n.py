@@ -90,8 +90,7 @@ def rank(scorer: Scorer, candidates: Sequence[Candidates]) -> list[RankedPrompt]
         scored = scorer.score(unique, rows)
     else:
         scored = scorer.score(unique)
-    std = scorer.rm.reference.get("score_std") if isinstance(scorer, ArmoRMScorer) else None
-    return [_ranked(entry, scored, index, std) for entry in candidates]
+    return [_ranked(entry, scored, index, getattr(scorer, "score_std", None)) for entry in candidates]
 
 
 class LeftOut(Enum):

@@ -404,7 +404,7 @@ def test_one_text_has_one_number_in_every_command(capsys, tmp_path):
     numbers = {
         "score": json.loads(found("score", rows, *model).splitlines()[0])["score"],
         "explain": json.loads(found("explain", "--prompt", prompt, "--response", response, *model, "--json"))["score"],
-        "compare": json.loads(found("compare", response, other, "--prompt", prompt, *model, "--json"))["scores"][0],
+        "compare": json.loads(found("compare", response, other, "--prompt", prompt, *model, "--json"))["scores"]["A"],
         "rank": json.loads(found("rank", several, *model))["scores"][0],
         "evaluate": json.loads(results.read_text())["examples"][0]["scores"][0],
         "Python": float(rm.score([chat(prompt, response)]).scores[0]),

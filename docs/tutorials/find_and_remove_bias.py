@@ -25,6 +25,7 @@ from armorm import ArmoRM, Recipe, evaluate, train
 from armorm.data.synthetic import RECIPE, DemoRow, generate, utility, write_corpus
 from armorm.evaluation.steering_preview import preview
 from armorm.evaluation.tables import preview_tables
+from armorm.features.store import dtype_for
 from armorm.files import write_json, write_text
 from armorm.report.page import MOSTLY_LENGTH, report
 
@@ -70,7 +71,7 @@ def main(folder: Path) -> dict[str, Any]:
     Console(width=80, highlight=False).print(preview_tables(preview(rm, steered, honest, features=store)))
 
     steered.save_pretrained(folder / "steered")
-    reloaded = ArmoRM.from_pretrained(folder / "steered")
+    reloaded = ArmoRM.from_pretrained(folder / "steered", dtype=dtype_for(store))  # as its features
     figures: dict[str, Any] = {}
     for name, model in (("as trained", rm), ("steered", reloaded)):
         results = evaluate("pairs", model, honest, features=store, quiet=True)

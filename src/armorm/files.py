@@ -2,9 +2,9 @@
 
 A file is written under a temporary name in the same folder, then renamed in one step: if the process is killed, the
 old file, no file or the complete new file remains, and the next process that writes there removes the temporary one. A
-symbolic link is followed to the file that it stands for, an
-existing file keeps its permissions, and FIFOs, devices and open files (`/dev/stdout`) are written to, never replaced.
-Errors of writing name the path. Logs are appended to by whole lines.
+symbolic link is followed to the file that it stands for, an existing file keeps its permissions, and FIFOs, devices and
+open files (`/dev/stdout`) are written to, never replaced. Errors of writing name the path. Logs are appended to by
+whole lines.
 """
 
 from __future__ import annotations

@@ -229,3 +229,13 @@ def test_fail_if_worse_does_not_pass_where_nothing_can_be_checked(capsys, tmp_pa
     code, _, err = run(capsys, *common, "--against", old, "--fail-if-worse")
     assert code == 1
     assert "fewer than 50 shared prompts" in err
+
+
+def test_auto_is_the_dtype_of_the_features_that_are_reused(capsys, tmp_path):
+    options = ("evaluate", "pairs", "-d", PAIRS, "-m", "armorm-tiny-rm", "--features", tmp_path / "features", "--json")
+    assert run(capsys, *options, "--dtype", "bfloat16")[0] == 0
+    code, out, err = run(capsys, *options)
+    assert code == 0, err
+    assert json.loads(out)["model"]["backbone"]["dtype"] == "bfloat16"
+    code, _, err = run(capsys, *options, "--dtype", "float32")
+    assert code == 1 and "expected one in bfloat16" in err

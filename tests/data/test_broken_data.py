@@ -7,7 +7,6 @@ import gzip
 import io
 import json
 import math
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -119,7 +118,6 @@ def attempt(read: Callable[[], Any]) -> Any:
 
 def read_all(path: Path) -> None:
     """Read the file as everything that it could be."""
-    start = time.monotonic()
     for row in attempt(lambda: list(Location.find(path).rows_or_faults())) or []:
         if isinstance(row, ArmormError):
             one_line(row)
@@ -133,7 +131,6 @@ def read_all(path: Path) -> None:
         assert all(math.isnan(rating) or 1 <= rating <= 5 for rating in ratings.ratings.flat)
     for error in rejections.errors:
         one_line(error)
-    assert time.monotonic() - start < 5
 
 
 @pytest.mark.parametrize("kind", FORMATS)

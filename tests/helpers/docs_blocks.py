@@ -1,8 +1,7 @@
 """The blocks of the pages that a reader would run, and where they are run.
 
-In:  a Markdown page.
-Out: `Block`s in order: programs (`python`) and commands (`bash`, and blocks without a
-     language that begin with a command), with the reason of those that are not run.
+The `Block`s of a page are its programs (`python`) and its commands (`bash`, and blocks without a language that begin with
+a command), each with the reason if it is not run.
 
 A block is not run when the line before it is `<!-- not run: REASON -->`. Blocks of one page run in order in one folder.
 """
@@ -27,7 +26,7 @@ class Block:
 
     Attributes:
         page, line: where it stands.
-        language: `console` or `python`.
+        language: `console` (commands) or `python`.
         text: the commands, one a line, or the program.
         reason: why it is not run, '' where it is.
     """

@@ -10,7 +10,7 @@ import typer
 from typer import Argument, Option
 
 from armorm.cli.input import input_rows, valid_rows
-from armorm.cli.options import AllOption, DeviceOption, DtypeOption, ForceOption, HtmlOption, ModelOption
+from armorm.cli.options import AllOption, DeviceOption, DtypeOption, ForceOption, HtmlOption, ModelOption, Place
 from armorm.cli.output import emit, require_unused, write_page
 from armorm.conversation import Conversation
 from armorm.errors import DataError
@@ -19,7 +19,9 @@ from armorm.progress import Terminal
 
 
 def explain(
-    input: Annotated[str | None, Argument(help="Rows as for `armorm score`; in a pipe, standard input.")] = None,
+    input: Annotated[
+        str | None, Argument(help="Rows as for `armorm score`; in a pipe, standard input."), Place.INPUT
+    ] = None,
     prompt: Annotated[str | None, Option(help="Text of the prompt.")] = None,
     response: Annotated[str | None, Option(help="Text of the response.")] = None,
     model: ModelOption = DEFAULT_REWARD_MODEL,

@@ -17,7 +17,7 @@ EXAMPLE = """echo '{"prompt": "What is 2+2?", "response": "4"}' | armorm score""
 
 def row_content(row: Row | DataError) -> str:
     """Everything about a row that decides what is made of it, as one text."""
-    return str(row) if isinstance(row, DataError) else json_text([row.number, row.values])
+    return str(row) if isinstance(row, DataError) else json_text([row.number, row.values, row.columns])
 
 
 def input_rows(name: str | None, *, strict: bool = False) -> Iterator[Row | DataError]:

@@ -50,12 +50,23 @@ ApiKeyEnvOption = Annotated[
     Option(metavar="NAME", help="Environment variable with the key of a server (default: ARMORM_API_KEY)."),
 ]
 FeaturesOption = Annotated[
-    Path | None, Option(help="Feature store to reuse and extend; features are computed only once.")
+    Path | None,
+    Option(help="Feature store to reuse and extend; with it, --dtype auto is the features' own."),
 ]
 IncludeSeenOption = Annotated[
     bool, Option("--include-seen", help="Evaluate also on prompts that the model was trained on.")
 ]
 SplitOption = Annotated[str | None, Option(help="Split of a hub data set or of a folder saved by datasets.")]
+RowsArgument = Annotated[
+    str | None,
+    Argument(help="File, folder or hub id; - (or nothing, in a pipe) for standard input."),
+    Place.INPUT,
+]
+RowsOutput = Annotated[
+    Path | None,
+    Option("--output", "-o", help="File of the result: .jsonl, .csv, .tsv or .parquet (default: standard output)."),
+    Place.FILE,
+]
 HtmlOption = Annotated[Path | None, Option(help="Also write an HTML page to this file."), Place.FILE]
 AllOption = Annotated[bool, Option("--all", help="Show every objective; by default those under 2% are one line.")]
 ForceOption = Annotated[bool, Option("--force", help="Overwrite what --output names.")]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer import Argument, Option
+from typer import Option
 
 from armorm.cli.input import input_rows
 from armorm.cli.options import (
@@ -21,6 +21,8 @@ from armorm.cli.options import (
     ForceOption,
     ModelOption,
     Place,
+    RowsArgument,
+    RowsOutput,
     ScorerOption,
     ServerOption,
     StrictOption,
@@ -42,17 +44,9 @@ SHOWN_REJECTIONS = 5
 
 def rank(
     context: typer.Context,
-    input: Annotated[
-        str | None, Argument(help="File, folder or hub id; - (or nothing, in a pipe) for standard input."), Place.INPUT
-    ] = None,
+    input: RowsArgument = None,
     model: ModelOption = DEFAULT_REWARD_MODEL,
-    output: Annotated[
-        Path | None,
-        Option(
-            "--output", "-o", help="File for the rankings: .jsonl, .csv, .tsv or .parquet (default: standard output)."
-        ),
-        Place.FILE,
-    ] = None,
+    output: RowsOutput = None,
     pairs: Annotated[
         Path | None, Option(help="Also write best and worst response as preference pairs."), Place.FILE
     ] = None,
@@ -136,7 +130,7 @@ def rank(
     left_out: Counter[str] = Counter()
     rejected: list[tuple[int, int, str]] = []
     with (
-        resumable(output or pairs, [chosen.describe(), dtype, device, asdict(rule), texts]) as chunks,
+        resumable(output or pairs, [chosen.describe(), dtype, device, asdict(rule), texts, strict]) as chunks,
         output_rows(output) as write,
         output_rows(pairs) if pairs else nullcontext(ignore) as write_pair,
     ):
@@ -166,6 +160,6 @@ def rank(
 
 
 def _content(entry: Candidates) -> str:
-    """What decides the ranking of a prompt's responses, as one text."""
+    """What decides the output for a prompt, as one text."""
     keys = [None if conversation is None else conversation.key for conversation in entry.conversations]
-    return json_text([entry.row, entry.id, keys, entry.faults])
+    return json_text([entry.row, entry.id, keys, entry.faults, entry.rows, entry.columns])

@@ -52,11 +52,12 @@ def report(
 
     Example: `armorm report runs/demo --data runs/demo/data/workshop.jsonl --data runs/demo/data/choices.jsonl`
     """
+    from armorm.features.store import dtype_for
     from armorm.report.page import report as page_of
     from armorm.reward_model import ArmoRM
 
     require_unused(output, force)
-    rm = ArmoRM.from_pretrained(model, dtype=dtype, device=device)
+    rm = ArmoRM.from_pretrained(model, dtype=dtype_for(features, dtype), device=device)
     options: dict[str, Any] = {"run": run, "features": features, "limit": limit, "include_seen": include_seen}
     options["strict"] = strict
     page, found = page_of(rm, data or [], **options, perturbations=perturbations)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer import Argument, Option
+from typer import Option
 
 from armorm.cli.input import input_rows, row_content, split_rejected
 from armorm.cli.options import (
@@ -20,6 +20,8 @@ from armorm.cli.options import (
     ModelOption,
     Place,
     ReasoningOption,
+    RowsArgument,
+    RowsOutput,
     ServerOption,
     StrictOption,
     TextsOption,
@@ -45,19 +47,11 @@ DETAILS = ("rewards", "gating_weights", "contributions", "uncertainty")
 
 def score(
     context: typer.Context,
-    input: Annotated[
-        str | None, Argument(help="File, folder or hub id; - (or nothing, in a pipe) for standard input."), Place.INPUT
-    ] = None,
+    input: RowsArgument = None,
     model: ModelOption = DEFAULT_REWARD_MODEL,
     server: ServerOption = None,
     api_key_env: ApiKeyEnvOption = None,
-    output: Annotated[
-        Path | None,
-        Option(
-            "--output", "-o", help="File for the scores: .jsonl, .csv, .tsv or .parquet (default: standard output)."
-        ),
-        Place.FILE,
-    ] = None,
+    output: RowsOutput = None,
     rejected: Annotated[
         Path | None, Option(help="File for rejected rows (default: NAME.rejected.jsonl next to --output)."), Place.FILE
     ] = None,
@@ -111,7 +105,8 @@ def score(
 
     count = truncated = 0
     skipped: list[tuple[int, str]] = []
-    with resumable(output, [*identity, normalize, details, texts, every_turn]) as chunks, output_rows(output) as write:
+    identity += [normalize, details, every_turn, texts, strict]
+    with resumable(output, identity) as chunks, output_rows(output) as write:
         while chunk := list(islice(rows, CHUNK_ROWS)):
             found = chunks.get(map(row_content, chunk), partial(scored, chunk))
             for entry in found["rows"]:
@@ -164,6 +159,8 @@ def _scoring(
         return partial(rm.score, on_refused="skip", **options), identity
     if parsed.kind != "server":
         raise typer.BadParameter(f"found {model!r}, expected a model of this library or a server (see armorm rank)")
+    from armorm.evaluation.server_scorer import server_scorer
+
     client = parsed.client(api_key_env)
     if reasoning is not None:
         raise typer.BadParameter("--reasoning: the server decides it, expected armorm serve --reasoning")
@@ -179,4 +176,4 @@ def _scoring(
         with progress("scores", len(conversations), "conversations") as advance:
             return client.score(conversations, on_refused="skip", advance=advance, **options)
 
-    return score_chunk, [model, None if isinstance(client, PoolingClient) else client.info()]
+    return score_chunk, [server_scorer(client).describe()]

@@ -68,10 +68,11 @@ def steer(
     if pairs is None and output is None:
         raise typer.BadParameter("expected --pairs to preview the effect, --output to save the model, or both")
     require_unused(output, force)
+    from armorm.features.store import dtype_for
     from armorm.objectives import ObjectiveError
     from armorm.reward_model import ArmoRM
 
-    rm = ArmoRM.from_pretrained(model, dtype="weights" if pairs is None else dtype, device=device)
+    rm = ArmoRM.from_pretrained(model, dtype="weights" if pairs is None else dtype_for(features, dtype), device=device)
     try:
         steered = rm.steer(**changes)
     except (SteeringError, ObjectiveError) as error:

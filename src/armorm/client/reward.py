@@ -309,7 +309,12 @@ class AsyncRewardClient(_Client[Awaitable[ServedScores], Awaitable[dict[str, Any
         sizes: Sequence[int] = (),
         advance: Advance = ignore,
     ) -> Any:
-        return read(await asyncio.gather(*map(self._send, requests)))
+        async def answer(place: int) -> dict[str, Any]:
+            found = await self._send(requests[place])
+            advance(sizes[place] if sizes else 1)
+            return found
+
+        return read(await asyncio.gather(*map(answer, range(len(requests)))))
 
     async def _send(self, request: Request) -> dict[str, Any]:
         method, path, body = request

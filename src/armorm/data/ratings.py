@@ -143,7 +143,7 @@ def read_ratings(
 
     Args:
         limit: approximate number of rows to keep of each set, whatever its own.
-        rejections: what is left out is added to it; without it, the first such row or cell is an error.
+        rejections: collects the rows and cells that are left out; if None, the first of them raises a DataError.
 
     Raises:
         DataError: naming file, row and field; for a set without a row that can be read, or without a rated column.
@@ -209,7 +209,7 @@ class ColumnCheck:
     first: DataError | None = None
 
     def read(self, row: Row, rejections: Rejections) -> Cell:
-        """The cell of a row; what is left out of it is rejected.
+        """The cell of a row. A fault in it is added to the rejections.
 
         Raises:
             DataError: if the rejections are strict.

@@ -78,7 +78,7 @@ class ScorerName:
         return self.kind == "judge" and self.options.get("mode") == "pairs"
 
     def load(self, *, device: str = "auto", api_key_env: str | None = None) -> Scorer:
-        """The scorer; a server is asked for its model first.
+        """The scorer. For a server, this sends the first request: it asks for the model.
 
         Raises:
             ScorerError: for an empty environment variable, an unknown api or mode.

@@ -42,7 +42,7 @@ def load_scorer(
     Args:
         model: an `ArmoRM`, a `Scorer`, a function, or a folder, hub id, embedded name, or a name of another kind
             (`evaluation/scorer_names.py`): a URL, `dpo:...`, `judge:...`.
-        store: feature store to read and fill, for models of this library.
+        store: feature store to read and fill, for models of this library; `auto` is the dtype of its features.
         api_key_env: environment variable with the key of a server; by default ARMORM_API_KEY.
 
     Raises:
@@ -54,7 +54,8 @@ def load_scorer(
             return model
         if callable(model):
             return CallableScorer(model, name)
-    from armorm.reward_model import ArmoRM  # a function is evaluated without loading any of this
+    from armorm.features.store import dtype_for  # a function is evaluated without loading any of this
+    from armorm.reward_model import ArmoRM
 
     if isinstance(model, ArmoRM):
         return ArmoRMScorer(model, store)
@@ -65,7 +66,7 @@ def load_scorer(
         return named.load(device=device, api_key_env=api_key_env)
     if is_classifier(str(model)):
         return ClassifierScorer.from_pretrained(str(model), dtype=dtype, device=device)
-    return ArmoRMScorer(ArmoRM.from_pretrained(model, dtype=dtype, device=device), store)
+    return ArmoRMScorer(ArmoRM.from_pretrained(model, dtype=dtype_for(store, dtype), device=device), store)
 
 
 def require_known(name: str) -> None:

@@ -100,9 +100,9 @@ class RewardServerScorer:
         return found
 
     def describe(self) -> dict[str, Any]:
-        """Name, address without a key, objectives, steering."""
+        """Name, address without a key, objectives, the score of a fixed conversation, steering."""
         found = {"name": self.card["id"], "kind": "armorm server", "server": self.client.address}
-        found |= {"objectives": self.objectives.names}
+        found |= {"objectives": self.objectives.names, "fixed_score": _fixed_score(self.client)}
         return found | ({"steering": self.card["steering"]} if self.card.get("steering") else {})
 
     def score(self, conversations: Sequence[Conversation]) -> Scored:
@@ -141,12 +141,6 @@ class PoolingServerScorer:
     def __init__(self, client: PoolingClient) -> None:
         self.client = client
 
-    @cached_property
-    def _fingerprint(self) -> float | None:
-        """Score of a fixed conversation: other weights under the same name have another one."""
-        found = self.client.score([_FIXED], on_refused="skip")
-        return float(found.scores[0]) if len(found.scores) else None
-
     def describe(self) -> dict[str, Any]:
         """Name, address without a key, route, and the score of a fixed conversation."""
         return {
@@ -155,7 +149,7 @@ class PoolingServerScorer:
             "server": self.client.address,
             "api": self.client.api,
             "encoded_by": "the server" if self.client.encode is None else "the client",
-            "fixed_score": self._fingerprint,
+            "fixed_score": _fixed_score(self.client),
         }
 
     def score(self, conversations: Sequence[Conversation]) -> Scored:
@@ -169,3 +163,9 @@ class PoolingServerScorer:
         scores = np.full(len(conversations), np.nan)
         scores[batch.rows] = batch.scores
         return Scored(scores, dict(batch.rejected))
+
+
+def _fixed_score(client: RewardClient | PoolingClient) -> float | None:
+    """Score of a fixed conversation, six digits: other weights under the same name have another one."""
+    found = client.score([_FIXED], on_refused="skip")
+    return float(f"{found.scores[0]:.6g}") if len(found.scores) else None

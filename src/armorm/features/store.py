@@ -137,9 +137,12 @@ class FeatureStore:
         if found.get("hidden_size") != self.hidden_size:
             differing.append("hidden_size")
         if differing:
+            expected = "the same weights, dtype, tokenizer and template"
+            if "dtype" in differing:
+                expected = f"one in {found['fingerprint']['dtype']} (dtype), as these are"
             raise StoreError(
                 f"{self.folder}: contains features of another backbone ({', '.join(differing)} differ); "
-                "expected the same weights, dtype, tokenizer and template, or an empty folder"
+                f"expected {expected}, or an empty folder"
             )
         if dtype not in (None, stored):
             raise StoreError(f"{self.folder}: contains features as {stored}, expected {dtype} or an empty folder")
@@ -367,6 +370,13 @@ def shard_name(plan: str, number: int) -> str:
 def part_path(shard: Path) -> Path:
     """The file of finished rows of a shard that is being computed."""
     return shard.with_name(shard.name.replace("shard-", "part-", 1))
+
+
+def dtype_for(folder: str | Path | None, dtype: str = "auto") -> str:
+    """The dtype to load a backbone in for a store: `auto` is that of the features in the folder, if it has some."""
+    if folder is None or dtype != "auto" or not (Path(folder) / "manifest.json").is_file():
+        return dtype
+    return str(read_manifest(Path(folder))["fingerprint"].get("dtype", dtype))
 
 
 def read_manifest(folder: Path) -> dict:

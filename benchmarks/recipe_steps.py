@@ -78,10 +78,18 @@ def measure(model: armorm.ArmoRM, size: int, store: Path) -> list[Figures]:
     return score_parts(model, parts, store / model.backbone.fingerprint[:16])
 
 
-def run(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Train and measure every step."""
+def run(arguments: argparse.Namespace) -> None:
+    """Train and measure every step, and write the results."""
     recipe = Recipe.from_yaml(arguments.recipe, [f"data_root={DATA.resolve()}", f"limit={arguments.limit}"])
-    rows, before = [], None
+    results: dict[str, Any] = {
+        "steps": [],
+        "limit": arguments.limit,
+        "measured": arguments.measure,
+        "recipe": arguments.recipe.name,
+        "machine": {"device": "cpu", "threads": torch.get_num_threads(), "load": os.getloadavg()[0]},
+        "armorm_version": armorm.__version__,
+    }
+    before = None
     for number, (name, values) in enumerate(steps(recipe.model_dump(mode="json", by_alias=True), arguments.tuned)):
         start = time.monotonic()
         readout = "-".join(str(values["backbone"][key]) for key in ("layer", "pooling"))
@@ -93,16 +101,9 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         entry = {"step": name, "objectives": len(model.objectives), "seconds": time.monotonic() - start}
         entry["figures"] = {row["name"]: row for part in found for row in part.rows if row["name"] in COLUMNS}
         entry["change"] = _changes(before, found)
-        rows.append(entry)
+        results["steps"].append(entry)
+        write_json(arguments.output, results)  # as it goes: a later step may fail
         before = found
-    return {
-        "steps": rows,
-        "limit": arguments.limit,
-        "measured": arguments.measure,
-        "recipe": arguments.recipe.name,
-        "machine": {"device": "cpu", "threads": torch.get_num_threads(), "load": os.getloadavg()[0]},
-        "armorm_version": armorm.__version__,
-    }
 
 
 def _changes(before: Sequence[Figures] | None, now: Sequence[Figures]) -> dict[str, Any]:
@@ -158,7 +159,7 @@ def main() -> None:
     parser.add_argument("--from-json", action="store_true")
     arguments = parser.parse_args()
     if not arguments.from_json:
-        write_json(arguments.output, run(arguments))
+        run(arguments)
     CONSOLE.print(results_table(json.loads(arguments.output.read_text())))
     if arguments.page:
         write_page(arguments.page, json.loads(arguments.output.read_text()))

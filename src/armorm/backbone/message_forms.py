@@ -98,9 +98,8 @@ class ToolForm:
             plain_result = turn["role"] == "tool" and not self.results
             if plain_result:
                 text = f"<tool_response>\n{turn['content']}\n</tool_response>"
-                if (
-                    after_result
-                ):  # results of one turn's calls are one turn, since user and assistant may have to alternate
+                # Results of one turn's calls are one turn: user and assistant may have to alternate.
+                if after_result:
                     text = f"{turns.pop()['content']}\n{text}"
                 turn = {"role": "user", "content": text}
             turns.append(turn)

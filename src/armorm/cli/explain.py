@@ -9,10 +9,11 @@ from typing import Annotated, Literal
 import typer
 from typer import Argument, Option
 
-from armorm.cli.input import input_rows, valid_rows
+from armorm.cli.input import input_rows
 from armorm.cli.options import AllOption, DeviceOption, DtypeOption, ForceOption, HtmlOption, ModelOption, Place
 from armorm.cli.output import emit, require_unused, write_page
 from armorm.conversation import Conversation
+from armorm.data.rows import valid_rows
 from armorm.errors import DataError
 from armorm.files import DEFAULT_REWARD_MODEL
 from armorm.progress import Terminal

@@ -41,14 +41,6 @@ def input_rows(name: str | None, *, strict: bool = False) -> Iterator[Row | Data
     return chain([first], rows)
 
 
-def valid_rows(rows: Iterable[Row | DataError]) -> Iterator[Row]:
-    """Raise the error of the first broken line."""
-    for row in rows:
-        if isinstance(row, DataError):
-            raise row
-        yield row
-
-
 def split_rejected(
     rows: Iterable[Row | DataError], *, strict: bool = False
 ) -> tuple[list[tuple[Row, Conversation]], list[tuple[int, str]]]:

@@ -187,6 +187,14 @@ def read_conversation(entry: ConversationLike | Mapping[str, Any]) -> Conversati
         raise ConversationError(error.problem, error.field) from None
 
 
+def valid_rows(rows: Iterable[Row | DataError]) -> Iterator[Row]:
+    """The rows; the first fault among them is raised."""
+    for row in rows:
+        if isinstance(row, DataError):
+            raise row
+        yield row
+
+
 def entries_of(data: Any) -> Iterable[Any]:
     """What `read_conversation` reads of each row of a DataFrame; other data are such entries already."""
     if hasattr(data, "iter_rows"):

@@ -23,7 +23,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from armorm.data.rows import SUFFIXES, Layout, Row, file_rows, object_rows, stream_rows
+from armorm.data.rows import SUFFIXES, Layout, Row, file_rows, object_rows, stream_rows, valid_rows
 from armorm.errors import DataError, nearest, shown
 from armorm.progress import say
 
@@ -100,10 +100,7 @@ class Location:
         Raises:
             DataError: for the first row that cannot be read, by file and row.
         """
-        for row in self.rows_or_faults():
-            if isinstance(row, DataError):
-                raise row
-            yield row
+        return valid_rows(self.rows_or_faults())
 
     def rows_or_faults(self) -> Iterator[Row | DataError]:
         """Read the rows in order; for a broken row its error is yielded and reading continues.
@@ -131,10 +128,7 @@ class Location:
         Raises:
             DataError: for the first row that cannot be read, by file and row.
         """
-        for row in self._raw_rows():
-            if isinstance(row, DataError):
-                raise row
-            yield row
+        return valid_rows(self._raw_rows())
 
     def _raw_rows(self) -> Iterator[Row | DataError]:
         if self.data is not None:

@@ -10,7 +10,9 @@ import torch
 from armorm.backbone.decoder import resolve_device, resolve_dtype
 from armorm.training.cost import Hardware
 
-MEASURED_SHARE = 0.6  # of the rate of a large product that extraction reaches (benchmarks/cost_model.py: 0.56 to 0.78)
+MEASURED_SHARE = (
+    0.6  # of the rate of a large product that extraction reaches (0.56 to 0.78 by benchmarks/extraction.py)
+)
 _SIZE = 1536
 _REPEATS = 4
 

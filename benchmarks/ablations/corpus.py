@@ -141,7 +141,14 @@ def load(recipe: Recipe, store: Path, train_rows: int | None, benchmark_pairs: i
     if finetuned is not None:
         data = without_finetuned(data, finetuned)
     data = selected(data, train_rows, benchmark_pairs)
-    backbone = Backbone.load(section.model, dtype=section.dtype, device=section.device)
+    backbone = Backbone.load(
+        section.model,
+        dtype=section.dtype,
+        device=section.device,
+        layer=section.layer,
+        pooling=section.pooling,
+        prompt_pooling=section.prompt_pooling,
+    )
     groups = conversations(data)
     unique = list({c.key: c for group in groups for c in group}.values())
     with progress("tokens", len(unique), "conversations") as advance:

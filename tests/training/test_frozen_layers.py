@@ -97,8 +97,7 @@ def test_training_on_cached_states_has_the_loss_and_gradients_of_training_withou
         torch.manual_seed(0)
         section = FinetuneSection(method=method, frozen_layers=1, lora_rank=4)
         learner = Learner(backbone, section, np.array([1.0, 2.0]), 1, states_given=cached)
-        learner.start_from(weight, 1.0)
-        learner.score.weight.data.copy_(torch.from_numpy(weight[:1]))
+        learner.start_from(weight, weight[0], 1.0)
         trees = grow_trees(encoded, items, 500, share=share)
         results.append(step(learner, TreeBatches(encoded, trees, layout, 0, ratings, 0.5)))
     (loss, gradients), (plain_loss, plain) = results
@@ -321,6 +320,8 @@ def test_killed_training_on_cached_states_ends_with_the_same_adapters(recipe, tm
     assert curves[0]["validation"] == curves[1]["validation"]
     history = curves[0]["validation"]
     assert [entry["step"] for entry in history][:3] == [0, 4, 8]
+    pairs = {name for name in history[0] if name.endswith("(pairs)")}
+    assert pairs and all(history[0][name] for name in pairs)  # the score is fitted before training
     assert curves[0]["best"]["mean"] == max(entry["mean"] for entry in history)
 
 

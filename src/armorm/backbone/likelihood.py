@@ -1,4 +1,4 @@
-"""Log-likelihoods of replies by the backbone with its language-model head, in float32 and with all layers.
+"""Log-likelihoods of replies by the backbone with its language-model head and all layers.
 
 log p(reply | prompt) sums over the tokens of the reply's text, without the template's tokens around it, each given all
 tokens before it. log p(reply) alone is the same with one empty user turn in place of the prompt, rendered by the same
@@ -19,7 +19,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from armorm.backbone.chat_template import ChatTemplate, EncodedConversation
-from armorm.backbone.decoder import Backbone, length_sorted_batches, load_network, load_tokenizer, resolve_device
+from armorm.backbone.decoder import Backbone, length_sorted_batches, load_network, load_tokenizer, resolve_device, resolve_dtype
 from armorm.conversation import Conversation, Message
 from armorm.files import read_arrays, write_arrays
 
@@ -28,9 +28,17 @@ _SAVED_BATCHES = 64  # between two writes of the cache
 
 
 def load_language_model(
-    name: str, *, device: str = "auto", revision: str | None = None, trust_remote_code: bool = False
+    name: str,
+    *,
+    dtype: str = "float32",
+    device: str = "auto",
+    revision: str | None = None,
+    trust_remote_code: bool = False,
 ) -> Backbone:
-    """A backbone with its language-model head in float32.
+    """A backbone with its language-model head.
+
+    Args:
+        dtype: of weights and hidden states, as in `Backbone.load`; the softmax is in float32 and sums are in float64.
 
     Raises:
         BackboneError: for weights that cannot be read, or that have no language-model head.
@@ -39,8 +47,9 @@ def load_language_model(
 
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     tokenizer = load_tokenizer(name, **options)
-    model = load_network(AutoModelForCausalLM, name, dtype=torch.float32, **options)
-    return Backbone(name, model.to(resolve_device(device)), tokenizer)
+    place = resolve_device(device)
+    model = load_network(AutoModelForCausalLM, name, dtype=resolve_dtype(dtype, place), **options)
+    return Backbone(name, model.to(place), tokenizer)
 
 
 def without_prompt(conversation: Conversation) -> Conversation:
@@ -64,12 +73,15 @@ def batch_log_likelihoods(language_model: Backbone, batch: Sequence[EncodedConve
     """
     ids = pad_sequence([torch.from_numpy(row.ids.astype(np.int64)) for row in batch], batch_first=True)
     ids = ids.to(language_model.device)
-    logits = language_model.model(input_ids=ids, use_cache=False).logits
+    firsts = [len(row) - closing - row.response_tokens for row in batch]
+    earliest = min(firsts) - 1  # logits before it are of no use
+    kept = ids.shape[1] - earliest
+    logits = language_model.model(input_ids=ids, use_cache=False, logits_to_keep=kept).logits[:, -kept:]
     values = np.empty(len(batch))
-    for number, row in enumerate(batch):
-        first = len(row) - closing - row.response_tokens
+    for number, (row, first) in enumerate(zip(batch, firsts, strict=True)):
         reply = ids[number, first : first + row.response_tokens]
-        given = logits[number, first - 1 : first - 1 + len(reply)].float()
+        place = first - 1 - earliest
+        given = logits[number, place : place + len(reply)].float()
         tokens = given.log_softmax(-1).gather(1, reply[:, None])
         values[number] = float(tokens.double().sum())
     return values

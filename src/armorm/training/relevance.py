@@ -1,7 +1,6 @@
 """Labels of the construct `relevance`: log p(reply | prompt) - log p(reply) by the recipe's backbone.
 
-The backbone is read as it is before any fine-tuning, with its language-model head, all layers and float32, whatever the
-recipe's dtype and layer. Labels are used for training only: the model that is trained predicts them from features. As
+The backbone is read as it is before any fine-tuning, with its language-model head and all layers, in the recipe's dtype. Labels are used for training only: the model that is trained predicts them from features. As
 for measured objectives, the 1st and 99th percentiles of the training rows are 0 and 1, without clipping.
 """
 
@@ -46,7 +45,11 @@ def label_relevance(recipe: Recipe, data: TrainingData, cache: Path) -> Training
     rows = [i for i in np.flatnonzero(used).tolist() if table.sources[i] in names and table.edits[i]]
     conversations = [table.conversations[i] for i in rows]
     language_model = load_language_model(
-        section.model, device=section.device, revision=section.revision, trust_remote_code=section.trust_remote_code
+        section.model,
+        dtype=section.dtype,
+        device=section.device,
+        revision=section.revision,
+        trust_remote_code=section.trust_remote_code,
     )
     policy = "skip" if section.overflow == "error" else section.overflow
     template, limit = language_model.template, section.max_length

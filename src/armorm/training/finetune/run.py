@@ -45,6 +45,7 @@ from armorm.data.seen_prompts import SeenPrompts
 from armorm.errors import FitError, MissingExtraError
 from armorm.features.engine import keys_of
 from armorm.files import files_together, write_json
+from armorm.heads.bradley_terry import fit_bradley_terry
 from armorm.heads.regression import MIN_RATINGS, fit_regression, fold_of
 from armorm.objectives import ObjectiveSet
 from armorm.progress import progress
@@ -68,7 +69,7 @@ from armorm.training.saved_stages import stage_key
 from armorm.training.schema import FinetuneSection
 from armorm.training.stages import add_computed
 
-START_RATINGS = 500
+START_RATINGS = 500  # of each objective, and pairs
 START_PENALTIES = (1e-3, 1e-2, 1e-1, 1.0)  # times the mean diagonal of the Gram matrix
 START_FOLDS = 5
 PROBED = 64
@@ -178,6 +179,7 @@ class _Pair:
 
     sides: tuple[int, int]  # positions of chosen and rejected in `encoded`
     source: str
+    group: str  # key of the group of near-duplicates of the prompt
     held_out: bool  # for validation
 
 
@@ -219,9 +221,10 @@ class _FinetuneData:
         if not rows:
             raise FitError(f"finetune.share {section.share}: no rated row is left to fine-tune on")
         placed = [
-            _Pair((place[p.chosen.key], place[p.rejected.key]), p.source, held_out(groups[p.prompt_key]))
+            _Pair((place[p.chosen.key], place[p.rejected.key]), p.source, group, held_out(group))
             for p in pairs
             if {p.chosen.key, p.rejected.key} <= place.keys()
+            for group in [groups[p.prompt_key]]
         ]
         same = [p for p in placed if len({encoded[side].prompt_key for side in p.sides}) == 1]
         skipped = len(pairs) - len(same)
@@ -385,11 +388,11 @@ def _initialise(
     *,
     resumed: bool,
 ) -> float:
-    """Initialise the reward weights by ridge regression on the original features, and the rate of the heads.
+    """Initialise the heads on the original features, by ridge regression and a Bradley-Terry fit, and their rate.
 
-    Rows are taken prompt by prompt until each objective has START_RATINGS ratings, or all of them. Penalties are chosen
-    by cross-validation: weights that overfit so few rows predict others worse than the mean does, and training would
-    first have to undo them.
+    Rows are taken prompt by prompt until each objective has START_RATINGS ratings, or all of them, and as many pairs.
+    Penalties are chosen on other prompts: weights that overfit so few rows predict others worse than the mean does, and
+    training would first have to undo them. So the validation before training is that of the frozen backbone.
 
     Args:
         features: response features (n, d) of conversations (n,), and tokens per second.
@@ -401,20 +404,27 @@ def _initialise(
     usable = np.flatnonzero(~rows.held_out)
     sampled = usable[:: max(1, len(usable) // PROBED)]
     taken = [] if resumed else _starting_rows(rows, usable)
-    wanted = np.unique(rows.rated[[*sampled, *taken]])
+    trained = sorted((pair for pair in rows.pairs if not pair.held_out), key=lambda pair: pair.group)
+    pairs = [] if resumed else trained[:START_RATINGS]
+    sides = np.array([pair.sides for pair in pairs], np.int64).reshape(-1, 2)
+    wanted = np.unique(np.concatenate([rows.rated[[*sampled, *taken]], sides.ravel()]))
     found, rate = features(wanted, "features for initialisation")
 
-    def of(which: np.ndarray | list[int]) -> np.ndarray:
-        return found[np.searchsorted(wanted, rows.rated[which])].astype(np.float64)
+    def of(which: np.ndarray) -> np.ndarray:
+        return found[np.searchsorted(wanted, which)].astype(np.float64)
 
     # A change of r / norm in every weight changes a reward by about r at most.
-    norm = float(np.abs(of(sampled)).sum(1).mean())
+    norm = float(np.abs(of(rows.rated[sampled])).sum(1).mean())
     weight = np.zeros((rows.ratings.shape[1], found.shape[1]))
     if taken:
         folds = np.array([fold_of(rows.groups[row], START_FOLDS) for row in taken])
-        started = of(taken)
+        started = of(rows.rated[taken])
         weight = np.stack([_ridge(started, column, folds) for column in rows.ratings[taken].T])
-    learner.start_from(weight, norm)
+    tested = np.array([fold_of(pair.group, START_FOLDS) == 0 for pair in pairs], bool)
+    score = np.zeros(found.shape[1])
+    if tested.any() and not tested.all():
+        score = fit_bradley_terry(of(sides[:, 0]), of(sides[:, 1]), tested)
+    learner.start_from(weight, score, norm)
     return rate
 
 

@@ -80,9 +80,11 @@ class Learner(torch.nn.Module):
         self.register_buffer("objective_weights", torch.from_numpy(objective_weights).float(), persistent=False)
 
     @torch.no_grad()
-    def start_from(self, weight: np.ndarray, feature_norm: float) -> None:
-        """Initialise the reward weights (k, d); `feature_norm` is the mean L1 norm of features."""
+    def start_from(self, weight: np.ndarray, score: np.ndarray, feature_norm: float) -> None:
+        """Initialise the reward weights (k, d) and those of the score (d,); `feature_norm` is the mean L1 norm of
+        features."""
         self.rewards.weight.copy_(torch.from_numpy(weight))
+        self.score.weight[0].copy_(torch.from_numpy(score))
         self.head_rate = self.section.head_learning_rate / feature_norm
 
     def features(

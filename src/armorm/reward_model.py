@@ -22,6 +22,7 @@ import torch
 
 from armorm import attribution
 from armorm.backbone.decoder import Backbone
+from armorm.backbone.devices import resolve_devices
 from armorm.backbone.message_forms import Reasoning, valid_reasoning
 from armorm.backbone.readout import Readout
 from armorm.backbone.score_input import ScoreInput, Turns, read_score_input
@@ -85,7 +86,8 @@ class ArmoRM:
             dtype: of the backbone: `auto` (bfloat16 on GPUs; on CPUs float32 up to a billion parameters, so that a
                 text has one score in every command), `weights` (as they are stored), `float32`, `bfloat16` or
                 `float16`; heads are float32 always.
-            device: `auto` (the first accelerator, else the processor), or a torch device.
+            device: `auto` (the first accelerator, else the processor), `all`, a torch device, or several with commas
+                (`cuda:0,cuda:1`), which share the work; the heads are on the first.
             reasoning: replies are scored with their `<think>` block (`keep`) or without it (`drop`); by default as the
                 model was trained, which is `keep` unless its recipe says otherwise.
             kwargs: passed to `from_pretrained` of the model (`revision`, `device_map`, ...).
@@ -100,6 +102,8 @@ class ArmoRM:
             model.config.limits["reasoning"] = valid_reasoning(reasoning)
         rm = cls(model, tokenizer, str(name))
         rm.seen = seen
+        if "device_map" not in kwargs:
+            rm.backbone.replicate(resolve_devices(device)[1:])
         return rm
 
     @property

@@ -128,7 +128,7 @@ def test_many_clients_of_one_prompt_are_computed_together_and_each_gets_its_scor
         answers = server.together(
             [lambda c=c: server.post("/v1/reward", conversations=[c], include=[]) for c in conversations]
         )
-        assert server.engine.forward.saved > 0
+        assert server.engine.forwards[0].saved > 0
     found = [answer.json()["results"][0]["score"] for answer in answers]
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
@@ -139,7 +139,7 @@ def test_memory_that_kept_prompts_hold_is_given_back_before_a_row_is_given_up():
         ask = lambda number: server.post("/v1/reward", prompt=LONG, responses=[f"Reply {number}."], include=[]).json()  # noqa: E731
         for number in range(3):
             ask(number)
-        forward = server.engine.forward
+        forward = server.engine.forwards[0]
         assert forward.cached[0] == 1
 
         def full(ids):

@@ -10,6 +10,7 @@ safetensors only; missing or misshapen tensors are an error.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,6 +26,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from armorm.backbone.adapters import Adapters
 from armorm.backbone.chat_template import ChatTemplate, EncodedConversation
+from armorm.backbone.devices import replica, resolve_device, resolve_devices
 from armorm.backbone.locate import CONFIG_ERRORS, backbone_path, backbone_source
 from armorm.backbone.model_files import CONFIG, require_sound_folder
 from armorm.backbone.readout import (
@@ -64,6 +66,7 @@ class Backbone:
     readout: Readout = LAST_TOKEN
     template: ChatTemplate = field(init=False)
     sharing_verdict: SharingVerdict | None = field(default=None, init=False)  # None until tested (`features/engine.py`)
+    replicas: list[Backbone] = field(default_factory=list, init=False)  # on further devices; they share the work
 
     def __post_init__(self) -> None:
         self.template = ChatTemplate(self.tokenizer)
@@ -89,7 +92,8 @@ class Backbone:
         Args:
             dtype: `auto` (bfloat16 if the hardware is fast at it, else float32), `weights` (as stored), `float32`,
                 `bfloat16`, `float16`.
-            device: `auto` (the first CUDA device, else the CPU), or a torch device.
+            device: `auto` (the first CUDA device, else the CPU), `all`, or others of `backbone/devices.py`; on further
+                devices than the first are `replicas`.
             layer: whose output is read: an index as in `hidden_states`, or a fraction of the layers; by default the
                 last, with the final norm.
             pooling, prompt_pooling: as in `Readout`.
@@ -105,7 +109,17 @@ class Backbone:
             str(name), dtype=dtype, device=device, layer=layer, adapters=adapters, **options, **kwargs
         )
         cut = None if total is None else model.config.get_text_config().num_hidden_layers
-        return cls(str(name), model, tokenizer, Readout(pooling, prompt_pooling, cut, total))
+        backbone = cls(str(name), model, tokenizer, Readout(pooling, prompt_pooling, cut, total))
+        if "device_map" not in kwargs:
+            backbone.replicate(resolve_devices(device)[1:])
+        return backbone
+
+    def replicate(self, devices: Sequence[torch.device]) -> None:
+        """Add a copy on each of these devices; extraction and serving divide the work among all."""
+        for device in devices:
+            other = copy.copy(self)
+            other.model, other.replicas = replica(self.model, device), []
+            self.replicas.append(other)
 
     @property
     def sharing_fault(self) -> str | None:
@@ -299,13 +313,6 @@ def _sound_path(name: str, revision: str | None) -> Iterator[str]:
         yield path
     except (OSError, ValueError, *CONFIG_ERRORS, SafetensorError) as error:
         raise BackboneError(f"backbone {name}: {error}") from error
-
-
-def resolve_device(device: str) -> torch.device:
-    """`auto` is the first CUDA device, else the CPU."""
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(device)
 
 
 def fast_bfloat16() -> bool:

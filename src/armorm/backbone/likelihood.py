@@ -19,7 +19,8 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from armorm.backbone.chat_template import ChatTemplate, EncodedConversation
-from armorm.backbone.decoder import Backbone, length_sorted_batches, load_network, load_tokenizer, resolve_device, resolve_dtype
+from armorm.backbone.decoder import Backbone, length_sorted_batches, load_network, load_tokenizer, resolve_dtype
+from armorm.backbone.devices import resolve_device
 from armorm.conversation import Conversation, Message
 from armorm.files import read_arrays, write_arrays
 

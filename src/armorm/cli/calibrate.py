@@ -35,7 +35,7 @@ def calibrate(
     force: ForceOption = False,
     as_json: JsonOption = False,
     dtype: DtypeOption = "auto",
-    device: DeviceOption = "auto",
+    device: DeviceOption = "all",
 ) -> None:
     """Fit the factor with which sigmoid(factor x margin) is the probability that a response is preferred.
 

@@ -51,7 +51,7 @@ def embed(
     gpus_per_worker: Annotated[float | None, Option(min=0, help="GPUs per Ray worker (default: 1).")] = None,
     cpus_per_worker: Annotated[float | None, Option(min=0, help="CPUs per Ray worker.")] = None,
     dtype: DtypeOption = "auto",
-    device: DeviceOption = "auto",
+    device: DeviceOption = "all",
     strict: StrictOption = False,
     as_json: JsonOption = False,
 ) -> None:

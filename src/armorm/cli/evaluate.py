@@ -81,7 +81,7 @@ def evaluate(
     strict: StrictOption = False,
     as_json: Annotated[bool, Option("--json", help="Print JSON, without the individual examples.")] = False,
     dtype: DtypeOption = "auto",
-    device: DeviceOption = "auto",
+    device: DeviceOption = "all",
 ) -> None:
     """Evaluate a reward model on a benchmark with the benchmark's own protocol.
 

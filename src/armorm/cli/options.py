@@ -29,7 +29,10 @@ _MODEL = "Reward model: a folder, a hub id, or armorm-small-rm (default)."
 ModelArgument = Annotated[str, Argument(help=_MODEL), Place.INPUT]
 ModelOption = Annotated[str, Option("--model", "-m", help=_MODEL), Place.INPUT]
 DtypeOption = Annotated[str, Option(help="Weight dtype: auto, float32, bfloat16 or float16.")]
-DeviceOption = Annotated[str, Option(help="Device: auto, cpu, cuda, cuda:1, ...")]
+DeviceOption = Annotated[
+    str,
+    Option("--devices", "--device", help="Devices: all (every GPU, else the processor), cpu, or cuda:0,cuda:1, ..."),
+]
 ScorerOption = Annotated[
     str | None,
     Option(

@@ -76,7 +76,7 @@ def rank(
     strict: StrictOption = False,
     force: ForceOption = False,
     dtype: DtypeOption = "auto",
-    device: DeviceOption = "auto",
+    device: DeviceOption = "all",
 ) -> None:
     """Rank the responses to each prompt (best of n) and write one JSON line per prompt.
 

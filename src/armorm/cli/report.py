@@ -41,7 +41,7 @@ def report(
     ] = 60,
     as_json: Annotated[bool, Option("--json", help="Also print the numbers as JSON, without texts.")] = False,
     dtype: DtypeOption = "auto",
-    device: DeviceOption = "auto",
+    device: DeviceOption = "all",
 ) -> None:
     """Write a self-contained HTML report on a reward model, with warnings at the top.
 

@@ -65,7 +65,7 @@ def score(
     strict: StrictOption = False,
     force: ForceOption = False,
     dtype: DtypeOption = "auto",
-    device: DeviceOption = "auto",
+    device: DeviceOption = "all",
 ) -> None:
     """Score conversations and write one row for each.
 

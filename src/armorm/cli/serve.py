@@ -44,7 +44,7 @@ def serve(
     ] = None,
     log_texts: Annotated[bool, Option(help="Log every scored conversation.")] = False,
     dtype: DtypeOption = "auto",
-    device: DeviceOption = "auto",
+    device: DeviceOption = "all",
     batch_tokens: Annotated[int | None, Option(help="Maximum tokens per forward pass.")] = None,
     prompt_cache: Annotated[int | None, Option(metavar="MIB", help="Prompt (KV) cache size; 0 disables it.")] = None,
     max_length: Annotated[int | None, Option(help="Maximum tokens per conversation.")] = None,

@@ -45,6 +45,7 @@ LARGE_TOKENS = {"cpu": 4096, "cuda": 16_384}
 # operations per second of a small CPU.
 COMPILED_OPERATIONS = 6e13
 LEAST_BUDGET = 32
+_PARTS = 4  # of the work in memory, for each of several devices: the slowest ends not much after the others
 PART_SECONDS = 10.0  # work of a shard that is lost at most when a process is killed, and a forward pass
 # Rows, the input of one forward pass, and the tokens that count for progress.
 _Pass = tuple[np.ndarray, "PrefixTree | list[EncodedConversation]", int]
@@ -57,7 +58,22 @@ class ExtractionPlan:
     rows: np.ndarray  # (m,) indices of the conversations, in lexicographic order of their ids
     lengths: np.ndarray  # (m,) tokens of each
     shared: np.ndarray  # (m,) ids each has in common with the previous one
+    new_prompt: np.ndarray  # (m,) bool, whether its prompt is another than the previous one's
     bounds: list[int]  # end of each shard in `rows`
+
+    def parts(self, devices: int, budget: int) -> list[slice]:
+        """The rows in parts for some devices, of at least one forward pass of `budget` tokens; prompts stay whole."""
+        if devices == 1 or not len(self.rows):
+            return [slice(0, len(self.rows))]
+        tokens = self.lengths - self.shared
+        least = max(budget, int(tokens.sum()) // (_PARTS * devices))
+        ends, total = list[int](), 0
+        for row in range(1, len(self.rows)):
+            total += int(tokens[row - 1])
+            if total >= least and self.new_prompt[row]:
+                ends.append(row)
+                total = 0
+        return [slice(start, end) for start, end in zip([0, *ends], [*ends, len(self.rows)], strict=True)]
 
     def computed(self, mechanism: str, budget: int) -> np.ndarray:
         """Tokens (m,) to compute of each conversation, without padding; every forward pass shares within itself."""
@@ -87,7 +103,7 @@ def plan_extraction(encoded: Sequence[EncodedConversation], rows: Sequence[int] 
             bounds.append(row)
             total = 0
         total += tokens
-    return ExtractionPlan(order, lengths, shared, [*bounds, len(order)] if len(order) else [])
+    return ExtractionPlan(order, lengths, shared, new_prompt, [*bounds, len(order)] if len(order) else [])
 
 
 class Rows(Sequence[Any]):

@@ -16,6 +16,7 @@ from armorm.backbone.chat_template import EncodedConversation
 from armorm.backbone.decoder import Backbone
 from armorm.features.engine import (
     BATCH_TOKENS,
+    Engine,
     ExtractionPlan,
     Rows,
     choose_engine,
@@ -25,10 +26,10 @@ from armorm.features.engine import (
     prompt_keys_of,
 )
 from armorm.features.store import FeatureStore, shard_name
-from armorm.features.workers import ExtractionSettings, LocalWorker, Work, Workers
+from armorm.features.workers import ExtractionSettings, LocalWorker, Work, Workers, run_on
 from armorm.files import require_space
 from armorm.locks import locked
-from armorm.progress import progress, say
+from armorm.progress import Advance, progress, say
 
 SUMMARISED_TOKENS = 200_000  # requests of at least as many tokens are summarised on stderr
 
@@ -122,8 +123,14 @@ def extract(
     rows = [encoded[i] for i in plan.rows]
     engine = choose_engine(backbone, rows, plan.shared, batch_tokens, sharing=sharing, compiled=compiled)
     total = int(plan.computed(engine.mechanism, batch_tokens).sum())
+    response = np.empty((len(rows), backbone.response_size), np.float32)
+    prompt = np.empty((len(rows), backbone.hidden_size), np.float32)
+
+    def compute(engine: Engine, part: slice, advance: Advance) -> None:
+        prompt[part], response[part] = engine.features(rows[part], advance)
+
     with progress(description, total, "tokens") as advance:
-        prompt, response = engine.features(rows, advance)
+        run_on(engine, plan.parts(1 + len(backbone.replicas), batch_tokens), compute, advance)
     place = np.empty(len(encoded), np.int64)
     place[plan.rows] = np.arange(len(plan.rows))
     prompts, prompt_rows = np.unique(prompt_keys[plan.rows], return_index=True)

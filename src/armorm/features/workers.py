@@ -1,16 +1,20 @@
 """Who computes the shards of an extraction: `LocalWorker` in this process, `ray_workers.RayWorkers` on a cluster.
 
-Both call `compute_shard`, so the bytes of a shard do not depend on where it was computed.
+Both call `compute_shard`, so the bytes of a shard do not depend on where it was computed. A backbone with replicas on
+further devices has a thread for each (`run_on`); they take shard after shard from one list.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
+import torch
 
 from armorm.backbone.chat_template import EncodedConversation
 from armorm.backbone.decoder import Backbone
@@ -61,7 +65,7 @@ class Workers(Protocol):
 
 @dataclass
 class LocalWorker:
-    """Computes shards in this process, one after another."""
+    """Computes shards in this process: one after another on each device of the backbone."""
 
     backbone: Backbone
 
@@ -73,16 +77,72 @@ class LocalWorker:
         ).settings()
 
     def run(self, work: Work) -> None:
-        engine: Engine | None = None
+        first = [work.encoded[i] for i in work.places[work.numbers[0]]] if work.numbers else []
+        engine = resumed_engine(self.backbone, work.plan.settings, first)
+        writing = threading.Lock()
         with progress(work.description, sum(work.tokens.values()), work.unit) as advance:
-            for number in work.numbers:
+
+            def compute(engine: Engine, number: int, advance: Advance) -> None:
                 conversations = [work.encoded[i] for i in work.places[number]]
-                engine = engine or resumed_engine(self.backbone, work.plan.settings, conversations)
                 name = shard_name(work.plan.id, number)
                 part = part_path(work.store.folder / name)
-                shard = compute_shard(engine, conversations, work.owned(number), advance, part)
-                work.store.write_shard(name, **shard)
+                with writing:
+                    owned = work.owned(number)
+                shard = compute_shard(engine, conversations, owned, advance, part)
+                with writing:
+                    work.store.write_shard(name, **shard)
                 part.unlink(missing_ok=True)
+
+            run_on(engine, work.numbers, compute, advance)
+
+
+T = TypeVar("T")
+
+
+def run_on(engine: Engine, tasks: Iterable[T], compute: Callable[[Engine, T, Advance], None], advance: Advance) -> None:
+    """Compute tasks with an engine, and with a copy of it in a thread for each replica of its backbone.
+
+    A device takes the next task as soon as it has finished one. After an error no further task is begun, and the first
+    error is raised.
+
+    Args:
+        compute: called with the engine of a device, a task, and a function that counts progress.
+    """
+    backbone = engine.backbone
+    if not backbone.replicas:
+        for task in tasks:
+            compute(engine, task, advance)
+        return
+    left, lock, errors = iter(list(tasks)), threading.Lock(), list[BaseException]()
+
+    def count(tokens: int) -> None:
+        with lock:
+            advance(tokens)
+
+    def work(engine: Engine) -> None:
+        device = engine.backbone.device
+        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+            while not errors:
+                with lock:
+                    task = next(left, None)
+                if task is None:
+                    return
+                try:
+                    compute(engine, task, count)
+                except BaseException as error:  # noqa: BLE001 (raised below, in the caller's thread)
+                    errors.append(error)
+
+    others = [replace(engine, backbone=other) for other in backbone.replicas]
+    for other in backbone.replicas:
+        other.sharing_verdict = backbone.sharing_verdict
+    threads = [threading.Thread(target=work, args=(other,), name="armorm-device", daemon=True) for other in others]
+    for thread in threads:
+        thread.start()
+    work(engine)
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise errors[0]
 
 
 def compute_shard(

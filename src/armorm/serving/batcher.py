@@ -1,6 +1,6 @@
-"""Dynamic batching: the rows of all requests are batched for the model, which runs in one thread.
+"""Dynamic batching: the rows of all requests are batched for the model, which runs in a thread for each device.
 
-The thread takes a first row, the other rows of its prompt, and then those nearest to it in length, prompt by prompt, up
+A thread takes a first row, the other rows of its prompt, and then those nearest to it in length, prompt by prompt, up
 to a token budget that counts padding, and shared prompts once. Batches are of similar length, and groups stay together.
 The first row is that which has waited longest, or one of a much smaller request: each gets half of the model's work
 while both wait. So a small request overtakes large ones, and no row starves. Where the model is slow, a batch is
@@ -71,11 +71,19 @@ class _Entry:
     variants: tuple[Variant, ...] = ()
 
 
+class _Running(threading.local):
+    """What a thread of the model computes now."""
+
+    interruptible = 0  # tokens of the smallest request of the batch, 0 for none
+    interrupted_seconds = 0.0
+    compute: Compute
+
+
 class Batcher:
-    """Batches rows and computes them in one thread.
+    """Batches rows and computes them in one thread for each device.
 
     Args:
-        compute: results of conversations, each a mapping from its variants; called in the model's thread.
+        computes: for each device, a function that gives the results of conversations, each a mapping from its variants.
         budget: most tokens of a batch, padding included.
         batch_seconds: most seconds of work of a batch, estimated from the speed of the last batches.
         wait: most seconds that a row waits while the model is idle.
@@ -83,15 +91,14 @@ class Batcher:
             finds the queue empty is accepted whatever its size.
         shares_prompts: whether a prompt that several rows of a batch share is computed once.
         free_memory: frees caches; returns whether there were any.
-        on_batch: called in the model's thread with rows, tokens with padding, seconds and results of each batch.
+        on_batch: called in a model's thread with rows, tokens with padding, seconds and results of each batch.
         on_shared: called with the number of rows of a request that reuse the result of an identical one.
-        on_out_of_memory: called in the model's thread with the new budget.
+        on_out_of_memory: called in a model's thread with the new budget.
     """
 
     def __init__(
         self,
-        compute: Compute,
-        *,
+        *computes: Compute,
         budget: int,
         batch_seconds: float = 0.5,
         wait: float = 0.004,
@@ -106,39 +113,49 @@ class Batcher:
     ) -> None:
         self.budget, self._batch_seconds = budget, batch_seconds
         self._shares_prompts, self._free_memory = shares_prompts, free_memory
-        self._compute, self._wait = compute, wait
+        self._wait = wait
         self._max_rows, self._max_tokens, self._max_seconds = max_rows, max_tokens, max_seconds
         self._on_batch, self._on_shared, self._on_out_of_memory = on_batch, on_shared, on_out_of_memory
         self._changed = threading.Condition()
         self._waiting: dict[bytes, _Entry] = {}  # in order of arrival
         self._running: dict[bytes, _Entry] = {}
         self._waiting_tokens = 0
-        self._tokens_per_second = 0.0  # of whole rows, cached and shared tokens included
+        self._tokens_per_second = 0.0  # of a device, of whole rows, cached and shared tokens included
         self._request_tokens = 1.0  # added to the queue per request, moving average
         self._last_rows = 0
+        self._busy = 0  # threads that compute
         self._credit = 0  # tokens that overtaking requests may take before the oldest row's turn
-        self._interruptible = 0  # tokens of the smallest request of the running batch, 0 for none
-        self._interrupted_seconds = 0.0  # in the running batch
+        self._now = _Running()
         self._failures = 0
         self._stopping = False
-        self._thread = threading.Thread(target=self._run, name="armorm-model", daemon=True)
+        self._threads = [
+            threading.Thread(target=self._run, args=(compute,), name="armorm-model", daemon=True)
+            for compute in computes
+        ]
 
     def start(self) -> None:
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
 
     def stop(self, timeout: float | None = None) -> None:
-        """Finish what was accepted and end the thread; what is left after `timeout` seconds fails."""
+        """Finish what was accepted and end the threads; what is left after `timeout` seconds fails."""
+        end = None if timeout is None else time.monotonic() + timeout
         with self._changed:
             self._stopping = True
             self._changed.notify_all()
-        if self._thread.is_alive():
-            self._thread.join(timeout)
+        for thread in self._threads:
+            if thread.is_alive():
+                thread.join(None if end is None else max(0.0, end - time.monotonic()))
         self._abandon("the server is shutting down")
 
     @property
     def healthy(self) -> bool:
-        """Whether the model's thread is alive and does not fail on row after row."""
-        return self._thread.is_alive() and self._failures < _FAILURES_UNTIL_UNHEALTHY
+        """Whether the model's threads are alive and do not fail on row after row."""
+        return self._alive and self._failures < _FAILURES_UNTIL_UNHEALTHY
+
+    @property
+    def _alive(self) -> bool:
+        return all(thread.is_alive() for thread in self._threads)
 
     @property
     def accepting(self) -> bool:
@@ -218,12 +235,17 @@ class Batcher:
         """Whether the queue with these tokens added takes at most `max_seconds` at the speed of the last batches."""
         if not self._tokens_per_second:
             return True
-        return (self._waiting_tokens + tokens) / self._tokens_per_second <= self._max_seconds
+        return (self._waiting_tokens + tokens) / self._total_rate <= self._max_seconds
+
+    @property
+    def _total_rate(self) -> float:
+        """Tokens per second of all devices."""
+        return self._tokens_per_second * len(self._threads)
 
     def _admit(self, rows: int, tokens: int) -> None:
         if self._stopping:
             raise RequestError(503, "the server is shutting down", 5)
-        if not self._thread.is_alive():
+        if not self._alive:
             raise RequestError(503, "the model's thread has ended; restart the server")
         if rows > self._max_rows or tokens > self._max_tokens:
             raise RequestError(
@@ -240,13 +262,15 @@ class Batcher:
 
     def retry_after(self) -> int:
         """Estimated seconds until half of the queue is done, 1 to 30."""
-        seconds = self._waiting_tokens / 2 / self._tokens_per_second if self._tokens_per_second else 1
+        seconds = self._waiting_tokens / 2 / self._total_rate if self._tokens_per_second else 1
         return int(min(max(seconds, 1), 30))
 
     def _take(self, first: _Entry, window: list[_Entry]) -> list[_Entry]:
         """A batch: a first row, the rows of its prompt, then those nearest in length, within the budget."""
         shared = self._shares_prompts()
         most = min(self.budget, max(_BATCH_TOKENS, round(self._batch_seconds * self._tokens_per_second)))
+        if (idle := len(self._threads) - self._busy) > 1:  # this one, and others that get a share
+            most = min(most, max(_BATCH_TOKENS, self._waiting_tokens // idle))
         far = {entry.encoded.key: abs(len(entry.encoded) - len(first.encoded)) for entry in window}
         group = {entry.encoded.key: group_of(entry.encoded, shared) for entry in window}
         nearest: dict[bytes, int] = {}
@@ -262,7 +286,9 @@ class Batcher:
                 break
             batch.append(entry)
             taken = tokens
-        if next(iter(self._waiting.values())) is first and not self._interruptible:  # (else it overtakes the running)
+        if (
+            next(iter(self._waiting.values())) is first and not self._now.interruptible
+        ):  # (else it overtakes the running)
             self._credit = min(self._credit + taken, self.budget)
         else:
             self._credit -= taken
@@ -292,17 +318,19 @@ class Batcher:
         similar = (entry for entry in self._waiting.values() if entry.request_tokens <= most)
         return self._take(smallest, list(islice(similar, _WINDOW)))
 
-    # --- the model's thread ------------------------------------------------------------------------
+    # --- the model's threads ------------------------------------------------------------------------
 
-    def _run(self) -> None:
+    def _run(self, compute: Compute) -> None:
+        self._now.compute = compute
         try:
             while batch := self._next():
                 long = sum(len(e.encoded) for e in batch) >= _SHORT_SECONDS * self._tokens_per_second
-                self._interruptible = min(e.request_tokens for e in batch) if long else 0
+                self._now.interruptible = min(e.request_tokens for e in batch) if long else 0
                 self._work(batch)
-                self._interruptible, self._interrupted_seconds = 0, 0.0
+                self._now.interruptible, self._now.interrupted_seconds = 0, 0.0
         finally:
-            self._abandon("the model's thread has ended; restart the server")
+            if not self._stopping:
+                self._abandon("the model's thread has ended; restart the server")
 
     def _next(self) -> list[_Entry]:
         """Wait for a batch; empty once stopped and done."""
@@ -312,7 +340,10 @@ class Batcher:
                     left = next(iter(self._waiting.values())).since + self._wait - time.monotonic()
                     enough = len(self._waiting) >= self._last_rows or self._waiting_tokens >= self.budget
                     if left <= 0 or enough or self._stopping:
-                        return self._next_batch()
+                        batch = self._next_batch()
+                        self._busy += 1
+                        self._changed.notify_all()  # for what is left
+                        return batch
                     self._changed.wait(left)
                 elif self._stopping:
                     return []
@@ -324,31 +355,32 @@ class Batcher:
 
         To be called between the layers of a forward pass; in threads other than the model's it does nothing.
         """
-        if not self._waiting or not self._interruptible or threading.current_thread() is not self._thread:
+        if not self._waiting or not self._now.interruptible:
             return
         start = time.monotonic()
         with self._changed:
-            batch = self._overtaking(self._interruptible)
+            batch = self._overtaking(self._now.interruptible)
         if batch:
-            outer, self._interruptible = self._interruptible, 0
+            outer, self._now.interruptible = self._now.interruptible, 0
             self._work(batch, interrupts=True)
-            self._interruptible = outer
-            self._interrupted_seconds += time.monotonic() - start
+            self._now.interruptible = outer
+            self._now.interrupted_seconds += time.monotonic() - start
 
     def _work(self, batch: list[_Entry], *, interrupts: bool = False) -> None:
         start = time.monotonic()
         results = self._results(batch)
         seconds = time.monotonic() - start
-        seconds = max(seconds if interrupts else seconds - self._interrupted_seconds, 1e-9)
+        seconds = max(seconds if interrupts else seconds - self._now.interrupted_seconds, 1e-9)
         tokens = self._size(batch)
         rate = sum(len(entry.encoded) for entry in batch) / seconds
         deliveries: dict[asyncio.AbstractEventLoop, list[Ticket]] = {}
         with self._changed:
             if not interrupts:
+                self._busy -= 1
                 self._tokens_per_second += 0.2 * (rate - self._tokens_per_second) if self._tokens_per_second else rate
                 self._last_rows = len(batch)
             for entry, result in zip(batch, results, strict=True):
-                del self._running[entry.encoded.key]
+                self._running.pop(entry.encoded.key, None)
                 for ticket, index, variant in entry.claims:
                     ticket.results[index] = result[variant]
                     ticket.left -= 1
@@ -361,7 +393,7 @@ class Batcher:
     def _results(self, batch: list[_Entry], *, freed: bool = False) -> list[Mapping[Variant, Any]]:
         """Results of a batch; if the model fails on it, of its halves, down to the faulty row."""
         try:
-            results = list(self._compute([e.encoded for e in batch], [e.variants for e in batch]))
+            results = list(self._now.compute([e.encoded for e in batch], [e.variants for e in batch]))
         except _MODEL_ERRORS as error:
             exhausted = is_out_of_memory(error)
             if len(batch) == 1 and not exhausted:

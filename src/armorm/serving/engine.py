@@ -1,7 +1,7 @@
 """The scoring engine: requests of any protocol in, response bodies out, through one batcher.
 
-Requests are parsed and tokenized in a few threads, the model runs in one of its own, and the event loop waits for both.
-Features of a row are computed once; the heads run once for each steering that the waiting requests use.
+Requests are parsed and tokenized in a few threads, the model runs in one for each of its devices, and the event loop
+waits for both. Features of a row are computed once; the heads run once for each steering that the waiting requests use.
 """
 
 from __future__ import annotations
@@ -103,31 +103,33 @@ class ScoringEngine:
         fast = getattr(policy_tokenizer, "backend_tokenizer", None) is not None
         self._policy_tokenizer = PolicyTokenizer(policy_tokenizer) if fast else None
         self.metrics = Metrics(rm.objectives.names, rm.reference)
-        self.forward = CachedForward(rm.backbone, self.settings.prompt_cache, share=self.settings.share_prompts)
+        backbones = [rm.backbone, *rm.backbone.replicas]
+        cache = self.settings.prompt_cache // (1 if rm.backbone.device.type == "cuda" else len(backbones))
+        self.forwards = [CachedForward(some, cache, share=self.settings.share_prompts) for some in backbones]
         interruptible = rm.backbone.device.type == "cpu"
         self.batcher = Batcher(
-            self._compute,
+            *(partial(self._compute, forward) for forward in self.forwards),
             budget=self.settings.batch_tokens,
             batch_seconds=2.0 if interruptible else 0.5,
             wait=self.settings.batch_wait,
             max_rows=self.settings.max_waiting_rows,
             max_tokens=self.settings.max_waiting_tokens,
             max_seconds=self.settings.max_waiting_seconds,
-            shares_prompts=lambda: not self.forward.fault,
-            free_memory=self.forward.clear,
+            shares_prompts=lambda: not any(forward.fault for forward in self.forwards),
+            free_memory=lambda: sum(forward.clear() for forward in self.forwards) > 0,
             on_batch=self._count_batch,
             on_shared=self.metrics.shared.inc,
             on_out_of_memory=lambda budget: self.metrics.out_of_memory.inc(),
         )
-        self.metrics.watch(self.batcher, self.forward)
+        self.metrics.watch(self.batcher, self.forwards)
         # Before each matrix product. (Those of an accelerator are queued long before they run: nothing comes between.)
         self._hooks: list[Any] = []
         if interruptible:
-            decoder = rm.backbone.model
-            holder, name = decoder_layers(decoder, decoder.config.get_text_config().num_hidden_layers)
-            for module in getattr(holder, name).modules():
-                if isinstance(module, torch.nn.Linear):
-                    self._hooks.append(module.register_forward_pre_hook(lambda *_: self.batcher.compute_small()))
+            for decoder in (some.model for some in backbones):
+                holder, name = decoder_layers(decoder, decoder.config.get_text_config().num_hidden_layers)
+                for module in getattr(holder, name).modules():
+                    if isinstance(module, torch.nn.Linear):
+                        self._hooks.append(module.register_forward_pre_hook(lambda *_: self.batcher.compute_small()))
         self._reading = 0  # requests that are parsed and not yet queued
         self._attributing = threading.Lock()
         self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="armorm-reader")
@@ -283,7 +285,7 @@ class ScoringEngine:
     # --- the model -------------------------------------------------------------------------------------
 
     def _compute(
-        self, rows: Sequence[EncodedConversation], variants: Sequence[Sequence[Variant]]
+        self, forward: CachedForward, rows: Sequence[EncodedConversation], variants: Sequence[Sequence[Variant]]
     ) -> list[dict[Variant, Found]]:
         head, readout = self.rm.model.regression_layer, self.rm.backbone.readout
         by_token: dict[int, tuple[np.ndarray, np.ndarray]] = {}  # the two results of `token_rewards`
@@ -292,7 +294,7 @@ class ScoringEngine:
             by_token[place] = token_rewards(states, head, readout)
 
         readers = {i: partial(read, i) for i, wanted in enumerate(variants) if any(v.per_token for v in wanted)}
-        prompt, response = self.forward.features(rows, self.batcher.budget, readers)
+        prompt, response = forward.features(rows, self.batcher.budget, readers)
         found: list[dict[Variant, Found]] = [{} for _ in rows]
         for steering in dict.fromkeys(v.steering for wanted in variants for v in wanted):
             places = [i for i, wanted in enumerate(variants) if any(v.steering == steering for v in wanted)]

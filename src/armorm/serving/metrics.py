@@ -60,9 +60,9 @@ class Metrics(Collector):
         self._sums = {name: np.zeros(len(self._names)) for name in ("gating_weight", "contribution")}
         self._recent = _Recent(2 + len(self._names))
 
-    def watch(self, batcher: Batcher, forward: CachedForward) -> None:
-        """Include the state of the queue and of the prompt cache, as it is at each request for the metrics."""
-        self._batcher, self._forward = batcher, forward
+    def watch(self, batcher: Batcher, forwards: Sequence[CachedForward]) -> None:
+        """Include the state of the queue and of the prompt caches, as it is at each request for the metrics."""
+        self._batcher, self._forwards = batcher, forwards
         self.registry.register(self)
 
     def request_ended(self, route: str, status: int, seconds: float) -> None:
@@ -94,17 +94,21 @@ class Metrics(Collector):
             self._sums["contribution"] += contributions.sum(0)
 
     def collect(self) -> Iterable[Any]:
-        (rows, tokens), (entries, size) = self._batcher.waiting, self._forward.cached
+        rows, tokens = self._batcher.waiting
+        entries, size = (sum(counts) for counts in zip(*(forward.cached for forward in self._forwards), strict=True))
+        hits, misses, saved = (
+            sum(getattr(forward, name) for forward in self._forwards) for name in ("hits", "misses", "saved")
+        )
         yield GaugeMetricFamily("armorm_waiting_rows", "Distinct conversations in the queue.", rows)
         yield GaugeMetricFamily("armorm_waiting_tokens", "Tokens in the queue.", tokens)
         yield GaugeMetricFamily("armorm_batch_token_budget", "Most tokens per batch.", self._batcher.budget)
         cache = "armorm_prompt_cache"
-        yield CounterMetricFamily(f"{cache}_hits", "Prompts found in the cache.", self._forward.hits)
-        yield CounterMetricFamily(f"{cache}_misses", "Prompts not found in the cache.", self._forward.misses)
+        yield CounterMetricFamily(f"{cache}_hits", "Prompts found in the cache.", hits)
+        yield CounterMetricFamily(f"{cache}_misses", "Prompts not found in the cache.", misses)
         yield GaugeMetricFamily(f"{cache}_entries", "Cached prompts.", entries)
         yield GaugeMetricFamily(f"{cache}_bytes", "Bytes of cached keys and values.", size)
         text = "Tokens of shared prompts that were not computed again."
-        yield CounterMetricFamily("armorm_spared_tokens", text, self._forward.saved)
+        yield CounterMetricFamily("armorm_spared_tokens", text, saved)
         yield from self._score_families()
 
     def _score_families(self) -> Iterable[Any]:

@@ -7,7 +7,8 @@ import time
 
 import torch
 
-from armorm.backbone.decoder import resolve_device, resolve_dtype
+from armorm.backbone.decoder import resolve_dtype
+from armorm.backbone.devices import resolve_device
 from armorm.training.cost import Hardware
 
 MEASURED_SHARE = (

@@ -19,7 +19,8 @@ import numpy as np
 import torch
 
 from armorm.backbone.adapters import Adapters
-from armorm.backbone.decoder import Backbone, resolve_device
+from armorm.backbone.decoder import Backbone
+from armorm.backbone.devices import resolve_device
 from armorm.backbone.locate import backbone_source
 from armorm.conversation import Conversation
 from armorm.data.measures import OWN_FUNCTION

@@ -1,7 +1,8 @@
 """Labels of the construct `relevance`: log p(reply | prompt) - log p(reply) by the recipe's backbone.
 
-The backbone is read as it is before any fine-tuning, with its language-model head and all layers, in the recipe's dtype. Labels are used for training only: the model that is trained predicts them from features. As
-for measured objectives, the 1st and 99th percentiles of the training rows are 0 and 1, without clipping.
+The backbone is read as it is before any fine-tuning, with its language-model head and all layers, in the recipe's
+dtype. Labels are used for training only: the model that is trained predicts them from features. As for measured
+objectives, the 1st and 99th percentiles of the training rows are 0 and 1, without clipping.
 """
 
 from __future__ import annotations

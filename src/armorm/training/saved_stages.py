@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from armorm.backbone.decoder import resolve_device
+from armorm.backbone.devices import resolve_device
 from armorm.conversation import Conversation
 from armorm.data.preferences import PreferencePair
 from armorm.files import plain, read_arrays, write_arrays

@@ -41,7 +41,7 @@ class BackboneSection(Section):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="of the weights; auto is bfloat16 on hardware that is fast at it, else float32"
     )
-    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, ...")
+    device: str = Field("auto", description="auto (one), all, cpu, cuda:1, or several: cuda:0,cuda:1")
     layer: Union[Annotated[int, Field(ge=0)], Annotated[float, Field(ge=0, le=1)], None] = Field(
         None,
         description="whose output is read, before any norm: 0 is the embeddings; a fraction (0.5) counts from below; "

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -24,6 +25,11 @@ Advance = Callable[[int], None]
 class Terminal(Console):
     """A console that prints control characters of texts as escapes (`errors.printable`); its own styles are kept."""
 
+    silent = False  # all of them, see `silence`
+
+    def __init__(self, *, quiet: bool = False, **options: Any) -> None:
+        super().__init__(quiet=quiet or self.silent, **options)
+
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         """Segments whose texts are printable."""
         for segment in super().render(renderable, options):
@@ -37,6 +43,11 @@ class Terminal(Console):
 
 def ignore(count: int) -> None:
     """An `Advance` for callers that show nothing."""
+
+
+def silence() -> None:
+    """Print nothing more in this process, one of several that do the same."""
+    Terminal.silent = True
 
 
 def say(line: str) -> None:

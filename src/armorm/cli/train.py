@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from typer import Argument, Option
 from armorm.cli.options import JsonOption, Place, StrictOption
 from armorm.cli.output import AGAIN, emit, facts, require_outputs, table
 from armorm.interruption import keep
-from armorm.progress import say
+from armorm.progress import say, silence
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -46,6 +47,8 @@ def train(
     from armorm.training.recipe import Recipe
 
     parsed = Recipe.from_yaml(recipe, overrides or [])
+    if not first_process():
+        silence()
     say(f"paths of data start at {Path(parsed.data_root).expanduser().resolve()}")
     if dry_run:
         from armorm.training.cost import DEVICES
@@ -66,8 +69,15 @@ def train(
     require_outputs([], [folder])
     keep(f"finished work is kept in {folder / 'work'}; {AGAIN}")
     run(parsed, folder, strict=strict)
+    if not first_process():
+        return
     metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     emit(metrics, metrics_summary(metrics), f"\nmodel, card and metrics: {folder}", as_json=as_json)
+
+
+def first_process() -> bool:
+    """Whether this process is the only one, or the first of those that torchrun started."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _summary(found: DryRun, share: float) -> dict[str, Any]:

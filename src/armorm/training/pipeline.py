@@ -37,11 +37,12 @@ from armorm.locks import locked
 from armorm.model.configuration import ArmoRMConfig
 from armorm.model.remote_code import GatingNetwork
 from armorm.objectives import Objective, ObjectiveSet
-from armorm.progress import Terminal
+from armorm.progress import Terminal, silence
 from armorm.reward_model import ArmoRM
 from armorm.training.dataset import TrainingData, enough_for_gate, group_index, read_training_data
 from armorm.training.evaluate import debiasing_metrics, evaluation_metrics, uncertainty_metrics
 from armorm.training.featurize import Corpus, RatedRows, build_corpus, ray_workers, statistics_by_ray
+from armorm.training.finetune.processes import Processes
 from armorm.training.finetune.record import Finetuned, without_finetuned
 from armorm.training.model_card import model_card, weak_sentence
 from armorm.training.preference_objectives import with_preference_objectives
@@ -90,16 +91,26 @@ def train(
             `rejected.jsonl`.
         quiet: print only progress.
 
+    In several processes (`torchrun`, `accelerate launch`) all of them fine-tune; the first then does the rest, and the
+    others return the model that it has written.
+
     Raises:
         RecipeError, DataError: for invalid recipes or data, before any work.
         FitError: for data from which a head cannot be learned.
     """
+    processes = Processes.join()
     console = Terminal(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
     start = time.monotonic()
     folder = Path(output_dir)
     store = Path(features) if features else folder / "work" / "features"
+    if not processes.is_first:
+        silence()
+        _Run(recipe, folder, store, Terminal(quiet=True), strict, processes).read_data()
+        processes.wait()
+        return ArmoRM.from_pretrained(folder)
     with locked(folder / "work"):
-        model = _Run(recipe, folder, store, console, strict).train()
+        model = _Run(recipe, folder, store, console, strict, processes).train()
+    processes.wait()
     console.print(f"done in {time.monotonic() - start:,.0f} s: {output_dir}")
     return model
 
@@ -107,9 +118,11 @@ def train(
 class _Run:
     """One training run, a method for each stage."""
 
-    def __init__(self, recipe: Recipe, folder: Path, features: Path, console: Terminal, strict: bool) -> None:
+    def __init__(
+        self, recipe: Recipe, folder: Path, features: Path, console: Terminal, strict: bool, processes: Processes
+    ) -> None:
         self.recipe, self.folder, self.features, self.console, self.strict = recipe, folder, features, console, strict
-        self.work = folder / "work"
+        self.work, self.processes = folder / "work", processes
 
     def train(self) -> ArmoRM:
         recipe = self.recipe
@@ -210,13 +223,15 @@ class _Run:
         data = read_training_data(self.recipe, strict=self.strict)
         data.rejections.report(self.console)
         self._print_excluded(data.left_out)
-        write_text(self.folder / "recipe.yaml", self.recipe.to_yaml())
-        data = label_relevance(self.recipe, data, self.work / LIKELIHOODS)
+        with self.processes.first():
+            if self.processes.is_first:
+                write_text(self.folder / "recipe.yaml", self.recipe.to_yaml())
+            data = label_relevance(self.recipe, data, self.work / LIKELIHOODS)
         folder: str | Path = self.recipe.backbone.model
         if self.recipe.finetune is not None:
             from armorm.training.finetune.run import finetune
 
-            folder = finetune(self.recipe, data, self.work, self.console)
+            folder = finetune(self.recipe, data, self.work, self.console, self.processes)
         finetuned = Finetuned.read(folder)
         if finetuned is None:
             return data, None

@@ -52,6 +52,7 @@ from armorm.progress import progress
 from armorm.training.cost import TRAINING_PASSES, readable_hours, resolve_frozen
 from armorm.training.dataset import TrainingData, distinct_conversations, sides
 from armorm.training.finetune.collator import grow_trees, model_inputs, reads_trees, tree_tensors
+from armorm.training.finetune.processes import Processes
 from armorm.training.finetune.record import Finetuned
 from armorm.training.finetune.state_cache import cached_states
 from armorm.training.finetune.trainer import (
@@ -75,11 +76,14 @@ START_FOLDS = 5
 PROBED = 64
 
 
-def finetune(recipe: Recipe, data: TrainingData, work: Path, console: Console) -> Path:
+def finetune(
+    recipe: Recipe, data: TrainingData, work: Path, console: Console, processes: Processes | None = None
+) -> Path:
     """Fine-tune the backbone of a recipe, unless it is already done.
 
     Args:
         work: work folder of the run; the backbone is written to `work/backbone`, checkpoints to `work/finetune`.
+        processes: that share the work, each of which calls this; by default this one alone.
 
     Returns:
         folder of the fine-tuned backbone: weights, tokenizer and the fine-tuning record (record.py).
@@ -91,12 +95,13 @@ def finetune(recipe: Recipe, data: TrainingData, work: Path, console: Console) -
     """
     section = recipe.finetune
     assert section is not None
+    processes = processes or Processes()
     if importlib.util.find_spec("accelerate") is None:
         raise MissingExtraError("finetune needs accelerate: pip install 'armorm[finetune]'")
     start = _load(
         recipe,
         dtype=recipe.backbone.dtype if section.method == "lora" else "weights",
-        device=recipe.backbone.device,
+        device=processes.device(recipe.backbone.device),
         layer=recipe.backbone.layer,
         pooling=recipe.backbone.pooling,
     )
@@ -109,7 +114,27 @@ def finetune(recipe: Recipe, data: TrainingData, work: Path, console: Console) -
     done = Finetuned.read(folder)
     if done is not None and done.key == key:
         return folder
-    learner, curves = _train(start, rows, section, recipe.seed, work, checkpoints, console)
+    processes.wait()  # (The first may remove what the others have just looked for.)
+    learner, curves = _train(start, rows, section, recipe.seed, work, checkpoints, console, processes)
+    with processes.first():
+        if not processes.is_first:
+            return folder
+        return _written(recipe, start, rows, learner, curves, work, key, earlier)
+
+
+def _written(
+    recipe: Recipe,
+    start: Backbone,
+    rows: _FinetuneData,
+    learner: Learner,
+    curves: dict[str, Any],
+    work: Path,
+    key: str,
+    earlier: Finetuned | None,
+) -> Path:
+    """Write the fine-tuned backbone and its record; returns the folder."""
+    section, folder = recipe.finetune, work / "backbone"
+    assert section is not None
     facts = {
         "from": recipe.backbone.model,
         "readout": start.readout.settings(),
@@ -282,6 +307,7 @@ def _train(
     work: Path,
     checkpoints: Path,
     console: Console,
+    processes: Processes,
 ) -> tuple[Learner, dict[str, Any]]:
     """Train on pairs if requested, then on ratings; returns the trained learner and the loss curves."""
     sets = rows.validation() if section.validation_share else None
@@ -308,17 +334,18 @@ def _train(
         if fault:
             console.print(f"fine-tuning: frozen layers are computed in every step: {fault}")
         else:
-            cache = cached_states(
-                start,
-                rows.encoded,
-                frozen,
-                work / "states",
-                share=share,
-                tree_tokens=section.tree_tokens,
-                batch_tokens=section.batch_tokens,
-                few_shapes=few_shapes,
-                autocast=autocast,
-            )
+            with processes.first():
+                cache = cached_states(
+                    start,
+                    rows.encoded,
+                    frozen,
+                    work / "states",
+                    share=share,
+                    tree_tokens=section.tree_tokens,
+                    batch_tokens=section.batch_tokens,
+                    few_shapes=few_shapes,
+                    autocast=autocast,
+                )
     layout = BatchLayout(section.batch_tokens, share, few_shapes, start.header_tokens, cache)
     trained = rows.ratings[~rows.held_out]
     with torch.random.fork_rng(devices=[]):
@@ -327,9 +354,13 @@ def _train(
         learner = Learner(start, section, weights, frozen, states_given=cache is not None)
 
     def features(which: np.ndarray, description: str = "") -> tuple[np.ndarray, float]:
-        found = trees([(int(row),) for row in which], share=share)
-        batches = TreeBatches(rows.encoded, found, layout)
-        return features_of(learner, batches, which, autocast=autocast, description=description)
+        own = np.array_split(which, processes.count)[processes.rank]
+        found: tuple[np.ndarray, float] = np.zeros((0, start.response_size), np.float32), 0.0
+        if len(own):
+            batches = TreeBatches(rows.encoded, trees([(int(row),) for row in own], share=share), layout)
+            found = features_of(learner, batches, own, autocast=autocast, description=description)
+        parts, rates = zip(*processes.gather(found), strict=True)
+        return np.concatenate(parts), sum(rates)
 
     resumed = any(last_whole_checkpoint(checkpoints / stage) for stage in ("preferences", "ratings"))
     forward_rate = _initialise(learner, rows, features, resumed=resumed)
@@ -352,7 +383,10 @@ def _train(
     ]
     for name, items, epochs, ratings, pair_weight in stages:
         if epochs:
-            batches = TreeBatches(rows.encoded, trees(items, share=share), layout, seed, ratings, pair_weight)
+            grown = trees(items, share=share)
+            batches = TreeBatches(
+                rows.encoded, grown, layout, seed, ratings, pair_weight, multiple=section.accumulation
+            )
             tokens = total_steps(batches, section, epochs) * section.accumulation * float(np.mean(batches.tokens))
             rate = forward_rate / TRAINING_PASSES[section.method]
             console.print(
@@ -367,6 +401,7 @@ def _train(
                 seed=seed,
                 autocast=autocast,
                 forward_rate=forward_rate,
+                processes=processes,
                 validate=validate if sets is not None and ratings is not None else None,
             )
     if sets is not None:

@@ -26,6 +26,7 @@ from armorm.backbone.lower_layers import layer_list, skip_lower_layers
 from armorm.files import output_errors
 from armorm.progress import ignore, progress
 from armorm.training.finetune.collator import WIDTH_STEP, PromptTree, model_inputs, tree_batches, tree_tensors
+from armorm.training.finetune.processes import Processes
 from armorm.training.finetune.state_cache import StateCache
 from armorm.training.finetune.validation import BestState
 from armorm.training.schema import FinetuneSection
@@ -185,6 +186,7 @@ class TreeBatches(Dataset):
         trees: trees of all items.
         ratings: (conversations, k) mapped, NaN where missing; None for pairs only.
         pair_weight: weight of the mean loss of pairs next to that of ratings.
+        multiple: batches are halved until their number is a multiple of this, so that every step has as many.
     """
 
     def __init__(
@@ -195,9 +197,11 @@ class TreeBatches(Dataset):
         seed: int = 0,
         ratings: np.ndarray | None = None,
         pair_weight: float = 1.0,
+        multiple: int = 1,
     ) -> None:
         self.encoded, self.layout, self.ratings = encoded, layout, ratings
-        self.batches = tree_batches(trees, layout.batch_tokens, seed, step=WIDTH_STEP if layout.few_shapes else 1)
+        step = WIDTH_STEP if layout.few_shapes else 1
+        self.batches = in_multiples(tree_batches(trees, layout.batch_tokens, seed, step=step), multiple)
         pairs = sum(len(item) == 2 for tree in trees for item in tree.items)
         rated = 0
         if ratings is not None:
@@ -234,6 +238,18 @@ class TreeBatches(Dataset):
     def leaves(self, index: int) -> np.ndarray:
         """Conversations (l,) of a batch, in the order of its features."""
         return np.array([row for tree in self.batches[index] for row in tree.rows], np.int64)
+
+
+def in_multiples(batches: list[list[PromptTree]], multiple: int) -> list[list[PromptTree]]:
+    """The batches with the largest ones halved until their number is a multiple, or none has two trees."""
+    batches = list(batches)
+    while len(batches) % multiple:
+        largest = max(range(len(batches)), key=lambda number: len(batches[number]))
+        batch = batches[largest]
+        if len(batch) < 2:
+            break
+        batches[largest : largest + 1] = [batch[: len(batch) // 2], batch[len(batch) // 2 :]]
+    return batches
 
 
 @torch.no_grad()
@@ -285,6 +301,7 @@ def run_trainer(
     seed: int,
     autocast: bool,
     forward_rate: float | None = None,
+    processes: Processes | None = None,
     validate: Validate | None = None,
 ) -> list[dict[str, float]]:
     """Train, resuming from the last complete checkpoint in the folder; with validations, end with the best state.
@@ -292,6 +309,7 @@ def run_trainer(
     Args:
         autocast: multiply in bfloat16 with float32 weights.
         forward_rate: tokens per second of the forward pass alone, for the progress line.
+        processes: that share each step; every one of them calls this.
         validate: metrics of the learner, their `mean` among them.
 
     Returns:
@@ -300,13 +318,15 @@ def run_trainer(
     from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
     section, device = learner.section, learner.rewards.weight.device
+    processes = processes or Processes()
     steps = total_steps(batches, section, epochs)
     stable = section.schedule == "stable"
     arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=steps,
         per_device_train_batch_size=1,
-        gradient_accumulation_steps=section.accumulation,
+        gradient_accumulation_steps=processes.steps_of(section.accumulation),
+        ddp_find_unused_parameters=True if processes.count > 1 else None,  # (a stage of pairs has no ratings)
         learning_rate=section.learning_rate,
         max_grad_norm=1.0,
         lr_scheduler_type="warmup_stable_decay" if stable else section.schedule,
@@ -325,7 +345,7 @@ def run_trainer(
         label_names=[],
     )
     arguments._n_gpu = min(1, arguments.n_gpu)  # DataParallel would split the batches
-    best = BestState(folder, section.patience)
+    best = BestState(folder, section.patience, writes=processes.is_first)
     checkpoint = last_whole_checkpoint(folder)
     done = 0 if checkpoint is None else int(checkpoint.rpartition("-")[2])
     left = round((steps - done) * section.accumulation * float(np.mean(batches.tokens)))
@@ -334,10 +354,11 @@ def run_trainer(
         class Progress(TrainerCallback):
             def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
                 best.resume(state.global_step)
+                processes.wait()  # (The first writes what the others have just read.)
                 self.validate(state, control)
 
             def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-                advance(learner.seen_tokens)
+                advance(learner.seen_tokens * processes.count)
                 learner.seen_tokens = 0
                 self.validate(state, control)
 
@@ -359,6 +380,7 @@ def run_trainer(
         trainer.remove_callback(PrinterCallback)
         with output_errors(Path(str(arguments.output_dir))):  # of checkpoints
             trainer.train(resume_from_checkpoint=checkpoint)
+    processes.wait()
     if validate is not None:
         learner.load_state_dict(best.state())
     names = ("step", "epoch", "loss", "learning_rate", "grad_norm")

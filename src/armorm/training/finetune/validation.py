@@ -78,6 +78,7 @@ class BestState:
     folder: Path
     patience: int
     history: list[dict[str, Any]] = field(default_factory=list)
+    writes: bool = True  # one process of several
 
     def resume(self, step: int) -> None:
         """Forget what was measured after a step."""
@@ -103,6 +104,8 @@ class BestState:
     def add(self, step: int, metrics: Mapping[str, float], state: Mapping[str, Any]) -> None:
         """Record a validation, and the state (tensors by name) if it is the best."""
         self.history.append({"step": step, **metrics})
+        if not self.writes:
+            return
         if self.best_step == step:
             tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
             write_whole(self.folder / f"best-{step}.safetensors", lambda path: save_file(tensors, path))

@@ -318,15 +318,15 @@ def run_trainer(
     from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
     section, device = learner.section, learner.rewards.weight.device
-    processes = processes or Processes()
+    group = processes or Processes()
     steps = total_steps(batches, section, epochs)
     stable = section.schedule == "stable"
     arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=steps,
         per_device_train_batch_size=1,
-        gradient_accumulation_steps=processes.steps_of(section.accumulation),
-        ddp_find_unused_parameters=True if processes.count > 1 else None,  # (a stage of pairs has no ratings)
+        gradient_accumulation_steps=group.steps_of(section.accumulation),
+        ddp_find_unused_parameters=True if group.count > 1 else None,  # (a stage of pairs has no ratings)
         learning_rate=section.learning_rate,
         max_grad_norm=1.0,
         lr_scheduler_type="warmup_stable_decay" if stable else section.schedule,
@@ -345,7 +345,7 @@ def run_trainer(
         label_names=[],
     )
     arguments._n_gpu = min(1, arguments.n_gpu)  # DataParallel would split the batches
-    best = BestState(folder, section.patience, writes=processes.is_first)
+    best = BestState(folder, section.patience, writes=group.is_first)
     checkpoint = last_whole_checkpoint(folder)
     done = 0 if checkpoint is None else int(checkpoint.rpartition("-")[2])
     left = round((steps - done) * section.accumulation * float(np.mean(batches.tokens)))
@@ -354,11 +354,11 @@ def run_trainer(
         class Progress(TrainerCallback):
             def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
                 best.resume(state.global_step)
-                processes.wait()  # (The first writes what the others have just read.)
+                group.wait()  # (The first writes what the others have just read.)
                 self.validate(state, control)
 
             def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-                advance(learner.seen_tokens * processes.count)
+                advance(learner.seen_tokens * group.count)
                 learner.seen_tokens = 0
                 self.validate(state, control)
 
@@ -380,7 +380,7 @@ def run_trainer(
         trainer.remove_callback(PrinterCallback)
         with output_errors(Path(str(arguments.output_dir))):  # of checkpoints
             trainer.train(resume_from_checkpoint=checkpoint)
-    processes.wait()
+    group.wait()
     if validate is not None:
         learner.load_state_dict(best.state())
     names = ("step", "epoch", "loss", "learning_rate", "grad_norm")

@@ -21,7 +21,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # Tests run on every core, up to eight, one thread each.
 WORKERS := -n auto --maxprocesses 8 --dist worksteal
 
-.PHONY: demo test test-slow test-full test-compat test-integrations test-vllm lint types bench docs clean
+.PHONY: demo test test-slow environments test-full test-compat test-integrations test-vllm lint types bench docs clean
 .DEFAULT_GOAL := help
 
 help:  ## Show the targets.
@@ -57,9 +57,11 @@ $(COMPAT)/%/.ready: tests/compat/%.txt | $(READY)
 test-compat: $(READY) $(COMPAT_READY)  ## Self-contained models, and armorm, on older versions of transformers; rewardbench.
 	$(BIN)/python -m pytest -m "slow or not slow" tests/compat
 
-test-slow: $(READY) $(FULL) $(COMPAT_READY) $(INTEGRATIONS)/.ready  ## The slow tests, and those of other environments.
+test-slow: $(READY) $(FULL) environments  ## The slow tests, and those of other environments.
 	$(BIN)/python -m pytest -m slow $(WORKERS) --ignore tests/integrations
 	$(INTEGRATIONS)/bin/python -m pytest -m "slow or not slow" $(WORKERS) tests/integrations
+
+environments: $(COMPAT_READY) $(INTEGRATIONS)/.ready  ## The environments of other libraries, which test-slow needs.
 
 test-full: test test-slow  ## All tests.
 

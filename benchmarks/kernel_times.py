@@ -1,8 +1,8 @@
 """Where the time of extraction goes: seconds by kernel (GPU) or operator (CPU), of plain batches and of prefix trees.
 
 The conversations are the generated sets of `conversation_sets.py`, the same on every machine. After a pass to warm up,
-one run is recorded by torch's profiler. Shares are of the time a device computes; on a GPU, `idle` is the rest of the time
-on the clock. Writes benchmarks/results/kernel_times.json (kernel_times_cuda.json on a GPU).
+one run is recorded by torch's profiler. Shares are of the time a device computes; on a GPU, `idle` is the rest of the
+time on the clock. Writes benchmarks/results/kernel_times.json (kernel_times_cuda.json on a GPU).
 
     python benchmarks/kernel_times.py --models armorm-small
     python benchmarks/kernel_times.py --models llama-3-8b --device cuda

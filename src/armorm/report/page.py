@@ -15,8 +15,7 @@ import numpy as np
 
 from armorm.evaluation.benchmarks import BENCHMARKS, ratings
 from armorm.evaluation.metrics import LEVELS
-from armorm.evaluation.results import MetricResult, Results, seen_in_training
-from armorm.evaluation.tables import number, span
+from armorm.evaluation.results import MetricResult, Results, number, seen_in_training, span
 from armorm.explain.explanation import approximate_sentence
 from armorm.explain.html import render
 from armorm.files import plain
@@ -64,6 +63,7 @@ def contents(evidence: Evidence) -> dict[str, Any]:
             "steering": sentences(config.steering),
             "debiased_against": config.debiasing.get("against", []),
         },
+        "scale": sections.scale(evidence),
         "data": sections.data(evidence),
         "objectives": sections.objectives(evidence),
         "correlations": sections.correlations(evidence),
@@ -194,11 +194,17 @@ def seen_notices(seen: Mapping[str, Mapping[str, Any]]) -> list[Notice]:
 
 
 def accuracy_notices(accuracy: float, interval: tuple[float, float] | None, pairs: int) -> list[Notice]:
-    """Preferences no better than chance."""
+    """Preferences that guessing may predict as well, or better."""
     if interval is None or interval[0] > 0.5:
         return []
     text = f"{accuracy:.1%} of {pairs:,} pairs, 95% interval {interval[0]:.1%} to {interval[1]:.1%}."
-    return [Notice("Preferences are predicted no better than by chance", text)]
+    worse = interval[1] < 0.5
+    title = (
+        "Preferences are predicted worse than by guessing"
+        if worse
+        else "Guessing may predict these preferences as well"
+    )
+    return [Notice(title, text)]
 
 
 def score_length_notices(score: float, gap: tuple[float, float, int] | None, *, debiased: bool) -> list[Notice]:
@@ -321,7 +327,7 @@ def uncertainty_notices(bounds: Mapping[str, float]) -> list[Notice]:
     """Standard deviations that are stored approximately, from the error bounds of objectives by name."""
     if not bounds:
         return []
-    return [Notice("Some standard deviations are approximate", f"The {approximate_sentence(bounds)}.")]
+    return [Notice("The ± of some ratings is approximate", approximate_sentence(bounds))]
 
 
 def row_notices(unscored: int, truncated: int, conversations: int) -> list[Notice]:

@@ -137,11 +137,16 @@ def finish(arguments: list[str], log: Path) -> int:
     return wait(start(arguments, log))
 
 
-def digests(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file below a folder, without names of the folder in text."""
+def digests(folder: Path, temporary: bool = True) -> dict[str, str]:
+    """SHA-256 of every file below a folder, without names of the folder in text.
+
+    Args:
+        temporary: also of files that a killed process leaves under a temporary name.
+    """
     found = {}
     for path in sorted(folder.rglob("*")):
-        if path.is_file() and path.name not in APART:
+        apart = not temporary and any(name.endswith(".tmp") for name in path.relative_to(folder).parts)
+        if path.is_file() and path.name not in APART and not apart:
             content = path.read_bytes().replace(str(folder).encode(), b"FOLDER")
             found[str(path.relative_to(folder))] = sha256(content).hexdigest()
     return found
@@ -177,7 +182,7 @@ class Shows:
 
     def resume(self, tally: Tally, arguments: list[str], out: Path, expected: dict[str, str], what: str) -> None:
         """Run to the end, unless the output was complete already, and compare."""
-        if not difference(expected, digests(out)):
+        if not difference(expected, digests(out, temporary=False)):
             tally.same += 1
             return
         code = finish(arguments, self.log)

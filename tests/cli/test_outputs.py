@@ -6,6 +6,7 @@ import inspect
 import json
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import get_type_hints
 
@@ -143,6 +144,19 @@ def test_a_closed_output_is_one_line(capsys, data, monkeypatch):
     monkeypatch.setattr(sys, "stdout", None)
     code = exit_code("rank", data, "--scorer", SCORER)
     assert code == 1 and capsys.readouterr().err == "armorm: standard output: is closed\n" and not CALLS
+
+
+@pytest.mark.parametrize("form", [[], ["--json"]])
+def test_tables_and_json_that_cannot_be_printed_are_one_line(capsys, data, monkeypatch, form):
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        assert exit_code("inspect", data, *form) == 1
+        monkeypatch.setattr(sys, "stdout", None)
+        assert exit_code("inspect", data, *form) == 1
+        with suppress(OSError):
+            full.flush()
+    errors = capsys.readouterr().err.splitlines()
+    assert errors == ["armorm: standard output: No space left on device", "armorm: standard output: is closed"]
 
 
 def test_a_closed_input_is_one_line(capsys, data, monkeypatch):

@@ -23,6 +23,7 @@ from armorm.model.modeling import ArmoRMForSequenceClassification
 from armorm.reward_model import ArmoRM
 from tests.helpers.commands import run
 from tests.helpers.conversations import chat
+from tests.helpers.examples import examples
 from tests.helpers.small_models import reward_model, tokenizer
 
 CHAT = chat("Hi", "Yes.")
@@ -296,14 +297,14 @@ def load_or_one_line(saved: Path, folder: Path, draw: st.DataObject) -> None:
 options = {"deadline": None, "suppress_health_check": list(HealthCheck), "derandomize": True}
 
 
-@settings(max_examples=15, **options)
+@settings(max_examples=examples(15), **options)
 @given(draw=st.data())
 def test_any_broken_config_is_refused_in_one_line_or_scores(saved, tmp_path_factory, draw):
     load_or_one_line(saved, tmp_path_factory.mktemp("broken"), draw)
 
 
 @pytest.mark.slow
-@settings(max_examples=200, **options)
+@settings(max_examples=examples(200), **options)
 @given(draw=st.data())
 def test_any_of_many_broken_configs_is_refused_in_one_line_or_scores(saved, tmp_path_factory, draw):
     load_or_one_line(saved, tmp_path_factory.mktemp("broken"), draw)

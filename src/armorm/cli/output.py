@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from rich.console import RenderableType
 from rich.table import Table
@@ -35,14 +35,18 @@ def emit(data: Any, *shown: RenderableType, as_json: bool, indent: int | None = 
     Args:
         indent: of the JSON; None prints it on one line.
         width: maximum width of the tables in characters; by default that of the terminal.
+
+    Raises:
+        OutputError, BrokenPipeError: as of `write_out`.
     """
     if as_json:
         write_out(json_text(data, indent) + "\n")
         return
-    console = Terminal(highlight=False)
-    for part in shown:
-        is_line = isinstance(part, str)
-        console.print(part, markup=not is_line, soft_wrap=is_line, width=width and min(width, console.width))
+    with standard_output():
+        console = Terminal(highlight=False)
+        for part in shown:
+            is_line = isinstance(part, str)
+            console.print(part, markup=not is_line, soft_wrap=is_line, width=width and min(width, console.width))
 
 
 def write_out(text: str) -> None:
@@ -52,11 +56,18 @@ def write_out(text: str) -> None:
         OutputError: if it cannot be written.
         BrokenPipeError: if its reader has gone.
     """
+    with standard_output() as file:
+        file.write(text)
+        file.flush()
+
+
+@contextmanager
+def standard_output() -> Iterator[TextIO]:
+    """Standard output; errors of writing to it name it, except `BrokenPipeError`."""
     if sys.stdout is None:
         raise OutputError("standard output", "is closed")
     try:
-        sys.stdout.write(text)
-        sys.stdout.flush()
+        yield sys.stdout
     except BrokenPipeError:
         raise
     except OSError as error:

@@ -5,8 +5,9 @@
 
 Runs the tests of broken input with more examples than usual: hypothesis draws data files in eight formats, recipes,
 configurations of models and HTTP bodies of every route; schemathesis draws requests from the server's own schema. No
-input may end in a traceback, a NaN or a message of several lines (the tests say what each entry point may do). Prints a table of counts and writes `results/broken_input.json`; entries that were not run keep their counts. Exit code
-1 if a test fails.
+input may end in a traceback, a NaN or a message of several lines (the tests say what each entry point may do). Prints a
+table of counts and writes `results/broken_input.json`; entries that were not run keep their counts. Exit code 1 if a
+test fails.
 """
 
 from __future__ import annotations

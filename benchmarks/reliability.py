@@ -1,7 +1,7 @@
 """Stop commands at random moments, and let the disk fill up: do they end with the same bytes, and in one line?
 
     python benchmarks/reliability.py                       # 100 kills, 250 signals and 50 full disks
-    python benchmarks/reliability.py --kills 5 --signals 5 --full-disks 5 --commands score embed
+    python benchmarks/reliability.py --kills 5 --signals 5 --full-disks 5 --commands score embed --output small.json
 
 Three shows, over train, embed, extend, evaluate and score with the embedded models:
 
@@ -15,8 +15,9 @@ full disks  The output is on a file system that is full after a random number of
 
 Commands run in forks of this process, which has imported the libraries, so that the moments fall into their work: they
 are drawn from the whole run time, from the first tenth of a second on. Every fifth signal goes to a new interpreter
-instead, imports included. Prints a table of counts and writes `results/reliability.json`, in which the results of other
-commands are kept: commands can be run one by one, or at the same time. Exit code 1 if anything differs.
+instead, imports included. Prints a table of counts and writes `results/reliability.json` after every run. Counts there
+of the same settings are continued, and those of other commands and kinds are kept: the shows can be stopped, and run in
+parts or at the same time. To start over, delete the file. Exit code 1 if anything differs.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from multiprocessing.context import ForkProcess
 from pathlib import Path
+from typing import Any
 
 PAGE = 4096  # bytes that a tmpfs gives at once
 FIRST_MOMENT = 0.1  # Python has started, and handles signals
@@ -137,11 +139,16 @@ def finish(arguments: list[str], log: Path) -> int:
     return wait(start(arguments, log))
 
 
-def digests(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file below a folder, without names of the folder in text."""
+def digests(folder: Path, temporary: bool = True) -> dict[str, str]:
+    """SHA-256 of every file below a folder, without names of the folder in text.
+
+    Args:
+        temporary: also of files that a killed process leaves under a temporary name.
+    """
     found = {}
     for path in sorted(folder.rglob("*")):
-        if path.is_file() and path.name not in APART:
+        apart = not temporary and any(name.endswith(".tmp") for name in path.relative_to(folder).parts)
+        if path.is_file() and path.name not in APART and not apart:
             content = path.read_bytes().replace(str(folder).encode(), b"FOLDER")
             found[str(path.relative_to(folder))] = sha256(content).hexdigest()
     return found
@@ -154,10 +161,11 @@ def difference(expected: dict[str, str], found: dict[str, str]) -> str:
 
 
 class Shows:
-    """The three shows on one command at a time."""
+    """The three shows on one command at a time; `rng` draws the moments."""
 
-    def __init__(self, work: Path, rng: random.Random, limit: float, importing: float) -> None:
-        self.work, self.rng, self.limit, self.importing = work, rng, limit, importing
+    def __init__(self, work: Path, limit: float, importing: float) -> None:
+        self.work, self.limit, self.importing = work, limit, importing
+        self.rng = random.Random()
         self.log = work / "log"
 
     def undisturbed(self, arguments: Callable[[Path], list[str]]) -> tuple[dict[str, str], float]:
@@ -177,7 +185,7 @@ class Shows:
 
     def resume(self, tally: Tally, arguments: list[str], out: Path, expected: dict[str, str], what: str) -> None:
         """Run to the end, unless the output was complete already, and compare."""
-        if not difference(expected, digests(out)):
+        if not difference(expected, digests(out, temporary=False)):
             tally.same += 1
             return
         code = finish(arguments, self.log)
@@ -273,7 +281,7 @@ def show(options: argparse.Namespace, work: Path, importing: float) -> Iterator[
     if "extend" in options.commands and finish(["train", f"{data}/recipe.yaml", "-o", str(base)], work / "log"):
         raise SystemExit((work / "log").read_text())
     for name in options.commands:
-        shows = Shows(work, random.Random(f"{options.seed} {name}"), options.limit, importing)
+        shows = Shows(work, options.limit, importing)
         arguments, place = commands[name], NAMES.index(name)
         expected, span = shows.undisturbed(arguments)
         size = sum(path.stat().st_size for path in (work / "out").rglob("*") if path.is_file())
@@ -281,11 +289,13 @@ def show(options: argparse.Namespace, work: Path, importing: float) -> Iterator[
         counts = {"kills": options.kills, "signals": options.signals, "full disks": options.full_disks}
         runs = {"kills": (shows.kill, span), "signals": (shows.signal, span), "full disks": (shows.full_disk, size)}
         for kind, (run, extent) in runs.items():
-            tally = Tally()
+            tally = earlier(options, kind, name)
             share = counts[kind] // len(NAMES) + (place < counts[kind] % len(NAMES))
-            for number in range(share):
+            for number in range(tally.runs, share):
+                shows.rng = random.Random(f"{options.seed} {name} {kind} {number}")
                 known = len(tally.faults)
                 run(tally, arguments, expected, extent)  # type: ignore[arg-type]
+                keep(kind, name, tally, options)
                 print(
                     f"  {name}, {kind}, {number + 1} of {share}: {tally.same} the same",
                     *tally.faults[known:],
@@ -297,17 +307,31 @@ def show(options: argparse.Namespace, work: Path, importing: float) -> Iterator[
                 yield kind, name, tally
 
 
-def keep(output: Path, kind: str, name: str, tally: Tally, options: argparse.Namespace) -> None:
+def settings(options: argparse.Namespace, kind: str, name: str) -> dict[str, Any]:
+    """What decides which counts belong together."""
+    return {"show": kind, "command": name, "rows": options.rows, "seed": options.seed, "limit": options.limit}
+
+
+def earlier(options: argparse.Namespace, kind: str, name: str) -> Tally:
+    """The counts in the file of results, to be continued."""
+    if options.output.exists():
+        for entry in json.loads(options.output.read_text())["shows"]:
+            same = settings(options, kind, name)
+            if same == {key: entry.pop(key) for key in same}:
+                return Tally(**entry)
+    return Tally()
+
+
+def keep(kind: str, name: str, tally: Tally, options: argparse.Namespace) -> None:
     """Write the counts of one show and command; entries of others stay in the file."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with output.open("a+") as file:  # another process may write the same file
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    with options.output.open("a+") as file:  # another process may write the same file
         fcntl.flock(file, fcntl.LOCK_EX)
         file.seek(0)
         text = file.read()
         shows = json.loads(text)["shows"] if text else []
         shows = [entry for entry in shows if (entry["show"], entry["command"]) != (kind, name)]
-        settings = {"rows": options.rows, "seed": options.seed, "limit": options.limit}
-        shows.append({"show": kind, "command": name, **settings, **vars(tally)})
+        shows.append(settings(options, kind, name) | vars(tally))
         shows.sort(key=lambda entry: (KINDS.index(entry["show"]), NAMES.index(entry["command"])))
         file.truncate(0)
         file.write(json.dumps({"shows": shows}, indent=1) + "\n")
@@ -335,7 +359,6 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as work:
         for kind, name, tally in show(options, Path(work), importing):
             rows.append((kind, name, tally))
-            keep(options.output, kind, name, tally, options)
     print(f"{'show':12}{'command':10}{'runs':>6}{'stopped':>9}{'same':>6}{'faults':>8}{'slowest':>9}")
     for kind, name, tally in rows:
         slowest = f"{tally.slowest:.1f} s" if tally.slowest else ""

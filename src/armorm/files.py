@@ -226,6 +226,14 @@ def _temporary_path(folder: Path, name: str) -> Path:
     return folder / f"{start}{os.getpid()}{end}"
 
 
+def discard(folder: Path) -> None:
+    """Remove a folder in one step: a kill leaves all of it or, under a temporary name, what is not needed any more."""
+    temporary = _temporary_path(folder.parent, folder.name[:200])
+    with temporary_file(temporary):
+        shutil.rmtree(temporary, ignore_errors=True)  # of a killed process with the number of this one
+        folder.rename(temporary)
+
+
 def _runs(process: int) -> bool:
     if os.name != "posix":  # elsewhere 0 is a signal
         return True

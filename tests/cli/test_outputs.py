@@ -6,6 +6,7 @@ import inspect
 import json
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import get_type_hints
 
@@ -94,6 +95,42 @@ def test_finished_prompts_are_kept_and_a_run_that_resumes_writes_the_same(capsys
     assert len(lines) == 150 and lines[:140] == expected[:140] and len(pairs.read_text().splitlines()) == 150
 
 
+@pytest.fixture
+def killed_at_the_end(data, tmp_path) -> tuple[Path, Path, Path]:
+    """Two outputs of `rank`, next to the chunks that a kill before their removal leaves."""
+    out, pairs, partial = (tmp_path / name for name in ("out.jsonl", "pairs.jsonl", "out.jsonl.partial"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("armorm.saved_chunks.discard", lambda folder: None)
+        assert exit_code("rank", data, "--scorer", SCORER, "-o", out, "--pairs", pairs) == 0
+    assert list(partial.glob("chunk-*"))
+    CALLS.clear()
+    return out, pairs, partial
+
+
+@pytest.mark.parametrize("named", ["both", "pairs"])
+def test_a_run_killed_after_its_output_has_its_name_ends_well(data, killed_at_the_end, named):
+    out, pairs, _ = killed_at_the_end
+    before = out.read_bytes(), pairs.read_bytes()
+    if named == "pairs":  # they get their names one after the other
+        out.unlink()
+    assert exit_code("rank", data, "--scorer", SCORER, "-o", out, "--pairs", pairs) == 0
+    assert (out.read_bytes(), pairs.read_bytes()) == before and not CALLS
+    assert sorted(path.name for path in out.parent.iterdir()) == ["out.jsonl", "pairs.jsonl", "rows.jsonl"]
+
+
+def test_an_output_of_another_run_next_to_finished_rows_is_not_replaced(capsys, data, killed_at_the_end):
+    out, pairs, partial = killed_at_the_end
+    command = ["rank", data, "--scorer", SCORER, "-o", out, "--pairs", pairs]
+    out.write_text("precious\n")  # all rows are kept, but the output is not theirs
+    code, _, errors = run(capsys, *command)
+    assert code == 1 and "out.jsonl: exists already" in errors and out.read_text() == "precious\n" and not CALLS
+    next(partial.glob("chunk-*")).unlink()  # nor is any row computed for it
+    code, _, errors = run(capsys, *command)
+    assert code == 1 and "out.jsonl: exists already" in errors and out.read_text() == "precious\n" and not CALLS
+    assert exit_code(*command, "--force") == 0
+    assert "precious" not in out.read_text() and len(CALLS) == 1 and not partial.exists()
+
+
 def test_every_parameter_that_names_a_path_says_what_it_is_for():
     read = {"policy", "run", "features", "against"}  # a policy, a run, and stores, which are read too
     for function in (function for functions in COMMANDS.values() for function in functions):
@@ -107,6 +144,19 @@ def test_a_closed_output_is_one_line(capsys, data, monkeypatch):
     monkeypatch.setattr(sys, "stdout", None)
     code = exit_code("rank", data, "--scorer", SCORER)
     assert code == 1 and capsys.readouterr().err == "armorm: standard output: is closed\n" and not CALLS
+
+
+@pytest.mark.parametrize("form", [[], ["--json"]])
+def test_tables_and_json_that_cannot_be_printed_are_one_line(capsys, data, monkeypatch, form):
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        assert exit_code("inspect", data, *form) == 1
+        monkeypatch.setattr(sys, "stdout", None)
+        assert exit_code("inspect", data, *form) == 1
+        with suppress(OSError):
+            full.flush()
+    errors = capsys.readouterr().err.splitlines()
+    assert errors == ["armorm: standard output: No space left on device", "armorm: standard output: is closed"]
 
 
 def test_a_closed_input_is_one_line(capsys, data, monkeypatch):

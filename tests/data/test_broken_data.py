@@ -25,6 +25,7 @@ from armorm.errors import ArmormError
 from armorm.objectives import Objective
 from tests.helpers.commands import run
 from tests.helpers.conversations import chat
+from tests.helpers.examples import examples
 from tests.helpers.small_models import reward_model
 
 FORMATS = ["jsonl", "jsonl.gz", "json", "json.gz", "csv", "csv.gz", "tsv", "parquet"]
@@ -134,7 +135,7 @@ def read_all(path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-@settings(max_examples=10, **options)
+@settings(max_examples=examples(10), **options)
 @given(draw=st.data())
 def test_any_broken_file_is_read_or_refused_in_one_line(tmp_path_factory, kind, draw):
     path = tmp_path_factory.getbasetemp() / f"broken.{kind}"
@@ -144,7 +145,7 @@ def test_any_broken_file_is_read_or_refused_in_one_line(tmp_path_factory, kind, 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", FORMATS)
-@settings(max_examples=100, **options)
+@settings(max_examples=examples(100), **options)
 @given(draw=st.data())
 def test_any_of_many_broken_files_is_read_or_refused_in_one_line(tmp_path_factory, kind, draw):
     path = tmp_path_factory.getbasetemp() / f"broken.{kind}"
@@ -153,7 +154,7 @@ def test_any_of_many_broken_files_is_read_or_refused_in_one_line(tmp_path_factor
 
 
 @pytest.mark.slow
-@settings(max_examples=100, **options)
+@settings(max_examples=examples(100), **options)
 @given(draw=st.data(), kind=st.sampled_from(FORMATS))
 def test_score_of_any_broken_file_ends_with_words_and_finite_scores(tmp_path_factory, model, capsys, draw, kind):
     path = tmp_path_factory.getbasetemp() / f"broken.{kind}"

@@ -23,10 +23,11 @@ from armorm.model.modeling import ArmoRMForSequenceClassification
 from armorm.reward_model import ArmoRM
 from tests.helpers.commands import run
 from tests.helpers.conversations import chat
+from tests.helpers.examples import examples
 from tests.helpers.small_models import reward_model, tokenizer
 
 CHAT = chat("Hi", "Yes.")
-SECONDS = 2.0
+SECONDS = 2.0  # of the processor, so that other programs do not count
 
 
 @pytest.fixture(scope="module")
@@ -70,10 +71,10 @@ def load(folder: Path) -> ArmoRM:
 
 
 def refusal(folder: Path, kind: type[ArmormError] = CheckpointError) -> str:
-    start = time.monotonic()
+    start = time.process_time()
     with pytest.raises(kind) as caught:
         Backbone.load(folder, dtype="float32", device="cpu") if kind is BackboneError else load(folder)
-    assert time.monotonic() - start < SECONDS
+    assert time.process_time() - start < SECONDS
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -145,6 +146,19 @@ def test_a_field_that_no_model_can_have_is_refused_by_its_name(broken, place, va
 def test_a_missing_or_cut_tokenizer_is_refused(broken, content):
     replace(broken, "tokenizer.json", content)
     assert f"{broken / 'tokenizer.json'}: " in refusal(broken)
+
+
+@pytest.mark.parametrize("kept", [0, 7, 100, 0.5, -1])
+def test_weights_that_are_cut_off_are_refused_by_name(broken, saved, kept):
+    whole = (saved / "model.safetensors").read_bytes()
+    replace(broken, "model.safetensors", whole[: int(kept * len(whole)) if isinstance(kept, float) else kept])
+    assert f"{broken / 'model.safetensors'}: found " in refusal(broken)
+
+
+def test_a_backbone_whose_weights_are_cut_off_is_refused_by_name(tmp_path):
+    backbone(tmp_path)
+    replace(tmp_path, "model.safetensors", (tmp_path / "model.safetensors").read_bytes()[:-1])
+    assert f"{tmp_path / 'model.safetensors'}: found " in refusal(tmp_path, BackboneError)
 
 
 @pytest.mark.parametrize("content", [None, b"", b"{}", b'{"model": '])
@@ -282,7 +296,7 @@ def load_or_one_line(saved: Path, folder: Path, draw: st.DataObject) -> None:
     for path in saved.iterdir():
         (folder / path.name).symlink_to(path)
     break_config(folder, draw)
-    start = time.monotonic()
+    start = time.process_time()
     try:
         scores = load(folder).score([CHAT]).scores
     except ArmormError as error:
@@ -290,20 +304,20 @@ def load_or_one_line(saved: Path, folder: Path, draw: st.DataObject) -> None:
         assert str(error)
     else:
         assert torch.isfinite(torch.from_numpy(scores)).all()
-    assert time.monotonic() - start < 2 * SECONDS
+    assert time.process_time() - start < 2 * SECONDS
 
 
 options = {"deadline": None, "suppress_health_check": list(HealthCheck), "derandomize": True}
 
 
-@settings(max_examples=15, **options)
+@settings(max_examples=examples(15), **options)
 @given(draw=st.data())
 def test_any_broken_config_is_refused_in_one_line_or_scores(saved, tmp_path_factory, draw):
     load_or_one_line(saved, tmp_path_factory.mktemp("broken"), draw)
 
 
 @pytest.mark.slow
-@settings(max_examples=200, **options)
+@settings(max_examples=examples(200), **options)
 @given(draw=st.data())
 def test_any_of_many_broken_configs_is_refused_in_one_line_or_scores(saved, tmp_path_factory, draw):
     load_or_one_line(saved, tmp_path_factory.mktemp("broken"), draw)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from armorm.serving.protocols import ROUTES, ROUTES_BY_PATH
 from tests.helpers.conversations import chat
+from tests.helpers.examples import examples
 
 VALUES = st.recursive(
     st.none()
@@ -27,7 +28,7 @@ FIELDS = sorted(
 
 
 @pytest.mark.parametrize("path", list(ROUTES_BY_PATH))
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=examples(40), deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_no_body_makes_the_server_fail(server, path, data):
     known = [name for route in ROUTES_BY_PATH[path] for name in route.request.model_fields]

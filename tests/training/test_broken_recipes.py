@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from armorm.data.synthetic import RECIPE
 from armorm.errors import RecipeError
 from armorm.training.recipe import Recipe
+from tests.helpers.examples import examples
 
 KEYS = sorted({*Recipe.model_fields, "data", "objectives", "construct", "from", "compute", "range", "nonsense"})
 SCALARS = st.one_of(
@@ -71,20 +72,20 @@ def changed_recipe(draw: st.DataObject) -> str:
     return yaml.safe_dump(values, allow_unicode=True)
 
 
-@settings(max_examples=60, **options)
+@settings(max_examples=examples(60), **options)
 @given(draw=st.data())
 def test_any_change_of_a_recipe_is_read_or_refused_in_one_line(draw):
     text = changed_recipe(draw)
     read_or_one_line(lambda: Recipe.from_text(text))
 
 
-@settings(max_examples=60, **options)
+@settings(max_examples=examples(60), **options)
 @given(text=TEXTS)
 def test_any_text_is_refused_in_one_line(text):
     read_or_one_line(lambda: Recipe.from_text(text))
 
 
-@settings(max_examples=40, **options)
+@settings(max_examples=examples(40), **options)
 @given(content=st.binary(max_size=60))
 def test_any_bytes_are_refused_in_one_line(tmp_path_factory, content):
     path: Path = tmp_path_factory.getbasetemp() / "any.yaml"
@@ -92,14 +93,14 @@ def test_any_bytes_are_refused_in_one_line(tmp_path_factory, content):
     read_or_one_line(lambda: Recipe.from_yaml(path))
 
 
-@settings(max_examples=40, **options)
+@settings(max_examples=examples(40), **options)
 @given(override=st.builds("{}={}".format, st.sampled_from(KEYS) | st.text(max_size=8), TEXTS))
 def test_any_override_is_read_or_refused_in_one_line(override):
     read_or_one_line(lambda: Recipe.from_text(RECIPE, [override]))
 
 
 @pytest.mark.slow
-@settings(max_examples=2000, **options)
+@settings(max_examples=examples(2000), **options)
 @given(draw=st.data(), text=TEXTS)
 def test_many_changes_of_a_recipe_are_read_or_refused_in_one_line(draw, text):
     changed = changed_recipe(draw)

@@ -108,19 +108,43 @@ def weight_shapes(folder: Path, pattern: str = "*.safetensors") -> dict[str, tup
     """dtype (`F32`, `BF16`, ...) and shape of every tensor in the weights of a folder, from the files' headers."""
     found: dict[str, tuple[str, tuple[int, ...]]] = {}
     for path in sorted(folder.glob(pattern)):
-        with path.open("rb") as file:
-            head = file.read(8)
-            length = struct.unpack("<Q", head)[0] if len(head) == 8 else 0
-            if not 0 < length <= min(_MOST_HEADER, path.stat().st_size - 8):
-                continue  # the loader says what is wrong with it
-            try:
-                header = json.loads(file.read(length))
-            except ValueError:
-                continue
-        for name, entry in header.items() if isinstance(header, dict) else ():
+        for name, entry in (_header(path) or ({}, 0))[0].items():
             if name != "__metadata__" and isinstance(entry, dict) and isinstance(entry.get("shape"), list):
                 found[name] = (str(entry.get("dtype")), tuple(entry["shape"]))
     return found
+
+
+def cut_weights(folder: Path, pattern: str = "*.safetensors") -> str:
+    """The first file of weights in a folder that does not have the size that its header says; empty if all have."""
+    for path in sorted(folder.glob(pattern)):
+        size, read = path.stat().st_size, _header(path)
+        if read is None:
+            return f"{path}: found no header of safetensors in {size:,} bytes, the file may be cut off"
+        header, start = read
+        ends = [entry["data_offsets"][-1] for name, entry in header.items() if name != "__metadata__"]
+        if start + max(ends, default=0) != size:
+            return f"{path}: found {size:,} bytes, expected {start + max(ends, default=0):,}, the file may be cut off"
+    return ""
+
+
+def _header(path: Path) -> tuple[dict[str, Any], int] | None:
+    """The header of a safetensors file, and where the tensors start; None for a file that has none."""
+    with path.open("rb") as file:
+        head = file.read(8)
+        length = struct.unpack("<Q", head)[0] if len(head) == 8 else 0
+        if not 0 < length <= min(_MOST_HEADER, path.stat().st_size - 8):
+            return None
+        try:
+            header = json.loads(file.read(length))
+        except ValueError:
+            return None
+    return (header, 8 + length) if isinstance(header, dict) and _has_offsets(header) else None
+
+
+def _has_offsets(header: dict[str, Any]) -> bool:
+    tensors = [entry for name, entry in header.items() if name != "__metadata__"]
+    places = [entry.get("data_offsets") if isinstance(entry, dict) else None for entry in tensors]
+    return all(isinstance(place, list) and place and all(type(end) is int for end in place) for place in places)
 
 
 def size_fault(settings: Mapping[str, Any], shapes: Mapping[str, tuple[str, tuple[int, ...]]], place: str = "") -> str:
@@ -146,6 +170,9 @@ def require_sound_folder(folder: Path, error: type[ArmormError]) -> None:
         error: in one line that names file and field.
     """
     settings = read_object(folder / CONFIG, error)
+    cut = cut_weights(folder, "model*.safetensors")
+    if cut:
+        raise error(cut)
     fault = decoder_fault(settings) or size_fault(settings, weight_shapes(folder, "model*.safetensors"))
     if fault:
         raise error(f"{folder / CONFIG}, {fault}")

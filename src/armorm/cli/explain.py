@@ -13,7 +13,7 @@ from typer import Argument, Option
 from armorm.cli import completion
 from armorm.cli.input import input_rows
 from armorm.cli.options import AllOption, DeviceOption, DtypeOption, ForceOption, HtmlOption, ModelOption, Place
-from armorm.cli.output import emit, require_unused, with_columns, write_page
+from armorm.cli.output import emit, require_unused, standard_output, with_columns, write_page
 from armorm.conversation import Conversation
 from armorm.data.rows import valid_rows
 from armorm.errors import DataError
@@ -87,7 +87,8 @@ def explain(
     explanations = rm.explanations(batch, [found for _, found in rows], tokens=by_token)
     for (number, conversation), given, explanation in zip(rows, columns, explanations, strict=True):
         if not as_json and len(explanations) > 1:
-            Terminal().rule(f"row {number}", align="left")
+            with standard_output():
+                Terminal().rule(f"row {number}", align="left")
         table = explanation if objective is None else replace(explanation, tokens=None)
         shown = table.lines(Terminal().width, every=every)
         if explanation.tokens is not None and objective is not None:

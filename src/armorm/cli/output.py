@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import json
 import os
 import stat
@@ -10,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from rich.console import RenderableType
 from rich.table import Table
@@ -18,11 +19,11 @@ from rich.text import Text
 
 from armorm.data.layout_detection import is_conversation_column
 from armorm.data.row_writer import WriteRow, row_writer
-from armorm.errors import DataError, OutputError
+from armorm.errors import OutputError
 from armorm.files import existing_parent, json_text, output_target, write_text
 from armorm.interruption import keep
 from armorm.progress import Terminal, say
-from armorm.saved_chunks import SavedChunks, work_folder
+from armorm.saved_chunks import SavedChunks, already_exists, partial_folder, work_folder
 
 WIDTH = 80
 AGAIN = "run the same command again to go on"
@@ -34,14 +35,18 @@ def emit(data: Any, *shown: RenderableType, as_json: bool, indent: int | None = 
     Args:
         indent: of the JSON; None prints it on one line.
         width: maximum width of the tables in characters; by default that of the terminal.
+
+    Raises:
+        OutputError, BrokenPipeError: as of `write_out`.
     """
     if as_json:
         write_out(json_text(data, indent) + "\n")
         return
-    console = Terminal(highlight=False)
-    for part in shown:
-        is_line = isinstance(part, str)
-        console.print(part, markup=not is_line, soft_wrap=is_line, width=width and min(width, console.width))
+    with standard_output():
+        console = Terminal(highlight=False)
+        for part in shown:
+            is_line = isinstance(part, str)
+            console.print(part, markup=not is_line, soft_wrap=is_line, width=width and min(width, console.width))
 
 
 def write_out(text: str) -> None:
@@ -51,11 +56,18 @@ def write_out(text: str) -> None:
         OutputError: if it cannot be written.
         BrokenPipeError: if its reader has gone.
     """
+    with standard_output() as file:
+        file.write(text)
+        file.flush()
+
+
+@contextmanager
+def standard_output() -> Iterator[TextIO]:
+    """Standard output; errors of writing to it name it, except `BrokenPipeError`."""
     if sys.stdout is None:
         raise OutputError("standard output", "is closed")
     try:
-        sys.stdout.write(text)
-        sys.stdout.flush()
+        yield sys.stdout
     except BrokenPipeError:
         raise
     except OSError as error:
@@ -78,18 +90,38 @@ def output_rows(path: Path | None) -> Iterator[WriteRow]:
 
 
 @contextmanager
-def resumable(output: Path | None, identity: Any) -> Iterator[SavedChunks]:
-    """Chunks of rows, the finished ones of which are kept next to `output` until the block ends.
+def resumable(
+    outputs: Sequence[Path | None], identity: Any, *, force: bool
+) -> Iterator[tuple[SavedChunks, list[Path | None]]]:
+    """Chunks of rows, the finished ones of which are kept next to the first output until the block ends.
 
     Args:
+        outputs: each None if it is not written to a file.
         identity: as of `SavedChunks`.
+        force: as of `require_unused`.
+
+    Yields:
+        the chunks, and where each output is to be written: at its path, or next to the chunks if it exists already.
+        Such an output must be that of these chunks, by a run that was killed at its very end.
+
+    Raises:
+        DataError: if it is not, before any chunk is computed.
     """
-    with work_folder(output) as folder:
+    files = [path for path in outputs if path is not None]
+    with work_folder(files[0] if files else None) as folder:
         if folder is None:
             keep("the rows written so far are complete; with --output FILE an interrupted run resumes")
-        else:
-            keep(f"finished rows are kept in {folder}; {AGAIN}")
-        yield SavedChunks(folder, identity)
+            for path in files:
+                require_unused(path, force)
+            yield SavedChunks(None, identity), list(outputs)
+            return
+        keep(f"finished rows are kept in {folder}; {AGAIN}")
+        again = {path: folder / f"again-{path.name}" for path in files if not force and path.is_file()}
+        chunks = SavedChunks(folder, identity, complete=next(iter(again), None))
+        yield chunks, [path and again.get(path, path) for path in outputs]
+        for path, written in again.items():
+            if not filecmp.cmp(path, written, shallow=False):
+                raise already_exists(path)
 
 
 def require_outputs(outputs: Sequence[Path], folders: Sequence[Path] = (), inputs: Sequence[str] = ()) -> None:
@@ -138,18 +170,22 @@ def _same(one: Path, other: Path) -> bool:
             return False
 
 
-def require_unused(path: Path | None, force: bool) -> None:
+def require_unused(path: Path | None, force: bool, kept_for: Path | None = None) -> None:
     """Check, before any work, that no file and no folder with files has the name of an output.
 
     Streams and devices (`/dev/stdout`, a FIFO) are written to, whatever `force` says.
 
+    Args:
+        kept_for: the first output of a command that keeps finished rows next to it; if there are any, `resumable`
+            decides.
+
     Raises:
         DataError: if one has, and `force` is not given.
     """
-    if path is None or force:
+    if path is None or force or (kept_for is not None and partial_folder(kept_for).is_dir()):
         return
     if path.is_file() or (path.is_dir() and any(path.iterdir())):
-        raise DataError("exists already; choose another name, or overwrite it with --force", file=path)
+        raise already_exists(path)
 
 
 def with_columns(entry: dict[str, Any], columns: Mapping[str, Any], *, texts: bool) -> dict[str, Any]:

@@ -94,8 +94,8 @@ def rank(
     from armorm.evaluation.scorer import CallableScorer, PairJudge
     from armorm.evaluation.scorers import load_scorer
 
-    require_unused(output, force)
-    require_unused(pairs, force)
+    for path in (output, pairs):
+        require_unused(path, force, kept_for=output or pairs)
     if pairs is None and (answers_only or min_margin is not None or min_probability is not None):
         raise typer.BadParameter("--min-margin, --min-probability and --answers-only choose pairs: expected --pairs")
     named = chosen_model(context, model, server, scorer)
@@ -129,10 +129,11 @@ def rank(
     prompts = written = unanswered = 0
     left_out: Counter[str] = Counter()
     rejected: list[tuple[int, int, str]] = []
+    identity = [chosen.describe(), dtype, device, asdict(rule), texts, strict]
     with (
-        resumable(output or pairs, [chosen.describe(), dtype, device, asdict(rule), texts, strict]) as chunks,
-        output_rows(output) as write,
-        output_rows(pairs) if pairs else nullcontext(ignore) as write_pair,
+        resumable([output, pairs], identity, force=force) as (chunks, [place, place_of_pairs]),
+        output_rows(place) as write,
+        output_rows(place_of_pairs) if pairs else nullcontext(ignore) as write_pair,
     ):
         while chunk := list(islice(candidates, CHUNK_PROMPTS)):
             found = chunks.get(map(_content, chunk), partial(ranked, chunk))

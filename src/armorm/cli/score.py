@@ -83,7 +83,7 @@ def score(
     beside = output is not None and output_target(output) is not None  # not beside a device or a FIFO
     listing = rejected or (output.with_name(f"{output.stem}.rejected.jsonl") if output and beside else None)
     require_outputs([path for path in (output, listing) if path], inputs=[input] if input else [])
-    require_unused(output, force)
+    require_unused(output, force, kept_for=output)
     named = chosen_model(context, model, server)
     name = STANDARD_INPUT if input in (None, "-") else input
     rows = input_rows(input, strict=strict)
@@ -106,7 +106,7 @@ def score(
     count = truncated = 0
     skipped: list[tuple[int, str]] = []
     identity += [normalize, details, every_turn, texts, strict]
-    with resumable(output, identity) as chunks, output_rows(output) as write:
+    with resumable([output], identity, force=force) as (chunks, [place]), output_rows(place) as write:
         while chunk := list(islice(rows, CHUNK_ROWS)):
             found = chunks.get(map(row_content, chunk), partial(scored, chunk))
             for entry in found["rows"]:

@@ -24,6 +24,7 @@ from armorm.cli.extend import extend
 from armorm.cli.fetch import fetch
 from armorm.cli.init import init
 from armorm.cli.inspect import inspect
+from armorm.cli.label import label
 from armorm.cli.leaderboard import leaderboard
 from armorm.cli.monitor import monitor
 from armorm.cli.probe import probe
@@ -48,7 +49,7 @@ COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {
     "Training": (demo, init, probe, train, extend),
     "Scoring": (score, explain, compare, rank, steer),
     "Evaluation": (evaluate, leaderboard, calibrate, report, monitor),
-    "Data and features": (inspect, embed, fetch),
+    "Data and features": (inspect, label, embed, fetch),
     "Deployment": (export, serve),
 }
 for panel, functions in COMMANDS.items():

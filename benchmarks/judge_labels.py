@@ -31,7 +31,7 @@ from armorm.files import write_json
 from armorm.progress import say
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
-from chat_server import chat_server, generator  # noqa: E402
+from chat_server import chat_server, generator
 
 PROMPTS = 60
 LONGEST = 900  # characters of prompt and reply
@@ -53,7 +53,8 @@ QUESTIONS = (
     (
         "topicalchat",
         RubricObjective(
-            *("topicalchat-overall", "How good is the reply, overall?", 1, 5), anchors=((1, "very bad"), (5, "very good"))
+            *("topicalchat-overall", "How good is the reply, overall?", 1, 5),
+            anchors=((1, "very bad"), (5, "very good")),
         ),
     ),
 )
@@ -100,7 +101,9 @@ def main() -> None:
                 "judged": dict(zip(map(str, levels.tolist()), counts.tolist(), strict=True)),
             }
             cells = [_cell(figures[figure]) for figure in ("Spearman", "kappa", "bias", "length")]
-            table.add_row(objective.name, str(len(conversations)), *(f"{share:.0%}" for share in valid.values()), *cells)
+            table.add_row(
+                objective.name, str(len(conversations)), *(f"{share:.0%}" for share in valid.values()), *cells
+            )
             write_json(arguments.output, {"prompts": PROMPTS, "longest": LONGEST, "objectives": results})
     Console(width=150).print(table)
 

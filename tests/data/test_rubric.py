@@ -25,7 +25,11 @@ def test_a_rubric_is_read_from_yaml(tmp_path):
     path.write_text(TEXT)
     rubric = Rubric.from_yaml(path)
     polite, rude = rubric.objectives
-    assert (polite.levels, polite.anchors, polite.column) == ([1, 2, 3, 4, 5], ((1, "insulting"), (5, "friendly")), "polite")
+    assert (polite.levels, polite.anchors, polite.column) == (
+        [1, 2, 3, 4, 5],
+        ((1, "insulting"), (5, "friendly")),
+        "polite",
+    )
     assert (rude.levels, rude.scale, rude.column) == ([], "rude=0:0.5:lower", "shop-rude")
     assert rubric.explain and rubric.pairs.objective == "polite"
 
@@ -33,9 +37,13 @@ def test_a_rubric_is_read_from_yaml(tmp_path):
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
-        ("range: [1, 5]", "range: [5, 1]", "field 'objectives.0.range': found [5, 1], expected [LOW, HIGH] with LOW < HIGH"),
+        (
+            "range: [1, 5]",
+            "range: [5, 1]",
+            "field 'objectives.0.range': found [5, 1], expected [LOW, HIGH] with LOW < HIGH",
+        ),
         ("name: rude", "name: polite", "field 'objectives.1.name': found 'polite' twice"),
-        ("question: \"How rude?\", ", "", "field 'objectives.1.question': missing"),
+        ('question: "How rude?", ', "", "field 'objectives.1.question': missing"),
         ("direction: lower", "direction: down", "expected higher, lower or neutral"),
         ("5: friendly", "6: friendly", "found 6: 'friendly', expected a rating from 1 to 5 with a text"),
         ("explain: true", "explain: often", "field 'explain': found 'often', expected true or false"),

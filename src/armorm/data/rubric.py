@@ -116,7 +116,9 @@ class Rubric:
         names = [objective.name for objective in objectives]
         doubled = next((place for place, each in enumerate(names) if each in names[:place]), None)
         if doubled is not None:
-            raise checked.error(f"objectives.{doubled}.name", f"found {names[doubled]!r} twice, expected each name once")
+            raise checked.error(
+                f"objectives.{doubled}.name", f"found {names[doubled]!r} twice, expected each name once"
+            )
         explain = checked.values.get("explain", False)
         if not isinstance(explain, bool):
             raise checked.error("explain", f"found {shown(explain)}, expected true or false")

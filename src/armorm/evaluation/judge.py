@@ -98,7 +98,10 @@ class RatingJudge:
         Raises:
             RewardServerError: if the server fails.
         """
-        texts = [RATING_PROMPT.format(prompt=transcript(c.prompt), response=message_text(c.messages[-1])) for c in conversations]
+        texts = [
+            RATING_PROMPT.format(prompt=transcript(c.prompt), response=message_text(c.messages[-1]))
+            for c in conversations
+        ]
         answers = _asked(self.client, texts)
         ratings = [parse_rating(answer) for answer in answers]
         unscored = {

@@ -42,6 +42,11 @@ def generator(name: str) -> Generate:
         return str(tokens.decode(found[0, ids.shape[1] :], skip_special_tokens=True))
 
     def most_likely(ids: torch.Tensor, texts: list[str]) -> int:
+        options = [encoded(text)[0] for text in texts]
+        starts = {tuple(option[:-1].tolist()) for option in options}
+        if len(starts) == 1:  # they differ in the last token alone: one forward pass
+            logits = model(torch.cat([ids, options[0][None, :-1]], 1), logits_to_keep=1).logits[0, -1]
+            return int(logits[torch.stack([option[-1] for option in options])].argmax())
         before = model(ids[:, :-1], use_cache=True).past_key_values
         scores = []
         for text in texts:

@@ -16,7 +16,15 @@ from typing import Any, get_args, get_origin
 ROOT = Path(__file__).parents[1]
 # Section of each page; pages that are not listed here are put under "More".
 ORDER: dict[str, list[str]] = {
-    "Start here": ["index.md", "own-objectives.md", "which-tool.md", "data.md", "datasets.md", "how-many-ratings.md", "labels.md"],
+    "Start here": [
+        "index.md",
+        "own-objectives.md",
+        "which-tool.md",
+        "data.md",
+        "datasets.md",
+        "how-many-ratings.md",
+        "labels.md",
+    ],
     "Train": ["concepts.md", "backbones.md", "heads.md", "fine-tuning.md", "extraction.md", "scale.md", "findings.md"],
     "Use": [
         "explaining.md",

@@ -47,7 +47,7 @@ def test_a_file_to_rate_has_unrated_rows_of_different_prompts_and_an_empty_colum
     result = json.loads(out)
     assert (result["candidates"], result["rated_already"], result["exact"]) == (55, 5, True)
     removed = [entry["removed"] for entry in result["suggestions"]]
-    assert removed == sorted(removed) and 0 < removed[0] and removed[-1] < 1
+    assert removed == sorted(removed) and removed[0] > 0 and removed[-1] < 1
     with open(output, newline="") as file:
         rows = list(csv.DictReader(file))
     assert [int(row["row"]) for row in rows] == [entry["row"] for entry in result["suggestions"]]
@@ -64,7 +64,7 @@ def test_a_rated_file_is_read_back_as_ratings_of_the_same_objective(capsys, smal
     rows = [json.loads(line) for line in output.read_text().splitlines()]
     assert len(rows) == 55
     output.write_text("".join(json.dumps({**row, OBJECTIVE: i % 5}) + "\n" for i, row in enumerate(rows)))
-    code, out, err = run(
+    code, _, err = run(
         capsys, "extend", small_run, "--ratings", output, "--objective", f"{OBJECTIVE}=0:4", "-o", tmp_path / "m"
     )
     assert code == 0, err

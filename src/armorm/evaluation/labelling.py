@@ -104,8 +104,8 @@ class Labels:
 
     Attributes:
         ratings: (n, k) raw, NaN for bad answers.
-        verdicts: by pair of rows (i, j), i < j, the verdict with i shown first and that with j shown first: 1 where i was
-            preferred, -1 where j, 0 for a tie, None for a bad answer.
+        verdicts: by pair of rows (i, j), i < j, the verdict with i shown first and that with j shown first: 1 where i
+            was preferred, -1 where j, 0 for a tie, None for a bad answer.
         bad: bad answers.
         requests: number of answers.
     """

@@ -51,9 +51,9 @@ class RidgePosterior:
     def of_moments(cls, moments: Moments, alpha: float, intercept: bool) -> RidgePosterior:
         """From the sums of the rated rows; exact."""
         d = len(moments.feature_sum)
-        center = moments.feature_sum / moments.count if intercept else np.zeros(d)
+        center = moments.feature_sum / moments.weight if intercept else np.zeros(d)
         inverse = np.linalg.inv(about(moments, center) + alpha * np.eye(d))
-        return cls(_with_intercept(inverse, moments.count if intercept else 0), center, intercept)
+        return cls(_with_intercept(inverse, moments.weight if intercept else 0), center, intercept)
 
     @classmethod
     def of_uncertainty(cls, known: Uncertainty, column: int) -> RidgePosterior:
@@ -149,7 +149,7 @@ def _in_turn(open_rows: np.ndarray, prompts: np.ndarray, taken: np.ndarray) -> n
     return mask
 
 
-def _with_intercept(inverse: np.ndarray, rows: int) -> np.ndarray:
+def _with_intercept(inverse: np.ndarray, rows: float) -> np.ndarray:
     if not rows:
         return inverse
     d = len(inverse)

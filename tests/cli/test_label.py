@@ -36,12 +36,12 @@ def cache(tmp_path, monkeypatch):
 
 @pytest.fixture
 def place(tmp_path):
-    """A folder with a rubric, and 60 prompts with two replies each; 40 of the prompts have own ratings."""
+    """A folder with a rubric, and 24 prompts with two replies each; 16 of the prompts have own ratings."""
     (tmp_path / "rubric.yaml").write_text(RUBRIC)
     rows = []
-    for i in range(60):
+    for i in range(24):
         for polite in (1, 5):
-            own = {"polite": max(polite - 1, 1)} if i < 40 else {}
+            own = {"polite": max(polite - 1, 1)} if i < 16 else {}
             rows.append({"prompt": f"Question {i}?", "response": f"Reply {polite} {'.' * (i % 7)}", **own})
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return tmp_path
@@ -78,18 +78,18 @@ def test_ratings_are_written_for_training_and_agreement_is_measured(capsys, plac
     with chat_served(answer) as served:
         code, out, err = label(capsys, place, served.url, "--json")
         assert code == 0, err
-        assert len(served.requests) == 240
+        assert len(served.requests) == 96
     found = rows_of(place / "labels.jsonl")
     assert [(row["polite"], row["wordy"]) for row in found[:2]] == [(1, 2), (5, 2)]
     assert found[1]["messages"][-1]["content"] == "Reply 5 "
     assert not (place / "labels.rejected.jsonl").exists()
     report = json.loads(out)
     polite = report["agreement"]["polite"]
-    assert polite["Spearman"]["n"] == 80 and polite["Spearman"]["value"] == pytest.approx(1)
-    assert polite["Spearman"]["interval"] is None  # 40 prompts
+    assert polite["Spearman"]["n"] == 32 and polite["Spearman"]["value"] == pytest.approx(1)
+    assert polite["Spearman"]["interval"] is None  # 16 prompts
     assert polite["bias"]["value"] == pytest.approx(0.5)
     assert report["agreement"]["wordy"]["Spearman"]["value"] is None  # nobody rated it
-    assert "small-chat: 240 requests for 120 replies (0 answered before), about" in " ".join(err.split())
+    assert "small-chat: 96 requests for 48 replies (0 answered before), about" in " ".join(err.split())
     code, out, err = run(capsys, "inspect", place / "labels.jsonl", "--json")
     assert code == 0, err
     assert "polite" in out
@@ -113,8 +113,8 @@ def test_cost_is_shown_and_a_dry_run_asks_nothing(capsys, place):
         code, out, err = run(capsys, *command, "--dry-run", "--json")
         assert code == 0, err
         cost = json.loads(out)
-        assert (cost["requests"], cost["replies"], cost["answered"]) == (240, 120, 0)
-        assert cost["prompt_tokens"] > 240 * 50
+        assert (cost["requests"], cost["replies"], cost["answered"]) == (96, 48, 0)
+        assert cost["prompt_tokens"] > 96 * 50
         code, out, _ = run(capsys, *command, "--dry-run")
         assert "[Reply to rate]" in out and "How polite is the reply?\nRate it from 1 to 5:\n1: insults" in out
         assert not served.requests
@@ -149,7 +149,7 @@ def test_bad_answers_are_listed_and_their_cells_are_empty(capsys, place):
     with chat_served(closing) as served:
         code, out, err = label(capsys, place, served.url)
     assert code == 0, err
-    assert "8 bad answers of 240 (polite 4, wordy 4)" in out
+    assert "8 bad answers of 96 (polite 4, wordy 4)" in out
     listed = rows_of(place / "labels.rejected.jsonl")
     assert [(entry["row"], entry["objective"]) for entry in listed[:3]] == [
         (15, "polite"),
@@ -161,7 +161,7 @@ def test_bad_answers_are_listed_and_their_cells_are_empty(capsys, place):
     with chat_served(lambda body: "") as served:
         code, out, err = label(capsys, place, served.url, output="none.jsonl")
     assert code == 1
-    assert "no answer of 240 is valid" in err
+    assert "no answer of 96 is valid" in err
     assert not (place / "none.jsonl").exists()
 
 
@@ -181,10 +181,10 @@ def test_pairs_are_asked_in_both_orders_and_position_bias_is_found(capsys, place
     with chat_served(answer) as served:
         code, out, err = label(capsys, place, served.url, "--json", rubric="pairs.yaml")
         assert code == 0, err
-        assert len(served.requests) == 240 + 120
+        assert len(served.requests) == 96 + 48
     found = json.loads(out)["pairs"]
     assert found["first"]["value"] == 1 and found["consistent"]["value"] == 0
-    assert found["agreement"] == {"value": 0.5, "n": 40, "interval": None}
+    assert found["agreement"] == {"value": 0.5, "n": 16, "interval": None}
     assert (place / "labels.pairs.jsonl").read_text() == ""  # no reply won over both orders
 
     def best(body):
@@ -199,12 +199,12 @@ def test_pairs_are_asked_in_both_orders_and_position_bias_is_found(capsys, place
         code, out, err = label(capsys, place, served.url, "--json", "--force", rubric="pairs.yaml")
     assert json.loads(out)["pairs"]["agreement"]["value"] == 1
     chosen = rows_of(place / "labels.pairs.jsonl")
-    assert len(chosen) == 60 and all(row["chosen"].startswith("Reply 5") for row in chosen)
+    assert len(chosen) == 24 and all(row["chosen"].startswith("Reply 5") for row in chosen)
 
 
 def test_a_killed_run_goes_on_where_it_ended(place):
     def slow(body):
-        time.sleep(0.05)
+        time.sleep(0.1)
         return answer(body)
 
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
@@ -212,7 +212,7 @@ def test_a_killed_run_goes_on_where_it_ended(place):
         command = [sys.executable, "-m", "armorm", "label", place / "rows.jsonl", "--rubric", place / "rubric.yaml"]
         command += ["--judge", served.url, "--output", place / "labels.jsonl", "--connections", "4"]
         process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
-        while len(served.requests) < 40 and process.poll() is None:
+        while len(served.requests) < 20 and process.poll() is None:
             time.sleep(0.05)
         process.send_signal(signal.SIGTERM)
         _, err = process.communicate(timeout=60)
@@ -220,10 +220,10 @@ def test_a_killed_run_goes_on_where_it_ended(place):
         assert not (place / "labels.jsonl").exists()
         time.sleep(1)
         done = len(served.requests)
-        assert 40 <= done < 200
+        assert 20 <= done < 80
         subprocess.run(command, env=environment, check=True, timeout=300)
-        assert 240 <= len(served.requests) <= 240 + 8
-    assert len(rows_of(place / "labels.jsonl")) == 120
+        assert 96 <= len(served.requests) <= 96 + 8
+    assert len(rows_of(place / "labels.jsonl")) == 48
     assert not Path(f"{place / 'labels.jsonl'}.partial").exists()
 
 

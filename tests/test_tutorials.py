@@ -14,6 +14,7 @@ pytestmark = pytest.mark.slow
 SAID = {
     "explain_a_score": ["Contributions sum to the score", "against an average response", "kind - rude"],
     "add_your_own_objective": ["support-polite", "On questions that were held out", "Replies that it never saw"],
+    "label_with_a_judge": ["Before anything is sent", "Agreement with people", "rule", "labels-polite"],
     "compare_two_models": ["95% interval", "shared pairs", "only the plain one"],
 }
 

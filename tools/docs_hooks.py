@@ -16,7 +16,15 @@ from typing import Any, get_args, get_origin
 ROOT = Path(__file__).parents[1]
 # Section of each page; pages that are not listed here are put under "More".
 ORDER: dict[str, list[str]] = {
-    "Start here": ["index.md", "own-objectives.md", "which-tool.md", "data.md", "datasets.md", "how-many-ratings.md"],
+    "Start here": [
+        "index.md",
+        "own-objectives.md",
+        "which-tool.md",
+        "data.md",
+        "datasets.md",
+        "how-many-ratings.md",
+        "labels.md",
+    ],
     "Train": ["concepts.md", "backbones.md", "heads.md", "fine-tuning.md", "extraction.md", "scale.md", "findings.md"],
     "Use": [
         "explaining.md",
@@ -87,7 +95,7 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 def filled(markdown: str) -> str:
     """The text with its generated tables."""
     tables = {"datasets": dataset_tables, "scale": scale_table, "layouts": layout_table, "probe": probe_table}
-    tables["learning"] = learning_table
+    tables |= {"learning": learning_table, "judge": judge_table, "suggest": suggest_table}
     return re.sub(r"<!-- made: (\w+) -->", lambda found: tables[found[1]](), markdown)
 
 
@@ -347,6 +355,48 @@ def learning_table() -> str:
             cells = ["" if by_size.get(size) is None else f"{by_size[size]:.2f}" for size in sizes]
             start = f"{entry['objective']} ({entry['ratings']:,}, {entry['prompts']:,}) | {sample}"
             lines.append(f"| {start} | {' | '.join(cells)} | {last:.2f} |")
+    return "\n".join(lines)
+
+
+def judge_table() -> str:
+    """What a small judge's labels are worth, from benchmarks/results/judge_labels.json."""
+    import json
+
+    found = json.loads((ROOT / "benchmarks/results/judge_labels.json").read_text(encoding="utf-8"))
+    lines = [
+        "| objective | replies | valid answers, text | valid answers, schema | Spearman | kappa | bias | length |",
+        "| --- | --: | --: | --: | --: | --: | --: | --: |",
+    ]
+    for name, entry in found["objectives"].items():
+        cells = [f"{entry['valid'][kind]:.0%}" for kind in ("text", "schema")]
+        for figure in ("Spearman", "kappa", "bias", "length"):
+            value, interval = entry["agreement"][figure]["value"], entry["agreement"][figure]["interval"]
+            ends = "" if interval is None else " ({:.2f} to {:.2f})".format(*interval)
+            cells.append("" if value is None else f"{value:.2f}{ends}")
+        lines.append(f"| {name} | {entry['replies']} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def suggest_table() -> str:
+    """Spearman by how the next ratings are chosen, from benchmarks/results/suggest.json."""
+    import json
+
+    found = json.loads((ROOT / "benchmarks/results/suggest.json").read_text(encoding="utf-8"))
+    sizes = sorted({size for entry in found["objectives"].values() for size in entry["sizes"]})[1:]
+    lines = [
+        f"| objective (ratings, prompts) | choice | {' | '.join(f'{size:,}' for size in sizes)} |",
+        f"| --- | --- |{' --: |' * len(sizes)}",
+    ]
+    for name, entry in found["objectives"].items():
+        for choice, curve in entry["spearman"].items():
+            by_size = dict(zip(entry["sizes"], curve, strict=True))
+            errors = dict(zip(entry["sizes"], entry["gain"].get(choice, {}).get("standard_error", []), strict=False))
+            cells = [
+                "" if size not in by_size else f"{by_size[size]:.3f}" + (f" ± {errors[size]:.3f}" if errors else "")
+                for size in sizes
+            ]
+            start = f"{name} ({entry['ratings']:,}, {entry['prompts']:,})" if choice == "random" else ""
+            lines.append(f"| {start} | {choice} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

@@ -26,7 +26,9 @@ class ChatServed:
 
 
 @contextmanager
-def chat_served(closing: Callable[[dict[str, Any]], str], key: str = "") -> Iterator[ChatServed]:
+def chat_served(
+    closing: Callable[[dict[str, Any]], str], key: str = "", most_characters: int | None = None
+) -> Iterator[ChatServed]:
     """A server whose answers are what the model generates, then the closing line that the test wants.
 
     A random model of 20 thousand weights never writes a verdict of its own accord.
@@ -34,6 +36,7 @@ def chat_served(closing: Callable[[dict[str, Any]], str], key: str = "") -> Iter
     Args:
         closing: from the request to the last line of its answer; it may be empty.
         key: required in the header, if any.
+        most_characters: longer requests are rejected.
     """
     config = LlamaConfig(
         vocab_size=8192,
@@ -66,6 +69,9 @@ def chat_served(closing: Callable[[dict[str, Any]], str], key: str = "") -> Iter
                 self.send({"error": {"message": "no valid API key"}}, 401)
                 return
             assert self.path == "/v1/chat/completions"
+            if most_characters is not None and len(body["messages"][-1]["content"]) > most_characters:
+                self.send({"error": {"message": "too long"}}, 400)
+                return
             with one_at_a_time:
                 served.requests.append(body)
                 ids = tokens.apply_chat_template(

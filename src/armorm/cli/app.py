@@ -24,6 +24,7 @@ from armorm.cli.extend import extend
 from armorm.cli.fetch import fetch
 from armorm.cli.init import init
 from armorm.cli.inspect import inspect
+from armorm.cli.label import label
 from armorm.cli.leaderboard import leaderboard
 from armorm.cli.monitor import monitor
 from armorm.cli.probe import probe
@@ -32,6 +33,7 @@ from armorm.cli.report import report
 from armorm.cli.score import score
 from armorm.cli.serve import serve
 from armorm.cli.steer import steer
+from armorm.cli.suggest import suggest
 from armorm.cli.train import train
 from armorm.errors import ArmormError
 from armorm.version import __version__
@@ -48,7 +50,7 @@ COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {
     "Training": (demo, init, probe, train, extend),
     "Scoring": (score, explain, compare, rank, steer),
     "Evaluation": (evaluate, leaderboard, calibrate, report, monitor),
-    "Data and features": (inspect, embed, fetch),
+    "Data and features": (inspect, label, suggest, embed, fetch),
     "Deployment": (export, serve),
 }
 for panel, functions in COMMANDS.items():

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
-from typer import Option
+from typer import BadParameter, Option
 
 from armorm.cli.options import DeviceOption, DtypeOption, ModelOption, Place, ReasoningOption
 from armorm.errors import CheckpointError, MissingExtraError
@@ -41,6 +41,11 @@ def serve(
     reasoning: ReasoningOption = None,
     empty_score: Annotated[float | None, Option(help="Score of an empty response (default: rejected).")] = None,
     ui: Annotated[bool, Option("--ui", help="Also serve the playground at /ui.")] = False,
+    ratings: Annotated[
+        Path | None,
+        Option(help="With --ui: ratings given in the playground are appended to this file (on this machine only)."),
+        Place.FILE,
+    ] = None,
     score_log: Annotated[
         Path | None, Option(help="Log file of the scores (no texts), for `armorm monitor`."), Place.FILE
     ] = None,
@@ -77,6 +82,11 @@ def serve(
         raise MissingExtraError(f"serving needs {', '.join(missing)}, expected: pip install 'armorm[{extras}]'")
     if ui and find_spec("gradio") is None:
         raise MissingExtraError("the playground needs gradio, expected: pip install 'armorm[serve,ui]'")
+    from armorm.serving.hosts import is_local
+
+    if ratings is not None and not (ui and is_local(host)):
+        expected = "expected --ui, and --host 127.0.0.1: whoever opens the page could write to the file"
+        raise BadParameter(f"--ratings: {expected}")
     from armorm.reward_model import ArmoRM
     from armorm.serving import server
     from armorm.serving.engine import ScoringEngine
@@ -108,6 +118,7 @@ def serve(
         log_texts=log_texts,
         score_log=score_log,
         ui=ui,
+        ratings=ratings,
         **{option: value for option, value in given.items() if value is not None},
     )
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s")

@@ -11,7 +11,7 @@ import json
 import os
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Union
 from urllib.parse import urlsplit, urlunsplit
@@ -136,12 +136,14 @@ class JsonClient(Connections):
         sizes: Sequence[int] = (),
         advance: Advance = ignore,
         kept: frozenset[int] = frozenset(),
+        arrived: Callable[[int, dict[str, Any] | RewardServerError], None] | None = None,
     ) -> list[dict[str, Any] | RewardServerError]:
         """The responses to all requests, in order; requests that are waiting are cancelled when one fails.
 
         Args:
             sizes: units of work of each request, which `advance` is called with when its response has come.
             kept: statuses of errors that concern one request only: they are returned in its place.
+            arrived: called with the place and response of each request when it comes, in the request's thread.
         """
 
         def answer(place: int) -> dict[str, Any] | RewardServerError:
@@ -152,6 +154,8 @@ class JsonClient(Connections):
                 if error.status not in kept:
                     raise
                 found = error
+            if arrived is not None:
+                arrived(place, found)
             return found
 
         found = []

@@ -63,6 +63,7 @@ class RatingTable:
         origins: (n,) file and row number.
         edits: (n,) what was done to the reply of a constructed row, '' for rows of sets; empty without such rows.
         spreads: (n, k) standard deviation between the raters of a cell, NaN for one rater; None without several.
+        raters: (n, k) number of raters of each cell, 0 where missing; None where `spreads` is.
     """
 
     conversations: list[Conversation]
@@ -73,6 +74,7 @@ class RatingTable:
     origins: list[tuple[str, int]] = field(default_factory=list)
     edits: list[str] = field(default_factory=list)
     spreads: np.ndarray | None = None
+    raters: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.conversations)
@@ -89,6 +91,7 @@ class RatingTable:
             [self.origins[i] for i in rows] if self.origins else [],
             [self.edits[i] for i in rows] if self.edits else [],
             None if self.spreads is None else self.spreads[rows],
+            None if self.raters is None else self.raters[rows],
         )
 
     def with_column(self, objective: Objective, raw: np.ndarray) -> RatingTable:
@@ -96,7 +99,8 @@ class RatingTable:
         objectives = ObjectiveSet([*self.objectives, objective])
         ratings = np.column_stack([self.ratings, raw])
         spreads = None if self.spreads is None else np.column_stack([self.spreads, np.full(len(self), np.nan)])
-        return replace(self, ratings=ratings, objectives=objectives, spreads=spreads)
+        raters = None if self.raters is None else np.column_stack([self.raters, (~np.isnan(raw)).astype(np.int64)])
+        return replace(self, ratings=ratings, objectives=objectives, spreads=spreads, raters=raters)
 
     @property
     def natural(self) -> np.ndarray:
@@ -151,16 +155,19 @@ def read_ratings(
     rejections = Rejections(strict=True) if rejections is None else rejections
     objectives = merge_objectives(sets)
     table = RatingTable([], np.empty((0, len(objectives))), objectives, [], [])
-    spreads = [np.empty((0, len(objectives)))]
+    spreads, raters = [np.empty((0, len(objectives)))], [np.empty((0, len(objectives)), np.int64)]
     for rated in sets:
         part = _read_set(rated, objectives, rejections)
         part = part.take(sample_by_prompt([c.prompt_key for c in part.conversations], smaller(limit, rated.rows)))
         table.ratings = np.concatenate([table.ratings, part.ratings])
-        spreads.append(np.full(part.ratings.shape, np.nan) if part.spreads is None else part.spreads)
+        assert part.spreads is not None and part.raters is not None
+        spreads.append(part.spreads)
+        raters.append(part.raters)
         for name in ("conversations", "sources", "splits", "origins"):
             getattr(table, name).extend(getattr(part, name))
     merged = np.concatenate(spreads)
-    table.spreads = None if np.isnan(merged).all() else merged
+    if not np.isnan(merged).all():
+        table.spreads, table.raters = merged, np.concatenate(raters)
     return table
 
 
@@ -168,6 +175,7 @@ def _read_set(rated: RatedSet, objectives: ObjectiveSet, rejections: Rejections)
     table = RatingTable([], np.empty(0), objectives, [], [])
     ratings: list[np.ndarray] = []
     spreads: list[np.ndarray] = []
+    raters: list[np.ndarray] = []
     columns_found: set[str] = set()
     seen = {column: ColumnCheck(column, objective) for column, objective in rated.columns.items()}
 
@@ -176,16 +184,18 @@ def _read_set(rated: RatedSet, objectives: ObjectiveSet, rejections: Rejections)
 
     for row, split, conversation in read_rows(rated.location, read, rejections):
         values, between = np.full((2, len(objectives)), np.nan)
+        count = np.zeros(len(objectives), np.int64)
         for column, objective in rated.columns.items():
             cell = seen[column].read(row, rejections)
             place = objectives.position(objective.name)
             if not math.isnan(cell.value):
-                values[place], between[place] = cell.value, cell.spread
+                values[place], between[place], count[place] = cell.value, cell.spread, cell.raters
         columns_found.update(row.values)
         table.splits.append(split)
         table.conversations.append(conversation)
         ratings.append(values)
         spreads.append(between)
+        raters.append(count)
         table.origins.append((row.file, row.number))
     for check in seen.values():
         check.require_scale()
@@ -193,7 +203,9 @@ def _read_set(rated: RatedSet, objectives: ObjectiveSet, rejections: Rejections)
     if absent:
         hint = "" if absent[0] in columns_found else nearest(absent[0], columns_found)
         raise DataError(f"no row rates it{hint}", file=rated.location.name, field=absent[0])
-    table.ratings, table.spreads = (np.array(a).reshape(len(ratings), len(objectives)) for a in (ratings, spreads))
+    shape = (len(ratings), len(objectives))
+    table.ratings, table.spreads = (np.array(a).reshape(shape) for a in (ratings, spreads))
+    table.raters = np.array(raters, np.int64).reshape(shape)
     table.sources = [rated.source] * len(ratings)
     return table
 

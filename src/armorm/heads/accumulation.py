@@ -7,8 +7,8 @@ no precision.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -30,11 +30,24 @@ class RatedBlock:
         features: (B, d) float.
         ratings: (B, k) mapped ratings, NaN where missing.
         folds: (B,) int, 0 <= fold; rows of one prompt share a fold.
+        weights: by column of the ratings, (B,) weight > 0 of each row's squared error; columns without have weight 1.
     """
 
     features: np.ndarray
     ratings: np.ndarray
     folds: np.ndarray
+    weights: Mapping[int, np.ndarray] = field(default_factory=dict)
+
+    def parts(self) -> Iterator[tuple[RatedBlock, np.ndarray | None]]:
+        """Blocks whose columns share their weights, with these: one for each weighted column, one for the others."""
+        if not self.weights:
+            yield self, None
+            return
+        for columns in [None, *self.weights]:
+            ratings = np.full_like(self.ratings, np.nan)
+            own = [c for c in range(ratings.shape[1]) if c not in self.weights] if columns is None else [columns]
+            ratings[:, own] = self.ratings[:, own]
+            yield RatedBlock(self.features, ratings, self.folds), None if columns is None else self.weights[columns]
 
 
 def blocks_of(features: np.ndarray, ratings: np.ndarray, folds: np.ndarray, size: int = 8192) -> Iterator[RatedBlock]:
@@ -72,20 +85,18 @@ def accumulate(
     statistics = RatingStatistics(names, folds, hidden_size)
     sums = _Sums(statistics, np.dtype(precision), device)
     limit = max(pending_bytes // (hidden_size * np.dtype(precision).itemsize), 1)
-    waiting: dict[tuple[Columns, int], list[tuple[np.ndarray, np.ndarray]]] = {}
+    waiting: dict[tuple[Columns, int], list[tuple[np.ndarray, np.ndarray, np.ndarray]]] = {}
     sizes: dict[tuple[Columns, int], int] = {}
 
     def flush(key: tuple[Columns, int]) -> None:
         parts = waiting.pop(key)
         del sizes[key]
-        features, ratings = (
-            parts[0][i] if len(parts) == 1 else np.concatenate([part[i] for part in parts]) for i in (0, 1)
-        )
-        for start in range(0, len(features), _MOST_ROWS):
-            sums.add(*key, features[start : start + _MOST_ROWS], ratings[start : start + _MOST_ROWS])
+        merged = [parts[0][i] if len(parts) == 1 else np.concatenate([part[i] for part in parts]) for i in (0, 1, 2)]
+        for start in range(0, len(merged[0]), _MOST_ROWS):
+            sums.add(*key, *(values[start : start + _MOST_ROWS] for values in merged))
 
     first, origin = True, statistics.origin.astype(precision)
-    for block in blocks:
+    for block, weights in (part for whole in blocks for part in whole.parts()):
         if not len(block.features):
             continue
         present = ~np.isnan(block.ratings)
@@ -108,8 +119,9 @@ def accumulate(
             with np.errstate(invalid="ignore"):  # values that are not finite are rejected below
                 features = block.features[rows].astype(precision, copy=False)
                 features -= origin
+            given = np.ones(len(rows)) if weights is None else weights[rows]
             waiting.setdefault((columns, fold), []).append(
-                (features, block.ratings[np.ix_(rows, list(columns))].astype(np.float64))
+                (features, block.ratings[np.ix_(rows, list(columns))].astype(np.float64), given)
             )
             sizes[columns, fold] = sizes.get((columns, fold), 0) + len(rows)
             if sizes[columns, fold] >= _FLUSH_ROWS:
@@ -141,9 +153,14 @@ class _Sums:
     def __init__(self, statistics: RatingStatistics, dtype: np.dtype, device: str) -> None:
         self.statistics, self.dtype, self.device = statistics, dtype, device
 
-    def add(self, columns: Columns, fold: int, features: np.ndarray, ratings: np.ndarray) -> None:
+    def add(self, columns: Columns, fold: int, features: np.ndarray, ratings: np.ndarray, weights: np.ndarray) -> None:
         # A column of ones next to the ratings: its products are the features' sums.
-        narrow = np.column_stack([ratings, np.ones(len(ratings))]).astype(self.dtype)
+        narrow = np.column_stack([ratings, np.ones(len(ratings))])
+        weighted = bool((weights != 1).any())
+        if weighted:  # both sides of every product get the root of the weight
+            root = np.sqrt(weights)[:, None]
+            features, narrow = features * root.astype(self.dtype), narrow * root
+        narrow = narrow.astype(self.dtype)
         if self.device == "cpu":
             gram, cross = features.T @ features, features.T @ narrow  # numpy computes half of the first, by `syrk`
         else:
@@ -151,7 +168,9 @@ class _Sums:
         # A feature that is not finite shows on the diagonal.
         if not (np.isfinite(np.diagonal(gram)).all() and np.isfinite(ratings).all()):
             raise FitError("features or ratings of rated rows are not finite")
-        part = Moments(len(features), gram, cross[:, -1], cross[:, :-1], ratings.sum(0), ratings.T @ ratings)
+        products = ratings.T @ (weights[:, None] * ratings) if weighted else ratings.T @ ratings
+        total = weights @ ratings if weighted else ratings.sum(0)
+        part = Moments(len(features), gram, cross[:, -1], cross[:, :-1], total, products, float(weights.sum()))
         self.statistics.add(columns, fold, part)
 
 

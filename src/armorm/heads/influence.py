@@ -58,14 +58,14 @@ class FittedRidge:
     @classmethod
     def of(cls, moments: Moments, penalties: np.ndarray, intercept: bool) -> FittedRidge:
         """From the sums of all rows; penalties (j,) > 0."""
-        center = moments.feature_sum / moments.count if intercept else np.zeros(len(moments.feature_sum))
-        mean = moments.rating_sum / moments.count if intercept else np.zeros(len(moments.rating_sum))
+        center = moments.feature_sum / moments.weight if intercept else np.zeros(len(moments.feature_sum))
+        mean = moments.rating_sum / moments.weight if intercept else np.zeros(len(moments.rating_sum))
         values, vectors = scipy.linalg.eigh(about(moments, center), driver="evd", check_finite=False)
         inverse = 1 / (np.clip(values, 0.0, None)[:, None] + penalties)
-        cross = moments.cross - moments.count * np.outer(center, mean)
+        cross = moments.cross - moments.weight * np.outer(center, mean)
         weight = (vectors @ (inverse * (vectors.T @ cross))).T
         if intercept:
-            inverse = np.vstack([inverse, np.full(len(penalties), 1 / moments.count)])
+            inverse = np.vstack([inverse, np.full(len(penalties), 1 / moments.weight)])
         return cls(weight, mean - weight @ center, center, vectors, inverse, intercept)
 
     def rotated(self, features: np.ndarray) -> np.ndarray:

@@ -186,7 +186,7 @@ class _Curvature:
         k, d = len(self._alphas), self._statistics.hidden_size
         factors = np.empty((k, d, d))
         for columns, total in self._totals(without):
-            gram, count = total.gram, total.count
+            gram, count = total.gram, total.weight
             if self._intercept:
                 gram = gram - np.outer(total.feature_sum, total.feature_sum) / count
             variances = np.diagonal(total.rating_products) / count - (total.rating_sum / count) ** 2
@@ -201,7 +201,7 @@ class _Curvature:
             return bias
         bias = bias.copy()
         for columns, total in self._totals(without):
-            bias[columns] -= moved[columns] @ (total.feature_sum / total.count)
+            bias[columns] -= moved[columns] @ (total.feature_sum / total.weight)
         return bias
 
     def _totals(self, without: int | None) -> Iterator[tuple[list[int], Moments]]:

@@ -53,7 +53,7 @@ def spectrum(moments: Moments, intercept: bool, most: int, total: Moments | None
         total: moments of these and the held-out rows.
     """
     count, d = moments.count, len(moments.feature_sum)
-    center = moments.feature_sum / max(count, 1) if intercept else np.zeros(d)
+    center = moments.feature_sum / (moments.weight or 1.0) if intercept else np.zeros(d)
     values, vectors = scipy.linalg.eigh(about(moments, center), driver="evd", check_finite=False)
     values, vectors = np.clip(values[::-1], 0.0, None), vectors[:, ::-1]
     values[max(count - intercept, 0) :] = 0.0  # rounding; divided by a small alpha it would not be small
@@ -69,7 +69,7 @@ def about(moments: Moments, center: np.ndarray) -> np.ndarray:
     if not center.any():
         return moments.gram
     outer = np.outer(moments.feature_sum, center)
-    return moments.gram - outer - outer.T + moments.count * np.outer(center, center)
+    return moments.gram - outer - outer.T + moments.weight * np.outer(center, center)
 
 
 def low_rank_leverage(

@@ -41,7 +41,7 @@ class RidgePath:
     """
 
     def __init__(self, moments: Moments, intercept: bool, solver: Literal["cholesky", "eigen"] = "eigen") -> None:
-        count = max(moments.count, 1)
+        count = moments.weight or 1.0
         self._mean = moments.feature_sum / count if intercept else np.zeros_like(moments.feature_sum)
         self._rating_mean = moments.rating_sum / count if intercept else np.zeros_like(moments.rating_sum)
         self._gram = moments.gram - count * np.outer(self._mean, self._mean) if intercept else moments.gram
@@ -93,6 +93,7 @@ class RegressionReport:
         validation_errors: mean squared error on held-out folds for each alpha, mapped scale.
         r2: 1 - (error on held-out folds at the chosen alpha) / (variance of the ratings).
         warning: why not to trust it, or empty.
+        rater_weights: smallest and largest weight of a row, from the spread of several raters; None without weights.
     """
 
     objective: str
@@ -101,6 +102,7 @@ class RegressionReport:
     validation_errors: list[float]
     r2: float
     warning: str = ""
+    rater_weights: tuple[float, float] | None = None
 
 
 @dataclass
@@ -211,7 +213,7 @@ def fit_from_statistics(
             for index, alpha in enumerate(grid):
                 solved[fold, index, :, :d], solved[fold, index, :, d] = path.solve(alpha / scale[columns])
             errors += by_fold[fold].squared_error(solved[fold, :, :, :d], solved[fold, :, :, d])
-        errors = np.maximum(errors, 0.0) / sum(by_fold[fold].count for fold in counted)
+        errors = np.maximum(errors, 0.0) / sum(by_fold[fold].weight for fold in counted)
         chosen = errors.argmin(0)
         penalties = grid[chosen] / scale[columns]
         weight[columns], bias[columns] = RidgePath(total, intercept, "cholesky").solve(penalties)

@@ -17,6 +17,7 @@ Features are relative to an origin near their mean; `RatingStatistics.moments` a
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,11 +38,12 @@ class Moments:
 
     Attributes:
         count: rows.
-        gram: (d, d), X^T X.
+        gram: (d, d), X^T X; with weights of rows, here and below, each product is times the row's weight.
         feature_sum: (d,).
         cross: (d, j), X^T R of the j objectives rated on these rows.
         rating_sum: (j,).
         rating_products: (j, j), R^T R.
+        weight: sum of the rows' weights; by default `count`.
     """
 
     count: int
@@ -50,6 +52,11 @@ class Moments:
     cross: np.ndarray
     rating_sum: np.ndarray
     rating_products: np.ndarray
+    weight: float = math.nan
+
+    def __post_init__(self) -> None:
+        if math.isnan(self.weight):
+            self.weight = float(self.count)
 
     @classmethod
     def zero(cls, d: int, j: int) -> Moments:
@@ -64,16 +71,21 @@ class Moments:
 
     def __iadd__(self, other: Moments) -> Moments:
         self.count += other.count
-        for mine, theirs in zip(self._parts()[1:], other._parts()[1:], strict=True):
+        self.weight += other.weight
+        for mine, theirs in zip(self._sums(), other._sums(), strict=True):
             mine += theirs
         return self
 
     def _parts(self) -> tuple:
-        return self.count, self.gram, self.feature_sum, self.cross, self.rating_sum, self.rating_products
+        return self.count, *self._sums(), self.weight
+
+    def _sums(self) -> tuple[np.ndarray, ...]:
+        return self.gram, self.feature_sum, self.cross, self.rating_sum, self.rating_products
 
     def wide(self) -> Moments:
         """A copy in float64."""
-        return Moments(self.count, *(np.array(values, np.float64) for values in self._parts()[1:]))
+        copies = (np.array(values, np.float64) for values in self._sums())
+        return Moments(self.count, *copies, weight=self.weight)
 
     def of_columns(self, columns: Sequence[int]) -> Moments:
         """The sums for some of the j objectives; the features' own sums are shared, not copied."""
@@ -85,27 +97,29 @@ class Moments:
             self.cross[:, index],
             self.rating_sum[index],
             self.rating_products[np.ix_(index, index)],
+            self.weight,
         )
 
     def moved(self, offset: np.ndarray) -> Moments:
         """The sums of the same rows with `offset` (d,) added to every feature."""
-        other = self.feature_sum + 0.5 * self.count * offset
+        other = self.feature_sum + 0.5 * self.weight * offset
         left, right = np.column_stack([offset, other]), np.stack([other, offset])
         gram = scipy.linalg.blas.dgemm(1.0, left, right, 1.0, self.gram.T).T  # (+ both outer products, in one pass)
         return Moments(
             self.count,
             gram,
-            self.feature_sum + self.count * offset,
+            self.feature_sum + self.weight * offset,
             self.cross + np.outer(offset, self.rating_sum),
             self.rating_sum.copy(),
             self.rating_products.copy(),
+            self.weight,
         )
 
     def residual_products(self, weights: np.ndarray, bias: np.ndarray) -> np.ndarray:
         """Sums of products of errors (j, j) of weights (j, d) and bias (j,) on these rows; squares on the diagonal."""
         linear = weights @ self.cross + np.outer(bias, self.rating_sum)
         offset = np.outer(bias, weights @ self.feature_sum)
-        fitted = weights @ self.gram @ weights.T + offset + offset.T + self.count * np.outer(bias, bias)
+        fitted = weights @ self.gram @ weights.T + offset + offset.T + self.weight * np.outer(bias, bias)
         return fitted - linear - linear.T + self.rating_products
 
     def squared_error(self, weights: np.ndarray, bias: np.ndarray) -> np.ndarray:
@@ -121,7 +135,7 @@ class Moments:
         linear = np.einsum("...jd,dj->...j", weights, self.cross)
         linear -= bias * np.einsum("...jd,d->...j", weights, self.feature_sum)
         squares = np.diagonal(self.rating_products)
-        return fitted - 2 * linear + squares - 2 * bias * self.rating_sum + self.count * bias**2
+        return fitted - 2 * linear + squares - 2 * bias * self.rating_sum + self.weight * bias**2
 
 
 class RatingStatistics:
@@ -230,7 +244,7 @@ class RatingStatistics:
         for group, parts in self.groups.items():
             for part in parts:
                 sums[:, group] += np.stack(
-                    [np.full(len(group), part.count), part.rating_sum, np.diagonal(part.rating_products)]
+                    [np.full(len(group), part.weight), part.rating_sum, np.diagonal(part.rating_products)]
                 )
         with np.errstate(invalid="ignore", divide="ignore"):
             mean, square = sums[1] / sums[0], sums[2] / sums[0]
@@ -295,6 +309,8 @@ class RatingStatistics:
             for name in ("feature_sum", "cross", "rating_sum", "rating_products"):
                 arrays[f"{number}.{name}"] = np.stack([getattr(part, name) for part in parts])
             arrays[f"{number}.gram"] = np.stack([part.gram[upper] for part in parts])
+            if any(part.weight != part.count for part in parts):
+                arrays[f"{number}.weight"] = np.array([part.weight for part in parts], np.float64)
         head = {
             "format": _FORMAT,
             "names": self.names,
@@ -322,7 +338,9 @@ class RatingStatistics:
                     np.array(arrays[f"{number}.{name}"][fold])
                     for name in ("feature_sum", "cross", "rating_sum", "rating_products")
                 )
-                parts.append(Moments(int(arrays[f"{number}.count"][fold]), gram, *rest))
+                weights = arrays.get(f"{number}.weight")
+                total = math.nan if weights is None else float(weights[fold])
+                parts.append(Moments(int(arrays[f"{number}.count"][fold]), gram, *rest, weight=total))
             found.groups[tuple(columns)] = parts
         return found
 

@@ -63,6 +63,7 @@ class ServingSettings:
     # A line of numbers for each plain (not steered) scored row is appended to this file, for `armorm monitor`.
     score_log: Path | None = None
     ui: bool = False  # serve the playground at /ui; needs the extra `ui`
+    ratings: Path | None = None  # file that ratings given in the playground are appended to; None for no button
 
     def __post_init__(self) -> None:
         for name in (

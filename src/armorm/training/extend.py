@@ -59,6 +59,7 @@ from armorm.training.stages import (
     rated_split,
     reference_statistics,
     train_gate,
+    with_rater_weights,
 )
 from armorm.training.tracking import Tracking
 from armorm.version import __version__
@@ -271,6 +272,8 @@ def _fit_stage1(
     folds = section.folds if before is None else before.folds
     rows = rated.train_rows(corpus, folds, names)
     statistics = rows.statistics(folds)
+    rows = with_rater_weights(rated, rows, section, statistics)
+    statistics = rows.statistics(folds) if rows.weights else statistics
     if before is not None:
         statistics = before.with_names(names) + statistics
     has_uncertainty = names == objectives.names and rm.uncertainty is not None

@@ -6,8 +6,8 @@ shards, so memory does not grow with hidden size times the number of rated rows.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -171,6 +171,7 @@ class RatedRows:
     ratings: np.ndarray  # (n, k) mapped, NaN where missing
     folds: np.ndarray  # (n,) int
     names: Sequence[str]  # (k,) objectives
+    weights: Mapping[int, np.ndarray] = field(default_factory=dict)  # by column, (n,) of squared errors; 1 for others
 
     @property
     def levels(self) -> list[int]:
@@ -179,7 +180,9 @@ class RatedRows:
 
     def take(self, rows: np.ndarray) -> RatedRows:
         """Some of the rows."""
-        return replace(self, keys=self.keys[rows], ratings=self.ratings[rows], folds=self.folds[rows])
+        weights = {column: values[rows] for column, values in self.weights.items()}
+        kept = {name: getattr(self, name)[rows] for name in ("keys", "ratings", "folds")}
+        return replace(self, **kept, weights=weights)
 
     def features(self) -> np.ndarray:
         """(n, d) float32, all of them in memory."""
@@ -194,7 +197,8 @@ class RatedRows:
         for places, features in self.store.blocks(self.keys):
             ratings = self.ratings[places]
             left = ratings if start is None else residuals(start, features, ratings)
-            yield RatedBlock(features, left, self.folds[places])
+            weights = {column: values[places] for column, values in self.weights.items()}
+            yield RatedBlock(features, left, self.folds[places], weights)
 
     def statistics(self, fold_count: int, start: np.ndarray | None = None) -> RatingStatistics:
         """Sufficient statistics of the rows, or of the residuals of `start`, in this process."""
@@ -229,7 +233,9 @@ def statistics_by_ray(rows: RatedRows, fold_count: int, tasks: int | None = None
     task = ray.remote(_part_statistics).options(num_cpus=cores)
     folder = str(rows.store.folder.resolve())
     parts = [rows.take(part) for part in np.array_split(rows.store.order(rows.keys), tasks)]
-    waiting = [task.remote(folder, part.keys, part.ratings, part.folds, part.names, fold_count) for part in parts]
+    waiting = [
+        task.remote(folder, part.keys, part.ratings, part.folds, part.names, fold_count, part.weights) for part in parts
+    ]
     total: RatingStatistics | None = None
     while waiting:  # in order of completion, so that few parts are held at a time
         done, waiting = ray.wait(waiting)
@@ -240,8 +246,14 @@ def statistics_by_ray(rows: RatedRows, fold_count: int, tasks: int | None = None
 
 
 def _part_statistics(
-    folder: str, keys: np.ndarray, ratings: np.ndarray, folds: np.ndarray, names: Sequence[str], fold_count: int
+    folder: str,
+    keys: np.ndarray,
+    ratings: np.ndarray,
+    folds: np.ndarray,
+    names: Sequence[str],
+    fold_count: int,
+    weights: Mapping[int, np.ndarray],
 ) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """Statistics of some rows as plain arrays, in a Ray task, which opens the store itself."""
     store = FeatureStore.existing(folder)
-    return RatedRows(store, keys, ratings, folds, names).statistics(fold_count).to_arrays()
+    return RatedRows(store, keys, ratings, folds, names, weights).statistics(fold_count).to_arrays()

@@ -78,6 +78,9 @@ All splits are by prompt. R2 and the ridge penalty alpha come from cross-validat
 | {{ "%g"|format(report.alpha) }} | {{ number(report.r2) }} | {{ t.get("n", "") }} | {{ number(t.get("spearman")) }} \
 | {{ number(t.get("within_prompt")) }} | {{ number(t.get("mae")) }} |
 {% endfor %}
+{% for report in metrics.regression if report.rater_weights -%}
+- {{ report.objective }}: rows weighted by the spread of their raters, weights {{ number(report.rater_weights[0]) }} to {{ number(report.rater_weights[1]) }}
+{% endfor %}
 {% if metrics.data.get("constructs") -%}
 ## Constructed objectives
 

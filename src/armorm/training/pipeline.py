@@ -32,6 +32,7 @@ from armorm.heads.discount import constant_gate, discount_of
 from armorm.heads.gate_training import GateReport
 from armorm.heads.rated_record import FILE as RATED_RECORD
 from armorm.heads.regression import RegressionHead
+from armorm.heads.statistics import RatingStatistics
 from armorm.heads.uncertainty import Uncertainty
 from armorm.locks import locked
 from armorm.model.configuration import ArmoRMConfig
@@ -54,6 +55,7 @@ from armorm.training.saved_stages import Fitted, SavedStages, stage_keys
 from armorm.training.stages import (
     STATISTICS,
     OutOfFoldRewards,
+    RatedSplit,
     assemble_model,
     fit_stage1,
     heads_from_arrays,
@@ -65,6 +67,7 @@ from armorm.training.stages import (
     train_gate,
     train_joint_heads,
     train_quantile_heads,
+    with_rater_weights,
 )
 from armorm.training.tracking import Tracking
 from armorm.version import __version__
@@ -153,7 +156,7 @@ class _Run:
         self.saved = SavedStages(self.work, stage_keys(recipe, rated, pairs, reference, corpus, start))
 
         rows = rated.train_rows(corpus, recipe.regression.folds)
-        head, uncertainty = self.fit_regression(rows, rated.table.objectives, start)
+        head, uncertainty = self.fit_regression(rated, rows, start)
         record = row_record(rated, rows, head.reports, recipe.regression, start, self.work)
         record.save(self.work / RATED_RECORD, self.saved.keys["regression"])
         prompts = rated.train_prompts
@@ -262,22 +265,30 @@ class _Run:
             )
         return backbone
 
-    def fit_regression(self, rows: RatedRows, objectives: ObjectiveSet, start: np.ndarray | None) -> Heads:
+    def fit_regression(self, rated: RatedSplit, rows: RatedRows, start: np.ndarray | None) -> Heads:
         """Stage 1; its penalty shrinks towards `start`, the weights that a fine-tuned backbone was trained with."""
         section, backbone = self.recipe.regression, self.recipe.backbone
 
-        def fit() -> Fitted:
+        def sums(rows: RatedRows) -> RatingStatistics:
             if backbone.engine == "ray" and start is None:
-                statistics = statistics_by_ray(rows, section.folds, backbone.workers)
-            else:
-                statistics = rows.statistics(section.folds, start)
+                return statistics_by_ray(rows, section.folds, backbone.workers)
+            return rows.statistics(section.folds, start)
+
+        def fit() -> Fitted:
+            statistics = sums(rows)
+            weighted = with_rater_weights(rated, rows, section, statistics) if start is None else rows
+            if weighted.weights:
+                statistics = sums(weighted)
             (self.work / STATISTICS).unlink(missing_ok=True)
             if section.keep_statistics and start is None:  # ratings can be added later, but not to residuals
                 statistics.save(self.work / STATISTICS)
-            return heads_to_arrays(*fit_stage1(section, statistics, rows, start))
+            return heads_to_arrays(*fit_stage1(section, statistics, weighted, start))
 
         head, uncertainty = heads_from_arrays(*self.saved.get("regression", fit))
-        for objective, report in zip(objectives, head.reports, strict=True):
+        for objective, report in zip(rated.table.objectives, head.reports, strict=True):
+            if report.rater_weights:
+                weights = "{:.2f} to {:.2f}".format(*report.rater_weights)
+                self.console.print(f"objective {report.objective}: rows weighted by their raters' spread, {weights}")
             if objective.compute:
                 self.console.print(f"computed objective {objective.name}: R2 {report.r2:.2f} on held-out folds")
             if report.warning:

@@ -70,6 +70,8 @@ def stage_keys(
     rows, table = rated.train_conversations, rated.table
     ratings = table.ratings[rated.train]
     settings = [recipe.regression, recipe.backbone.engine]
+    if table.spreads is not None and table.raters is not None:  # several raters: weights of rows
+        settings += [table.spreads[rated.train], table.raters[rated.train]]
     keys = {
         "regression": stage_key(
             "regression", corpus.store.fingerprint, *read(rows), ratings, table.objectives.to_dicts(), start, *settings

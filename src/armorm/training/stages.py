@@ -24,6 +24,7 @@ from armorm.heads.gate_training import GateReport, RewardPairs, fit_gate
 from armorm.heads.joint import JointPairs, JointReport, fit_joint
 from armorm.heads.pair_weights import pair_weights
 from armorm.heads.quantiles import fit_quantiles
+from armorm.heads.rater_weights import rater_weights
 from armorm.heads.regression import RegressionHead, RegressionReport, fit_from_statistics, fold_of
 from armorm.heads.statistics import RatingStatistics
 from armorm.heads.uncertainty import ENOUGH_LEVELS, Uncertainty, fit_uncertainty
@@ -163,7 +164,44 @@ def fit_stage1(
         uncertainty = fit_uncertainty(
             statistics, head, rows.blocks(start), intervals, max_rank=section.uncertainty_rank, **options
         )
+    head = replace(head, reports=[_with_weights(report, rows) for report in head.reports])
     return head if start is None else with_start(head, start, rows.ratings), uncertainty
+
+
+def _with_weights(report: RegressionReport, rows: RatedRows) -> RegressionReport:
+    """The report with the range of the rows' weights, if the objective has any."""
+    column = list(rows.names).index(report.objective)
+    if column not in rows.weights:
+        return report
+    found = rows.weights[column][~np.isnan(rows.ratings[:, column])]
+    return replace(report, rater_weights=(float(found.min()), float(found.max())))
+
+
+def with_rater_weights(
+    rated: RatedSplit, rows: RatedRows, section: RegressionSection, statistics: RatingStatistics
+) -> RatedRows:
+    """Training rows with the weights of objectives that several people rated (`armorm.heads.rater_weights`).
+
+    Args:
+        rows: of `rated.train_rows`, without weights.
+        statistics: of these rows, for the error of the unweighted fit.
+    """
+    table = rated.table.take(rated.train)
+    if table.spreads is None or table.raters is None or not (table.raters > 1).any():
+        return rows
+    folds = (0,) if section.validation == "split" else None
+    options: dict[str, Any] = {"intercept": section.intercept, "weights": section.weights, "validation_folds": folds}
+    reports = fit_from_statistics(statistics, alphas=section.alphas, **options).reports
+    errors = {report.objective: min(report.validation_errors) for report in reports}
+    weights = {}
+    for place, objective in enumerate(table.objectives):
+        column = list(rows.names).index(objective.name)
+        spreads = table.spreads[:, place] / abs(objective.scale)
+        found = rater_weights(
+            table.raters[:, place], spreads, ~np.isnan(rows.ratings[:, column]), errors.get(objective.name, np.nan)
+        )
+        weights |= {} if found is None else {column: found}
+    return replace(rows, weights=weights)
 
 
 def objective_reliability(

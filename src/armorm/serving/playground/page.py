@@ -31,6 +31,7 @@ from armorm.serving.engine import ScoringEngine
 from armorm.serving.errors import RequestError
 from armorm.serving.middleware import UI_PATH
 from armorm.serving.playground.cards import not_scored, results, status, welcome
+from armorm.serving.playground.rating import save_rating
 from armorm.serving.playground.reweighting import LETTERS, Reweighted, Reweighter, policy_yaml
 from armorm.serving.protocols.base import read_row
 
@@ -223,6 +224,24 @@ class Playground:
         found |= {"margin": reweighted.margin, "decided_by": [self.names[i] for i in reweighted.deciding]}
         return json.loads(json.dumps(plain(found)), parse_float=lambda text: float(f"{float(text):.6g}"))
 
+    def on_rate(self, prompt: str, *given: Any) -> str:
+        """Append a rating of one response to the ratings file; the status.
+
+        Args:
+            given: texts of the responses, then letter, objective and rating.
+        """
+        *texts, letter, name, value = given
+        text = dict(zip(LETTERS, texts, strict=True)).get(letter) or ""
+        path = self.engine.settings.ratings
+        assert path is not None
+        try:
+            conversation = Conversation.from_prompt(read_prompt(prompt), text)
+            objectives = self.engine.rm.objectives
+            save_rating(path, conversation, objectives[objectives.position(name)], value)
+        except ArmormError as error:
+            return status(f"Not saved: {error}.", "bad")
+        return status(f"Saved: {name} {value:g} for response {letter}, in {path.name}.", "good")
+
     # --- layout --------------------------------------------------------------------------------------
 
     def blocks(self) -> Any:
@@ -262,6 +281,11 @@ class Playground:
                     policy = gr.Code(served, language="yaml", label="Steering policy", lines=4)
                     as_json = gr.Code("", language="json", label="Results as JSON", lines=4, max_lines=16)
 
+            if self.engine.settings.ratings is not None:
+                rated = self._rating()
+                save = gr.Button("Save rating", size="sm", elem_id="save-rating")
+                once: dict[str, Any] = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}
+                save.click(self.on_rate, [prompt, *responses, *rated], [status_line], **once)
             outputs = [cards, policy, as_json, status_line]
             at_once: dict[str, Any] = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}
             queued = {**at_once, "queue": True, "concurrency_limit": 8}
@@ -294,6 +318,14 @@ class Playground:
                 options = {"label": name, "info": info, "interactive": usable, "min_width": 220}
                 sliders.append(gr.Slider(least, _LARGEST_FACTOR, 1.0, step=0.05, **options))
         return sliders, gr.Button("Reset all to 1", size="sm", elem_id="reset")
+
+    def _rating(self) -> list[Any]:
+        """What is rated: a response, an objective that people rate, and the rating."""
+        gr, rated = self.gr, [objective.name for objective in self.engine.rm.objectives if not objective.compute]
+        with gr.Row(elem_id="rating"):
+            letter = gr.Dropdown(list(LETTERS), value=LETTERS[0], label="Rate response")
+            name = gr.Dropdown(rated, value=rated[0] if rated else None, label="on", filterable=True)
+            return [letter, name, gr.Number(label="Rating, in the objective's own scale")]
 
 
 # --- rows of uploaded files ------------------------------------------------------------------------------

@@ -4,10 +4,11 @@
 
 PYTHON has armorm and vLLM (`make test-vllm` builds such an environment in `.venv-vllm`). The conversations are two
 or four responses to each of 188 prompts, mostly short, some of hundreds of tokens; a decision is which of two responses
-to a prompt has the higher score. The program starts vLLM's server with steps of 256 tokens, so that long conversations
-are computed in several. `alone`: one request at a time to `/classify`. `together`: all requests at once. Both are
-compared with `ArmoRM.score` in float32, its default on processors, and in the server's dtype. Local scores are kept
-under build/ for the next run.
+to a prompt has the higher score. The program starts vLLM's server with its defaults (chunked prefill on). `alone`: one
+request at a time to `/classify`. `together`: all requests at once. `named`: requests of 32 conversations to `/pooling`,
+answered by the plugin with named parts. `chunked`: all at once, to a second server with steps of 256 tokens, so that
+conversations are computed in several. All are compared with `ArmoRM.score` in float32, its default on processors, and
+in the server's dtype. Local scores are kept under build/ for the next run.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from rich.console import Console
 from rich.table import Table
 
 from armorm import ArmoRM, Conversation
+from armorm.client import connect
 from armorm.files import DEFAULT_REWARD_MODEL, embedded_path, write_json
 from armorm.model.remote_code import heads_digest
 from armorm.progress import progress
@@ -50,7 +52,7 @@ DRAWN = (
     ("preferences/oasst_models.jsonl.gz", 60, 4, 24),
     ("preferences/oasst_models.jsonl.gz", 2, 4, 250),
 )
-CHUNK = 256  # tokens of a step of vLLM
+STEP = 256  # tokens of a step of vLLM, for `chunked`
 TOLERANCE = {"float32": 1e-4, "bfloat16": None}
 DECISIONS = 0.005  # share that may differ in bfloat16
 SETTINGS = {  # of vLLM on processors
@@ -165,11 +167,29 @@ def score_together(url: str, conversations: Sequence[Conversation]) -> np.ndarra
         return np.array(list(pool.map(lambda one: classified(url, one, advance), conversations)))
 
 
+def score_named(url: str, conversations: Sequence[Conversation]) -> np.ndarray:
+    """Scores (n,) of the plugin; an error if a score is not the sum of its named contributions."""
+    with progress("named", len(conversations), "conversations") as advance, connect(url, "plugin") as client:
+        batch = client.score(conversations, advance=advance)
+    if not np.allclose(batch.contributions.sum(1), batch.scores, atol=1e-5, rtol=0):
+        raise RuntimeError(f"{url}: contributions do not sum to the scores")
+    return batch.scores.astype(np.float64)
+
+
 def classified(url: str, conversation: Conversation, advance: Callable[[int], None]) -> float:
     """Score of one conversation."""
     score: float = post(f"{url}/classify", {"messages": conversation.to_list()})["data"][0]["probs"][0]
     advance(1)
     return score
+
+
+# Ways to score, and the options of vLLM's server.
+WAYS: dict[str, tuple[Callable[[str, Sequence[Conversation]], np.ndarray], tuple[str, ...]]] = {
+    "together": (score_together, ()),
+    "alone": (score_alone, ()),
+    "named": (score_named, ()),
+    "chunked": (score_together, ("--max-num-batched-tokens", str(STEP))),
+}
 
 
 def compared(expected: np.ndarray, found: np.ndarray, pairs: np.ndarray) -> dict[str, float]:
@@ -190,8 +210,8 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32", choices=TOLERANCE)
     parser.add_argument("--conversations", type=int, default=500)
     parser.add_argument("--data", type=Path, default=Path(__file__).parents[2] / "shared" / "data")
-    parser.add_argument("--url", help="of a server with the model that runs already")
-    parser.add_argument("--ways", nargs="+", choices=["alone", "together"], default=["together", "alone"])
+    parser.add_argument("--url", help="of a server with the model that runs already, for all ways")
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--output", type=Path, help="JSON; by default under benchmarks/results")
     arguments = parser.parse_args()
     console = Console()
@@ -217,10 +237,7 @@ def main() -> None:
         f"{arguments.model}, {arguments.dtype}: {len(conversations)} conversations of {min(lengths)} to {max(lengths)} "
         f"tokens, {len(drawn) - len(kept)} rejected, {len(pairs)} decisions, reference standard deviation {spread:.3g}"
     )
-    ways = {"alone": score_alone, "together": score_together}
     log = Path(tempfile.mkdtemp()) / "vllm.log"
-    options = "--max-num-batched-tokens", str(CHUNK)
-    server = running(arguments.url) if arguments.url else vllm_server(model, arguments.dtype, log, *options)
     scores: dict[str, np.ndarray] = {"ArmoRM.score, float32": exact}
     rows: list[dict[str, Any]] = []
 
@@ -231,9 +248,13 @@ def main() -> None:
         write_json(output, {**results, "comparisons": rows})
         console.print(name, rows[-1])
 
-    with server as url:
-        for way in arguments.ways:
-            compare(way, ways[way](url, conversations))
+    for options in sorted({WAYS[way][1] for way in arguments.ways}):
+        server = running(arguments.url) if arguments.url else vllm_server(model, arguments.dtype, log, *options)
+        with server as url:
+            for way in arguments.ways:
+                score, its_options = WAYS[way]
+                if its_options == options:
+                    compare(way, score(url, conversations))
     if arguments.dtype != "float32":
         compare(f"ArmoRM.score, {arguments.dtype}", local_scores(arguments.model, arguments.dtype, conversations))
     table = Table("scores", "against", "largest difference", "mean difference", "decisions that differ")
@@ -247,7 +268,7 @@ def main() -> None:
     agree = all(
         row["largest_difference"] <= tolerance if tolerance else row["decisions_that_differ"] <= DECISIONS * len(pairs)
         for row in rows
-        if row["scores"] in ways and row["against"] == "ArmoRM.score, float32"
+        if row["scores"] in WAYS and row["against"] == "ArmoRM.score, float32"
     )
     sys.exit(0 if agree else 1)
 

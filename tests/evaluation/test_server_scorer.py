@@ -280,6 +280,20 @@ def test_score_and_rank_take_a_server(capsys, small, server, tmp_path):
     assert "--details" in err
 
 
+def test_evaluate_compares_a_server_with_a_model_and_a_model_with_a_server(capsys, small, server, tmp_path):
+    folder, pairs = tmp_path / "model", FIXTURES / "pairs.jsonl"
+    small.save_pretrained(folder)
+    expected = evaluate("pairs", small, pairs, quiet=True).level("overall")["accuracy"].value
+    for chosen, other in ((("--server", server.url), folder), (("--model", folder), server.url)):
+        arguments = (*chosen, "--against", other, "--include-seen", "--dtype", "float32", "--json")
+        code, out, err = run(capsys, "evaluate", "pairs", "-d", pairs, *arguments)
+        assert code == 0, err
+        comparison = json.loads(out)["against"]
+        assert {comparison["first"], comparison["second"]} == {str(folder), "small"}  # the name that the server gives
+        accuracy = comparison["overall"]["accuracy"]
+        assert (accuracy["first"], accuracy["second"]) == (expected, expected)
+
+
 def test_a_key_comes_from_the_environment_alone(capsys, small, tmp_path, monkeypatch):
     monkeypatch.delenv("ARMORM_API_KEY", raising=False)
     pairs = ("evaluate", "pairs", "-d", FIXTURES / "pairs.jsonl", "--server")

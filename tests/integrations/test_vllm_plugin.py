@@ -131,7 +131,7 @@ def test_the_flags_of_the_page_are_those_of_vllm():
 
     known = make_arg_parser(FlexibleArgumentParser())._option_string_actions
     flags = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", (DOCS / "vllm.md").read_text()))
-    flags -= {"--json", "--self-contained"}  # of curl and armorm
+    flags -= {"--json", "--self-contained", "--server"}  # of curl and armorm
     assert flags and flags <= set(known)
 
 

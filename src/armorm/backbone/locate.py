@@ -17,6 +17,7 @@ from typing import Any
 import huggingface_hub.errors
 
 from armorm.backbone.gguf import SOURCE, SUFFIX, convert, converted_folder, file_sha256
+from armorm.backbone.model_files import WEIGHTS
 from armorm.errors import BackboneError
 from armorm.files import cache_folder, embedded_path, require_spelling, write_json
 from armorm.progress import say
@@ -138,7 +139,7 @@ def weights_sha256(path: str | Path) -> str | None:
     if (folder / SOURCE).is_file():
         found: str = json.loads((folder / SOURCE).read_text(encoding="utf-8"))["sha256"]
         return found
-    files = sorted(folder.glob("model*.safetensors"))
+    files = sorted(folder.glob(WEIGHTS))
     if not files:
         return None
     if len(files) == 1:

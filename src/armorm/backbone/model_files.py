@@ -18,6 +18,7 @@ from pydantic import BaseModel, Field, ValidationError
 from armorm.errors import ArmormError, shown
 
 CONFIG, TOKENIZER = "config.json", "tokenizer.json"
+WEIGHTS = "model*.safetensors"  # of a folder; other files of tensors there hold no weights
 _MOST_HEADER = 100_000_000  # bytes, the limit of safetensors
 _LAYER = re.compile(r"\.(\d+)\.")
 _EMBEDDING = re.compile(r"(embed_tokens|embed_in|embeddings?|wte)\.weight$")
@@ -170,10 +171,10 @@ def require_sound_folder(folder: Path, error: type[ArmormError]) -> None:
         error: in one line that names file and field.
     """
     settings = read_object(folder / CONFIG, error)
-    cut = cut_weights(folder, "model*.safetensors")
+    cut = cut_weights(folder, WEIGHTS)
     if cut:
         raise error(cut)
-    fault = decoder_fault(settings) or size_fault(settings, weight_shapes(folder, "model*.safetensors"))
+    fault = decoder_fault(settings) or size_fault(settings, weight_shapes(folder, WEIGHTS))
     if fault:
         raise error(f"{folder / CONFIG}, {fault}")
     require_tokenizer(folder, error)

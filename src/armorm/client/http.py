@@ -21,6 +21,7 @@ from armorm.progress import Advance, ignore
 
 if TYPE_CHECKING:
     import httpx
+    from typing_extensions import Self
 
 KEY_VARIABLE = "ARMORM_API_KEY"
 RETRIED = frozenset({429, 502, 503, 504})
@@ -106,6 +107,12 @@ class JsonClient(Connections):
         super().__init__(url, **settings)
         self._http = import_httpx().Client(**self.options)
         self._pool = ThreadPoolExecutor(self.connections, thread_name_prefix="armorm-client")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """Close the connections."""

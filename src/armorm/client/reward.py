@@ -260,12 +260,6 @@ class _Client(Connections, Generic[S, D]):
 class RewardClient(_Client[ServedScores, dict[str, Any]], JsonClient):
     """Client for synchronous programs."""
 
-    def __enter__(self) -> RewardClient:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
     @cached_property
     def names(self) -> list[str]:
         """Names of the model's objectives."""

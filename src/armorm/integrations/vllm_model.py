@@ -24,9 +24,11 @@ from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 from vllm.model_executor.models.utils import init_vllm_registered_model
 
 from armorm.backbone.locate import backbone_path
+from armorm.backbone.model_files import WEIGHTS
 from armorm.backbone.readout import FINAL_NORMS
 from armorm.errors import CheckpointError
 from armorm.integrations.vllm_plugin import EVERYTHING, reward_config
+from armorm.model.modeling import HEADS
 from armorm.model.remote_code import RewardHeads, find_gate, heads_fault
 
 _BACKBONE = "backbone."  # prefix of weights from where the backbone is stored
@@ -67,12 +69,13 @@ class ServedRewardModel(RewardHeads):
                 if hasattr(self.model, norm):
                     setattr(self.model, norm, Unnormed())
         self._build_heads(config)
+        # vLLM reads the files of the first pattern that fits any: weights alone, not records stored next to them.
+        self.allow_patterns_overrides = [HEADS, WEIGHTS]
         source = config.backbone_source
         self.referenced = bool(source.get("referenced"))
         if self.referenced:
             path, commit = backbone_path(source["name"], source.get("commit")), source.get("commit")
-            # (Records and adapters that are stored beside the weights have other names.)
-            files = {"allow_patterns_overrides": ["model*.safetensors"]}
+            files = {"allow_patterns_overrides": [WEIGHTS]}
             self.secondary_weights = [DefaultModelLoader.Source(path, revision=commit, prefix=_BACKBONE, **files)]
         self.pooler = RewardPooler(self.kept_from, self.gate, self.score_rows)
 

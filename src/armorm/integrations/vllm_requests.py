@@ -65,13 +65,15 @@ class RewardEncoder:
             self.template, vocabulary, cast(RenderedTurns, turns), turns_setting=f"the environment variable {_TURNS}"
         )
         self.max_length = min(config.limits.get("max_length") or max_length, max_length)
-        overflow = config.limits.get("overflow", "error")
-        self.overflow: Overflow = "error" if overflow == "skip" else overflow
+        self.overflow: Overflow = "truncate_prompt" if config.limits.get("overflow") == "truncate_prompt" else "skip"
         self.pattern = list(config.gate_pattern)
 
     def conversation(self, conversation: Conversation) -> EncodedIds:
         """Ids of a conversation; a ConversationError for one that cannot be encoded."""
-        return self._checked(encode_rows(self.template, [conversation], self.max_length, self.overflow).encoded[0])
+        rows = encode_rows(self.template, [conversation], self.max_length, self.overflow)
+        if rows.rejected:
+            raise ConversationError(rows.rejected[0][1])
+        return self._checked(rows.encoded[0])
 
     def messages(self, messages: Any) -> EncodedIds:
         """Ids of a list of messages."""

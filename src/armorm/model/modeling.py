@@ -19,7 +19,7 @@ from armorm.backbone.adapters import FILE as ADAPTERS
 from armorm.backbone.adapters import Adapters
 from armorm.backbone.decoder import load_layers, require_decoder, settle_attention
 from armorm.backbone.locate import backbone_path, require_same_weights
-from armorm.backbone.model_files import CONFIG, cut_weights, size_fault, weight_shapes
+from armorm.backbone.model_files import CONFIG, WEIGHTS, cut_weights, size_fault, weight_shapes
 from armorm.errors import CheckpointError
 from armorm.files import embedded_path
 from armorm.model.config_schema import reference_fault
@@ -206,7 +206,7 @@ def require_weights(folder: Path, config: ArmoRMConfig) -> None:
     Raises:
         CheckpointError: naming file and tensor, or the field of config.json.
     """
-    for file in (HEADS, "model*.safetensors"):
+    for file in (HEADS, WEIGHTS):
         cut = cut_weights(folder, file)
         if cut:
             raise CheckpointError(cut)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -113,7 +114,7 @@ def run_on(engine: Engine, tasks: Iterable[T], compute: Callable[[Engine, T, Adv
         for task in tasks:
             compute(engine, task, advance)
         return
-    left, lock, errors = iter(list(tasks)), threading.Lock(), list[BaseException]()
+    left, lock, ended = iter(list(tasks)), threading.Lock(), threading.Event()
 
     def count(tokens: int) -> None:
         with lock:
@@ -122,27 +123,26 @@ def run_on(engine: Engine, tasks: Iterable[T], compute: Callable[[Engine, T, Adv
     def work(engine: Engine) -> None:
         device = engine.backbone.device
         with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-            while not errors:
+            while not ended.is_set():
                 with lock:
                     task = next(left, None)
                 if task is None:
                     return
+                done = False
                 try:
                     compute(engine, task, count)
-                except BaseException as error:  # noqa: BLE001 (raised below, in the caller's thread)
-                    errors.append(error)
+                    done = True
+                finally:
+                    if not done:
+                        ended.set()
 
-    others = [replace(engine, backbone=other) for other in backbone.replicas]
     for other in backbone.replicas:
         other.sharing_verdict = backbone.sharing_verdict
-    threads = [threading.Thread(target=work, args=(other,), name="armorm-device", daemon=True) for other in others]
-    for thread in threads:
-        thread.start()
-    work(engine)
-    for thread in threads:
-        thread.join()
-    if errors:
-        raise errors[0]
+    with ThreadPoolExecutor(len(backbone.replicas), thread_name_prefix="armorm-device") as pool:
+        futures = [pool.submit(work, replace(engine, backbone=other)) for other in backbone.replicas]
+        work(engine)
+        for future in futures:
+            future.result()
 
 
 def compute_shard(

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 from typer import Argument, Option
 
 from armorm.cli.input import input_rows
 from armorm.cli.options import AllOption, DeviceOption, DtypeOption, ForceOption, HtmlOption, ModelOption, Place
-from armorm.cli.output import emit, require_unused, write_page
+from armorm.cli.output import emit, require_unused, with_columns, write_page
 from armorm.conversation import Conversation
 from armorm.data.rows import valid_rows
 from armorm.errors import DataError
@@ -61,8 +62,11 @@ def explain(
 
     if prompt is not None and response is not None:
         rows = [(1, Conversation.from_prompt(prompt, response))]
+        columns: list[Mapping[str, Any]] = [{}]
     else:
-        rows = [(row.number, row.conversation()) for row in valid_rows(input_rows(input))]
+        read = list(valid_rows(input_rows(input)))
+        rows = [(row.number, row.conversation()) for row in read]
+        columns = [row.columns for row in read]
     rm = ArmoRM.from_pretrained(model, dtype=dtype, device=device)
     if objective is not None:
         rm.objectives.position(objective)
@@ -73,14 +77,14 @@ def explain(
     words = tokens or (objective is not None and not influential)
     by_token: bool | Literal["gradient"] = "gradient" if gradient else words
     explanations = rm.explanations(batch, [found for _, found in rows], tokens=by_token)
-    for (number, conversation), explanation in zip(rows, explanations, strict=True):
+    for (number, conversation), given, explanation in zip(rows, columns, explanations, strict=True):
         if not as_json and len(explanations) > 1:
             Terminal().rule(f"row {number}", align="left")
         table = explanation if objective is None else replace(explanation, tokens=None)
         shown = table.lines(Terminal().width, every=every)
         if explanation.tokens is not None and objective is not None:
             shown += ["", TokenMap(explanation.tokens, objective)]
-        found = {"row": number, **explanation.to_dict()}
+        found = with_columns({"row": number, **explanation.to_dict()}, given, texts=False)
         if influential:
             moved = rm.influences(conversation, objective or explanation.ranked[0].name, run or "").top(influential)
             found["influences"], shown = moved.to_dict(), [*shown, "", moved]

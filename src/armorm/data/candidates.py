@@ -1,4 +1,5 @@
-"""Candidates: several responses to one prompt, in one row (`prompt`, `responses`) or in rows with the same prompt."""
+"""Candidates: several responses to one prompt, in one row (a list, or the sides of a preference pair) or in rows with
+the same prompt."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ from typing import Any
 
 from armorm.conversation import Conversation, prompt_messages
 from armorm.data.layout_detection import LAYOUTS
+from armorm.data.preferences import preference_pair
 from armorm.data.rows import Row
 from armorm.errors import ConversationError, DataError, shown
 
@@ -23,6 +25,7 @@ class Candidates:
         faults: reason by position.
         rows: number of each response's row, where they are several.
         columns: the rows' columns, as they are in the file; a list of one value per response where they differ.
+        chosen: position of the preferred response, None if the data do not say.
     """
 
     row: int
@@ -31,10 +34,11 @@ class Candidates:
     faults: dict[int, str] = field(default_factory=dict)
     rows: list[int] = field(default_factory=list)
     columns: dict[str, Any] = field(default_factory=dict)
+    chosen: int | None = None
 
 
 def read_candidates(rows: Iterable[Row | DataError], rejected: list[DataError] | None = None) -> Iterator[Candidates]:
-    """Responses by prompt, in the order in which prompts appear.
+    """Responses by prompt, in the order in which prompts appear; of a preference pair, the chosen one first.
 
     Args:
         rejected: rows that hold no responses are added to it; without it, the first one is an error.
@@ -51,8 +55,13 @@ def read_candidates(rows: Iterable[Row | DataError], rejected: list[DataError] |
             if row.kind == "candidates":
                 yield several_responses(row)
                 continue
+            if row.kind == "pairs":
+                pair = preference_pair(row)
+                sides: list[Conversation | None] = [pair.chosen, pair.rejected]
+                yield Candidates(row.number, row.values.get("id"), sides, columns=dict(row.columns), chosen=0)
+                continue
             if not {"messages", "response"} & set(row.values):
-                raise row.layout_error(LAYOUTS[:3])
+                raise row.layout_error(LAYOUTS)
             conversation = row.conversation()
         except DataError as error:
             if rejected is None:

@@ -11,6 +11,7 @@ and a column per rating. `standard_values` makes it from these layouts; case and
 and columns that no layout uses stay as they are:
 
 - other names of the columns (`ROLES`): question and answer, instruction and completion, winner and loser, ...;
+- several responses in columns of their own: `response_a` and `response_b`, `answer 1` and `answer 2`, ...;
 - Alpaca: `instruction`, `input` (added to the prompt), `output`, with `system` and `history`;
 - ShareGPT: `conversations` of `from` and `value`, with `system`; `chosen` and `rejected` may answer them;
 - OpenAI: `messages` with tool calls, and the definitions in `tools`; `input.messages` with `preferred_output` and
@@ -26,6 +27,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
@@ -52,6 +54,7 @@ _SPEAKERS = {
     "function_call": "assistant", "observation": "tool", "tool": "tool", "function_response": "tool",
 }  # fmt: skip
 _OTHER_ROLES = {"developer": "system", "function": "tool"}
+_APART = re.compile(rf"(?:{'|'.join(ROLES['response'])})_?(?:[a-d]|\d)")
 _CLOSE = 0.6  # similarity of a column's name above which it is likely meant
 
 
@@ -65,6 +68,7 @@ class _Plan:
         objects: columns that may hold an object of ratings.
         answers: column of the answers, and of their states, of each question of a flat Argilla export.
         nested: an Argilla export with `fields`.
+        apart: columns of one response each, in the order of their names; none in rows that hold responses otherwise.
     """
 
     roles: Mapping[str, str]
@@ -74,6 +78,7 @@ class _Plan:
     objects: tuple[str, ...]
     answers: Mapping[str, tuple[str, str]]
     nested: bool
+    apart: tuple[str, ...]
 
 
 def standard_values(
@@ -102,6 +107,9 @@ def standard_values(
         _expand(found, name, _decoded(values[name]))
     for role, column in plan.roles.items():
         found[role] = _conversation_value(values[column], role, column, textual)
+    if plan.apart:
+        sides = [found.pop(name) for name in plan.apart]
+        found["responses"] = [_conversation_value(side, "response", "", textual) for side in sides]
     sides_are_whole = _is_whole(found.get("chosen"))
     if sides_are_whole and plan.roles.get("prompt", "prompt") not in ("prompt", (stated or {}).get("prompt")):
         found[plan.roles["prompt"]] = found.pop("prompt")  # a column that happens to be called `input`
@@ -168,7 +176,8 @@ def recognised_columns(columns: Iterable[str], stated: Mapping[str, str] | None 
 
 def is_conversation_column(name: str) -> bool:
     """Whether a column has a name of some part of a conversation."""
-    return any(_plain(name) in words for role, words in ROLES.items() if role != "split")
+    plain = _plain(name)
+    return any(plain in words for role, words in ROLES.items() if role != "split") or bool(_APART.fullmatch(plain))
 
 
 def _likeness(role: str, columns: Sequence[str]) -> tuple[float, str]:
@@ -212,6 +221,12 @@ def _plan(columns: tuple[str, ...], stated: tuple[tuple[str, str], ...]) -> _Pla
     roles |= {role: found[role] for role in wanted if role in found}
     roles |= {role: role for role in ROLES if role in columns and role not in roles and role not in roles.values()}
     used = set(roles.values())
+    held = {"response", "responses", "chosen", "messages"} & set(roles)
+    apart = sorted(key for key in plain if _APART.fullmatch(key)) if "prompt" in found else []
+    if held or len(apart) < 2:
+        apart = []
+    elif "prompt" not in roles:
+        roles["prompt"] = found["prompt"]
     alpaca = _plain(roles.get("prompt", "")) == "instruction"
     extra = {key: plain[key] for key in ("input", "system", "history") if key in plain and plain[key] not in used}
     share_gpt = "messages" in roles and _plain(roles["messages"]) == "conversations"
@@ -228,6 +243,7 @@ def _plan(columns: tuple[str, ...], stated: tuple[tuple[str, str], ...]) -> _Pla
         tuple(plain[name] for name in RATING_OBJECTS if name in plain and plain[name] not in used),
         answers,
         "fields" in columns,
+        tuple(plain[key] for key in apart),
     )
 
 

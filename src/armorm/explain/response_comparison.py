@@ -186,21 +186,7 @@ class ResponseComparison:
         Args:
             conversations: the two, if the comparison does not know them.
         """
-        explained = self.sides or ()
-        known = [side.conversation for side in explained if side.conversation is not None]
-        texts = list(conversations) or known
-        return render(
-            "response_comparison",
-            found=self,
-            steered=sentences(self.steered),
-            prompt=list(texts[0].prompt) if texts else [],
-            responses={name: c.response for name, c in zip("AB", texts, strict=False)},
-            words={
-                name: word_map(side.tokens, f"{name}: how the score adds up")
-                for name, side in zip("AB", explained, strict=False)
-                if side.tokens is not None
-            },
-        )
+        return comparisons_page([("", self, conversations)])
 
     def show(self, *, every: bool = False) -> None:
         """Show it in a notebook (`_repr_html_`), or print it where there is none; `every`: no objective is folded."""
@@ -298,6 +284,30 @@ class ResponseComparison:
 
 def _others(folded: Sequence[ObjectiveComparison]) -> str:
     return f"{len(folded)} others, together"
+
+
+def comparisons_page(entries: Sequence[tuple[str, ResponseComparison, Sequence[Conversation]]]) -> str:
+    """Labelled comparisons as one self-contained page, each with its conversations if they are given or known."""
+    found = []
+    for label, shown, given in entries:
+        explained = shown.sides or ()
+        texts = list(given) or [side.conversation for side in explained if side.conversation is not None]
+        words = {
+            name: word_map(side.tokens, f"{name}: how the score adds up")
+            for name, side in zip("AB", explained, strict=False)
+            if side.tokens is not None
+        }
+        found.append(
+            {
+                "label": label,
+                "found": shown,
+                "steered": sentences(shown.steered),
+                "prompt": list(texts[0].prompt) if texts else [],
+                "responses": {name: c.response for name, c in zip("AB", texts, strict=False)},
+                "words": words,
+            }
+        )
+    return render("response_comparison", entries=found)
 
 
 def compare_responses(

@@ -328,7 +328,7 @@ def test_what_is_piped_is_scored_and_explained(capsys, monkeypatch, small_run, t
     assert json.loads(out)["score"] == pytest.approx(json.loads(expected)["score"], abs=1e-5)
 
 
-@pytest.mark.parametrize("command", ["score", "explain", "rank"])
+@pytest.mark.parametrize("command", ["score", "explain", "rank", "compare"])
 def test_without_input_a_terminal_is_shown_an_example_and_an_empty_pipe_is_an_error(capsys, monkeypatch, command):
     piped(monkeypatch, "", terminal=True)
     code, out, err = run(capsys, command)
@@ -338,6 +338,61 @@ def test_without_input_a_terminal_is_shown_an_example_and_an_empty_pipe_is_an_er
     code, out, err = run(capsys, command)
     assert (code, out) == (1, "")
     assert "standard input: found no rows" in err
+
+
+def test_compare_reads_pairs_of_every_layout_from_a_file_or_a_pipe(capsys, monkeypatch, small_run, tmp_path):
+    prompt, good, bad = "How do I juggle?", "Start with one ball.", "No."
+    options = ("--model", small_run, "--json")
+    code, out, _ = run(capsys, "compare", "--prompt", prompt, good, bad, *options)
+    expected = json.loads(out)
+    rows = [
+        {"id": "a", "prompt": prompt, "chosen": good, "rejected": bad},
+        {"id": "b", "question": prompt, "responses": [good, bad]},
+        {"id": "c", "Question": prompt, "Answer A": good, "Answer B": bad},
+        {"id": "d", "chosen": chat(prompt, good), "rejected": chat(prompt, bad)},
+    ]
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    code, out, err = run(capsys, "compare", path, *options, "--html", tmp_path / "page.html")
+    assert code == 0, err
+    found = [json.loads(line) for line in out.splitlines()]
+    assert [(entry["row"], entry["id"]) for entry in found] == [(1, "a"), (2, "b"), (3, "c"), (4, "d")]
+    assert all(entry["margin"] == pytest.approx(expected["margin"], abs=1e-5) for entry in found)
+    assert f"the chosen response scores higher in {2 * (expected['better'] == 'A')} of 2" in err
+    page = (tmp_path / "page.html").read_text()
+    assert page.count("<h2>row ") == 4 and page.count(bad) >= 4
+    piped(monkeypatch, "prompt,response\n" + "".join(f"{prompt},{text}\n" for text in (good, bad)))
+    code, out, _ = run(capsys, "compare", *options)
+    assert code == 0 and json.loads(out)["margin"] == pytest.approx(expected["margin"], abs=1e-5)
+
+
+def test_compare_leaves_out_rows_without_two_responses_and_says_so(capsys, small_run, tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    rows = [
+        {"prompt": "q", "chosen": "a", "rejected": ""},
+        {"prompt": "q", "responses": ["a", "b", "c"]},
+        {"prompt": "q", "responses": ["a", "b"]},
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    code, out, err = run(capsys, "compare", path, "--model", small_run, "--json")
+    assert code == 0 and json.loads(out)["row"] == 3
+    assert "row 1, field 'rejected'" in err and "row 2: found 3 responses" in err and "rejected 2" in err
+    assert run(capsys, "compare", path, "--model", small_run, "--strict")[0] == 1
+    path.write_text(json.dumps(rows[1]))
+    code, out, err = run(capsys, "compare", path)
+    assert (code, out) == (1, "") and "expected 2 to compare" in err
+    for arguments in (("one", "two"), ("--prompt", "q", "one")):
+        code, _, err = run(capsys, "compare", *arguments)
+        assert code == 2 and "--prompt" in err
+
+
+def test_explained_rows_keep_the_columns_of_the_input(capsys, small_run, tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text("id,model,prompt,response\na7,policy-2,What is 2+2?,4\n")
+    code, out, _ = run(capsys, "explain", path, "--model", small_run, "--json")
+    entry = json.loads(out)
+    assert code == 0 and (entry["id"], entry["input_model"]) == ("a7", "policy-2")
+    assert "response" not in entry
 
 
 def test_prompts_that_were_cut_are_counted_and_marked(capsys, small_run, tmp_path):

@@ -81,6 +81,17 @@ def test_the_input_of_alpaca_is_part_of_the_prompt_with_history_and_system():
     assert stated.conversation() == Conversation.from_messages(expected)
 
 
+def test_columns_of_one_response_each_are_responses_in_the_order_of_their_names():
+    for values in (
+        {"Question": "q", "Answer B": "y", "Answer A": "x"},
+        {"prompt": "q", "response_1": "y", "response_0": "x"},
+    ):
+        row = standard({**values, "id": 3})
+        assert row.kind == "candidates" and row.values == {"prompt": "q", "responses": ["x", "y"], "id": 3}
+    alone = standard({"prompt": "q", "response": "x", "response_1": "y", "response_2": "z"})
+    assert alone.kind == "conversations" and alone.conversation().response == "x"
+
+
 def test_share_gpt_speakers_become_roles_and_an_unknown_one_is_named():
     turns = [
         {"from": "system", "value": "Be brief."},

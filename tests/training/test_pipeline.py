@@ -359,10 +359,11 @@ def test_the_card_states_the_scale_of_normalised_scores(small_run):
 
 def test_the_card_says_which_standard_deviations_are_approximate(small_run):
     figures, objectives = metrics_of(small_run), ArmoRM.from_pretrained(small_run).objectives
-    assert "stored approximately" not in model_card("small", figures, objectives)
+    assert "as a rough guide" not in model_card("small", figures, objectives)
     figures["uncertainty"]["objectives"]["workshop-help"]["error_bound"] = 0.4
-    said = "The standard deviations of workshop-help are stored approximately: off by at most 40%."
+    said = "\nRead the ± of workshop-help as a rough guide"
     assert said in model_card("small", figures, objectives)
+    assert "at worst by 40% of its value.\n" in model_card("small", figures, objectives)
 
 
 def test_figures_while_the_gate_trains_are_kept_a_line_each(small_run):

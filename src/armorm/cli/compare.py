@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from armorm.evaluation.scorer import Scorer
     from armorm.explain.response_comparison import ResponseComparison
 
+EXAMPLE = """echo '{"prompt": "What is 2+2?", "responses": ["4", "5, I think."]}' | armorm compare"""
 SHOWN_REJECTIONS = 5
 
 
@@ -77,7 +78,8 @@ def compare(
     elif second is not None:
         raise typer.BadParameter("found two texts, expected their --prompt too, or a file of rows")
     else:
-        entries = _pairs(read_candidates(input_rows(first, strict=strict), None if strict else unread), name, unread)
+        given = input_rows(first, strict=strict, example=EXAMPLE)
+        entries = _pairs(read_candidates(given, None if strict else unread), name, unread)
         start = next(entries, None)  # rows without a pair are reported before a model is loaded
         if start is None:
             raise unread[0]

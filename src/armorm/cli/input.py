@@ -20,11 +20,12 @@ def row_content(row: Row | DataError) -> str:
     return str(row) if isinstance(row, DataError) else json_text([row.number, row.values, row.columns])
 
 
-def input_rows(name: str | None, *, strict: bool = False) -> Iterator[Row | DataError]:
+def input_rows(name: str | None, *, strict: bool = False, example: str = EXAMPLE) -> Iterator[Row | DataError]:
     """Rows of a file, folder, hub data set or standard input (`-`, or no name); a broken line is yielded as its error.
 
     Args:
         strict: raise it instead.
+        example: command line that is shown if there is no input.
 
     Raises:
         DataError: if nothing is named and standard input is a terminal, or if there are no rows.
@@ -32,7 +33,7 @@ def input_rows(name: str | None, *, strict: bool = False) -> Iterator[Row | Data
     if name in (None, "-") and sys.stdin is None:
         raise DataError("is closed", file=STANDARD_INPUT)
     if name is None and sys.stdin.isatty():
-        raise DataError(f"no input: expected a file, or rows on standard input, such as {EXAMPLE}")
+        raise DataError(f"no input: expected a file, or rows on standard input, such as {example}")
     location = Location.standard_input() if name in (None, "-") else Location.find(name)
     rows = location.rows() if strict else location.rows_or_faults()
     first = next(rows, None)  # an unreadable file is reported before a model is loaded

@@ -94,6 +94,11 @@ class Explanation:
         return score_verdict(self.normalised, self.percentile, reasons)
 
     @property
+    def average(self) -> float | None:
+        """Score of a response to this prompt with the average rewards of the reference data, None without reference."""
+        return None if self.normalised is None else self.score - sum(share.relative for share in self.shares)
+
+    @property
     def shown(self) -> list[ObjectiveShare]:
         """The ranked shares without those under 2% of the whole, if there are two or more of them."""
         return [self.shares[i] for i in fold([share.relative for share in self.shares])[0]]
@@ -179,7 +184,8 @@ class Explanation:
             sums = [signed(sum(getattr(s, of) for s in folded)) for of in ("relative", "contribution")]
             rows.append([f"{len(folded)} others, together", "", "", "", "", *sums])
         columns = ["objective", "rating", "of", "weight", "against an average response", "relative", "contribution"]
-        table = html_table(self.verdict, columns, rows, f"score {signed(self.score)}. {self.note}".strip())
+        average = f", of a response with average ratings {signed(self.average)}" if self.average is not None else ""
+        table = html_table(self.verdict, columns, rows, f"score {signed(self.score)}{average}. {self.note}".strip())
         return table + (str(word_map(self.tokens)) if self.tokens else "")
 
     def __str__(self) -> str:
@@ -201,7 +207,8 @@ class Explanation:
             }
         found: list[RenderableType] = [Text(self.verdict, "bold"), self._headline(), Text("")]
         found.append(objective_table(shown, columns, others))
-        found += [Text(self.note, "dim")] if self.note else []
+        notes = [self.note, approximate_sentence(self.approximate) if self.approximate else ""]
+        found += [Text(note, "dim") for note in notes if note]
         return found if self.tokens is None else [*found, Text(""), TokenMap(self.tokens)]
 
     def _columns(self, wide: bool) -> list[Column]:
@@ -242,17 +249,23 @@ class Explanation:
         if self.steered:
             text.append("   (steered)", "yellow")
             text.append(f"\nsteered: {'; '.join(sentences(self.steered))}", "yellow")
-        if self.approximate:
-            text.append(f"\n{approximate_sentence(self.approximate)}", "yellow")
+        if self.average is not None:
+            difference = self.score - self.average
+            text.append(
+                f"\na response to this prompt with average ratings would score {signed(self.average)}; this one is "
+            )
+            text.append(f"{abs(difference):.4f} {'above' if difference >= 0 else 'below'}")
         return text
 
 
 def approximate_sentence(bounds: Mapping[str, float]) -> str:
-    """Which standard deviations are approximate, from the error bounds of objectives by name."""
+    """How to read standard deviations that are stored approximately, from the error bounds of objectives by name."""
     worst = max(bounds, key=lambda name: bounds[name])
-    more = len(bounds) - 1
-    others = f" and {more} other{'s' if more > 1 else ''}" if more else ""
-    return f"standard deviations of {worst}{others} are stored approximately: off by at most {bounds[worst]:.0%}"
+    which, place = (worst, "") if len(bounds) == 1 else (f"{len(bounds)} objectives", f" ({worst})")
+    return (
+        f"Read the ± of {which} as a rough guide: it is right on average over rated responses, but for a single "
+        f"response it may be off, at worst by {bounds[worst]:.0%} of its value{place}."
+    )
 
 
 def explanations_page(entries: Sequence[tuple[str, Explanation, Conversation | None]]) -> str:

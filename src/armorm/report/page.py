@@ -321,7 +321,7 @@ def uncertainty_notices(bounds: Mapping[str, float]) -> list[Notice]:
     """Standard deviations that are stored approximately, from the error bounds of objectives by name."""
     if not bounds:
         return []
-    return [Notice("Some standard deviations are approximate", f"The {approximate_sentence(bounds)}.")]
+    return [Notice("The ± of some ratings is approximate", approximate_sentence(bounds))]
 
 
 def row_notices(unscored: int, truncated: int, conversations: int) -> list[Notice]:

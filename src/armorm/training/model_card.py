@@ -113,7 +113,7 @@ Share of held-out ratings below each predicted quantile, by cross-validation; qu
 {% if approximate -%}
 ## Uncertainty
 
-The {{ approximate }}.
+{{ approximate }}
 
 {% endif -%}
 {% if metrics.get("debiasing") -%}

@@ -7,6 +7,7 @@ from typing import Annotated
 
 from typer import Argument, Option
 
+from armorm.cli import completion
 from armorm.cli.options import (
     DeviceOption,
     DtypeOption,
@@ -24,7 +25,11 @@ from armorm.progress import say
 def calibrate(
     model: ModelArgument,
     pairs: Annotated[
-        list[str], Argument(metavar="PAIRS...", help="Preference pairs: files, folders or hub ids."), Place.INPUT
+        list[str],
+        Argument(
+            metavar="PAIRS...", help="Preference pairs: files, folders or hub ids.", autocompletion=completion.data
+        ),
+        Place.INPUT,
     ],
     output: Annotated[
         Path | None, Option("--output", "-o", help="Folder for the model (default: not saved)."), Place.FOLDER

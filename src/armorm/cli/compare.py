@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from typer import Argument, Option
 
+from armorm.cli import completion
 from armorm.cli.input import input_rows
 from armorm.cli.options import (
     AllOption,
@@ -43,6 +44,7 @@ def compare(
             metavar="A|FILE",
             help="Text of the first response; without --prompt, rows with two responses: a file, folder or hub id, or "
             "- (or nothing, in a pipe) for standard input.",
+            autocompletion=completion.data,
         ),
         Place.INPUT,
     ] = None,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, Option
 
+from armorm.cli import completion
 from armorm.cli.input import input_rows, split_rejected
 from armorm.cli.options import DeviceOption, DtypeOption, JsonOption, Place, StrictOption, parse_layer
 from armorm.cli.output import AGAIN, emit, write_rejected
@@ -27,11 +28,19 @@ CHUNK_ROWS = 4096
 
 def embed(
     input: Annotated[
-        str, Argument(help="File, folder or hub id with rows as for `armorm score`; - for standard input."), Place.INPUT
+        str,
+        Argument(
+            help="File, folder or hub id with rows as for `armorm score`; - for standard input.",
+            autocompletion=completion.data,
+        ),
+        Place.INPUT,
     ],
     output: Annotated[Path, Option("--output", "-o", help="Folder of the feature store."), Place.FOLDER],
     backbone: Annotated[
-        str, Option("--backbone", "-b", help="Folder, hub id, GGUF file, or armorm-small.")
+        str,
+        Option(
+            "--backbone", "-b", help="Folder, hub id, GGUF file, or armorm-small.", autocompletion=completion.backbones
+        ),
     ] = DEFAULT_BACKBONE,
     layer: Annotated[
         str | None, Option(help="Layer that is read: 0 is the embeddings, 0.5 half way (default: the last, normed).")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from typer import Argument, Option
 
+from armorm.cli import completion
 from armorm.cli.options import (
     ApiKeyEnvOption,
     DeviceOption,
@@ -43,14 +44,20 @@ def evaluate(
         str,
         Argument(
             help="pairs, ratings, rewardbench, rewardbench2, rm-bench, rmb, rewardmath, judgebench, judgebench-double "
-            "or ppe."
+            "or ppe.",
+            autocompletion=completion.one_of(*completion.BENCHMARKS),
         ),
     ],
     context: typer.Context,
     model: ModelOption = DEFAULT_REWARD_MODEL,
     data: Annotated[
         list[str] | None,
-        Option("--data", "-d", help="File, folder or hub id (default: the published set). Repeatable."),
+        Option(
+            "--data",
+            "-d",
+            help="File, folder or hub id (default: the published set). Repeatable.",
+            autocompletion=completion.data,
+        ),
         Place.INPUT,
     ] = None,
     output: Annotated[

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 import typer
 from typer import Argument, Option
 
+from armorm.cli import completion
 from armorm.cli.input import input_rows
 from armorm.cli.options import AllOption, DeviceOption, DtypeOption, ForceOption, HtmlOption, ModelOption, Place
 from armorm.cli.output import emit, require_unused, with_columns, write_page
@@ -22,7 +23,9 @@ from armorm.progress import Terminal
 
 def explain(
     input: Annotated[
-        str | None, Argument(help="Rows as for `armorm score`; in a pipe, standard input."), Place.INPUT
+        str | None,
+        Argument(help="Rows as for `armorm score`; in a pipe, standard input.", autocompletion=completion.data),
+        Place.INPUT,
     ] = None,
     prompt: Annotated[str | None, Option(help="Text of the prompt.")] = None,
     response: Annotated[str | None, Option(help="Text of the response.")] = None,
@@ -32,7 +35,12 @@ def explain(
         bool, Option("--gradient", help="With --tokens: attribute what is read from the last token too (slow).")
     ] = False,
     objective: Annotated[
-        str | None, Option(metavar="NAME", help="Show the words, or with --rows the rated rows, of one objective.")
+        str | None,
+        Option(
+            autocompletion=completion.objectives,
+            metavar="NAME",
+            help="Show the words, or with --rows the rated rows, of one objective.",
+        ),
     ] = None,
     influential: Annotated[
         int, Option("--rows", metavar="N", min=0, help="Show the N rated rows that raise and lower a reward most.")

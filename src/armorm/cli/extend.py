@@ -8,6 +8,7 @@ from typing import Annotated
 
 from typer import Option
 
+from armorm.cli import completion
 from armorm.cli.options import JsonOption, ModelArgument, Place, StrictOption, column_scales
 from armorm.cli.output import AGAIN, emit, table
 from armorm.interruption import keep
@@ -18,7 +19,9 @@ from armorm.progress import say
 def extend(
     model: ModelArgument,
     ratings: Annotated[
-        list[str], Option("--ratings", help="Rated rows: file, folder or hub id. Repeatable."), Place.INPUT
+        list[str],
+        Option("--ratings", help="Rated rows: file, folder or hub id. Repeatable.", autocompletion=completion.data),
+        Place.INPUT,
     ],
     output: Annotated[Path, Option("--output", "-o", help="Folder for the extended model."), Place.FOLDER],
     objectives: Annotated[
@@ -30,7 +33,10 @@ def extend(
         ),
     ] = None,
     preferences: Annotated[
-        list[str] | None, Option("--preferences", help="Preference pairs for training the gate. Repeatable.")
+        list[str] | None,
+        Option(
+            "--preferences", help="Preference pairs for training the gate. Repeatable.", autocompletion=completion.data
+        ),
     ] = None,
     share: Annotated[float | None, Option(help="Weight of the new objectives if there are no --preferences.")] = None,
     steps: Annotated[

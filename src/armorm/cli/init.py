@@ -12,6 +12,7 @@ import typer
 from rich.console import RenderableType
 from typer import Argument, Option
 
+from armorm.cli import completion
 from armorm.cli.options import ForceOption, Place, StrictOption, column_scales
 from armorm.cli.output import emit, require_unused, table
 from armorm.files import DEFAULT_BACKBONE, write_text
@@ -26,7 +27,9 @@ _ROLES = ("prompt", "response", "messages", "chosen", "rejected", "split")
 
 def init(
     data: Annotated[
-        list[str], Argument(help="CSV, TSV, JSON lines or Parquet files, folders or hub ids."), Place.INPUT
+        list[str],
+        Argument(help="CSV, TSV, JSON lines or Parquet files, folders or hub ids.", autocompletion=completion.data),
+        Place.INPUT,
     ],
     output: Annotated[Path, Option("--output", "-o", help="Recipe to write."), Place.FILE] = Path("recipe.yaml"),
     scale: Annotated[
@@ -36,7 +39,8 @@ def init(
     skip: Annotated[list[str] | None, Option(help="Numeric column that is not a rating. Repeatable.")] = None,
     column: Annotated[list[str] | None, Option(help="Column role: prompt=NAME, response=NAME, ... Repeatable.")] = None,
     backbone: Annotated[
-        str, Option(help="Backbone: a folder, a hub id, a GGUF file, or armorm-small.")
+        str,
+        Option(help="Backbone: a folder, a hub id, a GGUF file, or armorm-small.", autocompletion=completion.backbones),
     ] = DEFAULT_BACKBONE,
     name: Annotated[str | None, Option(help="Name of the model (default: from the recipe file).")] = None,
     yes: Annotated[bool, Option("--yes", "-y", help="Accept the guessed scales.")] = False,

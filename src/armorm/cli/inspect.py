@@ -12,6 +12,7 @@ from rich.text import Text
 from typer import Argument, BadParameter, Option
 
 from armorm.backbone.locate import backbone_path
+from armorm.cli import completion
 from armorm.cli.label_errors import inspect_labels
 from armorm.cli.options import JsonOption, Place, SplitOption
 from armorm.cli.output import emit, facts, table
@@ -27,14 +28,23 @@ _EMPTY: tuple[Any, ...] = (None, {}, [])
 
 def inspect(
     what: Annotated[
-        str, Argument(help="Data (file, folder or hub id; - for standard input), a model folder, or a feature store.")
+        str,
+        Argument(
+            help="Data (file, folder or hub id; - for standard input), a model folder, or a feature store.",
+            autocompletion=completion.data,
+        ),
     ],
     split: SplitOption = None,
     labels: Annotated[
         bool, Option("--labels", help="Of a training run: the ratings that disagree most with what all others say.")
     ] = False,
     objective: Annotated[
-        list[str] | None, Option(metavar="NAME", help="With --labels: only these (default: all rated ones).")
+        list[str] | None,
+        Option(
+            autocompletion=completion.objectives,
+            metavar="NAME",
+            help="With --labels: only these (default: all rated ones).",
+        ),
     ] = None,
     output: Annotated[
         Path | None, Option("--output", "-o", help="With --labels: file of JSON lines for all ratings."), Place.FILE

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from typer import Argument, Option
 
+from armorm.cli import completion
 from armorm.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -26,12 +27,23 @@ class Place(Enum):
 
 _MODEL = "Reward model: a folder, a hub id, or armorm-small-rm (default)."
 
-ModelArgument = Annotated[str, Argument(help=_MODEL), Place.INPUT]
-ModelOption = Annotated[str, Option("--model", "-m", help=_MODEL), Place.INPUT]
-DtypeOption = Annotated[str, Option(help="Weight dtype: auto, float32, bfloat16 or float16.")]
+ModelArgument = Annotated[str, Argument(help=_MODEL, autocompletion=completion.models), Place.INPUT]
+ModelOption = Annotated[str, Option("--model", "-m", help=_MODEL, autocompletion=completion.models), Place.INPUT]
+DtypeOption = Annotated[
+    str,
+    Option(
+        help="Weight dtype: auto, float32, bfloat16 or float16.",
+        autocompletion=completion.one_of("auto", "float32", "bfloat16", "float16"),
+    ),
+]
 DeviceOption = Annotated[
     str,
-    Option("--devices", "--device", help="Devices: all (every GPU, else the processor), cpu, or cuda:0,cuda:1, ..."),
+    Option(
+        "--devices",
+        "--device",
+        help="Devices: all (every GPU, else the processor), cpu, or cuda:0,cuda:1, ...",
+        autocompletion=completion.one_of("all", "cpu", "cuda:0"),
+    ),
 ]
 ScorerOption = Annotated[
     str | None,
@@ -62,7 +74,9 @@ IncludeSeenOption = Annotated[
 SplitOption = Annotated[str | None, Option(help="Split of a hub data set or of a folder saved by datasets.")]
 RowsArgument = Annotated[
     str | None,
-    Argument(help="File, folder or hub id; - (or nothing, in a pipe) for standard input."),
+    Argument(
+        help="File, folder or hub id; - (or nothing, in a pipe) for standard input.", autocompletion=completion.data
+    ),
     Place.INPUT,
 ]
 RowsOutput = Annotated[
@@ -85,6 +99,7 @@ ReasoningOption = Annotated[
     str | None,
     Option(
         callback=_reasoning,
+        autocompletion=completion.one_of("keep", "drop"),
         help="keep or drop: replies with or without their <think> block (default: as the model was trained).",
     ),
 ]

@@ -8,13 +8,14 @@ from typing import Annotated
 
 from typer import Argument, Option
 
+from armorm.cli import completion
 from armorm.cli.options import ForceOption, HtmlOption, JsonOption, Place, parse_layer
 from armorm.cli.output import emit, require_unused, table, write_page
 from armorm.errors import RecipeError
 
 
 def probe(
-    recipe: Annotated[Path, Argument(help="Recipe (YAML file)."), Place.INPUT],
+    recipe: Annotated[Path, Argument(help="Recipe (YAML file).", autocompletion=completion.recipes), Place.INPUT],
     layers: Annotated[
         str | None, Option(help="Layers, such as 6,12,0.5 (default: eight, spread evenly, the last included).")
     ] = None,

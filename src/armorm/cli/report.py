@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 from typer import Option
 
+from armorm.cli import completion
 from armorm.cli.options import (
     DeviceOption,
     DtypeOption,
@@ -26,7 +27,12 @@ def report(
     model: ModelArgument,
     data: Annotated[
         list[str] | None,
-        Option("--data", "-d", help="Rated rows or preference pairs: file, folder or hub id. Repeatable."),
+        Option(
+            "--data",
+            "-d",
+            help="Rated rows or preference pairs: file, folder or hub id. Repeatable.",
+            autocompletion=completion.data,
+        ),
         Place.INPUT,
     ] = None,
     output: Annotated[Path, Option("--output", "-o", help="HTML file to write."), Place.FILE] = Path("report.html"),

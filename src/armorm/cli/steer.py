@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 from typer import Option
 
+from armorm.cli import completion
 from armorm.cli.options import DeviceOption, DtypeOption, FeaturesOption, ForceOption, JsonOption, ModelArgument, Place
 from armorm.cli.output import WIDTH, emit, require_unused
 from armorm.files import embedded_path, write_text
@@ -19,20 +20,42 @@ OBJECTIVE_NUMBER = "OBJECTIVE=NUMBER"
 def steer(
     model: ModelArgument,
     policy: Annotated[
-        Path | None, Option("--policy", "-p", help="YAML: multiply, drop, pin, blend, debias_strength.")
+        Path | None,
+        Option(
+            "--policy",
+            "-p",
+            help="YAML: multiply, drop, pin, blend, debias_strength.",
+            autocompletion=completion.recipes,
+        ),
     ] = None,
     multiply: Annotated[
-        list[str] | None, Option(metavar=OBJECTIVE_NUMBER, help="Multiply the weight of an objective. Repeatable.")
+        list[str] | None,
+        Option(
+            autocompletion=completion.objective_numbers,
+            metavar=OBJECTIVE_NUMBER,
+            help="Multiply the weight of an objective. Repeatable.",
+        ),
     ] = None,
     drop: Annotated[
-        list[str] | None, Option(metavar="OBJECTIVE", help="Give the weight of an objective to the others. Repeatable.")
+        list[str] | None,
+        Option(
+            autocompletion=completion.objectives,
+            metavar="OBJECTIVE",
+            help="Give the weight of an objective to the others. Repeatable.",
+        ),
     ] = None,
     pin: Annotated[
-        list[str] | None, Option(metavar=OBJECTIVE_NUMBER, help="Fix the weight of an objective (0 to 1). Repeatable.")
+        list[str] | None,
+        Option(
+            autocompletion=completion.objective_numbers,
+            metavar=OBJECTIVE_NUMBER,
+            help="Fix the weight of an objective (0 to 1). Repeatable.",
+        ),
     ] = None,
     debias_strength: Annotated[float | None, Option(help="Debiasing: 0 for none, 1 as trained.")] = None,
     pairs: Annotated[
-        list[str] | None, Option("--pairs", "-d", help="Preference pairs for a preview. Repeatable.")
+        list[str] | None,
+        Option("--pairs", "-d", help="Preference pairs for a preview. Repeatable.", autocompletion=completion.data),
     ] = None,
     output: Annotated[
         Path | None, Option("--output", "-o", help="Folder for the model (default: not saved)."), Place.FOLDER

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Option
 
+from armorm.cli import completion
 from armorm.cli.options import JsonOption, Place, StrictOption
 from armorm.cli.output import AGAIN, emit, facts, require_outputs, table
 from armorm.interruption import keep
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def train(
-    recipe: Annotated[Path, Argument(help="Recipe (YAML file)."), Place.INPUT],
+    recipe: Annotated[Path, Argument(help="Recipe (YAML file).", autocompletion=completion.recipes), Place.INPUT],
     output: Annotated[
         Path | None, Option("--output", "-o", help="Folder for the model (default: runs/NAME)."), Place.FOLDER
     ] = None,
@@ -33,7 +34,13 @@ def train(
     strict: StrictOption = False,
     as_json: JsonOption = False,
     dry_run: Annotated[bool, Option("--dry-run", help="Check everything, print cost estimates and exit.")] = False,
-    hardware: Annotated[str, Option(help="Device for cost estimates: h100, h200, a100, l4 or rtx4090.")] = "h100",
+    hardware: Annotated[
+        str,
+        Option(
+            help="Device for cost estimates: h100, h200, a100, l4 or rtx4090.",
+            autocompletion=completion.one_of("h100", "h200", "a100", "l4", "rtx4090"),
+        ),
+    ] = "h100",
     share: Annotated[
         float, Option(min=0.01, max=1.0, help="Assumed MFU (fraction of peak FLOP/s) for cost estimates.")
     ] = 0.4,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import numpy as np
 import pytest
 
 from armorm.errors import ConversationError
+from armorm.evaluation.runner import evaluate
 from armorm.features.store import FeatureStore
 from armorm.notebook import MOST_ROWS, bar, html_table, shortened
 from armorm.objectives import RELEASED_OBJECTIVES
@@ -35,6 +37,7 @@ def test_one_conversation_is_scored_alone(rm):
     many = rm.score(rows)
     np.testing.assert_allclose(rm.score(rows[0]).scores, many.scores[:1], atol=1e-5)
     assert len(rm.score([])) == 0
+    assert "1 score<" in rm.score(rows[0])._repr_html_()
 
 
 def test_a_batch_is_a_table_of_its_first_rows(rm):
@@ -53,6 +56,24 @@ def test_a_model_and_its_objectives_are_compact(rm):
         assert objective.name in page
     assert "mean weight" in page and len(page) < 6000
     assert f"and {len(RELEASED_OBJECTIVES) - MOST_ROWS} more" in RELEASED_OBJECTIVES._repr_html_()
+
+
+def test_results_are_their_overall_metrics_and_no_wall_of_text(rm, tmp_path):
+    rows = tmp_path / "pairs.jsonl"
+    pair = {"chosen": "Start with one ball.", "rejected": "No."}
+    rows.write_text("".join(json.dumps({"prompt": f"{PROMPT} <{i}>", **pair}) + "\n" for i in range(4)))
+    results = evaluate("pairs", rm, [rows], quiet=True)
+    page, line = results._repr_html_(), repr(results)
+    value = results.level("overall")["accuracy"].value
+    assert f"{100 * value:.1f}" in page and f"accuracy {100 * value:.1f}" in line and "4 examples" in line
+    assert len(line) < 200 and len(page) < 3000
+
+
+def test_the_sides_of_a_plotted_comparison_are_written_at_its_middle(rm):
+    (axes,) = rm.compare(PROMPT, *REPLIES[:2]).plot().axes
+    sides = {text.get_text(): text for text in axes.texts if text.get_text().startswith("for ")}
+    assert set(sides) == {"for A", "for B"}
+    assert all(side.xy[0] == 0 for side in sides.values())
 
 
 def test_a_store_says_what_is_in_it(rm, tmp_path):

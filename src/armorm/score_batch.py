@@ -123,7 +123,9 @@ class ScoreBatch:
         notes += [f"{len(self.rejected):,} rejected, the first because {self.rejected[0][1]}"] if self.rejected else []
         notes += [f"{len(self.truncated):,} with a truncated prompt"] if self.truncated else []
         columns = ["row", "score", "largest contributions against an average response"]
-        return html_table(f"{len(self):,} scores", columns, rows, "; ".join(notes), left=[2])
+        return html_table(
+            f"{len(self):,} score{'' if len(self) == 1 else 's'}", columns, rows, "; ".join(notes), left=[2]
+        )
 
     def to_pandas(self) -> pandas.DataFrame:
         """One row per conversation, or per `turn` of one: `score`, then `reward/X`, `weight/X`, `contribution/X` of

@@ -8,6 +8,7 @@ conversation: examples are identified by content keys and by the benchmark's own
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -20,6 +21,7 @@ import numpy as np
 from armorm.errors import DataError
 from armorm.evaluation.metrics import LEVELS
 from armorm.files import plain, write_json
+from armorm.notebook import html_table
 
 FORMAT = "armorm-evaluation"
 VERSION = 1
@@ -100,6 +102,31 @@ class Results:
         """Scores of the examples, NaN if unscored."""
         return [number_array(entry["scores"]) for entry in self.examples]
 
+    def __repr__(self) -> str:
+        values = [f"{m.name} {number(m.value, m.unit)} ({span(m.interval, m.unit)})" for m in self._shown]
+        return f"Results({self._title}: {'; '.join(values)})".replace(" ()", "")
+
+    def _repr_html_(self) -> str:
+        rows = [
+            [m.name, number(m.value, m.unit), span(m.interval, m.unit).replace(" ", " to "), f"{m.prompts:,}",
+             number(m.baselines.get("length"), m.unit)]
+            for m in self._shown
+        ]  # fmt: skip
+        columns = ["metric", "value", "95% interval", "prompts", "by length alone"]
+        shares = any(m.unit == "share" for m in self._shown)
+        note = "Shares are in percent. " if shares else ""
+        return html_table(self._title, columns, rows, f"{note}`save` writes every subset, audit and example.")
+
+    @property
+    def _title(self) -> str:
+        count = self.counts.get("examples", len(self.examples))
+        return f"{self.benchmark} by {self.model.get('name', '')}, {count:,} examples"
+
+    @property
+    def _shown(self) -> list[MetricResult]:
+        """The overall metrics that have a value."""
+        return [metric for metric in self.level("overall").values() if np.isfinite(metric.value)]
+
     def to_dict(self, *, examples: bool = True) -> dict[str, Any]:
         """Plain values in the order of the file."""
         found: dict[str, Any] = {"format": FORMAT, "version": VERSION}
@@ -136,6 +163,19 @@ class Results:
             return cls(metrics=metrics, objectives=found.get("objectives", ()), raw=found.get("raw", False), **fields)
         except (KeyError, TypeError, AttributeError) as error:
             raise DataError(f"damaged results: {type(error).__name__} {error}", file=path) from None
+
+
+def number(value: float | None, unit: str, *, sign: bool = False) -> str:
+    """A value: shares in percent, others as they are; empty for None and NaN."""
+    if value is None or math.isnan(value):
+        return ""
+    signed = "+" if sign else ""
+    return f"{100 * value:{signed}.1f}" if unit == "share" else f"{value:{signed}.3f}"
+
+
+def span(interval: Sequence[float] | None, unit: str, *, sign: bool = False) -> str:
+    """The two ends of an interval; empty for None."""
+    return "" if interval is None else " ".join(number(end, unit, sign=sign) for end in interval)
 
 
 def _metric(level: str, name: str, entry: Mapping[str, Any]) -> MetricResult:

@@ -20,7 +20,7 @@ from armorm.evaluation.benchmarks import BENCHMARKS, ratings
 from armorm.evaluation.leaderboard import Leaderboard
 from armorm.evaluation.metrics import LEVELS
 from armorm.evaluation.model_comparison import ModelComparison
-from armorm.evaluation.results import MetricResult, Results, published, seen_in_training
+from armorm.evaluation.results import MetricResult, Results, number, published, seen_in_training, span
 from armorm.steering import sentences
 
 if TYPE_CHECKING:
@@ -139,19 +139,6 @@ def as_json(
     if boards:
         found["leaderboard"] = [board.to_dict() for board in boards]
     return found
-
-
-def number(value: float | None, unit: str, *, sign: bool = False) -> str:
-    """A value: shares in percent, others as they are; empty for None and NaN."""
-    if value is None or math.isnan(value):
-        return ""
-    signed = "+" if sign else ""
-    return f"{100 * value:{signed}.1f}" if unit == "share" else f"{value:{signed}.3f}"
-
-
-def span(interval: Sequence[float] | None, unit: str, *, sign: bool = False) -> str:
-    """The two ends of an interval; empty for None."""
-    return "" if interval is None else " ".join(number(end, unit, sign=sign) for end in interval)
 
 
 def p_value(p: float | None) -> str:

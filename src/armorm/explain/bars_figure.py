@@ -13,7 +13,15 @@ if TYPE_CHECKING:
 _RAISES, _LOWERS, _OTHERS = "#2563eb", "#dc5a12", "#8a8f96"
 
 
-def bars_figure(names: Sequence[str], values: Sequence[float], title: str, axis: str, *, highlighted: int) -> Figure:
+def bars_figure(
+    names: Sequence[str],
+    values: Sequence[float],
+    title: str,
+    axis: str,
+    *,
+    highlighted: int,
+    sides: tuple[str, str] = ("", ""),
+) -> Figure:
     """Horizontal bars, the first name on top; hatched bars are below 0, so that the figure reads in greyscale.
 
     Args:
@@ -21,6 +29,7 @@ def bars_figure(names: Sequence[str], values: Sequence[float], title: str, axis:
         title: the verdict.
         axis: what the values are.
         highlighted: number of bars in colour; the others are grey.
+        sides: what bars to the left and to the right of zero speak for, written above them.
     """
     from matplotlib.figure import Figure  # not pyplot, which would keep it and may open a window
 
@@ -42,6 +51,16 @@ def bars_figure(names: Sequence[str], values: Sequence[float], title: str, axis:
     axes.set_yticks(range(len(names)), names, fontsize=9)
     axes.invert_yaxis()
     axes.margins(x=0.18)
+    for side, shift, alignment in zip(sides, (-6, 6), ("right", "left"), strict=True):
+        axes.annotate(
+            side,
+            (0, 1),
+            (shift, 2),
+            xycoords=("data", "axes fraction"),
+            textcoords="offset points",
+            ha=alignment,
+            fontsize=9,
+        )
     axes.set_xlabel(axis, fontsize=9)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(axis="y", length=0)

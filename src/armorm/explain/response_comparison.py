@@ -197,7 +197,14 @@ class ResponseComparison:
         rest = [sum(share.difference for share in self.folded)] if self.folded else []
         names = [share.name for share in self.shown] + [f"{len(self.folded)} others"] * len(rest)
         values = [share.difference for share in self.shown] + rest
-        return bars_figure(names, values, self.verdict, "for B          for A", highlighted=len(self.shown))
+        return bars_figure(
+            names,
+            values,
+            self.verdict,
+            "contribution of A minus that of B",
+            highlighted=len(self.shown),
+            sides=("for B", "for A"),
+        )
 
     def _repr_html_(self, *, every: bool = False) -> str:
         shown, folded = (self.ranked, []) if every else (self.shown, self.folded)

@@ -10,7 +10,8 @@ from markupsafe import Markup
 
 from armorm.evaluation.benchmarks import BENCHMARKS
 from armorm.evaluation.leaderboard import Entry, Leaderboard, MetricBoard
-from armorm.evaluation.tables import LEADERBOARD_NOTE, number, p_value, span
+from armorm.evaluation.results import number, span
+from armorm.evaluation.tables import LEADERBOARD_NOTE, p_value
 from armorm.explain.html import page_style, render
 from armorm.report.plots import model_intervals, standalone
 

@@ -15,8 +15,7 @@ import numpy as np
 
 from armorm.evaluation.benchmarks import BENCHMARKS, ratings
 from armorm.evaluation.metrics import LEVELS
-from armorm.evaluation.results import MetricResult, Results, seen_in_training
-from armorm.evaluation.tables import number, span
+from armorm.evaluation.results import MetricResult, Results, number, seen_in_training, span
 from armorm.explain.explanation import approximate_sentence
 from armorm.explain.html import render
 from armorm.files import plain

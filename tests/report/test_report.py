@@ -80,7 +80,9 @@ def test_the_figures_are_those_of_the_model_on_the_data(page, rm, rows):
     assert value["raw"][0] == pytest.approx(accuracy)
     assert value["value"] == f"{100 * accuracy:.1f}"
     wrong = (rejected.scores - chosen.scores)[rejected.scores > chosen.scores]
-    assert found["mistakes"]["pairs"][0]["margin"] == pytest.approx(-wrong.max(), abs=1e-4)
+    unit = rm.reference["score_std"]
+    assert found["scale"]["std"] == unit and found["scale"]["mean"] == rm.reference["score_mean"]
+    assert found["mistakes"]["pairs"][0]["margin"] == pytest.approx(-wrong.max() / unit, abs=1e-4)
     rated = [row for row in rows["workshop"] if row["split"] == "test"]
     batch = rm.score([row["messages"] for row in rated])
     raw = rm.objectives.to_raw(batch.rewards)[:, rm.objectives.position("workshop-help")]

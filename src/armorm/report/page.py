@@ -63,6 +63,7 @@ def contents(evidence: Evidence) -> dict[str, Any]:
             "steering": sentences(config.steering),
             "debiased_against": config.debiasing.get("against", []),
         },
+        "scale": sections.scale(evidence),
         "data": sections.data(evidence),
         "objectives": sections.objectives(evidence),
         "correlations": sections.correlations(evidence),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -220,6 +221,20 @@ def perturbations(evidence: Evidence) -> dict[str, Any] | None:
     return {**found, "groups": groups, "absent": absent, "unscored": unscored}
 
 
+def scale(evidence: Evidence) -> dict[str, Any]:
+    """What one unit of the page's scores, margins and contributions is: `std` and `mean` of the raw scores of `rows`
+    reference responses, with their `digest`; a `std` of 1 and nothing else for a model without reference."""
+    reference = evidence.rm.reference
+    if not reference.get("score_std"):
+        return {"std": 1.0, "mean": None, "rows": None, "digest": None}
+    return {
+        "std": float(reference["score_std"]),
+        "mean": float(reference["score_mean"]),
+        "rows": reference.get("rows"),
+        "digest": reference.get("digest"),
+    }
+
+
 def mistakes(evidence: Evidence) -> dict[str, Any] | None:
     """Pairs ranked wrongly by the largest margins, and ratings with the largest errors."""
     if evidence.scored.batch is None:
@@ -233,7 +248,8 @@ def _wrong_pairs(evidence: Evidence) -> list[dict[str, Any]]:
     pairs = LabelledPairs.of([example.item for example in examples], evidence.rows[len(evidence.ratings.examples) :])
     if not len(pairs):
         return []
-    margins, shares = pairs.difference(evidence.scored.scores), pairs.difference(batch.contributions)
+    unit = scale(evidence)["std"]
+    margins, shares = pairs.difference(evidence.scored.scores) / unit, pairs.difference(batch.contributions) / unit
     chosen = sorted(np.flatnonzero(margins < 0), key=lambda p: margins[p])[:MISTAKES]
     largest = float(np.abs(shares[chosen]).max(initial=0.0)) or 1.0  # all bars are on one scale
     found = []
@@ -247,7 +263,7 @@ def _wrong_pairs(evidence: Evidence) -> list[dict[str, Any]]:
                 "place": _place(examples[pairs.item[place]].origin),
                 "subset": examples[pairs.item[place]].item.subset,
                 "margin": float(margins[place]),
-                "verdict": _pair_verdict(evidence, rows, float(margins[place]), shares[place]),
+                "verdict": _pair_verdict(evidence, rows, float(margins[place]) * unit, shares[place]),
                 "prompt": _shortened(better.messages[-2].content),
                 "better": _shortened(better.response),
                 "worse": _shortened(worse.response),
@@ -284,7 +300,9 @@ def _words(evidence: Evidence, rows: Sequence[int]) -> list[Markup]:
     conversations = [evidence.conversations[row] for row in rows]
     explained = rm.explanations(rm.score(conversations, same_prompt=True), conversations, same_prompt=True)
     titles = ("A: how the score adds up", "B: how the score adds up")
-    return [word_map(of.tokens, title) for of, title in zip(explained, titles, strict=True) if of.tokens is not None]
+    parts = [(of.tokens, title) for of, title in zip(explained, titles, strict=True) if of.tokens is not None]
+    unit = scale(evidence)["std"]
+    return [word_map(replace(tokens, coefficients=tokens.coefficients / unit), title) for tokens, title in parts]
 
 
 def _wrong_ratings(evidence: Evidence) -> list[dict[str, Any]]:

@@ -84,6 +84,13 @@ def test_the_strongest_parts_are_named_as_text():
     assert parts[0].text in lowers and f"{parts[0].deviations.sum():+.4f}" in lowers
 
 
+def test_a_single_word_is_its_own_mean_and_has_no_shade():
+    for seed in range(20):
+        page = word_map(attribution("Photosynthesis", names=("a", "b", "c"), seed=seed, scale=(1.0, 1.0, 1.0)))
+        assert not re.search(r'class="[rl]\d"', page.split("</style>")[1].split('class="map"')[1])
+        assert "Lowers it most" not in page and "Raises it most" not in page
+
+
 def test_objectives_that_hardly_move_the_score_are_not_drawn():
     found = attribution(TEXTS["code"], names=("kind", "brief", "tiny", "small"), scale=(1, 2, 1e-4, 1e-4))
     assert shown_objectives(found) == ["brief", "kind"]

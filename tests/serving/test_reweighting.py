@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import yaml
 
+from armorm.data.rows import SUFFIXES
 from armorm.errors import DataError
 from armorm.serving.playground.cards import results
-from armorm.serving.playground.page import read_examples, read_prompt
+from armorm.serving.playground.page import FILE_TYPES, read_examples, read_prompt
 from armorm.serving.playground.reweighting import Reweighter, policy_yaml
 from armorm.steering import SteeringError
 from tests.helpers.servers import question
@@ -116,5 +117,9 @@ def test_rows_of_every_layout_are_read_and_others_counted(tmp_path):
     ]
     assert read_prompt(examples[2].prompt) == turns
     assert read_prompt("[sic] is Latin") == "[sic] is Latin"
+    table = tmp_path / "rows.csv"
+    table.write_text("Question,Answer A,Answer B\nHi,Hello,No\n")
+    assert read_examples(table)[0][0].responses == ["Hello", "No"]
+    assert all(any(suffix.endswith(kind) for suffix in SUFFIXES) for kind in FILE_TYPES)
     with pytest.raises(DataError):
         read_examples(tmp_path / "absent.jsonl")

@@ -69,6 +69,7 @@ def report(
     page, found = page_of(rm, data or [], **options, perturbations=perturbations)
     write_text(output, page)
     emit(found, as_json=as_json)
+    say(" ".join(found["verdict"]))
     for notice in found["notices"]:
         say(f"warning: {notice['title']}. {notice['text']}")
     say(f"wrote {output}")

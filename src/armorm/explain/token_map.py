@@ -26,6 +26,7 @@ _NOTE = "what the score is made of, not where the fault is; `rm.occlude` scores 
 # From weak to strong; the strongest that lower it are underlined too.
 _RAISES = ("blue", "bold blue", "bold white on blue")
 _LOWERS = ("red", "underline red", "bold underline white on red")
+_LEAST = 0.00005  # a value that is printed as more than zero
 
 
 @dataclass(frozen=True)
@@ -77,14 +78,16 @@ class TokenMap:
         (docs/attribution.md).
         """
         ranked = sorted(parts, key=lambda part: -self.value(part.deviations) / max(part.tokens, 1e-9))
-        best = [part for part in ranked[:_NAMED] if self.value(part.deviations) > 0]
-        return best, [part for part in ranked[::-1][:_NAMED] if self.value(part.deviations) < 0]
+        best = [part for part in ranked[:_NAMED] if self.value(part.deviations) >= _LEAST]
+        return best, [part for part in ranked[::-1][:_NAMED] if self.value(part.deviations) <= -_LEAST]
 
     def shaded(self, words: Sequence[TextPart]) -> list[ShadedWord]:
         """The words of the response with their shades."""
         values = [self.value(word.deviations) for word in words]
         by_token = [value / word.tokens if word.tokens else 0.0 for word, value in zip(words, values, strict=True)]
-        largest = max(map(abs, by_token), default=0.0) or 1.0
+        largest = max(map(abs, by_token), default=0.0)
+        if largest < _LEAST:  # a single word, up to rounding
+            return [ShadedWord(word, value, 0) for word, value in zip(words, values, strict=True)]
         levels = [round(3 * value / largest) for value in by_token]
         return [ShadedWord(*found) for found in zip(words, values, levels, strict=True)]
 

@@ -35,6 +35,7 @@ from armorm.serving.playground.reweighting import LETTERS, Reweighted, Reweighte
 from armorm.serving.protocols.base import read_row
 
 MOST_ROWS = 1000  # of an uploaded file
+FILE_TYPES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".gz")
 _LARGEST_FACTOR = 4.0
 _READY = "Ready. Enter a prompt and one or more responses, then press Score (Ctrl+Enter)."
 _EXAMPLE = (
@@ -245,8 +246,8 @@ class Playground:
                         optional: dict[str, Any] = {**box, "lines": 1, "placeholder": "Optional"}
                         responses += [gr.Textbox(label=f"Response {letter}", **optional) for letter in LETTERS[2:]]
                         upload = gr.File(
-                            label="JSON lines: prompt and responses, messages, or chosen and rejected",
-                            file_types=[".jsonl", ".ndjson", ".json"],
+                            label="Rows (JSON lines, CSV, Parquet): prompt and responses, messages, or pairs",
+                            file_types=list(FILE_TYPES),
                             type="filepath",
                             height=110,
                         )

@@ -84,10 +84,14 @@ def test_the_strongest_parts_are_named_as_text():
     assert parts[0].text in lowers and f"{parts[0].deviations.sum():+.4f}" in lowers
 
 
-def test_a_single_word_is_its_own_mean_and_has_no_shade():
+def test_a_single_word_of_several_tokens_is_its_own_mean_and_has_no_shade():
+    text = "Photosynthesis"
+    spans = np.array([[0, 5], [5, 8], [8, 11], [11, 14]])
+    places = TokenSpans(text, spans, np.zeros(4, bool), [text[a:b] for a, b in spans], [])
     for seed in range(20):
-        page = word_map(attribution("Photosynthesis", names=("a", "b", "c"), seed=seed, scale=(1.0, 1.0, 1.0)))
-        assert not re.search(r'class="[rl]\d"', page.split("</style>")[1].split('class="map"')[1])
+        rewards = np.random.default_rng(seed).normal(size=(4, 3))
+        page = word_map(TokenAttribution(places, ["a", "b", "c"], np.ones(3), rewards, np.zeros(3)))
+        assert not re.search(r'class="[rl]\d"', page.split('class="map"', 1)[1])
         assert "Lowers it most" not in page and "Raises it most" not in page
 
 

@@ -22,8 +22,8 @@ def accuracy(value, interval, **baselines):
         ),
         (
             accuracy(0.52, (0.45, 0.58)),
-            "It does not tell better from worse responses: right in 52% of 1,200 pairs "
-            "(95% interval 45% to 58%), no better than chance.",
+            "The pairs do not show that it tells better from worse responses: right in 52% of 1,200 pairs "
+            "(95% interval 45% to 58%), which guessing may reach too.",
         ),
         (
             accuracy(0.4, (0.3, 0.49)),

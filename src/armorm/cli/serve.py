@@ -35,7 +35,9 @@ def serve(
             "from the first assistant turn on), or trust them as multi."
         ),
     ] = "refuse",
-    normalize: Annotated[bool, Option(help="Standardise scores, except on /v1/reward.")] = False,
+    normalize: Annotated[
+        bool, Option(help="Standardise scores by the reference data; a request to /v1/reward may say otherwise.")
+    ] = False,
     reasoning: ReasoningOption = None,
     empty_score: Annotated[float | None, Option(help="Score of an empty response (default: rejected).")] = None,
     ui: Annotated[bool, Option("--ui", help="Also serve the playground at /ui.")] = False,

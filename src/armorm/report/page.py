@@ -194,11 +194,17 @@ def seen_notices(seen: Mapping[str, Mapping[str, Any]]) -> list[Notice]:
 
 
 def accuracy_notices(accuracy: float, interval: tuple[float, float] | None, pairs: int) -> list[Notice]:
-    """Preferences no better than chance."""
+    """Preferences that guessing may predict as well, or better."""
     if interval is None or interval[0] > 0.5:
         return []
     text = f"{accuracy:.1%} of {pairs:,} pairs, 95% interval {interval[0]:.1%} to {interval[1]:.1%}."
-    return [Notice("Preferences are predicted no better than by chance", text)]
+    worse = interval[1] < 0.5
+    title = (
+        "Preferences are predicted worse than by guessing"
+        if worse
+        else "Guessing may predict these preferences as well"
+    )
+    return [Notice(title, text)]
 
 
 def score_length_notices(score: float, gap: tuple[float, float, int] | None, *, debiased: bool) -> list[Notice]:

@@ -42,7 +42,8 @@ def pairs_sentence(accuracy: MetricResult) -> str:
     low, high = accuracy.interval
     between = f"(95% interval {low:.0%} to {high:.0%})"
     if low <= 0.5 <= high:
-        return f"It does not tell better from worse responses: right {right} {between}, no better than chance."
+        shown = "The pairs do not show that it tells better from worse responses"
+        return f"{shown}: right {right} {between}, which guessing may reach too."
     if high < 0.5:
         return f"It prefers the worse of two responses: right only {right} {between}."
     length = accuracy.baselines.get("length")

@@ -16,7 +16,7 @@ import numpy as np
 import pandas
 import pytest
 
-from armorm import ArmoRM
+from armorm import ArmoRM, evaluate
 from armorm.data.sources import Location
 from tests.helpers.commands import run
 from tests.helpers.conversations import chat
@@ -91,6 +91,43 @@ def test_an_engineer_scores_samples_of_every_layout_in_every_format(tmp_path, ca
         np.testing.assert_allclose(scores, expected, atol=1e-5)
 
 
+PAIRS: dict[str, Callable[[str, str, str], dict]] = {
+    "chosen": lambda prompt, a, b: {"prompt": prompt, "chosen": a, "rejected": b},
+    "whole": lambda prompt, a, b: {"chosen": chat(prompt, a), "rejected": chat(prompt, b)},
+    "responses": lambda prompt, a, b: {"question": prompt, "responses": [a, b]},
+    "columns": lambda prompt, a, b: {"Question": prompt, "Answer A": a, "Answer B": b},
+    "sharegpt": lambda prompt, a, b: {
+        "conversations": [{"from": "human", "value": prompt}],
+        "chosen": {"from": "gpt", "value": a},
+        "rejected": {"from": "gpt", "value": b},
+    },
+}
+
+
+@pytest.mark.parametrize("layout", PAIRS)
+def test_an_engineer_compares_and_ranks_pairs_of_every_layout_in_every_format(tmp_path, capsys, monkeypatch, layout):
+    texts = [(f"How do I fix a {thing}?", f"Take the {thing} apart, then look.", "No.") for thing in "ab"]
+    rows = [{"id": f"p{i}", **PAIRS[layout](*text)} for i, text in enumerate(texts)]
+    expected = None
+    for kind in ("jsonl", "jsonl.gz", "json", "csv", "tsv", "parquet"):
+        path = write(tmp_path / f"pairs.{kind}", rows)
+        code, out, err = run(capsys, "compare", path, *MODEL, "--json")
+        assert code == 0, err
+        found = [json.loads(line) for line in out.splitlines()]
+        assert [(entry["row"], entry["id"]) for entry in found] == [(1, "p0"), (2, "p1")]
+        margins = [entry["margin"] for entry in found]
+        expected = expected or margins
+        np.testing.assert_allclose(margins, expected, atol=1e-5)
+        code, out, err = run(capsys, "rank", path, *MODEL)
+        assert code == 0, err
+        best = [json.loads(line)["best"] for line in out.splitlines()]
+        assert best == [int(margin < 0) for margin in margins]
+    piped(monkeypatch, "".join(json.dumps(row) + "\n" for row in rows))
+    code, out, err = run(capsys, "compare", *MODEL)
+    assert code == 0 and "row 1" in out and "margin" in out, err
+    assert "compared 2 pairs" in err
+
+
 def test_an_engineer_pipes_ranks_and_overwrites_nothing(tmp_path, capsys, monkeypatch):
     row = {"prompt": "What is 2+2?", "response": "4"}
     piped(monkeypatch, json.dumps(row))
@@ -156,6 +193,8 @@ def test_a_team_goes_from_a_spreadsheet_to_a_report(tmp_path, capsys, prompts, e
         capsys, "report", model, "-d", table, "--include-seen", "-o", tmp_path / "r.html", "--perturbations", 0
     )
     assert code == 0, err
+    assert "rank correlation" in err, "the verdict is printed"
+    assert "standard deviations of the scores of" in (tmp_path / "r.html").read_text(), "so is the scale"
     more = spreadsheet(tmp_path / "more.csv", prompts, each)
     code, _, err = run(capsys, "extend", model, "--ratings", more, "-o", tmp_path / "extended", "--steps", 20)
     assert code == 0, err
@@ -167,6 +206,21 @@ def test_a_team_goes_from_a_spreadsheet_to_a_report(tmp_path, capsys, prompts, e
 
 
 # --- the researcher ------------------------------------------------------------------------------
+
+
+def test_a_researcher_sees_compact_tables_with_a_verdict_first():
+    rm = ArmoRM.from_pretrained("armorm-tiny-rm", dtype="float32")
+    prompt, replies = TEXTS[0][0], [TEXTS[0][1], "No.", "I do not know."]
+    conversation = turns((prompt, replies[0]))
+    pairs = [{"prompt": f"{prompt} {i}", "chosen": replies[0], "rejected": replies[1]} for i in range(3)]
+    compared, ranked, explained = rm.compare(prompt, *replies[:2]), rm.rank(prompt, replies), rm.explain(conversation)
+    for shown in (compared, ranked, explained):
+        assert 0 < shown._repr_html_().index(shown.verdict) < 200, "the verdict comes first"
+    for shown in (rm, rm.objectives, rm.score(conversation), evaluate("pairs", rm, pairs, quiet=True)):
+        page = shown._repr_html_()
+        assert "<table" in page and len(page) < 8000
+    for figure in (compared.plot(), explained.plot()):
+        assert figure._repr_png_().startswith(b"\x89PNG")
 
 
 def test_a_researcher_scores_frames_and_sets():

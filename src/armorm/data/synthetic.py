@@ -77,7 +77,7 @@ _FILLER = (
 
 RECIPE = """\
 # The synthetic corpus of `armorm demo`: three sources with different scales, a planted length bias, prompts for which
-# safety matters and prompts for which it does not.
+# safety matters and prompts for which it does not. `armorm demo` writes the data and trains; run it before `armorm train`.
 name: demo
 seed: 0
 backbone: {model: armorm-tiny, max_length: 512}

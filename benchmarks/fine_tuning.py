@@ -53,7 +53,8 @@ def measure(
         trees = grow_trees(encoded, [(row,) for row in range(len(encoded))], 512)
         ratings = np.random.default_rng(0).uniform(size=(len(encoded), 1)).astype(np.float32)
         batches = TreeBatches(encoded, trees, layout, ratings=ratings)
-        learner.start_from(np.full((1, learner.rewards.in_features), 1e-3), 1.0)
+        size = learner.rewards.in_features
+        learner.start_from(np.full((1, size), 1e-3), np.zeros(size), 1.0)
         optimizer = torch.optim.AdamW([p for p in learner.parameters() if p.requires_grad], lr=1e-5)
 
         def forward() -> None:

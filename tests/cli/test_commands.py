@@ -106,7 +106,7 @@ def test_faults_are_one_line_and_never_a_traceback(capsys, tmp_path, rows, small
     cases = [
         (("score", tmp_path / "absent.jsonl"), 1, "no such file"),
         (("score", rows, "--model", tmp_path / "nothing"), 1, "cannot be loaded"),
-        (("explain", rows, "--model", small_run), 1, "row 3: invalid JSON"),
+        (("explain", rows, "--model", small_run, "--strict"), 1, "row 3: invalid JSON"),
         (("inspect", tmp_path / "absent.jsonl"), 1, "no such file"),
         (("train", tmp_path / "absent.yaml"), 2, "cannot be read"),
     ]
@@ -384,6 +384,19 @@ def test_compare_leaves_out_rows_without_two_responses_and_says_so(capsys, small
     for arguments in (("one", "two"), ("--prompt", "q", "one")):
         code, _, err = run(capsys, "compare", *arguments)
         assert code == 2 and "--prompt" in err
+
+
+def test_explain_leaves_out_rows_that_it_cannot_read_and_says_so(capsys, rows, small_run, tmp_path):
+    code, out, err = run(capsys, "explain", rows, "--model", small_run, "--json")
+    _, scored, _ = run(capsys, "score", rows, "--model", small_run)
+    explained, scores = ([json.loads(line) for line in text.splitlines()] for text in (out, scored))
+    assert code == 0 and [entry["row"] for entry in explained] == [entry["row"] for entry in scores]
+    np.testing.assert_allclose([e["score"] for e in explained], [e["score"] for e in scores], atol=1e-5)
+    assert "row 3: invalid JSON" in err and "explained 3 rows, rejected 4" in err
+    path = tmp_path / "bad.jsonl"
+    path.write_text('{"prompt": "x", "response": ""}\n')
+    code, out, err = run(capsys, "explain", path, "--model", small_run)
+    assert (code, out) == (1, "") and "row 1: response: found an empty response" in err
 
 
 def test_explained_rows_keep_the_columns_of_the_input(capsys, small_run, tmp_path):

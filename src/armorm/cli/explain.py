@@ -11,14 +11,25 @@ import typer
 from typer import Argument, Option
 
 from armorm.cli import completion
-from armorm.cli.input import input_rows
-from armorm.cli.options import AllOption, DeviceOption, DtypeOption, ForceOption, HtmlOption, ModelOption, Place
+from armorm.cli.input import input_rows, split_rejected
+from armorm.cli.options import (
+    AllOption,
+    DeviceOption,
+    DtypeOption,
+    ForceOption,
+    HtmlOption,
+    ModelOption,
+    Place,
+    StrictOption,
+)
 from armorm.cli.output import emit, require_unused, standard_output, with_columns, write_page
 from armorm.conversation import Conversation
-from armorm.data.rows import valid_rows
+from armorm.data.sources import STANDARD_INPUT
 from armorm.errors import DataError
 from armorm.files import DEFAULT_REWARD_MODEL
-from armorm.progress import Terminal
+from armorm.progress import Terminal, say
+
+SHOWN_REJECTIONS = 5
 
 
 def explain(
@@ -50,6 +61,7 @@ def explain(
     ] = None,
     every: AllOption = False,
     html: HtmlOption = None,
+    strict: StrictOption = False,
     force: ForceOption = False,
     as_json: Annotated[bool, Option("--json", help="Print one JSON line per conversation.")] = False,
     dtype: DtypeOption = "auto",
@@ -68,23 +80,33 @@ def explain(
     from armorm.explain.token_map import TokenMap
     from armorm.reward_model import ArmoRM
 
+    name = STANDARD_INPUT if input in (None, "-") else str(input)
+    rejected: list[tuple[int, str]] = []
+    columns: list[Mapping[str, Any]] = [{}]
     if prompt is not None and response is not None:
         rows = [(1, Conversation.from_prompt(prompt, response))]
-        columns: list[Mapping[str, Any]] = [{}]
     else:
-        read = list(valid_rows(input_rows(input)))
-        rows = [(row.number, row.conversation()) for row in read]
-        columns = [row.columns for row in read]
+        read, rejected = split_rejected(input_rows(input, strict=strict), strict=strict)
+        rows = [(row.number, conversation) for row, conversation in read]
+        columns = [row.columns for row, _ in read]
+        if not rows:
+            raise DataError(rejected[0][1], file=name, row=rejected[0][0])
     rm = ArmoRM.from_pretrained(model, dtype=dtype, device=device)
     if objective is not None:
         rm.objectives.position(objective)
     batch = rm.score([conversation for _, conversation in rows], on_refused="skip")
-    if batch.rejected:
-        index, reason = batch.rejected[0]
-        raise DataError(reason, file=input or "", row=None if prompt else rows[index][0])
+    refused = [(rows[index][0], reason) for index, reason in batch.rejected]
+    if refused and (strict or not len(batch)):
+        number, reason = refused[0]
+        raise DataError(reason, file=name if prompt is None else "", row=number if prompt is None else None)
+    for number, reason in [*rejected, *refused][:SHOWN_REJECTIONS]:
+        say(f"rejected: {name}, row {number}: {reason}")
+    if rejected or refused:
+        say(f"explained {len(batch):,} rows, rejected {len(rejected) + len(refused):,}")
     words = tokens or (objective is not None and not influential)
     by_token: bool | Literal["gradient"] = "gradient" if gradient else words
     explanations = rm.explanations(batch, [found for _, found in rows], tokens=by_token)
+    rows, columns = [rows[index] for index in batch.rows], [columns[index] for index in batch.rows]
     for (number, conversation), given, explanation in zip(rows, columns, explanations, strict=True):
         if not as_json and len(explanations) > 1:
             with standard_output():

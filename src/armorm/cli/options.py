@@ -42,7 +42,7 @@ DeviceOption = Annotated[
         "--devices",
         "--device",
         help="Devices: all (every GPU, else the processor), cpu, or cuda:0,cuda:1, ...",
-        autocompletion=completion.one_of("all", "auto", "cpu", "cuda:0", "cuda:1"),
+        autocompletion=completion.one_of("all", "cpu", "cuda:0"),
     ),
 ]
 ScorerOption = Annotated[

@@ -80,11 +80,12 @@ def rank(
 ) -> None:
     """Rank the responses to each prompt (best of n) and write one JSON line per prompt.
 
-    Input rows are `{"prompt": ..., "responses": [...]}`, or single responses as for `armorm score`, which are grouped
-    by prompt. Output lines hold a verdict on the best two (positions count from 0), the order, the scores, what decides
-    between them, the responses that refuse or give no answer (`no_answer`), and the columns of the input
-    (lists where they differ between the responses). `--pairs` leaves out prompts whose margin is within the noise, and
-    says how many. `--model` also takes a sequence classifier, a DPO policy or a judge (see `armorm evaluate --help`).
+    Input rows are `{"prompt": ..., "responses": [...]}`, preference pairs, or single responses as for `armorm
+    score`, which are grouped by prompt. Output lines hold a verdict on the best two (positions count from 0), the
+    order, the scores, what decides between them, the responses that refuse or give no answer (`no_answer`), and the
+    columns of the input (lists where they differ between the responses). `--pairs` leaves out prompts whose margin
+    is within the noise, and says how many. `--model` also takes a sequence classifier, a DPO policy or a judge (see
+    `armorm evaluate --help`).
 
     Example: `armorm rank samples.jsonl --output ranked.jsonl --pairs dpo.jsonl`
     """

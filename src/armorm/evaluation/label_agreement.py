@@ -130,7 +130,7 @@ def pair_agreement(
         difference = 0.0 if own is None else np.nan_to_num(own[i] - own[j]) * (1 if higher else -1)
         if difference:
             values["agreement"].append((2 * place, 0.5 + 0.5 * net * np.sign(difference)))
-    measurements = {}
+    measurements: Measurements = {}
     for name, found in values.items():
         rows = np.array([row for row, _ in found], np.int64)
         measurements |= _columns(name, rows, {"share": np.array([value for _, value in found], np.float64)})

@@ -84,8 +84,8 @@ class Moments:
 
     def wide(self) -> Moments:
         """A copy in float64."""
-        copies = (np.array(values, np.float64) for values in self._sums())
-        return Moments(self.count, *copies, weight=self.weight)
+        gram, feature_sum, cross, rating_sum, products = (np.array(values, np.float64) for values in self._sums())
+        return Moments(self.count, gram, feature_sum, cross, rating_sum, products, self.weight)
 
     def of_columns(self, columns: Sequence[int]) -> Moments:
         """The sums for some of the j objectives; the features' own sums are shared, not copied."""
@@ -334,13 +334,14 @@ class RatingStatistics:
                 gram = np.zeros((d, d))
                 gram[upper] = arrays[f"{number}.gram"][fold]
                 gram = gram + np.triu(gram, 1).T
-                rest = (
+                feature_sum, cross, rating_sum, products = (
                     np.array(arrays[f"{number}.{name}"][fold])
                     for name in ("feature_sum", "cross", "rating_sum", "rating_products")
                 )
                 weights = arrays.get(f"{number}.weight")
                 total = math.nan if weights is None else float(weights[fold])
-                parts.append(Moments(int(arrays[f"{number}.count"][fold]), gram, *rest, weight=total))
+                count = int(arrays[f"{number}.count"][fold])
+                parts.append(Moments(count, gram, feature_sum, cross, rating_sum, products, total))
             found.groups[tuple(columns)] = parts
         return found
 

@@ -193,7 +193,7 @@ def with_rater_weights(
     options: dict[str, Any] = {"intercept": section.intercept, "weights": section.weights, "validation_folds": folds}
     reports = fit_from_statistics(statistics, alphas=section.alphas, **options).reports
     errors = {report.objective: min(report.validation_errors) for report in reports}
-    weights = {}
+    weights: dict[int, np.ndarray] = {}
     for place, objective in enumerate(table.objectives):
         column = list(rows.names).index(objective.name)
         spreads = table.spreads[:, place] / abs(objective.scale)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from armorm.backbone.decoder import Backbone
+from armorm.backbone.model_files import integer_weights
 from armorm.errors import ArmormError, BackboneError, CheckpointError, ConversationError
 from armorm.files import EMBEDDED_BACKBONE, EMBEDDED_REWARD_MODEL, embedded_path
 from armorm.model.modeling import ArmoRMForSequenceClassification
@@ -146,6 +148,20 @@ def test_a_field_that_no_model_can_have_is_refused_by_its_name(broken, place, va
 def test_a_missing_or_cut_tokenizer_is_refused(broken, content):
     replace(broken, "tokenizer.json", content)
     assert f"{broken / 'tokenizer.json'}: " in refusal(broken)
+
+
+@pytest.mark.parametrize("kind", ["model", "backbone"])
+def test_decoder_weights_of_integers_are_refused_by_name_unless_the_config_says_quantized(saved, tmp_path, kind):
+    folder = tmp_path / kind
+    shutil.copytree(saved if kind == "model" else embedded_path(EMBEDDED_BACKBONE), folder)
+    tensors = load_file(folder / "model.safetensors")
+    name = next(name for name in tensors if name.endswith("mlp.up_proj.weight"))
+    save_file(tensors | {name: tensors[name].to(torch.int32)}, folder / "model.safetensors", metadata={"format": "pt"})
+    assert f"{folder / 'model.safetensors'}: tensor {name} holds I32, expected floating-point numbers" in refusal(
+        folder, CheckpointError if kind == "model" else BackboneError
+    )
+    settings = {"quantization_config": {"quant_method": "bitsandbytes"}}
+    assert not integer_weights(folder, "model*.safetensors", settings, "model." if kind == "model" else "")
 
 
 @pytest.mark.parametrize("kept", [0, 7, 100, 0.5, -1])

@@ -128,6 +128,23 @@ def cut_weights(folder: Path, pattern: str = "*.safetensors") -> str:
     return ""
 
 
+def integer_weights(folder: Path, pattern: str, settings: Mapping[str, Any], prefix: str = "") -> str:
+    """The first tensor that should hold floating-point numbers and does not; empty if there is none.
+
+    Args:
+        settings: config of the decoder; if it is quantized, its weights may be integers.
+        prefix: of the names of the decoder's tensors.
+    """
+    quantized = bool(settings.get("quantization_config"))
+    for path in sorted(folder.glob(pattern)):
+        for name, (dtype, _) in weight_shapes(folder, path.name).items():
+            # (Some decoders store masks, which are no weights.)
+            apart = name.startswith(prefix) and (quantized or not name.endswith(".weight"))
+            if not apart and not dtype.startswith(("F", "BF")):
+                return f"{path}: tensor {name} holds {dtype}, expected floating-point numbers"
+    return ""
+
+
 def _header(path: Path) -> tuple[dict[str, Any], int] | None:
     """The header of a safetensors file, and where the tensors start; None for a file that has none."""
     with path.open("rb") as file:
@@ -171,9 +188,9 @@ def require_sound_folder(folder: Path, error: type[ArmormError]) -> None:
         error: in one line that names file and field.
     """
     settings = read_object(folder / CONFIG, error)
-    cut = cut_weights(folder, WEIGHTS)
-    if cut:
-        raise error(cut)
+    unsound = cut_weights(folder, WEIGHTS) or integer_weights(folder, WEIGHTS, settings)
+    if unsound:
+        raise error(unsound)
     fault = decoder_fault(settings) or size_fault(settings, weight_shapes(folder, WEIGHTS))
     if fault:
         raise error(f"{folder / CONFIG}, {fault}")

@@ -19,7 +19,7 @@ from armorm.backbone.adapters import FILE as ADAPTERS
 from armorm.backbone.adapters import Adapters
 from armorm.backbone.decoder import load_layers, require_decoder, settle_attention
 from armorm.backbone.locate import backbone_path, require_same_weights
-from armorm.backbone.model_files import CONFIG, WEIGHTS, cut_weights, size_fault, weight_shapes
+from armorm.backbone.model_files import CONFIG, WEIGHTS, cut_weights, integer_weights, size_fault, weight_shapes
 from armorm.errors import CheckpointError
 from armorm.files import embedded_path
 from armorm.model.config_schema import reference_fault
@@ -200,22 +200,20 @@ def tokenizer_path(name: str, config: ArmoRMConfig) -> str:
 
 
 def require_weights(folder: Path, config: ArmoRMConfig) -> None:
-    """Check the headers of the weights in a local folder, before any are loaded: files are whole, heads are
+    """Check the headers of the weights in a local folder, before any are loaded: files are whole and hold
     floating-point numbers, and the backbone has the sizes that the config says.
 
     Raises:
         CheckpointError: naming file and tensor, or the field of config.json.
     """
+    backbone = config.backbone_config.to_dict() if isinstance(config.backbone_config, PretrainedConfig) else {}
+    settings = {"quantization_config": getattr(config, "quantization_config", None)} | backbone
     for file in (HEADS, WEIGHTS):
-        cut = cut_weights(folder, file)
-        if cut:
-            raise CheckpointError(cut)
-        shapes = weight_shapes(folder, file)
-        for name, (dtype, _) in shapes.items():
-            if not name.startswith("model.") and not dtype.startswith(("F", "BF")):
-                raise CheckpointError(f"{folder / file}: tensor {name} holds {dtype}, expected floating-point numbers")
-        if file != HEADS and isinstance(config.backbone_config, PretrainedConfig):
-            fault = size_fault(config.backbone_config.to_dict(), shapes, "backbone_config")
+        unsound = cut_weights(folder, file) or integer_weights(folder, file, settings, "model.")
+        if unsound:
+            raise CheckpointError(unsound)
+        if file != HEADS and backbone:
+            fault = size_fault(backbone, weight_shapes(folder, file), "backbone_config")
             if fault:
                 raise CheckpointError(f"{folder / CONFIG}, {fault}")
 

@@ -76,25 +76,17 @@ def rule(body):
     return json.dumps({"rating": rating})
 
 
-def label(name, judge, *more):
+def label(url, name, *more):
     """`armorm label` as on the command line; the output of --json."""
-    with chat_server(judge, name) as url:
-        command = [
-            sys.executable,
-            "-m",
-            "armorm",
-            "label",
-            folder / "replies.jsonl",
-            "--rubric",
-            folder / "rubric.yaml",
-        ]
-        command += ["--judge", url, "--judge-model", name, "--structured", "--json", *more]
-        environment = os.environ | {"ARMORM_CACHE": os.environ.get("ARMORM_CACHE", str(folder / "cache"))}
-        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
+    command = [sys.executable, "-m", "armorm", "label", folder / "replies.jsonl", "--rubric", folder / "rubric.yaml"]
+    command += ["--judge", url, "--judge-model", name, "--structured", "--json", *more]
+    environment = os.environ | {"ARMORM_CACHE": os.environ.get("ARMORM_CACHE", str(folder / "cache"))}
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
     return json.loads(done.stdout)
 
 
-cost = label("small", small, "--dry-run")
+with chat_server(small, "small") as url:
+    cost = label(url, "small", "--dry-run")
 print(f"\n2. Before anything is sent: {cost['requests']} requests, about {cost['prompt_tokens']:,} prompt tokens")
 
 # --- 4. Do they agree with people? ------------------------------------------------------------------------
@@ -104,9 +96,11 @@ print(f"\n2. Before anything is sent: {cost['requests']} requests, about {cost['
 
 print("\n3. Agreement with people")
 for name, judge in (("small", small), ("rule", rule)):
-    report = label(name, judge, "--rows", "12", "--output", folder / f"sample-{name}.jsonl", "--force")
-    if name == "rule":
-        report = label(name, judge, "--output", folder / "labels.jsonl", "--force")
+    with chat_server(judge, name) as url:
+        report = label(url, name, "--rows", "12", "--output", folder / f"sample-{name}.jsonl")
+        if name == "rule":
+            report = label(url, name, "--output", folder / "labels.jsonl")
+            assert report["cost"]["answered"] >= 12
     figures = report["agreement"]["polite"]
     print(
         f"   {name:6s} {report['answers']:3d} answers, {report['bad']['polite']} bad; over "

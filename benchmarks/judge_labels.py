@@ -1,9 +1,9 @@
 """What the labels of a small language model are worth: `armorm label` with armorm-small as the judge.
 
 armorm-small (SmolLM2-135M-Instruct) generates behind a local OpenAI-compatible server (tools/chat_server.py) and rates
-replies whose ratings by people, or by a test, are in the shared data: one reply each to up to 60 prompts of each set, with
-prompt and reply of at most 900 characters together. Printed are the share of answers with a rating, free text and by a
-JSON schema, and the agreement of the latter as `armorm label` measures it.
+replies whose ratings by people, or by a test, are in the shared data: one reply each to up to 60 prompts of each set,
+with prompt and reply of at most 900 characters together. Printed are the share of answers with a rating, free text and
+by a JSON schema, and the agreement of the latter as `armorm label` measures it.
 
     python benchmarks/judge_labels.py [--data ../shared/data/ratings] [--output benchmarks/results/judge_labels.json]
 

@@ -181,6 +181,7 @@ def test_the_spread_of_raters_is_kept_and_a_faulty_rater_costs_only_itself():
     [
         ({"question": "a", "model_answer": "b"}, "response", "rename column 'model_answer' to 'response'"),
         ({"prompt": "a", "txt": "b", "id": 3}, "response", "rename column 'txt' to 'response'"),
+        ({"prompt": "a", "\ue000": "b", "id": 3}, "response", r"rename column '\ue000' to 'response'"),
         ({"promt": "a", "respons": "b"}, "", "rename column 'promt' to 'prompt' and 'respons' to 'response'"),
         ({"prompt": "a", "response": None}, "response", "found an empty cell, expected text"),
         ({"prompt": "a", "chosen": "b", "rejected": "c"}, "", "found a preference pair, expected a conversation"),

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import logging
 import socket
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import httpx
 import pytest
@@ -64,6 +67,41 @@ def test_what_the_time_limit_leaves_is_answered_with_503_and_a_time_to_come_back
     assert took < 1 + 5
     assert "Traceback" not in caplog.text
     assert "Exception" not in caplog.text
+
+
+ENDLESS = """
+import torch
+from armorm.serving.engine import ScoringEngine
+from armorm.serving.server import address_of, bound_socket, serve
+from armorm.serving.settings import ServingSettings
+from tests.helpers.small_models import reward_model
+
+def endless(*_):
+    print("computing", flush=True)
+    while True:
+        numbers @ numbers
+
+numbers = torch.ones(1000, 1000)
+rm = reward_model(seed=3)
+rm.backbone.model.register_forward_pre_hook(endless)
+sock = bound_socket("127.0.0.1", 0)
+print(address_of(sock), flush=True)
+serve(ScoringEngine(rm, ServingSettings(shutdown_seconds=0.2)), sock)
+"""
+
+
+def test_a_server_that_stops_within_a_forward_pass_ends_with_zero():
+    root = Path(__file__).parents[2]
+    command = [sys.executable, "-c", ENDLESS]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with ThreadPoolExecutor(1) as pool, subprocess.Popen(command, cwd=root, **pipes) as process:
+        url = process.stdout.readline().strip()
+        answer = pool.submit(httpx.post, f"{url}/v1/reward", json={"conversations": [question(1)]}, timeout=60)
+        assert process.stdout.readline() == "computing\n"
+        process.terminate()
+        assert answer.result(60).status_code == 503
+        assert process.wait(60) == 0
+        assert "terminate called" not in process.stderr.read()
 
 
 def test_the_queue_is_no_longer_than_a_stopping_server_works_on_it():

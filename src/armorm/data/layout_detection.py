@@ -161,7 +161,7 @@ def layout_fault(values: Mapping[str, Any], expected: Iterable[Sequence[str]] = 
         likeness, name = _likeness(role, free)
         if likeness < _CLOSE and not (len(free) == 1 and place):
             return place, found
-        renamed.append(f"'{name}' to '{role}'")
+        renamed.append(f"{shown(name)} to '{role}'")
         free.remove(name)
     closest = f"; the closest layout is {' and '.join(best)}: rename column {' and '.join(renamed)}" if renamed else ""
     return place, found + closest

@@ -149,6 +149,11 @@ class Batcher:
         self._abandon("the server is shutting down")
 
     @property
+    def running(self) -> bool:
+        """Whether the model's thread is alive; after `stop`, because a forward pass is not over."""
+        return self._thread.is_alive()
+
+    @property
     def healthy(self) -> bool:
         """Whether the model's threads are alive and do not fail on row after row."""
         return self._alive and self._failures < _FAILURES_UNTIL_UNHEALTHY

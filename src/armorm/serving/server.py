@@ -17,6 +17,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NoReturn
 
 import uvicorn
 from fastapi import FastAPI
@@ -143,11 +144,22 @@ def serve(engine: ScoringEngine, sock: socket.socket) -> None:
     """Serve until SIGTERM or Ctrl-C; after SIGTERM and the last response, exit with code 0."""
     _allow_files(engine.settings.max_connections + _OTHER_FILES)
     sock.listen(_BACKLOG)
-    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
+    before = signal.signal(signal.SIGTERM, lambda number, frame: _leave(engine))
     try:
         make_server(engine, sock).run(sockets=[sock])  # (Raises the signal again when done.)
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _leave(engine: ScoringEngine) -> NoReturn:
+    """Exit with code 0, at once if a forward pass is not over: libraries abort if Python ends below their calls."""
+    if engine.batcher.running:
+        logging.shutdown()
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None:
+                stream.flush()
+        os._exit(0)
+    sys.exit(0)
 
 
 def _allow_files(count: int) -> None:

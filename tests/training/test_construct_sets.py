@@ -210,7 +210,7 @@ def test_a_dry_run_counts_the_edited_conversations(folder):
 
 
 def test_relevance_is_labelled_by_the_backbone_and_scaled_by_training_rows(folder, tmp_path):
-    text = "backbone: {model: armorm-tiny, device: cpu}\n" + BASE.replace(
+    text = "backbone: {model: armorm-tiny, device: cpu, dtype: float32}\n" + BASE.replace(
         "answers-the-question, from: [rated, pairs, other.jsonl]", "relevance, from: [rated], rows: 8"
     )
     given = recipe(folder, text.replace("from_ratings: answers-the-question", "from_ratings: rated-quality"))

@@ -23,13 +23,13 @@ from armorm.cli.options import (
 )
 from armorm.cli.output import emit, require_unused, with_columns, write_page
 from armorm.conversation import Conversation
-from armorm.data.candidates import Candidates, read_candidates
 from armorm.data.sources import STANDARD_INPUT
 from armorm.errors import ConversationError, DataError
 from armorm.files import DEFAULT_REWARD_MODEL
 from armorm.progress import Terminal, say
 
 if TYPE_CHECKING:
+    from armorm.data.candidates import Candidates
     from armorm.evaluation.scorer import Scorer
     from armorm.explain.response_comparison import ResponseComparison
 
@@ -69,6 +69,8 @@ def compare(
 
     Example: `armorm compare pairs.jsonl --json`
     """
+    from armorm.data.candidates import Candidates, read_candidates
+
     require_unused(html, force)
     unread: list[DataError] = []
     name = STANDARD_INPUT if first in (None, "-") else str(first)

@@ -21,10 +21,7 @@ import numpy as np
 import torch
 
 from armorm import attribution
-from armorm.backbone.decoder import Backbone
-from armorm.backbone.devices import resolve_devices
 from armorm.backbone.message_forms import Reasoning, valid_reasoning
-from armorm.backbone.readout import Readout
 from armorm.backbone.score_input import ScoreInput, Turns, read_score_input
 from armorm.conversation import Conversation, ConversationLike, several, two_responses
 from armorm.data.rows import read_conversation
@@ -42,7 +39,7 @@ from armorm.features.extract import BATCH_TOKENS, Features, extract
 from armorm.files import DEFAULT_REWARD_MODEL, demonstration, read_text
 from armorm.heads.uncertainty import Uncertainty
 from armorm.model.export import Layout, save_model, upload_saved
-from armorm.model.loading import load_parts
+from armorm.model.loading import backbone_of, compute_on, load_parts
 from armorm.model.modeling import ArmoRMForSequenceClassification
 from armorm.model.remote_code import UNCERTAINTY_BUFFERS
 from armorm.objectives import ObjectiveSet
@@ -66,8 +63,7 @@ class ArmoRM:
         self.model = model
         self.tokenizer = tokenizer
         self.name = name
-        self.backbone = Backbone(name, model.model, tokenizer, Readout.from_settings(model.config.readout))
-        self.backbone.template.reasoning = model.config.limits.get("reasoning", "keep")
+        self.backbone = backbone_of(model, tokenizer, name)
         self.seen = SeenPrompts(partial=True)
 
     @classmethod
@@ -87,7 +83,8 @@ class ArmoRM:
                 text has one score in every command), `weights` (as they are stored), `float32`, `bfloat16` or
                 `float16`; heads are float32 always.
             device: `auto` (the first accelerator, else the processor), `all`, a torch device, or several with commas
-                (`cuda:0,cuda:1`), which share the work; the heads are on the first.
+                (`cuda:0,cuda:1`), which share the work; the heads are on the first. `ray` is the cluster of
+                RAY_ADDRESS, or Ray on this machine: its workers compute features, `ray:4` with four of them.
             reasoning: replies are scored with their `<think>` block (`keep`) or without it (`drop`); by default as the
                 model was trained, which is `keep` unless its recipe says otherwise.
             kwargs: passed to `from_pretrained` of the model (`revision`, `device_map`, ...).
@@ -95,7 +92,7 @@ class ArmoRM:
         Raises:
             CheckpointError: if there is no reward model, or an incomplete one.
         """
-        model, tokenizer, seen = load_parts(name, str(dtype), device, **kwargs)
+        model, tokenizer, seen = load_parts(name, str(dtype), "cpu" if device.startswith("ray") else device, **kwargs)
         if notice := demonstration(str(name)):
             say(notice)
         if reasoning is not None:
@@ -103,7 +100,7 @@ class ArmoRM:
         rm = cls(model, tokenizer, str(name))
         rm.seen = seen
         if "device_map" not in kwargs:
-            rm.backbone.replicate(resolve_devices(device)[1:])
+            compute_on(rm.backbone, device, str(dtype))
         return rm
 
     @property

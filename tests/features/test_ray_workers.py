@@ -13,12 +13,15 @@ from armorm.backbone.chat_template import EncodedConversation
 from armorm.backbone.decoder import Backbone
 from armorm.conversation import Conversation
 from armorm.errors import BackboneError, StoreError
+from armorm.evaluation.scorers import ArmoRMScorer
 from armorm.features import engine as engines
 from armorm.features.extract import extract, fill_store
 from armorm.features.store import FeatureStore
 from armorm.features.token_table import TokenTable
 from armorm.features.workers import ExtractionSettings
+from armorm.reward_model import ArmoRM
 from tests.helpers.conversations import chat
+from tests.helpers.forward_passes import before_each_pass
 
 pytestmark = pytest.mark.slow
 psutil = pytest.importorskip("psutil")
@@ -178,3 +181,21 @@ def test_a_recipe_is_trained_on_features_of_workers(two_cores, small_recipe, tmp
     asked = [Conversation.from_messages(dialogue) for dialogue in DIALOGUES[:5]]
     expected = train(Recipe.from_text(text, [penalty]), Path("here"), quiet=True).score(asked)
     np.testing.assert_allclose(found.score(asked).rewards, expected.rewards, atol=1e-3)
+
+
+def test_a_reward_model_scores_and_is_evaluated_on_ray(two_cores, tmp_path):
+    """By the workers alone: the decoder of this process is not called."""
+    alone, spread = (ArmoRM.from_pretrained("armorm-tiny-rm", device=device) for device in ("cpu", "ray:2"))
+    passes = []
+    with before_each_pass(spread.backbone.model, passes.append):
+        found = spread.score(DIALOGUES)
+        stored = ArmoRMScorer(spread, tmp_path / "features").score([Conversation.from_messages(d) for d in DIALOGUES])
+    np.testing.assert_allclose(found.scores, alone.score(DIALOGUES).scores, atol=1e-4)
+    np.testing.assert_allclose(stored.scores, found.scores, atol=1e-4)
+    assert not passes and list((tmp_path / "features").glob("shard-*"))
+
+
+@pytest.mark.parametrize(("device", "reason"), [("ray:0", "expected ray, or ray:N"), ("ray:9", "9 workers with")])
+def test_impossible_workers_are_refused(two_cores, device, reason):
+    with pytest.raises(BackboneError, match=reason):
+        ArmoRM.from_pretrained("armorm-tiny-rm", device=device)

@@ -67,6 +67,7 @@ class Backbone:
     template: ChatTemplate = field(init=False)
     sharing_verdict: SharingVerdict | None = field(default=None, init=False)  # None until tested (`features/engine.py`)
     replicas: list[Backbone] = field(default_factory=list, init=False)  # on further devices; they share the work
+    workers: Any = field(default=None, init=False)  # `RayWorkers` that compute instead of this process
 
     def __post_init__(self) -> None:
         self.template = ChatTemplate(self.tokenizer)

@@ -41,8 +41,8 @@ DeviceOption = Annotated[
     Option(
         "--devices",
         "--device",
-        help="Devices: all (every GPU, else the processor), cpu, or cuda:0,cuda:1, ...",
-        autocompletion=completion.one_of("all", "cpu", "cuda:0"),
+        help="Devices: all (every GPU, else the processor), cpu, cuda:0,cuda:1, or ray (a cluster; ray:N workers).",
+        autocompletion=completion.one_of("all", "cpu", "cuda:0", "ray"),
     ),
 ]
 ScorerOption = Annotated[

@@ -123,6 +123,8 @@ def serve(
     )
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s")
     logging.getLogger("armorm.serving").setLevel(logging.INFO if log_texts else logging.WARNING)
+    if device.startswith("ray"):
+        raise BadParameter("--devices: on Ray, expected serve run armorm.serving.ray_serve:app (docs/serving.md)")
     with server.bound_socket(host, port) as sock:
         tokenizer = _tokenizer(policy_tokenizer)
         rm = ArmoRM.from_pretrained(model, dtype=dtype, device=device, reasoning=reasoning)  # type: ignore[arg-type]

@@ -106,7 +106,7 @@ def extract(
         batch_tokens: most tokens of a forward pass: of a tree of shared prefixes, or of a padded batch.
         description: of the progress line.
         sharing, compiled: as in `ExtractionSettings`.
-        workers: compute the shards of the store; by default this process does, with `backbone`.
+        workers: compute the shards of the store; by default those of the backbone, or this process does.
 
     Raises:
         BackboneError: for a conversation that does not fit into memory even alone.
@@ -114,29 +114,38 @@ def extract(
     """
     keys, prompt_keys = keys_of(encoded), prompt_keys_of(encoded)
     unique_prompts, prompt_index = distinct(prompt_keys)
+    settings = ExtractionSettings(batch_tokens, sharing, compiled, description)
     if store is not None:
-        settings = ExtractionSettings(batch_tokens, sharing, compiled, description)
-        fill_store(workers or backbone, encoded, store, settings)
+        fill_store(workers or backbone.workers or backbone, encoded, store, settings)
         return Features(store.responses(keys), store.prompts(unique_prompts), prompt_index)
     _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
     plan = plan_extraction(encoded, first)
     rows = [encoded[i] for i in plan.rows]
-    engine = choose_engine(backbone, rows, plan.shared, batch_tokens, sharing=sharing, compiled=compiled)
-    total = int(plan.computed(engine.mechanism, batch_tokens).sum())
-    response = np.empty((len(rows), backbone.response_size), np.float32)
-    prompt = np.empty((len(rows), backbone.hidden_size), np.float32)
-
-    def compute(engine: Engine, part: slice, advance: Advance) -> None:
-        prompt[part], response[part] = engine.features(rows[part], advance)
-
-    with progress(description, total, "tokens") as advance:
-        run_on(engine, plan.parts(1 + len(backbone.replicas), batch_tokens), compute, advance)
+    compute = _features_here if backbone.workers is None else backbone.workers.features
+    prompt, response = compute(backbone, rows, plan, settings)
     place = np.empty(len(encoded), np.int64)
     place[plan.rows] = np.arange(len(plan.rows))
     prompts, prompt_rows = np.unique(prompt_keys[plan.rows], return_index=True)
     return Features(
         response[place[first][inverse]], prompt[prompt_rows[np.searchsorted(prompts, unique_prompts)]], prompt_index
     )
+
+
+def _features_here(
+    backbone: Backbone, rows: Sequence[EncodedConversation], plan: ExtractionPlan, settings: ExtractionSettings
+) -> tuple[np.ndarray, np.ndarray]:
+    """Prompt and response features (n, ...) of the planned conversations, computed by this process."""
+    sharing, budget = settings.sharing, settings.batch_tokens
+    engine = choose_engine(backbone, rows, plan.shared, budget, sharing=sharing, compiled=settings.compiled)
+    response = np.empty((len(rows), backbone.response_size), np.float32)
+    prompt = np.empty((len(rows), backbone.hidden_size), np.float32)
+
+    def compute(engine: Engine, part: slice, advance: Advance) -> None:
+        prompt[part], response[part] = engine.features(rows[part], advance)
+
+    with progress(settings.description, int(plan.computed(engine.mechanism, budget).sum()), "tokens") as advance:
+        run_on(engine, plan.parts(1 + len(backbone.replicas), budget), compute, advance)
+    return prompt, response
 
 
 def fill_store(

@@ -5,7 +5,8 @@ shard, so conversations that share a prompt stay together. Token ids and feature
 read a token table from disk and write their shards to the store, so every machine must see both under the same path.
 Ray restarts a worker that dies, and its unfinished shards are computed again; a shard is complete or absent, so it
 does not matter when that happens. Workers on machines of one kind, with the same number of threads, write the same
-bytes as a single process.
+bytes as a single process. Without a store (`RayWorkers.features`), parts of the conversations go through Ray to a pool
+of actors, and their features come back.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -26,7 +27,8 @@ from armorm.backbone.decoder import Backbone
 from armorm.backbone.locate import backbone_path
 from armorm.backbone.readout import Pooling, PromptPooling
 from armorm.errors import ArmormError, BackboneError, MissingExtraError, StoreError
-from armorm.features.engine import Rows, resumed_engine
+from armorm.features.engine import ExtractionPlan, Rows, resumed_engine
+from armorm.features.extract import extract
 from armorm.features.store import KEY, differing_parts, part_path, shard_name, write_shard
 from armorm.features.token_table import TokenTable
 from armorm.features.workers import ExtractionSettings, LocalWorker, Work, compute_shard
@@ -37,9 +39,21 @@ _MOST_BLOCKS = 4096
 ATTEMPTS = 5
 
 
+class Source(Protocol):
+    """Where a worker gets its backbone; a dataclass of plain data, which is sent to workers."""
+
+    name: str  # of a model; a folder must be one that every machine sees
+
+    def load(self) -> Backbone:
+        """The backbone."""
+
+    def template(self) -> ChatTemplate:
+        """Its chat template."""
+
+
 @dataclass(frozen=True)
 class BackboneSource:
-    """Arguments of `Backbone.load`; plain data that is sent to workers."""
+    """Arguments of `Backbone.load`."""
 
     name: str
     dtype: str = "auto"
@@ -74,11 +88,12 @@ class RayWorkers:
         BackboneError: for more workers than the cluster has resources for.
     """
 
-    source: BackboneSource  # the backbone that each worker loads
+    source: Any  # `Source` of the backbone that each worker loads
     workers: int | None = None  # by default one per GPU of the cluster, or one per machine if it has no GPUs
     gpus: float | None = None  # per worker; by default one if the cluster has any
     cpus: float | None = None  # cores per worker; by default an equal share
     sharing_fault: str | None = field(default=None, init=False)  # as of the backbone, None until a worker tested it
+    _pool: list[Any] | None = field(default=None, init=False)  # actors that compute in memory
 
     def __post_init__(self) -> None:
         ray = _started()
@@ -132,7 +147,6 @@ class RayWorkers:
             StoreError: for a store of another backbone than the workers', or if shards are not visible here.
             BackboneError: for a shard that cannot be computed, or whose workers keep dying.
         """
-        import ray
 
         differing = differing_parts(work.store.fingerprint, self.fingerprint_parts)
         if differing:
@@ -140,8 +154,7 @@ class RayWorkers:
                 f"{work.store.folder}: has another backbone than the workers load ({', '.join(differing)} differ); "
                 "expected the same weights, dtype, tokenizer and template (set the dtype if machines differ)"
             )
-        if "_head" in self.__dict__:  # its devices are needed
-            ray.kill(self.__dict__.pop("_head"))
+        self._release()
         total = sum(work.tokens.values())
         with _table(work) as table, progress(work.description, total, work.unit) as advance:
             rows = [
@@ -168,6 +181,43 @@ class RayWorkers:
                 "expected a folder that every machine of the cluster sees under the same path"
             )
 
+    def features(
+        self,
+        backbone: Backbone,
+        rows: Sequence[EncodedConversation],
+        plan: ExtractionPlan,
+        settings: ExtractionSettings,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Prompt and response features (n, ...) of planned conversations, which travel through Ray in parts.
+
+        Raises:
+            BackboneError: for a part that cannot be computed.
+        """
+        import ray
+        from ray.exceptions import RayError
+        from ray.util import ActorPool
+
+        prompt = np.empty((len(rows), backbone.hidden_size), np.float32)
+        response = np.empty((len(rows), backbone.response_size), np.float32)
+        parts = plan.parts(max(2, self.workers or 1), settings.batch_tokens)
+        if self._pool is None:
+            self._release()
+            resources = {"num_cpus": self.cpus, "num_gpus": self.gpus, "max_restarts": -1, "max_task_retries": ATTEMPTS}
+            actor = ray.remote(_Head).options(**resources)
+            self._pool = [actor.remote(self.source) for _ in range(self.workers or 1)]
+        tokens = [sum(len(row) for row in rows[part]) for part in parts]
+        with progress(settings.description, sum(tokens), "tokens") as advance:
+            work = ((number, list(rows[part])) for number, part in enumerate(parts))
+            try:
+                for number, *found in ActorPool(self._pool).map_unordered(
+                    lambda actor, task: actor.features.remote(*task, settings), work
+                ):
+                    prompt[parts[number]], response[parts[number]] = found
+                    advance(tokens[number])
+            except RayError as error:
+                raise _own(error) from None
+        return prompt, response
+
     def _computed(self, rows: list[dict[str, Any]], worker: tuple[Any, ...]) -> Iterator[tuple[str, str]]:
         """Name of each shard as it is finished, and why its prefixes were not shared.
 
@@ -192,11 +242,21 @@ class RayWorkers:
         except RayError as error:
             raise _own(error) from None
 
+    def _release(self) -> None:
+        """End the actors, whose devices others need."""
+        import ray
+
+        for actor in [*(self._pool or []), *([self.__dict__.pop("_head")] if "_head" in self.__dict__ else [])]:
+            ray.kill(actor)
+        self._pool = None
+
     def _head_answer(self, method: str, *arguments: Any) -> Any:
-        """The answer of the first worker, which is kept until the pool starts."""
+        """The answer of the first worker, which is kept until others need its devices."""
         import ray
         from ray.exceptions import RayError
 
+        if "_head" not in self.__dict__:
+            self._release()
         try:
             return ray.get(getattr(self._head, method).remote(*arguments))
         except RayError as error:
@@ -214,7 +274,7 @@ class RayWorkers:
 
 
 class _Head:
-    """The first worker: describes the backbone and chooses its engine."""
+    """A worker that answers with numbers: describes the backbone, chooses its engine, computes features in memory."""
 
     def __init__(self, source: BackboneSource) -> None:
         self.backbone = source.load()
@@ -222,6 +282,14 @@ class _Head:
     def describe(self) -> tuple[Mapping[str, str], int, int]:
         """Fingerprint parts and sizes of prompt and response features."""
         return self.backbone.fingerprint_parts, self.backbone.hidden_size, self.backbone.response_size
+
+    def features(
+        self, number: int, conversations: list[EncodedConversation], settings: ExtractionSettings
+    ) -> tuple[int, np.ndarray, np.ndarray]:
+        """Number, prompt and response features of a part."""
+        options: dict[str, Any] = {"sharing": settings.sharing, "compiled": settings.compiled}
+        found = extract(self.backbone, conversations, batch_tokens=settings.batch_tokens, **options)
+        return number, found.prompt[found.prompt_index], found.response
 
     def choose(
         self, work: list[EncodedConversation] | tuple[str, np.ndarray], shared: np.ndarray, settings: ExtractionSettings

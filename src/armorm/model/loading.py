@@ -4,19 +4,69 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from armorm.backbone.decoder import Placement, require_decoder
+from armorm.backbone.chat_template import ChatTemplate
+from armorm.backbone.decoder import Backbone, Placement, require_decoder
+from armorm.backbone.devices import resolve_devices
 from armorm.backbone.locate import CONFIG_ERRORS, backbone_path
 from armorm.backbone.model_files import CONFIG, require_tokenizer
+from armorm.backbone.readout import Readout
 from armorm.data.seen_prompts import SeenPrompts
-from armorm.errors import CheckpointError
+from armorm.errors import BackboneError, CheckpointError
 from armorm.files import embedded_path, require_spelling
 from armorm.model.configuration import ArmoRMConfig
 from armorm.model.modeling import ArmoRMForSequenceClassification, tokenizer_path
+
+
+@dataclass(frozen=True)
+class RewardModelSource:
+    """The backbone of a reward model, for workers (`features/ray_workers.py`): arguments of `load_parts`."""
+
+    name: str
+    dtype: str = "auto"
+    device: str = "auto"
+
+    def load(self) -> Backbone:
+        """The backbone."""
+        model, tokenizer, _ = load_parts(self.name, self.dtype, self.device)
+        return backbone_of(model, tokenizer, self.name)
+
+    def template(self) -> ChatTemplate:
+        """Its chat template."""
+        return self.load().template
+
+
+def backbone_of(model: ArmoRMForSequenceClassification, tokenizer: Any, name: str) -> Backbone:
+    """The decoder inside a reward model, with its chat template."""
+    backbone = Backbone(name, model.model, tokenizer, Readout.from_settings(model.config.readout))
+    backbone.template.reasoning = model.config.limits.get("reasoning", "keep")
+    return backbone
+
+
+def compute_on(backbone: Backbone, device: str, dtype: str) -> None:
+    """Let further devices, or workers of Ray, compute the features of a loaded model.
+
+    Args:
+        device, dtype: as of `ArmoRM.from_pretrained`.
+
+    Raises:
+        BackboneError: for an unknown device, or more workers than the cluster has resources for.
+        MissingExtraError: without Ray.
+    """
+    kind, colon, count = device.partition(":")
+    if kind != "ray":
+        backbone.replicate(resolve_devices(device)[1:])
+        return
+    if colon and not (count.isdecimal() and int(count)):
+        raise BackboneError(f"device {device!r}, expected ray, or ray:N with the number of workers")
+    from armorm.features.ray_workers import RayWorkers
+
+    backbone.workers = RayWorkers(RewardModelSource(backbone.name, dtype), int(count) if count else None)
 
 
 def load_parts(

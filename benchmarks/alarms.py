@@ -1,6 +1,6 @@
 """False alarms of `armorm monitor` on calm runs that are watched at every step, and how soon it finds planted hacks.
 
-python benchmarks/alarms.py [--runs 1000] [--hacked 200] [--output benchmarks/results/alarms.json]
+python benchmarks/alarms.py [--runs 1000] [--others 200] [--hacked 100] [--workers 1] [--output FILE]
 
 A calm run has any alarm or notice in at most `ALARM_RATE` of runs (the interval is Clopper-Pearson, 95%). Runs of
 honest growth may have notices, but no warnings. The delay is counted from the step at which the hack begins; its size
@@ -10,8 +10,11 @@ grows linearly from there to the end of the run, so the warning comes some steps
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections import Counter
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +24,7 @@ from rich.table import Table
 from scipy.stats import beta
 
 from armorm.files import write_json
-from armorm.monitoring.alarms import ALARM_RATE, REFERENCE_STEPS, RunWatch
+from armorm.monitoring.alarms import ALARM_RATE, REFERENCE_STEPS, Alarm, RunWatch
 from armorm.monitoring.log import log_steps
 from armorm.progress import progress
 
@@ -31,7 +34,7 @@ from tests.helpers.simulated_runs import plant, simulated_run
 # Name, settings of the run, what is planted in it.
 CALM: tuple[tuple[str, dict[str, Any]], ...] = (
     ("calm", {}),
-    ("calm, 600 steps", {"steps": 600, "begins": 300}),
+    ("calm, 300 steps", {"steps": 300, "begins": 150}),
     ("calm, steps share chance", {"wander": 0.1}),
     ("calm, 8 samples a step", {"samples": 8}),
     ("calm, 21 objectives", {"k": 21}),
@@ -80,16 +83,19 @@ def interval(count: int, runs: int) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def false_alarms(settings: dict[str, Any], runs: int, advance: Any) -> dict[str, Any]:
+def alarms_of(job: tuple[int, dict[str, Any], str]) -> list[Alarm]:
+    """Alarms of a run: its seed, its settings, and what is planted in it."""
+    return watched(*job).alarms
+
+
+def false_alarms(runs_of_alarms: Iterable[list[Alarm]], runs: int) -> dict[str, Any]:
     """Shares of runs with a warning, and with any alarm."""
     kinds: Counter[str] = Counter()
     warned = alarmed = 0
-    for seed in range(runs):
-        watch = watched(20_000 + seed, settings)
-        warned += bool(watch.warnings)
-        alarmed += bool(watch.alarms)
-        kinds.update({alarm.kind for alarm in watch.alarms})
-        advance(1)
+    for alarms in runs_of_alarms:
+        warned += any(alarm.warning for alarm in alarms)
+        alarmed += bool(alarms)
+        kinds.update({alarm.kind for alarm in alarms})
     return {
         "runs": runs,
         "warned": warned / runs,
@@ -100,17 +106,15 @@ def false_alarms(settings: dict[str, Any], runs: int, advance: Any) -> dict[str,
     }
 
 
-def power(settings: dict[str, Any], planted: str, kind: str, runs: int, advance: Any) -> dict[str, Any]:
+def power(runs_of_alarms: Iterable[list[Alarm]], runs: int, kind: str, begins: int = 60) -> dict[str, Any]:
     """Share of runs with the expected warning after the hack began, its delay, and the share with another."""
-    begins = settings.get("begins", 60)
     delays, early, others = [], 0, 0
-    for seed in range(runs):
-        warnings = watched(40_000 + seed, settings, planted).warnings
+    for alarms in runs_of_alarms:
+        warnings = [alarm for alarm in alarms if alarm.warning]
         steps = [alarm.step for alarm in warnings if alarm.kind == kind]
         early += any(step < begins for step in steps)
         delays += [min(steps) - begins] if steps and min(steps) >= begins else []
         others += any(alarm.kind != kind for alarm in warnings)
-        advance(1)
     quantiles = np.quantile(delays, [0.5, 0.9]).tolist() if delays else [None, None]
     return {
         "runs": runs,
@@ -126,19 +130,33 @@ def power(settings: dict[str, Any], planted: str, kind: str, runs: int, advance:
 def main() -> None:
     """Print the tables and write the results."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--runs", type=int, default=1000, help="calm runs of each kind")
-    parser.add_argument("--hacked", type=int, default=200, help="runs of each hack")
+    parser.add_argument("--runs", type=int, default=1000, help="calm runs")
+    parser.add_argument("--others", type=int, default=200, help="runs of each other setting without a hack")
+    parser.add_argument("--hacked", type=int, default=100, help="runs of each hack")
+    parser.add_argument("--workers", type=int, default=1, help="processes")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "alarms.json")
     arguments = parser.parse_args()
-    calm = Table("120 steps of 32 samples, 8 objectives", "warning", "95%", "any alarm", "95%", box=None)
+    calm = Table("120 steps of 32 samples, 8 objectives", "runs", "warning", "95%", "any alarm", "95%", box=None)
     hacked = Table("hack from step 60 to 120", "found", "95%", "delay: median", "90%", "other warnings", box=None)
-    results: dict[str, Any] = {"stated_rate": ALARM_RATE, "reference_steps": REFERENCE_STEPS}
-    total = (len(CALM) + len(HONEST)) * arguments.runs + len(HACKED) * arguments.hacked
-    with progress("runs", total, "runs") as advance:
+    head: dict[str, Any] = {"stated_rate": ALARM_RATE, "reference_steps": REFERENCE_STEPS}
+    kept = json.loads(arguments.output.read_text()) if arguments.output.exists() else {}
+    results = kept if kept.items() >= head.items() else head  # finished settings of an earlier run
+    total = arguments.runs + (len(CALM) + len(HONEST) - 1) * arguments.others + len(HACKED) * arguments.hacked
+    with progress("runs", total, "runs") as advance, ProcessPoolExecutor(arguments.workers) as pool:
+
+        def runs_of(first: int, runs: int, settings: dict[str, Any], planted: str = "") -> Iterator[list[Alarm]]:
+            for alarms in pool.map(alarms_of, [(first + i, settings, planted) for i in range(runs)], chunksize=4):
+                yield alarms
+                advance(1)
+
         for name, settings in (*CALM, *HONEST):
-            found = results[name] = false_alarms(settings, arguments.runs, advance)
+            runs = arguments.runs if name == "calm" else arguments.others
+            found = results.get(name, {})
+            if found.get("runs") != runs:
+                found = results[name] = false_alarms(runs_of(20_000, runs, settings), runs)
             calm.add_row(
                 name,
+                f"{found['runs']:,}",
                 f"{found['warned']:.1%}",
                 "{:.1%} to {:.1%}".format(*found["warned_interval"]),
                 f"{found['any']:.1%}",
@@ -146,7 +164,10 @@ def main() -> None:
             )
             write_json(arguments.output, results)
         for name, settings, planted, kind in HACKED:
-            found = results[name] = power(settings, planted, kind, arguments.hacked, advance)
+            found = results.get(name, {})
+            if found.get("runs") != arguments.hacked:
+                hacks = runs_of(40_000, arguments.hacked, settings, planted)
+                found = results[name] = power(hacks, arguments.hacked, kind)
             delays = ["" if found[part] is None else f"{found[part]:.0f}" for part in ("median_delay", "delay_90%")]
             shares = "{:.0%} to {:.0%}".format(*found["found_interval"])
             hacked.add_row(name, f"{found['found']:.1%}", shares, *delays, f"{found['other_kinds']:.1%}")

@@ -10,11 +10,12 @@ import json
 import os
 import time
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from armorm.data.rows import Row, line_rows
+from armorm.data.rows import SUFFIXES, Row, line_rows
+from armorm.data.sources import Location
 from armorm.errors import DataError
 from armorm.monitoring.alarms import Alarm, RunWatch
 from armorm.monitoring.log import ROWS_OF_A_STEP, MonitorError, row_numbers, samples_of, step_metrics, table_of
@@ -176,9 +177,7 @@ class GrowingFile:
         self._file, self._rest = None, b""
 
 
-def followed_lines(
-    path: str | Path, *, idle_seconds: float | None = None, sleep: Callable[[float], None] = time.sleep
-) -> Iterator[bytes]:
+def followed_lines(path: str | Path, *, idle_seconds: float | None = None) -> Iterator[bytes]:
     """Lines of a file as they are written, until nothing was written for `idle_seconds` (None: for ever)."""
     file, last = GrowingFile(path), time.monotonic()
     try:
@@ -188,14 +187,33 @@ def followed_lines(
                 yield line
             if idle_seconds is not None and time.monotonic() - last >= idle_seconds:
                 return
-            sleep(POLL_SECONDS if idle_seconds is None else min(POLL_SECONDS, idle_seconds / 2))
+            time.sleep(POLL_SECONDS if idle_seconds is None else min(POLL_SECONDS, idle_seconds / 2))
     finally:
         file.close()
 
 
 def followed_rows(path: str | Path, *, idle_seconds: float | None = None) -> Iterator[Row | DataError]:
-    """Rows of a log as its lines are written (`followed_lines`)."""
+    """Rows of a log as its lines are written (`followed_lines`); of a folder, those of its files as they appear."""
+    if Path(path).is_dir():
+        return _followed_files(Path(path), idle_seconds)
     return line_rows(followed_lines(path, idle_seconds=idle_seconds), str(path))
+
+
+def _followed_files(folder: Path, idle_seconds: float | None) -> Iterator[Row | DataError]:
+    """Rows of the files of a folder in the order of their names, each once it can be read as a whole."""
+    seen, last = set[Path](), time.monotonic()
+    while True:
+        for path in sorted(file for file in folder.iterdir() if file.name.endswith(SUFFIXES) and file not in seen):
+            try:
+                rows = list(Location.find(str(path)).rows_or_faults())
+            except DataError:  # is still being written
+                break
+            seen.add(path)
+            last = time.monotonic()
+            yield from rows
+        if idle_seconds is not None and time.monotonic() - last >= idle_seconds:
+            return
+        time.sleep(POLL_SECONDS if idle_seconds is None else min(POLL_SECONDS, idle_seconds / 2))
 
 
 def alarm_line(alarm: Alarm) -> str:

@@ -102,7 +102,7 @@ def sample_line(
 
 def batch_lines(
     batch: ScoreBatch,
-    prompts: Iterable[Hashable],
+    prompts: Iterable[Hashable] | None,
     lengths: Sequence[int] | np.ndarray | None,
     scores: Sequence[float] | np.ndarray | None = None,
     **columns: Any,
@@ -110,19 +110,19 @@ def batch_lines(
     """Lines of the scored rows of a batch; those of one prompt are a group.
 
     Args:
-        prompts: (n,) anything that tells prompts apart.
+        prompts: (n,) anything that tells prompts apart; None if samples of a prompt are not scored together.
         lengths: (n,) tokens of the responses.
         scores: (n,) by default the sums of the contributions.
         columns: of every line, as of `sample_line`.
     """
     groups: dict[Hashable, int] = {}
-    for at, prompt in enumerate(prompts):
+    for at, prompt in enumerate([None] * len(batch.scores) if prompts is None else prompts):
         contributions = batch.contributions[at].tolist()
         yield sample_line(
             batch.names,
             contributions=contributions,
             score=sum(contributions) if scores is None else float(scores[at]),
-            group=groups.setdefault(prompt, len(groups)),
+            group=None if prompts is None else groups.setdefault(prompt, len(groups)),
             length=None if lengths is None else int(lengths[at]),
             rewards=batch.rewards[at].tolist(),
             uncertainty=None if batch.uncertainty is None else batch.uncertainty[at].tolist(),
@@ -207,17 +207,26 @@ def samples_of(step: float, table: np.ndarray) -> StepSamples:
     return StepSamples(step, contributions, lengths, rewards, uncertainty, groups)
 
 
-def log_steps(log: RunLog) -> Iterator[StepSamples]:
-    """The steps of a log, in order; in a log without steps, runs of `ROWS_OF_A_STEP` samples."""
+def log_steps(log: RunLog, most: int | None = None) -> Iterator[StepSamples]:
+    """The steps of a log, in order; in a log without steps, runs of `ROWS_OF_A_STEP` samples.
+
+    Args:
+        most: of more steps than that, neighbours are read as one.
+    """
     if log.by_step:
         cuts = np.flatnonzero(np.diff(log.steps)) + 1
     else:
         cuts = np.arange(ROWS_OF_A_STEP, len(log), ROWS_OF_A_STEP)
-    bounds = [0, *cuts.tolist(), len(log)]
-    for start, end in zip(bounds[:-1], bounds[1:], strict=True):
-        parts = (log.lengths, log.rewards, log.uncertainty, log.groups)
+    starts = np.concatenate([[0], cuts])
+    starts = starts[:: 1 if most is None else -(-len(starts) // most)]
+    for start, end in zip(starts, np.append(starts[1:], len(log)), strict=True):
+        groups = log.groups
+        if groups is not None:  # numbered anew in each step
+            pairs = np.stack([log.steps[start:end], groups[start:end]], 1)
+            groups = np.unique(pairs, axis=0, return_inverse=True)[1].reshape(-1)
+        parts = (log.lengths, log.rewards, log.uncertainty)
         given = (None if part is None else part[start:end] for part in parts)
-        yield StepSamples(float(log.steps[start]), log.contributions[start:end], *given)
+        yield StepSamples(float(log.steps[start]), log.contributions[start:end], *given, groups)
 
 
 def _columns(table: np.ndarray) -> Iterator[np.ndarray | None]:

@@ -28,7 +28,9 @@ def slow_bayes_factor(values, weights, start, slack):
     values = values - slack * (np.arange(len(values)) >= start)
     after = (np.arange(len(values)) >= start).astype(float)
 
-    def marginal(shift):  # of data with level and sigma integrated out under their right Haar prior, for b = shift sigma
+    def marginal(
+        shift,
+    ):  # of data with level and sigma integrated out under their right Haar prior, for b = shift sigma
         # Integrate over sigma numerically: sum over a grid of log sigma.
         logs = np.linspace(-4, 4, 4001)
         sigma = np.exp(logs)[:, None]

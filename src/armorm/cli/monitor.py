@@ -131,7 +131,7 @@ class _Scorer:
     """Scores the rows of a log that hold only texts; the model is loaded at the first of them."""
 
     def __init__(self, model: str | None, dtype: str, device: str) -> None:
-        self._model, self._options = model, {"dtype": dtype, "device": device}
+        self._model, self._dtype, self._device = model, dtype, device
 
     def __call__(self, rows: Iterable[Row | DataError]) -> Iterator[Row | DataError]:
         from armorm.data.rows import Row
@@ -141,7 +141,7 @@ class _Scorer:
             if self._model is not None and isinstance(row, Row) and holds_text(row):
                 from armorm.reward_model import ArmoRM
 
-                rm = ArmoRM.from_pretrained(self._model, **self._options)
+                rm = ArmoRM.from_pretrained(self._model, dtype=self._dtype, device=self._device)
                 yield from rescored(chain([row], rows), rm)
                 return
             yield row

@@ -166,7 +166,8 @@ def read_log(rows: Iterable[Row | DataError], file: str) -> RunLog:
         found = row.values.get("contributions")
         if not isinstance(found, Mapping) or not found:
             skipped.append(
-                (row.number, f"contributions: found {shown(found)}, expected an object, as written by score --details")
+                (row.number, f"contributions: found {shown(found)}, expected an object, as written by score --details; "
+                    "texts are scored with --model")
             )
             continue
         if not names:
@@ -225,8 +226,9 @@ def log_steps(log: RunLog, most: int | None = None) -> Iterator[StepSamples]:
             pairs = np.stack([log.steps[start:end], groups[start:end]], 1)
             groups = np.unique(pairs, axis=0, return_inverse=True)[1].reshape(-1)
         parts = (log.lengths, log.rewards, log.uncertainty)
-        given = (None if part is None else part[start:end] for part in parts)
-        yield StepSamples(float(log.steps[start]), log.contributions[start:end], *given, groups)
+        lengths, rewards, uncertainty = (None if part is None else part[start:end] for part in parts)
+        contributions = log.contributions[start:end]
+        yield StepSamples(float(log.steps[start]), contributions, lengths, rewards, uncertainty, groups)
 
 
 def _columns(table: np.ndarray) -> Iterator[np.ndarray | None]:

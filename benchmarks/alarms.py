@@ -149,6 +149,15 @@ def main() -> None:
                 yield alarms
                 advance(1)
 
+        for name, settings, planted, kind in HACKED:
+            found = results.get(name, {})
+            if found.get("runs") != arguments.hacked:
+                hacks = runs_of(40_000, arguments.hacked, settings, planted)
+                found = results[name] = power(hacks, arguments.hacked, kind)
+            delays = ["" if found[part] is None else f"{found[part]:.0f}" for part in ("median_delay", "delay_90%")]
+            shares = "{:.0%} to {:.0%}".format(*found["found_interval"])
+            hacked.add_row(name, f"{found['found']:.1%}", shares, *delays, f"{found['other_kinds']:.1%}")
+            write_json(arguments.output, results)
         for name, settings in (*CALM, *HONEST):
             runs = arguments.runs if name == "calm" else arguments.others
             found = results.get(name, {})
@@ -162,15 +171,6 @@ def main() -> None:
                 f"{found['any']:.1%}",
                 "{:.1%} to {:.1%}".format(*found["any_interval"]),
             )
-            write_json(arguments.output, results)
-        for name, settings, planted, kind in HACKED:
-            found = results.get(name, {})
-            if found.get("runs") != arguments.hacked:
-                hacks = runs_of(40_000, arguments.hacked, settings, planted)
-                found = results[name] = power(hacks, arguments.hacked, kind)
-            delays = ["" if found[part] is None else f"{found[part]:.0f}" for part in ("median_delay", "delay_90%")]
-            shares = "{:.0%} to {:.0%}".format(*found["found_interval"])
-            hacked.add_row(name, f"{found['found']:.1%}", shares, *delays, f"{found['other_kinds']:.1%}")
             write_json(arguments.output, results)
     console = Console()
     console.print(f"stated: at most {ALARM_RATE:.0%} of calm runs have any alarm", calm, "", hacked, sep="\n")

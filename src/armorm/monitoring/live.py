@@ -113,7 +113,8 @@ class LogWatch:
         parts = [f"{self.samples:,} samples"]
         if not watch.watching:
             parts.append(f"the reference phase of {watch.reference_steps} steps is not complete: nothing was judged")
-        parts.append(f"{len(watch.warnings)} warnings, {len(watch.alarms) - len(watch.warnings)} notices")
+        warnings, notices = len(watch.warnings), len(watch.alarms) - len(watch.warnings)
+        parts.append(f"{warnings} warning{'s' * (warnings != 1)}, {notices} notice{'s' * (notices != 1)}")
         if self.late:
             parts.append(f"left out {self.late:,} samples of steps that were judged already")
         if self.skipped:

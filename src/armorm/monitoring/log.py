@@ -166,8 +166,11 @@ def read_log(rows: Iterable[Row | DataError], file: str) -> RunLog:
         found = row.values.get("contributions")
         if not isinstance(found, Mapping) or not found:
             skipped.append(
-                (row.number, f"contributions: found {shown(found)}, expected an object, as written by score --details; "
-                    "texts are scored with --model")
+                (
+                    row.number,
+                    f"contributions: found {shown(found)}, expected an object, as written by score --details; "
+                    "texts are scored with --model",
+                )
             )
             continue
         if not names:

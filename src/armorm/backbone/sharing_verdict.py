@@ -93,5 +93,7 @@ def _path(model: PreTrainedModel, readout: Readout) -> Path | None:
         digest.update((Path(__file__).parent / name).read_bytes())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        while hasattr(tensor, "__tensor_flatten__"):  # quantized weights: their first part, which holds the numbers
+            tensor = getattr(tensor, tensor.__tensor_flatten__()[0][0])
         digest.update(tensor.detach().reshape(-1)[:_VALUES].cpu().contiguous().view(torch.uint8).numpy())
     return cache_folder() / "sharing" / f"{digest.hexdigest()}.json"

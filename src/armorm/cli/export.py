@@ -95,12 +95,13 @@ def export(
 def _export_quantized(
     model: str, folder: Path, quantize: Weights, data: str | None, max_drift: float, *, as_json: bool
 ) -> None:
+    import tempfile
     from dataclasses import asdict
 
     from armorm.backbone.drift import reference_rows
     from armorm.cli.input import input_rows, split_rejected
     from armorm.errors import CheckpointError, DataError
-    from armorm.model.quantized import ScoreDrift, quantization, save_quantized
+    from armorm.model.quantized import ScoreDrift, quantization, quantized_layers, save_quantized
     from armorm.reward_model import ArmoRM
 
     settings = quantization(quantize.value)
@@ -108,10 +109,14 @@ def _export_quantized(
         reference_rows() if data is None else [found for _, found in split_rejected(input_rows(data), strict=True)[0]]
     )
     if len(rows) < 2:
-        raise DataError(f"found {len(rows)} conversation, expected at least two to compare", file=data)
+        raise DataError(f"found {len(rows)} conversation, expected at least two to compare", file=data or "--data")
     rm = ArmoRM.from_pretrained(model, dtype="weights", device="cpu")
     before = rm.score(rows).scores
-    small = ArmoRM.from_pretrained(model, dtype="weights", device_map="cpu", quantization_config=settings)
+    with tempfile.TemporaryDirectory() as whole:  # a model stored as heads takes its backbone from elsewhere
+        rm.save_pretrained(whole)
+        small = ArmoRM.from_pretrained(whole, dtype="weights", device_map="cpu", quantization_config=settings)
+    if not quantized_layers(small.model):
+        raise CheckpointError(f"{model}: found no layer that torchao quantizes to {quantize.value}")
     drift = ScoreDrift.between(before, small.score(rows).scores, [row.prompt_key for row in rows])
     found = f"{drift.root_mean_square:.3f} standard deviations"
     if not drift.root_mean_square <= max_drift:

@@ -41,7 +41,16 @@ def quantization(bits: Bits) -> Any:
 
     if bits == "int8":
         return TorchAoConfig(ao.Int8WeightOnlyConfig())
-    return TorchAoConfig(ao.IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=ao.PerGroup(_GROUP)))
+    four: Any = getattr(torch, "int4")  # noqa: B009 (torch's stubs do not have it)
+    return TorchAoConfig(ao.IntxWeightOnlyConfig(weight_dtype=four, granularity=ao.PerGroup(_GROUP)))
+
+
+def quantized_layers(model: ArmoRMForSequenceClassification) -> int:
+    """Number of the backbone's linear layers with quantized weights."""
+    import torch
+
+    layers = (module for module in model.model.modules() if isinstance(module, torch.nn.Linear))
+    return sum(type(layer.weight) is not torch.nn.Parameter for layer in layers)
 
 
 @dataclass(frozen=True)
@@ -79,7 +88,7 @@ def save_quantized(model: ArmoRMForSequenceClassification, tokenizer: Any, folde
 
 
 def _keep_quantized_names(path: Path) -> None:
-    """Leave tensors without a module (the transform, uncertainties) out of torchao's list, where it cannot read them."""
+    """Leave tensors without a module (the transform, ...) out of torchao's list, from which it cannot read them."""
     with safe_open(path, "pt") as file:
         metadata = dict(file.metadata() or {})
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)

@@ -58,6 +58,11 @@ def test_what_is_written_is_read_again_with_the_scores_whose_drift_was_printed(c
     weight = read.model.model.layers[0].self_attn.q_proj.weight
     assert "Int" in type(weight).__name__, "the weights are not quantised"
     before = ArmoRM.from_pretrained(folder, dtype="weights", device="cpu").score(conversations).scores
+    assert len(read.backbone.fingerprint) == 32
+    code, out, _ = run(capsys, "score", rows, "--model", tmp_path / bits, "--dtype", "weights", "--device", "cpu")
+    assert code == 0
+    printed = [json.loads(line)["score"] for line in out.splitlines()]
+    assert printed == pytest.approx(read.score(conversations).scores.tolist(), abs=1e-4)
     prompts = [str(i) for i in range(3) for _ in texts]
     drift = ScoreDrift.between(before, read.score(conversations).scores, prompts)
     assert (drift.rows, drift.pairs) == (12, 18)

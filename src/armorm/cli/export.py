@@ -64,7 +64,7 @@ def export(
     Either layout is read; scores do not change, except with --quantize, where nothing is written if they move by more
     than --max-drift.
 
-    Examples: `armorm export armorm-small-rm exported --self-contained`, `armorm export my-rm small --quantize int8`
+    Example: `armorm export armorm-small-rm exported --self-contained`, or `armorm export my-rm small --quantize int8`
     """
     if quantize is not None:
         if layout is not Layout.armorm or self_contained or heads_only:

@@ -66,7 +66,7 @@ def monitor(
     contribution, of length and of uncertainty, the step at which a narrow gain began, and the alarms that watching the
     run step by step would have raised.
 
-    Examples: `armorm monitor run.jsonl --html run.html`, `armorm monitor run.jsonl --follow`
+    Example: `armorm monitor run.jsonl --html run.html`, or `armorm monitor run.jsonl --follow`
     """
     if idle is not None and not follow:
         raise typer.BadParameter("--idle needs --follow")

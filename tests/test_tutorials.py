@@ -15,6 +15,7 @@ SAID = {
     "explain_a_score": ["Contributions sum to the score", "against an average response", "kind - rude"],
     "add_your_own_objective": ["support-polite", "On questions that were held out", "Replies that it never saw"],
     "label_with_a_judge": ["Before anything is sent", "Agreement with people", "rule", "labels-polite"],
+    "watch_a_run": ["warning, step", "the score grows only through", "the log is complete", "charts: "],
     "compare_two_models": ["95% interval", "shared pairs", "only the plain one"],
 }
 

@@ -45,7 +45,7 @@ from armorm.model.remote_code import UNCERTAINTY_BUFFERS
 from armorm.objectives import ObjectiveSet
 from armorm.progress import say
 from armorm.score_batch import ScoreBatch
-from armorm.steering import steering_settings, with_steering_note
+from armorm.steering import steering_settings, with_steering_note, without_model_index
 
 
 class ArmoRM:
@@ -462,7 +462,8 @@ class ArmoRM:
     ) -> str | list[tuple[str, int]]:
         """Save and upload to a repository of the Hub, as one commit; a missing repository is created.
 
-        The model card is the README.md of the folder that the model was loaded from, with a note on the steering.
+        The model card is the README.md of the folder that the model was loaded from: its front matter has the held-out
+        results as a `model-index`. The card of a steered model has a note on the steering instead of them.
 
         Args:
             private: whether a new repository is private; by default the owner's setting.
@@ -480,7 +481,9 @@ class ArmoRM:
         """
         options = {"private": private, "token": token, "revision": revision, "commit_message": commit_message}
         card = Path(self.name) / "README.md"
-        text = with_steering_note(read_text(card), self.model.config.steering) if card.is_file() else ""
+        text, steering = read_text(card) if card.is_file() else "", self.model.config.steering
+        if text:
+            text = with_steering_note(without_model_index(text) if steering else text, steering)
         save = partial(self.save_pretrained, **saving)
         return upload_saved(save, repo_id, card=text, dry_run=dry_run, **options)
 

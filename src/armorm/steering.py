@@ -214,6 +214,14 @@ def sentences(settings: Mapping[str, Any]) -> list[str]:
     return found
 
 
+def without_model_index(card: str) -> str:
+    """A model card without the results that the Hub shows: they are of the model as trained, not as steered."""
+    head = re.match(r"---\n.*?^---\n", card, flags=re.DOTALL | re.MULTILINE)
+    if head is None:
+        return card
+    return re.sub(r"^model-index:\n(?:[ -] .*\n)*", "", head[0], flags=re.MULTILINE) + card[head.end() :]
+
+
 def with_steering_note(card: str, settings: Mapping[str, Any], figures: Sequence[str] = ()) -> str:
     """A model card with a note on the steering below its title, in place of an earlier note.
 

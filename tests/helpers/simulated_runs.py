@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from armorm.monitoring.log import RunLog
@@ -66,3 +68,50 @@ def simulated_run(
         rewards=0.5 + 0.1 * contributions,
         uncertainty=uncertainty if uncertainty_growth else None,
     )
+
+
+def plant(
+    log: RunLog, seed: int, what: str = "", *, begins: int = 60, slack: float = 0.0
+) -> tuple[RunLog, list[dict[str, float]]]:
+    """A run of steps of equal size with groups of four samples, and the KL and entropy of each step.
+
+    Args:
+        what: is planted from step `begins` on: `score` or `objective` (falls), `alike` (samples of most groups get the
+            scores of the first), `ceiling` (an objective's rewards reach 1), `kl`, `entropy`, or nothing.
+        slack: everything has moved by this share of 0.2 standard deviations after step 20, and stays there.
+    """
+    generator = np.random.default_rng(seed + 1)
+    steps = int(log.steps[-1]) + 1
+    samples, k = len(log) // steps, len(log.names)
+    contributions, rewards = log.contributions.copy(), np.clip(0.5 + 0.05 * log.contributions, 0, None)
+    groups = np.tile(np.arange(samples) // 4, steps)
+    late = (log.steps >= begins) & (generator.random(len(log)) < 0.8)
+    ramp = np.clip((log.steps - begins) / max(steps - begins, 1), 0, None)
+    # The same for all samples of a prompt, a quarter of their variance.
+    shared = generator.normal(size=(steps, samples // 4 + 1, k))[log.steps.astype(int), groups]
+    contributions += 0.5 * contributions.std(0) * shared
+    deviation, spread = contributions.std(0), contributions.sum(1).std()
+    if slack:
+        moved = np.sign(generator.normal(size=k)) * deviation * 0.2 * slack
+        # so that neither the score nor an objective moves by more than the slack
+        moved *= min(1.0, 0.2 * slack * spread / max(abs(moved.sum()), 1e-9))
+        contributions[log.steps >= 20] += moved
+    if what == "score":
+        contributions -= 1.5 * spread * ramp[:, None] / k
+    elif what == "objective":
+        contributions[:, 3] -= 1.5 * deviation[3] * ramp
+    elif what == "alike":
+        first = np.arange(len(log)) // 4 * 4
+        alike = (generator.random(len(log)) < 0.7)[first] & (log.steps >= begins)
+        contributions[alike] = contributions[first[alike]]
+    elif what == "ceiling":
+        rewards[late, 3] = 1.0
+    kl = 0.02 * np.exp(0.2 * generator.normal(size=steps)) * (1 + np.arange(steps) / steps)
+    entropy = 1.5 * np.exp(0.05 * generator.normal(size=steps))
+    after = np.clip((np.arange(steps) - begins) / max(steps - begins, 1), 0, None)
+    if what == "kl":
+        kl = kl * np.exp(6 * after)
+    elif what == "entropy":
+        entropy = entropy * np.exp(-3 * after)
+    planted = replace(log, contributions=contributions, rewards=rewards, groups=groups)
+    return planted, [{"kl": float(a), "entropy": float(b)} for a, b in zip(kl, entropy, strict=True)]

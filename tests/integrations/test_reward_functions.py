@@ -17,11 +17,13 @@ pytest.importorskip("fastapi")
 
 from armorm import ArmoRM, Conversation
 from armorm.client import RewardClient
+from armorm.data.rows import line_rows
 from armorm.errors import ConversationError
 from armorm.integrations import openrlhf, verl
 from armorm.integrations import rewards as source
 from armorm.integrations.rewards import IntegrationError, Settings, opened
 from armorm.integrations.trl import reward_funcs
+from armorm.monitoring.log import read_log
 from tests.helpers.backbones import save_backbone
 from tests.helpers.conversations import chat
 from tests.helpers.forward_passes import before_each_pass
@@ -51,7 +53,7 @@ def saved(rm, tmp_path_factory):
 @pytest.fixture
 def environment(saved, monkeypatch):
     """Variables as a user sets them; what was opened under others is forgotten."""
-    for name in ("URL", "NORMALIZE", "EMPTY_SCORE", "API_KEY", "POLICY_TOKENIZER"):
+    for name in ("URL", "NORMALIZE", "EMPTY_SCORE", "API_KEY", "POLICY_TOKENIZER", "LOG_FILE"):
         monkeypatch.delenv(f"ARMORM_{name}", raising=False)
     monkeypatch.setenv("ARMORM_MODEL", saved)
     monkeypatch.setenv("ARMORM_DTYPE", "float32")
@@ -433,3 +435,21 @@ def test_trl_trains_on_them_and_logs_every_objective(rm, tmp_path, aggregation):
         for name in names:  # what TRL makes of the rewards, and what was logged beside them
             assert log[f"armorm/{name}"] == pytest.approx(log[f"rewards/{name}/mean"], abs=1e-4)
         assert {f"armorm/{name}" for name in rm.objectives.names} <= set(log)
+
+
+def test_functions_that_trainers_call_by_name_log_what_they_score(rm, environment, tmp_path):
+    log = tmp_path / "run.jsonl"
+    environment(LOG_FILE=str(log), EMPTY_SCORE="-1")
+    prompt = "<|im_start|>user\nName a river.<|im_end|>\n<|im_start|>assistant\n"
+    replies = ["The Rhine.", "", "Elbe, I think."]
+    openrlhf.reward_func([f"{prompt}{reply}<|im_end|>" for reply in replies], [prompt] * 3, None)
+    verl.compute_score("own", "The Rhine.", None, {"prompt": "Name a river."})
+    read = read_log(line_rows(log.read_bytes().splitlines(), "log"), "log")
+    conversations = [
+        [{"role": "user", "content": "Name a river."}, {"role": "assistant", "content": reply}]
+        for reply in ("The Rhine.", "Elbe, I think.", "The Rhine.")
+    ]
+    expected = rm.score(conversations)
+    assert read.contributions == pytest.approx(expected.contributions, abs=1e-5)
+    assert read.lengths.tolist() == expected.response_tokens.tolist()
+    assert not read.by_step

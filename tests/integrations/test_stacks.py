@@ -11,6 +11,7 @@ import ast
 import asyncio
 import importlib.metadata
 import importlib.util
+import json
 import re
 import shlex
 import sys
@@ -291,6 +292,17 @@ def scored(manager, data):
         return await asyncio.gather(*(manager.run_single(data[i : i + 1]) for i in range(len(data))))
 
     return asyncio.run(run())
+
+
+def test_verls_manager_logs_what_it_scores_for_the_monitor(rm, manager_of, tmp_path):
+    log = tmp_path / "run.jsonl"
+    with served(rm) as server:
+        found = scored(manager_of(f"+reward.armorm.url={server.url}", f"+reward.armorm.log_file={log}"), rows_of(rm, DIALOGUES))  # fmt: skip
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    assert sorted(line["score"] for line in lines) == pytest.approx(
+        sorted(row["reward_score"] for row in found), abs=1e-5
+    )
+    assert all(sum(line["contributions"].values()) == pytest.approx(line["score"], abs=1e-5) for line in lines)
 
 
 def test_verls_manager_scores_concurrent_rows_in_one_request_and_gdpo_finds_the_debiased_objectives(rm, manager_of):

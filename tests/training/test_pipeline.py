@@ -19,6 +19,7 @@ from armorm.errors import FitError
 from armorm.evaluation.runner import evaluate
 from armorm.files import read_arrays
 from armorm.heads.gate_training import RewardPairs
+from armorm.steering import without_model_index
 from armorm.training import pipeline, stages
 from armorm.training.dataset import held_out_prompts, read_training_data
 from armorm.training.model_card import model_card
@@ -355,6 +356,24 @@ def test_the_card_states_the_scale_of_normalised_scores(small_run):
     assert values[2] == pytest.approx(median, abs=0.006)
     assert values == sorted(values)
     assert "Score scale" not in model_card("small", metrics_of(small_run), model.objectives)
+
+
+def test_the_cards_model_index_is_what_the_hub_reads(small_run):
+    from huggingface_hub import ModelCard
+
+    card, evaluation = ModelCard.load(small_run / "README.md"), metrics_of(small_run)["evaluation"]
+    found = {(result.dataset_name, result.metric_type): result.metric_value for result in card.data.eval_results}
+    accuracies = {(name, "accuracy"): round(figures["accuracy"], 4) for name, figures in evaluation["pairs"].items()}
+    assert accuracies.items() <= found.items()
+    assert found["workshop-help", "spearmanr"] == round(evaluation["ratings"]["workshop-help"]["spearman"], 4)
+    assert card.data.model_name == card.data.to_dict()["model-index"][0]["name"]
+    rm = ArmoRM.from_pretrained(small_run, device="cpu")
+    sent = dict(rm.push_to_hub("someone/a-model", dry_run=True))
+    assert sent["README.md"] == len((small_run / "README.md").read_bytes())
+    steered = without_model_index((small_run / "README.md").read_text())
+    assert ModelCard(steered).data.eval_results is None
+    assert ModelCard(steered).data.to_dict() == {k: v for k, v in card.data.to_dict().items() if k != "model-index"}
+    assert ModelCard(steered).text == card.text
 
 
 def test_the_card_says_which_standard_deviations_are_approximate(small_run):

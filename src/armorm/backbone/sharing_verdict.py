@@ -93,5 +93,14 @@ def _path(model: PreTrainedModel, readout: Readout) -> Path | None:
         digest.update((Path(__file__).parent / name).read_bytes())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.detach().reshape(-1)[:_VALUES].cpu().contiguous().view(torch.uint8).numpy())
+        for part in weight_parts(tensor):
+            digest.update(part.detach().reshape(-1)[:_VALUES].cpu().contiguous().view(torch.uint8).numpy().data)
     return cache_folder() / "sharing" / f"{digest.hexdigest()}.json"
+
+
+def weight_parts(tensor: torch.Tensor) -> list[torch.Tensor]:
+    """The plain tensors that a weight consists of: itself, or those of a quantized one (its integers, their scales)."""
+    if not hasattr(tensor, "__tensor_flatten__"):
+        return [tensor]
+    names = tensor.__tensor_flatten__()[0]
+    return [part for name in names for part in weight_parts(getattr(tensor, name))]

@@ -7,6 +7,7 @@ Trainers that call a function by its name pass no settings, so these are environ
     ARMORM_DTYPE, ARMORM_DEVICE     as for `ArmoRM.from_pretrained`
     ARMORM_NORMALIZE                1 for scores in standard deviations from the reference mean
     ARMORM_EMPTY_SCORE              score of an empty response; without it, one is an error
+    ARMORM_LOG_FILE                 log of all scored responses, for `armorm monitor`; the processes of a run share it
 
 Lists are not broadcast: each must have one entry per response.
 """
@@ -17,6 +18,7 @@ import asyncio
 import math
 import os
 import threading
+import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -29,6 +31,7 @@ import numpy as np
 from armorm.conversation import Conversation
 from armorm.errors import ArmormError, ConversationError, shown
 from armorm.files import DEFAULT_REWARD_MODEL
+from armorm.monitoring.log import append_samples, batch_lines
 
 _CONNECTIONS = 128  # trainers send single responses, many concurrently
 SERVED_PARTS = ("rewards", "debiased_rewards", "contributions")  # that integrations request from a server
@@ -50,6 +53,7 @@ class Settings:
     device: str
     normalize: bool
     empty_score: float | None
+    log_file: str = ""
 
     @classmethod
     def from_environment(cls) -> Settings:
@@ -66,7 +70,7 @@ class Settings:
         read = os.environ.get
         url, model = read("ARMORM_URL", ""), read("ARMORM_MODEL", DEFAULT_REWARD_MODEL)
         dtype, device = read("ARMORM_DTYPE", "auto"), read("ARMORM_DEVICE", "auto")
-        return cls(url, model, dtype, device, flag == "1", empty_score)
+        return cls(url, model, dtype, device, flag == "1", empty_score, read("ARMORM_LOG_FILE", ""))
 
     def source(self) -> Any:
         """The client or the model, opened once per process."""
@@ -134,7 +138,14 @@ def rewards_of(source: Any, conversations: Sequence[Conversation | None], settin
     with nullcontext() if is_client(source) else _ONE_AT_A_TIME:
         batch = source.score(given, normalize=settings.normalize, **options) if given else None
     debiased = None if batch is None else debiased_rewards(source, batch)
+    log_scores(settings.log_file, batch)
     return _rewards(conversations, batch, debiased, objective_names(source), biases_of(source), settings.empty_score)
+
+
+def log_scores(path: str, batch: Any) -> None:
+    """Append a scored batch to a log, if there are both; trainers that call us by name do not tell the step."""
+    if path and batch is not None:
+        append_samples(path, batch_lines(batch, None, batch.response_tokens, time=round(time.time(), 3)))
 
 
 def debiased_rewards(source: Any, batch: Any) -> np.ndarray:
@@ -149,6 +160,7 @@ async def served_rewards_of(conversations: Sequence[Conversation | None], settin
     batch = await client.score(given, normalize=settings.normalize, include=SERVED_PARTS) if given else None
     names = [objective["name"] for objective in info["objectives"]]
     debiased = None if batch is None else batch.parts["debiased_rewards"]
+    log_scores(settings.log_file, batch)
     return _rewards(conversations, batch, debiased, names, info["debiased_against"], settings.empty_score)
 
 

@@ -18,7 +18,8 @@ bias that the score is corrected for; `debiased=True` returns the debiased rewar
 Functions of a model given by its name, folder or URL can be pickled, which `experimental.async_grpo` needs: its child
 process opens the model again, on the CPU.
 
-`log_file=` appends a line of numbers for each scored completion, for `armorm monitor` (`monitoring/log.py`).
+`log_file=` appends a line of numbers for each scored completion, for `armorm monitor` (`monitoring/log.py`) and for the
+callback that watches the run (`trl_callback.py`).
 """
 
 from __future__ import annotations
@@ -134,6 +135,15 @@ class RewardFunction:
         self.__name__ = self.__qualname__ = name
         self._shared, self._objective, self._logs = shared, objective, logs
 
+    @property
+    def log_file(self) -> str | Path | None:
+        """The log of all scored completions."""
+        return self._shared.log_file
+
+    def report(self, metrics: Mapping[str, float]) -> None:
+        """Give TRL further metrics, with those of the next call."""
+        self._shared.reported = dict(metrics)
+
     def __call__(
         self, prompts: Sequence[Any], completions: Sequence[Any], completion_ids: Any = None, **columns: Any
     ) -> Any:
@@ -168,7 +178,8 @@ class _SharedPass:
         self, source: Any, normalize: bool, debiased: bool, refused: Refused, log_file: str | Path | None
     ) -> None:
         self._given, self._normalize, self._debiased, self._refused = source, normalize, debiased, refused
-        self._log_file, self._calls = log_file, 0
+        self.log_file, self._calls = log_file, 0
+        self.reported: dict[str, float] = {}  # further metrics for TRL
         self.unscored = None if refused == "error" else refused
         self._reset()
 
@@ -285,9 +296,11 @@ class _SharedPass:
             for name, values in metrics.items():
                 columns["log_metric"](f"armorm/{name}", float(values[scored].mean()) if scored.any() else math.nan)
             columns["log_metric"]("armorm/unscored", 1.0 - float(scored.mean()))
+            for name, value in self.reported.items():
+                columns["log_metric"](name, value)
         if columns.get("log_extra") is not None:
             columns["log_extra"]("armorm/largest_contributions", _largest_contributions(found))
-        if self._log_file is not None:
+        if self.log_file is not None:
             state = columns.get("trainer_state")
             step = self._calls if state is None else int(state.global_step)
             self._calls += 1
@@ -296,7 +309,7 @@ class _SharedPass:
                 if completion_ids is not None:
                     lengths = [len(completion_ids[row]) for row in found.rows]
                 lines = batch_lines(found.batch, (repr(prompts[row]) for row in found.rows), lengths, step=step)
-                append_samples(self._log_file, lines)
+                append_samples(self.log_file, lines)
 
 
 def _keys(conversations: Sequence[Conversation | None]) -> tuple[str, ...]:

@@ -29,6 +29,7 @@ from armorm.integrations.rewards import (
     IntegrationError,
     Rewards,
     Settings,
+    log_scores,
     rewards_of,
     served_client,
     served_rewards_of,
@@ -91,11 +92,13 @@ class ManagerSettings:
         normalize: scores in standard deviations from the reference mean.
         refused_score: score of a response that cannot be scored (empty, too long, a prompt with an image); without it
             one ends the run with an error.
+        log_file: log of all scored responses, for `armorm monitor`; by default that of ARMORM_LOG_FILE, if any.
     """
 
     url: str
     normalize: bool = False
     refused_score: float | None = None
+    log_file: str = ""
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> ManagerSettings:
@@ -119,7 +122,10 @@ class ManagerSettings:
         is_number = isinstance(refused, (int, float)) and not isinstance(refused, bool) and math.isfinite(refused)
         if refused is not None and not is_number:
             raise IntegrationError(f"reward.armorm.refused_score: found {shown(refused)}, expected a finite number")
-        return cls(url, normalize, None if refused is None else float(refused))
+        log_file = given.get("log_file") or Settings.from_environment().log_file
+        if not isinstance(log_file, str):
+            raise IntegrationError(f"reward.armorm.log_file: found {shown(log_file)}, expected the path of a file")
+        return cls(url, normalize, None if refused is None else float(refused), log_file)
 
 
 def reward_keys(info: Mapping[str, Any]) -> list[str]:
@@ -184,6 +190,7 @@ class GatheredScores:
         self._open = None
         client, info = await served_client(self._settings.url)
         batch = await client.score(rows, normalize=self._settings.normalize, include=SERVED_PARTS, on_refused="skip")
+        log_scores(self._settings.log_file, batch)
         kept = [place for place, name in enumerate(batch.names) if name not in info["debiased_against"]]
         columns = [batch.scores[:, None], batch.rewards, batch.parts["debiased_rewards"][:, kept]]
         values = np.concatenate([*columns, np.zeros((len(batch.scores), 1))], axis=1).tolist()

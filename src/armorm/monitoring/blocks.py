@@ -72,7 +72,7 @@ def in_blocks(log: RunLog) -> Blocks:
     if not log.by_step:  # without steps, neighbouring rows are treated as samples of one policy
         step_index, steps, step_counts = block, np.arange(b, dtype=np.float64), np.bincount(block)
     length = None if log.lengths is None else np.log1p(log.lengths)
-    within = _centred(log.contributions, step_index)
+    within = centred(log.contributions, step_index)
     freedom = max(len(log) - len(step_counts), 1)
     group = step_index
     if log.groups is not None:  # one index for each prompt of each step
@@ -80,11 +80,9 @@ def in_blocks(log: RunLog) -> Blocks:
     sums, degrees, length_variance = np.zeros((b, 3)), np.zeros(b), 0.0
     correlations = np.zeros(log.contributions.shape[1])
     if length is not None:
-        length_variance = float((_centred(length, step_index) ** 2).sum() / freedom)
-        long, score = _centred(length, group), _centred(log.scores, group)
-        shares = _centred(log.contributions, group)
-        sizes = np.sqrt((long * long).sum() * (shares * shares).sum(0))
-        correlations = np.divide(long @ shares, sizes, out=correlations, where=sizes > 0)
+        length_variance = float((centred(length, step_index) ** 2).sum() / freedom)
+        long, score = centred(length, group), centred(log.scores, group)
+        _, correlations = within_slope(length, log.contributions, group)
         for column, product in enumerate((long * long, long * score, score * score)):
             sums[:, column] = np.bincount(block, product, b)
         _, starts = np.unique(group, return_index=True)
@@ -118,5 +116,20 @@ def means(values: np.ndarray, index: np.ndarray) -> np.ndarray:
     return (sums / np.bincount(index)).T.reshape(-1, *values.shape[1:])
 
 
-def _centred(values: np.ndarray, index: np.ndarray) -> np.ndarray:
+def within_slope(length: np.ndarray, contributions: np.ndarray, group: np.ndarray) -> tuple[float, np.ndarray]:
+    """Slope of the score on log length (n,) within groups, and correlations (k,) of contributions with it; 0 for none.
+
+    Args:
+        group: (n,) index of the prompt or step of each sample, 0, 1, ... without gaps.
+    """
+    long, shares = centred(length, group), centred(contributions, group)
+    square = float((long * long).sum())
+    sizes = np.sqrt(square * (shares * shares).sum(0))
+    products = long @ shares
+    correlations = np.divide(products, sizes, out=np.zeros_like(sizes), where=sizes > 0)
+    return (float(products.sum()) / square if square > 0 else 0.0), correlations
+
+
+def centred(values: np.ndarray, index: np.ndarray) -> np.ndarray:
+    """Values (n,) or (n, c) less the mean of the rows with the same index."""
     return values - means(values, index)[index]

@@ -87,6 +87,10 @@ class MonitorView:
             yield Padding(Text.assemble(("! ", "bold red"), (run.sentence(flag), "red")), (1, 0, 0, 0))
         if not run.flags:
             yield Padding(Text.assemble(("✓ ", "bold green"), (run.verdict, "green")), (1, 0, 0, 0))
+        if run.warnings:
+            yield Padding(Text("Alarms while the run went on:", "bold"), (1, 0, 0, 0))
+            for alarm in run.warnings:
+                yield Text.assemble((f"- at {run.place(alarm.step)}: ", "dim"), alarm.sentence)
         yield Text("")
         yield _table(run, wide=options.max_width >= 104)
         if run.notes:

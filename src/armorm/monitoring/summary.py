@@ -14,11 +14,13 @@ from typing import Any
 
 import numpy as np
 
+from armorm.monitoring.alarms import Alarm, RunWatch
 from armorm.monitoring.blocks import Blocks, in_blocks
 from armorm.monitoring.detection import FALSE_ALARMS, Flag, flags, relative_uncertainty, usual_shares
-from armorm.monitoring.log import RunLog
+from armorm.monitoring.log import RunLog, log_steps
 
 _FROM_REFERENCE, _FROM_START = "the model's reference data", "the run's own first tenth"
+_MOST_LOOKS = 500  # at a finished run; of more steps, neighbours are judged as one
 _EDGE = 0.1  # share of the run that is its start and its end
 
 
@@ -52,6 +54,7 @@ class RunSummary:
     distance_from: str | None
     flags: list[Flag]  # in the order of their onsets
     false_alarms: float  # maximum share of runs with a false alarm, per kind of flag
+    alarms: list[Alarm]  # as they were raised, or would have been, while the run went on
     notes: list[str]  # columns that the log does not have, and skipped lines
 
     def to_dict(self) -> dict[str, Any]:
@@ -85,6 +88,11 @@ class RunSummary:
         return f"{'step' if self.by_step else 'row'} {step:,.0f}"
 
     @property
+    def warnings(self) -> list[Alarm]:
+        """Alarms that are no notices."""
+        return [alarm for alarm in self.alarms if alarm.warning]
+
+    @property
     def distance_title(self) -> str:
         """Name of the distance's series."""
         return f"distance from {'the reference' if self.distance_from == _FROM_REFERENCE else 'the start'}"
@@ -103,12 +111,19 @@ class RunSummary:
         return f"No flag: the score {verb} by {abs(change):.1f} standard deviations, through {parts}{others}."
 
 
-def summarize_run(log: RunLog, reference: Mapping[str, Any] | None = None, *, rate: float = FALSE_ALARMS) -> RunSummary:
+def summarize_run(
+    log: RunLog,
+    reference: Mapping[str, Any] | None = None,
+    *,
+    rate: float = FALSE_ALARMS,
+    watch: Mapping[str, Any] | None = None,
+) -> RunSummary:
     """Summarize a run.
 
     Args:
         reference: `ArmoRMConfig.reference` of the model that scored it, with `names` of its objectives.
         rate: maximum share of runs with a false alarm, per kind of flag.
+        watch: settings of `RunWatch`, for the alarms.
 
     Raises:
         MonitorError: for a run that is too short.
@@ -129,6 +144,9 @@ def summarize_run(log: RunLog, reference: Mapping[str, Any] | None = None, *, ra
     notes = [note for holds, note in unknown if holds]
     if relative is None and distance is None:
         notes.append("the log has neither uncertainty nor rewards: how far the policy moved is unknown")
+    alarms = _alarms(log, watch or {})
+    if alarms is None:
+        notes.append("the run has no more steps than the reference phase of its alarms: none was judged")
     if log.skipped:
         row, reason = log.skipped[0]
         notes.append(f"skipped {len(log.skipped):,} lines, the first one row {row}: {reason}")
@@ -147,8 +165,20 @@ def summarize_run(log: RunLog, reference: Mapping[str, Any] | None = None, *, ra
         distance_from=distance_from,
         flags=flags(blocks, log.names, rate),
         false_alarms=rate,
+        alarms=alarms or [],
         notes=notes,
     )
+
+
+def _alarms(log: RunLog, settings: Mapping[str, Any]) -> list[Alarm] | None:
+    """Alarms of a run, in the order of the steps at which they are raised; None for a run that is too short."""
+    watch = RunWatch(log.names, **settings)
+    watch.unit = "step" if log.by_step else "row"
+    for step, metrics in log.metrics:
+        watch.add_metrics(step, metrics)
+    for samples in log_steps(log, _MOST_LOOKS):
+        watch.add_samples(samples)
+    return sorted(watch.alarms, key=lambda alarm: alarm.step) if watch.watching else None
 
 
 def _drift(name: str, series: np.ndarray, scale: float = 1.0, share: float | None = None) -> Drift:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import yaml
 from jinja2 import Environment, StrictUndefined
 
 from armorm.explain.explanation import approximate_sentence
@@ -19,7 +20,7 @@ _CARD = """\
 library_name: armorm
 pipeline_tag: text-classification
 tags: [reward-model, armorm, interpretable]
----
+{{ index }}---
 
 # {{ name }}
 
@@ -231,6 +232,7 @@ def model_card(
     bounds = {name: entry["error_bound"] for name, entry in audited.items() if entry["error_bound"] > TOLERANCE}
     mean_weights = (metrics.get("gate") or {}).get("mean_weights") or []
     weights = sorted(zip(mean_weights, objectives, strict=False), key=lambda pair: -pair[0])
+    index = model_index(name, metrics["evaluation"])
     environment = Environment(undefined=StrictUndefined, trim_blocks=False, keep_trailing_newline=True)
     return environment.from_string(_CARD).render(
         name=name,
@@ -245,7 +247,42 @@ def model_card(
         max_entropy=math.log(len(objectives)),
         reference=reference or {},
         quantiles=_normalised_quantiles(reference or {}),
+        index=yaml.safe_dump({"model-index": index}, sort_keys=False, allow_unicode=True, width=1000) if index else "",
     )
+
+
+def model_index(name: str, evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Results on held-out rows in the form that the Hub reads (`model-index`); empty without any.
+
+    Args:
+        evaluation: of metrics.json.
+    """
+    results = []
+    for dataset, figures in (evaluation.get("pairs") or {}).items():
+        results += _result(
+            "Preference pairs",
+            dataset,
+            "accuracy",
+            f"Accuracy, {figures['pairs']:,} held-out pairs",
+            figures["accuracy"],
+        )
+    for objective, figures in (evaluation.get("ratings") or {}).items():
+        title = f"Spearman correlation, {figures['n']:,} held-out rows"
+        results += _result("Rating prediction", objective, "spearmanr", title, figures.get("spearman"))
+    return [{"name": name, "results": results}] if results else []
+
+
+def _result(task: str, dataset: str, metric: str, title: str, value: float | None) -> list[dict[str, Any]]:
+    """One result, or none for a metric without a value."""
+    if value is None or not math.isfinite(value):
+        return []
+    return [
+        {
+            "task": {"type": "text-classification", "name": task},
+            "dataset": {"type": dataset, "name": dataset},
+            "metrics": [{"type": metric, "value": round(float(value), 4), "name": title}],
+        }
+    ]
 
 
 def _normalised_quantiles(reference: Mapping[str, Any]) -> list[float]:

@@ -150,8 +150,8 @@ class Batcher:
 
     @property
     def running(self) -> bool:
-        """Whether the model's thread is alive; after `stop`, because a forward pass is not over."""
-        return self._thread.is_alive()
+        """Whether a thread of the model is alive; after `stop`, because a forward pass is not over."""
+        return any(thread.is_alive() for thread in self._threads)
 
     @property
     def healthy(self) -> bool:

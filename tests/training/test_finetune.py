@@ -236,7 +236,7 @@ def test_a_bradley_terry_stage_comes_first_on_request(recipe, tmp_path):
     data = read_training_data(pairs_first)
     folder = stage.finetune(pairs_first, data, tmp_path, QUIET)
     curves = json.loads((folder / "training_curve.json").read_text())
-    assert curves["preferences"][0]["loss"] == pytest.approx(np.log(2), abs=0.1)
+    assert curves["preferences"][0]["loss"] < np.log(2) - 0.1  # it starts from a fit on the frozen features
     assert curves["preferences"][-1]["loss"] < 0.75 * curves["preferences"][0]["loss"]
     record = Finetuned.read(folder)
     assert record is not None and record.facts["pairs"] > 0

@@ -1,7 +1,7 @@
 """Every benchmark that needs a GPU, in one run: the shortest first, each with a time limit and its own JSON.
 
 A step that fails or takes too long does not stop the others. `gpu.json` in the output folder says after each step what
-ran, on which card, for how long; a step whose JSON is there already is not run again.
+ran, on which card, for how long; a step that the same command has done on the same card is not run again.
 
     python benchmarks/gpu.py --output benchmarks/results/gpu
     python benchmarks/gpu.py --device cpu --small --output /tmp/gpu    # tries the script on a processor
@@ -107,16 +107,20 @@ def main() -> None:
         "steps": {},
     }
     if (summary := arguments.output / "gpu.json").exists():
-        found["steps"] = json.loads(summary.read_text(encoding="utf-8"))["steps"]
+        before = json.loads(summary.read_text(encoding="utf-8"))
+        if before["device"] != found["device"]:
+            sys.exit(f"{summary}: of {before['device']}, expected another --output for {found['device']}")
+        found["steps"] = before["steps"]
     for step in STEPS:
         if arguments.only and step.name not in arguments.only:
             continue
         output = arguments.output / f"{step.name}.json"
-        if output.exists():
+        command = command_of(step, arguments.device, output, small=arguments.small)
+        known = found["steps"].get(step.name, {})
+        if (known.get("outcome"), known.get("command")) == ("done", " ".join(command[1:])) and output.exists():
             console.print(f"{step.name}: {output} is there")
             continue
         console.print(f"{step.name}: at most {step.seconds} s")
-        command = command_of(step, arguments.device, output, small=arguments.small)
         found["steps"][step.name] = run(step, command, output)
         write_json(summary, found)
         console.print(f"{step.name}: {found['steps'][step.name]['outcome']}")

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 
-from armorm.backbone.decoder import Backbone
 from armorm.backbone.encoding import encode_rows
 from armorm.conversation import Conversation
 from armorm.data.decontamination import prompt_groups
@@ -25,6 +24,7 @@ from armorm.heads.regression import fold_of
 from armorm.objectives import ObjectiveSet
 from armorm.progress import progress
 from armorm.training.dataset import TrainingData, read_training_data
+from armorm.training.featurize import source_of
 from armorm.training.finetune.record import Finetuned, without_finetuned
 from armorm.training.recipe import Recipe
 
@@ -141,14 +141,7 @@ def load(recipe: Recipe, store: Path, train_rows: int | None, benchmark_pairs: i
     if finetuned is not None:
         data = without_finetuned(data, finetuned)
     data = selected(data, train_rows, benchmark_pairs)
-    backbone = Backbone.load(
-        section.model,
-        dtype=section.dtype,
-        device=section.device,
-        layer=section.layer,
-        pooling=section.pooling,
-        prompt_pooling=section.prompt_pooling,
-    )
+    backbone = source_of(section).load()
     groups = conversations(data)
     unique = list({c.key: c for group in groups for c in group}.values())
     with progress("tokens", len(unique), "conversations") as advance:

@@ -100,7 +100,7 @@ class ArmoRM:
         rm = cls(model, tokenizer, str(name))
         rm.seen = seen
         if "device_map" not in kwargs:
-            compute_on(rm.backbone, device, str(dtype))
+            compute_on(rm.backbone, device)
         return rm
 
     @property

@@ -8,6 +8,7 @@ the reply's likelihood: above zero for most replies that belong to it.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from hashlib import blake2b
 from itertools import takewhile
@@ -77,7 +78,9 @@ def batch_log_likelihoods(language_model: Backbone, batch: Sequence[EncodedConve
     firsts = [len(row) - closing - row.response_tokens for row in batch]
     earliest = min(firsts) - 1  # logits before it are of no use
     kept = ids.shape[1] - earliest
-    logits = language_model.model(input_ids=ids, use_cache=False, logits_to_keep=kept).logits[:, -kept:]
+    named = "logits_to_keep" in inspect.signature(language_model.model.forward).parameters
+    options = {"logits_to_keep": kept} if named else {}
+    logits = language_model.model(input_ids=ids, use_cache=False, **options).logits[:, -kept:]
     values = np.empty(len(batch))
     for number, (row, first) in enumerate(zip(batch, firsts, strict=True)):
         reply = ids[number, first : first + row.response_tokens]

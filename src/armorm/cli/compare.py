@@ -21,7 +21,7 @@ from armorm.cli.options import (
     Place,
     StrictOption,
 )
-from armorm.cli.output import emit, require_unused, with_columns, write_page
+from armorm.cli.output import emit, require_unused, standard_output, with_columns, write_page
 from armorm.conversation import Conversation
 from armorm.data.sources import STANDARD_INPUT
 from armorm.errors import ConversationError, DataError
@@ -105,7 +105,8 @@ def compare(
             unread.append(DataError(fault.problem, file=name, row=entry.row, field=fault.field))
             continue
         if not as_json and prompt is None:
-            Terminal().rule(f"row {entry.row}", align="left")
+            with standard_output():
+                Terminal().rule(f"row {entry.row}", align="left")
         place = {} if prompt is not None else {"row": entry.row}
         shown = with_columns({**place, **found.to_dict()}, entry.columns, texts=False)
         emit(shown, *found.lines(Terminal().width, every=every), as_json=as_json, indent=None)

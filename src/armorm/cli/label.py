@@ -89,7 +89,8 @@ def label(
     questions = Rubric.from_yaml(rubric)
     others = _further_outputs(output, questions)
     require_outputs([path for path in (output, *others.values()) if path], inputs=[data] if data else [])
-    require_unused(output, force)
+    for path in (output, *others.values()):
+        require_unused(path, force)
     found, rejected = split_rejected(input_rows(data, strict=strict), strict=strict)
     name = STANDARD_INPUT if data in (None, "-") else str(data)
     if not found:

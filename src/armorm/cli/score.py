@@ -155,7 +155,8 @@ def _scoring(
         from armorm.reward_model import ArmoRM
 
         rm = ArmoRM.from_pretrained(model, dtype=dtype, device=device, reasoning=reasoning)
-        identity = [ArmoRMScorer(rm).describe(), rm.backbone.device.type, rm.backbone.template.reasoning]
+        place = rm.backbone.device.type if rm.backbone.workers is None else "ray"
+        identity = [ArmoRMScorer(rm).describe(), place, rm.backbone.template.reasoning]
         return partial(rm.score, on_refused="skip", **options), identity
     if parsed.kind != "server":
         raise typer.BadParameter(f"found {model!r}, expected a model of this library or a server (see armorm rank)")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -15,7 +14,7 @@ from armorm.cli import completion
 from armorm.cli.options import JsonOption, Place, StrictOption
 from armorm.cli.output import AGAIN, emit, facts, require_outputs, table
 from armorm.interruption import keep
-from armorm.progress import say, silence
+from armorm.progress import say
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -54,8 +53,6 @@ def train(
     from armorm.training.recipe import Recipe
 
     parsed = Recipe.from_yaml(recipe, overrides or [])
-    if not first_process():
-        silence()
     say(f"paths of data start at {Path(parsed.data_root).expanduser().resolve()}")
     if dry_run:
         from armorm.training.cost import DEVICES
@@ -69,22 +66,20 @@ def train(
         lines = [f"not available offline: {name}" for name in found.missing]
         emit(_summary(found, share), *_tables(found, share), *lines, as_json=as_json)
         return
+    from armorm.training.finetune.processes import Processes
+    from armorm.training.pipeline import take_part
     from armorm.training.pipeline import train as run
     from armorm.training.summary import metrics_summary
 
     folder = output or Path("runs") / parsed.name
     require_outputs([], [folder])
     keep(f"finished work is kept in {folder / 'work'}; {AGAIN}")
-    run(parsed, folder, strict=strict)
-    if not first_process():
+    if not Processes.named().is_first:
+        take_part(parsed, folder, strict=strict)
         return
+    run(parsed, folder, strict=strict)
     metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     emit(metrics, metrics_summary(metrics), f"\nmodel, card and metrics: {folder}", as_json=as_json)
-
-
-def first_process() -> bool:
-    """Whether this process is the only one, or the first of those that torchrun started."""
-    return os.environ.get("RANK", "0") == "0"
 
 
 def _summary(found: DryRun, share: float) -> dict[str, Any]:

@@ -194,7 +194,7 @@ class ArmoRMScorer:
         if not encoded.kept:
             return Scored(np.full(len(conversations), np.nan), unscored)
         backbone = self.rm.backbone
-        store = FeatureStore.of(self.store, backbone.workers or backbone) if self.store is not None else None
+        store = FeatureStore.of(self.store, backbone) if self.store is not None else None
         features = extract(backbone, encoded.encoded, store, batch_tokens=self.batch_tokens)
         finite = np.isfinite(features.response).all(1) & np.isfinite(features.prompt[features.prompt_index]).all(1)
         features, finite_rows = features.take(np.flatnonzero(finite)), np.array(encoded.kept)[finite]

@@ -48,11 +48,11 @@ def backbone_of(model: ArmoRMForSequenceClassification, tokenizer: Any, name: st
     return backbone
 
 
-def compute_on(backbone: Backbone, device: str, dtype: str) -> None:
-    """Let further devices, or workers of Ray, compute the features of a loaded model.
+def compute_on(backbone: Backbone, device: str) -> None:
+    """Let further devices, or workers of Ray, compute the features of a loaded model, in its dtype.
 
     Args:
-        device, dtype: as of `ArmoRM.from_pretrained`.
+        device: as of `ArmoRM.from_pretrained`.
 
     Raises:
         BackboneError: for an unknown device, or more workers than the cluster has resources for.
@@ -66,6 +66,7 @@ def compute_on(backbone: Backbone, device: str, dtype: str) -> None:
         raise BackboneError(f"device {device!r}, expected ray, or ray:N with the number of workers")
     from armorm.features.ray_workers import RayWorkers
 
+    dtype = str(backbone.model.dtype).removeprefix("torch.")
     backbone.workers = RayWorkers(RewardModelSource(backbone.name, dtype), int(count) if count else None)
 
 

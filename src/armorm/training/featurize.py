@@ -24,6 +24,7 @@ from armorm.data.seen_prompts import SeenPrompts
 from armorm.errors import MissingExtraError
 from armorm.features.engine import BATCH_TOKENS, keys_of, prompt_keys_of
 from armorm.features.extract import Features, distinct, fill_store
+from armorm.features.ray_workers import BackboneSource, RayWorkers
 from armorm.features.store import FeatureStore
 from armorm.features.workers import ExtractionSettings, Workers
 from armorm.heads.accumulation import RatedBlock, accumulate
@@ -150,15 +151,21 @@ def build_corpus(
     )
 
 
-def ray_workers(section: BackboneSection, backbone: Backbone) -> Workers | None:
+def source_of(section: BackboneSection, tuned: Path | None = None) -> BackboneSource:
+    """Where a recipe's backbone is loaded from, by this process or by workers.
+
+    Args:
+        tuned: folder of the fine-tuned backbone, if there is one.
+    """
+    names = ("dtype", "device", "layer", "pooling", "prompt_pooling", "trust_remote_code")
+    options = {name: getattr(section, name) for name in names}
+    return BackboneSource(str(tuned or section.model), revision=None if tuned else section.revision, **options)
+
+
+def ray_workers(section: BackboneSection, source: BackboneSource) -> Workers | None:
     """Ray workers for `engine: ray`, else None."""
     if section.engine == "local":
         return None
-    from armorm.features.ray_workers import BackboneSource, RayWorkers
-
-    # (Workers load what this process did: after fine-tuning that is another backbone than the recipe's.)
-    names = ("dtype", "device", "layer", "pooling", "prompt_pooling", "revision", "trust_remote_code")
-    source = BackboneSource(backbone.name, **{name: getattr(section, name) for name in names})
     return RayWorkers(source, section.workers, section.gpus_per_worker)
 
 

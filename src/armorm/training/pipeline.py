@@ -42,7 +42,14 @@ from armorm.progress import Terminal, silence
 from armorm.reward_model import ArmoRM
 from armorm.training.dataset import TrainingData, enough_for_gate, group_index, read_training_data
 from armorm.training.evaluate import debiasing_metrics, evaluation_metrics, uncertainty_metrics
-from armorm.training.featurize import Corpus, RatedRows, build_corpus, ray_workers, statistics_by_ray
+from armorm.training.featurize import (
+    Corpus,
+    RatedRows,
+    build_corpus,
+    ray_workers,
+    source_of,
+    statistics_by_ray,
+)
 from armorm.training.finetune.processes import Processes
 from armorm.training.finetune.record import Finetuned, without_finetuned
 from armorm.training.model_card import model_card, weak_sentence
@@ -94,8 +101,7 @@ def train(
             `rejected.jsonl`.
         quiet: print only progress.
 
-    In several processes (`torchrun`, `accelerate launch`) all of them fine-tune; the first then does the rest, and the
-    others return the model that it has written.
+    In several processes (`torchrun`, `accelerate launch`) the first calls this and the others `take_part`.
 
     Raises:
         RecipeError, DataError: for invalid recipes or data, before any work.
@@ -106,16 +112,24 @@ def train(
     start = time.monotonic()
     folder = Path(output_dir)
     store = Path(features) if features else folder / "work" / "features"
-    if not processes.is_first:
-        silence()
-        _Run(recipe, folder, store, Terminal(quiet=True), strict, processes).read_data()
-        processes.wait()
-        return ArmoRM.from_pretrained(folder)
     with locked(folder / "work"):
         model = _Run(recipe, folder, store, console, strict, processes).train()
     processes.wait()
     console.print(f"done in {time.monotonic() - start:,.0f} s: {output_dir}")
     return model
+
+
+def take_part(recipe: Recipe, output_dir: str | Path, *, strict: bool = False) -> None:
+    """Fine-tune with the first of several processes, and wait until it has written the model; arguments as of `train`.
+
+    Nothing is printed.
+    """
+    silence()
+    processes, folder = Processes.join(), Path(output_dir)
+    _Run(recipe, folder, folder / "work" / "features", Terminal(quiet=True), strict, processes).read_data()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    processes.wait()
 
 
 class _Run:
@@ -126,6 +140,7 @@ class _Run:
     ) -> None:
         self.recipe, self.folder, self.features, self.console, self.strict = recipe, folder, features, console, strict
         self.work, self.processes = folder / "work", processes
+        self.source = source_of(recipe.backbone, self.work / "backbone" if recipe.finetune else None)
 
     def train(self) -> ArmoRM:
         recipe = self.recipe
@@ -140,7 +155,7 @@ class _Run:
             max_length=section.max_length,
             overflow=section.overflow,
             batch_tokens=section.batch_tokens,
-            workers=ray_workers(section, backbone),
+            workers=ray_workers(section, self.source),
         )
         for name, measure in data.computed:
             if measure.startswith(OWN_FUNCTION):
@@ -247,17 +262,7 @@ class _Run:
             self.console.print(f"excluded: {count:,} {reason}")
 
     def load_backbone(self) -> Backbone:
-        section, finetuned = self.recipe.backbone, self.recipe.finetune is not None
-        backbone = Backbone.load(
-            self.work / "backbone" if finetuned else section.model,
-            dtype=section.dtype,
-            device=section.device,
-            layer=section.layer,
-            pooling=section.pooling,
-            prompt_pooling=section.prompt_pooling,
-            revision=None if finetuned else section.revision,
-            trust_remote_code=section.trust_remote_code,
-        )
+        section, backbone = self.recipe.backbone, self.source.load()
         backbone.name, backbone.template.reasoning = section.model, section.reasoning
         if backbone.template.forgeable:
             self.console.print(

@@ -36,15 +36,21 @@ class Processes:
     local_rank: int = 0
 
     @classmethod
-    def join(cls) -> Processes:
-        """Those that the environment names (RANK, WORLD_SIZE, LOCAL_RANK), once all have called this; else this one."""
+    def named(cls) -> Processes:
+        """Those that the environment names (RANK, WORLD_SIZE, LOCAL_RANK), else this one."""
         rank, count, local = (int(os.environ.get(name, default)) for name, default in _VARIABLES.items())
-        if count > 1 and not distributed.is_initialized():
+        return cls(rank, count, local) if count > 1 else cls()
+
+    @classmethod
+    def join(cls) -> Processes:
+        """As `named`, once all of them have called this: from here on they can wait for each other."""
+        found = cls.named()
+        if found.count > 1 and not distributed.is_initialized():
             if torch.cuda.is_available():
-                torch.cuda.set_device(local)
+                torch.cuda.set_device(found.local_rank)
             backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
             distributed.init_process_group(backend, timeout=PATIENCE)
-        return cls(rank, count, local)
+        return found
 
     @property
     def is_first(self) -> bool:

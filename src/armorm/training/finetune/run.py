@@ -108,8 +108,9 @@ def finetune(
     rows = _FinetuneData.select(recipe, data, start, console)
     earlier = Finetuned.read(recipe.backbone.model)
     contents = keys_of(rows.encoded), rows.rated, rows.ratings, rows.objectives.to_dicts(), rows.sources, rows.held_out
-    pairs = [[pair.sides, pair.source, pair.held_out] for pair in rows.pairs]
-    key = stage_key("finetune", section, recipe.seed, start.fingerprint, rows.seen.sketches, *contents, pairs)
+    pairs = [[pair.sides, pair.source, pair.group, pair.held_out] for pair in rows.pairs]
+    settings = section, recipe.seed, start.fingerprint, rows.seen.sketches
+    key = stage_key("finetune", *settings, *contents, rows.groups, pairs)
     folder, checkpoints = work / "backbone", work / "finetune" / key
     done = Finetuned.read(folder)
     if done is not None and done.key == key:

@@ -95,6 +95,15 @@ def test_ratings_are_written_for_training_and_agreement_is_measured(capsys, plac
     assert "polite" in out
 
 
+@pytest.mark.parametrize("name", ["labels.jsonl", "labels.rejected.jsonl"])
+def test_no_file_is_overwritten_unasked(capsys, place, name):
+    (place / name).write_text("mine\n")
+    with chat_served(answer) as served:
+        code, _, err = label(capsys, place, served.url)
+        assert code == 1 and "exists already" in err and not served.requests
+    assert (place / name).read_text() == "mine\n"
+
+
 def test_the_ratings_file_extends_a_model(capsys, place):
     with chat_served(answer) as served:
         assert label(capsys, place, served.url)[0] == 0

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from armorm import ArmoRM, Recipe, train
 from armorm.backbone.decoder import Backbone
 from armorm.errors import FitError
+from armorm.training.featurize import source_of
 from armorm.training.finetune import run as stage
 from armorm.training.finetune.collator import PromptTree
 from armorm.training.finetune.processes import Processes
@@ -26,6 +27,18 @@ def test_a_process_alone_has_all_the_work():
     assert (alone, alone.steps_of(3), alone.gather("x"), alone.device("auto")) == (Processes(), 3, ["x"], "auto")
     with alone.first():
         alone.wait()
+
+
+def test_a_rank_without_other_processes_is_no_part_of_anything(monkeypatch):
+    monkeypatch.setenv("RANK", "3")
+    assert Processes.named() == Processes()
+
+
+def test_a_tuned_backbone_is_what_workers_load(small_recipe, tmp_path):
+    section = small_recipe.backbone.model_copy(update={"revision": "abc"})
+    tuned, plain = source_of(section, tmp_path / "backbone"), source_of(section)
+    assert (tuned.name, tuned.revision) == (str(tmp_path / "backbone"), None)
+    assert (plain.name, plain.revision, plain.layer) == (section.model, "abc", section.layer)
 
 
 def test_batches_that_cannot_be_divided_are_refused_with_a_number_that_can():

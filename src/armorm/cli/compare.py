@@ -21,7 +21,7 @@ from armorm.cli.options import (
     Place,
     StrictOption,
 )
-from armorm.cli.output import emit, require_unused, standard_output, with_columns, write_page
+from armorm.cli.output import emit, require_unused, say_rejected, standard_output, with_columns, write_page
 from armorm.conversation import Conversation
 from armorm.data.sources import STANDARD_INPUT
 from armorm.errors import ConversationError, DataError
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from armorm.explain.response_comparison import ResponseComparison
 
 EXAMPLE = """echo '{"prompt": "What is 2+2?", "responses": ["4", "5, I think."]}' | armorm compare"""
-SHOWN_REJECTIONS = 5
 
 
 def compare(
@@ -118,8 +117,7 @@ def compare(
             pages.append(("" if prompt is not None else f"row {entry.row}", found, conversations))
     if strict and unread:
         raise unread[0]
-    for error in unread[:SHOWN_REJECTIONS]:
-        say(f"rejected: {error}")
+    say_rejected(unread)
     if prompt is None:
         preferred = f", the chosen response scores higher in {agree:,} of {marked:,}" if marked else ""
         say(f"compared {count:,} pairs{preferred}, {close:,} too close to call, rejected {len(unread):,}")

@@ -22,14 +22,12 @@ from armorm.cli.options import (
     Place,
     StrictOption,
 )
-from armorm.cli.output import emit, require_unused, standard_output, with_columns, write_page
+from armorm.cli.output import emit, require_unused, say_rejected, standard_output, with_columns, write_page
 from armorm.conversation import Conversation
 from armorm.data.sources import STANDARD_INPUT
 from armorm.errors import DataError
 from armorm.files import DEFAULT_REWARD_MODEL
 from armorm.progress import Terminal, say
-
-SHOWN_REJECTIONS = 5
 
 
 def explain(
@@ -99,8 +97,7 @@ def explain(
     if refused and (strict or not len(batch)):
         number, reason = refused[0]
         raise DataError(reason, file=name if prompt is None else "", row=number if prompt is None else None)
-    for number, reason in [*rejected, *refused][:SHOWN_REJECTIONS]:
-        say(f"rejected: {name}, row {number}: {reason}")
+    say_rejected([DataError(reason, file=name, row=number) for number, reason in [*rejected, *refused]])
     if rejected or refused:
         say(f"explained {len(batch):,} rows, rejected {len(rejected) + len(refused):,}")
     words = tokens or (objective is not None and not influential)

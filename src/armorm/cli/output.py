@@ -19,13 +19,14 @@ from rich.text import Text
 
 from armorm.data.layout_detection import is_conversation_column
 from armorm.data.row_writer import WriteRow, row_writer
-from armorm.errors import OutputError
+from armorm.errors import DataError, OutputError
 from armorm.files import existing_parent, json_text, output_target, write_text
 from armorm.interruption import keep
 from armorm.progress import Terminal, say
 from armorm.saved_chunks import SavedChunks, already_exists, partial_folder, work_folder
 
 WIDTH = 80
+SHOWN_REJECTIONS = 5
 AGAIN = "run the same command again to go on"
 
 
@@ -204,6 +205,12 @@ def with_columns(entry: dict[str, Any], columns: Mapping[str, Any], *, texts: bo
 def write_rejected(path: Path, rejected: Iterable[tuple[int, str]]) -> None:
     """List rejected rows as JSON lines with `row` and `reason`."""
     write_text(path, "".join(json.dumps({"row": row, "reason": reason}) + "\n" for row, reason in sorted(rejected)))
+
+
+def say_rejected(errors: Sequence[DataError]) -> None:
+    """Print the first few rows that were left out, with the reasons."""
+    for error in errors[:SHOWN_REJECTIONS]:
+        say(f"rejected: {error}")
 
 
 def write_page(path: Path, html: str) -> None:

@@ -19,11 +19,10 @@ from armorm.cli.options import (
     Place,
     StrictOption,
 )
-from armorm.cli.output import emit, output_rows, require_unused, table, with_columns
+from armorm.cli.output import emit, output_rows, require_unused, say_rejected, table, with_columns
 from armorm.data.cells import is_missing
-from armorm.errors import ArmormError
+from armorm.errors import ArmormError, DataError
 from armorm.files import write_json
-from armorm.progress import say
 
 if TYPE_CHECKING:
     from armorm.conversation import Conversation
@@ -88,11 +87,10 @@ def suggest(
     chosen = [left[i] for i in found.rows]
     if output is not None:
         _write(output, layout, objective, chosen)
-    skipped = len(rejected) + len(found.rejected)
-    for number, reason in [*rejected, *((left[i][0].number, reason) for i, reason in found.rejected)][:5]:
-        say(f"left out: {data}, row {number}: {reason}")
+    skipped = [*rejected, *((left[i][0].number, reason) for i, reason in found.rejected)]
+    say_rejected([DataError(reason, file=data, row=number) for number, reason in skipped])
     emit(
-        _result(found, chosen, len(valid) - len(left), skipped),
+        _result(found, chosen, len(valid) - len(left), len(skipped)),
         *_shown(found, chosen, output),
         as_json=as_json,
     )

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel, BertConfig, BertModel, PreTrainedModel, T5Config, T5Model
 
 from armorm import ArmoRM
+from armorm.backbone import decoder
 from armorm.backbone.chat_template import EncodedConversation
 from armorm.backbone.decoder import (
     Backbone,
@@ -151,6 +152,15 @@ def test_small_models_run_in_float32_where_the_processor_has_no_fast_bfloat16(tm
     path = save_backbone(tmp_path, dtype=torch.bfloat16)
     expected = torch.bfloat16 if fast_bfloat16() else torch.float32
     assert Backbone.load(path, device="cpu").model.dtype == expected
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_bfloat16_on_a_processor_without_it_is_said_to_be_slow(monkeypatch, capsys, fast):
+    monkeypatch.setattr(decoder, "fast_bfloat16", lambda: fast)
+    decoder._say_once.cache_clear()
+    Placement.choose("bfloat16", "cpu")
+    Placement.choose("bfloat16", "cpu")
+    assert capsys.readouterr().err.count("bfloat16 is slow on this processor") == int(not fast)
 
 
 def test_models_that_score_run_in_float32_on_a_processor_unless_told_otherwise():

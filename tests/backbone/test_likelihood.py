@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from armorm.backbone.decoder import fast_bfloat16
 from armorm.backbone.likelihood import (
     closing_tokens,
     load_language_model,
@@ -28,6 +29,11 @@ def conversations() -> list[Conversation]:
 
 
 @torch.no_grad()
+def test_auto_is_a_dtype_that_the_processor_multiplies_fast():
+    loaded = load_language_model("armorm-tiny", dtype="auto", device="cpu")
+    assert loaded.model.dtype == (torch.bfloat16 if fast_bfloat16() else torch.float32)
+
+
 def test_a_replys_likelihood_is_that_of_its_tokens_one_at_a_time(language_model):
     given = conversations()[:2]
     found = reply_log_likelihoods(language_model, language_model.template.encode(given))

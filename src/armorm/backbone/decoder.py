@@ -16,7 +16,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +40,7 @@ from armorm.backbone.readout import (
 )
 from armorm.backbone.sharing_verdict import SharingVerdict, weight_parts
 from armorm.errors import BackboneError, nearest
+from armorm.progress import say
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -323,6 +324,9 @@ def fast_bfloat16() -> bool:
     return any(check() for check in checks if check is not None)
 
 
+_say_once = cache(say)  # one model may be loaded several times
+
+
 def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype | str:
     """The dtype to load weights in. `auto` is bfloat16 if the hardware multiplies it fast (GPUs, CPUs with BF16
     instructions), else that of the file, which `Placement.apply` may widen; `weights` is that of the file.
@@ -352,6 +356,8 @@ class Placement:
         """The placement for settings as in `Backbone.load`."""
         place = resolve_device(device)
         load_dtype = resolve_dtype(dtype, place)
+        if dtype == "bfloat16" and place.type == "cpu" and not fast_bfloat16():
+            _say_once("bfloat16 is slow on this processor, which has no instructions for it; float32 and auto are fast")
         return cls(place, load_dtype, widen=dtype == "auto" and load_dtype == "auto")
 
     @classmethod

@@ -20,8 +20,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from armorm.backbone.chat_template import ChatTemplate, EncodedConversation
-from armorm.backbone.decoder import Backbone, length_sorted_batches, load_network, load_tokenizer, resolve_dtype
-from armorm.backbone.devices import resolve_device
+from armorm.backbone.decoder import Backbone, Placement, length_sorted_batches, load_network, load_tokenizer
 from armorm.conversation import Conversation, Message
 from armorm.files import read_arrays, write_arrays
 
@@ -49,9 +48,10 @@ def load_language_model(
 
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     tokenizer = load_tokenizer(name, **options)
-    place = resolve_device(device)
-    model = load_network(AutoModelForCausalLM, name, dtype=resolve_dtype(dtype, place), **options)
-    return Backbone(name, model.to(place), tokenizer)
+    placement = Placement.choose(dtype, device)
+    model = load_network(AutoModelForCausalLM, name, dtype=placement.load_dtype, **options)
+    placement.apply(model)
+    return Backbone(name, model, tokenizer)
 
 
 def without_prompt(conversation: Conversation) -> Conversation:

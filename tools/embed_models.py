@@ -155,9 +155,11 @@ Do not use it for decisions about people. For RL on a policy, train a reward mod
 | HH-RLHF harmless, Vicuna judgements and Open Assistant replies of QLoRA | MIT | pairs |
 | FineGrainedRLHF | Apache-2.0 | pairs |
 
-Constructed objectives start from replies of these sets, and of `plain-answers`: 193 questions with answers written for
-this project, 111 of them of the kind of the forty harmless prompts above (questions that overlapped with the texts of
-the benchmark were left out). No set with a non-commercial licence was used.
+Two sets in the package were written for this project: `plain-answers`, 247 questions with right answers, 165 of them of
+the kind of the forty harmless prompts above, and `plain-replies`, 235 questions with a right and a wrong answer each
+(facts, sums, words, code, reasons, instructions, safety, summaries, kindness, what nobody can know; ratings and pairs).
+The kinds are also those of the twenty everyday pairs; questions that overlapped with the texts of the benchmark were
+left out. Constructed objectives start from replies of all these sets. No set with a non-commercial licence was used.
 """
 
 

@@ -21,8 +21,9 @@ sys.path.insert(0, str(ROOT / "tools"))
 
 import everyday_page  # noqa: E402
 from armorm.conversation import Conversation  # noqa: E402
+from armorm.data.decontamination import KnownPrompts  # noqa: E402
 from armorm.data.everyday import everyday_pairs  # noqa: E402
-from armorm.data.preferences import preference_pair, read_preferences  # noqa: E402
+from armorm.data.preferences import preference_pair, read_preferences, row_conversations  # noqa: E402
 from armorm.data.seen_prompts import SeenPrompts  # noqa: E402
 from armorm.data.sources import Location  # noqa: E402
 from armorm.evaluation.benchmarks import ratings  # noqa: E402
@@ -66,6 +67,14 @@ def test_everyday_texts_are_unchanged_and_balanced_in_length(name):
 def test_the_pairs_of_the_demo_are_not_among_those_that_are_measured():
     measured = [pair for name in TEXTS for pair in read_preferences(Location.find(EVERYDAY / name))]
     assert not {pair.prompt_key for pair in everyday_pairs()} & {pair.prompt_key for pair in measured}
+
+
+@pytest.mark.parametrize("embedded", ["plain-answers", "plain-replies"])
+def test_no_embedded_question_is_one_that_is_measured_or_nearly_one(embedded):
+    known = KnownPrompts()
+    known.add(pair.chosen for name in TEXTS for pair in read_preferences(Location.find(EVERYDAY / name)))
+    questions = [row_conversations(row)[0] for row in Location.find(embedded).rows()]
+    assert not [question.prompt for question, found in zip(questions, known.find(questions), strict=True) if found]
 
 
 def test_the_macro_counts_sets_alike_and_the_pooled_figure_pairs_of_similar_length():

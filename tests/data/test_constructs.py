@@ -177,6 +177,9 @@ def test_limits_keep_whole_prompts_of_each_source():
     assert {s: sum(row.reply.source == s for row in own) for s in "ab"} == {"a": 10, "b": 10}
     assert len({row.conversation.prompt_key for row in own}) == 10
     assert left_out == {"beyond the limits of rows": 220}
+    more, _ = constructed_rows(find_construct("complete"), given, rows=10, source_rows={"b": 40}, per_prompt=2)
+    own = [row for row in more if row.edit == OWN_REPLY]
+    assert {s: sum(row.reply.source == s for row in own) for s in "ab"} == {"a": 10, "b": 40}
 
 
 def test_a_reply_to_which_no_edit_applies_is_left_out():

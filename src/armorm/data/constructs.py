@@ -184,6 +184,7 @@ def constructed_rows(
     seed: int = 0,
     variants: int = 1,
     rows: int | None = None,
+    source_rows: Mapping[str, int] | None = None,
     per_prompt: int | None = None,
 ) -> tuple[list[ConstructedRow], dict[str, int]]:
     """Labelled rows: each reply that is fit, and `variants` edits of it.
@@ -192,6 +193,7 @@ def constructed_rows(
         replies: any order; a conversation that occurs twice is used once.
         variants: edited replies per reply; fewer where fewer edits apply. A reply to which none applies is left out.
         rows: approximate most replies of each source, whole prompts chosen by their content.
+        source_rows: the same for single sources, by name.
         per_prompt: most replies of each prompt.
 
     Returns:
@@ -205,7 +207,7 @@ def constructed_rows(
             left_out[reason] += 1
         else:
             fit.append(reply)
-    chosen = _sampled(fit, rows, per_prompt)
+    chosen = _sampled(fit, rows, source_rows or {}, per_prompt)
     left_out["beyond the limits of rows"] = len(fit) - len(chosen)
     other = _other_reply(chosen) if OTHER_REPLY in construct.edits else None
     found = []
@@ -237,7 +239,9 @@ def _order(reply: Reply) -> tuple[str, str, str, tuple[str, int]]:
     return reply.conversation.key, reply.split, reply.source, reply.origin
 
 
-def _sampled(replies: Sequence[Reply], rows: int | None, per_prompt: int | None) -> list[Reply]:
+def _sampled(
+    replies: Sequence[Reply], rows: int | None, source_rows: Mapping[str, int], per_prompt: int | None
+) -> list[Reply]:
     """At most `per_prompt` replies of each prompt, and about `rows` of each source."""
     by_source: dict[str, list[Reply]] = {}
     taken: Counter[str] = Counter()
@@ -247,8 +251,8 @@ def _sampled(replies: Sequence[Reply], rows: int | None, per_prompt: int | None)
             by_source.setdefault(reply.source, []).append(reply)
     kept = [
         some[i]
-        for some in by_source.values()
-        for i in sample_by_prompt([reply.conversation.prompt_key for reply in some], rows)
+        for source, some in by_source.items()
+        for i in sample_by_prompt([reply.conversation.prompt_key for reply in some], source_rows.get(source, rows))
     ]
     return sorted(kept, key=_order)
 

@@ -28,7 +28,10 @@ from armorm.errors import DataError, nearest, shown
 from armorm.progress import say
 
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
-_EMBEDDED = {"plain-answers": Path(__file__).with_name("plain_answers.jsonl")}  # sets inside the package
+# Sets inside the package: right answers, and answers with a rating of 0 or 1.
+_EMBEDDED = {
+    name: Path(__file__).with_name(f"{name.replace('-', '_')}.jsonl") for name in ("plain-answers", "plain-replies")
+}
 STANDARD_INPUT = "standard input"
 _SAVED = ("dataset_dict.json", "state.json")
 

@@ -132,8 +132,9 @@ def add_constructs(
     for place, entry, name, construct in entries:
         sources = [reply for number in range(len(entry.from_)) for reply in replies[place, number]]
         clean = [r for r in sources if r.split == "test" or r.conversation.prompt_key not in unclean]
+        own = {r.source: s.rows for n, s in enumerate(entry.from_) if s.rows for r in replies[place, n]}
         limits = {"rows": entry.construct_rows, "per_prompt": entry.per_prompt, "variants": entry.variants}
-        rows, left_out = constructed_rows(construct, clean, seed=recipe.seed, **limits)
+        rows, left_out = constructed_rows(construct, clean, seed=recipe.seed, source_rows=own, **limits)
         if len(clean) < len(sources):
             left_out["whose prompt is evaluated on"] = len(sources) - len(clean)
         train = sum(row.reply.split == "train" for row in rows)

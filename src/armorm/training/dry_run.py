@@ -154,7 +154,7 @@ def _assumed_workload(recipe: Recipe, sets: Sequence[dict[str, Any]], row_tokens
     conversations = rated + 2 * pairs + reference
     for entry in recipe.ratings:
         if entry.constructed:  # (a good reply is mostly a conversation that is there already)
-            replies = len(entry.from_) * entry.construct_rows
+            replies = sum(source.rows or entry.construct_rows for source in entry.from_)
             conversations += replies * entry.variants
             rated += replies * (1 + entry.variants)
     presets = [RATING_PRESETS[entry.preset] for entry in recipe.ratings if entry.preset]

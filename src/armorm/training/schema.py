@@ -201,6 +201,9 @@ class ConstructSource(Section):
         description="only replies whose raw rating of each of these objectives (of other data: columns) is within "
         "[low, high], so unrated ones are left out",
     )
+    rows: int | None = Field(
+        None, ge=1, description="approximate maximum replies of this set; by default the entry's rows"
+    )
     prompts: Literal["harmless", "harmful"] = Field(
         "harmless",
         description="harmful: they ask for something harmful, so only refusals are used, and only by constructs about "

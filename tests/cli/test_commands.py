@@ -68,6 +68,19 @@ def test_score_writes_a_line_for_every_good_row_and_lists_the_others(capsys, row
     assert "row 3: invalid JSON" in err
 
 
+def test_a_list_of_rejected_rows_is_replaced_only_with_force(capsys, rows, small_run, tmp_path):
+    listing = tmp_path / "scores.rejected.jsonl"
+    listing.write_text("somebody's\n")
+    options = ("--model", small_run, "--output", tmp_path / "scores.jsonl")
+    code, _, err = run(capsys, "score", rows, *options)
+    assert code == 1 and "scores.rejected.jsonl" in err and listing.read_text() == "somebody's\n"
+    assert run(capsys, "score", rows, *options, "--force")[0] == 0
+    assert len(listing.read_text().splitlines()) == 4
+    rows.write_text(json.dumps(GOOD) + "\n")
+    assert run(capsys, "score", rows, *options, "--force")[0] == 0
+    assert listing.read_text() == ""
+
+
 def test_details_of_a_score_sum_to_it(capsys, rows, small_run):
     code, out, _ = run(capsys, "score", rows, "--model", small_run, "--details")
     assert code == 0

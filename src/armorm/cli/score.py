@@ -83,7 +83,8 @@ def score(
     beside = output is not None and output_target(output) is not None  # not beside a device or a FIFO
     listing = rejected or (output.with_name(f"{output.stem}.rejected.jsonl") if output and beside else None)
     require_outputs([path for path in (output, listing) if path], inputs=[input] if input else [])
-    require_unused(output, force, kept_for=output)
+    for path in (output, listing):
+        require_unused(path, force, kept_for=output)
     named = chosen_model(context, model, server)
     name = STANDARD_INPUT if input in (None, "-") else input
     rows = input_rows(input, strict=strict)
@@ -114,7 +115,7 @@ def score(
             count += len(found["rows"])
             truncated += found["truncated"]
             skipped += [(number, reason) for number, reason in found["rejected"]]
-        if skipped and listing is not None:
+        if listing is not None and (skipped or listing.is_file()):  # (with --force, one of an earlier run)
             write_rejected(listing, skipped)
     for number, reason in skipped[:SHOWN_REJECTIONS]:
         say(f"rejected: {name}, row {number}: {reason}")

@@ -26,18 +26,20 @@ N, D = 90, 7
 CONVERSATION = chat("How do I learn to juggle?", "Start with one ball, then take two.")
 
 
-def ridge(features, ratings, penalty, intercept, start) -> tuple[np.ndarray, float]:
-    """Weights and intercept by plain float64 algebra, shrunk towards `start`."""
+def ridge(features, ratings, penalty, intercept, start, weights) -> tuple[np.ndarray, float]:
+    """Weights and intercept by plain float64 algebra, shrunk towards `start`; squared errors times `weights`."""
     x, residuals = features.astype(np.float64), ratings - features.astype(np.float64) @ start
     if not len(x):
         return start, 0.0
-    mean, level = (x.mean(0), residuals.mean()) if intercept else (np.zeros(x.shape[1]), 0.0)
+    shares = weights / weights.sum()
+    mean, level = (shares @ x, shares @ residuals) if intercept else (np.zeros(x.shape[1]), 0.0)
     centred = x - mean
-    weight = np.linalg.solve(centred.T @ centred + penalty * np.eye(x.shape[1]), centred.T @ (residuals - level))
+    gram = centred.T @ np.diag(weights) @ centred + penalty * np.eye(x.shape[1])
+    weight = np.linalg.solve(gram, centred.T @ (weights * (residuals - level)))
     return start + weight, level - weight @ mean
 
 
-@pytest.fixture(params=[False, True], ids=["plain", "intercept-and-start"])
+@pytest.fixture(params=["plain", "intercept and start", "weights", "intercept, start and weights"])
 def hand_made(request, tmp_path) -> RatedRun:
     """A run of 90 rows of 30 prompts and two sets; the second objective, of less is better, is rated on the first set."""
     rng = np.random.default_rng(0)
@@ -50,7 +52,8 @@ def hand_made(request, tmp_path) -> RatedRun:
     order = rng.permutation(N)
     for number, part in enumerate(np.array_split(order, 3)):
         store.write_shard(f"shard-x-{number:05d}.safetensors", keys[part], features[part], keys[:1], features[:1])
-    start = rng.normal(size=(2, D)) / D if request.param else np.empty((0, 0))
+    start = rng.normal(size=(2, D)) / D if "start" in request.param else np.empty((0, 0))
+    weights = np.exp(rng.normal(size=(N, 2))) if "weights" in request.param else np.empty((0, 0))
     record = RatedRecord(
         objectives=objectives,
         keys=keys,
@@ -62,7 +65,7 @@ def hand_made(request, tmp_path) -> RatedRun:
         numbers=np.arange(1, N + 1),
         edits=np.zeros(N, np.int64),
         penalties=np.array([2.0, 0.5]),
-        intercept=request.param,
+        intercept="intercept" in request.param,
         start=start,
         prompt_texts=[f"prompt {i}" for i in range(30)],
         response_texts=[f"response {i}" for i in range(N)],
@@ -70,6 +73,7 @@ def hand_made(request, tmp_path) -> RatedRun:
         file_names=["rows.jsonl"],
         edit_names=[""],
         store="features",
+        weights=weights,
     )
     record.save(tmp_path / "work" / FILE, "the key")
     found = RatedRun(tmp_path, record, store, np.stack([refit(record, features, c)[0] for c in (0, 1)]))
@@ -84,7 +88,8 @@ def refit(record: RatedRecord, features: np.ndarray, column: int, without=()) ->
     rows = np.setdiff1d(np.flatnonzero(~np.isnan(record.ratings[:, column])), without)
     start = record.start[column] if record.start.size else np.zeros(features.shape[1])
     ratings = record.objectives.to_reward(record.ratings)[rows, column]
-    return ridge(features[rows], ratings, record.penalties[column], record.intercept, start)
+    weights = record.weights[rows, column] if record.weights.size else np.ones(len(rows))
+    return ridge(features[rows], ratings, record.penalties[column], record.intercept, start, weights)
 
 
 def reward(fitted: tuple[np.ndarray, float], response: np.ndarray) -> float:

@@ -7,6 +7,7 @@ import json
 import numpy as np
 
 from armorm import Recipe, train
+from armorm.heads.rated_record import RatedRun
 
 
 def rows(several: bool):
@@ -35,6 +36,11 @@ def test_several_raters_weight_rows_and_the_report_says_so(tmp_path):
     metrics = trained(tmp_path / "several", True)
     low, high = metrics["regression"][0]["rater_weights"]
     assert low < 0.95 and high > 1.05
+    run = RatedRun.open(tmp_path / "several" / "run")
+    sums = list(run.sums([0]).values())
+    np.testing.assert_allclose(run.fitted([0], sums[0]).weight, run.weight, rtol=2e-3, atol=2e-6)
+    weights = run.record.weights[:, 0]
+    np.testing.assert_allclose((weights.min(), weights.max()), (low, high), rtol=1e-6)
     card = (tmp_path / "several" / "run" / "README.md").read_text()
     assert "weighted by the spread" in card
     assert trained(tmp_path / "single", False)["regression"][0]["rater_weights"] is None

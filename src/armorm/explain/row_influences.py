@@ -187,8 +187,9 @@ def row_influences(
         ridge = run.fitted([column], _total(sums.values(), len(response)))
         target = ridge.rotated(response[None])[0]
         for here, features, ratings in run.blocks([column]):
-            rotated = ridge.rotated(features)
-            residuals, products = ridge.residuals(features, ratings)[:, 0], ridge.products(rotated, target)[:, 0]
+            roots = run.roots([column], here)
+            rotated, residuals = roots[:, None] * ridge.rotated(features), ridge.residuals(features, ratings)[:, 0]
+            residuals, products = roots * residuals, ridge.products(rotated, target)[:, 0]
             rows.append(here)
             effects.append(products * residuals / (1 - ridge.leverage(rotated)[:, 0]))
             for prompt, effect in _by_prompt(record.prompts[here], ridge, rotated, residuals, products, effects[-1]):

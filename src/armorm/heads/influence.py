@@ -14,7 +14,7 @@ Without a set C of rows (penalty, scale of the ratings and start held), by the W
 
 Above 0 the rows raise the reward. For more rows than features the same sum is solved in d dimensions:
 (I - P D P^T)^-1 = I + P (D^-1 - P^T P)^-1 P^T. The penalty keeps 1 - h_i > 0; only an intercept whose rows are all
-left out is undefined.
+left out is undefined. Where the fit weights squared errors by row, x_i and e_i are times the root of the weight.
 
 **Standard deviations.** If the errors of ratings have the variance sigma^2, the leave-one-out residual has
 sigma^2 (1 + h_i / (1 - h_i)) = sigma^2 / (1 - h_i) (exact without penalty, slightly too large with one), so

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ from armorm.progress import Advance, ignore
 FILE = "rated_rows.safetensors"
 EXCERPT = 400  # characters of a text
 BLOCK_ROWS = 4096
-_ARRAYS = ("ratings", "folds", "prompts", "sources", "files", "numbers", "edits", "penalties", "start")
+_ARRAYS = ("ratings", "folds", "prompts", "sources", "files", "numbers", "edits", "penalties", "start", "weights")
 _LISTS = ("source_names", "file_names", "edit_names", "prompt_texts", "response_texts")
 
 
@@ -54,6 +54,7 @@ class RatedRecord:
         response_texts: (n,) start of the response.
         source_names, file_names, edit_names: sets, files, and edits of constructed rows ('' for none).
         store: folder of the feature store, relative to the run's `work` if it is inside.
+        weights: (n, k) of the squared errors of each row (heads/rater_weights.py); (0, 0) if all are 1.
     """
 
     objectives: ObjectiveSet
@@ -74,6 +75,7 @@ class RatedRecord:
     file_names: Sequence[str]
     edit_names: Sequence[str]
     store: str
+    weights: np.ndarray = field(default_factory=lambda: np.empty((0, 0)))
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -158,10 +160,12 @@ class RatedRun:
         return cls(folder, record, store, weight)
 
     def row_sets(self, columns: Sequence[int]) -> list[list[int]]:
-        """Columns by the set of rows that rate them; these share a decomposition."""
+        """Columns by the set of rows that rate them, and their weights; these share a decomposition."""
         found: dict[bytes, list[int]] = {}
         for column in columns:
-            found.setdefault(np.packbits(~np.isnan(self.record.ratings[:, column])).tobytes(), []).append(column)
+            rated = ~np.isnan(self.record.ratings[:, column])
+            name = np.packbits(rated).tobytes() + self.roots([column], np.flatnonzero(rated)).tobytes()
+            found.setdefault(name, []).append(column)
         return list(found.values())
 
     def sums(self, columns: Sequence[int], advance: Advance = ignore) -> dict[int, Moments]:
@@ -170,7 +174,7 @@ class RatedRun:
         for here, features, ratings in self.blocks(columns):
             for source in np.unique(self.record.sources[here]).tolist():
                 own = self.record.sources[here] == source
-                part = sum_of_rows(features[own], ratings[own])
+                part = sum_of_rows(features[own], ratings[own], self.roots(columns, here[own]))
                 found[source] = found[source] + part if source in found else part
             advance(len(here))
         return found
@@ -182,6 +186,13 @@ class RatedRun:
     def rated(self, columns: Sequence[int]) -> np.ndarray:
         """Rows (r,) that rate an objective set of `row_sets`."""
         return np.flatnonzero(~np.isnan(self.record.ratings[:, columns[0]]))
+
+    def roots(self, columns: Sequence[int], rows: np.ndarray) -> np.ndarray:
+        """Roots (b,) of the rows' weights in the fit of the columns, one of `row_sets`: a row that is multiplied by its
+        root, rating and feature, counts by its weight."""
+        weights = self.record.weights
+        roots: np.ndarray = np.sqrt(weights[rows, columns[0]]) if weights.size else np.ones(len(rows))
+        return roots
 
     def blocks(self, columns: Sequence[int]) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """Rows (b,) that rate the columns, their features (b, d) float32, and mapped ratings (b, j) minus the
@@ -206,7 +217,12 @@ class RatedRun:
             start = end
 
 
-def sum_of_rows(features: np.ndarray, ratings: np.ndarray) -> Moments:
-    """Sums of features (b, d) and ratings (b, j), all products in float64."""
-    x = features.astype(np.float64)
-    return Moments(len(x), x.T @ x, x.sum(0), x.T @ ratings, ratings.sum(0), ratings.T @ ratings)
+def sum_of_rows(features: np.ndarray, ratings: np.ndarray, roots: np.ndarray | None = None) -> Moments:
+    """Sums of features (b, d) and ratings (b, j), all products in float64.
+
+    Args:
+        roots: (b,) of the rows' weights, by default 1.
+    """
+    roots = np.ones(len(features)) if roots is None else roots
+    x, r = roots[:, None] * features.astype(np.float64), roots[:, None] * ratings
+    return Moments(len(x), x.T @ x, roots @ x, x.T @ r, roots @ r, r.T @ r, float(roots @ roots))

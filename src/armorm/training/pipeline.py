@@ -57,7 +57,7 @@ from armorm.training.preference_objectives import with_preference_objectives
 from armorm.training.recipe import Recipe
 from armorm.training.recipe_draft import NO_PAIRS
 from armorm.training.relevance import LIKELIHOODS, label_relevance
-from armorm.training.row_record import row_record
+from armorm.training.row_record import row_record, weights_from_arrays, weights_to_arrays
 from armorm.training.saved_stages import Fitted, SavedStages, stage_keys
 from armorm.training.stages import (
     STATISTICS,
@@ -172,8 +172,6 @@ class _Run:
 
         rows = rated.train_rows(corpus, recipe.regression.folds)
         head, uncertainty = self.fit_regression(rated, rows, start)
-        record = row_record(rated, rows, head.reports, recipe.regression, start, self.work)
-        record.save(self.work / RATED_RECORD, self.saved.keys["regression"])
         prompts = rated.train_prompts
         if recipe.preference_objectives:
             head, uncertainty, fitted_to = self.fit_preference_objectives((head, uncertainty), pairs, corpus)
@@ -287,9 +285,13 @@ class _Run:
             (self.work / STATISTICS).unlink(missing_ok=True)
             if section.keep_statistics and start is None:  # ratings can be added later, but not to residuals
                 statistics.save(self.work / STATISTICS)
-            return heads_to_arrays(*fit_stage1(section, statistics, weighted, start))
+            arrays, report = heads_to_arrays(*fit_stage1(section, statistics, weighted, start))
+            return arrays | weights_to_arrays(weighted), report
 
-        head, uncertainty = heads_from_arrays(*self.saved.get("regression", fit))
+        arrays, values = self.saved.get("regression", fit)
+        head, uncertainty = heads_from_arrays(arrays, values)
+        record = row_record(rated, weights_from_arrays(rows, arrays), head.reports, section, start, self.work)
+        record.save(self.work / RATED_RECORD, self.saved.keys["regression"])
         for objective, report in zip(rated.table.objectives, head.reports, strict=True):
             if report.rater_weights:
                 weights = "{:.2f} to {:.2f}".format(*report.rater_weights)

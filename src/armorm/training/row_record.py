@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,8 @@ from armorm.training.dataset import group_index
 from armorm.training.featurize import RatedRows
 from armorm.training.schema import RegressionSection
 from armorm.training.stages import RatedSplit
+
+_WEIGHTS = "row_weights."
 
 
 def row_record(
@@ -27,7 +30,7 @@ def row_record(
 
     Args:
         rated: before objectives that are fitted to pairs are added.
-        rows: its training rows.
+        rows: its training rows, with the weights of the fit.
         reports: of the heads fitted to them.
         start: (k, d) weights that the penalty shrinks towards.
         work: the run's `work` folder.
@@ -54,5 +57,26 @@ def row_record(
         prompt_texts=[table.conversations[i].prompt[-1].content[:EXCERPT] for i in first],
         response_texts=[conversation.response[:EXCERPT] for conversation in table.conversations],
         store=str(store.relative_to(inside) if store.is_relative_to(inside) else store),
+        weights=_weights(rows),
         **{f"{name}_names": list(dict.fromkeys(values)) for name, values in lists.items()},
     )
+
+
+def weights_to_arrays(rows: RatedRows) -> dict[str, np.ndarray]:
+    """The rows' weights, as they are saved with the heads."""
+    return {f"{_WEIGHTS}{column}": weights for column, weights in rows.weights.items()}
+
+
+def weights_from_arrays(rows: RatedRows, arrays: Mapping[str, np.ndarray]) -> RatedRows:
+    """The rows with the weights among saved arrays."""
+    found = {name.removeprefix(_WEIGHTS): array for name, array in arrays.items() if name.startswith(_WEIGHTS)}
+    return replace(rows, weights={int(column): array for column, array in found.items()})
+
+
+def _weights(rows: RatedRows) -> np.ndarray:
+    if not rows.weights:
+        return np.empty((0, 0))
+    weights = np.ones(rows.ratings.shape)
+    for column, found in rows.weights.items():
+        weights[:, column] = found
+    return weights

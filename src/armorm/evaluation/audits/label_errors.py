@@ -73,11 +73,12 @@ def label_errors(run: RatedRun, names: Sequence[str] = ()) -> LabelErrors:
             rows, left_out, leverage = [], [], []
             for here, features, ratings in run.blocks(group):
                 rows.append(here)
-                leverage.append(ridge.leverage(ridge.rotated(features)))
+                leverage.append(ridge.leverage(run.roots(group, here)[:, None] * ridge.rotated(features)))
                 left_out.append(ridge.residuals(features, ratings) / (1 - leverage[-1]))
                 advance(len(here))
             place, errors, h = np.concatenate(rows), np.concatenate(left_out), np.concatenate(leverage)
-            scaled = errors * np.sqrt(1 - h) / noise(errors, h)
+            weighted = run.roots(group, place)[:, None] * errors
+            scaled = weighted * np.sqrt(1 - h) / noise(weighted, h)
             for j, column in enumerate(group):
                 scale = record.objectives[column].scale
                 expected = record.ratings[place, column] - scale * errors[:, j]

@@ -78,6 +78,20 @@ def count_tests(monkeypatch) -> list[int]:
     return tested
 
 
+def test_on_a_processor_passes_are_small_unless_that_cuts_prompts_that_many_rows_share():
+    lone, none = np.full(100, 100), np.zeros(100, np.int64)
+    assert engines._stream_tokens(lone, none, 8192) == 2048
+    assert engines._stream_tokens(lone, none, 1000) == 1000
+    # Prompts of 1,000 tokens, and of 3,000, before ten replies of 200 each.
+    for prompt, expected in ((1000, 4096), (3000, 8192)):
+        lengths = np.full(100, prompt + 200)
+        shared = np.where(np.arange(100) % 10, prompt, 0)
+        assert engines._stream_tokens(lengths, shared, 8192) == expected
+    backbone = Backbone.load("armorm-tiny", dtype="float32", device="cpu")
+    rows = in_order(backbone)
+    assert choose_engine(backbone, rows, shared_by(rows), 8192, sharing=False).budget == 1024
+
+
 def test_a_model_is_tested_once_on_a_machine_and_again_if_anything_differs(monkeypatch, tmp_path):
     monkeypatch.setenv("ARMORM_CACHE", str(tmp_path))
     tested = count_tests(monkeypatch)

@@ -45,6 +45,7 @@ from armorm.progress import say
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+_CPU_BATCH_TOKENS = 1024
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 # Functions that are called with the states (t, d) of the response's tokens of some rows of a batch, by index.
@@ -435,6 +436,11 @@ def is_out_of_memory(error: BaseException) -> bool:
         return True
     text = str(error).lower()
     return isinstance(error, RuntimeError) and any(phrase in text for phrase in _OUT_OF_MEMORY)
+
+
+def pass_tokens(budget: int, device: torch.device) -> int:
+    """Most tokens of a padded batch within a budget: on a CPU few, so that a layer's activations stay in its cache."""
+    return min(budget, _CPU_BATCH_TOKENS) if device.type == "cpu" else budget
 
 
 def length_sorted_batches(lengths: Sequence[int] | np.ndarray, budget: int) -> list[np.ndarray]:

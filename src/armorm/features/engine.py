@@ -4,8 +4,9 @@ There are two mechanisms. `tree`: each forward pass is one stream of tokens in w
 once (`backbone/prefix_forward.py`). `plain`: right-padded batches of similar length. The tree is used where it is
 faster, which depends on the work alone, if the model passes a test on a sample of the work; if it fails, the reason is
 logged and batches are plain. The result of the test is remembered (`backbone/sharing_verdict.py`). The next stream is
-laid out while the model computes the current one. If memory runs out, the token budget is halved and the run continues;
-a conversation that does not fit alone is an error.
+laid out while the model computes the current one. On a CPU, passes are smaller than the token budget where that is
+faster. If memory runs out, the budget is halved and the run continues; a conversation that does not fit alone is an
+error.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import numpy as np
 import torch
 
 from armorm.backbone.chat_template import EncodedConversation
-from armorm.backbone.decoder import Backbone, is_out_of_memory, length_sorted_batches
+from armorm.backbone.decoder import Backbone, is_out_of_memory, length_sorted_batches, pass_tokens
 from armorm.backbone.prefix_forward import SharedForward, can_compile, flops_per_token, sample, why_not_shared
 from armorm.backbone.prefix_tree import PrefixTree, build_tree, lexicographic_order, shared_with_previous, tree_batches
 from armorm.backbone.sharing_verdict import SharingVerdict, remember_verdict, remembered_verdict
@@ -41,6 +42,8 @@ SHARD_TOKENS = 400_000
 # compute: a stream has no padding, and computes less in the last layer. (On a GPU, streams are padded to the budget.)
 LEAST_SAVING = 256
 LARGE_TOKENS = {"cpu": 4096, "cuda": 16_384}
+# On a CPU, activations of shorter streams stay in its cache; they pay unless prompts that they cut cost more than this.
+_CPU_STREAM_TOKENS, _CUT_PROMPTS = (2048, 4096), 0.03
 # Compiling layers takes half a minute and saves about a tenth, so it pays for work of a few minutes at the 1e11
 # operations per second of a small CPU.
 COMPILED_OPERATIONS = 6e13
@@ -306,18 +309,32 @@ def choose_engine(
         sharing: share prefixes; by default if that is faster. Only if it is exact for this model.
         compiled: compile layers; by default if that pays.
     """
+    plain = Engine(backbone, pass_tokens(budget, backbone.device))
     if sharing is False or len(encoded) < 2:
-        return Engine(backbone, budget)
+        return plain
     lengths = np.array([len(conversation) for conversation in encoded], np.int64)
     saved, computed = int(shared.sum()), int((lengths - shared).sum())
     large = computed >= LARGE_TOKENS.get(backbone.device.type, LARGE_TOKENS["cuda"])
     pays = bool(sharing) or large or saved >= max(LEAST_SAVING, computed // 4)
     if not pays or not _can_share(backbone, encoded, shared, again=bool(sharing)):
-        return Engine(backbone, budget)
+        return plain
     if compiled is None:
         operations = computed * flops_per_token(backbone.model)
         compiled = backbone.device.type == "cpu" and operations > COMPILED_OPERATIONS
+    if backbone.device.type == "cpu":
+        budget = _stream_tokens(lengths, shared, budget)
     return Engine(backbone, budget, "tree", bool(compiled) and can_compile(backbone.device))
+
+
+def _stream_tokens(lengths: np.ndarray, shared: np.ndarray, budget: int) -> int:
+    """Most tokens of a stream on a CPU."""
+
+    def computed(size: int) -> int:
+        starts = [start for start, _ in tree_batches(lengths, shared, size)]
+        return int((lengths - shared).sum() + shared[starts].sum())
+
+    most = (1 + _CUT_PROMPTS) * computed(budget)
+    return next((size for size in _CPU_STREAM_TOKENS if size < budget and computed(size) <= most), budget)
 
 
 def resumed_engine(backbone: Backbone, settings: dict[str, Any], encoded: Sequence[EncodedConversation]) -> Engine:

@@ -23,7 +23,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache
 
 from armorm.backbone.chat_template import EncodedConversation
-from armorm.backbone.decoder import Backbone, StateReaders, length_sorted_batches
+from armorm.backbone.decoder import Backbone, StateReaders, length_sorted_batches, pass_tokens
 from armorm.backbone.prefix_forward import sharing_fault
 from armorm.backbone.readout import mean_states
 
@@ -117,7 +117,8 @@ class CachedForward:
                 response[at] = self._behind(known, [group[i] for i in some], _at(wanted, at))
             self.computed += sum(lengths) - len(group) * (group[0].gate_position + 1)
             self._store(group, known)  # (After its passes, which may need the memory.)
-        for some in length_sorted_batches([len(rows[place]) for place in alone], budget):
+        most = pass_tokens(budget, self.backbone.device)
+        for some in length_sorted_batches([len(rows[place]) for place in alone], most):
             at = [alone[i] for i in some]
             prompt[at], response[at] = self.backbone.features([rows[place] for place in at], _at(wanted, at))
             self.computed += sum(len(rows[place]) for place in at)

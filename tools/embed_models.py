@@ -132,7 +132,7 @@ responses; without them it is {{ "%.3f"|format(of["pairs, macro of three sets"].
 
 In plain words:
 
-- **It prefers a refusal too often.** Of forty harmless prompts that sound dangerous ("How do I kill a Python process?"),
+- **It sometimes prefers a refusal.** Of forty harmless prompts that sound dangerous ("How do I kill a Python process?"),
   it prefers the answer in {{ of["harmless prompts, answered"].right }}.
 - **It does not check facts.** A wrong number or name in a fluent answer often goes unnoticed, code that fails scores like
   code that works, and between two long answers of similar length it is about as good as chance.
@@ -235,6 +235,7 @@ def embed_small(run: Path, recipe: Path) -> None:
     measured = {figure["name"]: figure for figure in json.loads(MEASURED.read_text())["figures"]}
     card = Environment(undefined=StrictUndefined, keep_trailing_newline=True, trim_blocks=True).from_string(_SMALL_CARD)
     text = (target / "README.md").read_text().replace("\n# small\n", "\n# armorm-small-rm\n")
+    text = text.replace("\n- name: small\n", "\n- name: armorm-small-rm\n")
     before, mark, after = text.partition("## Data")
     license = "library_name: armorm\nlicense: apache-2.0\nbase_model: HuggingFaceTB/SmolLM2-135M-Instruct\n"
     before = before.replace("library_name: armorm\n", license)

@@ -38,6 +38,7 @@ from armorm import ArmoRM
 from armorm.backbone.drift import reference_features, reference_rows
 from armorm.backbone.locate import SMALL, SMALL_SHA256, backbone_path, weights_sha256
 from armorm.data.seen_prompts import FILE as SEEN_PROMPTS
+from armorm.data.sources import Location
 from armorm.files import write_arrays
 from armorm.model.export import make_readable
 from armorm.training.finetune.record import FILE, Finetuned
@@ -155,8 +156,8 @@ Do not use it for decisions about people. For RL on a policy, train a reward mod
 | HH-RLHF harmless, Vicuna judgements and Open Assistant replies of QLoRA | MIT | pairs |
 | FineGrainedRLHF | Apache-2.0 | pairs |
 
-Two sets in the package were written for this project: `plain-answers`, 247 questions with right answers, 165 of them of
-the kind of the forty harmless prompts above, and `plain-replies`, 235 questions with a right and a wrong answer each
+Two sets in the package were written for this project: `plain-answers`, {{ answers|length }} questions with right answers, {{ dangerous }} of them of
+the kind of the forty harmless prompts above, and `plain-replies`, {{ replies|length // 2 }} questions with a right and a wrong answer each
 (facts, sums, words, code, reasons, instructions, safety, summaries, kindness, what nobody can know; ratings and pairs).
 The kinds are also those of the twenty everyday pairs; questions that overlapped with the texts of the benchmark were
 left out. Constructed objectives start from replies of all these sets. No set with a non-commercial licence was used.
@@ -239,7 +240,13 @@ def embed_small(run: Path, recipe: Path) -> None:
     before, mark, after = text.partition("## Data")
     license = "library_name: armorm\nlicense: apache-2.0\nbase_model: HuggingFaceTB/SmolLM2-135M-Instruct\n"
     before = before.replace("library_name: armorm\n", license)
-    (target / "README.md").write_text(f"{before}{card.render(of=measured, sha256=SMALL_SHA256)}\n{mark}{after}")
+    answers, replies = (
+        [row.values for row in Location.find(name).rows()] for name in ("plain-answers", "plain-replies")
+    )
+    dangerous = sum(values["kind"] == "sounds dangerous" for values in answers)
+    written = {"answers": answers, "dangerous": dangerous, "replies": replies}
+    text = card.render(of=measured, sha256=SMALL_SHA256, **written)
+    (target / "README.md").write_text(f"{before}{text}\n{mark}{after}")
     true = ArmoRM.from_pretrained(target, dtype="float32", device="cpu")
     write_arrays(target / "reference.safetensors", {"scores": true.score(reference_rows()).scores})
     size = sum(path.stat().st_size for path in target.iterdir())

@@ -28,12 +28,12 @@ def conversations() -> list[Conversation]:
     return [Conversation.from_prompt("What is the capital of France?", text) for text in REPLIES]
 
 
-@torch.no_grad()
 def test_auto_is_a_dtype_that_the_processor_multiplies_fast():
     loaded = load_language_model("armorm-tiny", dtype="auto", device="cpu")
     assert loaded.model.dtype == (torch.bfloat16 if fast_bfloat16() else torch.float32)
 
 
+@torch.no_grad()
 def test_a_replys_likelihood_is_that_of_its_tokens_one_at_a_time(language_model):
     given = conversations()[:2]
     found = reply_log_likelihoods(language_model, language_model.template.encode(given))

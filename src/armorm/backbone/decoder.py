@@ -358,7 +358,7 @@ class Placement:
         place = resolve_device(device)
         load_dtype = resolve_dtype(dtype, place)
         if dtype == "bfloat16" and place.type == "cpu" and not fast_bfloat16():
-            _say_once("bfloat16 is slow on this processor, which has no instructions for it; float32 and auto are fast")
+            _say_once("bfloat16 is slow on this processor, which has no instructions for it; float32 is faster")
         return cls(place, load_dtype, widen=dtype == "auto" and load_dtype == "auto")
 
     @classmethod

@@ -44,7 +44,7 @@ LEAST_SAVING = 256
 LARGE_TOKENS = {"cpu": 4096, "cuda": 16_384}
 # On a CPU, activations of shorter streams stay in its cache; they pay unless prompts that they cut cost more than this.
 _CPU_STREAM_TOKENS, _CUT_PROMPTS = (2048, 4096), 0.03
-# Compiling layers takes half a minute and saves about a tenth, so it pays for work of a few minutes at the 1e11
+# Compiling layers takes half a minute and saves up to a tenth, so it pays for work of a few minutes at the 1e11
 # operations per second of a small CPU.
 COMPILED_OPERATIONS = 6e13
 LEAST_BUDGET = 32

@@ -29,7 +29,7 @@ from armorm.training.stages import RatedSplit
 _plain = methodcaller("model_dump", mode="json")  # of a recipe section
 Fitted = tuple[dict[str, np.ndarray], Any]
 # Raise a stage's number when its code computes something else from the same inputs.
-VERSIONS = {"states": 1, "finetune": 3, "regression": 1, "first_gate": 2, "joint": 2, "gate": 2, "quantiles": 1}
+VERSIONS = {"states": 1, "finetune": 3, "regression": 2, "first_gate": 2, "joint": 2, "gate": 2, "quantiles": 1}
 VERSIONS |= {"preferences": 1}
 
 

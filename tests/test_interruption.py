@@ -77,6 +77,20 @@ print("served to the end", flush=True)
     assert (process.returncode, output) == (0, "served to the end\n")
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_after_the_end_of_the_work_changes_nothing(number):
+    process = started("""
+class Slow:
+    def __del__(self, write=os.write, sleep=time.sleep):
+        write(1, b"ready\\n")
+        sleep(1.5)
+slow = Slow()
+""")
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=10)
+    assert (process.returncode, errors) == (0, "")
+
+
 def test_a_signal_to_a_child_does_not_end_its_parent():
     process = started("""
 child = os.fork()

@@ -4,7 +4,9 @@ The handler ends the process where it stands. Nothing is unwound, so no library 
 another error or print a traceback; and nothing is lost, because every file is complete under its name or absent
 (`files.py`), which a kill needs anyway. Temporary files are removed. Python runs a handler only between its own
 instructions; if the main thread is inside a call of a library (an import, a forward pass), a thread that the signal
-wakes through `signal.set_wakeup_fd` ends the process after `GRACE_SECONDS`.
+wakes through `signal.set_wakeup_fd` ends the process after `GRACE_SECONDS`. Once the command has ended and Python takes
+itself down, signals are ignored: the work is done, and Python would give them back their default, which ends the
+process with an error.
 
 The command line installs this (`__main__.py`) before it imports anything else. Programs that import armorm keep their
 own handlers, and so does whoever installs others later, such as the server.
@@ -12,6 +14,7 @@ own handlers, and so does whoever installs others later, such as the server.
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import threading
@@ -38,6 +41,7 @@ def install() -> None:
         signal.signal(number, _handle)
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     threading.Thread(target=_watch, args=(reader,), name="armorm-signals", daemon=True).start()
+    atexit.register(_ignore, handled)
     if hasattr(os, "register_at_fork"):  # children would wake the thread of this process
         os.register_at_fork(after_in_child=lambda: _restore(handled))
 
@@ -105,6 +109,12 @@ def _remove(name: str) -> None:
         shutil.rmtree(name, ignore_errors=True)
     elif os.path.lexists(name):
         os.unlink(name)  # noqa: PTH108
+
+
+def _ignore(handled: list[signal.Signals]) -> None:
+    for number in handled:
+        if signal.getsignal(number) is _handle:
+            signal.signal(number, signal.SIG_IGN)
 
 
 def _restore(handled: list[signal.Signals]) -> None:

@@ -38,7 +38,8 @@ from armorm.backbone.readout import (
     mean_states,
     resolve_layer,
 )
-from armorm.backbone.sharing_verdict import SharingVerdict, weight_parts
+from armorm.backbone.sharing_verdict import SharingVerdict
+from armorm.backbone.weight_bytes import weight_bytes
 from armorm.errors import BackboneError, nearest
 from armorm.progress import say
 
@@ -172,8 +173,8 @@ class Backbone:
         weights = hashlib.blake2b(digest_size=16)
         for name, tensor in sorted(self.model.state_dict().items()):
             weights.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-            for part in weight_parts(tensor):
-                weights.update(part.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().data)
+            for part in weight_bytes(tensor):
+                weights.update(part)
         # (Padding and truncation are those of the last call and do not affect encoding here.)
         backend = json.loads(self.tokenizer.backend_tokenizer.to_str()) | {"padding": None, "truncation": None}
         texts = {"tokenizer": json.dumps(backend), "template": str(self.tokenizer.chat_template)}

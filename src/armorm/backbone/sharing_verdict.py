@@ -19,6 +19,7 @@ import transformers
 from transformers import PreTrainedModel
 
 from armorm.backbone.readout import Readout
+from armorm.backbone.weight_bytes import weight_bytes
 from armorm.files import cache_folder, write_json
 from armorm.version import __version__
 
@@ -93,14 +94,6 @@ def _path(model: PreTrainedModel, readout: Readout) -> Path | None:
         digest.update((Path(__file__).parent / name).read_bytes())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        for part in weight_parts(tensor):
-            digest.update(part.detach().reshape(-1)[:_VALUES].cpu().contiguous().view(torch.uint8).numpy().data)
+        for part in weight_bytes(tensor, _VALUES):
+            digest.update(part)
     return cache_folder() / "sharing" / f"{digest.hexdigest()}.json"
-
-
-def weight_parts(tensor: torch.Tensor) -> list[torch.Tensor]:
-    """The plain tensors that a weight consists of: itself, or those of a quantized one (its integers, their scales)."""
-    if not hasattr(tensor, "__tensor_flatten__"):
-        return [tensor]
-    names = tensor.__tensor_flatten__()[0]
-    return [part for name in names for part in weight_parts(getattr(tensor, name))]

@@ -18,7 +18,6 @@ from armorm.evaluation.scorer_names import ScorerName
 from armorm.files import files_together
 
 if TYPE_CHECKING:
-    import torch
 
     from armorm.backbone.chat_template import ChatTemplate
     from armorm.objectives import ObjectiveSet
@@ -146,11 +145,14 @@ class ArmoRMScorer:
 
     def describe(self) -> dict[str, Any]:
         """Name, backbone with its fingerprint, dtype, fingerprint of the heads, steering."""
+        from armorm.backbone.weight_bytes import weight_bytes
+
         digest = blake2b(digest_size=8)
         heads = {n: t for n, t in self.rm.model.state_dict().items() if not n.startswith("model.")}
         for name, tensor in sorted(heads.items()):
             digest.update(name.encode())
-            digest.update(_bytes(tensor))
+            for part in weight_bytes(tensor):
+                digest.update(part)
         config = self.rm.model.config
         described = {
             "name": self.rm.name,
@@ -297,10 +299,13 @@ class ClassifierScorer:
     @cached_property
     def fingerprint(self) -> str:
         """32 hex digits of weights, head included, and chat template."""
+        from armorm.backbone.weight_bytes import weight_bytes
+
         digest = blake2b(str(self.tokenizer.chat_template).encode(), digest_size=16)
         for name, tensor in sorted(self.model.state_dict().items()):
             digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-            digest.update(_bytes(tensor))
+            for part in weight_bytes(tensor):
+                digest.update(part)
         return digest.hexdigest()
 
     def score(self, conversations: Sequence[Conversation]) -> Scored:
@@ -350,9 +355,3 @@ def _unused_id(batch: Sequence[np.ndarray]) -> int:
     used = np.unique(np.concatenate(batch))
     gaps = np.flatnonzero(used != np.arange(len(used)))
     return int(gaps[0]) if len(gaps) else len(used)
-
-
-def _bytes(tensor: torch.Tensor) -> bytes:
-    import torch
-
-    return tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes()

@@ -3,7 +3,7 @@
     python benchmarks/extraction.py                                   # armorm-tiny and a random Llama of about 100M
     python benchmarks/extraction.py --models llama-3-8b --device cuda # that model's shape at random, on a GPU
     python benchmarks/extraction.py --models FOLDER --sets distinct short-prompts long-prompts --vllm PYTHON
-    python benchmarks/extraction.py --memory                          # peak memory at 5K and 50K conversations
+    python benchmarks/extraction.py --memory                          # peak memory, by the number of conversations
 
 The ways:
 
@@ -81,6 +81,7 @@ SHAPES = {
 }
 WAYS = ("loop", "padded", "packed", "shared", "default", "first", "vllm", "vllm-cache")
 MAX_LENGTH = 2048
+MEMORY_SIZES = (1_000, 10_000, 100_000)  # conversations
 
 
 def load_backbone(model: str, device: str, dtype: str) -> Backbone:
@@ -456,7 +457,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--memory", action="store_true", help="measure only peak memory, at 5K and 50K conversations")
+    parser.add_argument("--memory", action="store_true", help="measure only peak memory")
     parser.add_argument("--output", type=Path, default=None)
     arguments = parser.parse_args()
     if len(arguments.rows or [0]) not in (1, len(arguments.sets)):
@@ -468,7 +469,7 @@ def main() -> None:
     output = arguments.output or Path(f"benchmarks/results/extraction{suffix}.json")
     results: dict[str, Any] = {"armorm_version": armorm.__version__, "torch": torch.__version__}
     if arguments.memory:
-        results["memory"] = [peak_memory(count) for count in (5_000, 50_000)]
+        results["memory"] = [peak_memory(count) for count in MEMORY_SIZES]
         for entry in results["memory"]:
             peak, seconds = entry["peak_megabytes"], entry["seconds"]
             console.print(f"{entry['conversations']:,} conversations: peak {peak:,.0f} MB, {seconds:.0f} s")

@@ -1,6 +1,6 @@
 """Takes the screenshots of the pages in a real browser: report, playground and notebook, with the default model.
 
-    pip install nbconvert ipykernel                       # beside armorm[full] and chromium
+    pip install nbconvert ipykernel ipywidgets                     # beside armorm[full] and chromium
     python tools/screenshots.py [report playground notebook]
 
 Writes docs/images/NAME.png; a report and a playground as a desktop and a phone show them. The report is on test rows of

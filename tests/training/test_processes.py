@@ -6,8 +6,10 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -58,7 +60,11 @@ def test_the_largest_batches_are_halved_until_every_step_has_as_many():
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_two_processes_end_with_the_weights_of_one(small_recipe, method, tmp_path, monkeypatch):
-    """To 1% of their change in float32: gradients are summed in another order, and Adam magnifies small ones."""
+    """In float32: losses and gradients of every step to 0.1%, the weights to 3% of their change.
+
+    Gradients are summed in another order, and Adam magnifies the rounding of small ones: in one process, a processor's
+    other instructions (ATEN_CPU_CAPABILITY, MKL_ENABLE_INSTRUCTIONS, ONEDNN_MAX_CPU_ISA) move the weights by 1%, too.
+    """
     monkeypatch.setattr(stage, "fast_bfloat16", lambda: False)
     settings = [
         f"finetune.method={method}", "finetune.share=0.5", "finetune.epochs=1", "finetune.batch_tokens=1024",
@@ -79,16 +85,21 @@ def test_two_processes_end_with_the_weights_of_one(small_recipe, method, tmp_pat
     assert first.keys() == second.keys()
     before = Backbone.load(recipe.backbone.model, dtype="float32", device="cpu").model.state_dict()
     changes = {key: tensor - before.get(key, 0) for key, tensor in first.items() if not key.endswith("lora_A.weight")}
-    changed = {key: change for key, change in changes.items() if change.norm() > 0}
-    assert len(changed) > 5
-    found = {key: float((second[key] - first[key]).norm() / change.norm()) for key, change in changed.items()}
-    assert max(found.values()) <= 0.01, found
+    assert sum(bool(change.norm() > 0) for change in changes.values()) > 5
+    assert norm([second[key] - first[key] for key in changes]) <= 0.03 * norm(changes.values())
     curves = [json.loads((folder / "work" / "backbone" / "training_curve.json").read_text()) for folder in (one, two)]
     for entry, other in zip(*(curve["validation"] for curve in curves), strict=True):
         assert other == pytest.approx(entry, abs=1e-3)
+    for stage_name in ("preferences", "ratings"):
+        steps = [[(entry["loss"], entry["grad_norm"]) for entry in curve[stage_name]] for curve in curves]
+        np.testing.assert_allclose(steps[1], steps[0], rtol=1e-3)
     conversation = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     scores = [ArmoRM.from_pretrained(folder).score(conversation).scores for folder in (one, two)]
     torch.testing.assert_close(*map(torch.from_numpy, scores), atol=0.02, rtol=0)  # heads and gate are fitted to it
+
+
+def norm(tensors: Iterable[torch.Tensor]) -> float:
+    return torch.cat([tensor.flatten() for tensor in tensors]).norm().item()
 
 
 IN_FLOAT32 = """

@@ -80,9 +80,9 @@ def measure(model: str, count: int, loop: int, dtype: str, data: Path | None = N
     rm = ArmoRM.from_pretrained(model, dtype=dtype)
     with tempfile.TemporaryDirectory() as name:
         path, source = pairs_file(Path(name), count, data)
-        evaluate("pairs", rm, path, limit=16, resamples=10, quiet=True)  # warm up
+        evaluate("pairs", rm, path, limit=16, resamples=10, include_seen=True, quiet=True)  # warm up
         start = time.perf_counter()
-        results = evaluate("pairs", rm, path, quiet=True)
+        results = evaluate("pairs", rm, path, include_seen=True, quiet=True)
         seconds = time.perf_counter() - start
         expected, loop_seconds = loop_margins(rm, path, loop)
     found = np.array([entry.get("margin", np.nan) for entry in results.examples[: len(expected)]], np.float64)

@@ -18,7 +18,6 @@ from armorm.evaluation.scorer_names import ScorerName
 from armorm.files import files_together
 
 if TYPE_CHECKING:
-
     from armorm.backbone.chat_template import ChatTemplate
     from armorm.objectives import ObjectiveSet
     from armorm.reward_model import ArmoRM

@@ -198,7 +198,7 @@ def test_the_page_of_everyday_pairs_states_every_verdict(rm):
 @pytest.mark.slow
 @pytest.mark.data
 def test_a_quick_look_prints_every_target_and_writes_nothing(tmp_path, data_root):
-    command = [sys.executable, "benchmarks/default_model.py", "--limit", "8", "--store", str(tmp_path / "store")]
+    command = [sys.executable, "benchmarks/default_model.py", "--limit", "3", "--store", str(tmp_path / "store")]
     command += ["--output", str(tmp_path / "results.json"), "--against", "armorm-tiny-rm"]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr

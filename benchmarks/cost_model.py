@@ -44,7 +44,7 @@ from peak import peak_bytes
 ALLOWED = 0.25
 ALLOWED_BY_LAYER = 0.15
 FITS = 3  # of stage 1; the fastest counts
-# Rows and features. Of smaller fits, most is a fixed cost.
+# Rows and features. Smaller fits take less than half a second, at a lower rate.
 FIT_SIZES = {"reference": (32_000, 1024), "more and wider": (48_000, 1536)}
 EXTRACTIONS = 2  # the fastest counts: the first one generates kernels for new shapes
 # Name, (d, layers, heads, inner), conversations, shortest and longest length. The first calibrates the share.

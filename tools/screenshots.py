@@ -1,10 +1,10 @@
 """Takes the screenshots of the pages in a real browser: report, playground and notebook, with the default model.
 
     pip install nbconvert ipykernel ipywidgets                     # beside armorm[full] and chromium
-    python tools/screenshots.py [report playground notebook]
+    python tools/screenshots.py [all | report playground notebook]
 
-Writes docs/images/NAME.png; a report and a playground as a desktop and a phone show them. The report is on test rows of
-`DATA` ($ARMORM_DATA, else ../shared/data).
+Writes docs/images/NAME.png; report and playground as they look on a desktop and on a phone. The report is on test rows of
+the real data sets ($ARMORM_DATA, else ../shared/data).
 """
 
 from __future__ import annotations
@@ -128,11 +128,11 @@ PICTURES: dict[str, Callable[[Browser, Path], Any]] = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Takes the screenshots of the pages.")
-    parser.add_argument("names", nargs="*", choices=[*PICTURES, []], help="which ones; all by default")
-    names = parser.parse_args().names or list(PICTURES)
+    parser.add_argument("names", nargs="*", choices=[*PICTURES, "all"], default="all")
+    names = parser.parse_args().names
     with sync_playwright() as playwright, tempfile.TemporaryDirectory() as folder:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
-        for name in names:
+        for name in PICTURES if "all" in names else names:
             PICTURES[name](browser, Path(folder))
         browser.close()
 

@@ -4,9 +4,9 @@ The handler ends the process where it stands. Nothing is unwound, so no library 
 another error or print a traceback; and nothing is lost, because every file is complete under its name or absent
 (`files.py`), which a kill needs anyway. Temporary files are removed. Python runs a handler only between its own
 instructions; if the main thread is inside a call of a library (an import, a forward pass), a thread that the signal
-wakes through `signal.set_wakeup_fd` ends the process after `GRACE_SECONDS`. Once the command has ended and Python takes
-itself down, signals are ignored: the work is done, and Python would give them back their default, which ends the
-process with an error.
+wakes through `signal.set_wakeup_fd` ends the process after `GRACE_SECONDS`. Once the command has ended and Python shuts
+down, signals are ignored: the work is done, and Python would restore their default actions, which end the process with
+an error.
 
 The command line installs this (`__main__.py`) before it imports anything else. Programs that import armorm keep their
 own handlers, and so does whoever installs others later, such as the server.

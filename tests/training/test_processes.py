@@ -60,10 +60,11 @@ def test_the_largest_batches_are_halved_until_every_step_has_as_many():
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_two_processes_end_with_the_weights_of_one(small_recipe, method, tmp_path, monkeypatch):
-    """In float32: losses and gradients of every step to 0.1%, the weights to 3% of their change.
+    """In float32: losses and gradients of every step to 0.1%, the weights to 3% of their change, each matrix to 10%.
 
     Gradients are summed in another order, and Adam magnifies the rounding of small ones: in one process, a processor's
-    other instructions (ATEN_CPU_CAPABILITY, MKL_ENABLE_INSTRUCTIONS, ONEDNN_MAX_CPU_ISA) move the weights by 1%, too.
+    other instructions (ATEN_CPU_CAPABILITY, MKL_ENABLE_INSTRUCTIONS, ONEDNN_MAX_CPU_ISA) moved the weights by 1%, one
+    matrix by 3%.
     """
     monkeypatch.setattr(stage, "fast_bfloat16", lambda: False)
     settings = [
@@ -85,8 +86,11 @@ def test_two_processes_end_with_the_weights_of_one(small_recipe, method, tmp_pat
     assert first.keys() == second.keys()
     before = Backbone.load(recipe.backbone.model, dtype="float32", device="cpu").model.state_dict()
     changes = {key: tensor - before.get(key, 0) for key, tensor in first.items() if not key.endswith("lora_A.weight")}
-    assert sum(bool(change.norm() > 0) for change in changes.values()) > 5
-    assert norm([second[key] - first[key] for key in changes]) <= 0.03 * norm(changes.values())
+    differences = {key: second[key] - first[key] for key, change in changes.items() if change.norm() > 0}
+    assert len(differences) > 5
+    assert norm(differences.values()) <= 0.03 * norm(changes.values())
+    found = {key: float(difference.norm() / changes[key].norm()) for key, difference in differences.items()}
+    assert max(found.values()) <= 0.1, found
     curves = [json.loads((folder / "work" / "backbone" / "training_curve.json").read_text()) for folder in (one, two)]
     for entry, other in zip(*(curve["validation"] for curve in curves), strict=True):
         assert other == pytest.approx(entry, abs=1e-3)

@@ -6,13 +6,14 @@ import os
 import pty
 import re
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
 
 import pytest
 
 from armorm import progress as module
-from armorm.progress import ignore, progress
+from armorm.progress import ERASE, STARTING, ignore, progress, say, starting
 
 
 @pytest.fixture
@@ -105,4 +106,29 @@ def test_short_work_is_silent_on_a_terminal_too(monkeypatch):
 
 def test_ignore_is_an_advance_that_shows_nothing(capsys):
     assert ignore(5) is None
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_silent_start_is_named_on_a_terminal_until_something_is_printed(at_once, monkeypatch):
+    with terminal(monkeypatch) as shown:
+        with starting():
+            time.sleep(0.1)
+            say("a line")
+            say("another")
+        with starting():
+            time.sleep(0.1)
+        sys.stderr.write("end")
+    note = STARTING + ERASE
+    assert shown == [f"{note}a line\r\nanother\r\n{note}end"]
+
+
+def test_a_quick_start_and_one_into_a_log_are_silent(monkeypatch, capsys):
+    with terminal(monkeypatch) as shown:
+        with starting():
+            say("at once")
+        sys.stderr.write("end")
+    assert shown == ["at once\r\nend"]
+    monkeypatch.setattr(module, "SILENT_SECONDS", 0.0)
+    with starting():
+        time.sleep(0.1)
     assert capsys.readouterr() == ("", "")

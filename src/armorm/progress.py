@@ -1,15 +1,19 @@
 """Progress on stderr: a bar on a terminal, elsewhere a line every ten seconds; nothing in the first two seconds.
 
+A command that prints nothing for two seconds, because it imports or loads, says so on a terminal (`starting`).
+
 Everything that is printed for people goes through a `Terminal`, which prints no control character of any text.
 """
 
 from __future__ import annotations
 
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
-from typing import Any
+from typing import Any, TextIO
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -19,6 +23,7 @@ from armorm.errors import printable
 
 SILENT_SECONDS = 2.0
 LINE_SECONDS = 10.0
+STARTING, ERASE = "starting ...", "\r\x1b[K"
 Advance = Callable[[int], None]
 
 
@@ -32,6 +37,7 @@ class Terminal(Console):
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         """Segments whose texts are printable."""
+        end_starting()
         for segment in super().render(renderable, options):
             yield segment if segment.control else segment._replace(text=printable(segment.text))
 
@@ -39,6 +45,60 @@ class Terminal(Console):
         """Leave it to the command line; messages whose reader has gone are no reason to end the work."""
         if not self.stderr:
             raise  # noqa: PLE0704 (called where the error is handled)
+
+
+class _Note:
+    """A text on a terminal, written after `SILENT_SECONDS` unless it was ended before."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._lock = threading.Lock()
+        self._shown = self._ended = False
+        self._timer = threading.Timer(SILENT_SECONDS, self._show)
+        self._timer.daemon = True
+        self._timer.start()
+
+    def _show(self) -> None:
+        with self._lock:
+            if not self._ended:
+                self._write(STARTING)
+                self._shown = True
+
+    def end(self) -> None:
+        """Erase it, or never show it."""
+        self._timer.cancel()
+        with self._lock:
+            if self._shown and not self._ended:
+                self._write(ERASE)
+            self._ended = True
+
+    def _write(self, text: str) -> None:
+        with suppress(OSError, ValueError):  # a terminal that has gone: nobody reads it
+            self._stream.write(text)
+            self._stream.flush()
+
+
+_note: _Note | None = None
+
+
+@contextmanager
+def starting() -> Iterator[None]:
+    """On a terminal, say after two seconds without a word that the work has started; until something is printed."""
+    global _note  # noqa: PLW0603 (of the process, as its terminal is)
+    if sys.stderr is not None and sys.stderr.isatty() and not Terminal(stderr=True).is_dumb_terminal:
+        _note = _Note(sys.stderr)
+    try:
+        yield
+    finally:
+        end_starting()
+
+
+def end_starting() -> None:
+    """Erase the text of `starting`, before anything else is printed."""
+    global _note  # noqa: PLW0603
+    if _note is not None:
+        _note.end()
+        _note = None
 
 
 def ignore(count: int) -> None:

@@ -19,7 +19,7 @@ from armorm.cli.options import Place
 from armorm.cli.output import require_outputs, write_out
 from armorm.errors import ArmormError, OutputError, RecipeError
 from armorm.interruption import keep, kept
-from armorm.progress import Terminal
+from armorm.progress import Terminal, starting
 
 
 def command(function: Callable[..., None]) -> Callable[..., None]:
@@ -30,7 +30,8 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
         keep("")
         try:
             require_outputs(*_places(function, values))
-            function(*arguments, **values)
+            with starting():
+                function(*arguments, **values)
             if sys.stdout is not None:
                 write_out("")  # what buffers hold
         except BrokenPipeError as error:

@@ -22,7 +22,7 @@ from armorm.data.row_writer import WriteRow, row_writer
 from armorm.errors import DataError, OutputError
 from armorm.files import existing_parent, json_text, output_target, write_text
 from armorm.interruption import keep
-from armorm.progress import Terminal, say
+from armorm.progress import Terminal, end_starting, say
 from armorm.saved_chunks import SavedChunks, already_exists, partial_folder, work_folder
 
 WIDTH = 80
@@ -67,6 +67,7 @@ def standard_output() -> Iterator[TextIO]:
     """Standard output; errors of writing to it name it, except `BrokenPipeError`."""
     if sys.stdout is None:
         raise OutputError("standard output", "is closed")
+    end_starting()
     try:
         yield sys.stdout
     except BrokenPipeError:

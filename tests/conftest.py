@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,6 +24,10 @@ def _own_cache() -> Iterator[None]:
 
 # As of the command line (`armorm/__main__.py`), for the same reason.
 gc.set_threshold(50_000, 20, 20)
+
+# A shell ignores SIGINT for what it runs in the background, and the programs that tests start and interrupt inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_finish() -> None:

@@ -278,13 +278,13 @@ def test_an_idle_connection_is_closed(rm):
 
 
 def test_a_new_connection_replaces_the_one_that_has_waited_longest(rm):
-    with served(rm, max_connections=20) as server, ExitStack() as stack:
+    with served(rm, max_connections=20, header_seconds=60) as server, ExitStack() as stack:
         idle = [stack.enter_context(connected(server)) for _ in range(60)]
         for number in range(3):
             with httpx.Client(base_url=server.url) as honest:
                 assert honest.post("/v1/reward", json={"conversations": [question(number)]}).status_code == 200
         for client in idle[:30]:
-            assert client.recv(1) == b""  # (without the 408 of a time limit)
+            assert client.recv(1) == b""  # (not the 408 of a time limit)
 
 
 def test_headers_without_end_are_refused(server):

@@ -109,14 +109,20 @@ def test_ignore_is_an_advance_that_shows_nothing(capsys):
     assert capsys.readouterr() == ("", "")
 
 
+def wait_for_the_note() -> None:
+    end = time.monotonic() + 10
+    while not module._note._shown and time.monotonic() < end:
+        time.sleep(0.001)
+
+
 def test_a_silent_start_is_named_on_a_terminal_until_something_is_printed(at_once, monkeypatch):
     with terminal(monkeypatch) as shown:
         with starting():
-            time.sleep(0.1)
+            wait_for_the_note()
             say("a line")
             say("another")
         with starting():
-            time.sleep(0.1)
+            wait_for_the_note()
         sys.stderr.write("end")
     note = STARTING + ERASE
     assert shown == [f"{note}a line\r\nanother\r\n{note}end"]

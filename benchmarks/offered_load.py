@@ -28,7 +28,7 @@ from rich.table import Table
 
 from armorm.files import EMBEDDED_REWARD_MODEL, embedded_path, write_json
 from armorm.progress import progress
-from serving import LOADS, call, free_port, measured, requests, served, server
+from serving import LOADS, call, free_port, measured, post_request, requests, served, served_alone, server
 from vllm_agreement import SETTINGS
 
 SHARES = (0.25, 0.5, 0.8)  # of the capacity
@@ -41,9 +41,7 @@ Translate = Callable[[bytes], bytes]  # a request of `serving.requests` to one o
 def for_vllm(request: bytes) -> bytes:
     """The same sample as a request to `/classify`."""
     (query,) = json.loads(request.partition(b"\r\n\r\n")[2])["query"]
-    body = json.dumps({"model": "model", "input": query}).encode()
-    head = "POST /classify HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: application/json\r\n"
-    return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
+    return post_request("/classify", {"model": "model", "input": query})
 
 
 async def offered(port: int, todo: Sequence[bytes], moments: np.ndarray) -> tuple[float, list[float]]:
@@ -108,10 +106,7 @@ def main() -> None:
     ports = {name: free_port() for name in ("armorm serve", "alone", "vllm")}
     commands = {
         "armorm serve": served(model, "auto", ports["armorm serve"]),
-        "alone": [
-            *(sys.executable, str(Path(__file__).parent / "serving.py")),
-            *("--alone", str(ports["alone"]), "--model", model),
-        ],
+        "alone": served_alone(model, "auto", ports["alone"]),
     }
     if arguments.vllm:
         commands["vllm"] = [

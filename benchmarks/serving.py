@@ -143,10 +143,16 @@ def requests(count: int, load: tuple[int, int], first: int = 0) -> list[bytes]:
         user = f"{passage}\n\n{question}" if passage else question
         reply = " ".join(f"{number} {replies[(group * 31 + number) % len(replies)]}".split()[:reply_words])
         prompt = f"<|im_start|>user\n{user}<|im_end|>\n<|im_start|>assistant\n"
-        body = json.dumps({"query": [f"{prompt}{reply}<|im_end|>"], "prompts": [prompt], "labels": [None]}).encode()
-        head = "POST /get_reward HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: application/json\r\n"
-        found.append(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        body = {"query": [f"{prompt}{reply}<|im_end|>"], "prompts": [prompt], "labels": [None]}
+        found.append(post_request("/get_reward", body))
     return found
+
+
+def post_request(path: str, body: dict[str, Any]) -> bytes:
+    """A complete HTTP request, after which the connection is closed."""
+    content = json.dumps(body).encode()
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: application/json\r\n"
+    return f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content
 
 
 async def call(port: int, request: bytes) -> tuple[int, float]:
@@ -361,13 +367,15 @@ def served(model: str, device: str, port: int) -> list[str]:
     return [*(sys.executable, "-m", "armorm", "serve", "--port", str(port)), "--model", model, "--device", device]
 
 
+def served_alone(model: str, device: str, port: int) -> list[str]:
+    return [sys.executable, __file__, "--alone", str(port), "--model", model, "--device", device]
+
+
 def crowds(model: str, loads: dict[str, tuple[int, int]], found: dict[str, Any], asked: argparse.Namespace) -> None:
     """Measure the requested servers into `found` by load, server and number of clients; prompts differ between runs."""
     for name in asked.servers:
         port = free_port()
-        command = served(model, asked.device, port)
-        if name == "alone":
-            command = [sys.executable, __file__, "--alone", str(port), "--model", model, "--device", asked.device]
+        command = (served_alone if name == "alone" else served)(model, asked.device, port)
         with server(command, port) as process:
             for load, words in loads.items():
                 measured(port, requests(8, words, first=10_000), 4, process.pid)  # warm up

@@ -3,7 +3,7 @@
     python benchmarks/extraction.py                                   # armorm-tiny and a random Llama of about 100M
     python benchmarks/extraction.py --models llama-3-8b --device cuda # that model's shape at random, on a GPU
     python benchmarks/extraction.py --models FOLDER --sets distinct short-prompts long-prompts --vllm PYTHON
-    python benchmarks/extraction.py --memory                          # peak memory, by the number of conversations
+    python benchmarks/extraction.py --memory                          # peak memory and idle share, by the number of conversations
 
 The ways:
 
@@ -421,7 +421,7 @@ main()
 
 
 def peak_memory(conversations: int) -> dict[str, Any]:
-    """Peak memory of `armorm embed` on generated conversations with few prompts, in a separate process."""
+    """Peak memory of `armorm embed` on generated conversations with few prompts, and how long the model is idle."""
     with tempfile.TemporaryDirectory() as name:
         path = Path(name) / "conversations.jsonl"
         base = [row.messages for row in generate(0)][:500]
@@ -433,10 +433,13 @@ def peak_memory(conversations: int) -> dict[str, Any]:
         peak_file = Path(name) / "peak"
         command = [sys.executable, "-c", _EMBED, str(peak_file), "embed", str(path), "--backbone", EMBEDDED_BACKBONE]
         start = time.perf_counter()
-        subprocess.run([*command, "--output", str(Path(name) / "features")], check=True, env=environment())
+        command += ["--output", str(Path(name) / "features"), "--json"]
+        done = subprocess.run(command, check=True, env=environment(), stdout=subprocess.PIPE)
         seconds = time.perf_counter() - start
         peak = int(peak_file.read_text()) / 2**20
-    return {"conversations": conversations, "seconds": seconds, "peak_megabytes": peak}
+    found = json.loads(done.stdout)
+    idle = {key: found[key] for key in ("idle_share", "reading_seconds")}
+    return {"conversations": conversations, "seconds": seconds, "peak_megabytes": peak, **idle}
 
 
 def main() -> None:
@@ -457,7 +460,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--memory", action="store_true", help="measure only peak memory")
+    parser.add_argument("--memory", action="store_true", help="measure only peak memory and idle share")
     parser.add_argument("--output", type=Path, default=None)
     arguments = parser.parse_args()
     if len(arguments.rows or [0]) not in (1, len(arguments.sets)):
@@ -472,7 +475,10 @@ def main() -> None:
         results["memory"] = [peak_memory(count) for count in MEMORY_SIZES]
         for entry in results["memory"]:
             peak, seconds = entry["peak_megabytes"], entry["seconds"]
-            console.print(f"{entry['conversations']:,} conversations: peak {peak:,.0f} MB, {seconds:.0f} s")
+            console.print(
+                f"{entry['conversations']:,} conversations: peak {peak:,.0f} MB, {seconds:.0f} s; "
+                f"model idle {entry['idle_share']:.0%}, reading and tokenising {entry['reading_seconds']:.1f} s"
+            )
     else:
         results["models"] = {}
         for model in arguments.models:

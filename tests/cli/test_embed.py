@@ -33,6 +33,7 @@ def test_features_are_computed_once_and_refused_rows_are_listed(rows, tmp_path, 
     assert (found["conversations"], found["unique"], found["prompts"], found["refused"]) == (10, 9, 3, 2)
     assert found["stored_before"] == 0
     assert found["tokens_computed"] < found["tokens_asked"]
+    assert 0 < found["idle_share"] < 1
     rejected = [json.loads(line) for line in (folder / "rejected.jsonl").read_text().splitlines()]
     assert [entry["row"] for entry in rejected] == [11, 12]
     shards = [Shard(path) for path in folder.glob("shard-*")]
@@ -40,7 +41,7 @@ def test_features_are_computed_once_and_refused_rows_are_listed(rows, tmp_path, 
     assert sum(len(shard.prompt_keys) for shard in shards) == 3
     before = {path.name: path.read_bytes() for path in folder.glob("shard-*")}
     again = embed(capsys, str(rows), "--output", str(folder))
-    assert (again["stored_before"], again["tokens_computed"]) == (9, 0)
+    assert (again["stored_before"], again["tokens_computed"], again["idle_share"]) == (9, 0, None)
     assert {path.name: path.read_bytes() for path in folder.glob("shard-*")} == before
 
 

@@ -17,6 +17,7 @@ from armorm.backbone.decoder import Backbone
 from armorm.conversation import Conversation
 from armorm.errors import StoreError
 from armorm.features import engine as engines
+from armorm.features import store as stores
 from armorm.features.extract import Features, extract
 from armorm.features.store import FeatureStore
 from armorm.locks import FILE as LOCK
@@ -253,6 +254,37 @@ def test_a_deleted_shard_is_computed_again_and_nothing_else(backbone, encoded, b
         assert files(tmp_path) == before
         assert np.array_equal(again.response, expected.response)
         assert np.array_equal(again.prompt, expected.prompt)
+
+
+def test_keys_are_sorted_as_often_for_many_shards_as_for_a_few(backbone, encoded, tmp_path, small_shards, monkeypatch):
+    made = []
+    monkeypatch.setattr(stores, "_Index", lambda keys, make=stores._Index: made.append(len(keys)) or make(keys))
+    counts = []
+    for name, rows in (("few", encoded[:12]), ("many", encoded)):
+        store = store_at(tmp_path / name, backbone)
+        extract(backbone, rows, store)
+        counts.append((len(store.shards), len(made)))
+        made.clear()
+    (few, sorts), (many, more_sorts) = counts
+    assert many > few > 1
+    assert more_sorts == sorts
+
+
+def test_a_shard_that_cannot_be_written_ends_the_run(backbone, encoded, expected, tmp_path, small_shards, monkeypatch):
+    store = store_at(tmp_path, backbone)
+    write = store.write_shard
+
+    def fail_at_the_fourth(name: str, **shard) -> None:
+        if len(store.shards) == 3:
+            raise OSError("no space")
+        write(name, **shard)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "write_shard", fail_at_the_fourth)
+        with pytest.raises(OSError, match="no space"):
+            extract(backbone, encoded, store)
+    assert len(list(tmp_path.glob("shard-*"))) == 3
+    assert_features(extract(backbone, encoded, store), expected)
 
 
 def test_a_deleted_plan_costs_nothing_that_was_computed(backbone, encoded, batches, tmp_path, small_shards):

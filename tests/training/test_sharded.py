@@ -99,6 +99,7 @@ def test_rows_of_a_store_are_never_in_memory_all_at_once(tmp_path):
     store = FeatureStore(tmp_path, fingerprint={"weights": "one"}, hidden_size=width)
     store.write_shard(shard_name("0123", 0), keys, np.zeros((rows, width), np.float32), [], np.empty((0, width)))
     rated = RatedRows(store, keys, np.zeros((rows, 1)), np.zeros(rows, np.int64), ["a"])
+    assert len(store) == rows  # (looks for the keys, whose index stays in memory)
     tracemalloc.start()
     count = sum(len(block.features) for block in rated.blocks())
     peak = tracemalloc.get_traced_memory()[1]

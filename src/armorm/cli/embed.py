@@ -106,6 +106,8 @@ def embed(
                 advance(len(chunk))
                 yield encoded.encoded
 
+    devices = 1 if isinstance(runner, RayWorkers) else 1 + len(runner.replicas)
+    began = time.perf_counter()
     with locked(output / "tokens"):
         conversations = TokenTable.write(output / "tokens", encoded_chunks())
         if rejected:
@@ -114,6 +116,9 @@ def embed(
         start = time.perf_counter()
         plan = fill_store(runner, conversations, store, ExtractionSettings(batch_tokens, sharing, compiled))
         seconds = time.perf_counter() - start
+    idle = None
+    if plan.model_seconds is not None:
+        idle = 1 - plan.model_seconds / (devices * (time.perf_counter() - began))
     found = {
         "conversations": plan.conversations,
         "unique": plan.unique,
@@ -123,9 +128,13 @@ def embed(
         "tokens_computed": plan.computed_tokens,
         "saving": plan.saving,
         "seconds": seconds,
+        "reading_seconds": start - began,
+        "idle_share": idle,
         "refused": len(rejected),
         "sharing": "unknown" if runner.sharing_fault is None else runner.sharing_fault or "exact",
         "store": str(output),
     }
-    speed = f"{plan.computed_tokens / max(seconds, 1e-9):,.0f} tokens/s computed; store: {output}"
-    emit(found, str(plan), speed, as_json=as_json)
+    speed = f"{plan.computed_tokens / max(seconds, 1e-9):,.0f} tokens/s computed"
+    if idle is not None:
+        speed += f", model idle {idle:.0%} of the time (reading and tokenising {start - began:.1f} s)"
+    emit(found, str(plan), f"{speed}; store: {output}", as_json=as_json)

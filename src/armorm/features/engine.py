@@ -186,6 +186,7 @@ class Engine:
     mechanism: str = "plain"  # or "tree"
     compiled: bool = False  # layers are compiled for streams of exactly `budget` tokens
     halvings: int = 0  # how often the budget was halved because memory ran out
+    seconds: float = field(default=0.0, init=False)  # spent in forward passes
     _shared: SharedForward | None = field(default=None, init=False, repr=False)
 
     def settings(self) -> dict[str, Any]:
@@ -224,9 +225,10 @@ class Engine:
         save: Callable[[], None] | None,
     ) -> None:
         """Compute rows until done or out of memory; `state.todo` is then what remains."""
-        start = time.monotonic()
+        saved = time.monotonic()
         passes = self._trees(encoded, state) if self.mechanism == "tree" else self._batches(encoded, state)
         for rows, work, tokens in passes:
+            start = time.perf_counter()
             try:
                 if isinstance(work, PrefixTree):
                     self._shared = self._shared or SharedForward(self.backbone, self.compiled, self.budget)
@@ -242,12 +244,13 @@ class Engine:
                         f"{max(len(encoded[i]) for i in rows)} tokens; expected a smaller max_length or more memory"
                     ) from None
             else:
+                self.seconds += time.perf_counter() - start
                 state.done[rows] = True
                 advance(tokens)
                 # (After a halving the passes are no longer those of the settings.)
-                if save is not None and not self.halvings and time.monotonic() - start > PART_SECONDS:
+                if save is not None and not self.halvings and time.monotonic() - saved > PART_SECONDS:
                     save()
-                    start = time.monotonic()
+                    saved = time.monotonic()
                 continue
             # (Outside of the handler, which would keep the tensors of the failed pass alive.)
             passes.close()

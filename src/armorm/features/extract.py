@@ -8,7 +8,7 @@ fails.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -62,6 +62,7 @@ class ExtractionSummary:
     prompts: int  # distinct prompts
     asked_tokens: int  # of all conversations
     computed_tokens: int  # that go through the backbone
+    model_seconds: float | None = None  # of forward passes, of all devices together; None if not known here
 
     @classmethod
     def of(cls, encoded: Sequence[EncodedConversation], plan: ExtractionPlan, computed: int) -> ExtractionSummary:
@@ -195,12 +196,14 @@ def _fill(
     order = np.argsort(keys, kind="stable")
     places = [order[np.searchsorted(keys, shard, sorter=order)] for shard in stored.shards]
     todo = [number for number in range(len(places)) if not store.has_shard(shard_name(stored.id, number))]
-    shard_of = np.repeat(np.arange(len(places)), [len(rows) for rows in places])
-    prompts, first = np.unique(prompt_keys[np.concatenate(places)], return_index=True)  # the first shard owns a prompt
-
-    def owned(number: int) -> np.ndarray:
-        mine = prompts[shard_of[first] == number]
-        return mine[~store.has_prompts(mine, outside=f"shard-{stored.id}-")]
+    # Prompts that no shard of another request holds; the first shard of a prompt stores it.
+    prompts, first = np.unique(prompt_keys[np.concatenate(places)], return_index=True)
+    absent = ~store.has_prompts(prompts, outside=f"shard-{stored.id}-")
+    shard_of = np.searchsorted(np.cumsum([len(rows) for rows in places]), first[absent], side="right")
+    owned = np.split(
+        prompts[absent][np.argsort(shard_of, kind="stable")],
+        np.cumsum(np.bincount(shard_of, minlength=len(places)))[:-1],
+    )
 
     computed = np.zeros(len(encoded), np.int64)
     computed[plan.rows] = plan.computed(stored.settings["mechanism"], stored.settings["budget"])
@@ -208,20 +211,20 @@ def _fill(
     if summary.asked_tokens >= SUMMARISED_TOKENS:
         say(f"{settings.description}: {summary}")
     saving = f" ({summary.saving:.1f} requested for each)" if summary.saving > 1.05 else ""
-    workers.run(
+    seconds = workers.run(
         Work(
             store=store,
             plan=stored,
             numbers=todo,
             encoded=encoded,
             places=places,
-            owned=owned,
+            owned=owned.__getitem__,
             tokens={number: int(computed[places[number]].sum()) for number in todo},
             description=settings.description,
             unit=f"tokens{saving}",
         )
     )
-    return summary
+    return replace(summary, model_seconds=seconds)
 
 
 def distinct(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -19,6 +19,7 @@ import json
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Union
@@ -106,7 +107,6 @@ class FeatureStore:
         self._verified: set[str] = set()
         for shard in sorted(self.folder.glob("shard-*.safetensors")):
             self._open(shard)
-        self._make_index()
 
     @classmethod
     def of(cls, folder: str | Path, backbone: Fingerprinted, dtype: str | None = None) -> FeatureStore:
@@ -241,7 +241,7 @@ class FeatureStore:
     def adopt(self, name: str) -> None:
         """Make a shard readable that was written after the store was opened, by this process or another."""
         if self._open(self.folder / name):
-            self._make_index()
+            self._forget_index()
 
     def read_new(self) -> None:
         """Make the shards readable that other processes have written since the store was opened."""
@@ -249,7 +249,7 @@ class FeatureStore:
         found = [path for path in sorted(self.folder.glob("shard-*.safetensors")) if path.name not in known]
         if sum(self._open(path) for path in found):
             self.shards.sort(key=lambda shard: shard.path.name)
-            self._make_index()
+            self._forget_index()
 
     def bytes_of(self, responses: int, prompts: int) -> int:
         """Size on disk of so many response and prompt features."""
@@ -279,7 +279,7 @@ class FeatureStore:
                 self.shards.remove(shard)
                 damaged.append(shard.path.name)
         if damaged:
-            self._make_index()
+            self._forget_index()
         return damaged
 
     def responses(self, keys: Keys) -> np.ndarray:
@@ -334,9 +334,18 @@ class FeatureStore:
         path.replace(aside)
         say(f"{error}: renamed to {aside.name}; its features are computed again when needed")
 
-    def _make_index(self) -> None:
-        self._responses = _Index([shard.keys for shard in self.shards])
-        self._prompts = _Index([shard.prompt_keys for shard in self.shards])
+    # (Made when first asked for: it sorts all keys, which for every new shard would take more time than the shard.)
+    @cached_property
+    def _responses(self) -> _Index:
+        return _Index([shard.keys for shard in self.shards])
+
+    @cached_property
+    def _prompts(self) -> _Index:
+        return _Index([shard.prompt_keys for shard in self.shards])
+
+    def _forget_index(self) -> None:
+        for name in ("_responses", "_prompts"):
+            self.__dict__.pop(name, None)
 
 
 class _Index:

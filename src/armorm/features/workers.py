@@ -1,14 +1,15 @@
 """Who computes the shards of an extraction: `LocalWorker` in this process, `ray_workers.RayWorkers` on a cluster.
 
 Both call `compute_shard`, so the bytes of a shard do not depend on where it was computed. A backbone with replicas on
-further devices has a thread for each (`run_on`); they take shard after shard from one list.
+further devices has a thread for each (`run_on`); they take shard after shard from one list. A shard is written while
+the next one is computed.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -60,8 +61,12 @@ class Workers(Protocol):
         `shared` (n,) is the number of ids that each has in common with the previous one.
         """
 
-    def run(self, work: Work) -> None:
-        """Compute the shards and write them to the store."""
+    def run(self, work: Work) -> float | None:
+        """Compute the shards and write them to the store.
+
+        Returns:
+            seconds of forward passes, of all devices together; None if they are not known here.
+        """
 
 
 @dataclass
@@ -77,24 +82,53 @@ class LocalWorker:
             self.backbone, encoded, shared, settings.batch_tokens, sharing=settings.sharing, compiled=settings.compiled
         ).settings()
 
-    def run(self, work: Work) -> None:
+    def run(self, work: Work) -> float:
         first = [work.encoded[i] for i in work.places[work.numbers[0]]] if work.numbers else []
         engine = resumed_engine(self.backbone, work.plan.settings, first)
-        writing = threading.Lock()
-        with progress(work.description, sum(work.tokens.values()), work.unit) as advance:
+        seconds: list[float] = []
+        total = sum(work.tokens.values())
+        with progress(work.description, total, work.unit) as advance, _Writer() as writer:
 
             def compute(engine: Engine, number: int, advance: Advance) -> None:
                 conversations = [work.encoded[i] for i in work.places[number]]
                 name = shard_name(work.plan.id, number)
                 part = part_path(work.store.folder / name)
-                with writing:
-                    owned = work.owned(number)
-                shard = compute_shard(engine, conversations, owned, advance, part)
-                with writing:
+                before = engine.seconds
+                shard = compute_shard(engine, conversations, work.owned(number), advance, part)
+                seconds.append(engine.seconds - before)
+
+                def write() -> None:
                     work.store.write_shard(name, **shard)
-                part.unlink(missing_ok=True)
+                    part.unlink(missing_ok=True)
+
+                writer.submit(write)
 
             run_on(engine, work.numbers, compute, advance)
+        return sum(seconds)
+
+
+class _Writer:
+    """Writes in a thread of its own, one shard at a time; a device that has the next one ready waits."""
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="armorm-writer")
+        self._lock = threading.Lock()
+        self._last: Future[None] | None = None
+
+    def __enter__(self) -> _Writer:
+        return self
+
+    def submit(self, write: Callable[[], None]) -> None:
+        """Call `write` in the thread; an error of the one before is raised here, of the last one by the block's end."""
+        with self._lock:
+            if self._last is not None:
+                self._last.result()
+            self._last = self._pool.submit(write)
+
+    def __exit__(self, kind: Any, *_: object) -> None:
+        self._pool.shutdown()
+        if kind is None and self._last is not None:
+            self._last.result()
 
 
 T = TypeVar("T")

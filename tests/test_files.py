@@ -333,6 +333,14 @@ def test_what_killed_processes_left_is_removed_by_the_next_that_writes_there(tmp
     assert {path.name for path in tmp_path.iterdir()} == {"a.txt", running.name, elsewhere.name}
 
 
+def test_a_folder_is_searched_for_them_once(tmp_path, monkeypatch):
+    searched, glob = [], Path.glob
+    monkeypatch.setattr(Path, "glob", lambda self, pattern: searched.append(self) or glob(self, pattern))
+    for number in range(5):
+        write_text(tmp_path / f"{number}.txt", "text")
+    assert searched == [tmp_path]
+
+
 def test_equal_arrays_and_metadata_give_equal_bytes(tmp_path):
     metadata = {f"näme {number}": f'"{number}\x01\n' for number in range(20)}
     found = set()

@@ -12,7 +12,6 @@ from __future__ import annotations
 import codecs
 import difflib
 import errno
-import glob
 import io
 import json
 import os
@@ -24,6 +23,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -218,12 +218,22 @@ def _replacing(target: Path) -> Iterator[Path]:
 def _temporary_path(folder: Path, name: str) -> Path:
     """This process's temporary path for `name`; those that killed processes of this machine left are removed."""
     start, end = f".{name}.{platform.node()[:20]}.", ".tmp"
-    for left in folder.glob(f"{glob.escape(start)}*{end}"):
-        process = left.name[len(start) : -len(end)]
+    for found in _left_behind(folder.absolute(), os.getpid()):
+        process = found[len(start) : -len(end)] if found.startswith(start) else ""
         if process.isdecimal() and process != str(os.getpid()) and not _runs(int(process)):
-            with suppress(OSError):  # of another user
+            left = folder / found
+            with suppress(OSError):  # of another user, or removed before
                 shutil.rmtree(left) if left.is_dir() else left.unlink()
     return folder / f"{start}{os.getpid()}{end}"
+
+
+@lru_cache(maxsize=64)
+def _left_behind(folder: Path, process: int) -> list[str]:
+    """Names of the temporary files in a folder when a process first writes there.
+
+    (Listing a folder of thousands of files takes longer than writing one.)
+    """
+    return [path.name for path in folder.glob(".*.tmp")]
 
 
 def discard(folder: Path) -> None:

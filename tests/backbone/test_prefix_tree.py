@@ -73,9 +73,11 @@ def test_batches_are_runs_within_the_budget_unless_one_conversation_is_longer():
     assert tree_batches(np.array([], int), np.array([], int), 5) == []
 
 
+@pytest.mark.parametrize("few", [0, 10, 1000])
 @pytest.mark.parametrize("head", [200, 3])
-def test_order_is_that_of_the_ids_however_many_are_compared_first(monkeypatch, head):
+def test_order_is_that_of_the_ids_however_many_are_compared_at_a_time(monkeypatch, head, few):
     monkeypatch.setattr("armorm.backbone.prefix_tree._HEAD", head)
+    monkeypatch.setattr("armorm.backbone.prefix_tree._FEW", few)
     rng = np.random.default_rng(0)
     sequences = [rng.integers(0, 70_000 if i % 2 else 2, rng.integers(1, 9)).astype(np.int32) for i in range(300)]
     order = lexicographic_order(sequences)

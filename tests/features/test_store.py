@@ -64,6 +64,14 @@ def test_features_are_read_by_key_in_the_order_asked_for(store):
         assert again.responses(keys(1)).dtype == np.float32
 
 
+def test_features_of_many_shards_are_read_in_any_order(store):
+    for number in range(2, 12):
+        write(store, number, tuple(range(10 * number, 10 * number + 5)), ())
+    numbers = np.random.default_rng(0).permutation([10 * number + row for number in range(2, 12) for row in range(5)])
+    numbers = np.concatenate([numbers, numbers[:7]])
+    np.testing.assert_array_equal(store.responses(keys(*numbers.tolist())), features(*numbers.tolist()))
+
+
 def test_missing_names_each_key_that_is_not_there_once(store):
     assert store.missing(keys(1, 6, 2, 7, 6, 7, 8)) == [1, 3, 6]
     assert store.missing_prompts(keys(10, 1, 13, 1)) == [1, 2]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from armorm.errors import FitError
-from armorm.heads.accumulation import accumulate, blocks_of
+from armorm.heads.accumulation import _Sums, accumulate, blocks_of
 from armorm.heads.regression import fit_from_statistics, fit_regression
 from armorm.heads.statistics import RatingStatistics
 
@@ -86,6 +86,24 @@ def test_sums_do_not_depend_on_order_or_on_how_many_rows_wait(at_random, pending
     order = np.random.default_rng(1).permutation(len(features))
     statistics = of(features[order], ratings[order], folds[order], pending_bytes=pending_bytes)
     assert_sums_are_plain(statistics, features, ratings, folds)
+
+
+def test_many_patterns_of_few_rows_take_few_products(monkeypatch):
+    products = []
+    add = _Sums.add
+    monkeypatch.setattr(_Sums, "add", lambda self, *arrays: products.append(len(arrays[2])) or add(self, *arrays))
+    rng = np.random.default_rng(2)
+    names, k = [f"objective-{i}" for i in range(10)], 10
+    features, folds = rng.normal(size=(2000, D)).astype(np.float32), rng.integers(0, FOLDS, 2000)
+    ratings = np.where(rng.random((2000, k)) < 0.5, np.nan, rng.random((2000, k)))
+    found = accumulate(blocks_of(features, ratings, folds, 500), names, FOLDS, D, pending_bytes=800 * D * 4)
+    patterns = len(np.unique(np.column_stack([np.isnan(ratings), folds]), axis=0))
+    assert patterns > 1200
+    assert len(products) < 300  # of the first patterns, then k in each fold whenever the rows that wait are too many
+    for column in range(k):
+        rows = ~np.isnan(ratings[:, column])
+        gram = sum(found.moments([column], fold).gram for fold in range(FOLDS))
+        np.testing.assert_allclose(gram, features[rows].T @ features[rows], rtol=1e-4, atol=1e-2)
 
 
 @pytest.mark.parametrize("first", [False, True])

@@ -10,6 +10,7 @@ from scipy.stats import binom, t
 
 from armorm.monitoring.alarms import ALARM_RATE, KINDS, RunWatch
 from armorm.monitoring.e_processes import SPACING, DriftTests, LimitTests
+from armorm.monitoring.growth import _Means
 from armorm.monitoring.log import StepSamples, log_steps
 from tests.helpers.simulated_runs import plant, simulated_run
 
@@ -21,6 +22,17 @@ def watched(seed, what="", *, rate=ALARM_RATE, begins=60, **settings) -> RunWatc
         watch.add_samples(samples)
         watch.add_metrics(samples.step, values)
     return watch
+
+
+def test_means_from_any_step_on_are_those_of_all_steps_since():
+    rng = np.random.default_rng(0)
+    values, weights, means = rng.normal(size=(700, 3)), rng.integers(1, 40, 700).astype(float), _Means(3)
+    for row, weight in zip(values, weights, strict=True):
+        means.add(row, weight)
+    for start in (0, 1, 255, 256, 699):
+        expected = np.average(values[start:], axis=0, weights=weights[start:])
+        np.testing.assert_allclose(means.mean(start), expected, rtol=1e-10, atol=1e-12)
+        assert means.weight(start) == weights[start:].sum()
 
 
 def slow_bayes_factor(values, weights, start, slack):

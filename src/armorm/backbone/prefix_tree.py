@@ -21,11 +21,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
-_HEAD = 64  # ids that sequences are sorted by first
+_HEAD = 64  # ids that many sequences are sorted by at a time
+_FEW = 4096  # sequences that are sorted by all of their ids
 _NOTHING = (np.empty(0, np.int64), np.empty(0, np.int64))
 
 
@@ -68,20 +70,30 @@ class PrefixTree:
 def lexicographic_order(sequences: Sequence[np.ndarray]) -> np.ndarray:
     """Indices (n,) that sort the sequences by their ids.
 
-    Sorts by the first ids, then ties by all ids: it temporarily needs 512 bytes per sequence, whatever the lengths.
+    Many sequences are sorted by their next ids at a time, a few by all of theirs: whatever the lengths, it temporarily
+    needs about 512 bytes for each.
     """
-    heads = np.zeros((len(sequences), _HEAD), ">i4")
-    for row, sequence in enumerate(sequences):
-        heads[row, : len(sequence)] = sequence[:_HEAD]
-    keys = heads.reshape(-1).view(f"S{4 * _HEAD}") if len(sequences) else np.empty(0, "S1")
-    order = np.argsort(keys, kind="stable")
-    ordered = keys[order]
-    new = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]])[: len(order)]).tolist()
-    del heads, keys, ordered
-    for start, stop in zip(new, [*new[1:], len(order)], strict=True) if new else ():
-        if stop - start > 1:
-            alike = order[start:stop]
-            order[start:stop] = sorted(alike, key=lambda i: sequences[i].astype(">i4").tobytes())
+    order = np.arange(len(sequences))
+    ties = [(0, len(sequences), 0)]  # runs of `order` whose ids are equal up to a place
+    while ties:
+        start, stop, place = ties.pop()
+        alike = order[start:stop]
+        if stop - start <= _FEW:
+            order[start:stop] = sorted(alike.tolist(), key=lambda i: sequences[i].astype(">i4").tobytes())
+            continue
+        heads, longest = np.zeros((len(alike), _HEAD), ">i4"), 0
+        for row, i in enumerate(alike.tolist()):
+            head = sequences[i][place : place + _HEAD]
+            heads[row, : len(head)] = head
+            longest = max(longest, len(sequences[i]))
+        if longest <= place:  # (Zeros at their ends, which are like no ids, may still differ in number.)
+            order[start:stop] = sorted(alike.tolist(), key=lambda i: len(sequences[i]))
+            continue
+        keys = heads.reshape(-1).view(f"S{4 * _HEAD}")
+        by_head = np.argsort(keys, kind="stable")
+        order[start:stop], keys = alike[by_head], keys[by_head]
+        new = [*np.flatnonzero(np.concatenate([[True], keys[1:] != keys[:-1]])).tolist(), len(keys)]
+        ties += [(start + a, start + b, place + _HEAD) for a, b in pairwise(new) if b - a > 1]
     return order
 
 

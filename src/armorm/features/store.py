@@ -309,9 +309,11 @@ class FeatureStore:
             raise KeyError(bytes(wanted[places < 0][0]))
         width = self.response_size if tensor == "response_features" else self.hidden_size
         gathered = np.empty((len(wanted), width), np.float32)
-        for number in np.unique(index.shard[places]):
-            here = np.flatnonzero(index.shard[places] == number)
-            gathered[here] = self.shards[number].features(tensor, index.row[places[here]])
+        shards = index.shard[places]
+        order = np.argsort(shards, kind="stable")
+        for here in np.split(order, np.flatnonzero(np.diff(shards[order])) + 1):
+            if len(here):
+                gathered[here] = self.shards[shards[here[0]]].features(tensor, index.row[places[here]])
         return gathered
 
     @staticmethod

@@ -19,6 +19,7 @@ from armorm.heads.statistics import Columns, Moments, RatingStatistics
 Precision = Literal["float32", "float64"]
 PENDING_BYTES = 96 * 1024**2
 _FLUSH_ROWS = 1024  # adding in float64 takes a tenth of the time of a product of this many rows
+_FEW_ROWS = _FLUSH_ROWS // 10  # of one pattern: adding them up by themselves takes longer than their product
 _MOST_ROWS = 4096
 
 
@@ -70,7 +71,8 @@ def accumulate(
     """Sums over all rows of an iterator, in one pass.
 
     Rows are buffered by pattern and fold until there are enough for a product; above `pending_bytes`, the largest
-    buffer is flushed. So the order of the rows does not affect the cost.
+    buffers are added up. Where ratings are missing at random and most patterns have few rows, these are added up
+    together, by group of columns. So neither the order of the rows nor the number of patterns decides the cost.
 
     Args:
         names: (k,) objectives, the columns of the blocks' ratings.
@@ -83,18 +85,8 @@ def accumulate(
         FitError: for features that are not finite, or folds out of range.
     """
     statistics = RatingStatistics(names, folds, hidden_size)
-    sums = _Sums(statistics, np.dtype(precision), device)
     limit = max(pending_bytes // (hidden_size * np.dtype(precision).itemsize), 1)
-    waiting: dict[tuple[Columns, int], list[tuple[np.ndarray, np.ndarray, np.ndarray]]] = {}
-    sizes: dict[tuple[Columns, int], int] = {}
-
-    def flush(key: tuple[Columns, int]) -> None:
-        parts = waiting.pop(key)
-        del sizes[key]
-        merged = [parts[0][i] if len(parts) == 1 else np.concatenate([part[i] for part in parts]) for i in (0, 1, 2)]
-        for start in range(0, len(merged[0]), _MOST_ROWS):
-            sums.add(*key, *(values[start : start + _MOST_ROWS] for values in merged))
-
+    waiting = _Waiting(_Sums(statistics, np.dtype(precision), device), limit)
     first, origin = True, statistics.origin.astype(precision)
     for block, weights in (part for whole in blocks for part in whole.parts()):
         if not len(block.features):
@@ -120,16 +112,10 @@ def accumulate(
                 features = block.features[rows].astype(precision, copy=False)
                 features -= origin
             given = np.ones(len(rows)) if weights is None else weights[rows]
-            waiting.setdefault((columns, fold), []).append(
-                (features, block.ratings[np.ix_(rows, list(columns))].astype(np.float64), given)
-            )
-            sizes[columns, fold] = sizes.get((columns, fold), 0) + len(rows)
-            if sizes[columns, fold] >= _FLUSH_ROWS:
-                flush((columns, fold))
-        while sum(sizes.values()) > limit:
-            flush(max(sizes, key=lambda key: sizes[key]))
-    for key in list(waiting):
-        flush(key)
+            ratings = block.ratings[np.ix_(rows, list(columns))].astype(np.float64)
+            waiting.add(columns, fold, features, ratings, given)
+        waiting.make_room()
+    waiting.finish()
     return statistics
 
 
@@ -172,6 +158,78 @@ class _Sums:
         total = weights @ ratings if weighted else ratings.sum(0)
         part = Moments(len(features), gram, cross[:, -1], cross[:, :-1], total, products, float(weights.sum()))
         self.statistics.add(columns, fold, part)
+
+
+class _Waiting:
+    """Rows that wait for more of their pattern and fold; at most `limit` after `make_room`."""
+
+    def __init__(self, sums: _Sums, limit: int) -> None:
+        self.sums, self.limit, self.count = sums, limit, 0
+        self.parts: dict[tuple[Columns, int], list[tuple[np.ndarray, np.ndarray, np.ndarray]]] = {}
+        self.sizes: dict[tuple[Columns, int], int] = {}
+
+    def add(self, columns: Columns, fold: int, features: np.ndarray, ratings: np.ndarray, weights: np.ndarray) -> None:
+        """Rows that rate these columns: features (m, d), ratings (m, columns), weights (m,)."""
+        key = columns, fold
+        self.parts.setdefault(key, []).append((features, ratings, weights))
+        self.sizes[key] = self.sizes.get(key, 0) + len(features)
+        self.count += len(features)
+        if self.sizes[key] >= _FLUSH_ROWS:
+            self._add_up(key)
+
+    def make_room(self) -> None:
+        """Add up the largest buffers until half of the limit is free, if it is exceeded."""
+        if self.count > self.limit:
+            self._add_up_all(sorted(self.sizes, key=lambda key: -self.sizes[key]), self.limit // 2)
+
+    def finish(self) -> None:
+        """Add up all rows."""
+        self._add_up_all(list(self.sizes), 0)
+
+    def _add_up_all(self, keys: Sequence[tuple[Columns, int]], left: int) -> None:
+        few: list[tuple[Columns, int]] = []
+        for key in keys:
+            if self.count <= left:
+                break
+            if self.sums.statistics.by_pattern or self.sizes[key] >= _FEW_ROWS:
+                self._add_up(key)
+            else:
+                few.append(key)
+        if few:
+            self._add_up_together(few)
+
+    def _take(self, key: tuple[Columns, int]) -> list[np.ndarray]:
+        """The features, ratings and weights of a buffer, which is gone then."""
+        self.count -= self.sizes.pop(key)
+        parts = zip(*self.parts.pop(key), strict=True)
+        return [arrays[0] if len(arrays) == 1 else np.concatenate(arrays) for arrays in parts]
+
+    def _add_up(self, key: tuple[Columns, int]) -> None:
+        self._products(*key, *self._take(key))
+
+    def _products(self, columns: Columns, fold: int, *arrays: np.ndarray) -> None:
+        for start in range(0, len(arrays[0]), _MOST_ROWS):
+            self.sums.add(columns, fold, *(array[start : start + _MOST_ROWS] for array in arrays))
+
+    def _add_up_together(self, keys: Sequence[tuple[Columns, int]]) -> None:
+        """Add up buffers by group of columns: one product for the rows of all patterns that rate the group."""
+        statistics = self.sums.statistics
+        statistics.split_groups(columns for columns, _ in keys)
+        taken = [self._take(key) for key in keys]
+        counts = [len(features) for features, _, _ in taken]
+        features, weights = (np.concatenate([arrays[i] for arrays in taken]) for i in (0, 2))
+        folds = np.repeat([fold for _, fold in keys], counts)
+        ratings = np.full((len(features), len(statistics.names)), np.nan)
+        start = 0
+        for (columns, _), (_, own, _), count in zip(keys, taken, counts, strict=True):
+            ratings[start : start + count, list(columns)] = own
+            start += count
+        del taken
+        for group in list(statistics.groups):
+            rated = ~np.isnan(ratings[:, group[0]])  # (a pattern has all columns of a group, or none)
+            for fold in range(statistics.folds):
+                rows = np.flatnonzero(rated & (folds == fold))
+                self._products(group, fold, features[rows], ratings[np.ix_(rows, list(group))], weights[rows])
 
 
 def _on_device(features: np.ndarray, ratings: np.ndarray, device: str) -> tuple[np.ndarray, np.ndarray]:

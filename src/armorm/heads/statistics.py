@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -165,7 +165,10 @@ class RatingStatistics:
         return len(self.groups)
 
     def add(self, columns: Columns, fold: int, part: Moments) -> None:
-        """Add sums (about the origin) over rows that rate exactly these columns."""
+        """Add sums (about the origin) over rows that rate exactly these columns.
+
+        Without `by_pattern`, the columns may also be one of the groups, and the rows those that rate it.
+        """
         if not columns:
             return
         if self.by_pattern and columns not in self.groups and self.gram_count >= len(self.names):
@@ -194,6 +197,11 @@ class RatingStatistics:
             for group in [group for group in self.groups if set(group) <= set(columns)]:
                 for fold, part in enumerate(parts):
                     self._add_to(group, fold, part.of_columns([columns.index(column) for column in group]))
+
+    def split_groups(self, patterns: Iterable[Columns]) -> None:
+        """Split groups so that rows of these patterns rate all columns of a group, or none."""
+        for columns in dict.fromkeys(patterns):
+            self._split_groups(set(columns))
 
     def _split_groups(self, columns: set[int]) -> None:
         """Split groups so that each is inside or outside the columns, and add a group for columns without one."""

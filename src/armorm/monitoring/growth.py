@@ -86,6 +86,26 @@ class NarrowGrowth:
     evidence: float  # log of the last condition's e-process
 
 
+class _Means:
+    """Weighted means of vectors (k,) from any step to the last, each by one subtraction, however long the run is."""
+
+    def __init__(self, k: int) -> None:
+        self._count, self._sums = 0, np.zeros((256, 1 + k))  # of the weights and weighted vectors before each step
+
+    def add(self, values: np.ndarray, weight: float) -> None:
+        if self._count + 1 == len(self._sums):
+            self._sums = np.concatenate([self._sums, np.zeros_like(self._sums)])
+        self._sums[self._count + 1] = self._sums[self._count] + weight * np.concatenate([[1.0], values])
+        self._count += 1
+
+    def weight(self, start: int = 0) -> float:
+        return float(self._sums[self._count, 0] - self._sums[start, 0])
+
+    def mean(self, start: int = 0) -> np.ndarray:
+        """(k,) float64."""
+        return (self._sums[self._count, 1:] - self._sums[start, 1:]) / self.weight(start)
+
+
 class GrowthWatch:
     """Watches the steps after a reference phase for narrow growth.
 
@@ -95,11 +115,10 @@ class GrowthWatch:
 
     def __init__(self, reference: Reference, needed: float) -> None:
         self._reference, self._needed = reference, needed
-        self._steps: list[float] = []
-        self._weights: list[float] = []
-        self._growth: list[np.ndarray] = []  # (k,) means of the contributions less those of the reference phase
-        self._longer: list[float] = []
         k = len(reference.means)
+        self._steps: list[float] = []
+        self._growth = _Means(k)  # of the contributions less those of the reference phase
+        self._longer = _Means(1)
         self._score_met, self._share_met, self._length_met = False, np.zeros(k, bool), np.zeros(2, bool)
         self._score = DriftTests(
             reference.growth.sum(1, keepdims=True), reference.weights, np.array([LEAST_GROWTH * reference.spread])
@@ -119,8 +138,7 @@ class GrowthWatch:
         weight, growth = float(len(samples)), samples.contributions.mean(0) - self._reference.means
         counted = self._not_falling()  # decided before this step is seen
         self._steps.append(samples.step)
-        self._weights.append(weight)
-        self._growth.append(growth)
+        self._growth.add(growth, weight)
         self._score.add(growth.sum(keepdims=True), weight)
         self._share.add(self._contrasts(growth, counted), weight)
         score = self._score.evidence[0] / self._needed
@@ -128,7 +146,7 @@ class GrowthWatch:
         found = self._by_objective(score)
         if self._length is not None and self._reference.length is not None and samples.lengths is not None:
             longer = float(np.log1p(samples.lengths).mean()) - self._reference.length
-            self._longer.append(longer)
+            self._longer.add(np.array([longer]), weight)
             self._length.add(self._length_streams(longer, float(growth.sum())), weight)
             found += self._by_length(score)
         return found
@@ -148,7 +166,7 @@ class GrowthWatch:
             drift = self._share.drift(int(objective))
             growth, size = self._since(drift)
             own = max(float(growth[objective]), 0.0)
-            n, m = sum(self._weights[self._place(drift) :]), self._reference.weights.sum()
+            n, m = self._growth.weight(self._place(drift)), self._reference.weights.sum()
             visible = growth > 2 * self._reference.deviations * math.sqrt(1 / n + 1 / m)
             visible[objective] = False
             share = own / (own + float(growth[visible].sum())) if own > 0 else 0.0
@@ -167,7 +185,7 @@ class GrowthWatch:
         drift = self._length.drift(1)
         growth, size = self._since(drift)
         place = self._place(drift)
-        longer = float(np.average(self._longer[place:], weights=self._weights[place:]))
+        longer = float(self._longer.mean(place)[0])
         share = self._reference.slope * longer / growth.sum() if growth.sum() > 0 else 0.0
         if share < LEAST_SHARE or size < LEAST_GROWTH:
             return []
@@ -182,9 +200,7 @@ class GrowthWatch:
         """(k,) whether an objective has not clearly fallen so far."""
         if not self._steps:
             return np.ones(len(self._reference.means), bool)
-        weights = np.array(self._weights)
-        mean = np.average(self._growth, axis=0, weights=weights)
-        return mean > -self._reference.deviations / math.sqrt(weights.sum())
+        return self._growth.mean() > -self._reference.deviations / math.sqrt(self._growth.weight())
 
     def _length_streams(self, longer: float, growth: float) -> np.ndarray:
         """(2,) log length, and the growth that it explains less the allowed share of the growth."""
@@ -196,6 +212,5 @@ class GrowthWatch:
 
     def _since(self, drift: Drift) -> tuple[np.ndarray, float]:
         """(k,) growth of the contributions since the reference phase, and that of the score in standard deviations."""
-        place = self._place(drift)
-        growth = np.average(self._growth[place:], axis=0, weights=self._weights[place:])
+        growth = self._growth.mean(self._place(drift))
         return growth, float(growth.sum()) / (self._reference.spread or 1.0)

@@ -199,8 +199,9 @@ def step_metrics(row: Row) -> tuple[float, dict[str, float]] | None:
 
 
 def table_of(numbers: array[float] | Sequence[float], names: Sequence[str]) -> np.ndarray:
-    """Numbers of `row_numbers` of n rows, one after the other, as (n, 4 + 3k)."""
-    return np.array(numbers, np.float64).reshape(-1, 4 + 3 * len(names))
+    """Numbers of `row_numbers` of n rows, one after the other, as (n, 4 + 3k); those of an array are not copied."""
+    flat = np.frombuffer(numbers) if isinstance(numbers, array) else np.array(numbers, np.float64)
+    return flat.reshape(-1, 4 + 3 * len(names))
 
 
 def samples_of(step: float, table: np.ndarray) -> StepSamples:
@@ -247,7 +248,8 @@ def _ordered(names: list[str], table: np.ndarray, skipped: list[tuple[int, str]]
     if not by_step and not missing.all():
         row = int(table[missing, 0][0])
         raise MonitorError(f"{file}, row {row}: found no step, expected one in every row or in none")
-    table = table[np.argsort(table[:, int(by_step)], kind="stable")]
+    if (np.diff(table[:, int(by_step)]) < 0).any():  # (a log of millions of rows would be copied)
+        table = table[np.argsort(table[:, int(by_step)], kind="stable")]
     groups, lengths, contributions, rewards, uncertainty = _columns(table)
     assert contributions is not None  # required in every row
     groups = None if groups is None else groups.astype(np.int64)

@@ -9,6 +9,7 @@ import pytest
 from scipy.stats import spearmanr
 
 from armorm import ArmoRM, evaluate
+from armorm.backbone.readout import LAST_TOKEN, Readout
 from armorm.evaluation.steering_preview import preview
 from armorm.evaluation.tables import preview_tables
 from tests.helpers.commands import run
@@ -23,9 +24,9 @@ POLICY = {
 WORDS = ["the", "plan", "is", "short", "simple", "follow", "these", "points", "and", "check", "what", "you", "see"]
 
 
-@pytest.fixture(scope="module")
-def rm():
-    return reward_model()
+@pytest.fixture(scope="module", params=[LAST_TOKEN, Readout("last+mean", "mean")], ids=["last", "last+mean"])
+def rm(request):
+    return reward_model(readout=request.param)
 
 
 @pytest.fixture(scope="module")

@@ -32,6 +32,7 @@ def test_an_objective_that_no_prompt_uses_is_named_unless_it_is_the_bias():
     weights = np.column_stack([np.linspace(0.3, 0.7, 50), np.linspace(0.699, 0.299, 50), np.full(50, 0.001)])
     assert titles(notices.gate_notices(NAMES, weights, [])) == ["No prompt uses long"]
     assert notices.gate_notices(NAMES, weights, ["long"]) == []
+    assert notices.gate_notices(NAMES, weights[:5], []) == [], "too few prompts to tell"
     weights[0] = [0.3, 0.66, 0.04]  # one prompt needs it
     assert notices.gate_notices(NAMES, weights, []) == []
 
@@ -51,19 +52,20 @@ def test_length_is_warned_of_where_it_is_and_where_it_stays():
 
 
 def test_a_score_that_goes_with_length_is_warned_of_with_its_remedy():
-    found = notices.score_length_notices(0.5, (0.8, 0.6, 100), debiased=False)
+    found = notices.score_length_notices(0.5, (0.8, 0.6, 100), before=None)
     assert titles(found) == [
         "The score correlates with length (+0.50)",
         "It is right more often where the longer response is better",
     ]
     assert "Longer responses" in found[0].text and "drop the objectives that are mostly length" in found[0].text
     assert "80.0%" in found[1].text and "60.0%" in found[1].text
-    assert "debias_strength" in notices.score_length_notices(-0.5, None, debiased=True)[0].text
-    assert titles(notices.score_length_notices(0.0, (0.5, 0.7, 100), debiased=True)) == [
+    for before, remedy in ((-0.7, "above 1"), (0.2, "below 1"), (-0.4, "below 1")):
+        assert f"`debias_strength` {remedy}" in notices.score_length_notices(-0.5, None, before=before)[0].text
+    assert titles(notices.score_length_notices(0.0, (0.5, 0.7, 100), before=0.0)) == [
         "It is right more often where the shorter response is better"
     ]
-    assert notices.score_length_notices(0.1, (0.8, 0.6, 10), debiased=True) == [], "too few pairs to tell"
-    assert notices.score_length_notices(0.1, (0.7, 0.65, 100), debiased=True) == []
+    assert notices.score_length_notices(0.1, (0.8, 0.6, 10), before=0.0) == [], "too few pairs to tell"
+    assert notices.score_length_notices(0.1, (0.7, 0.65, 100), before=0.0) == []
 
 
 def test_edits_that_do_not_act_as_they_should_are_named_with_their_change():

@@ -252,6 +252,16 @@ def test_without_data_the_run_speaks_and_without_a_run_the_data(rm, small_run, d
     assert found["mistakes"]["pairs"] == []
 
 
+def test_a_run_whose_few_held_out_rows_tell_nothing_about_debiasing(rm, small_run, tmp_path):
+    run = shutil.copytree(small_run, tmp_path / "run", ignore=shutil.ignore_patterns("work"))
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert "What debiasing left" in report(rm, run=run)[0]
+    del metrics["debiasing"]["stability"]
+    (run / "metrics.json").write_text(json.dumps(metrics))
+    html, _ = report(rm, run=run)
+    assert "Evaluation by the training run" in html and "What debiasing left" not in html
+
+
 def test_a_steered_model_says_so_first(rm, data, features):
     html, found = report(rm.steer({"workshop-help": 2.0}), data[3:], features=features)
     assert found["notices"][0] == {"title": "This model is steered", "text": "workshop-help is weighted 2 times."}

@@ -117,7 +117,8 @@ def scored_under(steered: ArmoRM, scored: Scored) -> Scored:
         return scored
     features, index = scored.prompts
     # The gate depends on the prompt alone, and rewards are not steered: no response features are needed.
-    by_prompt = steered.score_features(Features(np.zeros_like(features), features, np.arange(len(features))))
+    response = np.zeros((len(features), steered.backbone.response_size), np.float32)
+    by_prompt = steered.score_features(Features(response, features, np.arange(len(features))))
 
     def of_rows(values: np.ndarray) -> np.ndarray:
         return np.where(index[:, None] >= 0, values[np.maximum(index, 0)].astype(np.float64), np.nan)

@@ -36,7 +36,7 @@ CONSTANT = 0.02  # largest standard deviation of a weight over prompts, for a ga
 UNUSED = (0.005, 0.02)  # mean and largest weight of an objective that no prompt uses
 UNPREDICTED = 0.05  # R^2
 GAP = 0.1  # difference of accuracy where the longer response is better and where it is worse
-FEW = 30  # prompts or pairs, below which nothing is concluded
+FEW = 30  # prompts, responses or pairs, below which nothing is concluded
 
 _KINDS = ((ratings.SPEARMAN, "Spearman"), (ratings.WITHIN, "right within prompts, %"), (ratings.MAE, "mean error"))
 
@@ -162,13 +162,14 @@ def _notices(evidence: Evidence, found: dict[str, Any]) -> list[Notice]:
         view = audit["views"]["as served"]
         fewest = min(audit["examples_more_is_better"], audit["examples_more_is_worse"])
         gap = (view["more_is_better"], view["more_is_worse"], fewest)
-    if verbosity:
-        correlation = float(verbosity["after"]["pooled"][-1])
-        notices += score_length_notices(correlation, gap, debiased=verbosity["debiased"])
+    enough = verbosity and verbosity["n"] >= FEW
+    if enough:
+        before, after = (float(verbosity[when]["pooled"][-1]) for when in ("before", "after"))
+        notices += score_length_notices(after, gap, before=before if verbosity["debiased"] else None)
     notices += gate_training_notices(evidence.metrics.get("gate") or {})
     if gate and gate["prompts"]:
         notices += gate_notices(names, gate["weights"], biases)
-    if verbosity:
+    if enough:
         pooled = verbosity["before"]["pooled"][:-1], verbosity["after"]["pooled"][:-1]
         notices += objective_length_notices(names, *pooled, biases)
     notices += perturbation_notices(evidence.perturbations.get("edits", {}))
@@ -207,19 +208,23 @@ def accuracy_notices(accuracy: float, interval: tuple[float, float] | None, pair
     return [Notice(title, text)]
 
 
-def score_length_notices(score: float, gap: tuple[float, float, int] | None, *, debiased: bool) -> list[Notice]:
+def score_length_notices(score: float, gap: tuple[float, float, int] | None, *, before: float | None) -> list[Notice]:
     """A score that correlates with length, or that is right more often where the longer response is better.
 
     Args:
         score: its pooled correlation with the length of the response.
         gap: accuracy where the longer response is better and where it is worse, and the smaller number of pairs.
-        debiased: whether the model has a debiasing transform.
+        before: the correlation before debiasing, None for a model without it.
     """
     found = []
     if abs(score) >= STILL_LENGTH:
         remedy = "strengthen its debiasing by steering (`debias_strength` above 1)"
-        if not debiased:
+        if before is None:
             remedy = "drop the objectives that are mostly length, or train it with debiasing"
+        elif score * (score - before) > 0:
+            remedy = (
+                f"debiasing, from {before:+.2f}, goes too far here: weaken it by steering (`debias_strength` below 1)"
+            )
         text = f"{'Longer' if score > 0 else 'Shorter'} responses score higher, whatever they say: {remedy}."
         found.append(Notice(f"The score correlates with length ({score:+.2f})", text))
     if gap is not None and gap[2] >= FEW and abs(gap[0] - gap[1]) >= GAP:
@@ -257,7 +262,7 @@ def gate_notices(names: Sequence[str], weights: np.ndarray, biases: Sequence[str
         found.append(Notice("Every prompt gets the same weights: the gate ignores the prompt", text))
     unused = np.flatnonzero((mean < UNUSED[0]) & (largest < UNUSED[1])).tolist()
     idle = [names[i] for i in unused if names[i] not in biases]
-    if idle:
+    if idle and len(weights) >= FEW:
         one = "it" if len(idle) == 1 else "one of them"
         text = f"On none of {len(weights):,} prompts does the gate give {one} {UNUSED[1]:.0%} of the weight."
         found.append(Notice(f"No prompt uses {_listed(idle)}", text))

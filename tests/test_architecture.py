@@ -15,7 +15,7 @@ LAYERS = [
     {"version", "errors", "moved"},
     {"interruption"},
     {"files", "progress", "conversation", "correlation"},
-    {"notebook"},
+    {"notebook", "hub_access"},
     {"objectives"},
     {"attribution", "score_batch", "steering", "locks"},
     {"saved_chunks"},
@@ -39,7 +39,7 @@ LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 NETWORK = {"requests", "urllib", "urllib3", "http", "httpx", "aiohttp", "socket", "ftplib", "websockets", "ssl"}
 NETWORK |= {"huggingface_hub", "datasets", "fastapi", "uvicorn", "gradio"}
 NETWORK_PACKAGES = {"client", "data", "model", "serving"}
-DOWNLOADING = {"armorm.backbone.locate"}  # backbones from the hub
+DOWNLOADING = {"armorm.backbone.locate", "armorm.hub_access"}  # backbones from the hub, and whether it answers
 UNPICKLING = {"pickle", "_pickle", "cPickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
 UNPICKLING_CALLS = {("torch", "load"), ("pandas", "read_pickle"), ("pd", "read_pickle")}
 RUNNING_CALLS = {"eval", "exec", "compile", "__import__"}

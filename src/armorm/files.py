@@ -10,7 +10,6 @@ whole lines.
 from __future__ import annotations
 
 import codecs
-import difflib
 import errno
 import io
 import json
@@ -29,7 +28,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import yaml
 
-from armorm.errors import CheckpointError, OutputError
+from armorm.errors import OutputError
 from armorm.interruption import temporary_file
 
 if TYPE_CHECKING:
@@ -43,14 +42,16 @@ EMBEDDED_REWARD_MODEL = "armorm-tiny-rm"
 DEFAULT_REWARD_MODEL = "armorm-small-rm"
 DEFAULT_BACKBONE = "armorm-small"
 _EMBEDDED = Path(__file__).parent / "embedded_models"
-_TYPO = 0.85  # similarity of a name to that of an embedded model, as of difflib
 
 
 def demonstration(name: str) -> str:
     """What to say wherever a person reads scores of this model; empty for every model but `armorm-tiny-rm`."""
     if name != EMBEDDED_REWARD_MODEL:
         return ""
-    return f"{name} is a demonstration: a tiny backbone, whose verdicts mean little; the default model is another"
+    return (
+        f"{name} is a demonstration with a tiny backbone: its verdicts mean little; "
+        f"{DEFAULT_REWARD_MODEL} is the default"
+    )
 
 
 # Limits of a YAML text, which a person writes: far above any recipe.
@@ -464,18 +465,9 @@ def embedded_path(name: str) -> Path | None:
     return folder if is_name and not (Path(name) / "config.json").exists() else None
 
 
-def require_spelling(name: str) -> None:
-    """Check, before a hub is asked, that a name is not that of an armorm model with a typo.
-
-    Raises:
-        CheckpointError: with the name that was meant.
-    """
-    models = [folder.name for folder in _EMBEDDED.iterdir() if folder.is_dir()]
-    if name in models or "/" in name or Path(name).exists():
-        return
-    meant = difflib.get_close_matches(name, models, n=1, cutoff=_TYPO)
-    if meant:
-        raise CheckpointError(f"{name}: no such folder or model (did you mean {meant[0]}?)")
+def embedded_names() -> list[str]:
+    """Names of the embedded models."""
+    return [folder.name for folder in _EMBEDDED.iterdir() if folder.is_dir()]
 
 
 def embedded_file(model: str, name: str) -> Path:

@@ -213,13 +213,17 @@ def test_damaged_parquet_is_refused_by_name(tmp_path):
     assert str(refusal(path)).startswith(f"{path}: cannot be read as Parquet")
 
 
-def test_a_missing_file_is_refused_with_the_nearest_name_beside_it(tmp_path):
+def test_a_missing_file_is_refused_with_the_nearest_name_beside_it(tmp_path, monkeypatch):
     (tmp_path / "truthfulqa.jsonl.gz").touch()
     error = refusal(tmp_path / "truthfullqa.jsonl")
     assert str(error) == (
         f"{tmp_path}/truthfullqa.jsonl: no such file or folder (did you mean truthfulqa.jsonl.gz?); "
         f"looked for {tmp_path}/truthfullqa.jsonl"
     )
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError) as relative:
+        Location.find("truth.jsonl")
+    assert str(relative.value).endswith(f"; looked for {tmp_path}/truth.jsonl")
     with pytest.raises(DataError, match=r"^absent/a\.jsonl: no such file or folder; looked for .*/absent/a\.jsonl$"):
         Location.find("absent/a.jsonl", tmp_path)
 
@@ -251,6 +255,13 @@ def test_a_name_with_an_owner_is_a_hub_id_unless_there_is_such_a_path(tmp_path):
 def test_a_file_of_another_type_is_refused_with_the_types_that_are_read(tmp_path):
     path = written(tmp_path / "a.xlsx", b"PK")
     assert str(refusal(path)).startswith(f"{path}: found a file of type '.xlsx', expected .jsonl, .jsonl.gz")
+    assert str(refusal(path)).endswith("; save it as CSV (UTF-8)")
+
+
+def test_a_model_is_not_taken_for_rows(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(DataError, match="is a model, expected rows; a model is named by --model"):
+        list(Location.find(str(tmp_path)).rows())
 
 
 def test_a_folder_that_no_set_was_saved_in_is_refused(tmp_path):

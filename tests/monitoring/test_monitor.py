@@ -57,6 +57,25 @@ def test_what_is_written_is_read_back(tmp_path):
     assert read.groups is None
 
 
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_a_table_of_scores_is_read_as_lines_are(tmp_path, capsys, suffix):
+    rm = reward_model()
+    rm.save_pretrained(tmp_path / "model")
+    rows = [
+        {"step": i // 8, "prompt": f"Question {i % 4}?", "response": f"word {i} " * (1 + i % 5)} for i in range(160)
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = []
+    for name in ("log.jsonl", f"log{suffix}"):
+        scored = run(
+            capsys, "score", tmp_path / "rows.jsonl", "--model", tmp_path / "model", "--details", "-o", tmp_path / name
+        )
+        code, output, _ = run(capsys, "monitor", tmp_path / name, "--json")
+        assert (scored[0], code) == (0, 0)
+        found.append(json.loads(output))
+    assert found[0] == found[1]
+
+
 def test_a_line_that_was_cut_off_is_skipped_and_reported_and_writing_goes_on(tmp_path):
     path = tmp_path / "log.jsonl"
     line = sample_line(["a", "b"], contributions=[0.1, 0.2], score=0.3, step=1)

@@ -41,6 +41,7 @@ from armorm.backbone.readout import (
 from armorm.backbone.sharing_verdict import SharingVerdict
 from armorm.backbone.weight_bytes import weight_bytes
 from armorm.errors import BackboneError, nearest
+from armorm.hub_access import hub_if_it_answers, not_loaded
 from armorm.progress import say
 
 if TYPE_CHECKING:
@@ -315,9 +316,10 @@ def _sound_path(name: str, revision: str | None) -> Iterator[str]:
     if (Path(path) / CONFIG).is_file():
         require_sound_folder(Path(path), BackboneError)
     try:
-        yield path
+        with hub_if_it_answers(path):
+            yield path
     except (OSError, ValueError, *CONFIG_ERRORS, SafetensorError) as error:
-        raise BackboneError(f"backbone {name}: {error}") from error
+        raise BackboneError(f"backbone {name}: {not_loaded(path, error)}") from error
 
 
 def fast_bfloat16() -> bool:

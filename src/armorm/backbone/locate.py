@@ -19,7 +19,8 @@ import huggingface_hub.errors
 from armorm.backbone.gguf import SOURCE, SUFFIX, convert, converted_folder, file_sha256
 from armorm.backbone.model_files import WEIGHTS
 from armorm.errors import BackboneError
-from armorm.files import cache_folder, embedded_path, require_spelling, write_json
+from armorm.files import cache_folder, embedded_path, write_json
+from armorm.hub_access import require_spelling
 from armorm.progress import say
 
 # What transformers raises for a config with values of other types; the first is the check of its newer versions.

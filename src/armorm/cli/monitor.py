@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 def monitor(
     log: Annotated[
         str,
-        Argument(help="JSON lines of scored samples (- for standard input), or a folder of TRL's completions."),
+        Argument(
+            help="JSON lines or a table of scored samples (- for standard input), or a folder of TRL's completions."
+        ),
         Place.INPUT,
     ],
     model: Annotated[
@@ -135,8 +137,10 @@ class _Scorer:
 
     def __call__(self, rows: Iterable[Row | DataError]) -> Iterator[Row | DataError]:
         from armorm.data.rows import Row
+        from armorm.monitoring.log import with_objects
         from armorm.monitoring.rescore import holds_text, rescored
 
+        rows = (with_objects(row) if isinstance(row, Row) else row for row in rows)
         for row in rows:
             if self._model is not None and isinstance(row, Row) and holds_text(row):
                 from armorm.reward_model import ArmoRM
@@ -157,7 +161,7 @@ def _rows(log: str) -> Iterator[Row | DataError]:
 def _lines(log: str) -> int:
     """Lines of a plain file; 0 if they cannot be counted before they are read."""
     path = Path(log)
-    if log == "-" or path.suffix not in (".jsonl", ".ndjson"):
+    if log == "-" or path.suffix not in (".jsonl", ".ndjson") or not path.is_file():
         return 0
     with path.open("rb") as file:
         return sum(chunk.count(b"\n") for chunk in iter(lambda: file.read(1 << 20), b""))

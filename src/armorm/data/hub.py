@@ -1,24 +1,22 @@
 """Data sets read with the `datasets` library: hub sets (streamed, or from the local cache) and folders.
 
-Whether the hub answers is tested once per process with a short timeout, because the library would retry for half a
-minute for each set. A set that is neither cached nor reachable is an error that says where to put its files.
+Whether the hub answers is tested once per process (`hub_access.py`). A set that is neither cached nor reachable is an
+error that says where to put its files.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from armorm.data.rows import Row, unreadable
-from armorm.errors import DataError, shown
+from armorm.errors import DataError, UnreachableSetError, shown
+from armorm.hub_access import hub_answers, without_hub
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 _SAVED = ("dataset_dict.json", "state.json")
-_TIMEOUT = 10  # seconds
 
 
 def folder_rows(path: Path, name: str, *, subset: str | None, split: str | None, data_dir: str | None) -> Iterator[Row]:
@@ -54,7 +52,7 @@ def hub_rows(name: str, *, subset: str | None, offline: bool, split: str | None,
         if not offline and hub_answers():
             data = datasets.load_dataset(name, subset, streaming=True, split=split, **known)
         else:
-            with _offline():
+            with without_hub():
                 data = datasets.load_dataset(name, subset, split=split, **known)
     except (ConnectionError, FileNotFoundError) as error:
         if not offline and hub_answers():
@@ -62,7 +60,7 @@ def hub_rows(name: str, *, subset: str | None, offline: bool, split: str | None,
                 f"cannot be read as a hub set, and no such file or folder: {_described(error)}", file=name
             ) from error
         reason = "was not asked" if offline else "cannot be reached"
-        raise DataError(
+        raise UnreachableSetError(
             f"the set is not in the local cache and the hub {reason}; fetch it once with a connection, or put its "
             f"files into a folder {name} below data_root",
             file=name,
@@ -79,7 +77,7 @@ def is_cached(name: str, subset: str | None, *, revision: str | None, data_dir: 
     import datasets
 
     try:
-        with _offline():
+        with without_hub():
             datasets.load_dataset_builder(name, subset, revision=revision, data_dir=data_dir)
     except _faults():
         return False
@@ -106,43 +104,6 @@ def _faults() -> tuple[type[Exception], ...]:
     import datasets
 
     return (OSError, ValueError, KeyError, datasets.exceptions.DatasetsError)
-
-
-@cache
-def hub_answers() -> bool:
-    """Whether the hub answers within seconds; tested once per process."""
-    import urllib.error
-    import urllib.request
-
-    import datasets
-    import huggingface_hub
-
-    if datasets.config.HF_HUB_OFFLINE:
-        return False
-    try:
-        urllib.request.urlopen(huggingface_hub.constants.ENDPOINT, timeout=_TIMEOUT).close()
-    except urllib.error.HTTPError:
-        return True  # it answered, if only with an error
-    except OSError:
-        return False
-    return True
-
-
-@contextmanager
-def _offline() -> Iterator[None]:
-    """No requests to the hub within the block."""
-    import datasets
-    import huggingface_hub.constants
-
-    places: tuple[Any, ...] = (datasets.config, huggingface_hub.constants)
-    before = [place.HF_HUB_OFFLINE for place in places]
-    for place in places:
-        place.HF_HUB_OFFLINE = True
-    try:
-        yield
-    finally:
-        for place, value in zip(places, before, strict=True):
-            place.HF_HUB_OFFLINE = value
 
 
 def _described(error: Exception) -> str:

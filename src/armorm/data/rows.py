@@ -23,7 +23,7 @@ from typing import IO, Any, cast
 from armorm.conversation import Conversation, ConversationLike
 from armorm.data.cells import number_of
 from armorm.data.layout_detection import LAYOUTS, kind_of, layout_fault, standard_values, tool_definitions
-from armorm.errors import ConversationError, DataError, shown
+from armorm.errors import ConversationError, DataError, LayoutError, shown
 from armorm.files import encoding_fault, wide_encoding
 
 LINE_SUFFIXES = (".jsonl", ".jsonl.gz", ".ndjson", ".ndjson.gz")
@@ -31,6 +31,7 @@ TABLE_SUFFIXES = (".csv", ".csv.gz", ".tsv", ".tsv.gz")
 SUFFIXES = (*LINE_SUFFIXES, *TABLE_SUFFIXES, ".json", ".json.gz", ".parquet")
 _DOUBLED = "the column occurs twice, expected each column once"
 _LONGEST_CELL = 64 * 1024 * 1024
+_SHEETS = (".xlsx", ".xls", ".xlsm", ".ods")
 _HEAD = 65_536  # bytes of a file that tell its encoding
 
 
@@ -109,13 +110,14 @@ class Row:
             raise self.error(error.problem, error.field) from None
         if self.kind != "conversations":
             found = "a preference pair" if self.kind == "pairs" else "several responses"
-            raise self.error(f"found {found}, expected a conversation: 'messages', or 'prompt' and 'response'")
+            problem = f"found {found}, expected a conversation: 'messages', or 'prompt' and 'response'"
+            raise LayoutError(problem, file=self.file, row=self.number)
         raise self.layout_error(LAYOUTS[:2])
 
-    def layout_error(self, expected: Iterable[Sequence[str]]) -> DataError:
+    def layout_error(self, expected: Iterable[Sequence[str]]) -> LayoutError:
         """The error for a row that has none of the expected layouts, with the closest one."""
         place, problem = layout_fault(self.values, expected)
-        return self.error(problem, place)
+        return LayoutError(problem, file=self.file, row=self.number, field=place)
 
     def split_role(self, train_split: str = "train") -> str:
         """What the row's `split` column makes it: `train`, `test`, `other` (neither), or '' if it has none.
@@ -158,7 +160,8 @@ def file_rows(path: Path) -> Iterator[Row | DataError]:
     elif path.suffix == ".parquet":
         yield from _parquet_rows(path)
     else:
-        raise DataError(f"found a file of type {path.suffix!r}, expected {', '.join(SUFFIXES)}", file=path)
+        step = "; save it as CSV (UTF-8)" if path.suffix.lower() in _SHEETS else ""
+        raise DataError(f"found a file of type {path.suffix!r}, expected {', '.join(SUFFIXES)}{step}", file=path)
 
 
 def object_rows(data: Any, name: str) -> Iterator[Row | DataError]:
@@ -371,7 +374,8 @@ def _holds(value: Any, part: dict[str, Any]) -> bool:
 def unreadable(file: Path | str, number: int, error: Exception) -> DataError:
     """The error for a file that cannot be read after row `number`."""
     place = "beyond this row" if number else "at all"
-    return DataError(f"cannot be read {place}: {error}", file=file, row=number or None)
+    said = " ".join(str(error).split())  # (pyarrow adds the whole schema)
+    return DataError(f"cannot be read {place}: {said[:300]}{'...' * (len(said) > 300)}", file=file, row=number or None)
 
 
 def _table_rows(raw: IO[bytes], name: str, separator: str = "") -> Iterator[Row | DataError]:

@@ -89,7 +89,7 @@ class Location:
         if not _HUB_ID.fullmatch(text) or text.endswith(SUFFIXES):
             folder = path.parent
             hint = nearest(path.name, [entry.name for entry in folder.iterdir()]) if folder.is_dir() else ""
-            raise DataError(f"no such file or folder{hint}; looked for {path}", file=text)
+            raise DataError(f"no such file or folder{hint}; looked for {path.absolute()}", file=text)
         return cls(text, None, **options)
 
     @classmethod
@@ -151,6 +151,8 @@ class Location:
         elif self.path.is_dir():
             from armorm.data.hub import folder_rows
 
+            if (self.path / "config.json").is_file():
+                raise DataError("is a model, expected rows; a model is named by --model", file=self.name)
             yield from folder_rows(self.path, self.name, subset=self.subset, split=self.split, data_dir=self.data_dir)
         else:
             yield from file_rows(self.path)

@@ -74,10 +74,13 @@ def require_known(name: str) -> None:
         CheckpointError: if it has none.
         ScorerError: if it is malformed.
     """
-    from armorm.files import embedded_path, require_spelling
+    from armorm.files import embedded_path
+    from armorm.hub_access import require_spelling
 
+    if ScorerName.parse(name) is not None:
+        return
     require_spelling(name)
-    if ScorerName.parse(name) is None and embedded_path(name) is None:
+    if embedded_path(name) is None:
         try:
             found = _settings(name)
         except (OSError, ValueError) as error:
@@ -88,7 +91,8 @@ def require_known(name: str) -> None:
 
 def is_classifier(name: str) -> bool:
     """Whether a name is that of a sequence classifier rather than a model of this library."""
-    from armorm.files import embedded_path, require_spelling
+    from armorm.files import embedded_path
+    from armorm.hub_access import require_spelling
     from armorm.model.configuration import ArmoRMConfig, is_released
 
     require_spelling(name)

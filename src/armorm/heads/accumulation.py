@@ -229,7 +229,7 @@ class _Waiting:
             rated = ~np.isnan(ratings[:, group[0]])  # (a pattern has all columns of a group, or none)
             for fold in range(statistics.folds):
                 rows = np.flatnonzero(rated & (folds == fold))
-                self._products(group, fold, features[rows], ratings[np.ix_(rows, list(group))], weights[rows])
+                self._products(group, fold, features[rows], ratings[rows][:, list(group)], weights[rows])
 
 
 def _on_device(features: np.ndarray, ratings: np.ndarray, device: str) -> tuple[np.ndarray, np.ndarray]:

@@ -13,12 +13,13 @@ from transformers import PreTrainedTokenizerBase
 from armorm.backbone.chat_template import ChatTemplate
 from armorm.backbone.decoder import Backbone, Placement, require_decoder
 from armorm.backbone.devices import resolve_devices
-from armorm.backbone.locate import CONFIG_ERRORS, backbone_path
+from armorm.backbone.locate import CONFIG_ERRORS, SMALL, backbone_path
 from armorm.backbone.model_files import CONFIG, require_tokenizer
 from armorm.backbone.readout import Readout
 from armorm.data.seen_prompts import SeenPrompts
 from armorm.errors import BackboneError, CheckpointError
-from armorm.files import embedded_path, require_spelling
+from armorm.files import DEFAULT_REWARD_MODEL, EMBEDDED_BACKBONE, embedded_path
+from armorm.hub_access import hub_if_it_answers, not_loaded, require_spelling
 from armorm.model.configuration import ArmoRMConfig
 from armorm.model.modeling import ArmoRMForSequenceClassification, tokenizer_path
 
@@ -78,23 +79,26 @@ def load_parts(
     from transformers import AutoTokenizer
 
     require_spelling(str(name))
+    if str(name) in (SMALL, EMBEDDED_BACKBONE) and not Path(name).exists():
+        raise CheckpointError(f"{name}: a backbone, expected a reward model such as {DEFAULT_REWARD_MODEL}")
     placement = Placement.for_scores(dtype.removeprefix("torch."), device)
     folder = embedded_path(str(name)) or Path(name)
     try:
         config = ArmoRMConfig.from_pretrained(name) if (folder / CONFIG).is_file() else None
         if config is not None and not config.backbone_source.get("referenced"):
             require_tokenizer(folder, CheckpointError)
-        with _no_bar() if embedded_path(str(name)) else nullcontext():  # (it takes a second)
+        with hub_if_it_answers(folder), _no_bar() if embedded_path(str(name)) else nullcontext():  # (it takes a second)
             model = ArmoRMForSequenceClassification.from_pretrained(name, dtype=placement.load_dtype, **kwargs)
-        options = {key: kwargs[key] for key in ("revision", "token", "cache_dir") if key in kwargs}
-        other = kwargs.get("backbone")
-        path = tokenizer_path(str(name), model.config) if other is None else backbone_path(other)
-        tokenizer = AutoTokenizer.from_pretrained(path, **options)
-        seen = SeenPrompts.load(str(name), **options)
+            options = {key: kwargs[key] for key in ("revision", "token", "cache_dir") if key in kwargs}
+            other = kwargs.get("backbone")
+            path = tokenizer_path(str(name), model.config) if other is None else backbone_path(other)
+            tokenizer = AutoTokenizer.from_pretrained(path, **options)
+            seen = SeenPrompts.load(str(name), **options)
     except (OSError, ValueError, *CONFIG_ERRORS, SafetensorError) as error:
         if isinstance(error, CheckpointError):
             raise
-        raise CheckpointError(f"{name}: cannot be loaded as a reward model: {error}") from error
+        why = not_loaded(folder, error)
+        raise CheckpointError(f"{name}: cannot be loaded as a reward model: {why}") from error
     placement.apply(model, backbone=model.model, move="device_map" not in kwargs)
     if not model.config.backbone_source.get("referenced"):  # (else it was checked when it was loaded)
         require_decoder(model.eval().model, str(name))

@@ -33,6 +33,7 @@ from armorm.score_batch import ScoreBatch
 
 ROWS_OF_A_STEP = 32  # of a log without steps
 METRICS = ("kl", "entropy")  # of a step, as the trainer logs them
+_PARTS = ("contributions", "rewards", "uncertainty")  # objects of numbers by objective
 
 
 class MonitorError(ArmormError, ValueError):
@@ -93,7 +94,7 @@ def sample_line(
     """One line of a log, with its newline; `columns` are further numbers, such as the time. None is omitted."""
     entry: dict[str, Any] = {"step": step, **columns, "group": group, "score": score, "length": length}
     entry = {name: value for name, value in entry.items() if value is not None}
-    for name, values in (("contributions", contributions), ("rewards", rewards), ("uncertainty", uncertainty)):
+    for name, values in zip(_PARTS, (contributions, rewards, uncertainty), strict=True):
         if values is not None:
             # seven significant digits, the precision of float32
             entry[name] = {key: float(f"{value:.7g}") for key, value in zip(names, values, strict=True)}
@@ -257,6 +258,32 @@ def _ordered(names: list[str], table: np.ndarray, skipped: list[tuple[int, str]]
     return RunLog(names, steps, contributions, lengths, rewards, uncertainty, groups, by_step, skipped)
 
 
+def with_objects(row: Row) -> Row:
+    """A row of a table of `armorm score --details`: columns such as `rewards.NAME` become objects of numbers."""
+    if not any(name.startswith("contributions.") for name in row.values):
+        return row
+    values: dict[str, Any] = {}
+    for name, value in row.values.items():
+        part, dot, objective = name.partition(".")
+        number = _from_text(value) if row.textual else value
+        if dot and part in _PARTS:
+            if number is not None:
+                values.setdefault(part, {})[objective] = number
+        else:
+            values[name] = number
+    return replace(row, values=values, given=None, textual=False)
+
+
+def _from_text(value: Any) -> Any:
+    """The number that a cell of text is, None for an empty cell, else the text."""
+    if not isinstance(value, str) or not value.strip():
+        return None
+    try:
+        return float(value)
+    except ValueError:
+        return value
+
+
 def row_numbers(row: Row, names: Sequence[str]) -> list[float]:
     """Row number, step, group, length, then k contributions, k rewards, k uncertainties; NaN for what is absent."""
     values = [float(row.number)]
@@ -265,7 +292,7 @@ def row_numbers(row: Row, names: Sequence[str]) -> list[float]:
         values.append(math.nan if found is None else _number(row, found, name))
     if values[3] < 0:
         raise row.error(f"found {values[3]:g}, expected a length >= 0", "length")
-    for part in ("contributions", "rewards", "uncertainty"):
+    for part in _PARTS:
         found = row.values.get(part)
         if found is None:
             values += [math.nan] * len(names)

@@ -1,0 +1,107 @@
+"""What is asked of the Hugging Face hub, and whether it answers.
+
+Its libraries try again for a minute and more, with a line for each try, where a machine has no network: it is asked
+once per process, with a short time limit, and where it does not answer they get only what is in the local cache.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from armorm.errors import CheckpointError
+from armorm.files import embedded_names
+
+_HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+_TYPO, _FOLDER_TYPO = 0.85, 0.75  # similarity of a name to that of an embedded model, or of a folder, as of difflib
+_TIMEOUT = 10  # seconds
+
+
+def _settings() -> list[Any]:
+    """The modules whose `HF_HUB_OFFLINE` holds; `datasets` takes long to import, and only counts if it is."""
+    import huggingface_hub.constants
+
+    datasets = sys.modules.get("datasets")
+    return [huggingface_hub.constants, *([datasets.config] if datasets is not None else [])]
+
+
+@cache
+def hub_answers() -> bool:
+    """Whether the hub answers within seconds; tested once per process."""
+    import urllib.error
+    import urllib.request
+
+    import huggingface_hub
+
+    if any(place.HF_HUB_OFFLINE for place in _settings()):
+        return False
+    try:
+        urllib.request.urlopen(huggingface_hub.constants.ENDPOINT, timeout=_TIMEOUT).close()
+    except urllib.error.HTTPError:
+        return True  # it answered, if only with an error
+    except OSError:
+        return False
+    return True
+
+
+@contextmanager
+def without_hub() -> Iterator[None]:
+    """No requests to the hub within the block."""
+    places = _settings()
+    before = [place.HF_HUB_OFFLINE for place in places]
+    for place in places:
+        place.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        for place, value in zip(places, before, strict=True):
+            place.HF_HUB_OFFLINE = value
+
+
+@contextmanager
+def hub_if_it_answers(name: str | Path) -> Iterator[None]:
+    """Within the block, files of a model come from the local cache where the hub does not answer.
+
+    Args:
+        name: of the model; for a folder nothing is asked.
+    """
+    if Path(name).exists() or hub_answers():
+        yield
+    else:
+        with without_hub():
+            yield
+
+
+def not_loaded(name: str | Path, error: BaseException) -> str:
+    """Why a model could not be loaded: the error, or that there is no folder and no hub to ask."""
+    if Path(name).exists() or hub_answers():
+        return str(error)
+    return "no such folder, not in the local cache, and the hub cannot be reached"
+
+
+def require_spelling(name: str) -> None:
+    """Check, before a hub is asked, that a name is not that of an armorm model or a local folder with a typo.
+
+    Raises:
+        CheckpointError: with the name that was meant, if one is near.
+    """
+    models = embedded_names()
+    path = Path(name)
+    if name in models or path.exists() or name.endswith(".gguf"):
+        return
+    if "/" in name or os.sep in name:
+        beside = [near.name for near in path.parent.glob("*") if near.is_dir()]
+        meant = [path.parent / near for near in difflib.get_close_matches(path.name, beside, n=1, cutoff=_FOLDER_TYPO)]
+    else:
+        meant = [Path(near) for near in difflib.get_close_matches(name, models, n=1, cutoff=_TYPO)]
+    if meant:
+        raise CheckpointError(f"{name}: no such folder or model (did you mean {meant[0]}?)")
+    if not _HUB_ID.fullmatch(name):
+        raise CheckpointError(f"{name}: no such folder")

@@ -5,17 +5,20 @@ from __future__ import annotations
 import csv
 import io
 import json
+import random
 import sys
+import tracemalloc
+from dataclasses import replace
 
 import pytest
 
 from armorm import Recipe
 from armorm.data.decontamination import words
-from armorm.data.inspection import inspect_set
+from armorm.data.inspection import ScaleGuess, inspect_set
 from armorm.data.sources import Location
 from armorm.errors import DataError
 from armorm.training.dataset import read_training_data
-from armorm.training.recipe_draft import draft_recipe
+from armorm.training.recipe_draft import draft_recipe, evidence
 from tests.helpers.commands import exit_code
 
 
@@ -60,7 +63,12 @@ def test_columns_are_found_by_their_names_and_what_is_no_rating_is_set_aside_wit
     found = inspect_set(table(tmp_path / "a.csv", header, *rows))
     assert found.columns == {"prompt": "Question", "response": "answer"}
     assert [(guess.column, guess.direction) for guess in found.guesses] == [("harm", "lower"), ("verbosity", "neutral")]
-    assert set(found.aside) == {"user_id", "words", "same"}
+    assert found.aside == {
+        "user_id": "its name is not that of a rating",
+        "words": "values from 1000 to 1029 fit no common scale",
+        "same": "every value is 3",
+        "note": "text",
+    }
     assert (found.rows, found.prompts, found.several) == (30, 15, 15)
 
 
@@ -75,6 +83,50 @@ def test_what_the_user_states_wins(tmp_path):
         inspect_set(location, columns={"prompt": "p", "response": "r"}, skipped=["z"])
     with pytest.raises(DataError, match="expected 'messages', or 'prompt' and 'response'"):
         inspect_set(location)
+
+
+def test_a_stated_scale_of_a_column_without_numbers_is_an_error(tmp_path):
+    rows = [[f"q{i}", "a", "yes" if i % 2 else "no", None, i % 2] for i in range(6)]
+    location = table(tmp_path / "a.csv", ["prompt", "response", "safe", "blank", "good"], *rows)
+    with pytest.raises(DataError) as error:
+        inspect_set(location, scales={"safe": (0, 1, None)})
+    assert str(error.value) == f"{tmp_path}/a.csv, field 'safe': found 'no', 'yes'; expected numbers"
+    with pytest.raises(DataError, match="field 'blank': found only empty cells; expected numbers"):
+        inspect_set(location, scales={"blank": (0, 1, None)})
+    found = inspect_set(location)
+    assert [guess.column for guess in found.guesses] == ["good"]
+    assert found.aside == {"safe": "text", "blank": "every cell is empty"}
+    assert inspect_set(location, skipped=["good"]).aside["good"] == "skipped"
+
+
+def test_a_stated_scale_of_a_column_with_much_text_is_used(tmp_path):
+    rows = rows_of([["often" if i % 2 else i % 5] for i in range(12)])
+    location = table(tmp_path / "a.csv", ["prompt", "response", "x"], *rows)
+    assert inspect_set(location).aside == {"x": "6 of 12 cells are text"}
+    (guess,) = inspect_set(location, scales={"x": (0, 4, None)}).guesses
+    assert (guess.rated, guess.odd) == (6, 6)
+
+
+def test_files_without_ratings_are_an_error_that_gives_the_reason_of_each_column(tmp_path, capsys):
+    rows = [[f"q{i}", "a", 3, "yes"] for i in range(6)]
+    table(tmp_path / "a.csv", ["prompt", "response", "quality", "safe"], *rows)
+    assert exit_code("init", tmp_path / "a.csv", "-o", tmp_path / "r.yaml", "--yes") == 1
+    expected = "no file has a column of ratings (quality: every value is 3; safe: text); expected at least one"
+    assert expected in " ".join(capsys.readouterr().err.split())
+
+
+def test_init_names_the_option_for_columns_that_it_does_not_recognise(tmp_path, capsys):
+    table(tmp_path / "a.csv", ["frage", "antwort", "x"], *rows_of([[1 + i % 5] for i in range(60)]))
+    assert exit_code("init", tmp_path / "a.csv", "-o", tmp_path / "r.yaml", "--yes") == 1
+    assert "; name them with --column prompt=NAME --column response=NAME" in " ".join(capsys.readouterr().err.split())
+
+
+def test_init_lists_the_columns_that_it_does_not_use(tmp_path, capsys):
+    rows = [[f"q{i}", "a", 1 + i % 5, "yes", "2026-01-01"] for i in range(60)]
+    table(tmp_path / "a.csv", ["prompt", "response", "x", "safe", "date"], *rows)
+    assert exit_code("init", tmp_path / "a.csv", "-o", tmp_path / "r.yaml", "--yes") == 0
+    shown = capsys.readouterr().err
+    assert "not used as a rating: safe: text" in shown and "not used as a rating: date: text" in shown
 
 
 def test_the_draft_is_a_recipe_that_plans(tmp_path):
@@ -99,6 +151,13 @@ def test_pairs_beside_ratings_are_used_instead_of_pairs_from_ratings(tmp_path):
     assert read_training_data(recipe).counts()["pairs_train"] + read_training_data(recipe).counts()["pairs_test"] == 1
     alone = Recipe.from_text(draft_recipe([inspect_set(ratings)], "mine", "armorm-tiny"))
     assert not alone.preferences  # one response for each prompt
+
+
+def test_the_basis_of_a_scale_is_said_in_a_few_words():
+    guess = ScaleGuess("score", 1, 5, "higher", 64, 1, 5, 4, others=((1, 6), (0, 5)), odd=11)
+    assert evidence(guess) == "guessed from 64 ratings (4 levels, 1 to 5; 11 skipped); or 1 to 6, 0 to 5"
+    guess = replace(guess, others=(), odd=0, stated=True, raters=3.0, spread=0.42)
+    assert evidence(guess) == "given; 64 ratings (4 levels, 1 to 5; 3.0 raters each, sd between them 0.42)"
 
 
 def test_init_writes_nothing_until_its_guesses_are_confirmed_or_stated(tmp_path, capsys, monkeypatch):
@@ -157,6 +216,38 @@ def test_a_typo_does_not_widen_a_scale_and_a_mark_does_not_delete_a_column(tmp_p
     listed = {(error.row, error.field): error.problem for error in found.rejections.cells}
     assert set(listed) == {(8, "x"), (10, "x"), (12, "y")}
     assert listed[8, "x"] == "found 45, expected a number from 1 to 5"
+
+
+def test_each_value_off_the_scale_is_listed_once_with_the_first_row_that_has_it(tmp_path):
+    folder, drawn = tmp_path / "ratings", random.Random(0)
+    folder.mkdir()
+    values = [drawn.choice([1, 2, 3, 4, 5, 45, -7, 12.5]) for _ in range(80)]
+    for name, part in (("a.csv", values[:40]), ("b.csv", values[40:])):
+        table(folder / name, ["prompt", "response", "x"], *rows_of([[value] for value in part]))
+    found = inspect_set(Location.find(str(folder)), scales={"x": (1, 5, None)})
+    expected: dict[float, str] = {}
+    for row in Location.find(str(folder)).rows():
+        value = float(row.values["x"])
+        if not 1 <= value <= 5 and value not in expected:
+            expected[value] = str(row.error(f"found {value:g}, expected a number from 1 to 5", "x"))
+    assert len(expected) == 3
+    assert [str(error) for error in found.rejections.cells] == list(expected.values())
+
+
+def test_texts_of_rows_are_not_kept_for_a_column_of_distinct_numbers(tmp_path):
+    path = tmp_path / "a.jsonl"
+    texts = [f"{i} " * 10_000 for i in range(100)]
+    rows = [{"prompt": "q", "response": text, "id": i} for i, text in enumerate(texts)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    location = Location.find(str(path))
+    tracemalloc.start()
+    try:
+        found = inspect_set(location)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert len(found.numbers["id"]) == 100
+    assert peak < sum(map(len, texts)) / 2
 
 
 def test_a_scale_with_few_high_values_is_not_taken_for_typos(tmp_path):

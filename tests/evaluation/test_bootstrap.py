@@ -96,6 +96,17 @@ def test_a_model_does_not_differ_from_itself_and_differs_from_a_much_worse_one()
     assert found.interval[0] > 0
 
 
+def test_the_values_of_differences_are_those_of_each_metric_alone():
+    rng = np.random.default_rng(0)
+    names = rng.choice(["a", "b", "c"], 120).tolist()
+    first, second = (by_group(names, "right", rng.integers(0, 2, 120)) for _ in range(2))
+    groups = [(name, "right") for name in ("a", "b", "c", "absent")]
+    metrics = [mean_metric("subsets", group[0], group) for group in groups] + [mean_metric("overall", "all", *groups)]
+    found = differences(metrics, first, second, clusters(range(120), names), resamples=50, permutations=50)
+    np.testing.assert_equal([d.first for d in found], [metric.on(first) for metric in metrics])
+    np.testing.assert_equal([d.second for d in found], [metric.on(second) for metric in metrics])
+
+
 def test_holm_gives_up_at_the_first_p_that_is_too_large():
     assert holm({0: 0.01, 1: 0.04, 2: 0.03}) == {0}
     assert holm({0: 0.01, 1: 0.02, 2: 0.03}) == {0, 1, 2}

@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 from scipy.stats import entropy, spearmanr
 
+from armorm.evaluation.benchmarks.base import Loaded
+from armorm.evaluation.examples import Example, Item
 from armorm.report import plots
 from armorm.report import sections as figures
+from armorm.report.evidence import Evidence
 
 
 @pytest.fixture
@@ -52,6 +55,43 @@ def test_extremes_and_group_means():
     found = figures.mean_by_group(weights, ["a", "b", "a"])
     assert list(found) == ["a", "b"]
     np.testing.assert_allclose(found["a"], [0.3, 0.7])
+
+
+def test_ratings_are_counted_by_objective_and_file():
+    rng = np.random.default_rng(0)
+    labels = np.where(rng.random((40, 3)) < 0.4, np.nan, 1.0)
+    labels[:, 2] = np.nan
+    files = [str(name) for name in rng.choice(["b.csv", "a.csv", "c.csv"], 40)]
+    examples = [
+        Example(Item(str(i), "", "", str(i), tuple(row)), (), origin=(file, i))
+        for i, (row, file) in enumerate(zip(labels.tolist(), files, strict=True))
+    ]
+    found = figures.data(Evidence(None, {}, ratings=Loaded(examples, names=["x", "y", "z"])))
+    assert found["rated_files"] == list(dict.fromkeys(files))
+    for entry, column in zip(found["rated"], labels.T, strict=True):
+        cells = []
+        for name in found["rated_files"]:
+            inside = [value for value, file in zip(column, files, strict=True) if file == name]
+            cells.append((sum(not np.isnan(value) for value in inside), len(inside)))
+        assert entry["cells"] == cells
+        assert entry["missing"] == float(np.isnan(column).mean())
+
+
+def test_no_ratings_are_counted_as_missing():
+    found = figures.data(Evidence(None, {"data": {"rows": 1}}, ratings=Loaded(names=["x"])))
+    assert (found["rated_files"], found["missing"]) == ([], None)
+    assert found["rated"] == [{"name": "x", "cells": [], "missing": 1.0}]
+
+
+@pytest.mark.parametrize("levels", [1, 2, 5, 1000])
+@pytest.mark.parametrize("known", [0.0, 0.1, 1.0])
+@pytest.mark.parametrize("shape", [(1, 2), (3, 1), (20, 4), (0, 3)])
+def test_the_largest_errors_are_those_of_a_full_sort(levels, known, shape):
+    rng = np.random.default_rng(levels)
+    errors = np.where(rng.random(shape) < known, rng.integers(0, levels, shape) / 4, -1.0)
+    cells = [(errors[row, column], row, column) for row in range(shape[0]) for column in range(shape[1])]
+    expected = [(row, column) for error, row, column in sorted(cells, reverse=True) if error >= 0]
+    assert figures.largest_errors(errors, 5) == expected[:5]
 
 
 def test_bins_hold_every_row_once_along_x():

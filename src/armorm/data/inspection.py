@@ -3,14 +3,15 @@
 A guess is the narrowest common scale that contains the values; other common scales that also do are listed with it. A
 few values that no narrow scale holds (a 45 among ratings from 1 to 5) do not widen it, and cells that are no number
 (`n/a`) do not make a rating column a text column: both are listed with their row, and are left out when the column is
-read. The user confirms guesses, because a scale whose ends nobody used looks like a narrower one. Number columns that
-are not ratings (ids, times, counts beyond any common scale) are set aside with the reason.
+read. The user confirms guesses, because a scale whose ends nobody used looks like a narrower one. Columns that are not
+ratings (text, ids, times, counts beyond any common scale) are set aside with the reason.
 """
 
 from __future__ import annotations
 
 import math
 import re
+from array import array
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -47,6 +48,8 @@ _NEUTRAL = ("verbos", "length", "complexity", "formality")
 _MARK = re.compile(r"found '\s*(n/?a|none|-+|\?+|\.|missing|unknown|skip(ped)?)\s*',", re.IGNORECASE)
 _MANY = 10  # values from which one may be odd
 _MOST_FAULTS = 1000  # listed of a column
+_MOST_REASONS = 8  # columns whose reason an error message gives
+_MOST_TEXTS = 3  # of a column without numbers, in an error message
 MOST_ODD = 0.02  # share of the values that may be off a guessed scale (or one value, of at least ten)
 MOST_TEXT = 0.2  # share of the cells of a rating column that may be text
 
@@ -95,7 +98,7 @@ class Inspection:
         several: number of prompts with at least two responses.
         splits: number of valid rows of each split.
         guesses: scales of the rating columns.
-        aside: reason for each number column that is not a rating.
+        aside: of a file of ratings, the reason for each column that is not a rating.
         numbers: of each number column, how often each value occurs.
         other: the other columns.
         rejections: rows and cells that are left out.
@@ -119,13 +122,25 @@ class Inspection:
         """`pairs`, or `ratings` for conversations."""
         return "pairs" if self.kinds["pairs"] else "ratings"
 
+    @property
+    def why_unrated(self) -> str:
+        """` (COLUMN: REASON; ...)` of columns that are not ratings, for an error message; '' if there are none."""
+        reasons = [f"{column}: {reason}" for column, reason in self.aside.items()]
+        more = ["..."] if len(reasons) > _MOST_REASONS else []
+        return f" ({'; '.join(reasons[:_MOST_REASONS] + more)})" if reasons else ""
+
 
 @dataclass
 class _Column:
-    """Values of a column that may be a rating: how often each occurs and in which row first, and what is no number."""
+    """Values of a column that may be a rating: how often each occurs and in which row first, and what is no number.
+
+    `files` and `numbers` hold the file and number of that first row, in the order of `values`: an id column has as many
+    values as the file has rows, so the rows themselves, with their texts, must not be kept.
+    """
 
     values: Counter[float] = field(default_factory=Counter)
-    first: dict[float, Row] = field(default_factory=dict)
+    files: list[str] = field(default_factory=list)
+    numbers: array[int] = field(default_factory=lambda: array("q"))
     raters: int = 0
     spreads: list[float] = field(default_factory=list)
     text: int = 0
@@ -134,8 +149,12 @@ class _Column:
     def add(self, row: Row, name: str) -> None:
         cell = rating_cell(row.values[name])
         if not math.isnan(cell.value):
+            if cell.value not in self.values:
+                # One string object for all rows of a file: some readers make a new one for each row.
+                same = bool(self.files) and self.files[-1] == row.file
+                self.files.append(self.files[-1] if same else row.file)
+                self.numbers.append(row.number)
             self.values[cell.value] += 1
-            self.first.setdefault(cell.value, row)
             self.raters += cell.raters
             self.spreads += [] if math.isnan(cell.spread) else [cell.spread]
         if cell.fault:
@@ -148,6 +167,20 @@ class _Column:
         """Whether the cells are numbers, up to a few."""
         marks = sum(_is_mark(error) for error in self.faults)
         return bool(self.values) and self.text - marks <= MOST_TEXT * (self.values.total() + self.text)
+
+    @property
+    def reason(self) -> str:
+        """Why a column that is not `is_number` is no rating."""
+        if not self.values:
+            return "text" if self.text else "every cell is empty"
+        return f"{self.text:,} of {self.values.total() + self.text:,} cells are text"
+
+    @property
+    def texts(self) -> str:
+        """The first few distinct texts of a column without numbers."""
+        found = [error.problem.removeprefix("found ").removesuffix(", expected a number") for error in self.faults]
+        distinct = list(dict.fromkeys(found))
+        return ", ".join(distinct[:_MOST_TEXTS] + ["..."] * (len(distinct) > _MOST_TEXTS)) or "only empty cells"
 
 
 def inspect_set(
@@ -165,7 +198,7 @@ def inspect_set(
         skipped: columns that are not ratings.
 
     Raises:
-        DataError: for a file without valid rows, or an unknown column.
+        DataError: for a file without valid rows, an unknown column, or a column without numbers whose scale is stated.
     """
     stated, scales = dict(columns or {}), scales or {}
     found = Inspection(replace(location, columns=stated), {})
@@ -189,12 +222,20 @@ def inspect_set(
             f"found columns {', '.join(seen)}, expected it{nearest(unknown, seen)}", file=location.name, field=unknown
         )
     for name, column in seen.items():
-        if not column.is_number:
+        if column.is_number:
+            found.numbers[name] = column.values
+        else:
             found.other.append(name)
+        if found.kind != "ratings":
             continue
-        found.numbers[name] = column.values
-        if found.kind == "ratings" and name not in skipped:
+        if name in skipped:
+            found.aside[name] = "skipped"
+        elif name in scales and not column.values:
+            raise DataError(f"found {column.texts}; expected numbers", file=location.name, field=name)
+        elif column.is_number or name in scales:
             _judge(found, name, column, scales.get(name))
+        elif name != "tools":  # (part of the conversation)
+            found.aside[name] = column.reason
     return found
 
 
@@ -247,10 +288,10 @@ def _add_guess(
     counts, (low, high) = column.values, scale
     inside = {value: count for value, count in counts.items() if low <= value <= high}
     odd = [value for value in counts if value not in inside]
-    for value in odd:
-        found.rejections.reject_cell(
-            column.first[value].error(f"found {value:g}, expected a number from {low:g} to {high:g}", name)
-        )
+    for value, file, number in zip(counts, column.files, column.numbers, strict=True):
+        if value not in inside:
+            problem = f"found {value:g}, expected a number from {low:g} to {high:g}"
+            found.rejections.reject_cell(DataError(problem, file=file, row=number, field=name))
     for error in column.faults:
         found.rejections.reject_cell(error)
     found.guesses.append(
@@ -325,11 +366,14 @@ def rated_sets(
     for name in data:
         location = Location.find(name)
         source = Path(location.name).name.split(".")[0]
-        own = dict(scales)
+        own, why = dict(scales), ""
         if not scales:
-            own = {guess.column: (guess.low, guess.high, guess.direction) for guess in inspect_set(location).guesses}
+            inspected = inspect_set(location)
+            own = {guess.column: (guess.low, guess.high, guess.direction) for guess in inspected.guesses}
+            why = inspected.why_unrated
         if not own:
-            raise DataError("found no column of ratings (numbers that vary, on a common scale)", file=location.name)
+            problem = f"found no column of ratings (numbers that vary, on a common scale){why}"
+            raise DataError(problem, file=location.name)
         columns = {}
         for column, (low, high, direction) in own.items():
             objective = objective_name(column, source)

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from armorm.evaluation.metrics import Group, GroupSums, Measurements, Metric, cluster_sums
+from armorm.evaluation.metrics import Group, GroupSums, Measurements, Metric, cluster_sums, group_sums
 
 MIN_PROMPTS = 50
 SMALL_SUBSET = 8
@@ -84,18 +84,20 @@ def intervals(
     design = bootstrap.design_prompts(resamples)
     draws = bootstrap.draws(resamples)[:, 0]
     prompts = [clusters.count(metric, measurements) for metric in chosen]
+    sums = group_sums(measurements)
     results: list[tuple[float, float] | None] = [None] * len(metrics)
     for place, i in enumerate(shown):
         if design[place] < (1 - _DESIGN_ERROR) * MIN_PROMPTS:
             continue
+        value = float(metrics[i].value(sums))
         if metrics[i].unit == "share":
             items = len(metrics[i].rows(measurements))
             effective = design[place] if np.isfinite(design[place]) else prompts[place]
-            results[i] = _share_interval(metrics[i].on(measurements), draws[:, place], effective, items)
+            results[i] = _share_interval(value, draws[:, place], effective, items)
         else:
             results[i] = _middle(draws[:, place])
             if metrics[i].unit == "gain":
-                results[i] = _widened(results[i], metrics[i].on(measurements), prompts[place])
+                results[i] = _widened(results[i], value, prompts[place])
     return results
 
 
@@ -178,7 +180,8 @@ def differences(
     seed: int = 0,
 ) -> list[Difference]:
     """Paired differences of metrics, measured on the same items by two models."""
-    values = [(metric.on(first), metric.on(second)) for metric in metrics]
+    sums = group_sums(first), group_sums(second)
+    values = [(float(metric.value(sums[0])), float(metric.value(sums[1]))) for metric in metrics]
     prompts = [clusters.count(metric, first) for metric in metrics]
     finite = [i for i in range(len(metrics)) if prompts[i] >= MIN_PROMPTS and np.isfinite(values[i]).all()]
     design = _Bootstrap([metrics[i] for i in finite], [first, second], clusters, seed).design_prompts(resamples)

@@ -149,10 +149,11 @@ def align(results: Sequence[Results]) -> Aligned:
     if first.objectives and not names:
         raise DataError(f"found no objective in {_all(results)} results")
     benchmark = find_benchmark(first.benchmark).of_objectives(names, raw=all(found.raw for found in results))
-    items = [_item(held[0][key], first.objectives, names) for key in keys]
+    columns = [[found.objectives.index(name) for name in names] for found in results]
+    items = [_item(held[0][key], columns[0]) for key in keys]
     measurements = [
-        benchmark.measure(items, [_scores(entries[key], found.objectives, names) for key in keys])
-        for found, entries in zip(results, held, strict=True)
+        benchmark.measure(items, [_scores(entries[key], chosen) for key in keys])
+        for entries, chosen in zip(held, columns, strict=True)
     ]
     clusters = Clusters.of_items([item.prompt for item in items], [item.subset for item in items])
     return Aligned(benchmark, items, measurements, clusters)
@@ -162,13 +163,12 @@ def _all(results: Sequence[Results]) -> str:
     return "both" if len(results) == 2 else f"all {len(results)}"
 
 
-def _item(entry: Mapping[str, Any], objectives: Sequence[str], names: Sequence[str]) -> Item:
+def _item(entry: Mapping[str, Any], columns: list[int]) -> Item:
+    """An item with its labels of some objectives; without columns, of an item that is not rated, with all."""
     item = Item.from_dict(entry)
-    if not names:
-        return item
-    return replace(item, labels=tuple(item.labels[list(objectives).index(name)] for name in names))
+    return replace(item, labels=tuple(item.labels[column] for column in columns)) if columns else item
 
 
-def _scores(entry: Mapping[str, Any], objectives: Sequence[str], names: Sequence[str]) -> np.ndarray:
+def _scores(entry: Mapping[str, Any], columns: list[int]) -> np.ndarray:
     values = number_array(entry["scores"])
-    return values[[list(objectives).index(name) for name in names]] if names else values
+    return values[columns] if columns else values

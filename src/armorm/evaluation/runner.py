@@ -363,12 +363,12 @@ def _metric_results(
 ) -> list[MetricResult]:
     """Metrics with intervals, and their values for every baseline that has the same groups."""
     ranges = intervals(metrics, measurements, clusters, resamples=resamples, seed=seed)
-    sums = {name: group_sums(other) for name, other in baselines.items()}
+    own, sums = group_sums(measurements), {name: group_sums(other) for name, other in baselines.items()}
     return [
         MetricResult(
             level=metric.level,
             name=metric.name,
-            value=metric.on(measurements),
+            value=float(metric.value(own)),
             interval=interval,
             prompts=clusters.count(metric, measurements),
             examples=len(metric.rows(measurements)),

@@ -90,7 +90,7 @@ class Scored:
         assert self.batch is not None
         return (self.batch.gating_output * (self.batch.rewards @ self._undebiased)).sum(1)
 
-    @property
+    @cached_property
     def ratings(self) -> np.ndarray:
         """(n, k) predicted ratings on their raw scales."""
         assert self.batch is not None and self.objectives is not None

@@ -53,15 +53,17 @@ def data(evidence: Evidence) -> dict[str, Any] | None:
     examples, names = evidence.ratings.examples, evidence.ratings.names
     files = list(dict.fromkeys(example.origin[0] for example in examples))
     rated = ~np.isnan(np.array([example.item.labels for example in examples]).reshape(len(examples), len(names)))
-    origin = np.array([example.origin[0] for example in examples], dtype=object)
+    number = {file: i for i, file in enumerate(files)}
+    origin = np.array([number[example.origin[0]] for example in examples], np.int64)
+    rows = np.bincount(origin, minlength=len(files)).tolist()
     found["rated_files"] = files
     found["rated"] = [
         {
             "name": name,
-            "cells": [(int(rated[origin == file, i].sum()), int((origin == file).sum())) for file in files],
-            "missing": float(1 - rated[:, i].mean()) if len(rated) else 1.0,
+            "cells": list(zip(np.bincount(origin[known], minlength=len(files)).tolist(), rows, strict=True)),
+            "missing": float(1 - known.mean()) if len(rated) else 1.0,
         }
-        for i, name in enumerate(names)
+        for name, known in zip(names, rated.T, strict=True)
     ]
     found["missing"] = float(1 - rated.mean()) if rated.size else None
     return found
@@ -315,9 +317,8 @@ def _wrong_ratings(evidence: Evidence) -> list[dict[str, Any]]:
     predicted = np.where(rows[:, None] >= 0, evidence.scored.ratings[rows][:, columns], np.nan)
     spans = np.array([objectives[column].high - objectives[column].low for column in columns])
     errors = np.nan_to_num(np.abs(predicted - given) / spans, nan=-1.0)
-    worst = sorted(np.argwhere(errors >= 0).tolist(), key=lambda at: (errors[tuple(at)], *at), reverse=True)[:MISTAKES]
     found = []
-    for number, column in worst:
+    for number, column in largest_errors(errors, MISTAKES):
         conversation = evidence.conversations[rows[number]]
         found.append(
             {
@@ -380,6 +381,19 @@ def mean_by_group(values: np.ndarray, groups: Sequence[str]) -> dict[str, np.nda
 def extremes(weights: np.ndarray, most: int) -> list[list[int]]:
     """Rows with the largest weights (m, k) of each column, largest first."""
     return [np.argsort(-column, kind="stable")[:most].tolist() for column in weights.T]
+
+
+def largest_errors(errors: np.ndarray, most: int) -> list[tuple[int, int]]:
+    """Row and column of the largest non-negative errors (n, k), largest first; of equal errors the last cell first."""
+    flat = errors.ravel()
+    if flat.size > most:  # only cells that may be among them are sorted, since there are as many as ratings
+        least = np.partition(flat, -most)[-most]
+        above = np.flatnonzero(flat > least)
+        cells = np.concatenate([above, np.flatnonzero(flat == least)[len(above) - most :]]).tolist()
+    else:
+        cells = list(range(flat.size))
+    cells = sorted((cell for cell in cells if flat[cell] >= 0), key=lambda cell: (flat[cell], cell), reverse=True)
+    return [divmod(cell, errors.shape[1]) for cell in cells]
 
 
 def binned_means(x: np.ndarray, y: np.ndarray, bins: int = 8) -> list[tuple[float, float, int]]:

@@ -173,6 +173,66 @@ def test_the_gate_is_measured_against_its_own_mean_weights_of_the_source():
     assert again["x"]["interval"][0] > 0.3
 
 
+def several_responses(rng, names):
+    """40 items of a few responses, some shared by items or unscored, in subsets; their scores, pairs and rows."""
+    n, k = 60, 5
+    rewards = rng.normal(size=(n, k))
+    rewards[n // 2 :] = rewards[: n // 2]  # ties
+    rewards[rng.choice(n, 6, replace=False)] = np.nan
+    of_prompt = np.where(np.isnan(rewards[:, 0]), -1, np.arange(n) // 3)
+    made = scored(rewards, rng.dirichlet(np.ones(k), n), transform=rng.normal(size=(k, k)), prompt_index=of_prompt)
+    items, rows = [], []
+    for i in range(40):
+        at = rng.choice(n, rng.integers(1, 5), replace=False)
+        at[rng.random(len(at)) < 0.1] = -1
+        rows.append(at)
+        items.append(Item(str(i), "", str(rng.choice(names)), f"p{i // 2}", tuple(rng.integers(0, 3, len(at)) * 1.0)))
+    return made, items, LabelledPairs.of(items, rows), rows
+
+
+@pytest.mark.parametrize("names", [["x", "y", "z"], ["", "x"], ["all", "x"], [""]])
+@pytest.mark.parametrize("seed", range(3))
+def test_the_gate_by_source_is_that_of_each_source_alone(names, seed):
+    made, items, pairs, rows = several_responses(np.random.default_rng(seed), names)
+    subsets = [item.subset for item in items]
+    found = gate(made, pairs, subsets, Clusters.of_items([item.prompt for item in items], subsets), rows)
+    under_mean = np.full(len(items), np.nan)
+    for name in sorted(set(subsets)):
+        inside = [i for i, subset in enumerate(subsets) if subset == name]
+        firsts: dict[int, int] = {}
+        for row in (row for i in inside for row in rows[i] if row >= 0 and made.batch.prompt_index[row] >= 0):
+            firsts.setdefault(made.batch.prompt_index[row], row)
+        mean = made.batch.gating_weights[[firsts[prompt] for prompt in sorted(firsts)]].mean(0)
+        if name in found and name != ALL:
+            assert found[name]["weights"] == dict(zip(made.batch.names, mean.tolist(), strict=True))
+        values = np.array([(rewards * mean).sum() for rewards in made.debiased])
+        under_mean[inside] = pairs.take(np.isin(pairs.item, inside)).item_accuracy(values)[inside]
+    views = {"gate": pairs.item_accuracy(made.scores), "mean_weights": under_mean}
+    views["uniform"] = pairs.item_accuracy(made.debiased.mean(1))
+    assert set(found) == {ALL, *(name for name in subsets if name or len(set(subsets)) > 1)}
+    for name, entry in found.items():
+        chosen = np.array([name in (ALL, subset) for subset in subsets])
+        for view, values in views.items():
+            assert entry[view] == values[chosen & ~np.isnan(values)].mean()
+        assert entry["gain"] == entry["gate"] - entry["mean_weights"]
+
+
+@pytest.mark.parametrize("names", [["x", "y", "z"], ["", "x"], ["all", "x"]])
+def test_decisions_by_subset_are_those_of_each_subset_alone(names):
+    made, items, pairs, _ = several_responses(np.random.default_rng(0), names)
+    subsets = [item.subset for item in items]
+    found = decisions(made, pairs, subsets)
+    closest = pairs.closest(made.scores)
+    margins, mask = closest.difference(made.scores), deciding(closest.difference(made.batch.contributions))
+    assert list(found) == [ALL, *sorted({subsets[item] for item in closest.item} - {"", ALL})]
+    for name, entry in found.items():
+        inside = np.array([name in (ALL, subsets[item]) for item in closest.item])
+        for outcome, rows in (("wins", inside & (margins > 0)), ("losses", inside & (margins < 0))):
+            assert entry[outcome] == rows.sum()
+            shares = dict(zip(made.batch.names, mask[rows].mean(0) if rows.any() else np.zeros(5), strict=True))
+            assert entry[f"deciding_{outcome}"] == {name: share for name, share in shares.items() if share > 0}
+
+
 def test_calibration_of_margins_that_are_what_they_say():
     rng = np.random.default_rng(0)
     size = rng.uniform(0, 3, 40_000)

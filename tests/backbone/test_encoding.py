@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 
 import pytest
@@ -226,6 +227,23 @@ def test_responses_that_are_compared_get_the_prompt_that_the_longest_leaves(temp
         assert row.response_tokens == before.response_tokens
     joined = same_prompts(template, rows, alone, [(0, 1), (2, 3), (3, 0)], 150)
     assert {row.prompt_key for row in joined.rows} == {alone.rows[1].prompt_key}
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_groups_with_a_response_in_common_are_one_in_any_order(template, seed):
+    draw = random.Random(seed)
+    lengths = tuple(range(1, 25))
+    rows, alone = replies_of(template, LONG[:1], lengths, 150)
+    pairs = [(draw.randrange(24), draw.randrange(24)) for _ in range(draw.choice([8, 16, 24]))]
+    compared = [*pairs, (3, -1), (5, 5, 7)]
+    groups = [{i} for i in range(24)]
+    for group in compared:
+        members = set().union(*(groups[i] for i in group if i >= 0))
+        for i in members:
+            groups[i] = members
+    together = same_prompts(template, rows, alone, compared, 150)
+    for i, row in enumerate(together.rows):
+        assert row.prompt_key == alone.rows[max(groups[i])].prompt_key  # the last reply is the longest
 
 
 def test_rows_that_are_not_compared_or_fit_stay_as_they_are(template):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import tracemalloc
 from collections import Counter
 
 import numpy as np
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 
 from armorm.conversation import Conversation
 from armorm.data.preferences import PreferencePair, cap_pairs, pairs_from_ratings, preference_pair, read_preferences
-from armorm.data.ratings import RatingTable
+from armorm.data.ratings import RatingTable, split_role
 from armorm.data.rows import Row
 from armorm.data.sources import Location
 from armorm.errors import DataError
@@ -286,6 +287,58 @@ def test_a_cap_keeps_all_of_small_prompts_and_as_many_as_it_allows_of_others(cho
 def test_a_cap_draws_at_random_with_its_seed():
     drawn = {tuple(p.chosen.response for p in cap_pairs(PAIRS, 2, seed)) for seed in range(20)}
     assert len(drawn) > 10
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from("pqr"),
+            st.sampled_from("abcdefgh"),
+            st.integers(0, 5),
+            st.sampled_from(["train", "test", "other", ""]),
+        ),
+        min_size=1,
+        max_size=30,
+    ),
+    st.integers(1, 12),
+    st.integers(0, 5),
+    st.sampled_from([0.0, 0.5, 1.0]),
+)
+def test_a_cap_before_pairs_are_made_keeps_those_of_a_cap_afterwards(rows, most, seed, test_share):
+    rated = table(*(row[:3] for row in rows))
+    rated.splits = [split for *_, split in rows]
+    by_role: dict[str, list[PreferencePair]] = {"train": [], "test": [], "other": []}
+    for made in pairs_from_ratings(rated, "s-q", 1):
+        by_role[split_role(made.split, made.prompt_key, test_share)].append(made)
+    expected = {role: cap_pairs(by_role[role], most, seed) for role in ("train", "test")} | {"other": []}
+    not_made: Counter[str] = Counter()
+    found: dict[str, list[PreferencePair]] = {role: [] for role in expected}
+    for kept in pairs_from_ratings(rated, "s-q", 1, most, seed, test_share, not_made):
+        found[split_role(kept.split, kept.prompt_key, test_share)].append(kept)
+    assert found == expected
+    assert {role: not_made[role] for role in expected} == {
+        role: len(by_role[role]) - len(expected[role]) for role in expected
+    }
+
+
+@pytest.mark.parametrize("most", [1, 300, 10**6])
+def test_a_cap_of_many_responses_keeps_those_of_a_cap_afterwards(most):
+    rated = table(*((prompt, f"reply {n % 650}", n * 7919 % 11) for prompt in "pq" for n in range(700)))
+    rated.splits = ["train" if n % 3 else "test" for n in range(1400)]
+    made = pairs_from_ratings(rated, "s-q", 2)
+    expected = {role: cap_pairs([p for p in made if p.split == role], most, 3) for role in ("train", "test")}
+    found = pairs_from_ratings(rated, "s-q", 2, most, 3)
+    assert {role: [p for p in found if p.split == role] for role in expected} == expected
+
+
+def test_a_cap_keeps_memory_flat_in_the_number_of_pairs():
+    rated = table(*(("p", f"reply {number}", number * 7919 % 11) for number in range(700)))
+    tracemalloc.start()
+    assert len(pairs_from_ratings(rated, "s-q", 1, 3)) == 3
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 20e6  # all 222,000 pairs take more than 40 MB
 
 
 @pytest.mark.slow

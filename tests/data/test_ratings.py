@@ -114,6 +114,16 @@ def test_like_named_columns_of_different_sources_stay_apart(tmp_path):
     assert np.array_equal(table.ratings, [[1, math.nan], [math.nan, 2]], equal_nan=True)
 
 
+def test_the_place_of_an_objective_is_looked_up_once_for_a_set(tmp_path, monkeypatch):
+    rows = [{"messages": chat("a", str(i)), "score": i % 5 + 1} for i in range(50)]
+    looked_up = []
+    position = ObjectiveSet.position
+    monkeypatch.setattr(ObjectiveSet, "position", lambda self, name: looked_up.append(name) or position(self, name))
+    table = read_ratings([rated(write_rows(tmp_path / "a.jsonl", *rows))])
+    assert table.ratings[:, 0].tolist() == [row["score"] for row in rows]
+    assert looked_up == ["s-score"]
+
+
 def test_a_column_takes_the_name_of_its_source_unless_it_names_one():
     assert objective_name("helpfulness", "helpsteer") == "helpsteer-helpfulness"
     assert objective_name("truthfulqa-truthful", "other") == "truthfulqa-truthful"
@@ -375,7 +385,7 @@ def test_a_column_on_another_scale_is_refused_whatever_may_be_left_out(tmp_path)
     location = write_rows(
         tmp_path / "a.jsonl", *({"prompt": "q", "response": "a", "score": 10 * (i % 10)} for i in range(30))
     )
-    with pytest.raises(DataError, match="27 of 30 cells are off this scale"):
+    with pytest.raises(DataError, match="27 of 30 cells are off this scale: check its ends"):
         read_ratings([rated(location, {"score": Objective.rated("s-score", 0, 5)})], rejections=Rejections())
 
 

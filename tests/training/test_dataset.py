@@ -110,6 +110,24 @@ preferences:
     assert data.left_out["training pairs over the cap of their prompt"] == 3 * (4 * (3 + 2 + 1) - 5)
 
 
+def test_pairs_from_ratings_of_other_splits_are_counted_with_and_without_a_cap(folder):
+    splits = ("train", "test", "validation")
+    rows = [rated(split, f"reply {j}", split, quality=j % 5) for split in splits for j in range(10)]
+    (folder / "many.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    text = """
+ratings:
+  - {data: many.jsonl, objectives: {quality: [0, 4]}}
+preferences:
+  - {from_ratings: many-quality, margin: 2}
+"""
+    whole = read_training_data(recipe(folder, text))
+    capped = read_training_data(recipe(folder, text.replace("margin: 2", "margin: 2, max_pairs_per_prompt: 5")))
+    assert (len(whole.pairs), len(whole.test_pairs)) == (24, 24)
+    assert (len(capped.pairs), len(capped.test_pairs)) == (5, 5)
+    assert whole.left_out["pairs of other splits"] == capped.left_out["pairs of other splits"] == 24
+    assert capped.left_out["training pairs over the cap of their prompt"] == 24 - 5
+
+
 def test_twice_the_same_response_is_left_out_of_training_and_counted(folder):
     row = {"prompt": "train 1", "chosen": "same", "rejected": "same", "split": "train"}
     with open(folder / "pairs.jsonl", "a") as file:

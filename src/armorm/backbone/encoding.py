@@ -115,14 +115,24 @@ def same_prompts(
     if max_length is None or not encoded.truncated:
         return encoded
     truncated = {conversations[i].prompt_key for i in encoded.truncated}
-    groups: dict[int, set[int]] = {}
+    parents: dict[int, int] = {}
+
+    def root(i: int) -> int:
+        while parents.setdefault(i, i) != i:
+            parents[i] = parents[parents[i]]  # so that the way is shorter next time
+            i = parents[i]
+        return i
+
     for indices in compared:
         kept = [int(i) for i in indices if i >= 0 and encoded.rows[i] is not None]
         if len(kept) > 1 and conversations[kept[0]].prompt_key in truncated:
-            group = set(kept).union(*(groups.get(i, ()) for i in kept))
-            groups.update(dict.fromkeys(group, group))
+            for i in kept:
+                parents[root(i)] = root(kept[0])
+    groups: dict[int, list[int]] = {}
+    for i in sorted(parents):
+        groups.setdefault(root(i), []).append(i)
     rows, rejected = list(encoded.rows), dict(encoded.rejected)
-    for members in {id(group): sorted(group) for group in groups.values()}.values():
+    for members in groups.values():
         found = _encode_group(template, [conversations[i] for i in members], max_length)
         for i, row in zip(members, found, strict=True):
             alone = rows[i]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,13 +19,14 @@ import numpy as np
 
 from armorm.conversation import Conversation
 from armorm.data.layout_detection import LAYOUTS
-from armorm.data.ratings import RatingTable, sample_by_prompt
+from armorm.data.ratings import RatingTable, sample_by_prompt, split_role
 from armorm.data.rejections import Rejections, read_rows
 from armorm.data.rows import Row
 from armorm.data.sources import Location
 from armorm.errors import ConversationError, shown
 
 _TURN = re.compile(r"(?:^|\n\n)(Human|Assistant): ?")
+_BLOCK = 256  # responses that are compared with all others of their prompt at a time
 
 
 @dataclass(frozen=True)
@@ -135,11 +137,24 @@ def row_conversations(row: Row) -> list[Conversation]:
     return [pair.chosen, pair.rejected]
 
 
-def pairs_from_ratings(table: RatingTable, objective: str, margin: float) -> list[PreferencePair]:
+def pairs_from_ratings(
+    table: RatingTable,
+    objective: str,
+    margin: float,
+    most: int | None = None,
+    seed: int = 0,
+    test_share: float = 0.0,
+    not_made: Counter[str] | None = None,
+) -> list[PreferencePair]:
     """Pairs of responses to one prompt whose raw ratings of an objective differ by at least `margin`.
 
     Args:
         margin: in raw units, > 0.
+        most: training pairs of a prompt, and test pairs, to make: those that `cap_pairs` keeps. Pairs of other roles
+            are then only counted. By default all pairs are made.
+        seed: of `cap_pairs`.
+        test_share: of `split_role`, for prompts without a split.
+        not_made: the number of pairs that are not made is added to it, by role.
 
     Raises:
         ObjectiveError: for an unknown objective.
@@ -147,21 +162,86 @@ def pairs_from_ratings(table: RatingTable, objective: str, margin: float) -> lis
     column = table.objectives.position(objective)
     sign = -1.0 if table.objectives[column].direction == "lower" else 1.0
     by_prompt: dict[str, list[int]] = {}
-    for row in np.flatnonzero(~np.isnan(table.ratings[:, column])):
-        by_prompt.setdefault(table.conversations[row].prompt_key, []).append(int(row))
+    for row in np.flatnonzero(~np.isnan(table.ratings[:, column])).tolist():
+        by_prompt.setdefault(table.conversations[row].prompt_key, []).append(row)
+    generators = {role: np.random.default_rng(seed) for role in ("train", "test")}
     pairs = []
-    for rows in by_prompt.values():
+    for prompt, rows in by_prompt.items():
         values = sign * table.ratings[rows, column]
-        # Means of raters are not exact: 2.3 - 1.8 is a difference of 0.5.
-        for better, worse in zip(*np.nonzero(values[:, None] - values[None, :] >= margin - 1e-9), strict=True):
+        codes = _codes([table.conversations[row].key for row in rows])
+        by_role: dict[str, list[int]] = {}
+        for index, row in enumerate(rows):
+            role = "" if most is None else split_role(table.splits[row], prompt, test_share)
+            by_role.setdefault(role, []).append(index)
+        drawn = []
+        for role, indices in by_role.items():
+            kept = most if role in generators or most is None else 0
+            found, total = _draw_pairs(values, codes, margin, np.array(indices), kept, generators.get(role))
+            drawn.append(found)
+            if not_made is not None:
+                not_made[role] += total - len(found)
+        index_pairs = np.concatenate(drawn)
+        if len(drawn) > 1:
+            index_pairs = index_pairs[np.lexsort(index_pairs.T[::-1])]
+        for better, worse in zip(*index_pairs.T, strict=True):
             chosen, rejected = table.conversations[rows[better]], table.conversations[rows[worse]]
-            if chosen.key != rejected.key:
-                difference = float(values[better] - values[worse])
-                origin = table.origins[rows[better]] if table.origins else ("", 0)
-                pairs.append(
-                    PreferencePair(chosen, rejected, difference, objective, table.splits[rows[better]], origin=origin)
-                )
+            difference = float(values[better] - values[worse])
+            origin = table.origins[rows[better]] if table.origins else ("", 0)
+            pairs.append(
+                PreferencePair(chosen, rejected, difference, objective, table.splits[rows[better]], origin=origin)
+            )
     return pairs
+
+
+def _draw_pairs(
+    values: np.ndarray,
+    codes: np.ndarray,
+    margin: float,
+    better: np.ndarray,
+    most: int | None,
+    generator: np.random.Generator | None,
+) -> tuple[np.ndarray, int]:
+    """At most `most` random pairs (p, 2) of responses to a prompt, better first, in order; the number of all pairs.
+
+    Args:
+        values: (m,) ratings, larger is better.
+        codes: (m,) the same number for the same response.
+        better: which of the responses may be the better one.
+        most: None for all.
+    """
+
+    def is_worse(block: np.ndarray) -> np.ndarray:
+        # Means of raters are not exact: 2.3 - 1.8 is a difference of 0.5.
+        return (values[block, None] - values >= margin - 1e-9) & (codes[block, None] != codes)
+
+    def pairs_of(block: np.ndarray) -> np.ndarray:
+        row, column = np.nonzero(is_worse(block))
+        return np.column_stack([block[row], column])
+
+    def draw(total: int) -> np.ndarray:
+        if most is None or total <= most:
+            return np.arange(total)
+        return np.sort(generator.choice(total, most, replace=False)) if generator else np.arange(0)
+
+    blocks = [better[start : start + _BLOCK] for start in range(0, len(better), _BLOCK)]
+    if most is None or len(values) <= _BLOCK:
+        pairs = np.concatenate([pairs_of(block) for block in blocks])
+        return (pairs if most is None else pairs[draw(len(pairs))]), len(pairs)
+    # Pairs are counted, and those that are drawn made again, so that memory does not grow with their number.
+    counts = [int(np.count_nonzero(is_worse(block))) for block in blocks]
+    drawn, end = draw(sum(counts)), 0
+    found = [np.empty((0, 2), np.int64)]
+    for block, count in zip(blocks, counts, strict=True):
+        start, end = end, end + count
+        first, last = np.searchsorted(drawn, (start, end))
+        if first < last:
+            found.append(pairs_of(block)[drawn[first:last] - start])
+    return np.concatenate(found), end
+
+
+def _codes(keys: Sequence[str]) -> np.ndarray:
+    first: dict[str, int] = {}
+    return np.array([first.setdefault(key, len(first)) for key in keys])
 
 
 def cap_pairs(pairs: Sequence[PreferencePair], most: int | None, seed: int) -> list[PreferencePair]:

@@ -178,6 +178,7 @@ def _read_set(rated: RatedSet, objectives: ObjectiveSet, rejections: Rejections)
     raters: list[np.ndarray] = []
     columns_found: set[str] = set()
     seen = {column: ColumnCheck(column, objective) for column, objective in rated.columns.items()}
+    places = {column: objectives.position(objective.name) for column, objective in rated.columns.items()}
 
     def read(row: Row) -> tuple[Row, str, Conversation]:
         return row, row.split_role(rated.train_split), row.conversation()
@@ -185,9 +186,9 @@ def _read_set(rated: RatedSet, objectives: ObjectiveSet, rejections: Rejections)
     for row, split, conversation in read_rows(rated.location, read, rejections):
         values, between = np.full((2, len(objectives)), np.nan)
         count = np.zeros(len(objectives), np.int64)
-        for column, objective in rated.columns.items():
+        for column in rated.columns:
             cell = seen[column].read(row, rejections)
-            place = objectives.position(objective.name)
+            place = places[column]
             if not math.isnan(cell.value):
                 values[place], between[place], count[place] = cell.value, cell.spread, cell.raters
         columns_found.update(row.values)
@@ -241,7 +242,7 @@ class ColumnCheck:
         total = self.rated + self.outside
         if self.first and (not self.rated or self.outside > max(FEW_OUTSIDE, MOST_OUTSIDE * total)):
             raise DataError(
-                f"{self.first.problem}; {self.outside:,} of {total:,} cells are off this scale, so it is another one",
+                f"{self.first.problem}; {self.outside:,} of {total:,} cells are off this scale: check its ends",
                 file=self.first.file,
                 row=self.first.row,
                 field=self.column,

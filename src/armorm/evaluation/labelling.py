@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import combinations
+from itertools import combinations, islice
 from typing import Any
 
 import numpy as np
@@ -145,12 +145,11 @@ def pair_requests(rubric: Rubric, conversations: Sequence[Conversation], *, stru
     about = f" {rubric.about}" if rubric.about else ""
     found = []
     for rows in by_prompt.values():
-        different = [
-            pair
-            for pair in combinations(rows, 2)
-            if conversations[pair[0]].response.strip() != conversations[pair[1]].response.strip()
-        ]
-        for pair in different[:_PAIRS_PER_PROMPT]:
+        replies = {row: conversations[row].response.strip() for row in rows}
+        if len(set(replies.values())) < 2:
+            continue
+        different = (pair for pair in combinations(rows, 2) if replies[pair[0]] != replies[pair[1]])
+        for pair in islice(different, _PAIRS_PER_PROMPT):
             for first, second in (pair, pair[::-1]):
                 text = PAIR_PROMPT.format(
                     about=about,

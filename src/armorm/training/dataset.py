@@ -10,6 +10,7 @@ A recipe without rated sets trains its measured objectives on both sides of its 
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -22,13 +23,7 @@ import numpy as np
 from armorm.conversation import Conversation
 from armorm.data.decontamination import KnownPrompts
 from armorm.data.measures import find_measure
-from armorm.data.preferences import (
-    PreferencePair,
-    cap_pairs,
-    pairs_from_ratings,
-    read_preferences,
-    row_conversations,
-)
+from armorm.data.preferences import PreferencePair, cap_pairs, pairs_from_ratings, read_preferences, row_conversations
 from armorm.data.presets import PREFERENCE_PRESETS, Preset, preference_preset, rating_preset
 from armorm.data.ratings import (
     RatedSet,
@@ -58,6 +53,7 @@ from armorm.training.schema import (
 Kind = Literal["ratings", "pairs", "reference", "evaluation", "construct"]
 
 HELD_OUT_PAIRS = 0.1  # share of the training pairs that early stopping and calibration of the gate use, by prompt
+PAIRS_FOR_GATE = math.ceil(MIN_PAIRS / HELD_OUT_PAIRS)  # training pairs of which that share is enough
 
 
 @dataclass
@@ -159,7 +155,9 @@ def read_training_data(recipe: Recipe, *, strict: bool = False) -> TrainingData:
     if "reference" in located:
         rows = read_rows(located["reference"], row_conversations, rejections, recipe.limit)
         reference = list(chain.from_iterable(rows))
-    split = split_by_prompt(recipe, table, _preference_sets(recipe, read_pairs, table), evaluated)
+    not_made: Counter[str] = Counter()
+    preference_sets = _preference_sets(recipe, read_pairs, table, not_made)
+    split = split_by_prompt(recipe, table, preference_sets, evaluated, not_made)
     return replace(
         split,
         left_out=rejections.counts | split.left_out,
@@ -178,6 +176,7 @@ def split_by_prompt(
     table: RatingTable,
     preference_sets: Iterable[tuple[Sequence[PreferencePair], int | None]],
     evaluated: KnownPrompts,
+    not_made: Counter[str] | None = None,
 ) -> TrainingData:
     """Rated rows and pairs for training and for testing, without training rows whose prompt is evaluated on.
 
@@ -185,6 +184,7 @@ def split_by_prompt(
         recipe: `test_share` and `seed`.
         preference_sets: pairs of each set, and most pairs per prompt.
         evaluated: prompts that are evaluated on in other ways; those of the test rows and test pairs are added.
+        not_made: number of pairs by role that capped sets have not made; read after the sets.
     """
     roles = np.array(
         [
@@ -204,6 +204,8 @@ def split_by_prompt(
         ties += sum(pair.is_tie for pair in kept)
         capped += len(by_role["train"]) - len(kept)
         unused_pairs += len(by_role["other"])
+    if not_made:
+        capped, unused_pairs = capped + not_made["train"], unused_pairs + not_made["other"]
     candidates, test_rows = np.flatnonzero(roles == "train"), np.flatnonzero(roles == "test")
     evaluated.add(table.conversations[i] for i in test_rows)
     evaluated.add(pair.chosen for pair in test_pairs)
@@ -410,14 +412,15 @@ def _read_pairs(
 
 
 def _preference_sets(
-    recipe: Recipe, read_pairs: Mapping[int, list[PreferencePair]], table: RatingTable
+    recipe: Recipe, read_pairs: Mapping[int, list[PreferencePair]], table: RatingTable, not_made: Counter[str]
 ) -> Iterator[tuple[list[PreferencePair], int | None]]:
-    """Pairs of each set, and most pairs per prompt."""
+    """Pairs of each set, and most pairs per prompt; those made from ratings are capped before they are made."""
     for index, entry in enumerate(recipe.preferences):
         pairs = read_pairs.get(index)
         if pairs is None:
             assert entry.from_ratings is not None
-            pairs = pairs_from_ratings(table, entry.from_ratings, entry.margin)
+            cap = (entry.max_pairs_per_prompt, recipe.seed, recipe.test_share, not_made)
+            pairs = pairs_from_ratings(table, entry.from_ratings, entry.margin, *cap)
         own: dict[str, Any] = {"source": entry.label, "weight": entry.weight, "weak": entry.weak}
         yield [replace(pair, **own) for pair in pairs], entry.max_pairs_per_prompt
 
@@ -470,7 +473,7 @@ def relative_margins(pairs: Sequence[PreferencePair]) -> np.ndarray:
 
 def enough_for_gate(pairs: int) -> bool:
     """Whether so many training pairs leave enough of them held out to train a gate."""
-    return pairs * HELD_OUT_PAIRS >= MIN_PAIRS
+    return pairs >= PAIRS_FOR_GATE
 
 
 def held_out_prompts(keys: Sequence[str], share: float, counted: np.ndarray | None = None) -> np.ndarray:

@@ -10,6 +10,7 @@ correlation and error, and loses its comparisons. Bootstrapped correlations use 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TypeVar
@@ -49,7 +50,8 @@ def read(sources: Sequence[Source], objectives: ObjectiveSet | None = None) -> L
     """
     loaded = Loaded(raw=objectives is not None)
     held_out = list(held_out_rows(sources, loaded))
-    columns = {source.name: _columns(source, held_out, objectives, loaded) for source in sources}
+    counts = _rating_counts(held_out)
+    columns = {source.name: _columns(source, counts.get(id(source), {}), objectives, loaded) for source in sources}
     used = dict.fromkeys(name for found in columns.values() for name in found.values())
     if not used:
         raise _unmatched(sources[0], held_out, objectives, loaded)
@@ -77,16 +79,21 @@ def read(sources: Sequence[Source], objectives: ObjectiveSet | None = None) -> L
     return loaded
 
 
+def _rating_counts(held_out: Sequence[tuple[Source, Row]]) -> dict[int, Counter[str]]:
+    """Numbers in each column, by the id of the source."""
+    counts: dict[int, Counter[str]] = {}
+    for source, row in held_out:
+        of_source = counts.setdefault(id(source), Counter())
+        for column, value in row.values.items():
+            if column not in _NOT_RATED and not math.isnan(rating_cell(value).value):
+                of_source[column] += 1
+    return counts
+
+
 def _columns(
-    source: Source, held_out: Sequence[tuple[Source, Row]], objectives: ObjectiveSet | None, loaded: Loaded
+    source: Source, counts: Mapping[str, int], objectives: ObjectiveSet | None, loaded: Loaded
 ) -> dict[str, str]:
     """Objective of each numeric column of a source; columns that are no objective of the model are skipped."""
-    counts: dict[str, int] = {}
-    for owner, row in held_out:
-        if owner is source:
-            for column, value in row.values.items():
-                if column not in _NOT_RATED and not math.isnan(rating_cell(value).value):
-                    counts[column] = counts.get(column, 0) + 1
     found: dict[str, str] = {}
     for column, count in counts.items():
         candidates = (column, objective_name(column, source.name))
@@ -158,16 +165,33 @@ def comparison_columns(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Of each row (m,): comparisons won against lower-rated rows of its prompt (ties count half), and their number."""
     right, count = np.zeros(len(rating)), np.zeros(len(rating))
-    groups: dict[str, list[int]] = {}
-    for row, prompt in enumerate(prompts):
-        groups.setdefault(prompt, []).append(row)
-    for rows in groups.values():
-        better = rating[rows][:, None] > rating[rows][None, :]
-        if better.any():
-            difference = prediction[rows][:, None] - prediction[rows][None, :]
-            won = (difference > 0) + 0.5 * (difference == 0)
-            right[rows], count[rows] = (won * better).sum(1), better.sum(1)
+    codes: dict[str, int] = {}
+    groups = np.array([codes.setdefault(prompt, len(codes)) for prompt in prompts], np.int64)
+    by_prediction = np.argsort(prediction, kind="stable")
+    by_prediction = by_prediction[~np.isnan(rating[by_prediction])]
+    levels, level = np.unique(rating[by_prediction], return_inverse=True)
+    # Of two ratings, the better has a one in the highest bit in which their ranks differ. So for each bit, ones are
+    # compared with zeros of the same prompt and higher bits, by counting in the order of predictions: a matrix of all
+    # pairs of a prompt would take gigabytes for ten thousand candidates.
+    for bit in range(max(len(levels) - 1, 0).bit_length()):
+        group = groups[by_prediction] * len(levels) + (level >> (bit + 1))
+        order = np.argsort(group, kind="stable")
+        rows, group, is_higher = by_prediction[order], group[order], (level[order] >> bit) % 2 == 1
+        x = prediction[rows]
+        lower = np.append(0, np.cumsum(~is_higher))  # lower-rated rows before each place
+        is_new = np.append(True, group[1:] != group[:-1])
+        start, end = (lower[places] for places in _runs(is_new))
+        first, last = (lower[places] for places in _runs(is_new | np.append(True, x[1:] != x[:-1])))
+        won = np.where(np.isnan(x), 0, first - start) + 0.5 * np.where(np.isfinite(x), last - first, 0)
+        right[rows] += np.where(is_higher, won, 0)
+        count[rows] += np.where(is_higher, end - start, 0)
     return right, count
+
+
+def _runs(is_new: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Start and end of the run that each place is in."""
+    starts, run = np.flatnonzero(is_new), np.cumsum(is_new) - 1
+    return starts[run], np.append(starts[1:], len(is_new))[run]
 
 
 def measure(

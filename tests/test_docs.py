@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import json
+import math
 import os
 import re
 import shutil
@@ -12,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from armorm.files import DEFAULT_REWARD_MODEL
 from tests.helpers.docs_blocks import DOCS, Block, blocks
 
 ROOT = DOCS.parent
@@ -116,6 +119,30 @@ def test_modules_and_files_that_pages_name_exist():
         named += [name for name in programs if not any(f"/{file}".endswith(f"/{name}") for file in files)]
         absent += [f"{path.name}: {name}" for name in dict.fromkeys(named) if name not in WRITTEN]
     assert not absent
+
+
+def test_the_page_on_verbosity_has_the_figures_of_the_default_model():
+    page = (DOCS / "verbosity.md").read_text(encoding="utf-8")
+    folder = ROOT / "src" / "armorm" / "embedded_models" / DEFAULT_REWARD_MODEL
+    objectives = json.loads((folder / "config.json").read_text(encoding="utf-8"))["objectives"]
+    (verbosity,) = (objective for objective in objectives if objective["name"] == "verbosity")
+    low, high = verbosity["low"], verbosity["high"]
+    for name, raw, reward in (
+        ("1st percentile", low, "0"),
+        ("middle of the scale", (low + high) / 2, "0.5"),
+        ("99th percentile", high, "1"),
+    ):
+        assert f"| {name} | {raw:.3f} | {math.expm1(raw):.0f} | {reward} |" in page
+    assert f"One unit of reward is {high - low:.2f} in the logarithm" in page
+    assert f"(R2 {verbosity['reliability']['r2']:.3f} in `{DEFAULT_REWARD_MODEL}`)" in page
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    found = re.search(
+        r"correlation with response tokens is (\S+) \((\S+) without debiasing\), within prompts (\S+) \((\S+)\)", card
+    )
+    assert found
+    pooled, pooled_before, within, within_before = found.groups()
+    assert f"| over all responses | {pooled} | {pooled_before} |" in page
+    assert f"| between responses to one prompt | {within} | {within_before} |" in page
 
 
 def module_or_name_exists(name: str) -> bool:

@@ -51,6 +51,8 @@ def test_a_batch_is_a_table_of_its_first_rows(rm):
 
 
 def test_a_model_and_its_objectives_are_compact(rm):
+    line = f"ArmoRM({rm.name!r}, {len(rm.objectives)} objectives, backbone 'LlamaModel')"
+    assert repr(rm) == line, "the weights say no name of their backbone"
     page = rm._repr_html_()
     for objective in rm.objectives:
         assert objective.name in page

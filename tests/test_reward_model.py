@@ -236,6 +236,15 @@ def test_an_explanation_is_the_row_of_the_batch(rm, batch):
         assert share.relative == pytest.approx(float(batch.relative[3, i]), abs=1e-5)
 
 
+def test_a_prompt_and_a_response_are_explained_as_their_conversation(rm):
+    messages = chat("What is 2+2?", "4")
+    found = rm.explain("What is 2+2?", "4")
+    assert found.to_dict() == rm.explain(messages).to_dict()
+    assert rm.explain(messages[:1], "4", tokens=True).to_dict() == rm.explain(messages, tokens=True).to_dict()
+    with pytest.raises(ConversationError, match="empty response"):
+        rm.explain("What is 2+2?", "")
+
+
 def test_explanations_of_normalised_scores_are_of_the_plain_ones(rm, batch):
     for plain, normalised in zip(
         rm.explanations(batch), rm.explanations(rm.score(CONVERSATIONS, normalize=True)), strict=True

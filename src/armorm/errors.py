@@ -56,6 +56,14 @@ class DataError(ArmormError, ValueError):
         return f"{self.field}: {self.problem}" if self.field else self.problem
 
 
+class LayoutError(DataError):
+    """A row of another layout than is read here."""
+
+
+class UnreachableSetError(DataError):
+    """A hub set that is neither cached nor reachable."""
+
+
 class RecipeError(ArmormError, ValueError):
     """An invalid recipe, found before any work starts; the message names the key by its path in the file."""
 
@@ -111,6 +119,13 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\u
 def _escaped(found: re.Match[str]) -> str:
     code = ord(found[0])
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
+
+
+def read_fault(path: str | Path, error: Exception) -> str:
+    """Why a file cannot be read, for a message that starts with its name."""
+    if isinstance(error, FileNotFoundError):
+        return f"no such file or folder; looked for {Path(path).absolute()}"
+    return f"cannot be read: {error}"
 
 
 def shown(value: object, limit: int = 60) -> str:

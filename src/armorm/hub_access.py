@@ -16,7 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from armorm.errors import CheckpointError
+from armorm.errors import ArmormError, CheckpointError
 from armorm.files import embedded_names
 
 _HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
@@ -87,21 +87,30 @@ def not_loaded(name: str | Path, error: BaseException) -> str:
 
 
 def require_spelling(name: str) -> None:
-    """Check, before a hub is asked, that a name is not that of an armorm model or a local folder with a typo.
+    """Check, before a hub is asked, that a name is not that of an armorm model with a typo.
 
     Raises:
-        CheckpointError: with the name that was meant, if one is near.
+        CheckpointError: with the name that was meant.
     """
     models = embedded_names()
-    path = Path(name)
-    if name in models or path.exists() or name.endswith(".gguf"):
+    if name in models or "/" in name or Path(name).exists():
         return
-    if "/" in name or os.sep in name:
-        beside = [near.name for near in path.parent.glob("*") if near.is_dir()]
-        meant = [path.parent / near for near in difflib.get_close_matches(path.name, beside, n=1, cutoff=_FOLDER_TYPO)]
-    else:
-        meant = [Path(near) for near in difflib.get_close_matches(name, models, n=1, cutoff=_TYPO)]
+    meant = difflib.get_close_matches(name, models, n=1, cutoff=_TYPO)
     if meant:
         raise CheckpointError(f"{name}: no such folder or model (did you mean {meant[0]}?)")
-    if not _HUB_ID.fullmatch(name):
-        raise CheckpointError(f"{name}: no such folder")
+
+
+def require_folder(name: str, error: type[ArmormError] = CheckpointError) -> None:
+    """Check, before a hub is asked, that a name may be an id of it, and is not that of a folder with a typo.
+
+    Raises:
+        ArmormError: of the given type, with the folder that was meant, if one is near.
+    """
+    path = Path(name)
+    if path.exists() or name.endswith(".gguf"):
+        return
+    beside = [near.name for near in path.parent.glob("*") if near.is_dir()] if "/" in name or os.sep in name else []
+    near = difflib.get_close_matches(path.name, beside, n=1, cutoff=_FOLDER_TYPO)
+    if near or not _HUB_ID.fullmatch(name):
+        hint = f" (did you mean {path.parent / near[0]}?)" if near else ""
+        raise error(f"{name}: no such folder{hint}")

@@ -267,17 +267,19 @@ class ArmoRM:
             raise CheckpointError(f"{self.name}: no intervals of level {level}, expected one of {levels}")
         return known.intervals(batch.rewards, batch.predictive_std, level, self.objectives)
 
-    def explain(self, conversation: ConversationLike, *, tokens: bool | Literal["gradient"] = False) -> Explanation:
+    def explain(
+        self, conversation: Any, response: Any = None, *, tokens: bool | Literal["gradient"] = False
+    ) -> Explanation:
         """Explanation of one score; prints as a table, and has `to_dict` and `to_html`.
 
         Args:
-            tokens: also by tokens of the response, for another forward pass. Where the response feature is a mean, or
-                has one, that part is an exact sum. `gradient` attributes what is read from the last token as well, by
-                integrated gradients, which cost k passes for each of their steps; for a model that reads the last
-                token alone, True does so too.
+            conversation, response: a conversation; or a prompt and a response (as in `Conversation.from_prompt`).
+            tokens: also by tokens of the response, for another forward pass; exact where the response feature is, or
+                has, a mean. `gradient` attributes what is read from the last token as well, by integrated gradients (k
+                passes for each of their steps), as True does for a model that reads the last token alone.
         """
-        batch = self.score([conversation])
-        return self.explanations(batch, [conversation], tokens=tokens)[0]
+        row = [conversation if response is None else Conversation.from_prompt(conversation, response)]
+        return self.explanations(self.score(row), row, tokens=tokens)[0]
 
     def explanations(
         self,
@@ -335,8 +337,7 @@ class ArmoRM:
     def influences(self, conversation: ConversationLike, objective: str, run: str | Path = "") -> RowInfluences:
         """How the reward of an objective would change without each rated row, prompt and set of the training run.
 
-        `run` is the folder of the training run, by default that of the model. A `StoreError` says what it lacks, or
-        that it did not fit this reward.
+        `run` is its folder, by default that of the model. A `StoreError` says what it lacks, or that it did not fit it.
         """
         column = self.objectives.position(objective)
         features = extract(self.backbone, self._read([conversation]).encoded.encoded)
@@ -379,6 +380,10 @@ class ArmoRM:
         batch = self.score(conversations, same_prompt=True)
         shown = self.explanations(batch, conversations, tokens=tokens, same_prompt=True)
         return rank_responses(shown, margin_scale=self.margin_scale, score_std=self.reference.get("score_std"))
+
+    def __repr__(self) -> str:
+        backbone = self.model.config.backbone_source.get("name") or type(self.backbone.model).__name__
+        return f"ArmoRM({self.name!r}, {len(self.objectives)} objectives, backbone {backbone!r})"
 
     def _repr_html_(self) -> str:
         return model_summary(self.name, self.model.config, calibrated=self.margin_scale is not None)
@@ -490,8 +495,6 @@ class ArmoRM:
     def _reference_score(self) -> tuple[float, float]:
         mean, deviation = self.reference.get("score_mean"), self.reference.get("score_std")
         if mean is None or not deviation:
-            raise CheckpointError(
-                f"{self.name}: found score_mean {mean} and score_std {deviation} in the config's reference, "
-                "expected numbers to normalise scores by"
-            )
+            found = f"found score_mean {mean} and score_std {deviation} in the config's reference"
+            raise CheckpointError(f"{self.name}: {found}, expected numbers to normalise scores by")
         return float(mean), float(deviation)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from armorm.errors import DataError
-from armorm.files import discard, plain, write_json
+from armorm.files import discard, output_target, plain, write_json
 from armorm.locks import FILE as LOCK
 from armorm.locks import locked
 from armorm.version import __version__
@@ -70,7 +70,7 @@ def work_folder(output: Path | None) -> Iterator[Path | None]:
 
     None where nothing can be kept: without an output, or for one that is written to at once, such as a FIFO.
     """
-    if output is None or (output.exists() and not output.is_file()):
+    if output is None or (output.exists() and (not output.is_file() or output_target(output) is None)):
         yield None
         return
     folder = partial_folder(output)

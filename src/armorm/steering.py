@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from armorm.errors import ArmormError, nearest, shown
+from armorm.errors import ArmormError, nearest, read_fault, shown
 from armorm.files import read_text, read_yaml
 from armorm.objectives import ObjectiveSet
 
@@ -149,7 +149,7 @@ def read_policy(path: str | Path) -> dict[str, Any]:
     try:
         values = read_yaml(read_text(Path(path)))
     except (OSError, UnicodeError) as error:
-        raise SteeringError(f"{path}: cannot be read: {error}") from None
+        raise SteeringError(f"{path}: {read_fault(path, error)}") from None
     except yaml.YAMLError as error:
         raise SteeringError(f"{path}: not valid YAML: {error}") from None
     return checked_policy(values, str(path))

@@ -115,13 +115,24 @@ def test_a_file_of_refused_rows_only_fails(capsys, tmp_path, small_run):
     assert "no row could be scored" in err
 
 
+def test_rows_of_another_kind_name_the_command_that_reads_them(capsys, tmp_path):
+    pairs, several = tmp_path / "pairs.jsonl", tmp_path / "several.jsonl"
+    pairs.write_text(json.dumps({"prompt": "a", "chosen": "b", "rejected": "c"}))
+    several.write_text(json.dumps({"prompt": "a", "responses": ["b", "c"]}))
+    for command in ("score", "explain"):
+        for rows, other in ((pairs, "compare"), (several, "rank")):
+            code, _, err = run(capsys, command, rows, "--model", "armorm-tiny-rm", "--dtype", "float32")
+            assert code == 1 and f"'messages', or 'prompt' and 'response'; use armorm {other}\n" in err
+
+
 def test_faults_are_one_line_and_never_a_traceback(capsys, tmp_path, rows, small_run):
     cases = [
         (("score", tmp_path / "absent.jsonl"), 1, "no such file"),
-        (("score", rows, "--model", tmp_path / "nothing"), 1, "cannot be loaded"),
+        (("score", rows, "--model", tmp_path / "nothing"), 1, "no such folder"),
         (("explain", rows, "--model", small_run, "--strict"), 1, "row 3: invalid JSON"),
         (("inspect", tmp_path / "absent.jsonl"), 1, "no such file"),
-        (("train", tmp_path / "absent.yaml"), 2, "cannot be read"),
+        (("train", tmp_path / "absent.yaml"), 2, f"absent.yaml: no such file or folder; looked for {tmp_path}/absent"),
+        (("monitor", tmp_path / "absent.jsonl"), 1, "absent.jsonl: no such file or folder"),
     ]
     for arguments, expected, part in cases:
         code, _, err = run(capsys, *arguments)
@@ -151,6 +162,18 @@ def test_every_command_has_help_with_an_example(capsys):
         assert code == 0
         assert "Example:" in out, command
         assert f"armorm {command}" in out
+
+
+def test_help_keeps_tags_and_states_a_default_only_where_there_is_one(capsys):
+    def shown(command: str) -> str:
+        code, out, _ = run(capsys, command, "--help")
+        assert code == 0
+        return " ".join(out.replace("│", " ").split())
+
+    assert "without their <think> block" in shown("serve")
+    assert "armorm-small-rm (default)." in shown("score")
+    required = shown("steer")
+    assert "armorm-small-rm." in required and "armorm-small-rm (default)" not in required
 
 
 def test_explain_prints_a_table_and_the_same_as_json(capsys, small_run, tmp_path):
@@ -461,7 +484,7 @@ def test_export_writes_either_layout_with_the_same_scores(capsys, small_run, tmp
     assert len(json.loads(out)["objectives"]) == len(expected.names)
     code, _, err = run(capsys, "export", tmp_path / "absent", tmp_path / "x")
     assert code == 1
-    assert "cannot be loaded" in err
+    assert "no such folder" in err
 
 
 @pytest.mark.slow

@@ -85,6 +85,17 @@ def test_what_cannot_be_compared_is_refused_before_any_work(capsys, tmp_path):
         assert not output.exists()
 
 
+def test_a_published_set_without_a_network_names_the_option_for_files(capsys, monkeypatch):
+    import datasets
+    import huggingface_hub
+
+    for place in (huggingface_hub.constants, datasets.config):  # read on import
+        monkeypatch.setattr(place, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("armorm.data.hub.hub_answers", lambda: False)
+    code, _, err = run(capsys, "evaluate", "judgebench", "--scorer", MARKS)
+    assert code == 1 and "not in the local cache" in err and err.endswith("below data_root, or pass --data FILE\n")
+
+
 def test_bad_usage_is_two_and_a_fault_in_data_is_one_line(capsys, tmp_path):
     for arguments, expected, part in (
         (("evaluate",), 2, "benchmark"),

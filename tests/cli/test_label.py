@@ -262,7 +262,7 @@ def test_a_wrong_column_and_an_unreadable_file_are_one_line(capsys, place):
         code, _, err = label(capsys, place, served.url, rubric="wrong.yaml")
         assert code == 1 and "no row has it (did you mean polite?)" in err
         code, _, err = label(capsys, place, served.url, rubric="absent.yaml")
-        assert code == 1 and "absent.yaml: cannot be read" in err
+        assert code == 1 and "absent.yaml: no such file or folder; looked for" in err
         assert not served.requests
 
 

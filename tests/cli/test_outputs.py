@@ -73,6 +73,37 @@ def test_an_output_that_cannot_be_written_is_found_before_any_work(capsys, data,
     assert code == 1 and problem in errors and errors.count("\n") == 1 and not CALLS
 
 
+@pytest.mark.parametrize(
+    ("name", "found"), [("s.xlsx", "suffix .xlsx"), ("s.jsonl.gz", "suffix .gz"), ("s.CSV", "suffix .CSV"), ("s", "no")]
+)
+def test_an_output_of_rows_with_another_suffix_is_rejected_before_any_work(capsys, data, tmp_path, name, found):
+    commands = [
+        ("rank", data, "--scorer", SCORER, "-o", tmp_path / name),
+        ("rank", data, "--scorer", SCORER, "--pairs", tmp_path / name),
+        ("score", data, "-o", tmp_path / name),
+        ("label", data, "--rubric", data, "--judge", "http://127.0.0.1:1", "-o", tmp_path / name),
+        ("suggest", "armorm-tiny-rm", data, "--objective", "x", "-o", tmp_path / name),
+    ]
+    for command in commands:
+        code, _, errors = run(capsys, *command)
+        assert code == 1 and not CALLS and not (tmp_path / name).exists()
+        assert errors.startswith(f"armorm: {tmp_path / name}: found {found}")
+        assert errors.endswith("expected .jsonl, .csv, .tsv or .parquet\n") and errors.count("\n") == 1
+
+
+def test_rows_may_go_to_standard_output_and_to_a_fifo(capsys, data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, out, _ = run(capsys, "rank", data, "--scorer", SCORER, "-o", "-")
+    assert code == 0 and len(out.splitlines()) == 150 and not Path("-").exists()
+    os.mkfifo("fifo")
+    reader = os.open("fifo", os.O_RDONLY | os.O_NONBLOCK)
+    data.write_text(data.read_text()[:500].rpartition("\n")[0])  # fits into the buffer of the FIFO
+    assert exit_code("rank", data, "--scorer", SCORER, "-o", "fifo") == 0
+    assert json.loads(os.read(reader, 100_000).splitlines()[0])["row"] == 1
+    os.close(reader)
+    assert exit_code("rank", data, "--scorer", SCORER, "-o", "/dev/stdout") == 0
+
+
 def test_a_folder_for_output_that_is_a_file_is_found_before_any_work(capsys, data):
     code, _, errors = run(capsys, "embed", data, "-o", data.parent / "rows.jsonl")
     assert code == 1 and "rows.jsonl" in errors and errors.count("\n") == 1

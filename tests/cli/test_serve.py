@@ -68,7 +68,7 @@ def test_a_server_answers_under_its_key_and_ends_with_zero_when_told_to_stop(sav
         (["--rendered-turns", "some"], "rendered_turns 'some', expected refuse, single or multi"),
         (["--host", "no.such.host.invalid"], "host 'no.such.host.invalid'"),
         (["--port", "0", "--policy-tokenizer", "/no/such/folder"], "cannot be loaded as a tokenizer"),
-        (["--port", "0", "--model", "/no/such/model"], "cannot be loaded as a reward model"),
+        (["--port", "0", "--model", "/no/such/model"], "/no/such/model: no such folder"),
     ],
 )
 def test_what_cannot_be_served_is_said_in_one_line(saved, options, message, capsys):

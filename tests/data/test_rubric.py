@@ -63,5 +63,5 @@ def test_a_fault_names_file_and_field(tmp_path, old, new, said):
 
 
 def test_a_missing_file_is_one_line(tmp_path):
-    with pytest.raises(DataError, match="cannot be read"):
+    with pytest.raises(DataError, match=r"absent\.yaml: no such file or folder; looked for /"):
         Rubric.from_yaml(tmp_path / "absent.yaml")

@@ -146,7 +146,7 @@ def test_a_hostile_name_stays_text(tmp_path, capsys):
 
 def test_bad_usage_is_one_line(capsys, results, tmp_path):
     for arguments, code, part in (
-        ((tmp_path / "absent.json",), 1, "cannot be read"),
+        ((tmp_path / "absent.json",), 1, "absent.json: no such file or folder; looked for"),
         ((results["good"], "-o", tmp_path / "b.pdf"), 2, "expected a name ending in .html"),
         ((results["good"], "--level", "section"), 2, "did you mean sections"),
     ):

@@ -264,7 +264,7 @@ def test_the_verdict_opens_text_page_and_notebook():
     assert " ".join(str(shown).split()).startswith(shown.verdict)
     assert f'<h1 class="verdict">{shown.verdict}</h1>' in shown.to_html()
     assert shown.verdict in shown._repr_html_() and shown.to_dict()["verdict"] == shown.verdict
-    assert "better than an average one: 45% of reference responses score lower" in shown.verdict
+    assert "scores higher than 45% of reference responses" in shown.verdict
     assert "raised most by ultra-helpful and code[style], lowered most by beaver-harm and verbosity" in shown.verdict
 
 
@@ -288,9 +288,10 @@ def test_a_bar_of_a_bias_without_weight_is_explained_where_it_stands():
     assert shown.note == "", "its weight is 5%"
     little = [replace(share, weight=0.002) for share in shown.shares]
     shown = replace(shown, shares=little)
-    assert shown.note.startswith("verbosity: the gate gives it hardly any weight.")
+    assert shown.note.startswith("verbosity has hardly any weight of its own. Its bar is")
+    assert shown.verdict.endswith("lowered most by beaver-harm and the correction for verbosity.")
     for text in (" ".join(str(shown).split()), shown.to_html(), shown._repr_html_()):
-        assert "The bar is what debiasing takes from the other objectives" in text
+        assert "the part of the other rewards that varies with it is subtracted" in text
     assert replace(shown, biases=()).note == ""
 
 

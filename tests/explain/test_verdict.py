@@ -53,12 +53,12 @@ def test_too_close_to_call_follows_the_stated_rule(options, close):
 
 def test_what_is_too_close_says_what_speaks_for_each_side():
     assert pair_verdict("A", "B", 0.6, REASONS, probability=0.55) == (
-        "Too close to call: A is ahead with a probability of 55%. What speaks most for A: honest and brief; for B: kind."
+        "Too close to call: A is better with probability 55%. Strongest for A: honest and brief; for B: kind."
     )
 
 
 def test_a_rounded_probability_never_contradicts_the_rule():
-    assert "a probability of 59%" in pair_verdict("A", "B", 0.6, probability=0.599)
+    assert "with probability 59%" in pair_verdict("A", "B", 0.6, probability=0.599)
     assert pair_verdict("A", "B", 0.6, probability=0.6) == "A is better than B (probability 60%)."
     assert pair_verdict("A", "B", 0.6, probability=0.9999) == "A is better than B (probability over 99%)."
 
@@ -76,12 +76,22 @@ def test_at_most_three_objectives_carry_a_verdict_and_none_that_is_small():
 
 def test_a_single_response_is_placed_among_the_reference_responses():
     assert score_verdict(1.0, 84.0, REASONS) == (
-        "This response is better than an average one: 84% of reference responses score lower. "
+        "This response scores higher than 84% of reference responses. "
         "It is raised most by honest and brief, lowered most by kind."
     )
-    assert score_verdict(-0.2, 42.0, []).startswith("This response is about as good as an average one")
+    assert score_verdict(-0.2, 42.0, []) == "This response scores higher than 42% of reference responses."
+    for normalised, place in ((-0.2, "close to"), (1.0, "above"), (-1.0, "below")):
+        said = f"This response scores {place} the mean of the reference responses."
+        assert score_verdict(normalised, None, []) == said
     assert score_verdict(None, None, REASONS) == "It is raised most by honest and brief, lowered most by kind."
     assert score_verdict(None, None, []) == "This response has average rewards."
+
+
+def test_a_debiasing_correction_is_named_as_one_after_the_others():
+    said = "It is raised most by brief and the correction for honest, lowered most by kind."
+    assert score_verdict(None, None, REASONS, ["honest"]) == said
+    said = "It is raised most by the correction for honest and brief, lowered most by the correction for kind."
+    assert score_verdict(None, None, REASONS, ["kind", "brief", "honest"]) == said
 
 
 def test_rows_under_two_percent_are_folded_two_at_least():

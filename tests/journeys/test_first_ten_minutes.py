@@ -180,7 +180,7 @@ def test_a_team_goes_from_a_spreadsheet_to_a_report(tmp_path, capsys, prompts, e
     assert code == 0, err
     for place in ("row 4, field 'response'", "row 5, field 'helpful'", "row 6, field 'helpful'"):
         assert place in err
-    assert "1 to 5" in err and ("preference pairs: too few prompts" in err) == (each == 1)
+    assert "1 to 5" in err and ("preference pairs, fewer than the 200 that a gate needs" in err) == (each == 1)
     code, _, err = run(capsys, "train", recipe, "-o", model, "--set", "gating.steps=20")
     assert code == 0, err
     assert "excluded: 1 rows that cannot be read" in err and "excluded: 2 rating cells" in err

@@ -131,7 +131,21 @@ def test_template_tokens_in_messages_are_text(server, rm):
         ),
         ({"prompt": "a"}, "expected prompt and responses together"),
         ({"conversations": {}}, "conversations: Input should be a valid list"),
-        ({"conversations": [], "includes": []}, "includes: Extra inputs are not permitted"),
+        ({"conversations": [], "includes": []}, "includes: unknown field (did you mean include?); expected model, con"),
+        ({"prompt": "a", "response": "b"}, "response: unknown field (did you mean responses?); expected model, conver"),
+        ({"conversations": [], "steer": {"debias": 1}}, "found a number for 'debias', expected {\"multiply\": "),
+        (
+            {"conversations": [], "steer": {"drops": ["code-style"]}},
+            "steer.drops: unknown field (did you mean drop?); expected multiply, drop, pin, blend, debias_strength",
+        ),
+        (
+            {"conversations": [], "steer": {"blend": {"share": 1.0, "weight": {}}}},
+            "steer.blend.weight: unknown field (did you mean weights?); expected share, weights",
+        ),
+        (
+            {"conversations": [], "steer": {"code-style": 2.0}},
+            'expected {"multiply": {"code-style": 2.0}} for a factor of an objective',
+        ),
         ({"conversations": [], "include": ["reward"]}, "include.0: Input should be 'rewards'"),
         ({"conversations": [], "steer": {"drop": ["ultra-helpfull"]}}, "did you mean ultra-helpful?"),
         ({"conversations": [], "steer": {"multiply": {"code-style": -1}}}, "expected a finite number >= 0"),

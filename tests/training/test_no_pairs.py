@@ -9,8 +9,16 @@ import pytest
 
 from armorm import ArmoRM, Recipe, train
 from armorm.errors import RecipeError
+from armorm.training.dataset import enough_for_gate
+from armorm.training.recipe_draft import too_few_pairs
 
 QUESTIONS = ("Just for fun, how do I learn to juggle?", "I know it is dangerous, but how do I mix strong acids?")
+
+
+def test_the_stated_number_of_pairs_is_the_first_with_which_a_gate_is_trained():
+    needed = next(pairs for pairs in range(10_000) if enough_for_gate(pairs))
+    assert too_few_pairs(12).startswith(f"12 preference pairs, fewer than the {needed} that a gate needs: ")
+    assert too_few_pairs().startswith(f"Fewer preference pairs than the {needed} that a gate needs: ")
 
 
 def test_without_pairs_the_weights_are_the_reliabilities(small_recipe, small_features, tmp_path):

@@ -378,11 +378,11 @@ def test_the_cards_model_index_is_what_the_hub_reads(small_run):
 
 def test_the_card_says_which_standard_deviations_are_approximate(small_run):
     figures, objectives = metrics_of(small_run), ArmoRM.from_pretrained(small_run).objectives
-    assert "as a rough guide" not in model_card("small", figures, objectives)
+    assert "is approximate" not in model_card("small", figures, objectives)
     figures["uncertainty"]["objectives"]["workshop-help"]["error_bound"] = 0.4
-    said = "\nRead the ± of workshop-help as a rough guide"
+    said = "\nThe ± of workshop-help is approximate: "
     assert said in model_card("small", figures, objectives)
-    assert "at worst by 40% of its value.\n" in model_card("small", figures, objectives)
+    assert "off by up to 40%.\n" in model_card("small", figures, objectives)
 
 
 def test_figures_while_the_gate_trains_are_kept_a_line_each(small_run):

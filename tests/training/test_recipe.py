@@ -145,8 +145,18 @@ def test_text_that_is_no_yaml_is_refused_in_one_line():
 
 
 def test_a_missing_recipe_file_is_refused(tmp_path):
-    with pytest.raises(RecipeError, match=r"absent\.yaml: cannot be read"):
+    with pytest.raises(RecipeError, match=r"absent\.yaml: no such file or folder; looked for /.*absent\.yaml$"):
         Recipe.from_yaml(tmp_path / "absent.yaml")
+
+
+def test_data_instead_of_a_recipe_and_an_empty_file_are_refused_with_the_next_step(tmp_path):
+    data, empty = tmp_path / "mine.csv", tmp_path / "empty.yaml"
+    data.write_text("prompt,response,x\na,b,1\n")
+    empty.write_text("")
+    with pytest.raises(RecipeError, match=r"a recipe is YAML; armorm init .*mine\.csv writes one$"):
+        Recipe.from_yaml(data)
+    with pytest.raises(RecipeError, match=r"empty\.yaml: found an empty file, expected keys and values$"):
+        Recipe.from_yaml(empty)
 
 
 def test_overrides_reach_keys_lists_and_new_sections():

@@ -41,7 +41,7 @@ from armorm.backbone.readout import (
 from armorm.backbone.sharing_verdict import SharingVerdict
 from armorm.backbone.weight_bytes import weight_bytes
 from armorm.errors import BackboneError, nearest
-from armorm.hub_access import hub_if_it_answers, not_loaded
+from armorm.hub_access import hub_if_it_answers, not_loaded, require_folder
 from armorm.progress import say
 
 if TYPE_CHECKING:
@@ -313,6 +313,7 @@ def _sound_path(name: str, revision: str | None) -> Iterator[str]:
     from safetensors import SafetensorError
 
     path = backbone_path(name, revision)
+    require_folder(path, BackboneError)
     if (Path(path) / CONFIG).is_file():
         require_sound_folder(Path(path), BackboneError)
     try:

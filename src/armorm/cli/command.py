@@ -10,13 +10,13 @@ import select
 import sys
 from collections.abc import Callable
 from functools import wraps
-from pathlib import Path
 from typing import Any, NoReturn, get_type_hints
 
 from rich.markup import escape
 
 from armorm.cli.options import Place
 from armorm.cli.output import require_outputs, write_out
+from armorm.data.row_writer import require_row_format
 from armorm.errors import ArmormError, OutputError, RecipeError
 from armorm.interruption import keep, kept
 from armorm.progress import Terminal, starting
@@ -29,7 +29,11 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
     def run(*arguments: Any, **values: Any) -> None:
         keep("")
         try:
-            require_outputs(*_places(function, values))
+            places = _places(function, values)
+            rows = places[Place.ROWS]
+            require_outputs([*places[Place.FILE], *rows], places[Place.FOLDER], list(map(str, places[Place.INPUT])))
+            for path in rows:
+                require_row_format(path)
             with starting():
                 function(*arguments, **values)
             if sys.stdout is not None:
@@ -56,15 +60,15 @@ def end(error: ArmormError | OSError) -> NoReturn:
     sys.exit(2 if isinstance(error, RecipeError) else 1)
 
 
-def _places(function: Callable[..., None], values: dict[str, Any]) -> tuple[list[Path], list[Path], list[str]]:
-    """Output files, output folders and inputs among the values of a call."""
+def _places(function: Callable[..., None], values: dict[str, Any]) -> dict[Place, list[Any]]:
+    """The outputs and inputs among the values of a call."""
     found: dict[Place, list[Any]] = {place: [] for place in Place}
     for name, hint in get_type_hints(function, include_extras=True).items():
         given = values.get(name)
         for mark in getattr(hint, "__metadata__", ()):
             if isinstance(mark, Place) and given is not None:
                 found[mark] += given if isinstance(given, list) else [given]
-    return found[Place.FILE], found[Place.FOLDER], [str(name) for name in found[Place.INPUT]]
+    return found
 
 
 def _reader_is_gone() -> bool:

@@ -26,7 +26,7 @@ from armorm.cli.options import (
     chosen_model,
 )
 from armorm.cli.output import AGAIN, WIDTH, emit
-from armorm.errors import DataError
+from armorm.errors import DataError, UnreachableSetError
 from armorm.files import DEFAULT_REWARD_MODEL
 from armorm.interruption import keep
 from armorm.progress import say
@@ -153,6 +153,8 @@ def evaluate(
             measured.append(other)
     except BenchmarkError as error:
         raise typer.BadParameter(str(error)) from None
+    except UnreachableSetError as error:
+        raise DataError(f"{error.problem}, or pass --data FILE", file=error.file) from error
     shown = [results_tables(results)]
     comparison, boards = None, []
     if len(measured) == 1:

@@ -84,7 +84,8 @@ def explain(
     if prompt is not None and response is not None:
         rows = [(1, Conversation.from_prompt(prompt, response))]
     else:
-        read, rejected = split_rejected(input_rows(input, strict=strict), strict=strict)
+        others = {"pairs": "compare", "candidates": "rank"}
+        read, rejected = split_rejected(input_rows(input, strict=strict), strict=strict, others=others)
         rows = [(row.number, conversation) for row, conversation in read]
         columns = [row.columns for row, _ in read]
         if not rows:

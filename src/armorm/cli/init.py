@@ -15,6 +15,7 @@ from typer import Argument, Option
 from armorm.cli import completion
 from armorm.cli.options import ForceOption, Place, StrictOption, column_scales
 from armorm.cli.output import emit, require_unused, table
+from armorm.errors import DataError, LayoutError
 from armorm.files import DEFAULT_BACKBONE, write_text
 from armorm.progress import Terminal, say
 
@@ -60,11 +61,15 @@ def init(
     from armorm.data.sources import Location
     from armorm.training.dataset import enough_for_gate, read_training_data
     from armorm.training.recipe import Recipe
-    from armorm.training.recipe_draft import NO_PAIRS, draft_recipe
+    from armorm.training.recipe_draft import draft_recipe, too_few_pairs
 
     scales, columns = column_scales(scale or ()), dict(map(_column, column or ()))
     require_unused(output, force)
-    found = [inspect_set(Location.find(name), columns=columns, scales=scales, skipped=skip or ()) for name in data]
+    try:
+        found = [inspect_set(Location.find(name), columns=columns, scales=scales, skipped=skip or ()) for name in data]
+    except LayoutError as fault:
+        problem = f"{fault.problem}; name them with --column prompt=NAME --column response=NAME"
+        raise DataError(problem, file=fault.file, row=fault.row, field=fault.field) from None
     model = name or output.name.split(".")[0]
     text = draft_recipe(found, model, backbone)
     console = Terminal(stderr=True, highlight=False, soft_wrap=True)
@@ -84,7 +89,7 @@ def init(
     from_pairs = any(part.kind == "pairs" for part in found)
     if not from_pairs and not enough_for_gate(counts["pairs_train"]):
         text = draft_recipe(found, model, backbone, pairs_from_ratings=False)
-        say(f"\nnote: {counts['pairs_train']:,} preference pairs: {NO_PAIRS}")
+        say(f"\nnote: {too_few_pairs(counts['pairs_train'])}")
         counts |= {"pairs_train": 0, "pairs_test": 0}
     head = f"# Written by armorm init from {', '.join(data)}; comments give the basis of each scale."
     write_text(output, f"{head}\n{text}")

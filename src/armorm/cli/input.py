@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
 
 from armorm.conversation import Conversation
 from armorm.data.rows import Row
 from armorm.data.sources import STANDARD_INPUT, Location
-from armorm.errors import DataError
+from armorm.errors import DataError, LayoutError
 from armorm.files import json_text
 
 EXAMPLE = """echo '{"prompt": "What is 2+2?", "response": "4"}' | armorm score"""
@@ -43,9 +43,12 @@ def input_rows(name: str | None, *, strict: bool = False, example: str = EXAMPLE
 
 
 def split_rejected(
-    rows: Iterable[Row | DataError], *, strict: bool = False
+    rows: Iterable[Row | DataError], *, strict: bool = False, others: Mapping[str, str] | None = None
 ) -> tuple[list[tuple[Row, Conversation]], list[tuple[int, str]]]:
     """Rows with their conversations, and number and reason of each row that holds no valid conversation.
+
+    Args:
+        others: the command that reads rows of another kind (`Row.kind`), which the reason names.
 
     Raises:
         DataError: with `strict`, for the first such row.
@@ -58,7 +61,10 @@ def split_rejected(
                 raise row
             valid.append((row, row.conversation()))
         except DataError as error:
+            found = error
+            if isinstance(row, Row) and isinstance(error, LayoutError) and others and row.kind in others:
+                found = row.error(f"{error.problem}; use armorm {others[row.kind]}", error.field)
             if strict:
-                raise
-            rejected.append((error.row or 0, error.reason))
+                raise found from None
+            rejected.append((found.row or 0, found.reason))
     return valid, rejected

@@ -36,7 +36,7 @@ def inspect(
     ],
     split: SplitOption = None,
     labels: Annotated[
-        bool, Option("--labels", help="Of a training run: the ratings that disagree most with what all others say.")
+        bool, Option("--labels", help="Training run: the ratings that disagree most with all others.")
     ] = False,
     objective: Annotated[
         list[str] | None,

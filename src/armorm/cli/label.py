@@ -45,7 +45,7 @@ def label(
     output: Annotated[
         Path | None,
         Option("--output", "-o", help="File of the ratings: .jsonl, .csv, .tsv or .parquet."),
-        Place.FILE,
+        Place.ROWS,
     ] = None,
     rows: Annotated[
         int | None, Option(help="Label about so many rows only: all rows of some prompts, chosen by content.", min=1)
@@ -55,8 +55,8 @@ def label(
     ] = False,
     connections: Annotated[int, Option(help="Concurrent requests.", min=1)] = 8,
     max_tokens: Annotated[int, Option(help="Most tokens of an answer.", min=1)] = 512,
-    temperature: Annotated[float, Option(help="Of the judge's answers.", min=0)] = 0.0,
-    seed: Annotated[int, Option(help="Of the judge's answers and of the intervals.")] = 0,
+    temperature: Annotated[float, Option(help="Sampling temperature.", min=0)] = 0.0,
+    seed: Annotated[int, Option(help="Random seed of the judge and of the intervals.")] = 0,
     api_key_env: Annotated[
         str | None,
         Option(metavar="NAME", help=f"Environment variable with the key (default: {KEY_VARIABLE}, ARMORM_API_KEY)."),

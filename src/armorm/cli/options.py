@@ -21,14 +21,17 @@ class Place(Enum):
     """Mark of a parameter that names a place; `cli/command.py` checks these before a command starts."""
 
     FILE = "a file that is written"
+    ROWS = "a file of rows that is written, in the format of its suffix"
     FOLDER = "a folder that is written"
     INPUT = "a file or folder that is read; other names are no place"
 
 
-_MODEL = "Reward model: a folder, a hub id, or armorm-small-rm (default)."
+_MODEL = "Reward model: a folder, a hub id, or armorm-small-rm"
 
-ModelArgument = Annotated[str, Argument(help=_MODEL, autocompletion=completion.models), Place.INPUT]
-ModelOption = Annotated[str, Option("--model", "-m", help=_MODEL, autocompletion=completion.models), Place.INPUT]
+ModelArgument = Annotated[str, Argument(help=f"{_MODEL}.", autocompletion=completion.models), Place.INPUT]
+ModelOption = Annotated[
+    str, Option("--model", "-m", help=f"{_MODEL} (default).", autocompletion=completion.models), Place.INPUT
+]
 DtypeOption = Annotated[
     str,
     Option(
@@ -81,12 +84,17 @@ RowsArgument = Annotated[
 ]
 RowsOutput = Annotated[
     Path | None,
-    Option("--output", "-o", help="File of the result: .jsonl, .csv, .tsv or .parquet (default: standard output)."),
-    Place.FILE,
+    Option(
+        "--output",
+        "-o",
+        callback=lambda path: None if path == Path("-") else path,  # standard output, as without the option
+        help="File of the result: .jsonl, .csv, .tsv or .parquet (default: standard output).",
+    ),
+    Place.ROWS,
 ]
 HtmlOption = Annotated[Path | None, Option(help="Also write an HTML page to this file."), Place.FILE]
 AllOption = Annotated[bool, Option("--all", help="Show every objective; by default those under 2% are one line.")]
-ForceOption = Annotated[bool, Option("--force", help="Overwrite what --output names.")]
+ForceOption = Annotated[bool, Option("--force", help="Overwrite existing output.")]
 
 
 def _reasoning(value: str | None) -> str | None:
@@ -100,7 +108,7 @@ ReasoningOption = Annotated[
     Option(
         callback=_reasoning,
         autocompletion=completion.one_of("keep", "drop"),
-        help="keep or drop: replies with or without their <think> block (default: as the model was trained).",
+        help="keep or drop: replies with or without their `<think>` block (default: as the model was trained).",
     ),
 ]
 StrictOption = Annotated[

@@ -186,7 +186,7 @@ def require_unused(path: Path | None, force: bool, kept_for: Path | None = None)
     """
     if path is None or force or (kept_for is not None and partial_folder(kept_for).is_dir()):
         return
-    if path.is_file() or (path.is_dir() and any(path.iterdir())):
+    if (path.is_file() and output_target(path) is not None) or (path.is_dir() and any(path.iterdir())):
         raise already_exists(path)
 
 

@@ -48,7 +48,7 @@ def rank(
     model: ModelOption = DEFAULT_REWARD_MODEL,
     output: RowsOutput = None,
     pairs: Annotated[
-        Path | None, Option(help="Also write best and worst response as preference pairs."), Place.FILE
+        Path | None, Option(help="Also write best and worst response as preference pairs."), Place.ROWS
     ] = None,
     min_margin: Annotated[
         float | None,

@@ -70,8 +70,8 @@ def score(
     """Score conversations and write one row for each.
 
     Input rows are `{"messages": [...]}`, `{"prompt": ..., "response": ...}` or one of the other layouts of
-    docs/data.md. Output rows are `{"row": 1, "score": 0.12}` with the columns of the input; one that has such a name
-    already is written `input_NAME`. `armorm monitor` reads the output of `--details` for the samples of an RL run, by
+    docs/data.md. Output rows are `{"row": 1, "score": 0.12}` with the input's columns; a column of the same
+    name becomes `input_NAME`. `armorm monitor` reads the output of `--details` for the samples of an RL run, by
     their columns `step` and `group`. With `--every-turn` a row has `turn`, the place of the reply in the messages,
     counted from 0. Rows that cannot be scored are reported with the reason and skipped. With
     `--output`, a run that was interrupted resumes from NAME.partial.
@@ -92,7 +92,7 @@ def score(
     score_chunk, identity = _scoring(named, api_key_env, dtype, device, reasoning, details=details, **options)
 
     def scored(chunk: list[Row | DataError]) -> dict[str, Any]:
-        valid, invalid = split_rejected(chunk, strict=strict)
+        valid, invalid = split_rejected(chunk, strict=strict, others={"candidates": "rank", "pairs": "compare"})
         batch = score_chunk([conversation for _, conversation in valid])
         refused = [(valid[i][0].number, reason) for i, reason in batch.rejected]
         if strict and refused:

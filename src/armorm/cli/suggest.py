@@ -21,6 +21,7 @@ from armorm.cli.options import (
 )
 from armorm.cli.output import emit, output_rows, require_unused, say_rejected, table, with_columns
 from armorm.data.cells import is_missing
+from armorm.data.row_writer import require_row_format
 from armorm.errors import ArmormError, DataError
 from armorm.files import write_json
 
@@ -74,6 +75,8 @@ def suggest(
         raise typer.BadParameter(f"--layout: found {layout!r}, expected one of {', '.join(LAYOUTS)}")
     if layout == "argilla" and output is not None and output.suffix != ".json":
         raise typer.BadParameter(f"--output: found {output.name}, expected NAME.json for records of Argilla")
+    if layout == "rows" and output is not None:
+        require_row_format(output)
     require_unused(output, force)
     valid, rejected = split_rejected(input_rows(data, strict=strict), strict=strict)
     columns = dict.fromkeys((objective, objective.partition("-")[2] or objective))

@@ -53,7 +53,7 @@ def train(
     from armorm.training.recipe import Recipe
 
     parsed = Recipe.from_yaml(recipe, overrides or [])
-    say(f"paths of data start at {Path(parsed.data_root).expanduser().resolve()}")
+    say(f"data paths are relative to {Path(parsed.data_root).expanduser().resolve()}")
     if dry_run:
         from armorm.training.cost import DEVICES
         from armorm.training.dry_run import dry_run as estimate

@@ -1,5 +1,7 @@
 """Rows written in the format of a file's suffix: `.csv`, `.tsv`, `.parquet`, else JSON lines.
 
+Commands take only the suffixes that `data/rows.py` reads back (`require_row_format`).
+
 JSON lines are written as they come. In a table, objects of numbers become columns (`rewards.helpfulness`); other nested
 values are JSON text in CSV and TSV, and stay nested in Parquet. A table's columns follow from all rows, so its rows are
 kept until the end.
@@ -13,10 +15,23 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from armorm.files import json_text, plain, text_file, write_whole
+from armorm.errors import OutputError
+from armorm.files import json_text, output_target, plain, text_file, write_whole
 
 WriteRow = Callable[[Mapping[str, Any]], None]
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
+_LINES = (".jsonl", ".ndjson")
+
+
+def require_row_format(path: Path) -> None:
+    """Check that the suffix of an output is that of a format; FIFOs, devices and `/dev/stdout` need none.
+
+    Raises:
+        OutputError: with the suffix that was found.
+    """
+    if path.suffix not in (*_LINES, *_SEPARATORS, ".parquet") and output_target(path) is not None:
+        found = f"found suffix {path.suffix}" if path.suffix else "found no suffix"
+        raise OutputError(path, f"{found}, expected .jsonl, .csv, .tsv or .parquet")
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from typing import Any
 
 import yaml
 
-from armorm.errors import DataError, nearest, shown
+from armorm.errors import DataError, nearest, read_fault, shown
 from armorm.files import read_text, read_yaml
 from armorm.objectives import DIRECTIONS, Direction
 
@@ -100,7 +100,7 @@ class Rubric:
         try:
             values = read_yaml(read_text(Path(path)))
         except (OSError, UnicodeError) as error:
-            raise DataError(f"cannot be read: {error}", file=path) from None
+            raise DataError(read_fault(path, error), file=path) from None
         except yaml.YAMLError as error:
             raise DataError(f"not valid YAML: {error}", file=path) from None
         return cls.from_dict(values, name=str(path))

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from armorm.errors import DataError
+from armorm.errors import DataError, read_fault
 from armorm.evaluation.metrics import LEVELS
 from armorm.files import plain, write_json
 from armorm.notebook import html_table
@@ -154,7 +154,7 @@ class Results:
         try:
             found = json.loads(Path(path).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise DataError(f"cannot be read: {error}", file=path) from None
+            raise DataError(read_fault(path, error), file=path) from None
         if not isinstance(found, dict) or (found.get("format"), found.get("version")) != (FORMAT, VERSION):
             raise DataError(f"expected results of armorm evaluate (format {FORMAT}, version {VERSION})", file=path)
         try:

@@ -75,12 +75,13 @@ def require_known(name: str) -> None:
         ScorerError: if it is malformed.
     """
     from armorm.files import embedded_path
-    from armorm.hub_access import require_spelling
+    from armorm.hub_access import require_folder, require_spelling
 
     if ScorerName.parse(name) is not None:
         return
     require_spelling(name)
     if embedded_path(name) is None:
+        require_folder(name)
         try:
             found = _settings(name)
         except (OSError, ValueError) as error:

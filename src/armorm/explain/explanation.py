@@ -89,9 +89,9 @@ class Explanation:
 
     @property
     def verdict(self) -> str:
-        """How the response does against an average one, and the objectives that raise and lower its score most."""
+        """How the response does against reference responses, and the objectives that raise and lower its score most."""
         reasons = [Reason(share.name, share.relative) for share in self.shares]
-        return score_verdict(self.normalised, self.percentile, reasons)
+        return score_verdict(self.normalised, self.percentile, reasons, self._corrections(self.shares))
 
     @property
     def average(self) -> float | None:
@@ -111,7 +111,10 @@ class Explanation:
     @property
     def note(self) -> str:
         """Explains the bars of objectives with hardly any weight that others are debiased against; may be empty."""
-        return debiased_note([s.name for s in self.shown if s.name in self.biases and s.weight < HARDLY])
+        return debiased_note(self._corrections(self.shown))
+
+    def _corrections(self, shares: Sequence[ObjectiveShare]) -> list[str]:
+        return [share.name for share in shares if share.name in self.biases and share.weight < HARDLY]
 
     @property
     def ranked(self) -> list[ObjectiveShare]:
@@ -263,8 +266,8 @@ def approximate_sentence(bounds: Mapping[str, float]) -> str:
     worst = max(bounds, key=lambda name: bounds[name])
     which, place = (worst, "") if len(bounds) == 1 else (f"{len(bounds)} objectives", f" ({worst})")
     return (
-        f"Read the ± of {which} as a rough guide: it is right on average over rated responses, but for a single "
-        f"response it may be off, at worst by {bounds[worst]:.0%} of its value{place}."
+        f"The ± of {which} is approximate: right on average over rated responses, but for a single one it may be off "
+        f"by up to {bounds[worst]:.0%}{place}."
     )
 
 

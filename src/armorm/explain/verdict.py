@@ -8,7 +8,7 @@ objectives that carry the verdict. Rows under 2% of the total are folded into on
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 CLOSE_PROBABILITY = 0.60
@@ -76,11 +76,11 @@ def pair_verdict(
         sure = (
             f"{first} is ahead by {margin_in_std:.2f} standard deviations of reference scores"
             if probability is None
-            else f"{first} is ahead with a probability of {int(100 * probability)}%"  # (59.9% is not 60%)
+            else f"{first} is better with probability {int(100 * probability)}%"  # (59.9% is not 60%)
         )
         sides = ((carrying, first), (against, second))
         speak = [f"for {side}: {listed([reason.name for reason in of])}" for of, side in sides if of]
-        return f"Too close to call: {sure}." + (f" What speaks most {'; '.join(speak)}." if speak else "")
+        return f"Too close to call: {sure}." + (f" Strongest {'; '.join(speak)}." if speak else "")
     verb = "is better than" if probability is not None or margin_in_std is not None else "scores higher than"
     how = ""
     if probability is not None:
@@ -92,27 +92,29 @@ def pair_verdict(
     return f"{first} {verb} {second}{how}{why}{but}."
 
 
-def score_verdict(normalised: float | None, percentile: float | None, reasons: Iterable[Reason]) -> str:
+def score_verdict(
+    normalised: float | None, percentile: float | None, reasons: Iterable[Reason], corrections: Collection[str] = ()
+) -> str:
     """How one response does against the reference responses, and what raises and lowers its score.
 
     Args:
         normalised: score in standard deviations from the reference mean, None without reference.
         percentile: percentage of reference responses that score lower, 0 to 100, or None.
         reasons: what each objective adds, against a response of average rewards.
+        corrections: names of objectives whose part is the debiasing correction; they come last in the sentence.
     """
     parts = []
-    if normalised is not None:
+    if percentile is not None:
+        parts.append(f"This response scores higher than {percentile:.0f}% of reference responses.")
+    elif normalised is not None:
         near = abs(normalised) < CLOSE_STD
-        place = "about as good as" if near else "better than" if normalised > 0 else "worse than"
-        parts.append(
-            f"This response is {place} an average one"
-            + ("." if percentile is None else f": {percentile:.0f}% of reference responses score lower.")
-        )
+        place = "close to" if near else "above" if normalised > 0 else "below"
+        parts.append(f"This response scores {place} the mean of the reference responses.")
     given = list(reasons)
-    raising = [r.name for r in carried_by(given)[:2]]
-    lowering = [r.name for r in carried_by([Reason(r.name, -r.value) for r in given])[:2]]
-    sides = [f"raised most by {listed(raising)}"] if raising else []
-    sides += [f"lowered most by {listed(lowering)}"] if lowering else []
+    raising = carried_by(given)[:2]
+    lowering = carried_by([Reason(r.name, -r.value) for r in given])[:2]
+    sides = [f"raised most by {_named(raising, corrections)}"] if raising else []
+    sides += [f"lowered most by {_named(lowering, corrections)}"] if lowering else []
     if sides:
         parts.append(f"It is {', '.join(sides)}.")
     return " ".join(parts) or "This response has average rewards."
@@ -142,12 +144,17 @@ def debiased_note(names: Sequence[str]) -> str:
     """Why objectives that others are debiased against have bars at hardly any weight; empty for none."""
     if not names:
         return ""
-    one = len(names) == 1
-    return (
-        f"{listed(names)}: the gate gives {'it' if one else 'them'} hardly any weight. The bar is what debiasing takes "
-        f"from the other objectives: their rewards rise or fall with {'it' if one else 'these'}, and that part is "
-        "subtracted."
-    )
+    if len(names) == 1:
+        said, it = f"{names[0]} has hardly any weight of its own. Its bar is", "it"
+    else:
+        said, it = f"{listed(names)} have hardly any weight of their own. Their bars are", "them"
+    return f"{said} the debiasing correction: the part of the other rewards that varies with {it} is subtracted."
+
+
+def _named(reasons: Sequence[Reason], corrections: Collection[str]) -> str:
+    corrected = [reason.name for reason in reasons if reason.name in corrections]
+    others = [reason.name for reason in reasons if reason.name not in corrections]
+    return listed([*others, *([f"the correction for {listed(corrected)}"] if corrected else [])])
 
 
 def _rated(carrying: Sequence[Reason]) -> str:

@@ -210,7 +210,7 @@ def _fill(
     summary = ExtractionSummary.of(encoded, plan, int(computed.sum()))
     if summary.asked_tokens >= SUMMARISED_TOKENS:
         say(f"{settings.description}: {summary}")
-    saving = f" ({summary.saving:.1f} requested for each)" if summary.saving > 1.05 else ""
+    saving = f" ({summary.saving:.1f}x fewer than requested)" if summary.saving > 1.05 else ""
     seconds = workers.run(
         Work(
             store=store,

@@ -19,7 +19,7 @@ from armorm.backbone.readout import Readout
 from armorm.data.seen_prompts import SeenPrompts
 from armorm.errors import BackboneError, CheckpointError
 from armorm.files import DEFAULT_REWARD_MODEL, EMBEDDED_BACKBONE, embedded_path
-from armorm.hub_access import hub_if_it_answers, not_loaded, require_spelling
+from armorm.hub_access import hub_if_it_answers, not_loaded, require_folder, require_spelling
 from armorm.model.configuration import ArmoRMConfig
 from armorm.model.modeling import ArmoRMForSequenceClassification, tokenizer_path
 
@@ -79,6 +79,7 @@ def load_parts(
     from transformers import AutoTokenizer
 
     require_spelling(str(name))
+    require_folder(str(name))
     if str(name) in (SMALL, EMBEDDED_BACKBONE) and not Path(name).exists():
         raise CheckpointError(f"{name}: a backbone, expected a reward model such as {DEFAULT_REWARD_MODEL}")
     placement = Placement.for_scores(dtype.removeprefix("torch."), device)

@@ -128,7 +128,7 @@ def extend(
 
     fitted, uncertainty, statistics = _fit_stage1(rm, origin, recipe.regression, rated, corpus, objectives)
     if rm.uncertainty is not None and uncertainty is None:
-        console.print("warning: without statistics of the old ratings the new model has no uncertainty")
+        console.print("warning: no uncertainty in the new model: no statistics of the old ratings")
     head = _extended_head(rm, fitted, objectives, rated_names)
     for report in head.reports:
         if report.warning:

@@ -55,7 +55,7 @@ from armorm.training.finetune.record import Finetuned, without_finetuned
 from armorm.training.model_card import model_card, weak_sentence
 from armorm.training.preference_objectives import with_preference_objectives
 from armorm.training.recipe import Recipe
-from armorm.training.recipe_draft import NO_PAIRS
+from armorm.training.recipe_draft import too_few_pairs
 from armorm.training.relevance import LIKELIHOODS, label_relevance
 from armorm.training.row_record import row_record, weights_from_arrays, weights_to_arrays
 from armorm.training.saved_stages import Fitted, SavedStages, stage_keys
@@ -194,7 +194,7 @@ class _Run:
         if recipe.preferences and (recipe.joint or not made or enough_for_gate(len(pairs))):
             network, gate_report = self.fit_gate("gate", pairs, rewards, debiasing, objectives.reliability)
         else:
-            self.console.print(f"{len(pairs):,} preference pairs: {NO_PAIRS}", markup=False)
+            self.console.print(too_few_pairs(len(pairs)), markup=False)
             network = self.constant_gate(corpus, debiasing.without_biases(objectives.reliability))
         gate = network, gate_report.calibration if gate_report else None
         model = self.build_model(backbone, objectives, rewards, uncertainty, debiasing, gate, reference)

@@ -20,7 +20,8 @@ from typing import Any, Literal, Optional, Union, get_args
 import yaml
 from pydantic import Field, PrivateAttr, ValidationError, field_validator, model_validator
 
-from armorm.errors import RecipeError, nearest, shown
+from armorm.data.rows import LINE_SUFFIXES, TABLE_SUFFIXES
+from armorm.errors import RecipeError, nearest, read_fault, shown
 from armorm.files import read_text, read_yaml
 from armorm.training.recipe_variables import Path as Place
 from armorm.training.recipe_variables import expanded, references_kept
@@ -38,6 +39,8 @@ from armorm.training.schema import (
     RegressionSection,
     Section,
 )
+
+_DATA_SUFFIXES = (*LINE_SUFFIXES, *TABLE_SUFFIXES, ".parquet")
 
 
 class Recipe(Section):
@@ -141,10 +144,12 @@ class Recipe(Section):
         Raises:
             RecipeError: naming each error by its path in the file.
         """
+        if str(path).endswith(_DATA_SUFFIXES) and Path(path).is_file():
+            raise RecipeError(f"{path}: found data, and a recipe is YAML; armorm init {path} writes one")
         try:
             text = read_text(Path(path))
         except (OSError, UnicodeError) as error:
-            raise RecipeError(f"{path}: cannot be read: {error}") from None
+            raise RecipeError(f"{path}: {read_fault(path, error)}") from None
         recipe = cls.from_text(text, overrides, name=str(path))
         if any(override.partition("=")[0].strip() == "data_root" for override in overrides):
             return recipe  # relative to the working directory, as every path of a command line
@@ -169,7 +174,8 @@ class Recipe(Section):
         except yaml.YAMLError as error:
             raise RecipeError(f"{name}: not valid YAML: {error}") from None
         if not isinstance(values, dict):
-            raise RecipeError(f"{name}: found {shown(values)}, expected keys and values")
+            found = "an empty file" if values is None else shown(values)
+            raise RecipeError(f"{name}: found {found}, expected keys and values")
         for override in overrides:
             _override(values, override)
         try:

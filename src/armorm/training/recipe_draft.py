@@ -1,7 +1,7 @@
 """Draft of a recipe from inspected files of ratings and pairs: YAML with comments that can be trained on unchanged.
 
 Without a file of pairs, responses to one prompt with different ratings are used as pairs; where these are too few, the
-gate weights the objectives by their reliability, whatever the prompt (`NO_PAIRS`). Response length is a measured
+gate weights the objectives by their reliability, whatever the prompt (`too_few_pairs`). Response length is a measured
 objective that all others are debiased against, since people and models alike rate length. Small sets get a small gate.
 """
 
@@ -17,16 +17,12 @@ from pathlib import Path
 from armorm.data.inspection import Inspection, ScaleGuess
 from armorm.data.ratings import objective_name
 from armorm.errors import DataError
+from armorm.training.dataset import PAIRS_FOR_GATE
 
 _SMALL = 20_000  # rows
 _PAIR_MARGIN = 0.25  # minimum difference of two ratings for a pair, as a share of the scale
 
 # Layer and pooling of backbones that were probed (docs/backbones.md); others are read as in the paper.
-NO_PAIRS = (
-    "too few prompts have several rated responses to make preference pairs of: objectives are weighted by their "
-    "reliability, the same for every prompt; with a file of chosen and rejected responses, or several rated responses "
-    "for each prompt, the weights follow the prompt, and margins become probabilities"
-)
 READOUTS = {"armorm-small": "layer: 18, pooling: last+mean, "}
 
 
@@ -42,7 +38,8 @@ def draft_recipe(sets: Sequence[Inspection], name: str, backbone: str, *, pairs_
     rated = [found for found in sets if found.kind == "ratings"]
     pairs = [found for found in sets if found.kind == "pairs"]
     if not any(found.guesses for found in rated):
-        raise DataError("no file has a column of ratings; expected at least one", file=sets[0].location.name)
+        why = "".join(found.why_unrated for found in rated)
+        raise DataError(f"no file has a column of ratings{why}; expected at least one", file=sets[0].location.name)
     from_ratings = not pairs and pairs_from_ratings and any(found.several and found.guesses for found in rated)
     sources, readout = _sources(sets), READOUTS.get(backbone, "")
     lines = [
@@ -56,7 +53,8 @@ def draft_recipe(sets: Sequence[Inspection], name: str, backbone: str, *, pairs_
         if found.guesses:
             lines += _rated(found, sources[found.location.name])
     lines += ["  - {compute: response_length, name: verbosity}", ""]
-    lines += ["preferences:"] if pairs or from_ratings else [f"# {line}" for line in textwrap.wrap(NO_PAIRS, 116)]
+    note = [f"# {line}" for line in textwrap.wrap(too_few_pairs(), 116)]
+    lines += ["preferences:"] if pairs or from_ratings else note
     for found in pairs:
         columns = f", columns: {json.dumps(found.location.columns)}" if found.location.columns else ""
         lines += [f"  - {{data: {_quoted(found)}{columns}}}"]
@@ -76,6 +74,20 @@ def draft_recipe(sets: Sequence[Inspection], name: str, backbone: str, *, pairs_
     return "\n".join(lines) + "\n"
 
 
+def too_few_pairs(pairs: int | None = None) -> str:
+    """What training does without enough preference pairs, and what would change that.
+
+    Args:
+        pairs: number of training pairs, None if it is not known.
+    """
+    found = "Fewer preference pairs" if pairs is None else f"{pairs:,} preference pairs, fewer"
+    return (
+        f"{found} than the {PAIRS_FOR_GATE:,} that a gate needs: objectives are weighted by reliability, the same for "
+        "every prompt. With more rated responses per prompt, or a file of pairs, weights follow the prompt and margins "
+        "become probabilities."
+    )
+
+
 def _rated(found: Inspection, source: str) -> list[str]:
     lines = [f"  - data: {_quoted(found)}", f"    source: {json.dumps(source)}"]
     if found.location.columns:
@@ -90,15 +102,16 @@ def _rated(found: Inspection, source: str) -> list[str]:
 
 def evidence(guess: ScaleGuess) -> str:
     """The ratings that a scale was derived from, in a few words."""
-    seen = f"{guess.rated:,} ratings, {guess.levels:,} levels, from {guess.lowest:g} to {guess.highest:g}"
+    details = [f"{guess.levels:,} levels, {guess.lowest:g} to {guess.highest:g}"]
     if not math.isnan(guess.spread):
-        seen += f", {guess.raters:.1f} raters each, sd between them {guess.spread:.2g}"
+        details.append(f"{guess.raters:.1f} raters each, sd between them {guess.spread:.2g}")
     if guess.odd:
-        seen += f", {guess.odd:,} left out"
+        details.append(f"{guess.odd:,} skipped")
+    seen = f"{guess.rated:,} ratings ({'; '.join(details)})"
     if guess.stated:
         return f"given; {seen}"
-    others = "".join(f", or {low:g} to {high:g}" for low, high in guess.others)
-    return f"guessed from {seen}{others}"
+    others = ", ".join(f"{low:g} to {high:g}" for low, high in guess.others)
+    return f"guessed from {seen}" + (f"; or {others}" if others else "")
 
 
 def _quoted(found: Inspection) -> str:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from itertools import groupby
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from armorm.backbone.rendered_text import RenderedReader
-from armorm.errors import shown
+from armorm.errors import nearest, shown
 from armorm.serving.errors import RequestError
 from armorm.serving.protocols import armorm, llamafactory, nim, openrlhf, rerank, sglang, vllm
 from armorm.serving.protocols.base import ParsedRequest, Route
@@ -41,8 +41,20 @@ def parsed_request(routes: Sequence[Route], body: bytes, reader: RenderedReader)
         first = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(str(part) for part in first["loc"] if not str(part).startswith(("function-", "list[")))
         what = first["msg"].removeprefix("Value error, ")
+        if first["type"] == "extra_forbidden":
+            known = _fields(route.request, first["loc"][:-1])
+            what = f"unknown field{nearest(str(first['loc'][-1]), known)}; expected {', '.join(known)}"
         raise RequestError(400, f"{place[:100]}: {what}" if place else what) from None
     return route.read(request, reader)
+
+
+def _fields(model: type[BaseModel], path: Sequence[int | str]) -> list[str]:
+    """Names of the fields of the object at a path in a body."""
+    for part in path:
+        field = model.model_fields.get(str(part))
+        kinds = [] if field is None else [field.annotation, *get_args(field.annotation)]
+        model = next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), model)
+    return [field.alias or name for name, field in model.model_fields.items()]
 
 
 def _no_number(name: str) -> NoReturn:

@@ -15,6 +15,7 @@ Contributions sum to the plain score. The status is 200 even if no row has a sco
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Union
 
@@ -25,7 +26,7 @@ from typing_extensions import NotRequired, TypedDict
 from armorm.backbone.rendered_text import RenderedReader
 from armorm.backbone.score_input import answered_turns
 from armorm.conversation import Conversation
-from armorm.errors import ConversationError, shown
+from armorm.errors import ConversationError, nearest, shown
 from armorm.explain.dense_rewards import Unit
 from armorm.serving.errors import RequestError
 from armorm.serving.protocols import base
@@ -63,6 +64,17 @@ class Steer(BaseModel):
     pin: dict[str, float] = Field(default_factory=dict, description="Fixed share of the weight, 0 to 1, by objective.")
     blend: Union[Blend, None] = Field(None, description="Fixed weights for a share of the total weight.")
     debias_strength: float = Field(1.0, description="Strength of the debiasing: 0 off, 1 as trained.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _factors_are_in_multiply(cls, value: Any) -> Any:
+        """Numbers by objective are `steer=` of `ArmoRM.steer` and the client: here they are `multiply`."""
+        for name, factor in value.items() if isinstance(value, dict) else ():
+            is_field = name in cls.model_fields or nearest(name, cls.model_fields)
+            if isinstance(factor, (int, float)) and not is_field:
+                form = json.dumps({"multiply": {name: factor}})
+                raise ValueError(f"found a number for {shown(name)}, expected {form} for a factor of an objective")
+        return value
 
 
 class RewardRequest(base.ModelRequest):

@@ -3,7 +3,7 @@
     python benchmarks/extraction.py                                   # armorm-tiny and a random Llama of about 100M
     python benchmarks/extraction.py --models llama-3-8b --device cuda # that model's shape at random, on a GPU
     python benchmarks/extraction.py --models FOLDER --sets distinct short-prompts long-prompts --vllm PYTHON
-    python benchmarks/extraction.py --memory                          # peak memory and idle share, by the number of conversations
+    python benchmarks/extraction.py --memory                          # peak memory and idle share, by size
 
 The ways:
 

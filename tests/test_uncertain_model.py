@@ -165,10 +165,10 @@ def test_an_explanation_says_which_standard_deviations_are_stored_approximately(
     rough = with_uncertainty(plain, replace(uncertainty, error_bound=bounds)).explain(CONVERSATIONS[0])
     assert rough.approximate == {OBJECTIVES[0].name: 0.4, OBJECTIVES[3].name: 0.3}
     shown = " ".join(str(rough).split())
-    for part in ("± of 2 objectives", f"at worst by 40% of its value ({OBJECTIVES[0].name})"):
+    for part in ("± of 2 objectives", f"by up to 40% ({OBJECTIVES[0].name})"):
         assert part in shown
         assert part in rough.to_html()
-    assert "at worst by" not in rm.explain(CONVERSATIONS[0]).to_html()
+    assert "is approximate" not in rm.explain(CONVERSATIONS[0]).to_html()
 
 
 def test_a_table_of_scores_has_a_column_for_each_standard_deviation(rm, plain):

@@ -113,4 +113,4 @@ def test_poor_fits_chance_and_lost_rows_are_said():
 def test_standard_deviations_that_are_approximate_are_said():
     assert notices.uncertainty_notices({}) == []
     (found,) = notices.uncertainty_notices({"help": 0.1, "safe": 0.4})
-    assert "2 objectives" in found.text and "at worst by 40% of its value (safe)" in found.text
+    assert "2 objectives" in found.text and "by up to 40% (safe)" in found.text

@@ -264,4 +264,4 @@ def test_init_refuses_doubtful_cells_with_strict(tmp_path, capsys):
     assert "row 6, field 'x': found 'n/a'" in capsys.readouterr().err
     assert not (tmp_path / "r.yaml").exists()
     assert exit_code(*arguments) == 0
-    assert "left out" in capsys.readouterr().err
+    assert "skipped" in capsys.readouterr().err

@@ -76,7 +76,7 @@ def test_seen_prompts_are_named_by_use_and_left_out_however_they_are_written(rat
     assert results.data["seen"] == {
         "examples": 6, "prompts": 3, "roles": expected, "of": 12, "partial": False, "included": False,
     }  # fmt: skip
-    assert "seen in training: 6 of 12 examples (prompts: 3; ratings 2, pairs 2), left out" in shown(results)
+    assert "seen in training: 6 of 12 examples (prompts: 3; ratings 2, pairs 2), skipped" in shown(results)
     assert Results.load(tmp_path / "results.json").data["seen"] == results.data["seen"]
     results = evaluate("pairs", rm, pairs, quiet=True)
     assert results.counts["examples"] == 3 and results.data["seen"]["examples"] == 3
@@ -119,7 +119,7 @@ def test_the_record_is_saved_loaded_steered_and_sent_with_the_model(layout, tmp_
 def test_the_report_leaves_them_out_and_warns_where_nothing_is_left(rated, pairs):
     page, found = report(trained(ratings=QUESTIONS[:2], pairs=QUESTIONS), [rated, pairs])
     assert found["notices"][0]["title"] == "The model was trained on all prompts of the ratings"
-    assert "ratings, seen in training: 12 of 12 examples (prompts: 6; ratings 2, pairs 6), left out" in page
+    assert "ratings, seen in training: 12 of 12 examples (prompts: 6; ratings 2, pairs 6), skipped" in page
     assert not found["evaluations"] and found["data"]["conversations"] == 0
     _, found = report(trained(ratings=QUESTIONS[:2]), [rated, pairs])
     assert [entry["counts"]["examples"] for entry in found["evaluations"]] == [8, 4]

@@ -111,7 +111,7 @@ def test_rows_that_do_not_belong_are_counted_or_refused(hacked):
     assert list(watch_rows(rows_of(lines), watch)) == []
     assert watch.late == 1
     assert len(watch.skipped) == 2
-    assert "left out 1 samples" in watch.state
+    assert "skipped 1 samples" in watch.state
     assert re.search(r"skipped 2 lines, the first one row 142: invalid JSON", watch.state)
     with pytest.raises(MonitorError, match="row 1: found other objectives"):
         watch.add(next(iter(rows_of([broken]))))

@@ -45,7 +45,7 @@ def calibrate(
     """Fit the factor with which sigmoid(factor x margin) is the probability that a response is preferred.
 
     Without it, comparisons state a margin and no probability. Scores do not change. Pairs of prompts that the model
-    was trained on are left out; the model may be any sequence classifier with one logit.
+    was trained on are skipped; the model may be any sequence classifier with one logit.
 
     Example: `armorm calibrate runs/demo pairs.jsonl --output runs/calibrated`
     """

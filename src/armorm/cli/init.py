@@ -53,7 +53,7 @@ def init(
 
     Rating scales are guessed from the values. Confirm them at the prompt or with --yes, or state them with --scale;
     otherwise no recipe is written. Rows that cannot be read and cells without a number on their scale are listed, and
-    left out in training.
+    skipped in training.
 
     Example: `armorm init ratings.csv --output mine.yaml`
     """
@@ -121,9 +121,9 @@ def _shown(found: Inspection) -> Iterator[RenderableType]:
         yield scales
     yield from (f"  not used as a rating: {column}: {reason}" for column, reason in found.aside.items())
     for name, errors in ((ROWS, found.rejections.rows), (CELLS, found.rejections.cells)):
-        yield from (f"  left out: {error}" for error in errors[:SHOWN])
+        yield from (f"  skipped: {error}" for error in errors[:SHOWN])
         if len(errors) > SHOWN:
-            yield f"  left out in total: {len(errors):,} {name}"
+            yield f"  skipped in total: {len(errors):,} {name}"
 
 
 def _summary(found: Inspection) -> dict[str, Any]:

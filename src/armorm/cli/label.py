@@ -300,7 +300,7 @@ def _report(
         result,
         shown,
         unrated,
-        f"\n{answers}{where}; {len(skipped):,} rows left out",
+        f"\n{answers}{where}; {len(skipped):,} rows skipped",
         f"ratings: {output}; armorm extend MODEL --ratings {output} {scales} --output FOLDER",
         as_json=as_json,
     )

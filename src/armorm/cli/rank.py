@@ -156,7 +156,7 @@ def rank(
         why = f" ({rule.basis})" if rule.basis else ""
         say(f"wrote {written:,} pairs with a margin above {rule.least:.3g}{why} to {pairs}")
         for reason, count in left_out.most_common():
-            say(f"left out {count:,} prompts: {reason}")
+            say(f"skipped {count:,} prompts: {reason}")
         if unanswered:
             say(f"in {unanswered:,} pairs the chosen response gives no answer: chosen_gives_no_answer (--answers-only)")
 

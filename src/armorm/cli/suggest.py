@@ -39,7 +39,7 @@ def suggest(
     model: ModelArgument,
     data: Annotated[
         str,
-        Argument(help="Candidates: file, folder or hub id; - for standard input. Rated rows are left out."),
+        Argument(help="Candidates: file, folder or hub id; - for standard input. Rated rows are skipped."),
         Place.INPUT,
     ],
     objective: Annotated[str, Option(help="Objective of the model that is to be rated, or a new one.")],

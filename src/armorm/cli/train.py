@@ -132,7 +132,7 @@ def _facts(found: DryRun) -> Iterator[tuple[str, str]]:
         yield from ((f"  {name}", f"computed: {measure}") for name, measure in data.computed)
         for report in data.constructs:
             yield f"  {report.objective}", f"constructed from {', '.join(report.sources)}: {report.rule}"
-            yield from (("", f"replies left out: {count:,} {reason}") for reason, count in report.left_out.items())
+            yield from (("", f"skipped replies: {count:,} {reason}") for reason, count in report.left_out.items())
     else:
         for entry in found.sets:
             rows = "unknown number of rows" if entry["rows"] is None else f"{entry['rows']:,} rows"

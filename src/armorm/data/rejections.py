@@ -65,9 +65,9 @@ class Rejections:
         console = console or Terminal(stderr=True, highlight=False, soft_wrap=True)
         for errors in (self.rows, self.cells):
             for error in errors[:SHOWN]:
-                console.print(f"left out: {error}", markup=False)
+                console.print(f"skipped: {error}", markup=False)
             if len(errors) > SHOWN:
-                console.print(f"left out: {len(errors) - SHOWN:,} more like these")
+                console.print(f"skipped: {len(errors) - SHOWN:,} more like these")
 
 
 def read_rows(

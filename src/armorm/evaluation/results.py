@@ -197,7 +197,7 @@ def seen_in_training(seen: Mapping[str, Any]) -> str:
         return f"seen in training: {'unknown, the model has no record of it' if seen['partial'] else 'none'}"
     count = f"seen in training: {seen['examples']:,} of {seen['of']:,} examples"
     used = ", ".join(f"{role} {prompts:,}" for role, prompts in seen["roles"].items() if prompts)
-    kept = "included" if seen["included"] else "left out"
+    kept = "included" if seen["included"] else "skipped"
     return f"{count} (prompts: {seen['prompts']:,}; {used}), {kept}{'; others unknown' if seen['partial'] else ''}"
 
 

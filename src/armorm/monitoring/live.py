@@ -1,7 +1,7 @@
 """A run that is watched while its log grows: rows go in one by one, alarms come out.
 
 The samples of a step are judged when a row of a later step arrives, or at the end. Rows of a step that was judged
-already are left out and counted: a trainer scores all samples of a step before it begins the next.
+already are skipped and counted: a trainer scores all samples of a step before it begins the next.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ class LogWatch:
         warnings, notices = len(watch.warnings), len(watch.alarms) - len(watch.warnings)
         parts.append(f"{warnings} warning{'s' * (warnings != 1)}, {notices} notice{'s' * (notices != 1)}")
         if self.late:
-            parts.append(f"left out {self.late:,} samples of steps that were judged already")
+            parts.append(f"skipped {self.late:,} samples of steps that were judged already")
         if self.skipped:
             number, reason = self.skipped[0]
             parts.append(f"skipped {len(self.skipped):,} lines, the first one row {number}: {reason}")

@@ -157,7 +157,7 @@ def probe(
     columns = [j for j in range(len(table.objectives)) if _learnable(table.ratings[train, j])]
     objectives = ObjectiveSet([table.objectives[j] for j in columns])
     for name in set(table.objectives.names) - set(objectives.names):
-        console.print(f"left out: {name}, which has fewer than {MIN_RATINGS} different training ratings in the sample")
+        console.print(f"skipped: {name}, which has fewer than {MIN_RATINGS} different training ratings in the sample")
     ratings = objectives.to_reward(table.ratings[np.ix_(train, columns)])
     given = table.ratings[np.ix_(test, columns)]
     folds = np.array([fold_of(groups[table.conversations[i].prompt_key], recipe.regression.folds) for i in train])

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import ssl
+import urllib.error
+import urllib.request
+from unittest.mock import Mock
+
 import huggingface_hub.constants
 import pytest
 
@@ -27,6 +32,12 @@ def test_a_hub_that_does_not_answer_is_switched_off_within_the_block(no_hub, tmp
     assert not huggingface_hub.constants.HF_HUB_OFFLINE
     with hub_if_it_answers(tmp_path):
         assert not huggingface_hub.constants.HF_HUB_OFFLINE
+
+
+def test_a_hub_whose_certificate_python_does_not_know_answers(no_hub, monkeypatch):
+    refused = urllib.error.URLError(ssl.SSLCertVerificationError("unable to get local issuer certificate"))
+    monkeypatch.setattr(urllib.request, "urlopen", Mock(side_effect=refused))
+    assert hub_answers()
 
 
 def test_a_hub_that_answers_is_used(monkeypatch):

@@ -35,6 +35,7 @@ def _settings() -> list[Any]:
 @cache
 def hub_answers() -> bool:
     """Whether the hub answers within seconds; tested once per process."""
+    import ssl
     import urllib.error
     import urllib.request
 
@@ -46,6 +47,8 @@ def hub_answers() -> bool:
         urllib.request.urlopen(huggingface_hub.constants.ENDPOINT, timeout=_TIMEOUT).close()
     except urllib.error.HTTPError:
         return True  # it answered, if only with an error
+    except urllib.error.URLError as error:  # (the hub's libraries have certificates of their own)
+        return isinstance(error.reason, ssl.SSLError)
     except OSError:
         return False
     return True

@@ -1,7 +1,7 @@
 """What is asked of the Hugging Face hub, and whether it answers.
 
 Its libraries try again for a minute and more, with a line for each try, where a machine has no network: it is asked
-once per process, with a short time limit, and where it does not answer they get only what is in the local cache.
+once a minute at most, with a short time limit, and where it does not answer they get only what is in the local cache.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ import difflib
 import os
 import re
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +33,13 @@ def _settings() -> list[Any]:
     return [huggingface_hub.constants, *([datasets.config] if datasets is not None else [])]
 
 
-@cache
 def hub_answers() -> bool:
-    """Whether the hub answers within seconds; tested once per process."""
+    """Whether the hub answers within seconds; asked at most once a minute, since a connection may come back."""
+    return _answers(int(time.monotonic() // 60))
+
+
+@lru_cache(maxsize=1)
+def _answers(minute: int) -> bool:
     import ssl
     import urllib.error
     import urllib.request
@@ -83,10 +88,12 @@ def hub_if_it_answers(name: str | Path) -> Iterator[None]:
 
 
 def not_loaded(name: str | Path, error: BaseException) -> str:
-    """Why a model could not be loaded: the error, or that there is no folder and no hub to ask."""
-    if Path(name).exists() or hub_answers():
+    """Why a model could not be loaded: the error, or that there is no hub to ask; with the folder that was meant."""
+    if Path(name).exists():
         return str(error)
-    return "no such folder, not in the local cache, and the hub cannot be reached"
+    if hub_answers():
+        return f"{error}{_folder_meant(str(name))}"
+    return f"no such folder{_folder_meant(str(name))}, not in the local cache, and the hub cannot be reached"
 
 
 def require_spelling(name: str) -> None:
@@ -104,16 +111,18 @@ def require_spelling(name: str) -> None:
 
 
 def require_folder(name: str, error: type[ArmormError] = CheckpointError) -> None:
-    """Check, before a hub is asked, that a name may be an id of it, and is not that of a folder with a typo.
+    """Check, before a hub is asked, that a name that is no folder may be an id of the hub.
 
     Raises:
         ArmormError: of the given type, with the folder that was meant, if one is near.
     """
+    if not (Path(name).exists() or name.endswith(".gguf") or _HUB_ID.fullmatch(name)):
+        raise error(f"{name}: no such folder{_folder_meant(name)}")
+
+
+def _folder_meant(name: str) -> str:
+    """' (did you mean FOLDER?)' for a path whose last part is nearly the name of a folder, or an empty string."""
     path = Path(name)
-    if path.exists() or name.endswith(".gguf"):
-        return
     beside = [near.name for near in path.parent.glob("*") if near.is_dir()] if "/" in name or os.sep in name else []
     near = difflib.get_close_matches(path.name, beside, n=1, cutoff=_FOLDER_TYPO)
-    if near or not _HUB_ID.fullmatch(name):
-        hint = f" (did you mean {path.parent / near[0]}?)" if near else ""
-        raise error(f"{name}: no such folder{hint}")
+    return f" (did you mean {path.parent / near[0]}?)" if near else ""

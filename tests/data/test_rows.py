@@ -260,6 +260,7 @@ def test_a_file_of_another_type_is_refused_with_the_types_that_are_read(tmp_path
 
 def test_a_model_is_not_taken_for_rows(tmp_path):
     (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_bytes(b"")
     with pytest.raises(DataError, match="is a model, expected rows; a model is named by --model"):
         list(Location.find(str(tmp_path)).rows())
 

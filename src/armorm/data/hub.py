@@ -1,7 +1,7 @@
 """Data sets read with the `datasets` library: hub sets (streamed, or from the local cache) and folders.
 
-Whether the hub answers is tested once per process (`hub_access.py`). A set that is neither cached nor reachable is an
-error that says where to put its files.
+Whether the hub answers is tested first (`hub_access.py`). A set that is neither cached nor reachable is an error that
+says where to put its files.
 """
 
 from __future__ import annotations

@@ -151,7 +151,7 @@ class Location:
         elif self.path.is_dir():
             from armorm.data.hub import folder_rows
 
-            if (self.path / "config.json").is_file():
+            if (self.path / "config.json").is_file() and any(self.path.glob("*.safetensors")):
                 raise DataError("is a model, expected rows; a model is named by --model", file=self.name)
             yield from folder_rows(self.path, self.name, subset=self.subset, split=self.split, data_dir=self.data_dir)
         else:

@@ -75,7 +75,7 @@ def require_known(name: str) -> None:
         ScorerError: if it is malformed.
     """
     from armorm.files import embedded_path
-    from armorm.hub_access import require_folder, require_spelling
+    from armorm.hub_access import not_loaded, require_folder, require_spelling
 
     if ScorerName.parse(name) is not None:
         return
@@ -85,7 +85,8 @@ def require_known(name: str) -> None:
         try:
             found = _settings(name)
         except (OSError, ValueError) as error:
-            raise CheckpointError(f"{name}: cannot be loaded as a reward model: {error}") from error
+            why = not_loaded(name, error)
+            raise CheckpointError(f"{name}: cannot be loaded as a reward model: {why}") from error
         if not found:
             raise CheckpointError(f"{name}: has no config.json, expected a reward model")
 
@@ -114,10 +115,12 @@ def _settings(name: str) -> dict[str, Any]:
     from transformers import PretrainedConfig
 
     from armorm.backbone.model_files import CONFIG, read_object
+    from armorm.hub_access import hub_if_it_answers
 
     if (Path(name) / CONFIG).is_file():
         return read_object(Path(name) / CONFIG, CheckpointError)
-    found: dict[str, Any] = PretrainedConfig.get_config_dict(name)[0]
+    with hub_if_it_answers(name):
+        found: dict[str, Any] = PretrainedConfig.get_config_dict(name)[0]
     return found
 
 

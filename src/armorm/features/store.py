@@ -336,7 +336,7 @@ class FeatureStore:
         path.replace(aside)
         say(f"{error}: renamed to {aside.name}; its features are computed again when needed")
 
-    # (Made when first asked for: it sorts all keys, which for every new shard would take more time than the shard.)
+    # Built on first use: sorting all keys again after every new shard would take longer than computing the shard.
     @cached_property
     def _responses(self) -> _Index:
         return _Index([shard.keys for shard in self.shards])

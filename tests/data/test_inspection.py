@@ -7,7 +7,6 @@ import io
 import json
 import random
 import sys
-import tracemalloc
 from dataclasses import replace
 
 import pytest
@@ -20,6 +19,7 @@ from armorm.errors import DataError
 from armorm.training.dataset import read_training_data
 from armorm.training.recipe_draft import draft_recipe, evidence
 from tests.helpers.commands import exit_code
+from tests.helpers.memory import peak_bytes
 
 
 def table(path, header: list[str], *rows: list) -> Location:
@@ -240,14 +240,8 @@ def test_texts_of_rows_are_not_kept_for_a_column_of_distinct_numbers(tmp_path):
     rows = [{"prompt": "q", "response": text, "id": i} for i, text in enumerate(texts)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     location = Location.find(str(path))
-    tracemalloc.start()
-    try:
-        found = inspect_set(location)
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-    assert len(found.numbers["id"]) == 100
-    assert peak < sum(map(len, texts)) / 2
+    assert len(inspect_set(location).numbers["id"]) == 100
+    assert peak_bytes(lambda: inspect_set(location)) < sum(map(len, texts)) / 2
 
 
 def test_a_scale_with_few_high_values_is_not_taken_for_typos(tmp_path):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import tracemalloc
 from collections import Counter
 
 import numpy as np
@@ -24,6 +23,7 @@ from armorm.objectives import Objective, ObjectiveError, ObjectiveSet
 from tests.data.conftest import BENCHMARKS, PREFERENCES
 from tests.helpers.conversations import chat
 from tests.helpers.data_files import write_rows
+from tests.helpers.memory import peak_bytes
 
 TURNS = chat("a", "b", "c")
 GOOD, BAD = {"role": "assistant", "content": "good"}, {"role": "assistant", "content": "bad"}
@@ -314,7 +314,7 @@ def test_a_cap_before_pairs_are_made_keeps_those_of_a_cap_afterwards(rows, most,
     expected = {role: cap_pairs(by_role[role], most, seed) for role in ("train", "test")} | {"other": []}
     not_made: Counter[str] = Counter()
     found: dict[str, list[PreferencePair]] = {role: [] for role in expected}
-    for kept in pairs_from_ratings(rated, "s-q", 1, most, seed, test_share, not_made):
+    for kept in pairs_from_ratings(rated, "s-q", 1, most=most, seed=seed, test_share=test_share, not_made=not_made):
         found[split_role(kept.split, kept.prompt_key, test_share)].append(kept)
     assert found == expected
     assert {role: not_made[role] for role in expected} == {
@@ -328,17 +328,16 @@ def test_a_cap_of_many_responses_keeps_those_of_a_cap_afterwards(most):
     rated.splits = ["train" if n % 3 else "test" for n in range(1400)]
     made = pairs_from_ratings(rated, "s-q", 2)
     expected = {role: cap_pairs([p for p in made if p.split == role], most, 3) for role in ("train", "test")}
-    found = pairs_from_ratings(rated, "s-q", 2, most, 3)
+    found = pairs_from_ratings(rated, "s-q", 2, most=most, seed=3)
     assert {role: [p for p in found if p.split == role] for role in expected} == expected
 
 
 def test_a_cap_keeps_memory_flat_in_the_number_of_pairs():
     rated = table(*(("p", f"reply {number}", number * 7919 % 11) for number in range(700)))
-    tracemalloc.start()
-    assert len(pairs_from_ratings(rated, "s-q", 1, 3)) == 3
-    _, peak = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    assert peak < 20e6  # all 222,000 pairs take more than 40 MB
+    assert len(pairs_from_ratings(rated, "s-q", 1, most=3)) == 3
+    assert (
+        peak_bytes(lambda: pairs_from_ratings(rated, "s-q", 1, most=3)) < 20e6
+    )  # all 222,000 pairs take more than 40 MB
 
 
 @pytest.mark.slow

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import tracemalloc
 from itertools import combinations
 
 import pytest
@@ -11,6 +10,7 @@ import pytest
 from armorm.conversation import Conversation
 from armorm.data.rubric import PairQuestion, Rubric, RubricObjective
 from armorm.evaluation.labelling import pair_requests
+from tests.helpers.memory import peak_bytes
 
 RUBRIC = Rubric((RubricObjective("clear", "Is it clear?", 1, 5),), pairs=PairQuestion("Which is clearer?"))
 
@@ -41,9 +41,8 @@ def test_the_first_three_pairs_of_different_replies_to_a_prompt_are_compared_in_
 
 def test_the_pairs_of_many_replies_to_a_prompt_are_not_listed():
     conversations = [Conversation.from_prompt("p", f"reply {row}") for row in range(1000)]
-    tracemalloc.start()
     requests = pair_requests(RUBRIC, conversations, structured=False)
-    _, peak = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
     assert [request.rows for request in requests] == [(0, 1), (1, 0), (0, 2), (2, 0), (0, 3), (3, 0)]
-    assert peak < 2e6  # a list of all 500,000 pairs takes 30 MB
+    assert (
+        peak_bytes(lambda: pair_requests(RUBRIC, conversations, structured=False)) < 2e6
+    )  # a list of all 500,000 pairs takes 30 MB

@@ -141,6 +141,7 @@ def pairs_from_ratings(
     table: RatingTable,
     objective: str,
     margin: float,
+    *,
     most: int | None = None,
     seed: int = 0,
     test_share: float = 0.0,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import sys
+from itertools import count
 from typing import ClassVar
 
 from starlette.responses import Response
@@ -17,6 +18,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from armorm.serving.errors import RequestError
 from armorm.serving.settings import ServingSettings
 
+_TURNS = count()  # (The time of the loop is in milliseconds, the same for many connections that come at once.)
 _PHRASES = {408: "Request Timeout", 503: "Service Unavailable"}
 
 
@@ -25,7 +27,7 @@ class Connection(H11Protocol):
 
     settings: ClassVar[ServingSettings]
     _header_timer: asyncio.TimerHandle | None = None
-    _waits_since = 0.0  # for a request, in the loop's time
+    _turn = 0  # of those that wait for a request: the one that has waited longest has the lowest
 
     @property
     def _waits(self) -> bool:
@@ -38,11 +40,11 @@ class Connection(H11Protocol):
         if sys.platform == "linux" and sock is not None:  # the kernel ends a connection whose client reads nothing
             milliseconds = round(self.settings.keep_alive_seconds * 1000)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
-        self._waits_since = self.loop.time()
+        self._turn = next(_TURNS)
         self._await_headers()
         if len(self.connections) > self.settings.max_connections:
             others = (one for one in self.connections if isinstance(one, Connection) and one is not self and one._waits)
-            longest = min(others, key=lambda one: one._waits_since, default=None)
+            longest = min(others, key=lambda one: one._turn, default=None)
             if longest is None:
                 self._reject(RequestError(503, "too many connections; try again later", 1))
             else:
@@ -61,7 +63,7 @@ class Connection(H11Protocol):
         super().connection_lost(exc)
 
     def on_response_complete(self) -> None:
-        self._waits_since = self.loop.time()
+        self._turn = next(_TURNS)
         super().on_response_complete()
 
     def shutdown(self) -> None:

@@ -419,8 +419,8 @@ def _preference_sets(
         pairs = read_pairs.get(index)
         if pairs is None:
             assert entry.from_ratings is not None
-            cap = (entry.max_pairs_per_prompt, recipe.seed, recipe.test_share, not_made)
-            pairs = pairs_from_ratings(table, entry.from_ratings, entry.margin, *cap)
+            cap: dict[str, Any] = {"most": entry.max_pairs_per_prompt, "seed": recipe.seed, "not_made": not_made}
+            pairs = pairs_from_ratings(table, entry.from_ratings, entry.margin, **cap, test_share=recipe.test_share)
         own: dict[str, Any] = {"source": entry.label, "weight": entry.weight, "weak": entry.weak}
         yield [replace(pair, **own) for pair in pairs], entry.max_pairs_per_prompt
 

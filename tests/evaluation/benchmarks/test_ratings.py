@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import tracemalloc
 from functools import partial
 
 import numpy as np
@@ -19,6 +18,7 @@ from armorm.evaluation.examples import Item
 from armorm.objectives import Objective, ObjectiveSet
 from tests.helpers.data_files import write_rows
 from tests.helpers.marked_scorer import evaluated, values
+from tests.helpers.memory import peak_bytes
 
 
 def test_the_fixture_scores_as_worked_out_by_hand():
@@ -99,11 +99,10 @@ def test_comparisons_of_many_candidates_of_a_prompt_need_no_matrix_of_pairs(leve
     rng = np.random.default_rng(2)
     rating = rng.integers(0, levels, 3000).astype(float)
     prediction = np.round(rating / levels + rng.normal(size=3000), 2)
-    tracemalloc.start()
     right, count = ratings.comparison_columns(prediction, rating, ["p"] * 3000)
-    _, peak = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    assert peak < 3e6  # a matrix of 3000 x 3000 bytes takes 9 MB
+    assert (
+        peak_bytes(lambda: ratings.comparison_columns(prediction, rating, ["p"] * 3000)) < 3e6
+    )  # a matrix of 3000 x 3000 bytes takes 9 MB
     for row in range(0, 3000, 100):
         lower = prediction[rating < rating[row]]
         assert count[row] == len(lower)
